@@ -1,0 +1,49 @@
+"""Time, as something that can be handed in: durations from the monotonic clock, instants in unix seconds.
+
+Nothing that is decided reads a clock of its own: the instant of a decision is Redis `TIME`, read by the peek.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """The local clocks. `monotonic` for durations; `wall` only for what people read."""
+
+    def monotonic(self) -> float: ...
+
+    def wall(self) -> float: ...
+
+
+class SystemClock:
+    """The clocks of this machine."""
+
+    monotonic = staticmethod(time.monotonic)
+    wall = staticmethod(time.time)
+
+
+class FakeClock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+
+def iso(instant: float) -> str:
+    """Write an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`."""
+    return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def from_iso(text: str) -> float:
+    """Read an instant written by `iso` (or any ISO 8601 with an offset) back into unix seconds."""
+    return datetime.fromisoformat(text).timestamp()
