@@ -1,0 +1,281 @@
+"""The engine: every part, in start order, and how they are wired. Whoever wants to know what runs, reads
+`Engine.__init__`.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from aism_engine.clock import Clock, SystemClock
+from aism_engine.config import LivenessLimits, MachinesSettings, Settings
+from aism_engine.errors import ConfigError
+from aism_engine.metrics import Metrics
+from aism_engine.model.decisions.common import Rules
+from aism_engine.model.liveness import Brake, Watch
+from aism_engine.model.liveness import Limits as Silence
+from aism_engine.model.machine import Machine, Machines, parse
+from aism_engine.runtime.component import Component
+from aism_engine.runtime.heartbeat import LoopMonitor
+from aism_engine.runtime.notify import Notifier
+from aism_engine.runtime.supervisor import Supervisor
+from aism_engine.services.base import Context, Outages
+from aism_engine.services.census import Census
+from aism_engine.services.consumer import Consumer
+from aism_engine.services.dispatcher import Dispatcher
+from aism_engine.services.elector import Elector
+from aism_engine.services.hints import Backlog, Hint
+from aism_engine.services.intake import Limits
+from aism_engine.services.listener import Listener
+from aism_engine.services.reaper import Reaper
+from aism_engine.services.sampler import Sampler
+from aism_engine.services.timekeeper import Timekeeper
+from aism_engine.store.batch import Bounds
+from aism_engine.store.client import connect, where
+from aism_engine.store.keys import Keys
+from aism_engine.store.leadership import Leadership
+from aism_engine.store.store import Store
+from aism_engine.store.subscription import Subscription
+from aism_engine.store.writer import Writer
+from aism_engine.web.face import Check, create_app
+from aism_engine.web.server import HttpServer
+
+log = structlog.get_logger(component="engine")
+
+_STUCK_S: Final = 30.0
+"""A service that leads and begins no step for so long is stuck: no wait inside a step is longer than the lease and a
+few timeouts.
+"""
+
+
+class Engine:
+    """One engine process, all of it. `run` goes on until `stopping` is set; nothing is connected before."""
+
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        clock = clock or SystemClock()
+        self.settings = settings
+        self.metrics = Metrics()
+        self.notifier = Notifier.from_environ(os.environ if environ is None else environ)
+
+        # --- the fleet in Redis, and in memory
+        keys = Keys(settings.redis.prefix)
+        short_s = min(settings.redis.socket_timeout, settings.lease.ttl / 3)
+        self._clients = {
+            "commands": connect(settings.redis, "commands"),
+            "lease": connect(settings.redis, "lease", timeout_s=short_s),
+            "pubsub": connect(settings.redis, "pubsub"),
+        }
+        self.leadership = Leadership(clock)
+        self.store = Store(self._clients["commands"], keys, clock)
+        bounds = Bounds(
+            settings.history.audit_keep, settings.history.dead_letters_keep, settings.consumer.oversized_keep
+        )
+        self.writer = Writer(
+            self.store, self.leadership, bounds, clock, self.metrics, recent_ids=settings.consumer.recent_ids
+        )
+        self.outages = Outages(self.metrics)
+        context = Context(
+            clock=clock,
+            metrics=self.metrics,
+            leadership=self.leadership,
+            outages=self.outages,
+            store=self.store,
+            writer=self.writer,
+            rules=_rules(settings),
+            backlog=Backlog(),
+            backoff_max_s=settings.redis.retry_backoff_max,
+        )
+
+        # --- the services
+        responses, requests = Hint(), Hint()
+        elector = Elector(
+            context,
+            Store(self._clients["lease"], keys, clock),
+            ttl_s=settings.lease.ttl,
+            renew_every_s=settings.lease.renew_every,
+        )
+        listener = Listener(
+            context,
+            Subscription(self._clients["pubsub"], (keys.responses, keys.requests, keys.state_changes)),
+            responses,
+            requests,
+            most=settings.consumer.batch_messages,
+        )
+        self._consumer = Consumer(
+            context,
+            responses,
+            Limits(
+                settings.consumer.batch_messages,
+                settings.consumer.batch_bytes,
+                settings.consumer.max_message_bytes,
+                settings.consumer.poll_interval,
+            ),
+        )
+        dispatcher = Dispatcher(
+            context,
+            requests,
+            Limits(
+                settings.dispatcher.batch_messages,
+                settings.dispatcher.batch_bytes,
+                settings.consumer.max_message_bytes,
+                settings.dispatcher.poll_interval,
+            ),
+        )
+        timekeeper = Timekeeper(
+            context, poll_interval_s=settings.timekeeper.poll_interval, batch=settings.timekeeper.batch
+        )
+        live = settings.liveness
+        reaper = Reaper(
+            context,
+            Watch(Brake(live.brake_ratio, live.full_ratio, live.brake_min_agents, live.losses_per_scan)),
+            _silence(live),
+            {kind: _silence(limits) for kind, limits in live.by_type.items()},
+            scan_interval_s=live.scan_interval,
+            chunk=live.chunk,
+        )
+        census = Census(
+            context,
+            interval_s=live.scan_interval,
+            metadata_every_s=settings.agents.metadata_every,
+            chunk=live.chunk,
+        )
+        sampler = Sampler(context, interval_s=settings.sampler.interval, tell=self.notifier.status)
+        monitor = LoopMonitor(
+            clock=clock,
+            notifier=self.notifier,
+            progress=lambda: not self._is_stuck(),
+            on_lag=self.metrics.loop_lag.observe,
+        )
+        self._clock = clock
+        self.http = HttpServer(create_app(self.metrics.registry, self), settings.http.host, settings.http.port)
+
+        # --- in start order; they stop in reverse, so that the elector, stopping last but for the face, gives the lease back
+        # when nobody writes any more.
+        self.components: list[Component] = [
+            *((self.http,) if settings.http.enabled else ()),
+            monitor,
+            elector,
+            self._consumer,
+            dispatcher,
+            timekeeper,
+            reaper,
+            census,
+            listener,
+            sampler,
+        ]
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Run until `stopping` is set. Raises GaveUpError when a service fails for good, OSError when the HTTP address
+        is taken.
+        """
+        settings = self.settings
+        if settings.http.enabled:
+            self.http.bind()
+        log.info("engine_starting", redis=where(settings.redis), prefix=settings.redis.prefix, http=self.http.address)
+        supervisor = Supervisor(
+            self.components,
+            restarts=settings.supervisor.restarts,
+            healthy_after_s=settings.supervisor.healthy_after,
+            backoff_initial_s=settings.supervisor.backoff_initial,
+            backoff_max_s=settings.supervisor.backoff_max,
+            stop_timeout_s=settings.supervisor.shutdown_timeout,
+            clock=self._clock,
+            observer=self.metrics,
+        )
+        self.notifier.ready()
+        try:
+            await supervisor.run(stopping)
+        finally:
+            for client in self._clients.values():
+                with suppress(Exception):  # a connection that breaks while it is closed is closed
+                    await client.aclose()
+            log.info("engine_stopped")
+
+    # --- web.face.Health ----------------------------------------------------------------------------------------------
+
+    def live(self) -> bool:
+        return not self._is_stuck()
+
+    def role(self) -> str:
+        return self.leadership.role
+
+    def checks(self) -> Mapping[str, Check]:
+        outage, idle_s = self.outages.current, self._clock.monotonic() - self._consumer.stepped_at
+        leads = self.leadership.token is not None
+        return {
+            "redis": Check(ok=outage is None, detail=outage or "serving"),
+            "role": Check(ok=True, detail=self.role()),
+            "consuming": Check(
+                ok=not leads or idle_s < _STUCK_S / 3,
+                detail=f"last step {idle_s:.1f} s ago" if leads else "standing by",
+            ),
+            "machines": Check(ok=True, detail=", ".join(sorted(_names(self.settings.machines)))),
+        }
+
+    def _is_stuck(self) -> bool:
+        leads = self.leadership.token is not None
+        return leads and self._clock.monotonic() - self._consumer.stepped_at > _STUCK_S
+
+
+def load_machines(settings: MachinesSettings) -> Machines:
+    """Read and check all machines. Raises ConfigError with every problem of every file."""
+    problems: list[str] = []
+    machines: dict[str, Machine] = {}
+    for file in _machine_files(settings, problems):
+        try:
+            machine = parse(file.read_text(encoding="utf-8"), str(file))
+        except ConfigError as error:
+            problems += error.problems
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{file}: cannot be read: {error}")
+        else:
+            if machine.name in machines:
+                problems.append(f"{file}: there is a machine {machine.name} already")
+            machines[machine.name] = machine
+    if problems:
+        raise ConfigError(problems)
+    return Machines(machines, settings.default, settings.unregistered, settings.by_type)
+
+
+def _machine_files(settings: MachinesSettings, problems: list[str]) -> list[Traversable]:
+    """Find the machine files: those of the directory, else those that we ship."""
+    folder: Traversable = Path(settings.directory) if settings.directory else files("aism_engine") / "machines"
+    try:
+        found = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    except OSError as error:
+        problems.append(f"machines.directory: {error}")
+        return []
+    if not found:
+        problems.append(f"machines.directory: no file *.toml in {folder}")
+    return found
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        machines=load_machines(settings.machines),
+        auto_register=settings.agents.auto_register,
+        max_agents=settings.agents.max_agents,
+        command_ttl_s=settings.commands.ttl,
+        retention_s=settings.commands.retention,
+        max_result_bytes=settings.commands.max_result_bytes,
+        max_queued=settings.commands.max_queued,
+        reply_ttl_s=settings.dispatcher.reply_ttl,
+        inbox_keep=settings.agents.inbox_keep,
+        events=settings.history.events,
+    )
+
+
+def _silence(limits: LivenessLimits) -> Silence:
+    return Silence(limits.silent_after, limits.lost_after)
+
+
+def _names(settings: MachinesSettings) -> set[str]:
+    return {settings.default, settings.unregistered, *settings.by_type.values()}

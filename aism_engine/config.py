@@ -1,0 +1,357 @@
+"""Settings: what can be set, what it is by default, and where a value came from.
+
+The last that names a setting wins: the defaults here, the TOML file, `AISM_SECTION__KEY` in the environment, a flag.
+Every value of every source is checked, also one that a later source overrides, and all problems are reported at once.
+Durations are seconds, sizes are bytes. `reference()` writes config/engine.toml from the structs.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from aism_engine.errors import ConfigError
+from aism_engine.redact import redacted
+
+# The upper bounds are arbitrary: they keep out infinity and slips of the hand, not big fleets.
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # Redis takes no string of more than 512 MiB
+Ratio = Annotated[float, Meta(gt=0, le=1)]
+Name = Annotated[str, Meta(min_length=1)]
+Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
+Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "json", "console"]
+SilentAfter = Annotated[Seconds, Meta(description="No sign of life for so many seconds: silent")]
+LostAfter = Annotated[Seconds, Meta(description="No sign of life for so many seconds: lost; more than silent_after")]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file."""
+
+
+class RedisSettings(Section, frozen=True):
+    """The server, and how it is spoken to."""
+
+    url: Annotated[Url, Meta(description="Server: redis://, rediss:// (TLS) or unix://")] = "redis://127.0.0.1:6379/0"
+    prefix: Annotated[Prefix, Meta(description="First part of every key and channel: the fleet's name")] = "aism"
+    protocol: Annotated[Literal[2, 3], Meta(description="Version of the Redis protocol: 2 or 3")] = 2
+    connect_timeout: Annotated[Seconds, Meta(description="Longest wait for a connection, in seconds")] = 2.0
+    socket_timeout: Annotated[Seconds, Meta(description="Longest wait for a reply, in seconds")] = 5.0
+    retry_backoff_max: Annotated[Seconds, Meta(description="Longest pause before reconnecting, in seconds")] = 1.0
+
+
+class HttpSettings(Section, frozen=True):
+    """The HTTP face: /metrics, /livez, /readyz."""
+
+    enabled: Annotated[bool, Meta(description="Whether to serve HTTP at all")] = True
+    host: Annotated[Name, Meta(description="Address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes any free one")] = 9464
+
+
+class LeaseSettings(Section, frozen=True):
+    """Leadership: which of several engines writes."""
+
+    ttl: Annotated[Seconds, Meta(description="Seconds that a lease lasts: a crashed leader is replaced by then")] = 5.0
+    renew_every: Annotated[Seconds, Meta(description="Seconds between renewals; less than half of ttl")] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.renew_every >= self.ttl / 2:
+            raise ValueError(f"renew_every: expected less than half of ttl ({self.ttl}), got {self.renew_every}")
+
+
+class ConsumerSettings(Section, frozen=True):
+    """Reads what agents say."""
+
+    batch_messages: Annotated[Count, Meta(description="Most messages in one commit")] = 512
+    batch_bytes: Annotated[Bytes, Meta(description="Most bytes read for one commit")] = 4_194_304
+    max_message_bytes: Annotated[Bytes, Meta(description="A message of more bytes is set aside, unread")] = 1_048_576
+    poll_interval: Annotated[Seconds, Meta(description="Seconds between looks when nothing wakes it")] = 0.05
+    recent_ids: Annotated[Count, Meta(description="Message ids remembered per agent, to know a second copy")] = 64
+    oversized_keep: Annotated[Count, Meta(description="Oversized messages kept whole")] = 16
+
+
+class DispatcherSettings(Section, frozen=True):
+    """Reads what operators ask for."""
+
+    batch_messages: Annotated[Count, Meta(description="Most requests, or targets of one, in one commit")] = 128
+    batch_bytes: Annotated[Bytes, Meta(description="Most bytes read for one commit")] = 4_194_304
+    poll_interval: Annotated[Seconds, Meta(description="Seconds between looks when nothing wakes it")] = 0.05
+    reply_ttl: Annotated[Seconds, Meta(description="Seconds that a reply waits to be read")] = 300.0
+
+
+class AgentsSettings(Section, frozen=True):
+    """Who belongs to the fleet."""
+
+    auto_register: Annotated[bool, Meta(description="Whether to take in an agent at first sight")] = True
+    max_agents: Annotated[Count, Meta(description="Most agents known at a time")] = 200_000
+    inbox_keep: Annotated[Count, Meta(description="Messages kept in an agent's inbox")] = 1000
+    metadata_every: Annotated[Seconds, Meta(description="Seconds between readings of the metadata hashes")] = 60.0
+
+
+class LivenessLimits(Section, frozen=True):
+    """How long the agents of one type may be silent."""
+
+    silent_after: SilentAfter
+    lost_after: LostAfter
+
+    def __post_init__(self) -> None:
+        if self.lost_after <= self.silent_after:
+            expected = f"expected more than silent_after ({self.silent_after})"
+            raise ValueError(f"lost_after: {expected}, got {self.lost_after}")
+
+
+class LivenessSettings(LivenessLimits, frozen=True):
+    """Who is fresh, silent or lost, and when the engine doubts itself instead."""
+
+    silent_after: SilentAfter = 15.0
+    lost_after: LostAfter = 45.0
+    scan_interval: Annotated[Seconds, Meta(description="Seconds between scans of the heartbeats")] = 1.0
+    chunk: Annotated[Count, Meta(description="Heartbeats read at a time")] = 1000
+    brake_ratio: Annotated[Ratio, Meta(description="Losses are slowed when more than this share is silent")] = 0.3
+    brake_min_agents: Annotated[Count, Meta(description="Losses are slowed only among at least so many agents")] = 10
+    full_ratio: Annotated[Ratio, Meta(description="Nobody is lost when more than this share is silent")] = 0.9
+    losses_per_scan: Annotated[Count, Meta(description="Most agents lost in one scan while losses are slowed")] = 10
+    by_type: Annotated[
+        dict[str, LivenessLimits],
+        Meta(description="Limits in seconds per agent type: { scribe = { silent_after = 60, lost_after = 180 } }"),
+    ] = {}
+
+
+class CommandsSettings(Section, frozen=True):
+    """What is sent to agents, and how long it counts."""
+
+    ttl: Annotated[Seconds, Meta(description="A command not done after so many seconds expires")] = 3600.0
+    retention: Annotated[Seconds, Meta(description="Seconds that the record of an ended command is kept")] = 86_400.0
+    max_result_bytes: Annotated[Bytes, Meta(description="Most bytes of a result kept in the record")] = 16_384
+    max_queued: Annotated[Count, Meta(description="Most open commands per agent; more are refused")] = 1000
+
+
+class TimekeeperSettings(Section, frozen=True):
+    """Does what is due."""
+
+    poll_interval: Annotated[Seconds, Meta(description="Seconds between looks at the deadlines")] = 0.5
+    batch: Annotated[Count, Meta(description="Most deadlines in one commit")] = 256
+
+
+class SamplerSettings(Section, frozen=True):
+    """Reads depths for the metrics."""
+
+    interval: Annotated[Seconds, Meta(description="Seconds between samples")] = 5.0
+
+
+class HistorySettings(Section, frozen=True):
+    """What is kept, and told, of what happened."""
+
+    audit_keep: Annotated[Count, Meta(description="Entries kept in the audit")] = 1_000_000
+    dead_letters_keep: Annotated[Count, Meta(description="Dead letters kept")] = 10_000
+    events: Annotated[bool, Meta(description="Whether the engine publishes state changes")] = True
+
+
+class MachinesSettings(Section, frozen=True):
+    """The state machines, by agent type."""
+
+    directory: Annotated[str, Meta(description="Directory of the machine files; empty: those shipped with us")] = ""
+    default: Annotated[Name, Meta(description="Machine of agents that register")] = "journey"
+    unregistered: Annotated[Name, Meta(description="Machine of agents that never do")] = "open"
+    by_type: Annotated[dict[str, str], Meta(description='Machine per agent type: { scribe = "journey" }')] = {}
+
+
+class SupervisorSettings(Section, frozen=True):
+    """Restarts services that fail."""
+
+    restarts: Annotated[int, Meta(ge=0, le=1_000_000, description="Failures of a service that are forgiven")] = 5
+    healthy_after: Annotated[Seconds, Meta(description="Seconds without failure that restore the restarts")] = 60.0
+    backoff_initial: Annotated[Seconds, Meta(description="Pause before the first restart, in seconds")] = 0.2
+    backoff_max: Annotated[Seconds, Meta(description="Longest pause before a restart, in seconds")] = 10.0
+    shutdown_timeout: Annotated[Seconds, Meta(description="Longest time to stop, in seconds")] = 10.0
+
+
+class LogsSettings(Section, frozen=True):
+    """What the engine says of itself."""
+
+    level: Annotated[Level, Meta(description="Least level written: debug, info, warning or error")] = "info"
+    format: Annotated[Format, Meta(description="json, console, or auto: console on a terminal, else json")] = "auto"
+    queue: Annotated[Count, Meta(description="Most lines that wait for a slow reader; more are dropped")] = 10_000
+
+
+class Settings(Section, frozen=True):
+    """Every section."""
+
+    redis: RedisSettings = RedisSettings()
+    http: HttpSettings = HttpSettings()
+    lease: LeaseSettings = LeaseSettings()
+    consumer: ConsumerSettings = ConsumerSettings()
+    dispatcher: DispatcherSettings = DispatcherSettings()
+    agents: AgentsSettings = AgentsSettings()
+    liveness: LivenessSettings = LivenessSettings()
+    commands: CommandsSettings = CommandsSettings()
+    timekeeper: TimekeeperSettings = TimekeeperSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    history: HistorySettings = HistorySettings()
+    machines: MachinesSettings = MachinesSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    logs: LogsSettings = LogsSettings()
+
+
+class Loaded(NamedTuple):
+    """The settings in force, and the source of each: dotted key -> default, file PATH, env VARIABLE or flag."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+_SECTIONS = {section.name: section.type for section in fields(Settings)}
+_SETTINGS = {f"{name}.{field.name}": field.type for name, section in _SECTIONS.items() for field in fields(section)}
+_ALIASES = {"AISM_REDIS_URL": "redis.url"}  # the one variable that all our entry points share
+_LONGEST_SHOWN = 80  # of a wrong value; enough to recognise it
+
+_HEAD = """\
+# Every setting of the AISM Engine, with its default. Durations are seconds, sizes are bytes.
+#
+# The last that names a setting wins: its default, this file, the environment, a flag of the command line. A variable
+# is AISM_SECTION__KEY, such as AISM_LEASE__TTL=5 (tables as JSON); AISM_REDIS_URL is short for AISM_REDIS__URL.
+# `aism-engine config check` says all that is wrong, `aism-engine config show` what is in force and where it came from.
+"""
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Loaded:
+    """Read all sources. `overrides` maps dotted keys to values or their text; None stands for a flag not given.
+
+    Raises ConfigError with every problem of every source.
+    """
+    problems: list[str] = []
+    values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    sources = dict.fromkeys(_SETTINGS, "default")
+    broken = set()
+    for key, raw, source in chain(
+        _from_file(path, problems) if path else (),
+        _from_environment(os.environ if environ is None else environ),
+        ((key, value, "flag") for key, value in (overrides or {}).items() if value is not None),
+    ):
+        section, _, name = key.partition(".")
+        before = len(problems)
+        if key not in _SETTINGS:
+            problems.append(f"{source}: {key}: unknown setting{_hint(key, _SETTINGS)}")
+            continue
+        strict = source.startswith("file")
+        values[section][name] = _converted(_SETTINGS[key], raw, f"{source}: {key}", problems, strict=strict)
+        sources[key] = source
+        if len(problems) > before:
+            broken.add(section)
+    sections = {}
+    for section in (name for name in _SECTIONS if name not in broken):
+        try:
+            sections[section] = _SECTIONS[section](**values[section])
+        except ValueError as error:  # two of its settings contradict each other
+            origins = {sources[f"{section}.{name}"] for name in values[section]}
+            problems.append(f"{', '.join(sorted(origins))}: {section}.{error}")
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(Settings(**sections), sources)
+
+
+def descriptions() -> dict[str, str]:
+    """What each setting is, in one line with its unit, by dotted key."""
+    return {
+        key: next(meta.description for meta in get_args(kind)[1:] if meta.description)
+        for key, kind in _SETTINGS.items()
+    }
+
+
+def reference() -> str:
+    """The text of config/engine.toml: every setting with its default and what it is."""
+    lines, described, defaults = [_HEAD], descriptions(), Settings()
+    for name, section in _SECTIONS.items():
+        lines += [f"# {section.__doc__}", f"[{name}]"]
+        for field in fields(section):
+            default = msgspec.json.encode(getattr(getattr(defaults, name), field.name)).decode()  # is TOML too
+            lines += [f"# {described[f'{name}.{field.name}']}", f"{field.name} = {default}"]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, str]]:
+    source = f"file {path}"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(f"{source}: cannot be read: {error.strerror}")
+        return
+    except (ValueError, RecursionError) as error:  # of the syntax, with its line, or of the encoding
+        problems.append(f"{source}: not TOML: {error}")
+        return
+    for section, table in document.items():
+        if section not in _SECTIONS:
+            problems.append(f"{source}: {section}: unknown section{_hint(section, _SECTIONS)}")
+        elif not isinstance(table, dict):
+            problems.append(f"{source}: {section}: expected a table, got {_shown(table)}")
+        else:
+            yield from ((f"{section}.{name}", value, source) for name, value in table.items())
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, object, str]]:
+    yield from ((key, environ[name], f"env {name}") for name, key in _ALIASES.items() if name in environ)
+    for name in sorted(environ):
+        section, separator, key = name.removeprefix("AISM_").partition("__")
+        if name.startswith("AISM_") and separator:
+            yield f"{section}.{key}".lower(), environ[name], f"env {name}"
+
+
+def _converted(kind: object, raw: object, where: str, problems: list[str], *, strict: bool) -> object:
+    """Convert one value. Each thing wrong with it is a line of `problems`, and the result is then void."""
+    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(bare) is dict or (isinstance(bare, type) and issubclass(bare, Struct)):
+        return _converted_table(bare, raw, where, problems, strict=strict)
+    try:
+        return msgspec.convert(raw, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        choice = " or ".join(map(repr, get_args(bare))) if get_origin(bare) is Literal else ""
+        expected = choice or str(error).removeprefix("Expected ").partition(", got")[0]
+        problems.append(f"{where}: expected {expected}, got {_shown(raw)}")
+        return None
+
+
+def _converted_table(kind: Any, raw: object, where: str, problems: list[str], *, strict: bool) -> object:  # noqa: ANN401  a type form
+    """Convert a table in a section: of names that are free, or of a struct, whose names are all to be given."""
+    before, table = len(problems), raw
+    if isinstance(raw, str) and not strict:
+        with suppress(msgspec.DecodeError, RecursionError):
+            table = msgspec.json.decode(raw)
+    if not isinstance(table, dict):
+        problems.append(f"{where}: expected a table, got {_shown(raw)}")
+        return None
+    free = get_origin(kind) is dict
+    known = dict.fromkeys(table, get_args(kind)[1]) if free else {field.name: field.type for field in fields(kind)}
+    problems += (f"{where}.{name}: unknown setting{_hint(name, known)}" for name in table if name not in known)
+    problems += (f"{where}.{name}: missing" for name in known if name not in table)
+    given = [name for name in known if name in table]
+    values = {name: _converted(known[name], table[name], f"{where}.{name}", problems, strict=True) for name in given}
+    try:
+        return values if free or len(problems) > before else kind(**values)
+    except ValueError as error:  # two of its settings contradict each other
+        problems.append(f"{where}.{error}")
+        return None
+
+
+def _shown(value: object) -> str:
+    return redacted(repr(value))[:_LONGEST_SHOWN]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {nearest[0]}?" if nearest else ""

@@ -1,0 +1,91 @@
+"""What the engine tells Prometheus. No id is ever a label, and every label comes from a closed set."""
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from aism_engine import __version__
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+FLEET_MODES: Final = ("normal", "partial", "full")
+
+
+class Metrics:
+    """All metrics of one engine, in a registry of their own, so that two engines can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        build = Gauge("aism_build_info", "The version that runs, as a label; always 1", ["version"], registry=r)
+        build.labels(__version__).set(1)
+        self.leader = Gauge("aism_leader", "1 while this engine leads, else 0", registry=r)
+        self.epoch = Gauge("aism_epoch", "Epoch of the lease last seen", registry=r)
+
+        self.work = Counter("aism_work", "What a service decided", ["service", "type", "outcome"], registry=r)
+        self.run_seconds = Histogram(
+            "aism_run_seconds", "One step of a service, idle ones left out", ["service"], buckets=_SECONDS, registry=r
+        )
+        self.last_success = Gauge(
+            "aism_last_success_timestamp_seconds", "When a service last finished a step", ["service"], registry=r
+        )
+        self.service_up = Gauge("aism_service_up", "1 while the service runs, else 0", ["service"], registry=r)
+        self.failures = Counter("aism_service_failures", "How often a service raised", ["service"], registry=r)
+
+        self.facts = Counter("aism_facts", "What was written to the audit", ["event"], registry=r)
+        self.dead_letters = Counter("aism_dead_letters", "What was given up on and kept", ["code"], registry=r)
+        self.commits = Counter("aism_commits", "Commits, by what the server answered", ["code"], registry=r)
+        self.commit_seconds = Histogram(
+            "aism_commit_seconds", "From sending a commit to its answer", buckets=_SECONDS, registry=r
+        )
+        self.commit_size = Histogram("aism_commit_size", "Decisions in one commit", buckets=_SIZES, registry=r)
+
+        self.depth = Gauge("aism_depth", "How many lie in a queue, a stream or an index", ["where"], registry=r)
+        self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
+        self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
+        self.mode = Gauge("aism_fleet_mode", "1 for the mode of the fleet, else 0", ["mode"], registry=r)
+
+        self.redis_up = Gauge("aism_redis_up", "1 while Redis serves, else 0", registry=r)
+        self.outages = Counter("aism_redis_outages", "Outages begun, by name", ["outage"], registry=r)
+        self.heard = Counter("aism_heard", "What the listener heard, by what became of it", ["outcome"], registry=r)
+        self.loop_lag = Histogram("aism_loop_lag_seconds", "How late timers fire", buckets=_SECONDS, registry=r)
+        self.log_dropped = Counter("aism_log_lines_dropped", "Log lines that nobody read fast enough", registry=r)
+
+    # --- the observers that parts of the engine call ------------------------------------------------------------------
+
+    def committed(self, decisions: Iterable[object], facts: Iterable[object], seconds: float, code: str) -> None:
+        """Count a commit, by the protocol of `store.writer.CommitObserver`."""
+        self.commits.labels(code).inc()
+        self.commit_seconds.observe(seconds)
+        self.commit_size.observe(len(list(decisions)))
+        for event, count in Tally(fact.event for fact in facts).items():  # type: ignore[attr-defined]
+            self.facts.labels(event).inc(count)
+
+    def refused(self, code: str) -> None:
+        self.commits.labels(code).inc()
+
+    def worked(self, service: str, seconds: float, outcomes: Mapping[Any, int], at: float) -> None:
+        """Count one step of a service: each `(type, outcome, code)` to how many."""
+        if outcomes:
+            self.run_seconds.labels(service).observe(seconds)
+            for (kind, outcome, code), count in outcomes.items():
+                self.work.labels(service, kind, outcome).inc(count)
+                if outcome == "buried":
+                    self.dead_letters.labels(code).inc(count)
+        self.last_success.labels(service).set(at)
+
+    def started(self, name: str) -> None:
+        self.service_up.labels(name).set(1)
+
+    def failed(self, name: str, _error: BaseException) -> None:
+        self.service_up.labels(name).set(0)
+        self.failures.labels(name).inc()
+
+    def stopped(self, name: str) -> None:
+        self.service_up.labels(name).set(0)
+
+    def set_mode(self, mode: str) -> None:
+        for name in FLEET_MODES:
+            self.mode.labels(name).set(name == mode)

@@ -1,0 +1,258 @@
+"""The moves that all decisions share. Each changes the draft and adds the effects that make the change true in Redis."""
+
+from hashlib import sha1
+from typing import Any, Final, Literal, TypeAlias
+
+from msgspec import Struct, field
+
+from aism_engine.model import effects as fx
+from aism_engine.model.commands import Command, Status
+from aism_engine.model.fleet import Agent, Draft, Liveness, Sighting
+from aism_engine.model.machine import PREVIOUS, Machine, Machines, Refusal
+from aism_engine.model.messages import encode
+
+HEAD_BYTES: Final = 4096
+"""Of a message, what its digest covers: SHA-1 of 20 MB stalls a server for 94 ms, and the length tells the rest apart.
+"""
+
+Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "buried"]
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    """The settings that decisions depend on. Durations in seconds."""
+
+    machines: Machines
+    auto_register: bool = True
+    max_agents: int = 200_000
+    command_ttl_s: float = 3600.0
+    retention_s: float = 86_400.0
+    max_result_bytes: int = 16_384
+    max_queued: int = 1000
+    reply_ttl_s: float = 300.0
+    inbox_keep: int = 1000
+    events: bool = True
+
+
+class Decision(Struct):
+    """What one message, request, deadline or heartbeat comes to. `kind` and `outcome` are for the metrics."""
+
+    kind: str
+    outcome: Outcome = "applied"
+    code: str = ""
+    effects: list[fx.Effect] = field(default_factory=list)
+
+
+class StateChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The event on `aism:events:state_changes`. The first four fields are the channel design's; ours follow."""
+
+    agent_id: str
+    old_state: str
+    new_state: str
+    timestamp: str
+    source: str
+    cause: str | None = None
+
+
+class Trouble(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The event on `aism:events:errors`."""
+
+    code: str
+    message: str
+    timestamp: str
+    source: str
+    agent_id: str | None = None
+    cause: str | None = None
+    command_id: str | None = None
+    details: dict[str, Any] | None = None
+
+
+class Fault(Struct, frozen=True, omit_defaults=True):
+    """Why something was refused, in the error shape that replies carry."""
+
+    type: str
+    code: str
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+    suggestions: tuple[str, ...] = ()
+
+
+class Scope:
+    """One decision in the making: the draft it changes, the rules it obeys, and what caused it."""
+
+    def __init__(self, draft: Draft, rules: Rules, decision: Decision, cause: str | None) -> None:
+        self.draft = draft
+        self.rules = rules
+        self.decision = decision
+        self.cause = cause
+        self.add = decision.effects.append
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - the fields of a Fact, which checks nothing itself
+        self.add(fx.Record(fx.Fact(event=event, at=self.draft.at, cause=self.cause, **fields)))
+
+    def trouble(self, code: str, message: str, *, agent_id: str | None = None, **fields: Any) -> None:  # noqa: ANN401
+        event = Trouble(
+            code=code,
+            message=message,
+            timestamp=self.draft.at,
+            source="engine",
+            agent_id=agent_id,
+            cause=self.cause,
+            **fields,
+        )
+        self.add(fx.Publish("errors", encode(event)))
+
+    def answer(self, agent_id: str | None, message_id: str, body: dict[str, Any], codec: str = "json") -> None:
+        body = {"id": message_id, "timestamp": self.draft.at, **body}
+        self.add(fx.Answer(agent_id, message_id, encode(body, codec), self.rules.reply_ttl_s))
+
+    # --- agents -----------------------------------------------------------------------------------------------------
+
+    def machine(self, agent: Agent) -> Machine:
+        return self.rules.machines.for_type(agent.type if agent.registered else None)
+
+    def take_in(self, agent_id: str) -> Agent:
+        """Meet an agent for the first time: what it has set by its own hand is kept."""
+        draft = self.draft
+        seen = draft.lookups.sightings.get(agent_id) or Sighting()
+        machine = self.rules.machines.for_type(None)
+        agent = Agent(
+            agent_id=agent_id,
+            type=seen.type or "unknown",
+            labels=seen.labels,
+            state=machine.initial if seen.state is None else seen.state,
+            since=draft.now,
+            liveness=Liveness.UNKNOWN if seen.score is None else Liveness.FRESH,
+            met_at=draft.now,
+        )
+        draft.add_agent(agent)
+        self.add(fx.IndexAgent(agent_id))
+        self.add(fx.SaveAgent(agent_id, agent.record()))
+        if seen.state is None:
+            self.add(fx.SetState(agent_id, agent.state))
+        self.record("agent_met", agent_id=agent_id, type=agent.type, new_state=agent.state)
+        return agent
+
+    def change_state(self, agent: Agent, state: str, source: str, **fields: str) -> None:
+        """Move the agent, whoever asked for it; `fields` of its record that change with it are written along."""
+        draft, agent_id, old_state, at = self.draft, agent.agent_id, agent.state, self.draft.at
+        agent.state = state
+        agent.since = draft.now
+        self.add(fx.SaveAgent(agent_id, {"state": state, "since": at, **fields}))
+        self.add(fx.SetState(agent_id, state))
+        fact = fx.Fact(
+            event="state_changed",
+            at=at,
+            agent_id=agent_id,
+            cause=self.cause,
+            old_state=old_state,
+            new_state=state,
+            source=source,
+        )
+        self.add(fx.Record(fact))
+        if self.rules.events:
+            event = StateChange(
+                agent_id=agent_id,
+                old_state=old_state,
+                new_state=state,
+                timestamp=at,
+                source="engine",
+                cause=self.cause,
+            )
+            self.add(fx.Publish("state_changes", encode(event)))
+        for command_id in agent.open_commands:
+            command = draft.command(command_id)
+            if command is not None and command.target == state:
+                self.end_command(command, Status.SUCCEEDED)
+
+    def come_back(self, agent: Agent) -> None:
+        """Undo an absence: the agent has shown itself again. One that was lost returns to the state it was in."""
+        state = agent.state
+        if agent.liveness is Liveness.LOST:
+            machine = self.machine(agent)
+            state = (agent.lost_from or state) if machine.on_return == PREVIOUS else machine.on_return
+        agent.liveness = Liveness.UNKNOWN if agent.lost_score is None else Liveness.FRESH
+        agent.lost_from = agent.lost_score = None
+        fields = {"liveness": agent.liveness.value, "lost_from": "", "lost_score": ""}
+        self.record("agent_returned", agent_id=agent.agent_id)
+        if state == agent.state:
+            self.add(fx.SaveAgent(agent.agent_id, fields))
+        else:
+            self.change_state(agent, state, "return", **fields)
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def end_command(self, command: Command, status: Status, **fields: str) -> None:
+        """End a command that is open; its record is kept for the retention, its deadline is gone."""
+        if not command.open:  # a change of state has ended it already, being what it asked for
+            return
+        command.status = status
+        if agent := self.draft.agent(command.agent_id):
+            agent.open_commands -= {command.command_id}
+        ended: dict[str, str | bytes] = {"status": status.value, "ended_at": self.draft.at, **fields}
+        self.add(fx.SaveCommand(command.command_id, ended, self.rules.retention_s))
+        self.add(fx.ClearDeadline(command.deadline))
+        self.record(
+            f"command_{status.value}",
+            agent_id=command.agent_id,
+            command_id=command.command_id,
+            type=command.type,
+            code=fields.get("code"),
+            reason=fields.get("reason"),
+        )
+
+    # --- saying no --------------------------------------------------------------------------------------------------
+
+    def bury(self, code: str, reason: str, raw: bytes, *, source: str, agent_id: str | None = None) -> None:
+        """Give up on a message: it is kept whole with its reason, an event says so, and the next one goes on."""
+        self.decision.outcome, self.decision.code = "buried", code
+        letter = fx.Letter(
+            code=code,
+            reason=reason,
+            source=source,
+            raw=raw,
+            digest=digest(raw),
+            size=len(raw),
+            agent_id=agent_id,
+        )
+        self.add_letter(letter)
+
+    def add_letter(self, letter: fx.Letter) -> None:
+        self.decision.outcome, self.decision.code = "buried", letter.code
+        self.add(fx.Bury(letter))
+        self.record(
+            "dead_letter",
+            agent_id=letter.agent_id,
+            code=letter.code,
+            reason=letter.reason,
+            details={"source": letter.source, "digest": letter.digest, "size": letter.size},
+        )
+        self.trouble(
+            letter.code, letter.reason, agent_id=letter.agent_id, details={"digest": letter.digest, "size": letter.size}
+        )
+
+    def refuse_transition(self, agent: Agent, refusal: Refusal) -> Fault:
+        """Say why an agent may not change its state so, and what it could do; nothing changes."""
+        self.decision.outcome, self.decision.code = "refused", refusal.code
+        fault = transition_fault(refusal)
+        self.record(
+            "transition_refused",
+            agent_id=agent.agent_id,
+            old_state=refusal.current,
+            new_state=refusal.requested,
+            code=refusal.code,
+            reason=refusal.message,
+        )
+        self.trouble(refusal.code, refusal.message, agent_id=agent.agent_id, details=fault.details)
+        return fault
+
+
+def transition_fault(refusal: Refusal) -> Fault:
+    details = {"current": refusal.current, "requested": refusal.requested, "allowed": refusal.allowed}
+    return Fault("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)
+
+
+def digest(raw: bytes) -> str:
+    """Name a message by the SHA-1 of its first 4 KiB and its length; `peek.lua` and `commit.lua` compute the same."""
+    return f"{sha1(raw[:HEAD_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"

@@ -1,0 +1,33 @@
+"""What it means that a deadline has come."""
+
+from typing import Final
+
+from aism_engine.model import effects as fx
+from aism_engine.model.commands import Status
+from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.fleet import Draft
+
+SOURCE: Final = "deadlines"
+
+
+def decide_due(draft: Draft, rules: Rules, member: str, at: float) -> Decision:
+    """Decide on one due member of the deadlines, `{kind}:{id}`, as it stood when it was read."""
+    decision = Decision("deadline")
+    scope = Scope(draft, rules, decision, member)
+    scope.add(fx.ExpectDeadline(member, at))
+    kind, _, command_id = member.partition(":")
+    command = draft.command(command_id) if kind == "ttl" else None
+    if command is None or not command.open:
+        decision.outcome = "late"
+        scope.add(fx.ClearDeadline(member))
+        return decision
+    # What lies in the list is known from the record alone: the fleet does not keep the bodies of all commands in
+    # memory.
+    stored = draft.lookups.commands.get(command_id)
+    if stored is not None and stored.body:
+        scope.add(fx.WithdrawCommand(command.agent_id, stored.body))
+    scope.end_command(command, Status.EXPIRED, code="expired", reason="not done within its time to live")
+    scope.trouble(
+        "expired", "command not done within its time to live", agent_id=command.agent_id, command_id=command_id
+    )
+    return decision

@@ -1,0 +1,281 @@
+"""What it means when an agent says something: one function for each type of response."""
+
+from collections.abc import Callable
+from typing import Final
+
+from aism_engine.model import effects as fx
+from aism_engine.model import messages as m
+from aism_engine.model.commands import Command, Status
+from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, digest
+from aism_engine.model.fleet import Agent, Draft, Liveness
+from aism_engine.model.machine import Refusal
+
+SOURCE: Final = "response_queue"
+_AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
+
+
+def decide_response(draft: Draft, rules: Rules, response: m.Response, raw: bytes) -> Decision:
+    """Decide what a response means for its agent and its command. `raw` is kept should it have to be buried."""
+    decision = Decision(response.kind)
+    scope = Scope(draft, rules, decision, response.id)
+    agent_id = response.agent_id
+    agent = draft.agent(agent_id)
+    if agent is None:
+        if not rules.auto_register and not isinstance(response, m.Register):
+            scope.bury("unknown_agent", f"{agent_id} has not registered", raw, source=SOURCE, agent_id=agent_id)
+            return decision
+        if draft.size >= rules.max_agents:
+            reason = f"the fleet is full: agents.max_agents = {rules.max_agents}"
+            scope.bury("fleet_full", reason, raw, source=SOURCE, agent_id=agent_id)
+            return decision
+        agent = scope.take_in(agent_id)
+    elif response.id is not None and draft.has_seen(agent_id, response.id):
+        draft.heard(agent_id, None)
+        decision.outcome = "duplicate"
+        return decision
+    draft.heard(agent_id, response.id)
+    if agent.liveness in _AWAY and not isinstance(response, m.Register | m.Goodbye):
+        scope.come_back(agent)
+    fault = _HANDLERS[type(response)](scope, agent, response, raw)
+    if response.reply and response.id is not None:
+        body = {"ok": fault is None, "state": agent.state}
+        scope.answer(agent_id, response.id, body if fault is None else {**body, "error": fault}, agent.codec)
+    return decision
+
+
+def bury_response(draft: Draft, rules: Rules, error: m.MalformedError, raw: bytes) -> Decision:
+    """Bury what could not be decoded."""
+    decision = Decision("malformed")
+    Scope(draft, rules, decision, None).bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
+    return decision
+
+
+def bury_oversized(draft: Draft, rules: Rules, head: bytes, name: str, size: int, source: str) -> Decision:
+    """Bury what is too large to be read: the store moves it aside, whole, without showing it to the engine."""
+    decision = Decision("oversized")
+    letter = fx.Letter(
+        code="oversized",
+        reason=f"{size} bytes exceed consumer.max_message_bytes; the whole is the newest of the oversized list",
+        source=source,
+        raw=head,
+        digest=name,
+        size=size,
+    )
+    Scope(draft, rules, decision, None).add_letter(letter)
+    return decision
+
+
+# --- presence ---------------------------------------------------------------------------------------------------------
+
+
+def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> Fault | None:
+    payload = response.payload
+    agent.type = payload.type
+    agent.registered = True
+    agent.labels = payload.labels
+    agent.capabilities = tuple(payload.capabilities)
+    agent.codec = payload.codec
+    if agent.liveness in _AWAY:
+        agent.liveness = Liveness.UNKNOWN if agent.lost_score is None else Liveness.FRESH
+    agent.lost_from = agent.lost_score = None
+    machine = scope.machine(agent)
+    record = agent.record()
+    scope.add(fx.SaveAgent(agent.agent_id, record))
+    metadata = {name: record[name] for name in ("type", "labels", "capabilities", "codec")}
+    scope.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": scope.draft.at}))
+    scope.record("agent_registered", agent_id=agent.agent_id, type=agent.type)
+    if agent.state not in machine.states and not machine.open:
+        agent.state = machine.initial  # it came from another machine: it starts where this one starts
+    if machine.on_register is not None and machine.on_register != agent.state:
+        scope.change_state(agent, machine.on_register, "register")
+    return None
+
+
+def _heartbeat(_scope: Scope, _agent: Agent, _response: m.Heartbeat, _raw: bytes) -> Fault | None:
+    return None  # that it spoke is all it says, and the draft has noted that
+
+
+def _goodbye(scope: Scope, agent: Agent, response: m.Goodbye, _raw: bytes) -> Fault | None:
+    agent.liveness, agent.lost_from, agent.lost_score = Liveness.LEFT, None, None
+    fields = {"liveness": agent.liveness.value, "lost_from": "", "lost_score": ""}
+    scope.record("agent_left", agent_id=agent.agent_id, reason=response.payload.reason)
+    target = scope.machine(agent).on_goodbye
+    if target is not None and target != agent.state:
+        scope.change_state(agent, target, "goodbye", **fields)
+    else:
+        scope.add(fx.SaveAgent(agent.agent_id, fields))
+    return None
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+def _state_transition(scope: Scope, agent: Agent, response: m.StateTransition, raw: bytes) -> Fault | None:
+    command = None
+    if response.command_id is not None:
+        command = _command_of(scope, agent, response, raw)
+        if command is None or not command.open:
+            return _no_command(scope, command, response.command_id)
+    target = response.payload.target
+    refusal = _declare(scope, agent, target)
+    if refusal is not None:
+        fault = scope.refuse_transition(agent, refusal)
+        if command is not None:
+            scope.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)
+        return fault
+    if command is not None:
+        scope.end_command(command, Status.SUCCEEDED)
+    return None
+
+
+def _declare(scope: Scope, agent: Agent, target: str) -> Refusal | None:
+    """Take what the agent says of its state: kept as declared in any case, and true if its machine allows it."""
+    at = scope.draft.at
+    agent.declared, agent.declared_at = target, scope.draft.now
+    refusal = scope.machine(agent).check(agent.state, target)
+    if refusal is None and target != agent.state:
+        scope.change_state(agent, target, "agent", declared=target, declared_at=at)
+    else:
+        scope.decision.outcome = "unchanged"
+        scope.add(fx.SaveAgent(agent.agent_id, {"declared": target, "declared_at": at}))
+    return refusal
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _command_of(scope: Scope, agent: Agent, response: m.Response, raw: bytes) -> Command | None:
+    """Find the command that a response is about; bury the response where there is none, or it is not this agent's."""
+    command_id = response.command_id or ""
+    command = scope.draft.command(command_id)
+    if command is None:
+        reason = f"there is no command {command_id}"
+        scope.bury("unknown_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        return None
+    if command.agent_id != agent.agent_id:
+        reason = f"command {command_id} was given to another agent"
+        scope.bury("foreign_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        return None
+    if not command.open:
+        scope.decision.outcome = "late"
+    return command
+
+
+def _no_command(scope: Scope, command: Command | None, command_id: str) -> Fault:
+    """Answer one whose outcome came to nothing."""
+    if command is None:
+        return Fault("command_refused", scope.decision.code, f"no command {command_id} of yours")
+    message = f"command {command_id} has {command.status} already"
+    return Fault("command_refused", "command_ended", message, {"status": command.status})
+
+
+def _ack(scope: Scope, agent: Agent, response: m.Ack, raw: bytes) -> Fault | None:
+    command = _command_of(scope, agent, response, raw)
+    if command is None or not command.open:
+        return _no_command(scope, command, response.command_id)
+    if command.may_become(Status.ACKED):
+        _acknowledge(scope, command)
+    else:
+        scope.decision.outcome = "unchanged"
+    return None
+
+
+def _acknowledge(scope: Scope, command: Command) -> None:
+    command.status = Status.ACKED
+    scope.add(fx.SaveCommand(command.command_id, {"status": command.status.value, "acked_at": scope.draft.at}))
+    scope.record("command_acked", agent_id=command.agent_id, command_id=command.command_id, type=command.type)
+
+
+def _progress(scope: Scope, agent: Agent, response: m.Progress, raw: bytes) -> Fault | None:
+    command = _command_of(scope, agent, response, raw)
+    if command is None or not command.open:
+        return _no_command(scope, command, response.command_id)
+    if command.may_become(Status.ACKED):  # any word on a command acknowledges it
+        _acknowledge(scope, command)
+    fields: dict[str, str | bytes] = {"progress_at": scope.draft.at}
+    if response.payload.percent is not None:
+        fields["percent"] = format(response.payload.percent, "g")
+    if response.payload.note is not None:
+        fields["note"] = response.payload.note
+    scope.add(fx.SaveCommand(command.command_id, fields))
+    return None
+
+
+def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault | None:
+    command = _command_of(scope, agent, response, raw)
+    if command is None or not command.open:
+        return _no_command(scope, command, response.command_id)
+    result = m.encode(response.payload)
+    kept: dict[str, str | bytes]
+    if len(result) <= scope.rules.max_result_bytes:
+        kept = {"result": result}
+    else:
+        kept = {"result_digest": digest(result), "result_size": str(len(result))}
+    scope.add(fx.SaveCommand(command.command_id, kept))
+    refusal = None if command.target is None else _declare(scope, agent, command.target)
+    scope.decision.outcome = "applied"
+    if refusal is not None:
+        scope.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)
+        return scope.refuse_transition(agent, refusal)
+    scope.end_command(command, Status.SUCCEEDED)
+    return None
+
+
+def _error(scope: Scope, agent: Agent, response: m.Error, raw: bytes) -> Fault | None:
+    payload = response.payload
+    message = payload.message or payload.code
+    if response.command_id is None:
+        scope.record("agent_error", agent_id=agent.agent_id, code=payload.code, reason=payload.message)
+        scope.trouble(payload.code, message, agent_id=agent.agent_id)
+        return None
+    command = _command_of(scope, agent, response, raw)
+    if command is None or not command.open:
+        return _no_command(scope, command, response.command_id)
+    scope.end_command(command, Status.FAILED, code=payload.code, reason=message)
+    scope.trouble(payload.code, message, agent_id=agent.agent_id, command_id=command.command_id)
+    return None
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _message(scope: Scope, agent: Agent, response: m.Message, raw: bytes) -> Fault | None:
+    payload = response.payload
+    recipient = scope.draft.agent(payload.to)
+    if recipient is None:
+        reason = f"there is no agent {payload.to} to send a message to"
+        scope.bury("unknown_recipient", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        return Fault("message_refused", "unknown_recipient", reason)
+    body = {"id": response.id, "type": "message", "from": agent.agent_id, "content": payload.content}
+    if payload.thread_id is not None:
+        body["thread_id"] = payload.thread_id
+    body["timestamp"] = scope.draft.at
+    scope.add(fx.Deliver(recipient.agent_id, m.encode(body, recipient.codec), scope.rules.inbox_keep))
+    scope.record(
+        "message_delivered", agent_id=agent.agent_id, details={"to": payload.to, "thread_id": payload.thread_id}
+    )
+    return None
+
+
+def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: bytes) -> Fault | None:
+    if not response.payload:
+        scope.decision.outcome = "unchanged"
+        return None
+    scope.add(fx.SaveMeasurements(agent.agent_id, response.payload))
+    event = {"agent_id": agent.agent_id, "values": response.payload, "timestamp": scope.draft.at, "source": "engine"}
+    scope.add(fx.Publish("measurements", m.encode(event)))
+    return None
+
+
+_HANDLERS: Final[dict[type, Callable[..., Fault | None]]] = {
+    m.Register: _register,
+    m.Heartbeat: _heartbeat,
+    m.Goodbye: _goodbye,
+    m.Ack: _ack,
+    m.Progress: _progress,
+    m.Result: _result,
+    m.Error: _error,
+    m.StateTransition: _state_transition,
+    m.Message: _message,
+    m.Measurement: _measurement,
+}

@@ -1,0 +1,71 @@
+"""What heartbeats show: an agent met for the first time, one lost, one that has come back."""
+
+from aism_engine.model import effects as fx
+from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.fleet import Draft, Liveness
+
+
+def decide_first_beat(draft: Draft, rules: Rules, agent_id: str) -> Decision:
+    """Take in an agent that is known by nothing but its heartbeat; one known already is watched from now on."""
+    decision = Decision("first_beat")
+    scope = Scope(draft, rules, decision, None)
+    agent = draft.agent(agent_id)
+    if agent is None and rules.auto_register and draft.size < rules.max_agents:
+        agent = scope.take_in(agent_id)
+    if agent is None or agent.liveness is not Liveness.UNKNOWN:
+        decision.outcome = "unchanged"
+        return decision
+    agent.liveness = Liveness.FRESH
+    scope.add(fx.SaveAgent(agent_id, {"liveness": agent.liveness.value}))
+    return decision
+
+
+def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_s: float) -> Decision:
+    """Call an agent lost, unless its heartbeat has moved since `score` was read."""
+    decision = Decision("loss")
+    scope = Scope(draft, rules, decision, None)
+    agent = draft.agent(agent_id)
+    if agent is None or agent.liveness in {Liveness.LOST, Liveness.LEFT}:
+        decision.outcome = "unchanged"
+        return decision
+    scope.add(fx.ExpectScore(agent_id, score))
+    agent.liveness, agent.lost_from, agent.lost_score = Liveness.LOST, agent.state, score
+    fields = {"liveness": agent.liveness.value, "lost_from": agent.state, "lost_score": repr(score)}
+    reason = f"silent for {silent_s:.1f} s"
+    scope.record("agent_lost", agent_id=agent_id, old_state=agent.state, reason=reason)
+    scope.trouble("agent_lost", reason, agent_id=agent_id)
+    target = scope.machine(agent).on_lost
+    if target is not None and target != agent.state:
+        scope.change_state(agent, target, "lost", **fields)
+    else:
+        scope.add(fx.SaveAgent(agent_id, fields))
+    return decision
+
+
+def decide_return(draft: Draft, rules: Rules, agent_id: str) -> Decision:
+    """Bring back an agent whose heartbeat has moved since it was lost."""
+    decision = Decision("return")
+    agent = draft.agent(agent_id)
+    if agent is None or agent.liveness is not Liveness.LOST:
+        decision.outcome = "unchanged"
+        return decision
+    Scope(draft, rules, decision, None).come_back(agent)
+    return decision
+
+
+def decide_metadata(draft: Draft, rules: Rules, agent_id: str) -> Decision:
+    """Take over what an agent has set in its metadata since; the type of one that registered is what it registered as."""
+    decision = Decision("metadata", "unchanged")
+    agent, seen = draft.agent(agent_id), draft.lookups.sightings.get(agent_id)
+    if agent is None or seen is None:
+        return decision
+    kind = agent.type if agent.registered or seen.type is None else seen.type
+    if (kind, seen.labels) == (agent.type, agent.labels):
+        return decision
+    decision.outcome = "applied"
+    agent.type, agent.labels = kind, seen.labels
+    record = agent.record()
+    scope = Scope(draft, rules, decision, None)
+    scope.add(fx.SaveAgent(agent_id, {name: record[name] for name in ("type", "labels")}))
+    scope.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
+    return decision

@@ -1,0 +1,173 @@
+"""What a decision wants written: one small closed set, and nothing else can be written.
+
+An effect names things of the model (an agent, a command, a fact); the store alone knows which keys and which server
+commands they are.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+Channel: TypeAlias = Literal["state_changes", "errors", "measurements"]
+
+
+class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the audit: what happened, to whom, because of what. `at` is ISO 8601 in UTC, by Redis `TIME`."""
+
+    event: str
+    at: str
+    agent_id: str | None = None
+    cause: str | None = None
+    command_id: str | None = None
+    type: str | None = None
+    old_state: str | None = None
+    new_state: str | None = None
+    source: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    details: dict[str, Any] | None = None
+
+
+class Letter(Struct, frozen=True, kw_only=True):
+    """A dead letter: what was given up on, whole, and why. `raw` is the head of it where `size` exceeds
+    `max_message_bytes`.
+    """
+
+    code: str
+    reason: str
+    source: str
+    raw: bytes
+    digest: str
+    size: int
+    agent_id: str | None = None
+
+
+class SaveAgent(Struct, frozen=True, gc=False):
+    """Set these fields of the agent's record, the authority on it."""
+
+    agent_id: str
+    fields: dict[str, str]
+
+
+class IndexAgent(Struct, frozen=True, gc=False):
+    """Count the agent among the known."""
+
+    agent_id: str
+
+
+class SetState(Struct, frozen=True, gc=False):
+    """Project the state of the record to the key that agents read."""
+
+    agent_id: str
+    state: str
+
+
+class SaveMetadata(Struct, frozen=True, gc=False):
+    agent_id: str
+    fields: dict[str, str]
+
+
+class SaveMeasurements(Struct, frozen=True, gc=False):
+    agent_id: str
+    values: dict[str, float]
+
+
+class ForgetAgent(Struct, frozen=True, gc=False):
+    """Delete everything that is kept about the agent."""
+
+    agent_id: str
+
+
+class SaveCommand(Struct, frozen=True, gc=False):
+    """Set these fields of the command's record; `keep_s` bounds its life once the command has ended."""
+
+    command_id: str
+    fields: dict[str, str | bytes]
+    keep_s: float | None = None
+
+
+class PushCommand(Struct, frozen=True, gc=False):
+    agent_id: str
+    body: bytes
+
+
+class WithdrawCommand(Struct, frozen=True, gc=False):
+    """Take a copy that was not popped yet out of the agent's list."""
+
+    agent_id: str
+    body: bytes
+
+
+class Deliver(Struct, frozen=True, gc=False):
+    """Put a message into the agent's inbox, which keeps the newest `keep`."""
+
+    agent_id: str
+    body: bytes
+    keep: int
+
+
+class Answer(Struct, frozen=True, gc=False):
+    """Answer the message of an agent, or the request of an operator (`agent_id` none); nobody fetching it, it expires."""
+
+    agent_id: str | None
+    message_id: str
+    body: bytes
+    ttl_s: float
+
+
+class SetDeadline(Struct, frozen=True, gc=False):
+    member: str
+    at: float
+
+
+class ClearDeadline(Struct, frozen=True, gc=False):
+    member: str
+
+
+class Publish(Struct, frozen=True, gc=False):
+    channel: Channel
+    body: bytes
+
+
+class Record(Struct, frozen=True, gc=False):
+    fact: Fact
+
+
+class Bury(Struct, frozen=True, gc=False):
+    letter: Letter
+
+
+class ExpectScore(Struct, frozen=True, gc=False):
+    """A precondition: the agent has not beaten since `score` was read."""
+
+    agent_id: str
+    score: float
+
+
+class ExpectDeadline(Struct, frozen=True, gc=False):
+    """A precondition: the deadline is still there and has not moved."""
+
+    member: str
+    at: float
+
+
+Effect: TypeAlias = (
+    SaveAgent
+    | IndexAgent
+    | SetState
+    | SaveMetadata
+    | SaveMeasurements
+    | ForgetAgent
+    | SaveCommand
+    | PushCommand
+    | WithdrawCommand
+    | Deliver
+    | Answer
+    | SetDeadline
+    | ClearDeadline
+    | Publish
+    | Record
+    | Bury
+    | ExpectScore
+    | ExpectDeadline
+)

@@ -1,0 +1,38 @@
+"""SIGTERM and SIGINT ask for one orderly stop; asking again neither hurries it nor starts a second one."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+log = structlog.get_logger()
+
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def install(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Iterator[None]:
+    """While the context lasts, call `stop` with the name of the first signal that comes; later ones are only logged.
+
+    Only in the main thread. At exit both signals mean again what they mean to Python: the end of the process.
+    """
+    first: signal.Signals | None = None
+
+    def receive(received: signal.Signals) -> None:
+        nonlocal first
+        if first is not None:
+            log.warning("signal_ignored", signal=received.name, stopping_since=first.name)
+            return
+        first = received
+        log.info("signal_received", signal=received.name)
+        stop(received.name)
+
+    for handled in HANDLED:
+        loop.add_signal_handler(handled, receive, handled)
+    try:
+        yield
+    finally:
+        for handled in HANDLED:
+            loop.remove_signal_handler(handled)

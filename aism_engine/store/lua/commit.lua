@@ -1,0 +1,105 @@
+-- Write what was decided, all of it or nothing, and take its source off the queue in the same step.
+--
+-- KEYS[1] epoch: the token of the newest leader     KEYS[2] ledger: the id of the last commit
+-- KEYS[3] source: the queue that was peeked         KEYS[4] oversized: where messages too large to read are moved
+-- KEYS[5..] every key that is written or watched
+--
+-- ARGV[1] token    ARGV[2] id of this commit    ARGV[3] id of the commit before it
+-- ARGV[4] types: one letter for each of KEYS[5..]: s(tring) l(ist) h(ash) z(sorted set) x(stream) e(set), or * for any
+-- ARGV[5] trim: how many messages leave the tail of the source; 0 for none
+-- ARGV[6] digest of the oldest of them              ARGV[7] digest of the newest of them
+-- ARGV[8] keep: 0, or the one message leaves for the list of the oversized, which keeps so many
+-- ARGV[9] watches: how many sorted-set scores must not have moved; each is 3 values: key, member, score
+-- then the writes, each: command, key (0 for none), how many arguments, the arguments. A key is its place in KEYS, less 4.
+--
+-- Returns {code, detail, length of the source}:
+--   APPLIED        1  written; detail is how many writes failed (none can, unless there is a bug: everything was checked)
+--   REPLAYED       2  this very commit was written before
+--   FENCED        -1  another engine has led since
+--   OUT_OF_STEP   -2  the ledger is neither this commit nor the one before it: another wrote, or the server went back in time
+--   SOURCE_MOVED  -3  the tail of the source is not what was peeked
+--   WRONG_TYPE    -4  detail is the key that has a type other than its letter
+--   SCORE_MOVED   -5  detail is the watch that failed, counted from 1
+--
+-- The first write is the ledger's: a server that refuses writes (OOM, MISCONF, READONLY) refuses there, with nothing written.
+--#include digest
+
+local names = {s = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
+local source = KEYS[3]
+local trim, keep, watches = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
+
+local ledger = redis.call('GET', KEYS[2])
+if ledger == ARGV[2] then
+  return {2, 0, redis.call('LLEN', source)}
+end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return {-1, 0, 0}
+end
+if (ledger or '') ~= ARGV[3] then
+  return {-2, 0, 0}
+end
+
+if trim > 0 then
+  local oldest, newest = redis.call('LINDEX', source, -1), redis.call('LINDEX', source, -trim)
+  if not newest or digest(oldest) ~= ARGV[6] or digest(newest) ~= ARGV[7] then
+    return {-3, 0, 0}
+  end
+end
+
+local strings, places = {}, {}
+for i = 5, #KEYS do
+  local letter = string.sub(ARGV[4], i - 4, i - 4)
+  if letter == 's' then
+    strings[#strings + 1] = KEYS[i]
+    places[#places + 1] = i - 4
+  elseif letter ~= '*' then
+    local kind = redis.call('TYPE', KEYS[i]).ok
+    if kind ~= names[letter] and kind ~= 'none' then
+      return {-4, i - 4, 0}
+    end
+  end
+end
+for i = 1, #strings, 1000 do
+  local values = redis.call('MGET', unpack(strings, i, math.min(i + 999, #strings)))
+  for j = 1, #values do
+    local at = i + j - 1
+    if not values[j] and redis.call('TYPE', strings[at]).ok ~= 'none' then  -- MGET says nil to another type, too
+      return {-4, places[at], 0}
+    end
+  end
+end
+
+local a = 10
+for i = 1, watches do
+  local score = redis.call('ZSCORE', KEYS[4 + tonumber(ARGV[a])], ARGV[a + 1])
+  if not score or tonumber(score) ~= tonumber(ARGV[a + 2]) then
+    return {-5, i, 0}
+  end
+  a = a + 3
+end
+
+redis.call('SET', KEYS[2], ARGV[2])
+local failed = 0
+while a <= #ARGV do
+  local command, key, count = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+  local first, last = a + 3, a + 2 + count
+  local reply
+  if key > 0 then
+    reply = redis.pcall(command, KEYS[4 + key], unpack(ARGV, first, last))
+  else
+    reply = redis.pcall(command, unpack(ARGV, first, last))
+  end
+  if type(reply) == 'table' and reply.err then
+    failed = failed + 1
+    redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. command .. ': ' .. tostring(reply.err))
+  end
+  a = last + 1
+end
+
+if keep > 0 then
+  redis.call('LMOVE', source, KEYS[4], 'RIGHT', 'LEFT')
+  redis.call('LTRIM', KEYS[4], 0, keep - 1)
+elseif trim > 0 then
+  redis.call('LTRIM', source, 0, -(trim + 1))
+end
+return {1, failed, redis.call('LLEN', source)}

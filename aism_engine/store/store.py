@@ -1,0 +1,305 @@
+"""The fleet as it stands in Redis: what is read of it, and the one way in which it is written.
+
+All reads here are bounded: in count, and where messages are read in bytes as well. Every method raises
+`ServerUnavailableError`, with the outage by its name, while the server cannot serve; none retries.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from aism_engine.clock import Clock
+from aism_engine.model.commands import Command
+from aism_engine.model.decisions.common import digest
+from aism_engine.model.fleet import Agent, Fleet, Sighting
+from aism_engine.model.messages import is_identifier
+from aism_engine.store.batch import Argument, Taken
+from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.keys import Keys
+from aism_engine.store.scripts import COMMIT, LEASE, PEEK, RELEASE, CommitCode, LeaseCode
+
+_CHUNK: Final = 1000
+_AUDIT_TAIL: Final = 100
+"""Commits whose causes a new leader reads to know a second push: an arbitrary number, some ten thousand messages of a
+busy fleet.
+"""
+
+
+class Peek(NamedTuple):
+    """The oldest messages of a queue, still in it. `now` is Redis `TIME`, `length` the whole queue's."""
+
+    queue: str
+    messages: list[bytes]
+    oversized: str
+    """The digest of the one message too large to read, else empty; its head is then the only message here."""
+    length: int
+    now: float
+
+    @property
+    def taken(self) -> Taken:
+        if self.oversized:
+            return Taken(self.queue, 1, self.oversized, self.oversized, oversized=True)
+        return Taken(self.queue, len(self.messages), digest(self.messages[0]), digest(self.messages[-1]))
+
+
+class CommitReply(NamedTuple):
+    code: CommitCode
+    detail: int
+    length: int
+
+
+class Store:
+    """Reads and writes one fleet."""
+
+    def __init__(self, client: Client, keys: Keys, clock: Clock) -> None:
+        self.keys = keys
+        self._client = client
+        self._clock = clock
+        self._offset = clock.wall() - clock.monotonic()
+
+    @property
+    def now(self) -> float:
+        """Redis `TIME`, as last read, carried on by the monotonic clock."""
+        return self._offset + self._clock.monotonic()
+
+    async def read_time(self) -> float:
+        with naming_outages():
+            seconds, microseconds = await self._client.execute_command("TIME")
+        return self._observe(seconds, microseconds)
+
+    def _observe(self, seconds: bytes, microseconds: bytes) -> float:
+        now = int(seconds) + int(microseconds) / 1_000_000
+        self._offset = now - self._clock.monotonic()
+        return now
+
+    # --- the commit path --------------------------------------------------------------------------------------------
+
+    async def peek(self, queue: str, *, most: int, most_bytes: int, limit: int) -> Peek:
+        """Read the oldest messages of a queue, at most so many, of so many bytes together, none over `limit` bytes."""
+        with naming_outages():
+            seconds, microseconds, length, oversized, *messages = await PEEK(
+                self._client, [queue], [most, most_bytes, limit]
+            )
+        return Peek(queue, messages, oversized.decode(), length, self._observe(seconds, microseconds))
+
+    async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
+        with naming_outages():
+            code, detail, length = await COMMIT(self._client, keys, arguments)
+        return CommitReply(CommitCode(code), detail, length)
+
+    # --- leadership -------------------------------------------------------------------------------------------------
+
+    async def take_lease(self, holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
+        """Take the lease, or renew it; gives the token of whoever holds it."""
+        with naming_outages():
+            code, held = await LEASE(
+                self._client, [self.keys.lease, self.keys.epoch], [holder, int(ttl_s * 1000), token or ""]
+            )
+        return LeaseCode(code), held.decode()
+
+    async def release_lease(self, token: str) -> bool:
+        with naming_outages():
+            return bool(await RELEASE(self._client, [self.keys.lease], [token]))
+
+    # --- what a batch has to know -----------------------------------------------------------------------------------
+
+    async def sightings(self, agent_ids: Collection[str]) -> dict[str, Sighting]:
+        """Read what agents have set by their own hand. A key of the wrong type is as good as none."""
+        if not agent_ids:
+            return {}
+        calls: list[tuple[Argument, ...]] = []
+        for agent_id in agent_ids:
+            calls.append(("HMGET", self.keys.metadata(agent_id), "type", "labels"))
+            calls.append(("GET", self.keys.state(agent_id)))
+            calls.append(("ZSCORE", self.keys.heartbeats, agent_id))
+        replies = iter(await self._pipeline(calls))
+        return {agent_id: _sighting(next(replies), next(replies), next(replies)) for agent_id in agent_ids}
+
+    async def commands(self, command_ids: Collection[str]) -> dict[str, Command]:
+        """Read the records of commands, with what was pushed; one that is damaged is as good as none."""
+        if not command_ids:
+            return {}
+        replies = await self._pipeline([("HGETALL", self.keys.command(command_id)) for command_id in command_ids])
+        found = (
+            (command_id, _command(command_id, fields)) for command_id, fields in zip(command_ids, replies, strict=True)
+        )
+        return {command_id: command for command_id, command in found if command is not None}
+
+    async def scores(self, agent_ids: Collection[str]) -> dict[str, float | None]:
+        """Read the heartbeats of these agents."""
+        if not agent_ids:
+            return {}
+        with naming_outages():
+            scores = await self._client.zmscore(self.keys.heartbeats, list(agent_ids))
+        return dict(zip(agent_ids, scores, strict=True))
+
+    async def scores_outside(self, fresh_from: float, fresh_to: float, chunk: int) -> dict[str, float]:
+        """Read the heartbeats whose score is outside of what sane clocks write, in seconds or in milliseconds.
+
+        Whoever beats with a sane clock is never read. Scores from 1e11 on are milliseconds: as seconds, that is the
+        year 5138.
+        """
+        spans = (
+            ("-inf", f"({fresh_from}"),
+            (f"({fresh_to}", f"({_MILLISECONDS_FROM}"),
+            (str(_MILLISECONDS_FROM), f"({fresh_from * 1000}"),
+            (f"({fresh_to * 1000}", "+inf"),
+        )
+        found: dict[str, float] = {}
+        for low, high in spans:
+            offset = 0
+            while True:
+                with naming_outages():
+                    page = await self._client.zrangebyscore(
+                        self.keys.heartbeats, low, high, start=offset, num=chunk, withscores=True
+                    )
+                found.update((_text(member), score) for member, score in page)
+                if len(page) < chunk:
+                    break
+                offset += chunk
+        return found
+
+    async def due(self, now: float, most: int) -> list[tuple[str, float]]:
+        """Read the deadlines that have come, the oldest first."""
+        with naming_outages():
+            found = await self._client.zrangebyscore(
+                self.keys.deadlines, "-inf", now, start=0, num=most, withscores=True
+            )
+        return [(_text(member), score) for member, score in found]
+
+    async def beating(self) -> int:
+        """Count the members of the heartbeats."""
+        with naming_outages():
+            return int(await self._client.zcard(self.keys.heartbeats))
+
+    async def members(self, cursor: int, chunk: int) -> tuple[int, list[str]]:
+        """Walk over all members of the heartbeats; a cursor of 0 begins, and ends, the walk."""
+        with naming_outages():
+            cursor, page = await self._client.zscan(self.keys.heartbeats, cursor, count=chunk)
+        return int(cursor), [_text(member) for member, _ in page]
+
+    async def depths(self) -> dict[str, int]:
+        """Measure everything that has a length."""
+        keys = self.keys
+        calls: dict[str, tuple[Argument, ...]] = {
+            "response_queue": ("LLEN", keys.response_queue),
+            "request_queue": ("LLEN", keys.request_queue),
+            "audit": ("XLEN", keys.audit),
+            "dead_letters": ("XLEN", keys.dead_letters),
+            "oversized": ("LLEN", keys.oversized),
+            "deadlines": ("ZCARD", keys.deadlines),
+            "heartbeats": ("ZCARD", keys.heartbeats),
+        }
+        replies = await self._pipeline(list(calls.values()))
+        return {name: reply for name, reply in zip(calls, replies, strict=True) if isinstance(reply, int)}
+
+    async def push(self, queue: str, messages: Sequence[bytes]) -> None:
+        """Put messages into a queue, the first one first."""
+        with naming_outages():
+            await self._client.lpush(queue, *messages)
+
+    # --- taking over ------------------------------------------------------------------------------------------------
+
+    async def load(self, recent_ids: int) -> tuple[Fleet, str, int]:
+        """Read the whole fleet, the id of the last commit, and how many records were damaged.
+
+        To be called by a leader alone: nobody else can write meanwhile, since the epoch is its own.
+        """
+        with naming_outages():
+            ledger = await self._client.get(self.keys.ledger)
+            agent_ids = [_text(member) for member in await self._client.smembers(self.keys.index)]
+            deadlines = await self._client.zrange(self.keys.deadlines, 0, -1)
+        agents: list[Agent] = []
+        for ids in _chunks(agent_ids):
+            records = await self._pipeline([("HGETALL", self.keys.agent(agent_id)) for agent_id in ids])
+            agents += (
+                agent for agent_id, fields in zip(ids, records, strict=True) if (agent := _agent(agent_id, fields))
+            )
+        command_ids = [_text(member)[4:] for member in deadlines if member.startswith(b"ttl:")]
+        commands: list[Command] = []
+        for ids in _chunks(command_ids):
+            commands += (command for command in (await self.commands(ids)).values() if command.open)
+        for command in commands:
+            command.body = b""
+        fleet = Fleet(agents, commands, recent_ids=recent_ids)
+        for agent_id, cause in await self._causes():
+            fleet.remember(agent_id, cause)
+        return fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents)
+
+    async def _causes(self) -> list[tuple[str, str]]:
+        with naming_outages():
+            entries = await self._client.execute_command("XREVRANGE", self.keys.audit, "+", "-", "COUNT", _AUDIT_TAIL)
+        causes: list[tuple[str, str]] = []
+        for _, fields in reversed(entries):
+            facts = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"facts", b"[]")
+            causes += ((fact.agent_id, fact.cause) for fact in _CAUSES.decode(facts) if fact.agent_id and fact.cause)
+        return causes
+
+    async def _pipeline(self, calls: Iterable[tuple[Argument, ...]]) -> list[Any]:
+        """Send many reads at once. The error of one is its reply; an outage is everybody's."""
+        pipeline = self._client.pipeline(transaction=False)
+        for call in calls:
+            pipeline.execute_command(*call)
+        with naming_outages():
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+
+_MILLISECONDS_FROM: Final = 100_000_000_000
+
+
+class _Cause(msgspec.Struct):
+    agent_id: str | None = None
+    cause: str | None = None
+
+
+_CAUSES = msgspec.json.Decoder(list[_Cause])
+
+
+def _chunks(ids: list[str]) -> Iterator[list[str]]:
+    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
+
+
+def _text(value: bytes) -> str:
+    """Read a name that anyone may have written: what is no UTF-8 is shown escaped, and so is no agent id."""
+    return value.decode(errors="backslashreplace")
+
+
+def _fields(reply: Any) -> dict[str, bytes]:  # noqa: ANN401 - a reply is what the server makes of it
+    if isinstance(reply, dict):
+        return {_text(name): value for name, value in reply.items()}
+    if isinstance(reply, list):
+        return {_text(name): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
+    return {}
+
+
+def _agent(agent_id: str, reply: Any) -> Agent | None:  # noqa: ANN401
+    try:
+        return Agent.from_record(agent_id, {name: value.decode() for name, value in _fields(reply).items()})
+    except (KeyError, ValueError, msgspec.DecodeError):
+        return None
+
+
+def _command(command_id: str, reply: Any) -> Command | None:  # noqa: ANN401
+    fields = _fields(reply)
+    body = fields.pop("body", b"")
+    try:
+        return Command.from_record(command_id, {name: value.decode() for name, value in fields.items()}, body)
+    except (KeyError, ValueError):
+        return None
+
+
+def _sighting(metadata: Any, state: Any, score: Any) -> Sighting:  # noqa: ANN401
+    kind, labels = metadata if isinstance(metadata, list) else (None, None)
+    try:
+        found = msgspec.json.decode(labels or b"{}", type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = {}
+    kind, state = (_text(value) if isinstance(value, bytes) else None for value in (kind, state))
+    return Sighting(
+        type=kind if is_identifier(kind) else None,
+        labels=found,
+        state=state,
+        score=float(score) if isinstance(score, int | float | bytes) else None,
+    )

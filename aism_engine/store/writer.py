@@ -1,0 +1,196 @@
+"""The one who writes: decides over a draft of the fleet, commits, and makes the draft the fleet.
+
+What is guaranteed. All of a batch is written or nothing, once, in the order of the commits. A commit whose reply was
+lost is sent again as it is: its id in the ledger tells whether it was written. Two services never decide at the same
+time.
+
+What can fail. Another engine has led (FENCED), or the ledger is neither ours nor the one before (OUT_OF_STEP: another
+wrote, or the server went back in time): the fleet in memory is void, is dropped, and is loaded again before the next
+decision. The tail of the queue is not what was peeked: the caller peeks again. A key has the wrong type, a heartbeat
+has moved, a decision raises: everything is decided again, and the one that failed is told why, so that it can bury its
+message and let the others go on.
+
+What is not guaranteed. That a commit is written before the caller is cancelled: it is finished then, and the
+cancellation goes on after it.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
+
+import structlog
+import uuid_utils
+
+from aism_engine.clock import Clock
+from aism_engine.errors import NotLeadingError, ServerUnavailableError
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.effects import Fact
+from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.store.batch import OURS, Batch, Bounds, Taken
+from aism_engine.store.leadership import Leadership
+from aism_engine.store.scripts import CommitCode
+from aism_engine.store.store import CommitReply, Store
+
+log = structlog.get_logger(component="writer")
+
+Failures: TypeAlias = Mapping[int, tuple[str, str]]
+"""What could not be committed before: the number of a decision, to its code and the reason."""
+Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
+
+
+class DecisionError(Exception):
+    """Decision `number` raised: decide all of them again, that one knowing that it failed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"decision {number} raised")
+        self.number = number
+
+
+class CommitObserver(Protocol):
+    """Hears of every commit: what was decided, the facts that were recorded, how long it took, and what was answered."""
+
+    def committed(self, decisions: list[Decision], facts: list[Fact], seconds: float, code: str) -> None: ...
+
+    def refused(self, code: str) -> None: ...
+
+
+class Writer:
+    """Holds the fleet, and the lock under which it changes."""
+
+    def __init__(
+        self,
+        store: Store,
+        leadership: Leadership,
+        bounds: Bounds,
+        clock: Clock,
+        observer: CommitObserver,
+        *,
+        recent_ids: int,
+        resend_after_s: float = 0.1,
+    ) -> None:
+        self._store = store
+        self._leadership = leadership
+        self._bounds = bounds
+        self._clock = clock
+        self._observer = observer
+        self._recent_ids = recent_ids
+        self._resend_after_s = resend_after_s
+        self._lock = asyncio.Lock()
+        self._fleet = Fleet()
+        self._loaded_for: str | None = None
+        self._ledger = ""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet as last committed: to read, never to write."""
+        return self._fleet
+
+    async def loaded(self) -> Fleet:
+        """Give the fleet, loaded for the lease that we hold now. Raises NotLeadingError where we hold none."""
+        if self._loaded_for is None or self._loaded_for != self._leadership.token:
+            async with self._lock:
+                await self._load()
+        return self._fleet
+
+    async def write(
+        self, decide: Decide, *, lookups: Lookups | None = None, taken: Taken | None = None
+    ) -> list[Decision]:
+        """Decide and commit, whole; gives the decisions as they were committed, none if the queue has moved meanwhile.
+
+        Raises NotLeadingError where what was decided is void, ServerUnavailableError where Redis does not take it.
+        """
+        work = asyncio.ensure_future(self._write(decide, lookups, taken))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # the commit in hand is finished, or we would not know whether it was
+            if not work.cancelled():
+                work.exception()
+            raise
+
+    async def _write(self, decide: Decide, lookups: Lookups | None, taken: Taken | None) -> list[Decision]:
+        async with self._lock:
+            token = await self._load()
+            failures: dict[int, tuple[str, str]] = {}
+            while True:
+                draft = Draft(self._fleet, self._store.now, lookups)
+                try:
+                    decisions = decide(draft, failures)
+                except DecisionError as error:
+                    log.exception("decision_failed", number=error.number)
+                    _blame(failures, error.number, "internal_error", f"{error.__cause__!r:.200}")
+                    continue
+                batch = Batch(self._store.keys, self._bounds)
+                batch.add(decisions)
+                commit_id = str(uuid_utils.uuid7())
+                began = self._clock.monotonic()
+                reply = await self._send(batch, token, commit_id, taken)
+                code = reply.code
+                if code in {CommitCode.APPLIED, CommitCode.REPLAYED}:
+                    self._ledger = commit_id
+                    draft.settle()
+                    self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code.name.lower())
+                    if reply.detail:
+                        log.error("commit_incomplete", commit=commit_id, failed=reply.detail)
+                    return decisions
+                self._observer.refused(code.name.lower())
+                if code is CommitCode.SOURCE_MOVED:
+                    return []
+                if code is CommitCode.WRONG_TYPE:
+                    number, key = batch.owner_of_key(reply.detail)
+                    if number == OURS:
+                        raise ServerUnavailableError(
+                            "wrong_type", f"{key} is not of the type that it must be: mend or remove it"
+                        )
+                    _blame(failures, number, "wrong_type", f"the key {key} has the wrong type")
+                elif code is CommitCode.SCORE_MOVED:
+                    _blame(
+                        failures, batch.owner_of_watch(reply.detail), "score_moved", "it has moved since it was read"
+                    )
+                else:
+                    self._void(code)
+
+    async def _send(self, batch: Batch, token: str, commit_id: str, taken: Taken | None) -> CommitReply:
+        """Send a commit until there is an answer to it, as long as we may."""
+        keys, arguments = batch.call(token, commit_id, self._ledger, taken)
+        while True:
+            try:
+                return await self._store.commit(keys, arguments)
+            except ServerUnavailableError as error:
+                log.warning("commit_unanswered", commit=commit_id, outage=error.outage)
+                if self._leadership.token != token:
+                    self._loaded_for = None  # whether it was written, the next load will show
+                    raise
+            await asyncio.sleep(self._resend_after_s)
+
+    async def _load(self) -> str:
+        token = self._leadership.token
+        if token is None:
+            raise NotLeadingError("this engine does not hold the lease")
+        if self._loaded_for != token:
+            began = self._clock.monotonic()
+            await self._store.read_time()
+            self._fleet, self._ledger, damaged = await self._store.load(self._recent_ids)
+            self._loaded_for = token
+            log.info(
+                "fleet_loaded",
+                agents=len(self._fleet.agents),
+                commands=len(self._fleet.commands),
+                damaged=damaged,
+                seconds=round(self._clock.monotonic() - began, 3),
+            )
+        return token
+
+    def _void(self, code: CommitCode) -> None:
+        """Drop everything in hand."""
+        self._loaded_for = None
+        log.warning("fleet_dropped", reason=code.name.lower())
+        if code is CommitCode.FENCED:
+            self._leadership.lose()
+        raise NotLeadingError(f"the commit was refused: {code.name}")
+
+
+def _blame(failures: dict[int, tuple[str, str]], number: int, code: str, reason: str) -> None:
+    if number in failures:  # it failed, was told so, and failed again: what it does about failing is at fault
+        raise RuntimeError(f"decision {number} cannot be committed: {code}: {reason}; before: {failures[number]}")
+    failures[number] = (code, reason)

@@ -1,0 +1,36 @@
+"""What every test can ask for: a real server, and a corner of it that is the test's own."""
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from aism_engine.store.embedded import EmbeddedServer
+from tests.support.server import test_server_binary
+
+_count = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """One server for the whole run (for each xdist worker); nobody flushes it, stops it or changes its settings."""
+    with EmbeddedServer(test_server_binary(), append_only=False) as server:
+        yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of keys and channels that no other test has, now or in a later run on the same server."""
+    return f"t{next(_count)}-{secrets.token_hex(3)}"
+
+
+@pytest.fixture
+async def redis_client(server: EmbeddedServer) -> AsyncIterator[Redis]:
+    """A plain client, as an agent in any language has one. It tries each command once."""
+    retry = Retry(NoBackoff(), retries=0)
+    async with Redis.from_url(server.url, protocol=2, decode_responses=False, retry=retry) as client:
+        yield client

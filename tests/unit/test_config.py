@@ -1,0 +1,284 @@
+"""The laws of the settings: precedence, errors that are told all at once, the reference file, passwords."""
+
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import convert, to_builtins
+
+from aism_engine.config import LeaseSettings, LivenessLimits, LivenessSettings, Settings, descriptions, load, reference
+from aism_engine.errors import ConfigError
+from aism_engine.redact import redacted
+
+KEYS = sorted(descriptions())
+counts = st.none() | st.integers(1, 1_000_000_000)
+
+
+def variable(key: str) -> str:
+    return f"AISM_{key.upper().replace('.', '__')}"
+
+
+def problems_of(path: Path | None = None, environ: dict[str, str] | None = None, **overrides: object) -> list[str]:
+    flags = {name.replace("__", "."): value for name, value in overrides.items()}
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ=environ or {}, overrides=flags)
+    return list(caught.value.problems)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "engine.toml"
+
+
+def test_without_any_source_the_defaults_hold() -> None:
+    """No file, no environment, no flags: the structs' defaults, and each says so."""
+    loaded = load(environ={})
+    assert loaded.settings == Settings()
+    assert loaded.sources == dict.fromkeys(KEYS, "default")
+
+
+def test_the_environment_is_that_of_the_process_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load()` reads os.environ."""
+    monkeypatch.setenv("AISM_HTTP__PORT", "0")
+    assert load().settings.http.port == 0
+
+
+@hypothesis.settings(deadline=None)  # a busy machine is no failure
+@given(in_file=counts, in_environment=counts, in_flags=counts)
+def test_the_last_source_that_names_a_setting_wins(
+    in_file: int | None, in_environment: int | None, in_flags: int | None
+) -> None:
+    """Default, file, environment, flag: whichever subset is given, the last of it holds and is named as the source."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "engine.toml")
+        path.write_text("" if in_file is None else f"[consumer]\nbatch_messages = {in_file}\n")
+        environ = {} if in_environment is None else {"AISM_CONSUMER__BATCH_MESSAGES": str(in_environment)}
+        loaded = load(path, environ=environ, overrides={"consumer.batch_messages": in_flags})
+    given_values = [
+        (512, "default"),
+        (in_file, f"file {path}"),
+        (in_environment, "env AISM_CONSUMER__BATCH_MESSAGES"),
+        (in_flags, "flag"),
+    ]
+    expected = [(value, source) for value, source in given_values if value is not None][-1]
+    assert (loaded.settings.consumer.batch_messages, loaded.sources["consumer.batch_messages"]) == expected
+
+
+def test_the_short_variable_of_the_server_yields_to_the_long_one() -> None:
+    """AISM_REDIS_URL sets redis.url, unless AISM_REDIS__URL does."""
+    short = {"AISM_REDIS_URL": "redis://short"}
+    loaded = load(environ=short)
+    assert (loaded.settings.redis.url, loaded.sources["redis.url"]) == ("redis://short", "env AISM_REDIS_URL")
+    loaded = load(environ=short | {"AISM_REDIS__URL": "redis://long"})
+    assert (loaded.settings.redis.url, loaded.sources["redis.url"]) == ("redis://long", "env AISM_REDIS__URL")
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    """A variable without `__`, or without our prefix, is somebody else's."""
+    environ = {"AISM_AGENT_ID": "a-1", "AISM_TEST_SERVER": "x", "AISM_": "", "OTHER__KEY": "1"}
+    assert load(environ=environ).settings == Settings()
+
+
+def test_text_is_understood_by_the_type_of_its_setting() -> None:
+    """The environment and flags give text: numbers, booleans, and tables as JSON."""
+    environ = {
+        "AISM_LEASE__TTL": "7",
+        "AISM_HTTP__ENABLED": "false",
+        "AISM_REDIS__PROTOCOL": "3",
+        "AISM_REDIS__PREFIX": "42",
+        "AISM_LIVENESS__BY_TYPE": '{"scribe": {"silent_after": 60, "lost_after": 180}}',
+    }
+    settings = load(
+        environ=environ, overrides={"machines.by_type": '{"scribe": "open"}', "history.events": False}
+    ).settings
+    assert (settings.lease.ttl, settings.http.enabled, settings.redis.protocol) == (7.0, False, 3)
+    assert settings.redis.prefix == "42"
+    assert settings.liveness.by_type == {"scribe": LivenessLimits(silent_after=60.0, lost_after=180.0)}
+    assert (settings.machines.by_type, settings.history.events) == ({"scribe": "open"}, False)
+
+
+def test_the_file_is_taken_by_its_types(file: Path) -> None:
+    """In TOML a number is no text and text is no number; an integer will do for a float."""
+    file.write_text('[lease]\nttl = 7\n[http]\nport = "80"\n[redis]\nprefix = 42\n')
+    assert problems_of(file) == [
+        f"file {file}: http.port: expected `int`, got '80'",
+        f"file {file}: redis.prefix: expected `str`, got 42",
+    ]
+
+
+def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
+    """One line for each: where it is, the key, what was expected, what it got; also where a later source overrides."""
+    file.write_text(
+        "[lease]\nttl = -1\n[leese]\n[consumer]\nbatch_mesages = 1\n"
+        "[logs]\nlevel = 'loud'\n[liveness.by_type]\nscribe = 3\n"
+    )
+    environ = {
+        "AISM_LEASE__TTL": "5",
+        "AISM_HTTP__PROT": "1",
+        "AISM_LOGS__QUEUE": "many",
+        "AISM_MACHINES__BY_TYPE": "{",
+    }
+    assert problems_of(file, environ, redis__protocol=4, sampler__pause=1) == [
+        f"file {file}: lease.ttl: expected `float` > 0.0, got -1",
+        f"file {file}: leese: unknown section, did you mean lease?",
+        f"file {file}: consumer.batch_mesages: unknown setting, did you mean consumer.batch_messages?",
+        f"file {file}: logs.level: expected 'debug' or 'info' or 'warning' or 'error', got 'loud'",
+        f"file {file}: liveness.by_type.scribe: expected a table, got 3",
+        "env AISM_HTTP__PROT: http.prot: unknown setting, did you mean http.port?",
+        "env AISM_LOGS__QUEUE: logs.queue: expected `int`, got 'many'",
+        "env AISM_MACHINES__BY_TYPE: machines.by_type: expected a table, got '{'",
+        "flag: redis.protocol: expected 2 or 3, got 4",
+        "flag: sampler.pause: unknown setting, did you mean sampler.interval?",
+    ]
+
+
+def test_a_section_that_is_no_table_is_told(file: Path) -> None:
+    """`redis = 3` is a problem of its own, not a crash."""
+    file.write_text("redis = 3\n")
+    assert problems_of(file) == [f"file {file}: redis: expected a table, got 3"]
+
+
+def test_a_broken_file_is_told_with_its_line(file: Path) -> None:
+    """A syntax error names file and line, and the other sources are still checked."""
+    file.write_text("[http]\nport = \n")
+    broken, flag = problems_of(file, http__port=-1)
+    assert broken.startswith(f"file {file}: not TOML: ")
+    assert "line 2" in broken
+    assert flag == "flag: http.port: expected `int` >= 0, got -1"
+
+
+def test_a_file_that_cannot_be_read_is_told(file: Path) -> None:
+    """Missing, a directory, or not UTF-8: a problem like any other."""
+    assert problems_of(file) == [f"file {file}: cannot be read: No such file or directory"]
+    assert problems_of(file.parent) == [f"file {file.parent}: cannot be read: Is a directory"]
+    file.write_bytes(b"\xff")
+    assert problems_of(file)[0].startswith(f"file {file}: not TOML: 'utf-8' codec")
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "0", "-1", "1e300"])
+def test_a_duration_is_positive_and_finite(text: str) -> None:
+    """No timer of the engine can be told to wait for ever, or not at all."""
+    assert problems_of(environ={"AISM_LEASE__TTL": text})[0].startswith(
+        "env AISM_LEASE__TTL: lease.ttl: expected `float`"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", "a\n", "a*", "a" * 65])
+def test_a_prefix_that_would_spoil_keys_is_refused(prefix: str) -> None:
+    """The prefix becomes part of every key: only letters, digits and `._{}:-`, at most 64."""
+    assert problems_of(redis__prefix=prefix)[0].startswith("flag: redis.prefix: expected ")
+
+
+def test_a_lease_is_renewed_more_than_twice_in_its_time(file: Path) -> None:
+    """`renew_every` is less than half of `ttl`; where it is not, every source that had a part in it is named."""
+    file.write_text("[lease]\nttl = 2.0\n")
+    assert problems_of(file) == [f"file {file}: lease.renew_every: expected less than half of ttl (2.0), got 1.0"]
+    assert problems_of(file, {"AISM_LEASE__RENEW_EVERY": "3"}) == [
+        f"env AISM_LEASE__RENEW_EVERY, file {file}: lease.renew_every: expected less than half of ttl (2.0), got 3.0"
+    ]
+    with pytest.raises(ValueError, match="renew_every"):
+        LeaseSettings(ttl=1.0)
+
+
+def test_an_agent_is_silent_before_it_is_lost(file: Path) -> None:
+    """`lost_after` is more than `silent_after`: for all agents, and for those of one type."""
+    file.write_text("[liveness]\nsilent_after = 60\n")
+    assert problems_of(file) == [f"file {file}: liveness.lost_after: expected more than silent_after (60.0), got 45.0"]
+    file.write_text("[liveness.by_type.scribe]\nsilent_after = 3\nlost_after = 3\n")
+    assert problems_of(file) == [
+        f"file {file}: liveness.by_type.scribe.lost_after: expected more than silent_after (3.0), got 3.0"
+    ]
+
+
+def test_the_limits_of_a_type_are_given_whole(file: Path) -> None:
+    """What one would expect of a limit left out (the default? that of all agents?) is open, so it is asked for."""
+    file.write_text("[liveness.by_type.scribe]\nlost_afte = 3\nsilent_after = 'x'\n")
+    assert problems_of(file) == [
+        f"file {file}: liveness.by_type.scribe.lost_afte: unknown setting, did you mean lost_after?",
+        f"file {file}: liveness.by_type.scribe.lost_after: missing",
+        f"file {file}: liveness.by_type.scribe.silent_after: expected `float`, got 'x'",
+    ]
+
+
+def test_the_limits_of_all_agents_stand_in_for_those_of_a_type() -> None:
+    """`by_type.get(type, settings)` is all that a reader needs."""
+    assert isinstance(LivenessSettings(), LivenessLimits)
+
+
+def test_a_problem_shows_no_password() -> None:
+    """A URL that is refused is shown without its password."""
+    assert problems_of(environ={"AISM_REDIS_URL": "http://me:s3cret@host"}) == [
+        "env AISM_REDIS_URL: redis.url: expected `str` matching regex '^(redis|rediss|unix)://', got 'http://me:***@host'"
+    ]
+
+
+@hypothesis.settings(deadline=None)  # a busy machine is no failure
+@given(key=st.sampled_from(KEYS), text=st.text() | st.sampled_from(["{}", "[" * 100_000, '{"a": {}}', "null", "1e999"]))
+def test_any_text_is_taken_or_refused_with_its_key(key: str, text: str) -> None:
+    """Whatever a variable holds: a setting, or problems that all name the variable and the key."""
+    problems: tuple[str, ...] = ()
+    try:
+        load(environ={variable(key): text})
+    except ConfigError as error:
+        problems = error.problems
+    expected = f"env {variable(key)}: {key}", f"env {variable(key)}: {key.partition('.')[0]}."  # of a rule: its section
+    assert [problem for problem in problems if not problem.startswith(expected)] == []
+
+
+def test_the_reference_file_is_what_the_structs_say() -> None:
+    """config/engine.toml is generated: `reference()` writes it, and nobody else."""
+    shipped = Path(__file__).parents[2] / "config" / "engine.toml"
+    assert shipped.read_text(encoding="utf-8") == reference()
+
+
+def test_the_reference_loads_to_the_defaults_and_names_every_setting(file: Path) -> None:
+    """Starting from the reference changes nothing."""
+    file.write_text(reference(), encoding="utf-8")
+    loaded = load(file, environ={})
+    assert loaded.settings == Settings()
+    assert loaded.sources == dict.fromkeys(KEYS, f"file {file}")
+
+
+def test_the_defaults_keep_their_own_rules() -> None:
+    """What holds when nothing is said would be accepted if it were said."""
+    assert convert(to_builtins(Settings()), Settings) == Settings()
+
+
+def test_every_setting_is_described_in_one_short_line() -> None:
+    """A description fits a line of the reference file."""
+    assert [key for key, text in descriptions().items() if not 0 < len(text) <= 100 or "\n" in text] == []
+
+
+@hypothesis.settings(deadline=None)  # a busy machine is no failure
+@given(
+    user=st.text("abc%40", max_size=8),
+    password=st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1),
+)
+def test_no_password_outlives_redaction(user: str, password: str) -> None:
+    """Whatever characters it is made of, `@`, `:` and `/` included."""
+    assert redacted(f"redis://{user}:{password}@host:6379/0") == f"redis://{user}:***@host:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://me@host:6379/0", "redis://me@host:6379/0"),
+        ("redis://me@corp:pw@host", "redis://me@corp:***@host"),
+        ("redis://host/0?password=pw&db=1", "redis://host/0?password=***&db=1"),
+        ("from redis://:a@x to rediss://u:b@y, b@c", "from redis://:***@x to rediss://u:***@y, b@c"),
+        ("mail me@host: 1", "mail me@host: 1"),
+    ],
+)
+def test_only_the_password_is_taken(text: str, expected: str) -> None:
+    """User, host, port and the text around stay readable."""
+    assert redacted(text) == expected
+
+
+def test_redaction_takes_no_longer_than_its_text() -> None:
+    """A hostile text of a megabyte is read once, not once for each of its URLs."""
+    hostile = "://a:" * 200_000
+    assert redacted(hostile) == hostile

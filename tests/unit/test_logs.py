@@ -1,0 +1,342 @@
+"""The laws of the logs: one shape, no password, and no reader of the stream can stall the engine."""
+
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+import structlog
+
+from aism_engine.logs import LogWriter, _Bridge, configure, get_logger
+
+log = get_logger("reaper")  # made before anything is configured, as in every module
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+class Logged:
+    """A writer into a string, and what it wrote."""
+
+    def __init__(self, *, level: str = "info", layout: str = "json") -> None:
+        self.stream = io.StringIO()
+        self.writer = configure(level=level, format=layout, queue=1000, stream=self.stream)
+
+    def text(self) -> str:
+        self.writer.close()
+        return self.stream.getvalue()
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text().splitlines()]
+
+    def line(self) -> dict[str, Any]:
+        (line,) = self.lines()
+        return line
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    logged = Logged()
+    yield logged
+    logged.writer.close()
+
+
+def test_every_line_has_time_level_event_and_component_first(logged: Logged) -> None:
+    """One JSON object a line: when (UTC, milliseconds), how grave, what, who; then what belongs to it."""
+    log.warning("agent_lost", agent_id="a-1", silent_s=45.5)
+    line = logged.line()
+    assert list(line) == ["time", "level", "event", "component", "agent_id", "silent_s"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    expected = {"level": "warning", "event": "agent_lost", "component": "reaper", "agent_id": "a-1", "silent_s": 45.5}
+    assert line == expected
+
+
+def test_what_is_bound_is_on_the_line(logged: Logged) -> None:
+    """Ids bound to a logger, or to the context of a task, need no repeating."""
+    with structlog.contextvars.bound_contextvars(agent_id="a-1"):
+        log.bind(command_id="c-1").info("command_acked")
+    line = logged.line()
+    assert (line["agent_id"], line["command_id"]) == ("a-1", "c-1")
+
+
+def test_a_level_below_the_least_is_not_written() -> None:
+    """`level` holds for our lines and for those of libraries."""
+    logged = Logged(level="warning")
+    log.info("no")
+    logging.getLogger("redis").info("no")
+    log.error("yes")
+    logging.getLogger("redis").error("yes")
+    assert [line["event"] for line in logged.lines()] == ["yes", "yes"]
+
+
+def test_an_exception_is_one_field_of_one_line(logged: Logged) -> None:
+    """A traceback does not tear the line apart."""
+    try:
+        fail(LookupError("gone"))
+    except LookupError:
+        log.exception("commit_failed")
+    line = logged.line()
+    assert (line["level"], line["event"]) == ("error", "commit_failed")
+    assert line["exception"].startswith("Traceback ")
+    assert line["exception"].endswith("LookupError: gone")
+
+
+def test_lines_of_libraries_have_the_same_shape(logged: Logged) -> None:
+    """What comes through `logging` is a line like ours; the name of its logger is the component."""
+    try:
+        fail(LookupError("gone"))
+    except LookupError:
+        logging.getLogger("uvicorn.error").log(25, "%d down at redis://u:pw@h", 2, exc_info=True)
+    line = logged.line()
+    assert list(line) == ["time", "level", "event", "component", "exception"]
+    assert (line["level"], line["component"]) == ("info", "uvicorn.error")
+    assert line["event"] == "2 down at redis://u:***@h"
+
+
+def test_a_warning_is_a_line(logged: Logged) -> None:
+    """`warnings.warn` does not write past us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        logging.captureWarnings(capture=True)  # pytest has put its own recorder into the place
+        warnings.warn("an old name", DeprecationWarning, stacklevel=1)
+    line = logged.line()
+    assert (line["level"], line["component"]) == ("warning", "py.warnings")
+    assert "DeprecationWarning: an old name" in line["event"]
+
+
+def test_no_password_is_written_wherever_it_hides(logged: Logged) -> None:
+    """In the event, in values, in lists and tables, in keys, in exceptions."""
+    url = "redis://me:s3cret@host:6379/0"
+    try:
+        fail(ConnectionError(f"no answer from {url}"))
+    except ConnectionError as error:
+        event = f"lost {url}"
+        log.exception(event, url=url, urls=[url, (url,)], by={"a": {url: url}}, error=error)
+    assert "s3cret" not in (text := logged.text())
+    assert text.count("redis://me:***@host:6379/0") >= 8
+
+
+def test_logging_never_raises(logged: Logged) -> None:
+    """Values that JSON does not know become text; those that can't be rendered at all are told of."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    endless: list[object] = []
+    endless.append(endless)
+    log.info("odd", path=Path("a"), lone="\ud800", bell="\x1b[2J", raw=b"x", big=2**70, none=float("nan"), a={1: {2}})
+    log.info("broken", value=Broken())
+    log.info("endless", value=endless)
+    _Bridge().handle(  # by itself: pytest's own handlers do raise
+        logging.LogRecord("x", logging.ERROR, "", 0, "%d", ("no number",), None)
+    )
+    odd, *others = logged.lines()
+    assert [odd[key] for key in ("path", "lone", "bell", "raw", "big", "none", "a")] == [
+        *("a", "\\ud800", "\\x1b[2J", "b'x'", 2**70, None, {"1": [2]})
+    ]
+    assert [(line["event"], line.get("error")) for line in others] == [
+        ("unloggable_line", "RuntimeError"),
+        ("unloggable_line", "RecursionError"),
+        ("%d", None),
+    ]
+
+
+def test_a_value_is_cut_to_a_bound(logged: Logged) -> None:
+    """A queue of so many lines is bounded in bytes as well."""
+    log.info("long", text="x" * 1_000_000)
+    assert len(logged.text()) < 20_000
+
+
+def test_a_terminal_gets_readable_text_and_colors_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` means console on a terminal; NO_COLOR is respected."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    colored = on_terminal()
+    assert "\x1b[" in colored
+    assert "agent_lost" in colored
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = on_terminal()
+    assert "\x1b[" not in plain
+    assert re.search(r"Z \[info +\] agent_lost +component=reaper agent_id=a-1\s+Traceback .*gone", plain, re.DOTALL)
+
+
+def on_terminal() -> str:
+    master, slave = os.openpty()
+    with os.fdopen(master, "rb") as screen, os.fdopen(slave, "w") as stream:
+        writer = configure(level="info", format="auto", queue=10, stream=stream)
+        try:
+            fail(LookupError("gone"))
+        except LookupError:
+            log.info("agent_lost", agent_id="a-1", exc_info=True)
+        writer.close()
+        return screen.read1(65_536).decode()
+
+
+def test_what_is_no_terminal_gets_json() -> None:
+    """`auto` means JSON for a file or a pipe."""
+    logged = Logged(layout="auto")
+    log.info("started")
+    assert logged.line()["event"] == "started"
+
+
+class Pipe:
+    """A pipe that nobody reads until `reader` is asked to, with a writer on it."""
+
+    def __init__(self, queue: int) -> None:
+        read_end, write_end = os.pipe()
+        self.reader: TextIO = os.fdopen(read_end)
+        self.stream: TextIO = os.fdopen(write_end, "w")
+        self.writer: LogWriter = configure(level="info", format="json", queue=queue, stream=self.stream)
+
+    def fill(self, count: int) -> None:
+        for number in range(count):
+            log.info("filler", number=number, text="x" * 1024)
+
+    def read(self) -> dict[str, Any]:
+        line: dict[str, Any] = json.loads(self.reader.readline())
+        return line
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe(queue=10)
+    yield pipe
+    pipe.reader.close()  # frees a writer that is still stuck
+    pipe.writer.close(10.0)
+    pipe.stream.close()
+
+
+def test_a_blocked_stream_never_blocks_the_caller_and_the_gap_is_told_in_its_place(pipe: Pipe) -> None:
+    """A full queue drops and counts; the next line written after a gap is preceded by one that says how long it is."""
+    pipe.fill(1000)  # the pipe holds 64 KiB, the queue 10 lines, the thread one: a writer in our thread would hang here
+    dropped = pipe.writer.dropped
+    assert dropped >= 1000 - 64 - 10 - 1
+    lines = [pipe.read()]
+    written = 1
+    while written < 1000 - dropped:
+        lines.append(pipe.read())
+        written += lines[-1]["event"] == "filler"
+    log.info("filler", number=1000)
+    while lines[-1].get("number") != 1000:
+        lines.append(pipe.read())
+    assert pipe.writer.dropped == dropped
+    gaps = [line for line in lines if line["event"] == "log_lines_dropped"]
+    assert [(gap["level"], gap["component"]) for gap in gaps] == [("warning", "logs")] * len(gaps)
+    assert sum(gap["count"] for gap in gaps) == dropped
+    numbers = [line["number"] for line in lines if line["event"] == "filler"]
+    assert [right - left - 1 for left, right in pairwise(numbers) if right > left + 1] == [gap["count"] for gap in gaps]
+
+
+def test_close_says_how_many_lines_were_dropped_at_the_end(pipe: Pipe) -> None:
+    """A gap that no line follows is told by `close`."""
+    pipe.fill(1000)
+    closing = threading.Thread(target=pipe.writer.close, args=(60.0,))
+    closing.start()
+    lines = [pipe.read()]
+    while sum(line.get("count", 0) for line in lines) < pipe.writer.dropped:
+        lines.append(pipe.read())
+    closing.join(60.0)
+    assert not closing.is_alive()
+    assert sum(line["event"] == "filler" for line in lines) + pipe.writer.dropped == 1000
+
+
+def test_close_does_not_wait_for_a_blocked_stream_for_ever(pipe: Pipe) -> None:
+    """`close` gives up when its time is over."""
+    pipe.fill(1000)
+    pipe.writer.close(0.01)
+    log.info("too late")
+    assert pipe.writer.dropped > 900
+
+
+def test_a_reader_that_has_gone_does_not_end_the_writer(pipe: Pipe) -> None:
+    """EPIPE costs the line, nothing else."""
+    pipe.reader.close()
+    log.info("unheard")
+    log.info("unheard")
+    pipe.writer.close(60.0)
+    assert pipe.writer.dropped == 2
+
+
+def test_a_stream_that_is_closed_does_not_end_the_writer(logged: Logged) -> None:
+    """Nor does a stream that its owner closed too early."""
+    logged.stream.close()
+    log.info("unheard")
+    logged.writer.close(60.0)
+    assert logged.writer.dropped == 1
+
+
+def test_a_stream_that_somebody_made_nonblocking_loses_nothing(pipe: Pipe) -> None:
+    """EAGAIN is waited out by the thread: every line arrives whole."""
+    os.set_blocking(pipe.stream.fileno(), False)
+    pipe.fill(1000)
+    written = 1000 - pipe.writer.dropped
+    lines = [pipe.read()]
+    while sum(line["event"] == "filler" for line in lines) < written:
+        lines.append(pipe.read())
+    assert written > 10
+
+
+def test_close_drains_and_can_be_called_again(tmp_path: Path) -> None:
+    """Everything logged before `close` is in the file when it returns, in order; a second call changes nothing."""
+    path = tmp_path / "log"
+    with path.open("w") as stream:
+        writer = configure(level="info", format="json", queue=10_000, stream=stream)
+        for number in range(5000):
+            log.info("filler", number=number)
+        writer.close(60.0)
+        writer.close()
+    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == list(range(5000))
+    assert writer.dropped == 0
+
+
+def test_close_gives_logging_back() -> None:
+    """After `close` the root logger is as it was: late words of a library go where they went before."""
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    logged = Logged(level="debug")
+    assert (root.level, list(root.handlers)) != before
+    logged.writer.close()
+    assert (root.level, list(root.handlers)) == before
+
+
+def test_a_process_that_forgets_to_close_still_says_its_last_words() -> None:
+    """What is queued at exit is written."""
+    script = "configure(level='info', format='auto', queue=10); get_logger('x').info('last')"
+    with run(script) as ended:
+        _, errors = ended.communicate(timeout=60)
+    assert ended.returncode == 0
+    assert json.loads(errors)["event"] == "last"
+
+
+def test_a_process_can_exit_while_its_standard_error_is_blocked() -> None:
+    """The thread that is stuck in a write holds no lock that the interpreter needs at its end."""
+    script = (
+        "w = configure(level='info', format='auto', queue=1000);"
+        "[get_logger('x').info('filler', text='x' * 1024) for _ in range(500)]; w.close(0.01)"
+    )
+    with run(script) as ended:
+        assert ended.wait(60) == 0
+
+
+def run(script: str) -> "subprocess.Popen[str]":
+    script = f"from aism_engine.logs import *\n{script}"
+    root = Path(__file__).parents[2]
+    return subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.PIPE, text=True)
