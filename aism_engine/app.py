@@ -18,6 +18,7 @@ from aism_engine.config import LivenessLimits, MachinesSettings, Settings
 from aism_engine.errors import ConfigError
 from aism_engine.metrics import Metrics
 from aism_engine.model.decisions.common import Rules
+from aism_engine.model.decisions.responses import Handler
 from aism_engine.model.liveness import Brake, Watch
 from aism_engine.model.liveness import Limits as Silence
 from aism_engine.model.machine import Machine, Machines, parse
@@ -58,8 +59,14 @@ class Engine:
     """One engine process, all of it. `run` goes on until `stopping` is set; nothing is connected before."""
 
     def __init__(
-        self, settings: Settings, *, clock: Clock | None = None, environ: Mapping[str, str] | None = None
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        environ: Mapping[str, str] | None = None,
+        handlers: Mapping[str, Handler] | None = None,
     ) -> None:
+        """Build it all; ConfigError where a machine is wrong. `handlers` decide on responses of types beyond ours."""
         clock = clock or SystemClock()
         self.settings = settings
         self.metrics = Metrics()
@@ -89,7 +96,7 @@ class Engine:
             outages=self.outages,
             store=self.store,
             writer=self.writer,
-            rules=_rules(settings),
+            rules=_rules(settings, handlers or {}),
             backlog=Backlog(),
             backoff_max_s=settings.redis.retry_backoff_max,
         )
@@ -145,6 +152,7 @@ class Engine:
             context,
             interval_s=live.scan_interval,
             metadata_every_s=settings.agents.metadata_every,
+            forget_after_s=settings.agents.forget_after,
             chunk=live.chunk,
         )
         sampler = Sampler(context, interval_s=settings.sampler.interval, tell=self.notifier.status)
@@ -157,8 +165,7 @@ class Engine:
         self._clock = clock
         self.http = HttpServer(create_app(self.metrics.registry, self), settings.http.host, settings.http.port)
 
-        # --- in start order; they stop in reverse, so that the elector, stopping last but for the face, gives the lease back
-        # when nobody writes any more.
+        # --- in start order; they stop in reverse, so that the elector gives the lease back when nobody writes any more
         self.components: list[Component] = [
             *((self.http,) if settings.http.enabled else ()),
             monitor,
@@ -258,7 +265,7 @@ def _machine_files(settings: MachinesSettings, problems: list[str]) -> list[Trav
     return found
 
 
-def _rules(settings: Settings) -> Rules:
+def _rules(settings: Settings, handlers: Mapping[str, Handler]) -> Rules:
     return Rules(
         machines=load_machines(settings.machines),
         auto_register=settings.agents.auto_register,
@@ -270,6 +277,7 @@ def _rules(settings: Settings) -> Rules:
         reply_ttl_s=settings.dispatcher.reply_ttl,
         inbox_keep=settings.agents.inbox_keep,
         events=settings.history.events,
+        handlers=handlers,
     )
 
 

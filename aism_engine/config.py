@@ -95,6 +95,7 @@ class AgentsSettings(Section, frozen=True):
     auto_register: Annotated[bool, Meta(description="Whether to take in an agent at first sight")] = True
     max_agents: Annotated[Count, Meta(description="Most agents known at a time")] = 200_000
     inbox_keep: Annotated[Count, Meta(description="Messages kept in an agent's inbox")] = 1000
+    forget_after: Annotated[Seconds, Meta(description="An agent lost for so many seconds is forgotten")] = 604_800.0
     metadata_every: Annotated[Seconds, Meta(description="Seconds between readings of the metadata hashes")] = 60.0
 
 

@@ -107,7 +107,7 @@ class Deliver(Struct, frozen=True, gc=False):
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """Answer the message of an agent, or the request of an operator (`agent_id` none); nobody fetching it, it expires."""
+    """Answer an agent's message, or an operator's request (`agent_id` none); if nobody fetches it, it expires."""
 
     agent_id: str | None
     message_id: str

@@ -44,6 +44,7 @@ class Agent(Struct, kw_only=True):
     """The state it was in when it was lost."""
     lost_score: float | None = None
     """The heartbeat it was lost with: a different one brings it back."""
+    lost_at: float = 0.0
     met_at: float
     open_commands: frozenset[str] = frozenset()
     """Derived from the commands, not part of the record."""
@@ -63,8 +64,19 @@ class Agent(Struct, kw_only=True):
             "liveness": self.liveness,
             "lost_from": self.lost_from or "",
             "lost_score": "" if self.lost_score is None else repr(self.lost_score),
+            "lost_at": iso(self.lost_at) if self.lost_at else "",
             "met_at": iso(self.met_at),
         }
+
+    def absence(self) -> dict[str, str]:
+        """Build the fields of the record that tell whether it is there."""
+        record = self.record()
+        return {name: record[name] for name in ("liveness", "lost_from", "lost_score", "lost_at")}
+
+    def present(self, liveness: Liveness | None = None) -> None:
+        """Clear an absence. Unless told, it is watched if it was lost by its heartbeat."""
+        self.liveness = liveness or (Liveness.UNKNOWN if self.lost_score is None else Liveness.FRESH)
+        self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 
     @classmethod
     def from_record(cls, agent_id: str, record: Mapping[str, str]) -> "Agent":
@@ -83,6 +95,7 @@ class Agent(Struct, kw_only=True):
             liveness=Liveness(record["liveness"]),
             lost_from=record["lost_from"] or None,
             lost_score=float(record["lost_score"]) if record["lost_score"] else None,
+            lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
             met_at=from_iso(record["met_at"]),
         )
 
@@ -127,7 +140,7 @@ class Fleet:
         return ring is not None and hash(message_id) in ring
 
     def remember(self, agent_id: str, message_id: str) -> None:
-        """Add to the agent's ring. Only hashes are kept: 64 ids of 100,000 agents are 51 MB, as strings ten times that."""
+        """Add to the ring of the agent. Only hashes are kept: 64 of 100,000 agents are 51 MB; as strings, ten times that."""
         ring = self._recent.get(agent_id)
         if ring is None:
             ring = self._recent[agent_id] = array("q")
@@ -160,13 +173,12 @@ class Draft:
 
     def agent(self, agent_id: str) -> Agent | None:
         """Get the agent to change it; none where it is not known."""
-        try:
+        if agent_id in self._agents:
             return self._agents[agent_id]
-        except KeyError:
-            agent = self._fleet.agents.get(agent_id)
-            if agent is not None:
-                agent = self._agents[agent_id] = copy(agent)
-            return agent
+        agent = self._fleet.agents.get(agent_id)
+        if agent is not None:
+            agent = self._agents[agent_id] = copy(agent)
+        return agent
 
     def add_agent(self, agent: Agent) -> None:
         self._agents[agent.agent_id] = agent

@@ -6,9 +6,9 @@ object or one MessagePack map; the first byte tells which. Unknown fields are ig
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from math import isfinite
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -30,15 +30,17 @@ def is_identifier(value: object) -> bool:
 
 
 class MalformedError(Exception):
-    """A message that cannot be understood. `code` is one of those in docs/protocol.md; `agent_id` where it could be
-    read.
+    """A message that cannot be understood.
+
+    `code` is one of those in docs/protocol.md; `agent_id` and `message_id` are there where they could be read.
     """
 
-    def __init__(self, code: str, reason: str, agent_id: str | None = None) -> None:
+    def __init__(self, code: str, reason: str, agent_id: str | None = None, message_id: str | None = None) -> None:
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
         self.agent_id = agent_id
+        self.message_id = message_id
 
 
 # --- agent to engine --------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     @property
     def kind(self) -> str:
-        return str(self.__struct_config__.tag)
+        return _KINDS[type(self)]
 
 
 class RegisterPayload(Struct, frozen=True):
@@ -135,6 +137,17 @@ class Measurement(_Response, frozen=True, kw_only=True, tag="measurement"):
     payload: Annotated[dict[MeasureName, float], Meta(max_length=32)] = field(default_factory=dict)
 
 
+class Custom(_Response, frozen=True, kw_only=True, tag=False, tag_field=None):
+    """A response of a type that is not ours, but for which the engine was given a handler."""
+
+    type: TypeName
+    payload: Any = None
+
+    @property
+    def kind(self) -> str:
+        return "custom"
+
+
 Response: TypeAlias = (
     Register | Heartbeat | Goodbye | Ack | Progress | Result | Error | StateTransition | Message | Measurement
 )
@@ -172,7 +185,7 @@ class _Request(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     @property
     def kind(self) -> str:
-        return str(self.__struct_config__.tag)
+        return _KINDS[type(self)]
 
 
 class Send(_Request, frozen=True, kw_only=True, tag="send"):
@@ -184,6 +197,8 @@ class Forget(_Request, frozen=True, kw_only=True, tag="forget"):
 
 
 Request: TypeAlias = Send | Forget
+
+_KINDS: Final = {member: str(member.__struct_config__.tag) for member in (*get_args(Response), *get_args(Request))}
 
 
 # --- engine to agent --------------------------------------------------------------------------------------------------
@@ -217,26 +232,27 @@ def encode(message: object, codec: str = "json") -> bytes:
 T = TypeVar("T")
 _MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 """First bytes of a MessagePack map; none of them can begin a JSON text."""
-_FREE_FORM: Final = (Result, Message, Send)
+_FREE_FORM: Final = frozenset({Result, Message, Custom, Send})
 """Types whose payload may hold any value: it must be possible to write it in either format."""
 
 
 class _Envelope(Struct, frozen=True):
     type: Any = None
     agent_id: Any = None
+    id: Any = None
 
 
 _ENVELOPES = (msgspec.json.Decoder(_Envelope), msgspec.msgpack.Decoder(_Envelope))
 
 
 class Codec:
-    """Decodes one union of messages from either format."""
+    """Decodes one form of messages, a struct or a union of them, from either format."""
 
-    def __init__(self, union: Any, subject: str) -> None:  # noqa: ANN401 - a type form has no type of its own yet
-        self._json = msgspec.json.Decoder(union)
-        self._msgpack = msgspec.msgpack.Decoder(union)
+    def __init__(self, form: Any, subject: str) -> None:  # noqa: ANN401 - a type form has no type of its own yet
+        self._json = msgspec.json.Decoder(form)
+        self._msgpack = msgspec.msgpack.Decoder(form)
         self._subject = subject
-        self._types = frozenset(str(member.__struct_config__.tag) for member in union.__args__)
+        self._types = frozenset(str(member.__struct_config__.tag) for member in get_args(form))
 
     def decode(self, raw: bytes) -> Any:  # noqa: ANN401 - narrowed by decode_response and decode_request
         """Read one message, or raise `MalformedError` with a code."""
@@ -248,11 +264,13 @@ class Codec:
                 message = self._json.decode(raw)
             else:
                 message = self._msgpack.decode(raw)
-            if isinstance(message, _FREE_FORM) or (isinstance(message, StateTransition) and message.payload.context):
-                encode(
-                    message.payload, "msgpack" if is_json else "json"
-                )  # refuses integers past 64 bits, and extensions
-            elif isinstance(message, Measurement) and not all(map(isfinite, message.payload.values())):
+            kind = type(message)
+            if kind in _FREE_FORM or (kind is StateTransition and message.payload.context):
+                # The other format refuses what this one alone can hold: integers past 64 bits, extensions.
+                written = encode(message.payload, "msgpack" if is_json else "json")
+                if not is_json and b"null" in written:  # what JSON writes for a number that is none, too
+                    _check_finite(message.payload)
+            elif kind is Measurement and not all(map(isfinite, message.payload.values())):
                 raise MalformedError("invalid_message", "a measurement must be a finite number", message.agent_id)
         except msgspec.ValidationError as error:
             raise self._explain(raw, str(error), is_json=is_json) from None
@@ -262,8 +280,8 @@ class Codec:
             raise MalformedError("invalid_utf8", str(error)) from None
         except msgspec.DecodeError as error:
             raise MalformedError("invalid_json" if is_json else "invalid_msgpack", str(error)) from None
-        except (OverflowError, ValueError, TypeError) as error:  # a value that JSON cannot hold
-            raise MalformedError("invalid_message", f"{self._subject} cannot be written again: {error}") from None
+        except (OverflowError, ValueError, TypeError) as error:  # a value that the other format cannot hold
+            raise self._explain(raw, f"the {self._subject} cannot be written again: {error}", is_json=is_json) from None
         return message
 
     def _explain(self, raw: bytes, reason: str, *, is_json: bool) -> MalformedError:
@@ -272,25 +290,46 @@ class Codec:
             envelope = _ENVELOPES[not is_json].decode(raw)
         except RecursionError:
             return MalformedError("too_deep", "nested too deep")
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return MalformedError("not_an_object", reason)
-        agent_id = envelope.agent_id if is_identifier(envelope.agent_id) else None
-        if envelope.type is None:
-            return MalformedError("invalid_message", "the field `type` is missing", agent_id)
-        if envelope.type not in self._types if isinstance(envelope.type, str) else True:
-            return MalformedError("unknown_type", f"no {self._subject} has the type {envelope.type!r:.80}", agent_id)
-        if envelope.agent_id is not None and agent_id is None:
-            return MalformedError("invalid_agent_id", f"{envelope.agent_id!r:.160} is no agent id")
-        return MalformedError("invalid_message", reason, agent_id)
+        except (msgspec.DecodeError, OverflowError, ValueError, TypeError):  # not even that much can be read
+            is_object = not is_json or raw.lstrip()[:1] == b"{"
+            return MalformedError("invalid_message" if is_object else "not_an_object", reason)
+        code, kind = "invalid_message", envelope.type
+        agent_id, message_id = (value if is_identifier(value) else None for value in (envelope.agent_id, envelope.id))
+        if kind is None:
+            reason = "the field `type` is missing"
+        elif not isinstance(kind, str) or kind not in self._types:
+            code, reason = "unknown_type", f"no {self._subject} has the type {kind!r:.80}"
+        elif envelope.agent_id is not None and agent_id is None:
+            code, reason = "invalid_agent_id", f"{envelope.agent_id!r:.160} is no agent id"
+        return MalformedError(code, reason, agent_id, message_id)
+
+
+def _check_finite(value: object) -> None:
+    """Raise ValueError where there is a NaN or an infinity in a payload: JSON would make it null without a word."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{value} is no number")
+    if isinstance(value, Struct):
+        value = msgspec.structs.asdict(value)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(part)
 
 
 _RESPONSES = Codec(Response, "response")
+_CUSTOM = Codec(Custom, "response")
 _REQUESTS = Codec(Request, "request")
 
 
-def decode_response(raw: bytes) -> Response:
-    """Read what an agent said; raises `MalformedError`."""
-    response: Response = _RESPONSES.decode(raw)
+def decode_response(raw: bytes, custom: Container[str] = ()) -> Response | Custom:
+    """Read what an agent said; raises `MalformedError`. `custom` holds the types beyond ours that have a handler."""
+    try:
+        response: Response = _RESPONSES.decode(raw)
+    except MalformedError as error:
+        if error.code != "unknown_type":
+            raise
+        other: Custom = _CUSTOM.decode(raw)
+        if other.type not in custom:
+            raise error from None
+        return other
     return response
 
 

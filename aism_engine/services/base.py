@@ -21,24 +21,31 @@ log = structlog.get_logger(component="services")
 
 
 class Outages:
-    """Whether Redis serves, as the services find it: an outage has a name, begins once and ends once."""
+    """Whether Redis serves, as the services find it. An outage begins with the first that meets it, and ends with the
+    last.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
-        self.current: str | None = None
         self._metrics = metrics
+        self._met: dict[str, str] = {}
         metrics.redis_up.set(1)
 
+    @property
+    def current(self) -> str | None:
+        """The name of the outage, none while everybody is served."""
+        return next(iter(self._met.values()), None)
+
     def met(self, error: ServerUnavailableError, service: str) -> None:
-        if self.current != error.outage:
-            self.current = error.outage
+        if error.outage not in self._met.values():
             self._metrics.redis_up.set(0)
             self._metrics.outages.labels(error.outage).inc()
             log.warning("redis_unavailable", outage=error.outage, detail=str(error), service=service)
+        self._met[service] = error.outage
 
-    def over(self) -> None:
-        if self.current is not None:
-            log.info("redis_available", outage=self.current)
-            self.current = None
+    def over(self, service: str) -> None:
+        outage = self._met.pop(service, None)
+        if outage is not None and not self._met:
+            log.info("redis_available", outage=outage)
             self._metrics.redis_up.set(1)
 
 
@@ -83,10 +90,15 @@ class Service(ABC):
     async def wait(self) -> None:
         """Wait until there may be something to do."""
 
+    async def stand_by(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Let go of what only a leader needs."""
+
     async def run(self) -> None:
         context, pause_s = self._context, 0.0
-        while True:
-            if self.leads_only:
+        while not _is_cancelled():
+            if self.leads_only and context.leadership.token is None:
+                context.outages.over(self.name)
+                await self.stand_by()
                 await context.leadership.wait_leading()
             self.stepped_at = self._clock.monotonic()
             try:
@@ -95,17 +107,25 @@ class Service(ABC):
                 context.outages.met(error, self.name)
                 pause_s = min(context.backoff_max_s, max(0.05, 2 * pause_s))
                 await asyncio.sleep(pause_s)
-                continue
             except NotLeadingError:
-                await asyncio.sleep(
-                    0.01
-                )  # the lease was lost, or the fleet is to be loaded again: not a matter of waiting long
-                continue
-            context.outages.over()
-            pause_s = 0.0
-            if not more:
-                await self.wait()
+                await asyncio.sleep(0.01)  # lost, or the fleet is to be loaded again: not a matter of waiting long
+            else:
+                context.outages.over(self.name)
+                pause_s = 0.0
+                if not more and not _is_cancelled():
+                    await self.wait()
+        raise asyncio.CancelledError
 
     def _worked(self, began: float, decisions: Iterable[Decision]) -> None:
         outcomes = Counter((decision.kind, decision.outcome, decision.code) for decision in decisions)
         self._context.metrics.worked(self.name, self._clock.monotonic() - began, outcomes, self._clock.wall())
+
+
+def _is_cancelled() -> bool:
+    """Tell whether this task was cancelled, even if the cancellation was swallowed on its way.
+
+    Python 3.11's `asyncio.wait_for`, in which redis-py sends, returns as if nothing had happened when what it waits for
+    ends in the same turn (cpython#86296, mended in 3.12).
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,12 +1,12 @@
-"""The census: agents that are known by nothing but a heartbeat, and what agents have written into their metadata since."""
+"""The census: who is known by nothing but a heartbeat, what agents have written themselves, whom to forget."""
 
 import asyncio
 from collections.abc import Callable
 
 import structlog
 
-from aism_engine.model.decisions.common import Decision, Rules
-from aism_engine.model.decisions.signs import decide_first_beat, decide_metadata
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.decisions.signs import decide_first_beat, decide_oblivion, decide_sighting
 from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
 from aism_engine.model.messages import is_identifier
 from aism_engine.services.base import Context, Service
@@ -20,8 +20,11 @@ class Census(Service):
 
     name = "census"
 
-    def __init__(self, context: Context, *, interval_s: float, metadata_every_s: float, chunk: int) -> None:
+    def __init__(
+        self, context: Context, *, interval_s: float, metadata_every_s: float, forget_after_s: float, chunk: int
+    ) -> None:
         super().__init__(context)
+        self._forget_after_s = forget_after_s
         self._interval_s = interval_s
         self._metadata_every_s = metadata_every_s
         self._chunk = chunk
@@ -38,7 +41,8 @@ class Census(Service):
             decisions += await self._walk(fleet)
             self._counted = beating
         if due:
-            decisions += await self._read_metadata(fleet)
+            decisions += await self._look_at_all(fleet)
+            decisions += await self._forget_the_long_lost(fleet)
             self._walked_at = began
         self._worked(began, decisions)
         return False
@@ -54,29 +58,41 @@ class Census(Service):
             cursor, page = await self._store.members(cursor, self._chunk)
             strange += (member for member in page if not is_identifier(member))
             new = {member for member in page if is_identifier(member) and _is_news(fleet, member)}
-            decisions += await self._commit(new - fleet.agents.keys(), new, decide_first_beat)
+            lookups = Lookups(await self._store.sightings(new - fleet.agents.keys()))
+            decisions += await self._commit(new, lookups, decide_first_beat)
             if cursor == 0:
                 break
         if strange:
             log.warning("strange_heartbeats", count=len(strange), first=strange[0][:80])
         return decisions
 
-    async def _read_metadata(self, fleet: Fleet) -> list[Decision]:
+    async def _look_at_all(self, fleet: Fleet) -> list[Decision]:
+        """Compare what agents have written by their own hand with what we hold of them."""
         decisions: list[Decision] = []
         known = list(fleet.agents)
         for start in range(0, len(known), self._chunk):
-            page = set(known[start : start + self._chunk])
-            sightings = await self._store.sightings(page)
+            looked_at = await self._writer.quiet()
+            lookups = Lookups(await self._store.sightings(known[start : start + self._chunk]))
             changed = {
                 agent_id
-                for agent_id, seen in sightings.items()
-                if (agent := fleet.agents.get(agent_id)) and (seen.type, seen.labels) != (agent.type, agent.labels)
+                for agent_id, seen in lookups.sightings.items()
+                if (agent := fleet.agents.get(agent_id))
+                and (seen.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
             }
-            decisions += await self._commit(changed, changed, decide_metadata)
+            decisions += await self._commit(changed, lookups, decide_sighting, looked_at)
+        return decisions
+
+    async def _forget_the_long_lost(self, fleet: Fleet) -> list[Decision]:
+        before = self._store.now - self._forget_after_s
+        lost = [agent for agent in fleet.agents.values() if agent.liveness is Liveness.LOST and agent.lost_at < before]
+        decisions: list[Decision] = []
+        for start in range(0, len(lost), self._chunk):
+            page = {agent.agent_id for agent in lost[start : start + self._chunk]}
+            decisions += await self._commit(page, Lookups(), decide_oblivion, before)
         return decisions
 
     async def _commit(
-        self, strangers: set[str], agent_ids: set[str], decide_one: Callable[[Draft, Rules, str], Decision]
+        self, agent_ids: set[str], lookups: Lookups, decide_one: Callable[..., Decision], *arguments: float
     ) -> list[Decision]:
         if not agent_ids:
             return []
@@ -84,11 +100,12 @@ class Census(Service):
 
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             return [
-                decide_one(draft, self._rules, agent_id) if number not in failures else Decision("census", "refused")
+                decide_one(draft, self._rules, agent_id, *arguments)
+                if number not in failures
+                else Decision("census", "refused", failures[number][0])
                 for number, agent_id in enumerate(ids)
             ]
 
-        lookups = Lookups(await self._store.sightings(strangers))
         decisions = await self._writer.write(decide, lookups=lookups)
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 

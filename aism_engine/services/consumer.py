@@ -11,15 +11,15 @@ from aism_engine.services.hints import Hint
 from aism_engine.services.intake import Intake, Limits
 
 
-class Consumer(Intake[m.Response]):
+class Consumer(Intake[m.Response | m.Custom]):
     """Applies each response exactly once, or buries it."""
 
     name = "consumer"
 
     def __init__(self, context: Context, hint: Hint, limits: Limits) -> None:
-        super().__init__(context, hint, context.store.keys.response_queue, limits, m.decode_response)
+        super().__init__(context, hint, context.store.keys.response_queue, limits, self._decode_response)
 
-    async def look_up(self, fleet: Fleet, messages: Sequence[m.Response]) -> Lookups:
+    async def look_up(self, fleet: Fleet, messages: Sequence[m.Response | m.Custom]) -> Lookups:
         strangers = {message.agent_id for message in messages if message.agent_id not in fleet.agents}
         ended = {
             message.command_id
@@ -30,11 +30,14 @@ class Consumer(Intake[m.Response]):
             return Lookups()
         return Lookups(await self._store.sightings(strangers), await self._store.commands(ended))
 
-    def decide(self, draft: Draft, message: m.Response, raw: bytes) -> Decision:
+    def decide(self, draft: Draft, message: m.Response | m.Custom, raw: bytes) -> Decision:
         return decide_response(draft, self._rules, message, raw)
 
     def bury(self, draft: Draft, error: m.MalformedError, raw: bytes) -> Decision:
         return bury_response(draft, self._rules, error, raw)
+
+    def _decode_response(self, raw: bytes) -> m.Response | m.Custom:
+        return m.decode_response(raw, self._rules.handlers)
 
     def seen(self, at: float, length: int) -> None:
         self._context.backlog.seen(at, length)

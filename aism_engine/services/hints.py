@@ -77,7 +77,7 @@ class Backlog:
             self._pass(at)
 
     async def wait_passed(self, at: float, timeout_s: float) -> bool:
-        """Wait until everything that lay in the queue at this instant has been passed; false where that takes longer."""
+        """Wait until all that lay in the queue at this instant has been passed; false where that takes longer."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self._passed < at:

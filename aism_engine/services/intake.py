@@ -1,9 +1,11 @@
 """What the consumer and the dispatcher have in common: peek at the tail of a queue, look up, decide, commit."""
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
+from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.responses import bury_oversized
 from aism_engine.model.fleet import Draft, Fleet, Lookups
@@ -13,11 +15,14 @@ from aism_engine.services.hints import Hint
 from aism_engine.store.store import Peek
 from aism_engine.store.writer import DecisionError, Failures
 
+_TURNS: Final = 3
+"""Turns of the loop that redis-py needs to send a request: it shall be on its way before the deciding begins."""
+
 M = TypeVar("M")
 
 
 class Limits(NamedTuple):
-    """How much is read at a time: messages, bytes of them all, bytes of one; and how often without a hint, in seconds."""
+    """How much is read at a time: messages, bytes of them all, bytes of one; and after how many seconds unasked."""
 
     messages: int
     bytes: int
@@ -41,26 +46,34 @@ class Intake(Service, Generic[M]):
         self._queue = queue
         self._limits = limits
         self._decode = decode
+        self._ahead: asyncio.Future[tuple[Peek, list[M | MalformedError]]] | None = None
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            await self._drop_ahead()
 
     async def run_once(self) -> bool:
+        began = self._clock.monotonic()
         fleet = await self._writer.loaded()
-        limits, began = self._limits, self._clock.monotonic()
-        peek = await self._store.peek(
-            self._queue, most=limits.messages, most_bytes=limits.bytes, limit=limits.message_bytes
-        )
-        self.seen(began, peek.length)
+        ahead, self._ahead = self._ahead, None
+        peek, messages = await (ahead or self._fetch(0))
         if not peek.messages:
             was_muted = self._hint.muted
             if was_muted:
                 await self._hint.unmute()
             self._worked(began, ())
             return was_muted  # what came while it was muted was not announced: look once more
-        if peek.length > len(peek.messages) and not self._hint.muted:
-            await self._hint.mute()
-        messages = [self._read(raw) for raw in peek.messages]
-        lookups = await self.look_up(
-            fleet, [message for message in messages if not isinstance(message, MalformedError)]
-        )
+        if peek.length > len(peek.messages):
+            # There is more: it is fetched and decoded while the server is busy with this commit. Should the commit
+            # fail,
+            # or the queue move, the next commit finds that its source has moved, and everything is read again.
+            self._ahead = asyncio.ensure_future(self._fetch(len(peek.messages)))
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            if not self._hint.muted:
+                await self._hint.mute()
 
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             if peek.oversized:
@@ -70,10 +83,35 @@ class Intake(Service, Generic[M]):
                 for number, message in enumerate(messages)
             ]
 
-        decisions = await self._writer.write(decide, lookups=lookups, taken=peek.taken)
+        understood = [message for message in messages if not isinstance(message, MalformedError)]
+        try:
+            lookups = await self.look_up(fleet, understood)
+            decisions = await self._writer.write(decide, lookups=lookups, taken=peek.taken)
+        except (NotLeadingError, ServerUnavailableError):
+            await self._drop_ahead()
+            raise
+        if not decisions:
+            await self._drop_ahead()
         self.applied(len(decisions))
         self._worked(began, decisions)
         return True
+
+    async def _fetch(self, skip: int) -> tuple[Peek, list[M | MalformedError]]:
+        """Peek, and decode what is there; the oldest `skip` are in hand already."""
+        limits, began = self._limits, self._clock.monotonic()
+        peek = await self._store.peek(
+            self._queue, most=limits.messages, most_bytes=limits.bytes, limit=limits.message_bytes, skip=skip
+        )
+        self.seen(began, peek.length)
+        return peek._replace(length=peek.length - skip), [self._read(raw) for raw in peek.messages]
+
+    async def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.wait([ahead])
+            if not ahead.cancelled():
+                ahead.exception()
 
     async def wait(self) -> None:
         await self._hint.wait(self._limits.poll_interval_s)

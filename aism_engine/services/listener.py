@@ -81,6 +81,9 @@ class Listener(Service):
     async def wait(self) -> None:
         await asyncio.sleep(0)
 
+    async def stand_by(self) -> None:
+        await self._subscription.close()  # unread, it would fill the server's memory until the server cuts it off
+
     async def run(self) -> None:
         try:
             await super().run()

@@ -49,6 +49,8 @@ class Batch:
         self.facts: list[fx.Fact] = []
         self._watches: list[Argument] = []
         self._watch_owners: list[int] = []
+        self._strings: dict[int, str] = {}
+        self._events: dict[str, list[Argument]] = {}
         self._writes: list[Argument] = []
 
     def add(self, decisions: Iterable[Decision]) -> None:
@@ -75,11 +77,15 @@ class Batch:
             taken.newest,
             self._bounds.oversized if taken.oversized else 0,
             len(self._watch_owners),
+            len(self._strings),
+            len(self._events),
         ]
-        return (
-            [keys.epoch, keys.ledger, taken.queue, keys.oversized, *self._places],
-            head + self._watches + self._writes,
-        )
+        arguments = head + self._watches
+        for pair in self._strings.items():
+            arguments += pair
+        for channel, messages in self._events.items():
+            arguments += (channel, len(messages), *messages)
+        return [keys.epoch, keys.ledger, taken.queue, keys.oversized, *self._places], arguments + self._writes
 
     def owner_of_key(self, place: int) -> tuple[int, str]:
         """Find the decision that asked for a key, by the place that `commit.lua` names, and the key itself."""
@@ -124,8 +130,7 @@ class Batch:
         self._write("SADD", self._place(self._keys.index, "e"), effect.agent_id)
 
     def _set_state(self, effect: fx.SetState) -> None:
-        place = self._place(self._keys.state(effect.agent_id), "s", ours=False)
-        self._writes += ("SET", place, 1, effect.state)
+        self._strings[self._place(self._keys.state(effect.agent_id), "s", ours=False)] = effect.state
 
     def _save_metadata(self, effect: fx.SaveMetadata) -> None:
         self._hash(self._keys.metadata(effect.agent_id), effect.fields)
@@ -138,7 +143,9 @@ class Batch:
         keys, agent_id = self._keys, effect.agent_id
         owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.agent_measurements)
         for name in owned:
-            self._write("DEL", self._place(name(agent_id), "*", ours=False))
+            place = self._place(name(agent_id), "*", ours=False)
+            self._strings.pop(place, None)
+            self._write("DEL", place)
         self._write("SREM", self._place(keys.index, "e"), agent_id)
         self._write("ZREM", self._place(keys.heartbeats, "z"), agent_id)
 
@@ -174,7 +181,7 @@ class Batch:
         self._write("ZREM", self._place(self._keys.deadlines, "z"), effect.member)
 
     def _publish(self, effect: fx.Publish) -> None:
-        self._writes += ("PUBLISH", 0, 2, getattr(self._keys, effect.channel), effect.body)
+        self._events.setdefault(getattr(self._keys, effect.channel), []).append(effect.body)
 
     def _record(self, effect: fx.Record) -> None:
         self.facts.append(effect.fact)

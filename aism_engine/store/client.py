@@ -78,7 +78,7 @@ def outage_of(error: BaseException) -> str | None:
 
 @contextmanager
 def naming_outages() -> Iterator[None]:
-    """Turn whatever a client raises while the server cannot serve into `ServerUnavailableError`; anything else passes."""
+    """Turn what a client raises while the server cannot serve into `ServerUnavailableError`; anything else passes."""
     try:
         yield
     except (RedisError, OSError) as error:
@@ -86,10 +86,8 @@ def naming_outages() -> Iterator[None]:
         if outage is None:
             raise
         raise ServerUnavailableError(outage, str(error)) from error
-    except (
-        AttributeError,
-        TypeError,
-    ) as error:  # some asyncio versions raise these on a write to a closed peer: redis-py #4287
+    except (AttributeError, TypeError) as error:
+        # Some versions of asyncio raise these on a write to a peer that has closed: redis-py #4287.
         raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
 
 
@@ -138,7 +136,12 @@ def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = 
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     pool.connection_class = _CLASSES[pool.connection_class]
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # which owns it: closing the client closes its connections
+
+
+def connect_url(url: str, purpose: str, *, timeout_s: float | None = None) -> Client:
+    """Make a client for one who knows nothing of the server but its URL, as agents do."""
+    return connect(RedisSettings(url=url), purpose, timeout_s=timeout_s)
 
 
 def where(settings: RedisSettings) -> str:

@@ -75,11 +75,14 @@ class Store:
 
     # --- the commit path --------------------------------------------------------------------------------------------
 
-    async def peek(self, queue: str, *, most: int, most_bytes: int, limit: int) -> Peek:
-        """Read the oldest messages of a queue, at most so many, of so many bytes together, none over `limit` bytes."""
+    async def peek(self, queue: str, *, most: int, most_bytes: int, limit: int, skip: int = 0) -> Peek:
+        """Read the oldest messages of a queue, at most so many, of so many bytes together, none over `limit` bytes.
+
+        `skip` leaves out the very oldest, that are in hand already.
+        """
         with naming_outages():
             seconds, microseconds, length, oversized, *messages = await PEEK(
-                self._client, [queue], [most, most_bytes, limit]
+                self._client, [queue], [most, most_bytes, limit, skip]
             )
         return Peek(queue, messages, oversized.decode(), length, self._observe(seconds, microseconds))
 

@@ -16,7 +16,7 @@ cancellation goes on after it.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 import uuid_utils
@@ -33,6 +33,13 @@ from aism_engine.store.store import CommitReply, Store
 
 log = structlog.get_logger(component="writer")
 
+_SILENCES: Final = frozenset({"connection", "timeout", "refused"})
+"""Outages that leave it unknown whether what was sent was done."""
+_ATTEMPTS: Final = 3
+"""How often a commit is sent at most: an arbitrary number. Past it the fleet is loaded again, which is as safe, but
+slow.
+"""
+
 Failures: TypeAlias = Mapping[int, tuple[str, str]]
 """What could not be committed before: the number of a decision, to its code and the reason."""
 Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
@@ -47,7 +54,7 @@ class DecisionError(Exception):
 
 
 class CommitObserver(Protocol):
-    """Hears of every commit: what was decided, the facts that were recorded, how long it took, and what was answered."""
+    """Hears of every commit: what was decided, which facts were recorded, how long it took, what was answered."""
 
     def committed(self, decisions: list[Decision], facts: list[Fact], seconds: float, code: str) -> None: ...
 
@@ -91,6 +98,11 @@ class Writer:
             async with self._lock:
                 await self._load()
         return self._fleet
+
+    async def quiet(self) -> float:
+        """Wait until no commit is in flight; gives the server's time. What is read then shows all that was decided."""
+        async with self._lock:
+            return self._store.now
 
     async def write(
         self, decide: Decide, *, lookups: Lookups | None = None, taken: Taken | None = None
@@ -151,16 +163,25 @@ class Writer:
                     self._void(code)
 
     async def _send(self, batch: Batch, token: str, commit_id: str, taken: Taken | None) -> CommitReply:
-        """Send a commit until there is an answer to it, as long as we may."""
+        """Send a commit; where there is no answer to it, send it again.
+
+        An answer that says no (OOM, READONLY, …) is an answer: nothing was written. After silence it remains unknown,
+        and once we give up, the next load of the fleet will show.
+        """
         keys, arguments = batch.call(token, commit_id, self._ledger, taken)
+        left, unknown = _ATTEMPTS, False
         while True:
+            left -= 1
             try:
                 return await self._store.commit(keys, arguments)
             except ServerUnavailableError as error:
-                log.warning("commit_unanswered", commit=commit_id, outage=error.outage)
-                if self._leadership.token != token:
-                    self._loaded_for = None  # whether it was written, the next load will show
+                silent = error.outage in _SILENCES
+                unknown |= silent
+                if not silent or not left or self._leadership.token != token:
+                    if unknown:
+                        self._loaded_for = None
                     raise
+                log.warning("commit_unanswered", commit=commit_id, outage=error.outage)
             await asyncio.sleep(self._resend_after_s)
 
     async def _load(self) -> str:

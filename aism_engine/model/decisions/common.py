@@ -1,5 +1,6 @@
-"""The moves that all decisions share. Each changes the draft and adds the effects that make the change true in Redis."""
+"""The moves that decisions share. Each changes the draft and adds the effects that make the change true in Redis."""
 
+from collections.abc import Callable, Mapping
 from hashlib import sha1
 from typing import Any, Final, Literal, TypeAlias
 
@@ -31,6 +32,8 @@ class Rules(Struct, frozen=True, kw_only=True):
     reply_ttl_s: float = 300.0
     inbox_keep: int = 1000
     events: bool = True
+    handlers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """What to do with responses of types that are not ours: see `responses.Handler`."""
 
 
 class Decision(Struct):
@@ -172,14 +175,34 @@ class Scope:
         if agent.liveness is Liveness.LOST:
             machine = self.machine(agent)
             state = (agent.lost_from or state) if machine.on_return == PREVIOUS else machine.on_return
-        agent.liveness = Liveness.UNKNOWN if agent.lost_score is None else Liveness.FRESH
-        agent.lost_from = agent.lost_score = None
-        fields = {"liveness": agent.liveness.value, "lost_from": "", "lost_score": ""}
+        agent.present()
+        fields = agent.absence()
         self.record("agent_returned", agent_id=agent.agent_id)
         if state == agent.state:
             self.add(fx.SaveAgent(agent.agent_id, fields))
         else:
             self.change_state(agent, state, "return", **fields)
+
+    def declare(self, agent: Agent, target: str) -> Refusal | None:
+        """Take what the agent says of its state: kept as declared in any case, and true if its machine allows it."""
+        at = self.draft.at
+        agent.declared, agent.declared_at = target, self.draft.now
+        refusal = self.machine(agent).check(agent.state, target)
+        if refusal is None and target != agent.state:
+            self.change_state(agent, target, "agent", declared=target, declared_at=at)
+        else:
+            self.decision.outcome = "unchanged"
+            self.add(fx.SaveAgent(agent.agent_id, {"declared": target, "declared_at": at}))
+        return refusal
+
+    def forget(self, agent: Agent, reason: str | None) -> None:
+        """Delete all that is kept of an agent; what it had still to do is cancelled."""
+        for command_id in agent.open_commands:
+            if command := self.draft.command(command_id):
+                self.end_command(command, Status.CANCELLED, code="agent_forgotten", reason="its agent was forgotten")
+        self.draft.remove_agent(agent.agent_id)
+        self.add(fx.ForgetAgent(agent.agent_id))
+        self.record("agent_forgotten", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 from aism_engine.clock import iso
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
-from aism_engine.model.commands import Command, Status
+from aism_engine.model.commands import Command
 from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, transition_fault
 from aism_engine.model.fleet import Agent, Draft
 from aism_engine.model.machine import Refusal
@@ -29,9 +29,13 @@ def decide_request(draft: Draft, rules: Rules, request: m.Request, raw: bytes) -
 
 
 def bury_request(draft: Draft, rules: Rules, error: m.MalformedError, raw: bytes) -> Decision:
-    """Bury what could not be decoded; whoever asked may find out from the errors channel."""
+    """Bury what could not be decoded; whoever asked is told, where it can be read who that was."""
     decision = Decision("malformed")
-    Scope(draft, rules, decision, None).bury(error.code, error.reason, raw, source=SOURCE)
+    scope = Scope(draft, rules, decision, error.message_id)
+    scope.bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
+    if error.message_id is not None:
+        fault = Fault("request_refused", error.code, error.reason)
+        scope.answer(None, error.message_id, {"ok": False, "error": fault})
     return decision
 
 
@@ -114,12 +118,7 @@ def _forget(scope: Scope, request: m.Forget, _raw: bytes) -> dict[str, Any] | Fa
     agent = scope.draft.agent(agent_id)
     if agent is None:
         return Fault("forget_refused", "unknown_agent", f"there is no agent {agent_id}")
-    for command_id in agent.open_commands:
-        if command := scope.draft.command(command_id):
-            scope.end_command(command, Status.CANCELLED, code="agent_forgotten", reason="its agent was forgotten")
-    scope.draft.remove_agent(agent_id)
-    scope.add(fx.ForgetAgent(agent_id))
-    scope.record("agent_forgotten", agent_id=agent_id, old_state=agent.state, reason=request.payload.reason)
+    scope.forget(agent, request.payload.reason)
     return {"ok": True, "agent_id": agent_id}
 
 

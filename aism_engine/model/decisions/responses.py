@@ -1,20 +1,24 @@
 """What it means when an agent says something: one function for each type of response."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, digest
 from aism_engine.model.fleet import Agent, Draft, Liveness
-from aism_engine.model.machine import Refusal
 
 SOURCE: Final = "response_queue"
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
-def decide_response(draft: Draft, rules: Rules, response: m.Response, raw: bytes) -> Decision:
+Handler: TypeAlias = Callable[[Scope, Agent, Any, bytes], Fault | None]
+"""Decides what a response means for its agent: changes the draft and adds effects through the scope, or says why not.
+"""
+
+
+def decide_response(draft: Draft, rules: Rules, response: m.Response | m.Custom, raw: bytes) -> Decision:
     """Decide what a response means for its agent and its command. `raw` is kept should it have to be buried."""
     decision = Decision(response.kind)
     scope = Scope(draft, rules, decision, response.id)
@@ -36,7 +40,8 @@ def decide_response(draft: Draft, rules: Rules, response: m.Response, raw: bytes
     draft.heard(agent_id, response.id)
     if agent.liveness in _AWAY and not isinstance(response, m.Register | m.Goodbye):
         scope.come_back(agent)
-    fault = _HANDLERS[type(response)](scope, agent, response, raw)
+    handler = rules.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[type(response)]
+    fault = handler(scope, agent, response, raw)
     if response.reply and response.id is not None:
         body = {"ok": fault is None, "state": agent.state}
         scope.answer(agent_id, response.id, body if fault is None else {**body, "error": fault}, agent.codec)
@@ -76,8 +81,7 @@ def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> 
     agent.capabilities = tuple(payload.capabilities)
     agent.codec = payload.codec
     if agent.liveness in _AWAY:
-        agent.liveness = Liveness.UNKNOWN if agent.lost_score is None else Liveness.FRESH
-    agent.lost_from = agent.lost_score = None
+        agent.present()
     machine = scope.machine(agent)
     record = agent.record()
     scope.add(fx.SaveAgent(agent.agent_id, record))
@@ -96,8 +100,8 @@ def _heartbeat(_scope: Scope, _agent: Agent, _response: m.Heartbeat, _raw: bytes
 
 
 def _goodbye(scope: Scope, agent: Agent, response: m.Goodbye, _raw: bytes) -> Fault | None:
-    agent.liveness, agent.lost_from, agent.lost_score = Liveness.LEFT, None, None
-    fields = {"liveness": agent.liveness.value, "lost_from": "", "lost_score": ""}
+    agent.present(Liveness.LEFT)
+    fields = agent.absence()
     scope.record("agent_left", agent_id=agent.agent_id, reason=response.payload.reason)
     target = scope.machine(agent).on_goodbye
     if target is not None and target != agent.state:
@@ -117,7 +121,7 @@ def _state_transition(scope: Scope, agent: Agent, response: m.StateTransition, r
         if command is None or not command.open:
             return _no_command(scope, command, response.command_id)
     target = response.payload.target
-    refusal = _declare(scope, agent, target)
+    refusal = scope.declare(agent, target)
     if refusal is not None:
         fault = scope.refuse_transition(agent, refusal)
         if command is not None:
@@ -126,19 +130,6 @@ def _state_transition(scope: Scope, agent: Agent, response: m.StateTransition, r
     if command is not None:
         scope.end_command(command, Status.SUCCEEDED)
     return None
-
-
-def _declare(scope: Scope, agent: Agent, target: str) -> Refusal | None:
-    """Take what the agent says of its state: kept as declared in any case, and true if its machine allows it."""
-    at = scope.draft.at
-    agent.declared, agent.declared_at = target, scope.draft.now
-    refusal = scope.machine(agent).check(agent.state, target)
-    if refusal is None and target != agent.state:
-        scope.change_state(agent, target, "agent", declared=target, declared_at=at)
-    else:
-        scope.decision.outcome = "unchanged"
-        scope.add(fx.SaveAgent(agent.agent_id, {"declared": target, "declared_at": at}))
-    return refusal
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -212,7 +203,7 @@ def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault
     else:
         kept = {"result_digest": digest(result), "result_size": str(len(result))}
     scope.add(fx.SaveCommand(command.command_id, kept))
-    refusal = None if command.target is None else _declare(scope, agent, command.target)
+    refusal = None if command.target is None else scope.declare(agent, command.target)
     scope.decision.outcome = "applied"
     if refusal is not None:
         scope.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)
@@ -267,7 +258,7 @@ def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: byte
     return None
 
 
-_HANDLERS: Final[dict[type, Callable[..., Fault | None]]] = {
+_HANDLERS: Final[dict[type, Handler]] = {
     m.Register: _register,
     m.Heartbeat: _heartbeat,
     m.Goodbye: _goodbye,

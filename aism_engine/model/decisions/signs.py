@@ -1,8 +1,13 @@
 """What heartbeats show: an agent met for the first time, one lost, one that has come back."""
 
+from typing import Final
+
 from aism_engine.model import effects as fx
 from aism_engine.model.decisions.common import Decision, Rules, Scope
 from aism_engine.model.fleet import Draft, Liveness
+
+_JITTER_S: Final = 0.5
+"""By how much two of our readings of the server's time may stand in the wrong order."""
 
 
 def decide_first_beat(draft: Draft, rules: Rules, agent_id: str) -> Decision:
@@ -29,8 +34,8 @@ def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_
         decision.outcome = "unchanged"
         return decision
     scope.add(fx.ExpectScore(agent_id, score))
-    agent.liveness, agent.lost_from, agent.lost_score = Liveness.LOST, agent.state, score
-    fields = {"liveness": agent.liveness.value, "lost_from": agent.state, "lost_score": repr(score)}
+    agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = Liveness.LOST, agent.state, score, draft.now
+    fields = agent.absence()
     reason = f"silent for {silent_s:.1f} s"
     scope.record("agent_lost", agent_id=agent_id, old_state=agent.state, reason=reason)
     scope.trouble("agent_lost", reason, agent_id=agent_id)
@@ -53,19 +58,39 @@ def decide_return(draft: Draft, rules: Rules, agent_id: str) -> Decision:
     return decision
 
 
-def decide_metadata(draft: Draft, rules: Rules, agent_id: str) -> Decision:
-    """Take over what an agent has set in its metadata since; the type of one that registered is what it registered as."""
-    decision = Decision("metadata", "unchanged")
+def decide_sighting(draft: Draft, rules: Rules, agent_id: str, looked_at: float) -> Decision:
+    """Take over what an agent has written by its own hand since it was met, as it stood at `looked_at`.
+
+    The type of one that registered is what it registered as. A state that it has set is a declaration, and is put back
+    if the machine does not allow it; one that the engine has changed since proves nothing.
+    """
+    decision = Decision("sighting", "unchanged")
     agent, seen = draft.agent(agent_id), draft.lookups.sightings.get(agent_id)
     if agent is None or seen is None:
         return decision
-    kind = agent.type if agent.registered or seen.type is None else seen.type
-    if (kind, seen.labels) == (agent.type, agent.labels):
-        return decision
-    decision.outcome = "applied"
-    agent.type, agent.labels = kind, seen.labels
-    record = agent.record()
     scope = Scope(draft, rules, decision, None)
-    scope.add(fx.SaveAgent(agent_id, {name: record[name] for name in ("type", "labels")}))
-    scope.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
+    kind = agent.type if agent.registered or seen.type is None else seen.type
+    if (kind, seen.labels) != (agent.type, agent.labels):
+        agent.type, agent.labels = kind, seen.labels
+        record = agent.record()
+        scope.add(fx.SaveAgent(agent_id, {name: record[name] for name in ("type", "labels")}))
+        scope.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
+        decision.outcome = "applied"
+    if seen.state is not None and seen.state != agent.state and agent.since < looked_at - _JITTER_S:
+        refusal = scope.declare(agent, seen.state)
+        decision.outcome = "applied"
+        if refusal is not None:
+            scope.refuse_transition(agent, refusal)
+            scope.add(fx.SetState(agent_id, agent.state))
+    return decision
+
+
+def decide_oblivion(draft: Draft, rules: Rules, agent_id: str, lost_before: float) -> Decision:
+    """Forget an agent that has been lost since before `lost_before`."""
+    decision = Decision("oblivion")
+    agent = draft.agent(agent_id)
+    if agent is None or agent.liveness is not Liveness.LOST or agent.lost_at >= lost_before:
+        decision.outcome = "unchanged"
+        return decision
+    Scope(draft, rules, decision, None).forget(agent, "lost for longer than agents.forget_after")
     return decision

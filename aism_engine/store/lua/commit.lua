@@ -9,8 +9,13 @@
 -- ARGV[5] trim: how many messages leave the tail of the source; 0 for none
 -- ARGV[6] digest of the oldest of them              ARGV[7] digest of the newest of them
 -- ARGV[8] keep: 0, or the one message leaves for the list of the oversized, which keeps so many
--- ARGV[9] watches: how many sorted-set scores must not have moved; each is 3 values: key, member, score
--- then the writes, each: command, key (0 for none), how many arguments, the arguments. A key is its place in KEYS, less 4.
+-- ARGV[9] watches: how many sorted-set scores must not have moved
+-- ARGV[10] strings: how many keys are set            ARGV[11] channels: how many are published to
+-- then the watches, each: key, member, score
+-- then the strings, each: key, value
+-- then the channels, each: name, how many messages, the messages
+-- then all other writes, each: command, key, how many arguments, the arguments
+-- A key is named by its place in KEYS, less 4. Strings and messages come in bulk because every change of a state has one of each.
 --
 -- Returns {code, detail, length of the source}:
 --   APPLIED        1  written; detail is how many writes failed (none can, unless there is a bug: everything was checked)
@@ -26,7 +31,8 @@
 
 local names = {s = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
 local source = KEYS[3]
-local trim, keep, watches = tonumber(ARGV[5]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local trim, keep = tonumber(ARGV[5]), tonumber(ARGV[8])
+local watches, sets, channels = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local ledger = redis.call('GET', KEYS[2])
 if ledger == ARGV[2] then
@@ -69,7 +75,7 @@ for i = 1, #strings, 1000 do
   end
 end
 
-local a = 10
+local a = 12
 for i = 1, watches do
   local score = redis.call('ZSCORE', KEYS[4 + tonumber(ARGV[a])], ARGV[a + 1])
   if not score or tonumber(score) ~= tonumber(ARGV[a + 2]) then
@@ -79,21 +85,41 @@ for i = 1, watches do
 end
 
 redis.call('SET', KEYS[2], ARGV[2])
+
+local assigned = a  -- the strings come after the other writes: one of those may delete a key that is set again
+a = a + 2 * sets
+local events = a  -- published last: whoever hears of a change finds it written
+for _ = 1, channels do
+  a = a + 2 + tonumber(ARGV[a + 1])
+end
+
 local failed = 0
 while a <= #ARGV do
-  local command, key, count = ARGV[a], tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
-  local first, last = a + 3, a + 2 + count
-  local reply
-  if key > 0 then
-    reply = redis.pcall(command, KEYS[4 + key], unpack(ARGV, first, last))
-  else
-    reply = redis.pcall(command, unpack(ARGV, first, last))
-  end
+  local last = a + 2 + tonumber(ARGV[a + 2])
+  local reply = redis.pcall(ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])], unpack(ARGV, a + 3, last))
   if type(reply) == 'table' and reply.err then
     failed = failed + 1
-    redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. command .. ': ' .. tostring(reply.err))
+    redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. ARGV[a] .. ': ' .. tostring(reply.err))
   end
   a = last + 1
+end
+
+for from = 1, sets, 1000 do
+  local values = {}
+  for _ = from, math.min(from + 999, sets) do
+    values[#values + 1] = KEYS[4 + tonumber(ARGV[assigned])]
+    values[#values + 1] = ARGV[assigned + 1]
+    assigned = assigned + 2
+  end
+  redis.call('MSET', unpack(values))
+end
+
+for _ = 1, channels do
+  local last = events + 1 + tonumber(ARGV[events + 1])
+  for i = events + 2, last do
+    redis.call('PUBLISH', ARGV[events], ARGV[i])
+  end
+  events = last + 1
 end
 
 if keep > 0 then

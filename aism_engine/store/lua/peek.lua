@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the queue: a list, pushed at its head, read from its tail
 -- ARGV[1]  most messages           ARGV[2]  most bytes of them all; the first message is given whatever its size
--- ARGV[3]  most bytes of one message
+-- ARGV[3]  most bytes of one message  ARGV[4]  skip: how many of the oldest to leave out, being in hand already
 --
 -- Returns {seconds, microseconds, length, oversized, message, ...}: Redis TIME, the length of the queue, then the messages, oldest first.
 -- oversized is '' or, where the oldest message exceeds ARGV[3], its digest: then the one message that follows is only its head, and
@@ -12,13 +12,13 @@
 --#include digest
 
 local queue = KEYS[1]
-local most, bytes, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, bytes, limit, skip = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local length = redis.call('LLEN', queue)
 local found = {time[1], time[2], length, ''}
 
-for i = 1, math.min(most, length) do
-  local message = redis.call('LINDEX', queue, -i)
+for i = 1, math.min(most, length - skip) do
+  local message = redis.call('LINDEX', queue, -(skip + i))
   if #message > limit then
     if i == 1 then
       found[4] = digest(message)
