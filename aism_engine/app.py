@@ -81,6 +81,7 @@ class Engine:
             "pubsub": connect(settings.redis, "pubsub"),
         }
         self.leadership = Leadership(clock)
+        self.metrics.leader.set_function(lambda: self.leadership.token is not None)
         self.store = Store(self._clients["commands"], keys, clock)
         bounds = Bounds(
             settings.history.audit_keep, settings.history.dead_letters_keep, settings.consumer.oversized_keep
@@ -88,7 +89,7 @@ class Engine:
         self.writer = Writer(
             self.store, self.leadership, bounds, clock, self.metrics, recent_ids=settings.consumer.recent_ids
         )
-        self.outages = Outages(self.metrics)
+        self.outages = Outages(self.metrics, self.notifier.status)
         context = Context(
             clock=clock,
             metrics=self.metrics,

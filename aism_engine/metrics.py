@@ -4,7 +4,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from aism_engine import __version__
 
@@ -19,6 +19,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
+        ProcessCollector(registry=r)
         build = Gauge("aism_build_info", "The version that runs, as a label; always 1", ["version"], registry=r)
         build.labels(__version__).set(1)
         self.leader = Gauge("aism_leader", "1 while this engine leads, else 0", registry=r)

@@ -14,6 +14,7 @@ import json
 import logging
 import statistics
 import time
+from typing import Any
 
 import hiredis
 import msgspec
@@ -22,10 +23,10 @@ import uvloop
 
 from aism_engine.app import Engine, load_machines
 from aism_engine.config import Settings, load
+from aism_engine.model.codec import decode_response
 from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import decide_response
 from aism_engine.model.fleet import Draft, Fleet
-from aism_engine.model.messages import decode_response
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer
@@ -70,7 +71,8 @@ def prepared(backlog: list[bytes], keys: Keys, settings: Settings) -> list[bytes
         commit_id = f"commit-{number}"
         taken = Peek(keys.response_queue, raws, "", len(backlog), 0.0).taken
         call_keys, arguments = batch.call(TOKEN, commit_id, previous, taken)
-        packed.append(hiredis.pack_command(("EVALSHA", COMMIT.digest, len(call_keys), *call_keys, *arguments)))
+        call: Any = ("EVALSHA", COMMIT.digest, len(call_keys), *call_keys, *arguments)
+        packed.append(hiredis.pack_command(call))
         draft.settle()
         previous = commit_id
     return packed
@@ -110,7 +112,7 @@ async def engine(client: Client, keys: Keys, backlog: list[bytes], settings: Set
     stopping.set()
     await running
     assert await client.xlen(keys.dead_letters) == 0
-    return left / seconds
+    return float(left / seconds)
 
 
 async def main() -> None:

@@ -10,12 +10,17 @@ from msgspec import Struct
 
 Channel: TypeAlias = Literal["state_changes", "errors", "measurements"]
 
+Party: TypeAlias = Literal["agent", "operator", "engine"]
+
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of the audit: what happened, to whom, because of what. `at` is ISO 8601 in UTC, by Redis `TIME`."""
+    """One line of the audit: what happened, to whom, by whom, because of which message. `at` is ISO 8601 in UTC, by
+    Redis `TIME`.
+    """
 
     event: str
     at: str
+    by: Party
     agent_id: str | None = None
     cause: str | None = None
     command_id: str | None = None

@@ -5,10 +5,10 @@ confirmed. A draft is thrown away otherwise, so a decision can never outlive the
 of a batch sees what the first one did.
 """
 
-from array import array
 from collections.abc import Iterable, Mapping
 from copy import copy
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 from msgspec import Struct, field
@@ -120,16 +120,32 @@ class Lookups(Struct):
     commands: dict[str, Command] = field(default_factory=dict)
 
 
+_ENDED: Final = 4096
+"""An arbitrary number: more commands than end while one batch looks up what it needs."""
+_MARK_BYTES: Final = 8
+
+
+def _mark(message_id: str) -> bytes:
+    """Give the 8 bytes by which a message id is remembered.
+
+    Python's hash is keyed anew in each process: nobody can aim at a collision. A ring is searched as one string: that
+    it matches across two marks by chance is no likelier than a collision is.
+    """
+    return hash(message_id).to_bytes(_MARK_BYTES, "little", signed=True)
+
+
 class Fleet:
     """All agents, their open commands, and the ids of the messages last seen from each."""
 
     def __init__(self, agents: Iterable[Agent] = (), commands: Iterable[Command] = (), *, recent_ids: int = 64) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
         self.commands = {command.command_id: command for command in commands}
+        self.ended: dict[str, Command] = {}
+        """The last commands that have ended: what was looked up for a batch may be older than their end."""
         self.spoke: dict[str, float] = {}
         """When each agent was last heard on the queue."""
-        self._recent: dict[str, array[int]] = {}
-        self._recent_ids = recent_ids
+        self._recent: dict[str, bytearray] = {}
+        self._recent_bytes = recent_ids * _MARK_BYTES
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
                 agent.open_commands |= {command.command_id}
@@ -137,16 +153,23 @@ class Fleet:
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message was among the last ones of its agent."""
         ring = self._recent.get(agent_id)
-        return ring is not None and hash(message_id) in ring
+        return ring is not None and _mark(message_id) in ring
 
     def remember(self, agent_id: str, message_id: str) -> None:
-        """Add to the ring of the agent. Only hashes are kept: 64 of 100,000 agents are 51 MB; as strings, ten times that."""
+        """Add to the ring of the agent: 64 marks of 100,000 agents are 51 MB, the ids were ten times that."""
         ring = self._recent.get(agent_id)
         if ring is None:
-            ring = self._recent[agent_id] = array("q")
-        elif len(ring) >= self._recent_ids:
-            del ring[0]
-        ring.append(hash(message_id))
+            ring = self._recent[agent_id] = bytearray()
+        elif len(ring) >= self._recent_bytes:
+            del ring[:_MARK_BYTES]
+        ring += _mark(message_id)
+
+    def end(self, command: Command) -> None:
+        """Take a command off the open ones; for the batches that look things up just now it is kept in mind."""
+        self.commands.pop(command.command_id, None)
+        self.ended[command.command_id] = command
+        if len(self.ended) > _ENDED:
+            del self.ended[next(iter(self.ended))]
 
     def forget(self, agent_id: str) -> None:
         self.agents.pop(agent_id, None)
@@ -192,7 +215,10 @@ class Draft:
         """Get a command to change it: an open one, or one that has ended and is still on record."""
         command = self._commands.get(command_id)
         if command is None:
-            found = self._fleet.commands.get(command_id) or self.lookups.commands.get(command_id)
+            fleet = self._fleet
+            found = fleet.commands.get(command_id) or fleet.ended.get(command_id)
+            if found is None:
+                found = self.lookups.commands.get(command_id)
             if found is not None:
                 command = self._commands[command_id] = copy(found)
         return command
@@ -223,7 +249,7 @@ class Draft:
             if command.open:
                 fleet.commands[command_id] = command
             else:
-                fleet.commands.pop(command_id, None)
+                fleet.end(command)
         for agent_id, ids in self._heard.items():
             if agent_id in fleet.agents:
                 fleet.spoke[agent_id] = self.now

@@ -3,7 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -25,28 +25,40 @@ class Outages:
     last.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tell: Callable[[str], None]) -> None:
         self._metrics = metrics
+        self._tell = tell
         self._met: dict[str, str] = {}
-        metrics.redis_up.set(1)
+        self._names: set[str] = set()
+        self._served = False
 
     @property
     def current(self) -> str | None:
-        """The name of the outage, none while everybody is served."""
-        return next(iter(self._met.values()), None)
+        """The name of the outage, none while everybody is served; before anybody was, it is `connecting`."""
+        return next(iter(self._met.values()), None if self._served else "connecting")
 
     def met(self, error: ServerUnavailableError, service: str) -> None:
-        if error.outage not in self._met.values():
+        self._met[service] = error.outage
+        if error.outage not in self._names:  # each name is told once in an outage: refused, then loading, …
+            self._names.add(error.outage)
             self._metrics.redis_up.set(0)
             self._metrics.outages.labels(error.outage).inc()
+            self._tell(f"Redis is away: {error.outage}")
             log.warning("redis_unavailable", outage=error.outage, detail=str(error), service=service)
-        self._met[service] = error.outage
 
     def over(self, service: str) -> None:
-        outage = self._met.pop(service, None)
-        if outage is not None and not self._met:
-            log.info("redis_available", outage=outage)
+        """Note that a service was served."""
+        self._served = True
+        self.leave(service)
+        if not self._met:
             self._metrics.redis_up.set(1)
+            if self._names:
+                log.info("redis_available", outages=sorted(self._names))
+                self._names.clear()
+
+    def leave(self, service: str) -> None:
+        """Note that a service asks for nothing any more."""
+        self._met.pop(service, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +109,7 @@ class Service(ABC):
         context, pause_s = self._context, 0.0
         while not _is_cancelled():
             if self.leads_only and context.leadership.token is None:
-                context.outages.over(self.name)
+                context.outages.leave(self.name)
                 await self.stand_by()
                 await context.leadership.wait_leading()
             self.stepped_at = self._clock.monotonic()

@@ -1,12 +1,13 @@
 """The census: who is known by nothing but a heartbeat, what agents have written themselves, whom to forget."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 import structlog
 
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_first_beat, decide_oblivion, decide_sighting
+from aism_engine.model.decisions.signs import decide_beat, decide_oblivion, decide_sighting
 from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
 from aism_engine.model.messages import is_identifier
 from aism_engine.services.base import Context, Service
@@ -57,9 +58,11 @@ class Census(Service):
         while True:
             cursor, page = await self._store.members(cursor, self._chunk)
             strange += (member for member in page if not is_identifier(member))
-            new = {member for member in page if is_identifier(member) and _is_news(fleet, member)}
-            lookups = Lookups(await self._store.sightings(new - fleet.agents.keys()))
-            decisions += await self._commit(new, lookups, decide_first_beat)
+            news = {
+                member: score for member, score in page.items() if is_identifier(member) and _is_news(fleet, member)
+            }
+            lookups = Lookups(await self._store.sightings(news.keys() - fleet.agents.keys()))
+            decisions += await self._commit(news, lookups, partial(decide_beat, scores=news))
             if cursor == 0:
                 break
         if strange:
@@ -92,7 +95,7 @@ class Census(Service):
         return decisions
 
     async def _commit(
-        self, agent_ids: set[str], lookups: Lookups, decide_one: Callable[..., Decision], *arguments: float
+        self, agent_ids: Collection[str], lookups: Lookups, decide_one: Callable[..., Decision], *arguments: float
     ) -> list[Decision]:
         if not agent_ids:
             return []
@@ -112,4 +115,6 @@ class Census(Service):
 
 def _is_news(fleet: Fleet, agent_id: str) -> bool:
     agent = fleet.agents.get(agent_id)
-    return agent is None or agent.liveness is Liveness.UNKNOWN
+    if agent is None or agent.liveness is Liveness.UNKNOWN:
+        return True
+    return agent.liveness is Liveness.LEFT and agent.lost_score is None

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from aism_engine.model import messages as m
+from aism_engine.model.codec import MalformedError, decode_response
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.responses import bury_response, decide_response
+from aism_engine.model.decisions.responses import SOURCE, bury_response, decide_response
 from aism_engine.model.fleet import Draft, Fleet, Lookups
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
@@ -17,7 +18,7 @@ class Consumer(Intake[m.Response | m.Custom]):
     name = "consumer"
 
     def __init__(self, context: Context, hint: Hint, limits: Limits) -> None:
-        super().__init__(context, hint, context.store.keys.response_queue, limits, self._decode_response)
+        super().__init__(context, hint, SOURCE, limits, self._decode_response)
 
     async def look_up(self, fleet: Fleet, messages: Sequence[m.Response | m.Custom]) -> Lookups:
         strangers = {message.agent_id for message in messages if message.agent_id not in fleet.agents}
@@ -33,11 +34,11 @@ class Consumer(Intake[m.Response | m.Custom]):
     def decide(self, draft: Draft, message: m.Response | m.Custom, raw: bytes) -> Decision:
         return decide_response(draft, self._rules, message, raw)
 
-    def bury(self, draft: Draft, error: m.MalformedError, raw: bytes) -> Decision:
+    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         return bury_response(draft, self._rules, error, raw)
 
     def _decode_response(self, raw: bytes) -> m.Response | m.Custom:
-        return m.decode_response(raw, self._rules.handlers)
+        return decode_response(raw, self._rules.handlers)
 
     def seen(self, at: float, length: int) -> None:
         self._context.backlog.seen(at, length)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from aism_engine.model import messages as m
+from aism_engine.model.codec import MalformedError, decode_request
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.requests import bury_request, decide_request
+from aism_engine.model.decisions.requests import SOURCE, bury_request, decide_request
 from aism_engine.model.fleet import Draft, Fleet, Lookups
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
@@ -17,7 +18,7 @@ class Dispatcher(Intake[m.Request]):
     name = "dispatcher"
 
     def __init__(self, context: Context, hint: Hint, limits: Limits) -> None:
-        super().__init__(context, hint, context.store.keys.request_queue, limits, m.decode_request)
+        super().__init__(context, hint, SOURCE, limits, decode_request)
 
     async def look_up(self, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
         strangers = {message.payload.agent_id for message in messages if message.payload.agent_id not in fleet.agents}
@@ -27,5 +28,5 @@ class Dispatcher(Intake[m.Request]):
     def decide(self, draft: Draft, message: m.Request, raw: bytes) -> Decision:
         return decide_request(draft, self._rules, message, raw)
 
-    def bury(self, draft: Draft, error: m.MalformedError, raw: bytes) -> Decision:
+    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         return bury_request(draft, self._rules, error, raw)

@@ -50,7 +50,6 @@ class Elector(Service):
             if code is LeaseCode.TAKEN:
                 log.info("lease_taken", token=token)
             self._token = token
-        metrics.leader.set(code is not LeaseCode.HELD)
         metrics.epoch.set(int(token.partition(":")[0]))
         self._worked(began, ())
         return False
@@ -60,7 +59,6 @@ class Elector(Service):
 
     async def _release(self) -> None:
         self._context.leadership.lose()
-        self._context.metrics.leader.set(0)
         if self._token is None:
             return
         try:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
+from aism_engine.model.codec import MalformedError
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.responses import bury_oversized
 from aism_engine.model.fleet import Draft, Fleet, Lookups
-from aism_engine.model.messages import MalformedError
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
 from aism_engine.store.store import Peek
@@ -37,13 +37,14 @@ class Intake(Service, Generic[M]):
         self,
         context: Context,
         hint: Hint,
-        queue: str,
+        source: str,
         limits: Limits,
         decode: Callable[[bytes], M],
     ) -> None:
         super().__init__(context)
         self._hint = hint
-        self._queue = queue
+        self._source = source
+        self._queue = getattr(context.store.keys, source)
         self._limits = limits
         self._decode = decode
         self._ahead: asyncio.Future[tuple[Peek, list[M | MalformedError]]] | None = None
@@ -144,7 +145,7 @@ class Intake(Service, Generic[M]):
         self, draft: Draft, number: int, message: M | MalformedError, raw: bytes, failure: tuple[str, str] | None
     ) -> Decision:
         if failure is not None:
-            message = MalformedError(*failure, getattr(message, "agent_id", None))
+            message = MalformedError(*failure, getattr(message, "agent_id", None), getattr(message, "id", None))
         try:
             if isinstance(message, MalformedError):
                 return self.bury(draft, message, raw)
@@ -154,4 +155,4 @@ class Intake(Service, Generic[M]):
 
     def _decide_oversized(self, draft: Draft, peek: Peek) -> Decision:
         size = int(peek.oversized.rpartition(":")[2])
-        return bury_oversized(draft, self._rules, peek.messages[0], peek.oversized, size, self.name)
+        return bury_oversized(draft, self._rules, peek.messages[0], peek.oversized, size, self._source)

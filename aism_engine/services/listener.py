@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 import structlog
 import uuid_utils
-from msgspec import Raw
 
+from aism_engine.model.codec import decode_as, encode
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
 from aism_engine.store.subscription import Subscription
@@ -24,11 +24,10 @@ _CONFIRM_S: Final = 1.0
 
 
 class Heard(msgspec.Struct):
-    """A state change that an agent published, its values unread: the consumer will judge them."""
+    """A state change that an agent published: the consumer will judge its values."""
 
-    agent_id: Raw = Raw(b"null")
-    old_state: Raw = Raw(b"null")
-    new_state: Raw = Raw(b"null")
+    agent_id: Any = None
+    new_state: Any = None
 
 
 class Listener(Service):
@@ -105,16 +104,19 @@ class Listener(Service):
 
 
 def declaration(published: bytes) -> bytes:
-    """Turn a published state change into the message that it stands for; what cannot be read is passed on as it is."""
+    """Turn a published state change into the message that it stands for; what is none is passed on as it is.
+
+    What is passed on can be no message either, and will be buried: it could not be decoded, or is no object.
+    """
     try:
-        heard = msgspec.json.decode(published, type=Heard)
+        heard = decode_as(Heard, published)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return published
-    message: dict[str, Any] = {
+    message = {
         "id": str(uuid_utils.uuid7()),
         "type": "state_transition",
-        "agent_id": heard.agent_id,
-        "payload": {"target": heard.new_state},
+        "agent_id": heard.agent_id if isinstance(heard.agent_id, str) else None,
+        "payload": {"target": heard.new_state if isinstance(heard.new_state, str) else None},
         "via": "pubsub",
     }
-    return msgspec.json.encode(message)
+    return encode(message)

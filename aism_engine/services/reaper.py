@@ -47,7 +47,7 @@ class Reaper(Service):
         server_now = await self._store.read_time()
         narrowest = min(limit.silent_s for limit in (self._limits, *self._by_type.values()))
         outside = await self._store.scores_outside(server_now - narrowest, server_now + narrowest, self._chunk)
-        lost = [agent for agent in fleet.agents.values() if agent.liveness is Liveness.LOST]
+        away = [agent for agent in fleet.agents.values() if agent.lost_score is not None]
         watched = {agent_id: score for agent_id, score in outside.items() if _is_watched(fleet.agents.get(agent_id))}
         assessment = self._watch.assess(
             watched,
@@ -57,7 +57,7 @@ class Reaper(Service):
             began,
         )
         self._tell(assessment)
-        returned = await self._returned(lost)
+        returned = await self._returned(away)
         decisions: list[Decision] = []
         if (assessment.losses or returned) and await self._context.backlog.wait_passed(
             began, timeout_s=self._scan_interval_s
@@ -93,10 +93,10 @@ class Reaper(Service):
             self._scanned_as = token
             log.info("watch_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
 
-    async def _returned(self, lost: list[Agent]) -> list[str]:
+    async def _returned(self, away: list[Agent]) -> list[str]:
         found: list[str] = []
-        for start in range(0, len(lost), self._chunk):
-            page = {agent.agent_id: agent.lost_score for agent in lost[start : start + self._chunk]}
+        for start in range(0, len(away), self._chunk):
+            page = {agent.agent_id: agent.lost_score for agent in away[start : start + self._chunk]}
             scores = await self._store.scores(list(page))
             found += (agent_id for agent_id, score in scores.items() if score is not None and score != page[agent_id])
         return found

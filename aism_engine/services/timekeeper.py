@@ -35,9 +35,9 @@ class Timekeeper(Service):
 
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             return [
-                decide_due(draft, self._rules, member, at)
-                if number not in failures
-                else Decision("deadline", "unchanged")
+                Decision("deadline", "unchanged")
+                if failures.get(number, ("",))[0] == "score_moved"
+                else decide_due(draft, self._rules, member, at, spoilt=number in failures)
                 for number, (member, at) in enumerate(due)
             ]
 

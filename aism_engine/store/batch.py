@@ -46,6 +46,7 @@ class Batch:
         self._types: list[str] = []
         self._owners: list[int] = []
         self._owner = OURS
+        self._decisions: list[Decision] = []
         self.facts: list[fx.Fact] = []
         self._watches: list[Argument] = []
         self._watch_owners: list[int] = []
@@ -55,7 +56,8 @@ class Batch:
 
     def add(self, decisions: Iterable[Decision]) -> None:
         """Add all effects of these decisions, in order."""
-        for self._owner, decision in enumerate(decisions):
+        self._decisions = asked = list(decisions)
+        for self._owner, decision in enumerate(asked):
             for effect in decision.effects:
                 self._WRITERS[type(effect)](self, effect)
         self._owner = OURS
@@ -67,6 +69,8 @@ class Batch:
             self._write("XADD", self._place(self._keys.audit, "x"), "MAXLEN", "~", self._bounds.audit, "*", *entry)
         keys = self._keys
         taken = taken or Taken(keys.response_queue, 0, "", "")
+        if taken.oversized:
+            self._place(keys.oversized, "l")  # so that its type is checked with the others
         head: list[Argument] = [
             token,
             commit_id,
@@ -87,9 +91,19 @@ class Batch:
             arguments += (channel, len(messages), *messages)
         return [keys.epoch, keys.ledger, taken.queue, keys.oversized, *self._places], arguments + self._writes
 
-    def owner_of_key(self, place: int) -> tuple[int, str]:
-        """Find the decision that asked for a key, by the place that `commit.lua` names, and the key itself."""
-        return self._owners[place - 1], list(self._places)[place - 1]
+    def owners_of_keys(self, places: Iterable[int]) -> dict[str, set[int]]:
+        """Find the keys that `commit.lua` names by their places, each with all the decisions that asked for it.
+
+        While all goes well only the first one is noted; the others are found by building each decision again, alone.
+        """
+        names = list(self._places)
+        owners = {names[place - 1]: {self._owners[place - 1]} for place in places}
+        for number, decision in enumerate(self._decisions):
+            alone = Batch(self._keys, self._bounds)
+            alone.add([decision])
+            for key in owners.keys() & alone._places.keys():
+                owners[key].add(number)
+        return owners
 
     def owner_of_watch(self, number: int) -> int:
         return self._watch_owners[number - 1]

@@ -5,6 +5,8 @@ id; a client that resent it in silence would apply it twice (redis-py does so by
 and the retries are set explicitly.
 """
 
+import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
@@ -62,6 +64,7 @@ _BY_WORD: Final = {
         "NOREPLICAS",
     )
 } | {"WRONGTYPE": "wrong_type", "UNKILLABLE": "busy"}
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
 
 
 def outage_of(error: BaseException) -> str | None:
@@ -69,6 +72,9 @@ def outage_of(error: BaseException) -> str | None:
     if isinstance(error, ResponseError):
         words = str(getattr(error, "status_code", None) or error).split(maxsplit=1)
         if words and (name := _BY_WORD.get(words[0])):
+            return name
+        within = _IN_SCRIPT.search(str(error))  # before 7.0 the word stands behind the line of the script
+        if within and (name := _BY_WORD.get(within[1])):
             return name
     cause = error.__cause__ or error.__context__  # redis-py wraps what the socket said
     if isinstance(cause, ConnectionRefusedError | TimeoutError):
@@ -99,6 +105,19 @@ class _Packing:
         if isinstance(name, str) and " " in name:
             args = (*name.split(), *args[1:])
         return [hiredis.pack_command(args)]
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002
+        """Send, and hear of a cancellation in any case.
+
+        redis-py sends under `asyncio.wait_for`, which before Python 3.12 forgets one that comes as the send ends: one
+        in six was lost. Whoever was cancelled would go on, and never be stopped.
+        """
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # a reply is on its way that nobody awaits
+            raise asyncio.CancelledError
 
 
 class _Connection(_Packing, Connection):

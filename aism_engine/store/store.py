@@ -5,6 +5,7 @@ All reads here are bounded: in count, and where messages are read in bytes as we
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -13,11 +14,11 @@ from aism_engine.clock import Clock
 from aism_engine.model.commands import Command
 from aism_engine.model.decisions.common import digest
 from aism_engine.model.fleet import Agent, Fleet, Sighting
-from aism_engine.model.messages import is_identifier
+from aism_engine.model.messages import Labels, is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import COMMIT, LEASE, PEEK, RELEASE, CommitCode, LeaseCode
+from aism_engine.store.scripts import COMMIT, LEASE, PEEK, RELEASE, SIGHT, CommitCode, LeaseCode
 
 _CHUNK: Final = 1000
 _AUDIT_TAIL: Final = 100
@@ -45,7 +46,7 @@ class Peek(NamedTuple):
 
 class CommitReply(NamedTuple):
     code: CommitCode
-    detail: int
+    details: list[int]
     length: int
 
 
@@ -88,8 +89,8 @@ class Store:
 
     async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
         with naming_outages():
-            code, detail, length = await COMMIT(self._client, keys, arguments)
-        return CommitReply(CommitCode(code), detail, length)
+            code, details, length = await COMMIT(self._client, keys, arguments)
+        return CommitReply(CommitCode(code), details, length)
 
     # --- leadership -------------------------------------------------------------------------------------------------
 
@@ -108,16 +109,15 @@ class Store:
     # --- what a batch has to know -----------------------------------------------------------------------------------
 
     async def sightings(self, agent_ids: Collection[str]) -> dict[str, Sighting]:
-        """Read what agents have set by their own hand. A key of the wrong type is as good as none."""
+        """Read what agents have set by their own hand. What is of the wrong type, or too long, is as good as none."""
         if not agent_ids:
             return {}
-        calls: list[tuple[Argument, ...]] = []
+        keys = [self.keys.heartbeats]
         for agent_id in agent_ids:
-            calls.append(("HMGET", self.keys.metadata(agent_id), "type", "labels"))
-            calls.append(("GET", self.keys.state(agent_id)))
-            calls.append(("ZSCORE", self.keys.heartbeats, agent_id))
-        replies = iter(await self._pipeline(calls))
-        return {agent_id: _sighting(next(replies), next(replies), next(replies)) for agent_id in agent_ids}
+            keys += (self.keys.metadata(agent_id), self.keys.state(agent_id))
+        with naming_outages():
+            found = await SIGHT(self._client, keys, list(agent_ids))
+        return {agent_id: _sighting(*seen) for agent_id, seen in zip(agent_ids, found, strict=True)}
 
     async def commands(self, command_ids: Collection[str]) -> dict[str, Command]:
         """Read the records of commands, with what was pushed; one that is damaged is as good as none."""
@@ -176,11 +176,11 @@ class Store:
         with naming_outages():
             return int(await self._client.zcard(self.keys.heartbeats))
 
-    async def members(self, cursor: int, chunk: int) -> tuple[int, list[str]]:
-        """Walk over all members of the heartbeats; a cursor of 0 begins, and ends, the walk."""
+    async def members(self, cursor: int, chunk: int) -> tuple[int, dict[str, float]]:
+        """Walk over all members of the heartbeats, and their scores; a cursor of 0 begins, and ends, the walk."""
         with naming_outages():
             cursor, page = await self._client.zscan(self.keys.heartbeats, cursor, count=chunk)
-        return int(cursor), [_text(member) for member, _ in page]
+        return int(cursor), {_text(member): float(score) for member, score in page}
 
     async def depths(self) -> dict[str, int]:
         """Measure everything that has a length."""
@@ -235,8 +235,9 @@ class Store:
             entries = await self._client.execute_command("XREVRANGE", self.keys.audit, "+", "-", "COUNT", _AUDIT_TAIL)
         causes: list[tuple[str, str]] = []
         for _, fields in reversed(entries):
-            facts = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"facts", b"[]")
-            causes += ((fact.agent_id, fact.cause) for fact in _CAUSES.decode(facts) if fact.agent_id and fact.cause)
+            facts = _fields(fields).get("facts", b"[]")
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an entry that is none of ours
+                causes += ((fact.agent_id, fact.cause) for fact in _CAUSES.decode(facts) if fact.tells)
         return causes
 
     async def _pipeline(self, calls: Iterable[tuple[Argument, ...]]) -> list[Any]:
@@ -253,8 +254,16 @@ _MILLISECONDS_FROM: Final = 100_000_000_000
 
 
 class _Cause(msgspec.Struct):
-    agent_id: str | None = None
-    cause: str | None = None
+    """Of a fact, what tells that its agent has said something, and that it was applied."""
+
+    event: str
+    agent_id: str = ""
+    by: str = ""
+    cause: str = ""
+
+    @property
+    def tells(self) -> bool:
+        return self.by == "agent" and self.event != "dead_letter" and "" not in {self.agent_id, self.cause}
 
 
 _CAUSES = msgspec.json.Decoder(list[_Cause])
@@ -293,16 +302,15 @@ def _command(command_id: str, reply: Any) -> Command | None:  # noqa: ANN401
         return None
 
 
-def _sighting(metadata: Any, state: Any, score: Any) -> Sighting:  # noqa: ANN401
-    kind, labels = metadata if isinstance(metadata, list) else (None, None)
+def _sighting(kind: bytes, labels: bytes, state: bytes, score: bytes) -> Sighting:
     try:
-        found = msgspec.json.decode(labels or b"{}", type=dict[str, str])
+        named = msgspec.json.decode(labels or b"{}", type=Labels)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = {}
-    kind, state = (_text(value) if isinstance(value, bytes) else None for value in (kind, state))
+        named = {}
+    found_type, found_state = _text(kind), _text(state)
     return Sighting(
-        type=kind if is_identifier(kind) else None,
-        labels=found,
-        state=state,
-        score=float(score) if isinstance(score, int | float | bytes) else None,
+        type=found_type if is_type_name(found_type) else None,
+        labels=named,
+        state=found_state if is_state_name(found_state) else None,
+        score=float(score) if score else None,
     )

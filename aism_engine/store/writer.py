@@ -142,25 +142,29 @@ class Writer:
                     self._ledger = commit_id
                     draft.settle()
                     self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code.name.lower())
-                    if reply.detail:
-                        log.error("commit_incomplete", commit=commit_id, failed=reply.detail)
+                    if reply.details:
+                        log.error("commit_incomplete", commit=commit_id, failed=reply.details)
                     return decisions
                 self._observer.refused(code.name.lower())
                 if code is CommitCode.SOURCE_MOVED:
                     return []
-                if code is CommitCode.WRONG_TYPE:
-                    number, key = batch.owner_of_key(reply.detail)
-                    if number == OURS:
-                        raise ServerUnavailableError(
-                            "wrong_type", f"{key} is not of the type that it must be: mend or remove it"
-                        )
-                    _blame(failures, number, "wrong_type", f"the key {key} has the wrong type")
-                elif code is CommitCode.SCORE_MOVED:
-                    _blame(
-                        failures, batch.owner_of_watch(reply.detail), "score_moved", "it has moved since it was read"
-                    )
-                else:
-                    self._void(code)
+                self._learn(batch, reply, failures)
+
+    def _learn(self, batch: Batch, reply: CommitReply, failures: dict[int, tuple[str, str]]) -> None:
+        """Note which decisions stood in the way of a commit; raise where none of them did."""
+        if reply.code is CommitCode.WRONG_TYPE:
+            keys: dict[int, str] = {}
+            for key, numbers in batch.owners_of_keys(reply.details).items():
+                if OURS in numbers:
+                    raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: mend it or remove it")
+                keys |= dict.fromkeys(numbers, key)
+            for number, key in keys.items():
+                _blame(failures, number, "wrong_type", f"the key {key} has the wrong type")
+        elif reply.code is CommitCode.SCORE_MOVED:
+            for number in set(map(batch.owner_of_watch, reply.details)):
+                _blame(failures, number, "score_moved", "it has moved since it was read")
+        else:
+            self._void(reply.code)
 
     async def _send(self, batch: Batch, token: str, commit_id: str, taken: Taken | None) -> CommitReply:
         """Send a commit; where there is no answer to it, send it again.

@@ -7,14 +7,16 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct, field
 
 from aism_engine.model import effects as fx
+from aism_engine.model.codec import encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.fleet import Agent, Draft, Liveness, Sighting
 from aism_engine.model.machine import PREVIOUS, Machine, Machines, Refusal
-from aism_engine.model.messages import encode
 
 HEAD_BYTES: Final = 4096
 """Of a message, what its digest covers: SHA-1 of 20 MB stalls a server for 94 ms, and the length tells the rest apart.
 """
+
+_CLIP: Final = 2000
 
 Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "buried"]
 
@@ -69,7 +71,7 @@ class Trouble(Struct, frozen=True, kw_only=True, omit_defaults=True):
     details: dict[str, Any] | None = None
 
 
-class Fault(Struct, frozen=True, omit_defaults=True):
+class Fault(Struct, frozen=True):
     """Why something was refused, in the error shape that replies carry."""
 
     type: str
@@ -80,19 +82,20 @@ class Fault(Struct, frozen=True, omit_defaults=True):
 
 
 class Scope:
-    """One decision in the making: the draft it changes, the rules it obeys, and what caused it."""
+    """One decision in the making: the draft it changes, the rules it obeys, who caused it, and with which message."""
 
-    def __init__(self, draft: Draft, rules: Rules, decision: Decision, cause: str | None) -> None:
+    def __init__(self, draft: Draft, rules: Rules, decision: Decision, by: fx.Party, cause: str | None = None) -> None:
         self.draft = draft
         self.rules = rules
         self.decision = decision
+        self.by = by
         self.cause = cause
         self.add = decision.effects.append
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
     def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - the fields of a Fact, which checks nothing itself
-        self.add(fx.Record(fx.Fact(event=event, at=self.draft.at, cause=self.cause, **fields)))
+        self.add(fx.Record(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields)))
 
     def trouble(self, code: str, message: str, *, agent_id: str | None = None, **fields: Any) -> None:  # noqa: ANN401
         event = Trouble(
@@ -115,11 +118,11 @@ class Scope:
     def machine(self, agent: Agent) -> Machine:
         return self.rules.machines.for_type(agent.type if agent.registered else None)
 
-    def take_in(self, agent_id: str) -> Agent:
+    def take_in(self, agent_id: str, registering_as: str | None = None) -> Agent:
         """Meet an agent for the first time: what it has set by its own hand is kept."""
         draft = self.draft
         seen = draft.lookups.sightings.get(agent_id) or Sighting()
-        machine = self.rules.machines.for_type(None)
+        machine = self.rules.machines.for_type(registering_as)
         agent = Agent(
             agent_id=agent_id,
             type=seen.type or "unknown",
@@ -147,6 +150,7 @@ class Scope:
         fact = fx.Fact(
             event="state_changed",
             at=at,
+            by=self.by,
             agent_id=agent_id,
             cause=self.cause,
             old_state=old_state,
@@ -274,6 +278,11 @@ class Scope:
 def transition_fault(refusal: Refusal) -> Fault:
     details = {"current": refusal.current, "requested": refusal.requested, "allowed": refusal.allowed}
     return Fault("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)
+
+
+def clip(text: str) -> str:
+    """Keep the head of a text of an agent's, for the audit: 2,000 characters, an arbitrary number."""
+    return text if len(text) <= _CLIP else f"{text[:_CLIP]}…"
 
 
 def digest(raw: bytes) -> str:

@@ -10,10 +10,13 @@ from aism_engine.model.fleet import Draft
 SOURCE: Final = "deadlines"
 
 
-def decide_due(draft: Draft, rules: Rules, member: str, at: float) -> Decision:
-    """Decide on one due member of the deadlines, `{kind}:{id}`, as it stood when it was read."""
+def decide_due(draft: Draft, rules: Rules, member: str, at: float, *, spoilt: bool = False) -> Decision:
+    """Decide on one due member of the deadlines, `{kind}:{id}`, as it stood when it was read.
+
+    `spoilt` where a key has the wrong type: the command ends all the same, and what cannot be written is left out.
+    """
     decision = Decision("deadline")
-    scope = Scope(draft, rules, decision, member)
+    scope = Scope(draft, rules, decision, "engine", member)
     scope.add(fx.ExpectDeadline(member, at))
     kind, _, command_id = member.partition(":")
     command = draft.command(command_id) if kind == "ttl" else None
@@ -24,9 +27,11 @@ def decide_due(draft: Draft, rules: Rules, member: str, at: float) -> Decision:
     # What lies in the list is known from the record alone: the fleet does not keep the bodies of all commands in
     # memory.
     stored = draft.lookups.commands.get(command_id)
-    if stored is not None and stored.body:
+    if stored is not None and stored.body and not spoilt:
         scope.add(fx.WithdrawCommand(command.agent_id, stored.body))
     scope.end_command(command, Status.EXPIRED, code="expired", reason="not done within its time to live")
+    if spoilt and stored is None:  # it is the record itself
+        decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, fx.SaveCommand)]
     scope.trouble(
         "expired", "command not done within its time to live", agent_id=command.agent_id, command_id=command_id
     )

@@ -6,18 +6,21 @@ from typing import Any, Final
 from aism_engine.clock import iso
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
+from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command
-from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, transition_fault
+from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, clip, transition_fault
 from aism_engine.model.fleet import Agent, Draft
 from aism_engine.model.machine import Refusal
 
 SOURCE: Final = "request_queue"
+_UNANSWERABLE: Final = frozenset({"wrong_type"})
+"""Codes of requests whose very reply may be what cannot be written."""
 
 
 def decide_request(draft: Draft, rules: Rules, request: m.Request, raw: bytes) -> Decision:
     """Decide on a request. Accepted means: what it asks for is committed with the reply that says so."""
     decision = Decision(request.kind)
-    scope = Scope(draft, rules, decision, request.id)
+    scope = Scope(draft, rules, decision, "operator", request.id)
     reply = _HANDLERS[type(request)](scope, request, raw)
     if isinstance(reply, Fault):
         decision.outcome, decision.code = "refused", reply.code
@@ -28,12 +31,12 @@ def decide_request(draft: Draft, rules: Rules, request: m.Request, raw: bytes) -
     return decision
 
 
-def bury_request(draft: Draft, rules: Rules, error: m.MalformedError, raw: bytes) -> Decision:
+def bury_request(draft: Draft, rules: Rules, error: MalformedError, raw: bytes) -> Decision:
     """Bury what could not be decoded; whoever asked is told, where it can be read who that was."""
     decision = Decision("malformed")
-    scope = Scope(draft, rules, decision, error.message_id)
+    scope = Scope(draft, rules, decision, "operator", error.message_id)
     scope.bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
-    if error.message_id is not None:
+    if error.message_id is not None and error.code not in _UNANSWERABLE:
         fault = Fault("request_refused", error.code, error.reason)
         scope.answer(None, error.message_id, {"ok": False, "error": fault})
     return decision
@@ -61,7 +64,7 @@ def _send(scope: Scope, request: m.Send, _raw: bytes) -> dict[str, Any] | Fault:
         if (refusal := _check(scope, agent, target)) is not None:
             return transition_fault(refusal)
     expires_at = draft.now + (payload.options.ttl or rules.command_ttl_s)
-    body = m.encode(
+    body = encode(
         m.Command(
             id=request.id,
             type=payload.command.type,
@@ -81,7 +84,7 @@ def _send(scope: Scope, request: m.Send, _raw: bytes) -> dict[str, Any] | Fault:
         expires_at=expires_at,
     )
     draft.add_command(command)
-    contents = {"payload": m.encode(payload.command.payload), "body": body}
+    contents = {"payload": encode(payload.command.payload), "body": body}
     scope.add(fx.SaveCommand(request.id, {**command.record(), **contents}))
     scope.add(fx.PushCommand(agent.agent_id, body))
     scope.add(fx.SetDeadline(command.deadline, expires_at))
@@ -118,7 +121,7 @@ def _forget(scope: Scope, request: m.Forget, _raw: bytes) -> dict[str, Any] | Fa
     agent = scope.draft.agent(agent_id)
     if agent is None:
         return Fault("forget_refused", "unknown_agent", f"there is no agent {agent_id}")
-    scope.forget(agent, request.payload.reason)
+    scope.forget(agent, clip(request.payload.reason or "") or None)
     return {"ok": True, "agent_id": agent_id}
 
 

@@ -5,13 +5,13 @@ from typing import Any, Final, TypeAlias
 
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
+from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, digest
+from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, clip, digest
 from aism_engine.model.fleet import Agent, Draft, Liveness
 
 SOURCE: Final = "response_queue"
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
-
 
 Handler: TypeAlias = Callable[[Scope, Agent, Any, bytes], Fault | None]
 """Decides what a response means for its agent: changes the draft and adds effects through the scope, or says why not.
@@ -21,18 +21,17 @@ Handler: TypeAlias = Callable[[Scope, Agent, Any, bytes], Fault | None]
 def decide_response(draft: Draft, rules: Rules, response: m.Response | m.Custom, raw: bytes) -> Decision:
     """Decide what a response means for its agent and its command. `raw` is kept should it have to be buried."""
     decision = Decision(response.kind)
-    scope = Scope(draft, rules, decision, response.id)
+    scope = Scope(draft, rules, decision, "agent", response.id)
     agent_id = response.agent_id
     agent = draft.agent(agent_id)
     if agent is None:
-        if not rules.auto_register and not isinstance(response, m.Register):
-            scope.bury("unknown_agent", f"{agent_id} has not registered", raw, source=SOURCE, agent_id=agent_id)
-            return decision
+        registering_as = response.payload.type if isinstance(response, m.Register) else None
+        if not rules.auto_register and registering_as is None:
+            return _refuse(scope, "unknown_agent", f"{agent_id} has not registered", response, raw)
         if draft.size >= rules.max_agents:
             reason = f"the fleet is full: agents.max_agents = {rules.max_agents}"
-            scope.bury("fleet_full", reason, raw, source=SOURCE, agent_id=agent_id)
-            return decision
-        agent = scope.take_in(agent_id)
+            return _refuse(scope, "fleet_full", reason, response, raw)
+        agent = scope.take_in(agent_id, registering_as)
     elif response.id is not None and draft.has_seen(agent_id, response.id):
         draft.heard(agent_id, None)
         decision.outcome = "duplicate"
@@ -48,11 +47,25 @@ def decide_response(draft: Draft, rules: Rules, response: m.Response | m.Custom,
     return decision
 
 
-def bury_response(draft: Draft, rules: Rules, error: m.MalformedError, raw: bytes) -> Decision:
-    """Bury what could not be decoded."""
+def bury_response(draft: Draft, rules: Rules, error: MalformedError, raw: bytes) -> Decision:
+    """Bury what could not be decoded, or committed; who sent it is told, if that can be read and is wanted."""
     decision = Decision("malformed")
-    Scope(draft, rules, decision, None).bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
+    scope = Scope(draft, rules, decision, "agent", error.message_id)
+    scope.bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
+    if error.reply and error.agent_id is not None and error.message_id is not None:
+        agent = draft.agent(error.agent_id)
+        fault = Fault("message_refused", error.code, error.reason)
+        codec = "json" if agent is None else agent.codec
+        scope.answer(error.agent_id, error.message_id, {"ok": False, "error": fault}, codec)
     return decision
+
+
+def _refuse(scope: Scope, code: str, reason: str, response: m.Response | m.Custom, raw: bytes) -> Decision:
+    """Bury what comes from an agent that is not taken in."""
+    scope.bury(code, reason, raw, source=SOURCE, agent_id=response.agent_id)
+    if response.reply and response.id is not None:
+        scope.answer(response.agent_id, response.id, {"ok": False, "error": Fault("message_refused", code, reason)})
+    return scope.decision
 
 
 def bury_oversized(draft: Draft, rules: Rules, head: bytes, name: str, size: int, source: str) -> Decision:
@@ -66,7 +79,7 @@ def bury_oversized(draft: Draft, rules: Rules, head: bytes, name: str, size: int
         digest=name,
         size=size,
     )
-    Scope(draft, rules, decision, None).add_letter(letter)
+    Scope(draft, rules, decision, "agent").add_letter(letter)
     return decision
 
 
@@ -88,10 +101,11 @@ def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> 
     metadata = {name: record[name] for name in ("type", "labels", "capabilities", "codec")}
     scope.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": scope.draft.at}))
     scope.record("agent_registered", agent_id=agent.agent_id, type=agent.type)
-    if agent.state not in machine.states and not machine.open:
-        agent.state = machine.initial  # it came from another machine: it starts where this one starts
-    if machine.on_register is not None and machine.on_register != agent.state:
-        scope.change_state(agent, machine.on_register, "register")
+    target = machine.on_register
+    if target is None and not machine.open and agent.state not in machine.states:
+        target = machine.on_unknown  # it came from another machine, and this one does not know where it stands
+    if target is not None and target != agent.state:
+        scope.change_state(agent, target, "register")
     return None
 
 
@@ -102,7 +116,7 @@ def _heartbeat(_scope: Scope, _agent: Agent, _response: m.Heartbeat, _raw: bytes
 def _goodbye(scope: Scope, agent: Agent, response: m.Goodbye, _raw: bytes) -> Fault | None:
     agent.present(Liveness.LEFT)
     fields = agent.absence()
-    scope.record("agent_left", agent_id=agent.agent_id, reason=response.payload.reason)
+    scope.record("agent_left", agent_id=agent.agent_id, reason=clip(response.payload.reason or "") or None)
     target = scope.machine(agent).on_goodbye
     if target is not None and target != agent.state:
         scope.change_state(agent, target, "goodbye", **fields)
@@ -118,7 +132,7 @@ def _state_transition(scope: Scope, agent: Agent, response: m.StateTransition, r
     command = None
     if response.command_id is not None:
         command = _command_of(scope, agent, response, raw)
-        if command is None or not command.open:
+        if command is None:
             return _no_command(scope, command, response.command_id)
     target = response.payload.target
     refusal = scope.declare(agent, target)
@@ -127,7 +141,7 @@ def _state_transition(scope: Scope, agent: Agent, response: m.StateTransition, r
         if command is not None:
             scope.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)
         return fault
-    if command is not None:
+    if command is not None:  # late or not: what it says of its state it says
         scope.end_command(command, Status.SUCCEEDED)
     return None
 
@@ -187,7 +201,7 @@ def _progress(scope: Scope, agent: Agent, response: m.Progress, raw: bytes) -> F
     if response.payload.percent is not None:
         fields["percent"] = format(response.payload.percent, "g")
     if response.payload.note is not None:
-        fields["note"] = response.payload.note
+        fields["note"] = clip(response.payload.note)
     scope.add(fx.SaveCommand(command.command_id, fields))
     return None
 
@@ -196,7 +210,7 @@ def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault
     command = _command_of(scope, agent, response, raw)
     if command is None or not command.open:
         return _no_command(scope, command, response.command_id)
-    result = m.encode(response.payload)
+    result = encode(response.payload)
     kept: dict[str, str | bytes]
     if len(result) <= scope.rules.max_result_bytes:
         kept = {"result": result}
@@ -213,17 +227,16 @@ def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault
 
 
 def _error(scope: Scope, agent: Agent, response: m.Error, raw: bytes) -> Fault | None:
-    payload = response.payload
-    message = payload.message or payload.code
+    code, message = clip(response.payload.code), clip(response.payload.message or response.payload.code)
     if response.command_id is None:
-        scope.record("agent_error", agent_id=agent.agent_id, code=payload.code, reason=payload.message)
-        scope.trouble(payload.code, message, agent_id=agent.agent_id)
+        scope.record("agent_error", agent_id=agent.agent_id, code=code, reason=message)
+        scope.trouble(code, message, agent_id=agent.agent_id)
         return None
     command = _command_of(scope, agent, response, raw)
     if command is None or not command.open:
         return _no_command(scope, command, response.command_id)
-    scope.end_command(command, Status.FAILED, code=payload.code, reason=message)
-    scope.trouble(payload.code, message, agent_id=agent.agent_id, command_id=command.command_id)
+    scope.end_command(command, Status.FAILED, code=code, reason=message)
+    scope.trouble(code, message, agent_id=agent.agent_id, command_id=command.command_id)
     return None
 
 
@@ -237,11 +250,12 @@ def _message(scope: Scope, agent: Agent, response: m.Message, raw: bytes) -> Fau
         reason = f"there is no agent {payload.to} to send a message to"
         scope.bury("unknown_recipient", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return Fault("message_refused", "unknown_recipient", reason)
-    body = {"id": response.id, "type": "message", "from": agent.agent_id, "content": payload.content}
+    content: dict[str, Any] = {"from": agent.agent_id, "content": payload.content}
     if payload.thread_id is not None:
-        body["thread_id"] = payload.thread_id
-    body["timestamp"] = scope.draft.at
-    scope.add(fx.Deliver(recipient.agent_id, m.encode(body, recipient.codec), scope.rules.inbox_keep))
+        content["thread_id"] = payload.thread_id
+    message_id = response.id or digest(raw).partition(":")[0]
+    body = m.Command(id=message_id, type="message", payload=content, timestamp=scope.draft.at)
+    scope.add(fx.Deliver(recipient.agent_id, encode(body, recipient.codec), scope.rules.inbox_keep))
     scope.record(
         "message_delivered", agent_id=agent.agent_id, details={"to": payload.to, "thread_id": payload.thread_id}
     )
@@ -254,7 +268,7 @@ def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: byte
         return None
     scope.add(fx.SaveMeasurements(agent.agent_id, response.payload))
     event = {"agent_id": agent.agent_id, "values": response.payload, "timestamp": scope.draft.at, "source": "engine"}
-    scope.add(fx.Publish("measurements", m.encode(event)))
+    scope.add(fx.Publish("measurements", encode(event)))
     return None
 
 

@@ -1,5 +1,6 @@
 """What heartbeats show: an agent met for the first time, one lost, one that has come back."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from aism_engine.model import effects as fx
@@ -10,25 +11,33 @@ _JITTER_S: Final = 0.5
 """By how much two of our readings of the server's time may stand in the wrong order."""
 
 
-def decide_first_beat(draft: Draft, rules: Rules, agent_id: str) -> Decision:
-    """Take in an agent that is known by nothing but its heartbeat; one known already is watched from now on."""
-    decision = Decision("first_beat")
-    scope = Scope(draft, rules, decision, None)
+def decide_beat(draft: Draft, rules: Rules, agent_id: str, scores: Mapping[str, float]) -> Decision:
+    """Take in an agent that is known by nothing but its heartbeat; one known already is watched from now on.
+
+    One that has left leaves its last heartbeat behind: that is noted, and a different one brings it back.
+    """
+    decision = Decision("beat", "unchanged")
+    scope = Scope(draft, rules, decision, "engine")
     agent = draft.agent(agent_id)
-    if agent is None and rules.auto_register and draft.size < rules.max_agents:
-        agent = scope.take_in(agent_id)
-    if agent is None or agent.liveness is not Liveness.UNKNOWN:
-        decision.outcome = "unchanged"
-        return decision
-    agent.liveness = Liveness.FRESH
-    scope.add(fx.SaveAgent(agent_id, {"liveness": agent.liveness.value}))
+    if agent is None:
+        if rules.auto_register and draft.size < rules.max_agents:
+            scope.take_in(agent_id)
+            decision.outcome = "applied"
+    elif agent.liveness is Liveness.UNKNOWN:
+        agent.liveness = Liveness.FRESH
+        scope.add(fx.SaveAgent(agent_id, agent.absence()))
+        decision.outcome = "applied"
+    elif agent.liveness is Liveness.LEFT and agent.lost_score is None:
+        agent.lost_score = scores[agent_id]
+        scope.add(fx.SaveAgent(agent_id, agent.absence()))
+        decision.outcome = "applied"
     return decision
 
 
 def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_s: float) -> Decision:
     """Call an agent lost, unless its heartbeat has moved since `score` was read."""
     decision = Decision("loss")
-    scope = Scope(draft, rules, decision, None)
+    scope = Scope(draft, rules, decision, "engine")
     agent = draft.agent(agent_id)
     if agent is None or agent.liveness in {Liveness.LOST, Liveness.LEFT}:
         decision.outcome = "unchanged"
@@ -48,13 +57,13 @@ def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_
 
 
 def decide_return(draft: Draft, rules: Rules, agent_id: str) -> Decision:
-    """Bring back an agent whose heartbeat has moved since it was lost."""
+    """Bring back an agent whose heartbeat has moved since it was lost, or has left."""
     decision = Decision("return")
     agent = draft.agent(agent_id)
-    if agent is None or agent.liveness is not Liveness.LOST:
+    if agent is None or agent.lost_score is None:
         decision.outcome = "unchanged"
         return decision
-    Scope(draft, rules, decision, None).come_back(agent)
+    Scope(draft, rules, decision, "engine").come_back(agent)
     return decision
 
 
@@ -68,7 +77,7 @@ def decide_sighting(draft: Draft, rules: Rules, agent_id: str, looked_at: float)
     agent, seen = draft.agent(agent_id), draft.lookups.sightings.get(agent_id)
     if agent is None or seen is None:
         return decision
-    scope = Scope(draft, rules, decision, None)
+    scope = Scope(draft, rules, decision, "engine")
     kind = agent.type if agent.registered or seen.type is None else seen.type
     if (kind, seen.labels) != (agent.type, agent.labels):
         agent.type, agent.labels = kind, seen.labels
@@ -92,5 +101,5 @@ def decide_oblivion(draft: Draft, rules: Rules, agent_id: str, lost_before: floa
     if agent is None or agent.liveness is not Liveness.LOST or agent.lost_at >= lost_before:
         decision.outcome = "unchanged"
         return decision
-    Scope(draft, rules, decision, None).forget(agent, "lost for longer than agents.forget_after")
+    Scope(draft, rules, decision, "engine").forget(agent, "lost for longer than agents.forget_after")
     return decision

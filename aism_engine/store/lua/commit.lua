@@ -17,14 +17,16 @@
 -- then all other writes, each: command, key, how many arguments, the arguments
 -- A key is named by its place in KEYS, less 4. Strings and messages come in bulk because every change of a state has one of each.
 --
--- Returns {code, detail, length of the source}:
---   APPLIED        1  written; detail is how many writes failed (none can, unless there is a bug: everything was checked)
+-- Returns {code, details, length of the source left}:
+--   APPLIED        1  written; the details are the places in ARGV of writes that failed: none can, short of a bug, for
+--                     everything was checked
 --   REPLAYED       2  this very commit was written before
 --   FENCED        -1  another engine has led since
---   OUT_OF_STEP   -2  the ledger is neither this commit nor the one before it: another wrote, or the server went back in time
+--   OUT_OF_STEP   -2  the ledger is neither this commit nor the one before it: another wrote, or the server went back in
+--                     time
 --   SOURCE_MOVED  -3  the tail of the source is not what was peeked
---   WRONG_TYPE    -4  detail is the key that has a type other than its letter
---   SCORE_MOVED   -5  detail is the watch that failed, counted from 1
+--   WRONG_TYPE    -4  the details are all keys that have a type other than their letter
+--   SCORE_MOVED   -5  the details are all watches that failed, counted from 1
 --
 -- The first write is the ledger's: a server that refuses writes (OOM, MISCONF, READONLY) refuses there, with nothing written.
 --#include digest
@@ -36,23 +38,23 @@ local watches, sets, channels = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(
 
 local ledger = redis.call('GET', KEYS[2])
 if ledger == ARGV[2] then
-  return {2, 0, redis.call('LLEN', source)}
+  return {2, {}, redis.call('LLEN', source)}
 end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return {-1, 0, 0}
+  return {-1, {}, 0}
 end
 if (ledger or '') ~= ARGV[3] then
-  return {-2, 0, 0}
+  return {-2, {}, 0}
 end
 
 if trim > 0 then
   local oldest, newest = redis.call('LINDEX', source, -1), redis.call('LINDEX', source, -trim)
   if not newest or digest(oldest) ~= ARGV[6] or digest(newest) ~= ARGV[7] then
-    return {-3, 0, 0}
+    return {-3, {}, 0}
   end
 end
 
-local strings, places = {}, {}
+local strings, places, wrong = {}, {}, {}
 for i = 5, #KEYS do
   local letter = string.sub(ARGV[4], i - 4, i - 4)
   if letter == 's' then
@@ -61,29 +63,36 @@ for i = 5, #KEYS do
   elseif letter ~= '*' then
     local kind = redis.call('TYPE', KEYS[i]).ok
     if kind ~= names[letter] and kind ~= 'none' then
-      return {-4, i - 4, 0}
+      wrong[#wrong + 1] = i - 4
     end
   end
 end
 for i = 1, #strings, 1000 do
   local values = redis.call('MGET', unpack(strings, i, math.min(i + 999, #strings)))
-  for j = 1, #values do
+  for j = 1, math.min(1000, #strings - i + 1) do
     local at = i + j - 1
     if not values[j] and redis.call('TYPE', strings[at]).ok ~= 'none' then  -- MGET says nil to another type, too
-      return {-4, places[at], 0}
+      wrong[#wrong + 1] = places[at]
     end
   end
 end
+if #wrong > 0 then
+  return {-4, wrong, 0}
+end
 
-local a = 12
+local a, moved = 12, {}
 for i = 1, watches do
   local score = redis.call('ZSCORE', KEYS[4 + tonumber(ARGV[a])], ARGV[a + 1])
   if not score or tonumber(score) ~= tonumber(ARGV[a + 2]) then
-    return {-5, i, 0}
+    moved[#moved + 1] = i
   end
   a = a + 3
 end
+if #moved > 0 then
+  return {-5, moved, 0}
+end
 
+local left = redis.call('LLEN', source) - trim  -- before the first write: it raises where the source is no list
 redis.call('SET', KEYS[2], ARGV[2])
 
 local assigned = a  -- the strings come after the other writes: one of those may delete a key that is set again
@@ -93,12 +102,12 @@ for _ = 1, channels do
   a = a + 2 + tonumber(ARGV[a + 1])
 end
 
-local failed = 0
+local failed = {}
 while a <= #ARGV do
   local last = a + 2 + tonumber(ARGV[a + 2])
   local reply = redis.pcall(ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])], unpack(ARGV, a + 3, last))
   if type(reply) == 'table' and reply.err then
-    failed = failed + 1
+    failed[#failed + 1] = a
     redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. ARGV[a] .. ': ' .. tostring(reply.err))
   end
   a = last + 1
@@ -128,4 +137,4 @@ if keep > 0 then
 elseif trim > 0 then
   redis.call('LTRIM', source, 0, -(trim + 1))
 end
-return {1, failed, redis.call('LLEN', source)}
+return {1, failed, left}

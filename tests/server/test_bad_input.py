@@ -1,0 +1,405 @@
+"""No input stops the engine or holds up others: what it refuses is kept whole, with the reason."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+
+from aism_engine.model.decisions.common import digest
+from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
+from tests.support.engine import Running, eventually, running_engine
+from tests.support.resp import Cli
+
+
+@pytest.fixture
+async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
+    async with running_engine(server, prefix) as running:
+        yield running
+
+
+def said(**fields: object) -> bytes:
+    return json.dumps({"type": "heartbeat", "agent_id": "a", **fields}).encode()
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+MIB = 1_048_576
+AGENT_IDS: list[object] = ["a:b", "*", "{a}", "a b", "x" * 10_240, "", 7, ["a"], True, "a\n", "ä"]
+BAD: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "invalid_json"),
+    "not JSON": (b"hello", "invalid_json"),
+    "half of it": (b'{"type":"heartbeat"', "invalid_json"),
+    "NaN": (b'{"type":"measurement","agent_id":"a","payload":{"x":NaN}}', "invalid_json"),
+    "an array": (b"[1, 2]", "not_an_object"),
+    "a string": (b'"heartbeat"', "not_an_object"),
+    "a number": (b"17", "not_an_object"),
+    "null": (b"null", "not_an_object"),
+    "no type": (b'{"agent_id":"a"}', "invalid_message"),
+    "no agent": (b'{"type":"heartbeat"}', "invalid_message"),
+    "no target": (said(type="state_transition", payload={}), "invalid_message"),
+    "a wrong field": (said(type="progress", command_id="c", payload={"percent": "half"}), "invalid_message"),
+    "a wrong id": (said(id="m:1"), "invalid_message"),
+    "an infinite number": (b'{"type":"measurement","agent_id":"a","payload":{"x":1e400}}', "invalid_message"),
+    "a huge integer": (said(type="result", command_id="c", payload={"x": 10**100}), "invalid_message"),
+    "5,000 digits": (b'{"type":"heartbeat","agent_id":"a","timestamp":' + b"9" * 5000 + b"}", "invalid_message"),
+    "NaN in MessagePack": (
+        msgspec.msgpack.encode({"type": "result", "agent_id": "a", "command_id": "c", "payload": {"x": float("nan")}}),
+        "invalid_message",
+    ),
+    "an unknown type": (said(type="sneeze"), "unknown_type"),
+    "a request in the wrong queue": (said(type="send", id="r1"), "unknown_type"),
+    "invalid UTF-8": (b'{"type":"heartbeat","agent_id":"a","mood":"\xff"}', "invalid_utf8"),
+    "broken MessagePack": (b"\x82\xa4type\xa9heart", "invalid_msgpack"),
+    "100,000 brackets": (deep(100_000), "not_an_object"),
+    "100,000 levels": (b'{"type":"heartbeat","agent_id":"a","mood":' + deep(100_000) + b"}", "too_deep"),
+    "100,000 levels of payload": (
+        b'{"type":"result","agent_id":"a","command_id":"c","payload":{"x":' + deep(100_000) + b"}}",
+        "too_deep",
+    ),
+    "900 levels of type": (b'{"type":' + deep(900) + b',"agent_id":"a"}', "unknown_type"),
+    "an unknown command": (said(type="ack", command_id="c9"), "unknown_command"),
+    "another's command": (said(type="result", command_id="others"), "foreign_command"),
+    "an unknown recipient": (said(type="message", payload={"to": "nobody", "content": 1}), "unknown_recipient"),
+    "just too large": (b'{"type":"heartbeat","agent_id":"a","x":"' + b"y" * MIB + b'"}', "oversized"),
+    "20 MB": (b'{"type":"heartbeat","agent_id":"a","x":"' + b"y" * 20_000_000 + b'"}', "oversized"),
+}
+BAD |= {f"agent_id {agent_id!r:.20}": (said(agent_id=agent_id), "invalid_agent_id") for agent_id in AGENT_IDS}
+
+
+@pytest.mark.parametrize("what", BAD)
+async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
+    server: EmbeddedServer, engine: Running, what: str
+) -> None:
+    """In the dead letters by its code, on the errors channel, and in a metric; whoever came behind it is served."""
+    raw, code = BAD[what]
+    await engine.say({"type": "heartbeat", "agent_id": "b"})
+    await engine.ask({"type": "send", "id": "others", "payload": {"agent_id": "b", "command": {"type": "work"}}})
+    await eventually(engine.is_drained)
+    with Cli("127.0.0.1", server.port) as ear:
+        ear("SUBSCRIBE", engine.keys.errors)
+        await engine.say(raw, {"type": "state_transition", "agent_id": "a", "payload": {"target": "served"}})
+        await eventually(partial(_state_is, engine, "a", "served"))
+        event = json.loads(ear.read()[2])
+    (letter,) = await engine.dead_letters()
+    found = {name: letter[name] for name in ("code", "raw", "digest", "size", "source")}
+    assert found == {
+        "code": code.encode(),
+        "raw": raw[:4096] if code == "oversized" else raw,
+        "digest": digest(raw).encode(),
+        "size": str(len(raw)).encode(),
+        "source": b"response_queue",
+    }
+    assert letter["reason"]
+    assert (event["code"], event["message"]) == (code, letter["reason"].decode())
+    assert event["details"] == {"digest": digest(raw), "size": len(raw)}
+    assert [fact["code"] for fact in await engine.audit("dead_letter")] == [code]
+    assert engine.metric("aism_dead_letters_total", code=code) == 1
+    kept = await engine.call("LRANGE", engine.keys.oversized, 0, -1)
+    assert kept == ([raw] if code == "oversized" else [])
+    assert await engine.is_drained()
+
+
+async def _state_is(engine: Running, agent_id: str, state: str) -> bool:
+    return await engine.state(agent_id) == state
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"hello", "invalid_json"),
+        (b"[]", "not_an_object"),
+        (b'{"type":"send","id":"r1"}', "invalid_message"),
+        (b'{"type":"sneeze","id":"r1"}', "unknown_type"),
+        (b'{"type":"send","id":"r1","payload":{"agent_id":"a*","command":{"type":"x"}}}', "invalid_message"),
+        (b'{"type":"send","x":' + deep(100_000) + b"}", "too_deep"),
+        (b'{"type":"send","x":"\xff"}', "invalid_utf8"),
+        (b'{"type":"send","x":"' + b"y" * MIB + b'"}', "oversized"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_bad_request_is_kept_as_well(engine: Running, raw: bytes, code: str) -> None:
+    """The other queue is read with the same care; who can be answered is."""
+    await engine.ask(raw, {"type": "forget", "id": "next", "payload": {"agent_id": "a"}})
+    assert (await engine.replied("next"))["error"]["code"] == "unknown_agent"
+    (letter,) = await engine.dead_letters()
+    assert (letter["code"].decode(), letter["source"]) == (code, b"request_queue")
+    assert letter["raw"] == raw[: 4096 if code == "oversized" else None]
+    if b'"r1"' in raw:
+        assert (await engine.replied("r1"))["error"]["code"] == code
+
+
+async def test_the_oversized_that_are_kept_are_bounded(server: EmbeddedServer, prefix: str) -> None:
+    """The newest stay; the dead letter of one that has gone still names it."""
+    large = [bytes([48 + number]) * 3000 for number in range(6)]
+    async with running_engine(
+        server, prefix, consumer__max_message_bytes=2000, consumer__oversized_keep=2, consumer__batch_bytes=10_000
+    ) as engine:
+        await engine.say(*large)
+        await eventually(engine.is_drained)
+        assert await engine.call("LRANGE", engine.keys.oversized, 0, -1) == [large[5], large[4]]
+        assert [letter["digest"].decode() for letter in await engine.dead_letters()] == [digest(raw) for raw in large]
+
+
+async def test_a_message_of_exactly_the_limit_is_handled(engine: Running) -> None:
+    """One byte more is too large."""
+    frame = b'{"type":"state_transition","agent_id":"a","payload":{"target":"%b"},"x":"%b"}'
+    fits = frame % (b"fits", b"y" * (MIB - len(frame % (b"fits", b""))))
+    large = frame % (b"large", b"y" * (MIB + 1 - len(frame % (b"large", b""))))
+    assert (len(fits), len(large)) == (MIB, MIB + 1)
+    await engine.say(fits, large)
+    await eventually(engine.is_drained)
+    assert (await engine.state("a"), [code for code, _ in await engine.buried()]) == ("fits", ["oversized"])
+
+
+async def test_good_and_bad_in_one_batch_keep_their_order(engine: Running) -> None:
+    """Each bad one is buried, each good one applied, in the order in which they came."""
+    messages: list[bytes | dict[str, Any]] = []
+    for number in range(200):
+        messages += [
+            {"type": "state_transition", "agent_id": "a", "payload": {"target": f"s{number}"}},
+            b"bad %d" % number,
+            said(type="ack", command_id=f"c{number}"),
+        ]
+    await engine.say(*messages)
+    await eventually(engine.is_drained)
+    assert [fact["new_state"] for fact in await engine.audit("state_changed")] == [f"s{n}" for n in range(200)]
+    assert [code for code, _ in await engine.buried()] == ["invalid_json", "unknown_command"] * 200
+
+
+# Keys of the wrong type
+
+WRONG: dict[str, tuple[str, ...]] = {
+    "string": ("SET", "{}", "x"),
+    "list": ("RPUSH", "{}", "x"),
+    "hash": ("HSET", "{}", "x", "y"),
+}
+AGENT_KEYS: dict[str, tuple[Callable[[Keys], str], str, dict[str, Any]]] = {
+    "state": (lambda keys: keys.state("a"), "list", {"type": "state_transition", "payload": {"target": "x"}}),
+    "metadata": (lambda keys: keys.metadata("a"), "string", {"type": "register", "payload": {"type": "x"}}),
+    "measurements": (lambda keys: keys.agent_measurements("a"), "list", {"type": "measurement", "payload": {"x": 1}}),
+    "inbox": (lambda keys: keys.inbox("a"), "hash", {"type": "message", "payload": {"to": "a", "content": 1}}),
+    "record": (lambda keys: keys.agent("a"), "string", {"type": "state_transition", "payload": {"target": "x"}}),
+    "command record": (lambda keys: keys.command("c1"), "list", {"type": "ack", "command_id": "c1"}),
+    "replies": (lambda keys: keys.agent_reply("a", "m1"), "hash", {"type": "heartbeat", "id": "m1", "reply": True}),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("what", AGENT_KEYS)
+async def test_an_agent_key_of_the_wrong_type_buries_that_one_message(
+    engine: Running, what: str, *, known: bool
+) -> None:
+    """The others of its batch go on, also others of the same agent; mended, the same message is applied."""
+    name, wrong, fields = AGENT_KEYS[what]
+    key, message = name(engine.keys), {"agent_id": "a", **fields}
+    if known:
+        await engine.say({"type": "heartbeat", "agent_id": "a"})
+        await engine.ask({"type": "send", "id": "c1", "payload": {"agent_id": "a", "command": {"type": "work"}}})
+        await engine.replied("c1")
+        await engine.call("DEL", key)
+    await engine.call(*(word.format(key) for word in WRONG[wrong]))
+    others = [{"type": "state_transition", "agent_id": f"b{n}", "payload": {"target": "served"}} for n in range(2)]
+    await engine.say(others[0], message, others[1])
+    await eventually(engine.is_drained)
+    assert [await engine.state(f"b{n}") for n in range(2)] == ["served", "served"]
+    (letter,) = await engine.dead_letters()
+    unknown = what == "command record" and not known
+    assert letter["code"] == (b"unknown_command" if unknown else b"wrong_type")
+    assert (json.loads(letter["raw"]), letter["agent_id"]) == (message, b"a")
+    assert unknown or key in letter["reason"].decode()
+    assert engine.outage is None
+    if unknown:
+        return
+    await engine.call("DEL", key)
+    await engine.say(message)
+    await eventually(engine.is_drained)
+    assert len(await engine.dead_letters()) == 1
+
+
+@pytest.mark.parametrize("what", ["commands", "command record", "replies"])
+async def test_a_wrong_type_buries_the_request_that_meets_it(engine: Running, what: str) -> None:
+    """And no other: neither before nor behind it."""
+    keys = engine.keys
+    key = {"commands": keys.commands("a"), "command record": keys.command("r1"), "replies": keys.request_reply("r1")}
+    await engine.say({"type": "heartbeat", "agent_id": "a"}, {"type": "heartbeat", "agent_id": "b"})
+    await eventually(lambda: engine.record("b"))
+    await engine.call("SET", key[what], "x")
+    send = {"type": "send", "payload": {"agent_id": "a", "command": {"type": "work"}}}
+    other = {"type": "send", "payload": {"agent_id": "b", "command": {"type": "work"}}}
+    await engine.ask({**other, "id": "r0"}, {**send, "id": "r1"}, {**other, "id": "r2"})
+    assert [(await engine.replied(each))["ok"] for each in ("r0", "r2")] == [True, True]
+    (letter,) = await engine.dead_letters()
+    assert (letter["code"], json.loads(letter["raw"])["id"]) == (b"wrong_type", "r1")
+    assert key[what] in letter["reason"].decode()
+
+
+async def test_many_messages_that_meet_one_wrong_key_are_buried_together(engine: Running) -> None:
+    """They do not hold up the others by failing one after the other."""
+    await engine.call("SET", engine.keys.agent_measurements("a"), "x")
+    bad = [{"type": "measurement", "agent_id": "a", "payload": {"x": n}} for n in range(2000)]
+    good = {"type": "state_transition", "agent_id": "b", "payload": {"target": "served"}}
+    before = engine.metric("aism_commits_total", code="wrong_type")
+    await engine.say({"type": "heartbeat", "agent_id": "a"}, *bad, good)
+    await eventually(partial(_state_is, engine, "b", "served"))
+    assert [code for code, _ in await engine.buried()] == ["wrong_type"] * 2000
+    assert engine.metric("aism_commits_total", code="wrong_type") - before < 200
+
+
+@pytest.mark.parametrize("wrong", ["commands", "command records"])
+async def test_a_deadline_that_meets_a_wrong_key_holds_up_no_other(
+    server: EmbeddedServer, prefix: str, wrong: str
+) -> None:
+    """Even where there are more of them than fit into one batch: the command ends all the same."""
+    async with running_engine(server, prefix, timekeeper__batch=3) as engine:
+        await engine.say({"type": "heartbeat", "agent_id": "a"}, {"type": "heartbeat", "agent_id": "b"})
+        await eventually(lambda: engine.record("b"))
+        send: dict[str, Any] = {
+            "type": "send",
+            "payload": {"agent_id": "a", "command": {"type": "work"}, "options": {"ttl": 0.3}},
+        }
+        await engine.ask(*({**send, "id": f"a{n}"} for n in range(5)))
+        await engine.ask({**send, "id": "b0", "payload": {**send["payload"], "agent_id": "b"}})
+        await engine.replied("b0")
+        keys = engine.keys
+        for key in [keys.commands("a")] if wrong == "commands" else [keys.command(f"a{n}") for n in range(5)]:
+            await engine.call("DEL", key)
+            await engine.call("SET", key, "x")
+        await eventually(partial(_has_facts, engine, 6, "command_expired"))
+        assert engine.engine.writer.fleet.commands == {}
+        assert (await engine.command("b0"))["status"] == "expired"
+        if wrong == "commands":
+            assert {(await engine.command(f"a{n}"))["status"] for n in range(5)} == {"expired"}
+
+
+async def _has_facts(engine: Running, count: int, event: str) -> bool:
+    return len(await engine.audit(event)) == count
+
+
+@pytest.mark.parametrize("how", ["loss", "first beat", "sighting"])
+async def test_a_wrong_key_of_an_agent_that_says_nothing_holds_up_no_other(
+    server: EmbeddedServer, prefix: str, how: str
+) -> None:
+    """Those who watch heartbeats and metadata leave it out, and go on with the rest."""
+    liveness: dict[str, object] = {"liveness__silent_after": 0.2, "liveness__lost_after": 0.5}
+    async with running_engine(server, prefix, **(liveness if how == "loss" else {})) as engine:
+        keys = engine.keys
+        if how == "first beat":
+            await engine.call("SET", keys.agent("a"), "x")
+        seconds, _ = await engine.call("TIME")
+        await engine.call("ZADD", keys.heartbeats, seconds, "a", seconds, "b")
+        await eventually(partial(_has_record, engine, "b"))
+        if how == "first beat":
+            return
+        await eventually(partial(_has_record, engine, "a"))
+        await engine.call("DEL", keys.agent("a"))
+        await engine.call("SET", keys.agent("a"), "x")
+        if how == "loss":
+            await eventually(lambda: engine.audit("agent_lost", agent_id="b"))
+        else:
+            await engine.call("HSET", keys.metadata("a"), "type", "changed")
+            await engine.call("HSET", keys.metadata("b"), "type", "changed")
+            await eventually(lambda: engine.audit("metadata_changed", agent_id="b"))
+
+
+async def _has_record(engine: Running, agent_id: str) -> bool:
+    return bool(await engine.call("HLEN", engine.keys.agent(agent_id)))
+
+
+OURS: dict[str, Callable[[Keys], str]] = {
+    "audit": lambda keys: keys.audit,
+    "dead letters": lambda keys: keys.dead_letters,
+    "index": lambda keys: keys.index,
+    "oversized": lambda keys: keys.oversized,
+    "response queue": lambda keys: keys.response_queue,
+    "ledger": lambda keys: keys.ledger,
+}
+
+
+@pytest.mark.parametrize("what", OURS)
+async def test_the_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine: Running, what: str) -> None:
+    """It says so, by the name of the outage, writes nothing, and resumes by itself once the key is mended."""
+    key = OURS[what](engine.keys)
+    await engine.say({"type": "heartbeat", "agent_id": "known"})
+    await eventually(lambda: engine.record("known"))
+    await eventually(engine.is_drained)
+    kept = await engine.call("DUMP", key)
+    await engine.call("DEL", key)
+    await engine.call("HSET", key, "wrong", "type")
+    messages: list[bytes | dict[str, Any]] = [
+        b"rubbish",
+        b"x" * (MIB + 1),
+        {"type": "state_transition", "agent_id": "new", "payload": {"target": "served"}},
+    ]
+    if what != "response queue":
+        await engine.say(*messages)
+    await eventually(lambda: engine.outage == "wrong_type")
+    for _ in range(20):  # steps of others do not hide it
+        await engine.call("PING")
+        assert engine.outage == "wrong_type"
+    assert engine.engine.checks()["redis"].ok is False
+    assert engine.metric("aism_redis_up") == 0
+    assert engine.metric("aism_redis_outages_total", outage="wrong_type") == 1
+    assert await engine.state("new") is None
+    await engine.call("DEL", key)
+    if kept is not None:
+        await engine.call("RESTORE", key, 0, kept)
+    if what == "response queue":
+        await engine.say(*messages)
+    await eventually(partial(_state_is, engine, "new", "served"))
+    await eventually(lambda: engine.outage is None)
+    await eventually(engine.is_drained)
+    assert [code for code, _ in await engine.buried()] == ["invalid_json", "oversized"]
+    assert engine.metric("aism_redis_up") == 1
+
+
+async def test_heartbeats_of_the_wrong_type_stop_only_those_who_watch_them(engine: Running) -> None:
+    """Messages are applied all the same; the engine says that something is wrong."""
+    await engine.call("SET", engine.keys.heartbeats, "x")
+    await eventually(lambda: engine.outage == "wrong_type")
+    await engine.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "served"}})
+    await eventually(partial(_state_is, engine, "a", "served"))
+    assert engine.outage == "wrong_type"
+    await engine.call("DEL", engine.keys.heartbeats)
+    await eventually(lambda: engine.outage is None)
+
+
+async def test_heartbeats_under_names_that_are_no_ids_are_left_out(engine: Running) -> None:
+    """They would become part of a key."""
+    for name in (b"a:b", b"*", b"\xff\xfe", b"", b"x" * 10_000):
+        await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, name)
+    await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, "fine")
+    await eventually(lambda: engine.record("fine"))
+    assert await engine.call("SMEMBERS", engine.keys.index) in ({b"fine"}, [b"fine"])
+
+
+async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """Of the agents, the commands and the audit: what can be read is loaded, the rest is met anew."""
+    async with running_engine(server, prefix) as engine:
+        for agent_id in "abc":
+            await engine.say({"type": "register", "agent_id": agent_id, "payload": {"type": "scribe"}})
+        for agent_id in "ab":
+            payload = {"agent_id": agent_id, "command": {"type": "work"}}
+            await engine.ask({"type": "send", "id": f"c-{agent_id}", "payload": payload})
+            await engine.replied(f"c-{agent_id}")
+        keys = engine.keys
+        await engine.call("HSET", keys.agent("a"), "since", "yesterday", "labels", "{")
+        await engine.call("HDEL", keys.agent("b"), "state")
+        await engine.call("HSET", keys.command("c-a"), "status", "sleeping")
+        await engine.call("DEL", keys.command("c-b"))
+        await engine.call("SADD", keys.index, "ghost", b"\xff", "a:b")
+        await engine.call("ZADD", keys.deadlines, 1, "ttl:ghost", 1, b"\xff", 1, "nonsense")
+        await engine.call("XADD", keys.audit, "*", "facts", "not json")
+        await engine.call("XADD", keys.audit, "*", "facts", '[{"cause": 7}]')
+        await engine.call("XADD", keys.audit, "*", "odd", b"\xff")
+    async with running_engine(server, prefix) as engine:
+        assert set(engine.engine.writer.fleet.agents) == {"c"}
+        await engine.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "anything"}})
+        await eventually(partial(_state_is, engine, "a", "anything"))

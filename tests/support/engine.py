@@ -1,0 +1,204 @@
+"""An engine that runs in the test's own loop, and short ways to see what it has done."""
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias, TypeVar, overload
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from aism_engine.app import Engine
+from aism_engine.config import load
+from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
+
+T = TypeVar("T")
+Client: TypeAlias = Any
+"""A `redis.asyncio.Redis`: its annotations describe the synchronous client at the same time."""
+
+_FAST: Final[dict[str, object]] = {
+    "http.enabled": False,
+    "consumer.poll_interval": 0.01,
+    "dispatcher.poll_interval": 0.01,
+    "timekeeper.poll_interval": 0.02,
+    "liveness.scan_interval": 0.05,
+    "agents.metadata_every": 0.1,
+    "sampler.interval": 0.05,
+    "redis.retry_backoff_max": 0.2,
+    "supervisor.restarts": 0,  # a service that raises fails the test
+}
+
+
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], within_s: float = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], within_s: float = ...) -> T: ...
+async def eventually(condition: Callable[[], Any], within_s: float = 5.0) -> Any:
+    """Wait until `condition` gives something true, and give that. Fails with what it gave last."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while True:
+        found = condition()
+        value = await found if inspect.isawaitable(found) else found
+        if value:
+            return value
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {within_s} s; the last was {value!r:.2000}")
+        await asyncio.sleep(0.003)
+
+
+def plain_client(server: EmbeddedServer) -> Client:
+    """A client that tries each command once, and gives bytes."""
+    return Redis.from_url(server.url, protocol=2, decode_responses=False, retry=Retry(NoBackoff(), retries=0))
+
+
+class Reader:
+    """What a fleet has in Redis, read with a plain client."""
+
+    def __init__(self, client: Client, prefix: str) -> None:
+        self.client = client
+        self.keys = Keys(prefix)
+
+    async def call(self, *words: str | bytes | float) -> Any:  # noqa: ANN401 - a reply is what the command makes it
+        return await self.client.execute_command(*words)
+
+    async def audit(self, *events: str, agent_id: str | None = None) -> list[dict[str, Any]]:
+        """Read the facts of the audit, oldest first: of these events, of this agent, or all."""
+        entries = await self.call("XRANGE", self.keys.audit, "-", "+")
+        facts = [fact for _, fields in entries for fact in json.loads(_table(fields)["facts"])]
+        return [
+            fact
+            for fact in facts
+            if (not events or fact["event"] in events) and (agent_id is None or fact.get("agent_id") == agent_id)
+        ]
+
+    async def dead_letters(self) -> list[dict[str, bytes]]:
+        """Read the dead letters, oldest first."""
+        return [_table(fields) for _, fields in await self.call("XRANGE", self.keys.dead_letters, "-", "+")]
+
+    async def buried(self) -> list[tuple[str, bytes]]:
+        """Read the code and the original bytes of each dead letter, oldest first."""
+        return [(letter["code"].decode(), letter["raw"]) for letter in await self.dead_letters()]
+
+    async def record(self, agent_id: str) -> dict[str, str]:
+        """Read the engine's record of an agent; empty where there is none."""
+        return await self._texts(self.keys.agent(agent_id))
+
+    async def command(self, command_id: str) -> dict[str, str]:
+        """Read the record of a command; empty where there is none."""
+        return await self._texts(self.keys.command(command_id))
+
+    async def state(self, agent_id: str) -> str | None:
+        value = await self.call("GET", self.keys.state(agent_id))
+        return None if value is None else str(value.decode())
+
+    async def is_drained(self) -> bool:
+        """Tell whether both queues are empty."""
+        lengths = [await self.call("LLEN", queue) for queue in (self.keys.response_queue, self.keys.request_queue)]
+        return not any(lengths)
+
+    async def dump(self) -> dict[bytes, bytes]:
+        """Read all that lies under the prefix, as the server serializes it: two dumps tell whether anything changed."""
+        names = [name async for name in self.client.scan_iter(match=f"{_escaped(self.keys.prefix)}:*", count=1000)]
+        return {name: await self.call("DUMP", name) for name in sorted(names)}
+
+    async def say(self, *messages: bytes | dict[str, Any]) -> None:
+        """Push messages as agents do, the first one first."""
+        await self.call("LPUSH", self.keys.response_queue, *map(_body, messages))
+
+    async def ask(self, *requests: bytes | dict[str, Any]) -> None:
+        """Push requests as operators do."""
+        await self.call("LPUSH", self.keys.request_queue, *map(_body, requests))
+
+    async def replied(self, request_id: str, within_s: float = 5.0) -> dict[str, Any]:
+        """Wait for the reply to a request."""
+        reply = await self.call("BRPOP", self.keys.request_reply(request_id), within_s)
+        assert reply is not None, f"no reply to {request_id} within {within_s} s"
+        found: dict[str, Any] = json.loads(reply[1])
+        return found
+
+    async def _texts(self, key: str) -> dict[str, str]:
+        found = _table(await self.call("HGETALL", key))
+        return {name: value.decode(errors="replace") for name, value in found.items()}
+
+
+class Running(Reader):
+    """An engine that runs, and what it has in Redis."""
+
+    def __init__(self, engine: Engine, client: Client) -> None:
+        super().__init__(client, engine.settings.redis.prefix)
+        self.engine = engine
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Give the value of a metric; 0 where it has none yet."""
+        return self.engine.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @property
+    def outage(self) -> str | None:
+        """The name of the outage that the engine tells of at this moment."""
+        return self.engine.outages.current
+
+    async def wait_serving(self) -> None:
+        """Wait until it leads, has loaded the fleet, and hears what is published."""
+        keys = self.keys
+        await eventually(lambda: self.engine.leadership.token)
+        await self.engine.writer.loaded()
+        channels = (keys.responses, keys.requests, keys.state_changes)
+
+        async def heard() -> bool:
+            counts = await self.call("PUBSUB", "NUMSUB", *channels)
+            counts = [count for _, count in counts] if isinstance(counts[0], list | tuple) else counts[1::2]
+            return all(counts)
+
+        await eventually(heard)
+
+
+@asynccontextmanager
+async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> AsyncIterator[Running]:
+    """Start an engine, without waiting for it to be of any use, and stop it cleanly in the end.
+
+    An override is named `section__key`. Should the engine give up, the test fails with the reason.
+    """
+    settings = load(
+        environ={},
+        overrides=_FAST
+        | {"redis.url": server.url, "redis.prefix": prefix}
+        | {name.replace("__", "."): value for name, value in overrides.items()},
+    ).settings
+    engine = Engine(settings, environ={})
+    stopping = asyncio.Event()
+    run = asyncio.create_task(engine.run(stopping))
+    try:
+        async with plain_client(server) as client:
+            yield Running(engine, client)
+    finally:
+        stopping.set()
+        async with asyncio.timeout(15):
+            await run
+
+
+@asynccontextmanager
+async def running_engine(server: EmbeddedServer, prefix: str, **overrides: object) -> AsyncIterator[Running]:
+    """Run an engine that leads and listens, and stop it cleanly in the end."""
+    async with launched(server, prefix, **overrides) as running:
+        await running.wait_serving()
+        yield running
+
+
+def _table(fields: Any) -> dict[str, bytes]:  # noqa: ANN401 - a reply is what the client makes of it
+    if isinstance(fields, dict):
+        return {name.decode(): value for name, value in fields.items()}
+    return {name.decode(): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
+
+
+def _body(message: bytes | dict[str, Any]) -> bytes:
+    return message if isinstance(message, bytes) else json.dumps(message).encode()
+
+
+def _escaped(prefix: str) -> str:
+    """A prefix as a pattern that matches nothing else."""
+    return "".join(f"[{letter}]" if letter in "*?[]\\" else letter for letter in prefix)

@@ -1,0 +1,222 @@
+"""A fleet without a server: decisions are made over drafts, and what they ask to be written goes into dictionaries."""
+
+import copy
+import json
+from collections import defaultdict
+from importlib.resources import files
+from typing import Any
+
+from aism_engine.model import effects as fx
+from aism_engine.model.codec import MalformedError, decode_request, decode_response, encode
+from aism_engine.model.commands import Command
+from aism_engine.model.decisions.common import Decision, Rules
+from aism_engine.model.decisions.due import decide_due
+from aism_engine.model.decisions.requests import bury_request, decide_request
+from aism_engine.model.decisions.responses import bury_response, decide_response
+from aism_engine.model.fleet import Agent, Draft, Fleet, Lookups, Sighting
+from aism_engine.model.machine import Machine, Machines, parse
+
+NOW = 1_800_000_000.0
+AT = "2027-01-15T08:00:00.000Z"
+"""The same, as it is written."""
+
+CLERK = """\
+[machine]
+name = "clerk"
+initial = "waiting"
+on_return = "waiting"
+
+[states.waiting]
+to = ["busy"]
+
+[states.busy]
+to = ["waiting"]
+"""
+
+
+def machines() -> Machines:
+    """The two that are shipped, and one of an agent type `clerk` that leaves out whatever it may."""
+    shipped = files("aism_engine") / "machines"
+    found = [parse((shipped / name).read_text(), name) for name in ("journey.toml", "open.toml")]
+    named: dict[str, Machine] = {machine.name: machine for machine in (*found, parse(CLERK, "clerk.toml"))}
+    return Machines(named, default="journey", unregistered="open", by_type={"clerk": "clerk"})
+
+
+class World:
+    """The fleet in memory, and beside it everything that was written, as Redis would have it."""
+
+    def __init__(self, **rules: Any) -> None:  # noqa: ANN401 - the fields of Rules
+        self.rules = Rules(machines=machines(), **rules)
+        self.now = NOW
+        self.fleet = Fleet()
+        self.sightings: dict[str, Sighting] = {}
+        """What agents have written by their own hand."""
+        self.records: dict[str, dict[str, str]] = {}
+        self.index: set[str] = set()
+        self.states: dict[str, str] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
+        self.measurements: dict[str, dict[str, float]] = {}
+        self.command_records: dict[str, dict[str, str | bytes]] = {}
+        self.kept: dict[str, float] = {}
+        """For how many seconds the record of a command is kept."""
+        self.lists: dict[str, list[bytes]] = defaultdict(list)
+        """The commands of each agent, the newest first."""
+        self.inboxes: dict[str, list[bytes]] = defaultdict(list)
+        self.answers: dict[tuple[str | None, str], bytes] = {}
+        self.deadlines: dict[str, float] = {}
+        self.published: list[tuple[str, dict[str, Any]]] = []
+        self.facts: list[fx.Fact] = []
+        self.letters: list[fx.Letter] = []
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def say(self, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
+        """An agent says something, and it is committed. What is no field of a message is one of its payload."""
+        return self.commit(*self.heard(kind, agent_id, **fields))
+
+    def heard(self, kind: str, agent_id: str = "a", **fields: Any) -> tuple[Draft, Decision]:  # noqa: ANN401
+        """An agent says something; what it means is not committed yet."""
+        draft = self.draft()
+        return draft, self.decide_on(draft, kind, agent_id, **fields)
+
+    def decide_on(self, draft: Draft, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
+        """Decide on what an agent says, over a draft that may have heard more already."""
+        raw = json.dumps(_message({"type": kind, "agent_id": agent_id}, fields)).encode()
+        return decide_response(draft, self.rules, decode_response(raw, self.rules.handlers), raw)
+
+    def ask(self, kind: str, request_id: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
+        """An operator asks for something, and it is committed."""
+        raw = json.dumps(_message({"type": kind, "id": request_id}, {"agent_id": agent_id, **fields})).encode()
+        draft = self.draft()
+        return self.commit(draft, decide_request(draft, self.rules, decode_request(raw), raw))
+
+    def send(self, command_id: str, agent_id: str = "a", kind: str = "work", **payload: Any) -> Decision:  # noqa: ANN401
+        return self.ask("send", command_id, agent_id, command={"type": kind, "payload": payload})
+
+    def bury(self, code: str, raw: bytes, *, asked: bool = False, **known: Any) -> Decision:  # noqa: ANN401
+        draft, error = self.draft(), MalformedError(code, "because", **known)
+        return self.commit(draft, (bury_request if asked else bury_response)(draft, self.rules, error, raw))
+
+    def pass_time(self, seconds: float) -> list[Decision]:
+        """Let time pass, and whatever falls due be done."""
+        self.now += seconds
+        due = sorted((at, member) for member, at in self.deadlines.items() if at <= self.now)
+        return [self.fall_due(member, at) for at, member in due]
+
+    def fall_due(self, member: str, at: float) -> Decision:
+        draft = self.draft()
+        return self.commit(draft, decide_due(draft, self.rules, member, at))
+
+    # --- what is so ---------------------------------------------------------------------------------------------------
+
+    def draft(self) -> Draft:
+        """A draft, with everything looked up that the fleet in memory does not hold."""
+        ended = {
+            command_id: Command.from_record(command_id, _texts(record), _bytes(record["body"]))
+            for command_id, record in self.command_records.items()
+        }
+        return Draft(self.fleet, self.now, Lookups(dict(self.sightings), ended))
+
+    def commit(self, draft: Draft, decision: Decision) -> Decision:
+        """Write what a decision asks for, or fail as the store would; then the draft is the fleet."""
+        for effect in decision.effects:
+            self._write(effect)
+        draft.settle()
+        return decision
+
+    def agent(self, agent_id: str = "a") -> Agent:
+        return self.fleet.agents[agent_id]
+
+    def status(self, command_id: str) -> str:
+        return str(self.command_records[command_id]["status"])
+
+    def events(self, channel: str) -> list[dict[str, Any]]:
+        return [event for where, event in self.published if where == channel]
+
+    def told(self, *events: str) -> list[dict[str, Any]]:
+        """The facts of these events, as they are written to the audit, but for their time and whose doing they are."""
+        found = [json.loads(encode(fact)) for fact in self.facts if fact.event in events]
+        return [{name: value for name, value in fact.items() if name not in {"at", "by"}} for fact in found]
+
+    def answer(self, message_id: str, agent_id: str | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.answers[agent_id, message_id])
+        return found
+
+    def snapshot(self) -> object:
+        """All of the fleet in memory, to compare."""
+        fleet = self.fleet
+        return copy.deepcopy((fleet.agents, fleet.commands, fleet.spoke, fleet._recent))
+
+    def reloaded(self) -> Fleet:
+        """The fleet as the next leader would load it from what was written."""
+        commands = (
+            Command.from_record(command_id, _texts(record))
+            for command_id, record in self.command_records.items()
+            if f"ttl:{command_id}" in self.deadlines
+        )
+        agents = (Agent.from_record(agent_id, self.records[agent_id]) for agent_id in self.index)
+        return Fleet(agents, (command for command in commands if command.open))
+
+    def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912 - one case for each effect
+        match effect:
+            case fx.SaveAgent(agent_id, fields):
+                self.records[agent_id] = self.records.get(agent_id, {}) | fields
+            case fx.IndexAgent(agent_id):
+                self.index.add(agent_id)
+            case fx.SetState(agent_id, state):
+                self.states[agent_id] = state
+            case fx.SaveMetadata(agent_id, fields):
+                self.metadata[agent_id] = self.metadata.get(agent_id, {}) | fields
+            case fx.SaveMeasurements(agent_id, values):
+                self.measurements[agent_id] = self.measurements.get(agent_id, {}) | values
+            case fx.ForgetAgent(agent_id):
+                everything: tuple[dict[str, Any], ...] = (
+                    *(self.records, self.states, self.metadata, self.measurements),
+                    *(self.lists, self.inboxes, self.sightings),
+                )
+                for part in everything:
+                    part.pop(agent_id, None)
+                self.index.discard(agent_id)
+            case fx.SaveCommand(command_id, saved, keep_s):
+                self.command_records[command_id] = self.command_records.get(command_id, {}) | saved
+                if keep_s is not None:
+                    self.kept[command_id] = keep_s
+            case fx.PushCommand(agent_id, body):
+                self.lists[agent_id].insert(0, body)
+            case fx.WithdrawCommand(agent_id, body):
+                self.lists[agent_id] = [each for each in self.lists[agent_id] if each != body]
+            case fx.Deliver(agent_id, body, keep):
+                self.inboxes[agent_id] = [body, *self.inboxes[agent_id]][:keep]
+            case fx.Answer(agent_id, message_id, body):
+                self.answers[agent_id, message_id] = body
+            case fx.SetDeadline(member, at):
+                self.deadlines[member] = at
+            case fx.ClearDeadline(member):
+                self.deadlines.pop(member, None)
+            case fx.Publish(channel, body):
+                self.published.append((channel, json.loads(body)))
+            case fx.Record(fact):
+                self.facts.append(fact)
+            case fx.Bury(letter):
+                self.letters.append(letter)
+            case fx.ExpectScore(agent_id, score):
+                assert self.sightings[agent_id].score == score
+            case fx.ExpectDeadline(member, at):
+                assert self.deadlines[member] == at
+
+
+_ENVELOPE = ("id", "command_id", "reply", "traceparent", "payload", "timestamp")
+
+
+def _message(message: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    payload = {name: value for name, value in fields.items() if name not in _ENVELOPE}
+    envelope = {name: value for name, value in fields.items() if name in _ENVELOPE}
+    return {**message, **({"payload": payload} if payload else {}), **envelope}
+
+
+def _texts(record: dict[str, str | bytes]) -> dict[str, str]:
+    return {name: value for name, value in record.items() if isinstance(value, str)}
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

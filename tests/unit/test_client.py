@@ -1,0 +1,76 @@
+"""The laws of outages: what a server or a connection says when it cannot serve has one name, in every version."""
+
+import pytest
+from redis import exceptions as rx
+
+from aism_engine.config import RedisSettings
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.store.client import connect, naming_outages, outage_of, where
+
+_62 = "Error running script (call to f_83c3f68e704422a76a586eb2d9fccf45d0b27ac1): @user_script:54: "
+_70 = " script: 83c3f68e704422a76a586eb2d9fccf45d0b27ac1, on @user_script:54."
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (rx.ConnectionError("Connection closed by server."), "connection"),
+        (rx.TimeoutError("Timeout reading from socket"), "timeout"),
+        (TimeoutError(), "timeout"),
+        (ConnectionResetError(), "connection"),
+        (ConnectionRefusedError(), "refused"),
+        (rx.BusyLoadingError("Redis is loading the dataset in memory"), "loading"),
+        (rx.AuthenticationError("invalid password"), "noauth"),
+        (rx.NoPermissionError("this user has no permissions"), "noperm"),
+        (rx.ReadOnlyError("You can't write against a read only replica."), "readonly"),
+        (rx.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "oom"),
+        (rx.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "misconf"),
+        (rx.ResponseError("BUSY Redis is busy running a script."), "busy"),
+        (rx.ResponseError("UNKILLABLE Sorry the script already executed write commands"), "busy"),
+        (rx.ResponseError("NOREPLICAS Not enough good replicas to write."), "noreplicas"),
+        (rx.ResponseError("MASTERDOWN Link with MASTER is down"), "masterdown"),
+        (rx.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value" + _70), "wrong_type"),
+        (rx.ResponseError("OOM command not allowed when used memory > 'maxmemory'." + _70), "oom"),
+        (rx.ResponseError(_62 + "WRONGTYPE Operation against a key holding the wrong kind of value"), "wrong_type"),
+        (rx.ResponseError(_62.replace("script:54", "script: 54") + "-OOM command not allowed"), "oom"),
+        (rx.ResponseError(_62 + "-READONLY You can't write against a read only replica."), "readonly"),
+        (rx.ResponseError(_62 + "-MISCONF Redis is configured to save RDB snapshots"), "misconf"),
+        (rx.ResponseError(_62 + "attempt to index a nil value"), None),
+        (rx.ResponseError("unknown command 'LMOVE'"), None),
+        (rx.ResponseError(""), None),
+        (rx.DataError("Invalid input of type"), None),
+        (ValueError("a bug of ours"), None),
+    ],
+    ids=str,
+)
+def test_every_outage_has_its_name_and_a_bug_has_none(error: Exception, expected: str | None) -> None:
+    """Also where it happens within a script, which Redis told in other words before 7.0."""
+    assert outage_of(error) == expected
+
+
+def test_a_refused_connection_is_told_from_a_broken_one() -> None:
+    """The client wraps what the socket said."""
+    error = rx.ConnectionError("Error 111 connecting to 127.0.0.1:1.")
+    error.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    assert (outage_of(error), outage_of(rx.ConnectionError("Connection lost"))) == ("refused", "connection")
+
+
+def test_a_bug_is_not_taken_for_an_outage() -> None:
+    """It passes as it is, to whoever restarts us."""
+    for bug in (ValueError("x"), rx.ResponseError("unknown command"), rx.DataError("x")):
+        with pytest.raises(type(bug)), naming_outages():
+            raise bug
+
+
+async def test_a_server_that_is_not_there_refuses() -> None:
+    """At once, by name; the client retries nothing by itself."""
+    client = connect(RedisSettings(url="redis://127.0.0.1:1/0"), "test")
+    with pytest.raises(ServerUnavailableError) as caught, naming_outages():
+        await client.ping()
+    assert caught.value.outage == "refused"
+    await client.aclose()
+
+
+def test_a_password_is_never_shown() -> None:
+    """The server is named without it."""
+    assert where(RedisSettings(url="redis://me:secret@example:6379/0")) == "redis://me:***@example:6379/0"

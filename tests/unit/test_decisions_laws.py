@@ -1,0 +1,174 @@
+"""What holds after any sequence of whatever may happen: the properties of decisions."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aism_engine.model.commands import OPEN, Status
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_return
+from aism_engine.model.fleet import Draft, Sighting
+from tests.support.model import World
+
+ENDS = frozenset(Status) - OPEN
+AGENTS = ("a", "b")
+COMMANDS = ("c1", "c2", "c3")
+STATES = ("inbox", "deep_work", "idle", "offline", "bootstrap", "nirvana")
+Step: TypeAlias = tuple[str, str, dict[str, Any]]
+
+_agents = st.sampled_from(AGENTS)
+_commands = st.sampled_from(COMMANDS)
+_states = st.sampled_from(STATES)
+_ids = st.none() | st.sampled_from(["m1", "m2", "m3"])
+_envelope: dict[str, st.SearchStrategy[Any]] = {"id": _ids, "reply": st.booleans()}
+
+
+def _said(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
+    return st.tuples(st.just(kind), _agents, st.fixed_dictionaries(_envelope | fields))
+
+
+_outcomes = st.one_of(
+    _said("ack", command_id=_commands),
+    _said("progress", command_id=_commands, percent=st.integers(0, 100)),
+    _said("result", command_id=_commands),
+    _said("error", command_id=_commands, code=st.just("broken")),
+    _said("state_transition", command_id=_commands, target=_states),
+)
+_responses = st.one_of(
+    _outcomes,
+    _said("register", type=st.sampled_from(["scribe", "clerk"])),
+    _said("heartbeat"),
+    _said("goodbye"),
+    _said("state_transition", target=_states),
+    _said("message", to=_agents, content=st.none()),
+    _said("measurement", tokens=st.integers(0, 9)),
+)
+_kinds = st.sampled_from(["work", "state_transition"])
+_sends = st.tuples(
+    st.just("send"), _agents, st.fixed_dictionaries({"command_id": _commands, "kind": _kinds, "to": _states})
+)
+_others: st.SearchStrategy[Step] = st.tuples(
+    st.sampled_from(["beat", "lose", "return", "forget"]), _agents, st.just({})
+)
+_waits = st.tuples(st.just("wait"), _agents, st.fixed_dictionaries({"seconds": st.sampled_from([1, 1800, 3600])}))
+_steps = st.lists(_responses | _sends | _others | _waits, max_size=30)
+
+
+def decided(world: World, draft: Draft, step: Step) -> Decision:
+    """Decide on one step over a draft; nothing is committed."""
+    kind, agent_id, fields = step
+    rules = world.rules
+    others: dict[str, Callable[[], Decision]] = {
+        "beat": lambda: decide_beat(draft, rules, agent_id, {agent_id: 1.0}),
+        "lose": lambda: decide_loss(draft, rules, agent_id, 1.0, 45.0),
+        "return": lambda: decide_return(draft, rules, agent_id),
+    }
+    return others[kind]() if kind in others else world.decide_on(draft, kind, agent_id, **fields)
+
+
+def take(world: World, step: Step) -> None:
+    """Let one step happen, and be committed."""
+    kind, agent_id, fields = step
+    world.now += 1
+    match kind:
+        case "send":
+            payload = {"target": fields["to"]} if fields["kind"] == "state_transition" else {}
+            world.send(fields["command_id"], agent_id, fields["kind"], **payload)
+        case "forget":
+            world.ask("forget", f"f{world.now}")
+        case "wait":
+            world.pass_time(fields["seconds"])
+        case _:
+            world.sightings.setdefault(agent_id, Sighting(score=1.0))
+            draft = world.draft()
+            world.commit(draft, decided(world, draft, step))
+
+
+@given(_steps)
+def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[Step]) -> None:
+    """Whatever is said, sent, expired or forgotten, in whatever order; and an open one always has its deadline."""
+    world = World()
+    world.say("heartbeat", "a")
+    world.say("register", "b", type="scribe")
+    ended: dict[str, dict[str, str | bytes]] = {}
+    for step in steps:
+        take(world, step)
+        for command_id, record in ended.items():
+            assert world.command_records[command_id] == record
+        ended = {each: record for each, record in world.command_records.items() if record["status"] in ENDS}
+        open_ = world.command_records.keys() - ended.keys()
+        assert {f"ttl:{command_id}" for command_id in open_} == world.deadlines.keys()
+        assert open_ == world.fleet.commands.keys()
+    events = Counter((fact.command_id, fact.event) for fact in world.facts if fact.command_id is not None)
+    ends = Counter(command_id for command_id, event in events.elements() if event.removeprefix("command_") in ENDS)
+    assert ends == Counter(ended.keys())
+    assert max(events.values(), default=1) == 1
+
+
+@given(_steps)
+def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
+    """The next leader loads from Redis exactly what this one has in mind."""
+    world = World()
+    for step in steps:
+        take(world, step)
+    loaded = world.reloaded()
+    assert loaded.agents == world.fleet.agents
+    assert loaded.commands == world.fleet.commands
+    assert world.index == world.fleet.agents.keys()
+    assert world.states == {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}
+
+
+@given(_steps, _responses | _others.filter(lambda step: step[0] != "forget"))
+@settings(max_examples=60)
+def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(steps: list[Step], step: Step) -> None:
+    """A decision never outlives the write it asked for."""
+    world = World()
+    for each in steps:
+        take(world, each)
+    before = world.snapshot()
+    decided(world, world.draft(), step)
+    assert world.snapshot() == before
+
+
+@given(_steps, st.lists(_responses, min_size=2, max_size=12))
+@settings(max_examples=60)
+def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(steps: list[Step], batch: list[Step]) -> None:
+    """The second message of a batch sees what the first one did; how they are batched changes nothing."""
+    together, apart = World(), World()
+    for step in steps:
+        take(together, step)
+        take(apart, step)
+    draft = together.draft()
+    decisions = [decided(together, draft, step) for step in batch]
+    together.commit(draft, Decision("batch", effects=[effect for each in decisions for effect in each.effects]))
+    for step in batch:
+        draft = apart.draft()
+        apart.commit(draft, decided(apart, draft, step))
+    assert together.facts == apart.facts
+    assert together.snapshot() == apart.snapshot()
+    assert (together.records, together.states, together.command_records) == (
+        apart.records,
+        apart.states,
+        apart.command_records,
+    )
+
+
+@given(_steps)
+def test_the_changes_of_an_agents_state_form_a_chain(steps: list[Step]) -> None:
+    """Each change in the audit begins where the one before it ended."""
+    world = World()
+    for step in steps:
+        take(world, step)
+    states: dict[str, str] = {}
+    for fact in world.facts:
+        agent_id = fact.agent_id or ""
+        if fact.event == "state_changed":
+            assert fact.new_state is not None
+            assert fact.old_state == states[agent_id]
+            assert fact.old_state != fact.new_state
+        if fact.event in {"state_changed", "agent_met"}:
+            states[agent_id] = fact.new_state or ""
+    assert {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}.items() <= states.items()

@@ -1,0 +1,259 @@
+"""The laws of the watch: who is silent, whom it calls lost, and when it rather doubts itself."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aism_engine.model.liveness import Assessment, Brake, Limits, Loss, Watch
+
+LIMITS = Limits(silent_s=15.0, lost_s=45.0)
+NEVER = -math.inf
+
+
+def scan(
+    watch: Watch,
+    now: float,
+    outside: Mapping[str, float],
+    *,
+    watched: int | None = None,
+    spoke: Mapping[str, float] | None = None,
+    limits: Mapping[str, Limits] | None = None,
+) -> Assessment:
+    return watch.assess(
+        outside,
+        len(outside) if watched is None else watched,
+        lambda agent_id: (limits or {}).get(agent_id, LIMITS),
+        lambda agent_id: (spoke or {}).get(agent_id, NEVER),
+        now,
+    )
+
+
+def seeing() -> Watch:
+    """A watch that has seen everybody beat at 0."""
+    watch = Watch(Brake())
+    scan(watch, 0.0, {})
+    return watch
+
+
+def lost(assessment: Assessment) -> list[str]:
+    return [loss.agent_id for loss in assessment.losses]
+
+
+# One agent
+
+
+@pytest.mark.parametrize(
+    ("now", "silent", "expected"),
+    [(1.0, 1, []), (29.9, 1, []), (30.0, 1, ["a"]), (31.0, 1, ["a"])],
+)
+def test_who_leaves_the_sane_span_is_silent_and_then_lost(now: float, silent: int, expected: list[str]) -> None:
+    """It was in it one scan before, so it has been silent for 15 s already: 30 s more make 45."""
+    watch = seeing()
+    scan(watch, 1.0, {"a": 7.0})
+    assessment = scan(watch, 1.0 + now, {"a": 7.0})
+    assert (assessment.silent, lost(assessment)) == (silent, expected)
+
+
+def test_a_loss_says_with_which_heartbeat_and_after_how_long() -> None:
+    """The score is what a later one must differ from."""
+    watch = seeing()
+    scan(watch, 1.0, {"a": 7.0})
+    assert scan(watch, 40.0, {"a": 7.0}).losses == [Loss("a", 7.0, 54.0)]
+
+
+@pytest.mark.parametrize(("now", "silent", "expected"), [(14.9, 0, []), (15.0, 1, []), (44.9, 1, []), (45.0, 1, ["a"])])
+def test_whoever_was_blind_gives_the_full_grace(now: float, silent: int, expected: list[str]) -> None:
+    """After a start or a reset nobody has been seen standing still for any time at all."""
+    for watch in (Watch(Brake()), seeing()):
+        scan(watch, 0.0, {"a": 7.0})
+        scan(watch, 60.0, {"a": 7.0})
+        watch.reset()
+        scan(watch, 100.0, {"a": 7.0})
+        assessment = scan(watch, 100.0 + now, {"a": 7.0})
+        assert (assessment.silent, lost(assessment)) == (silent, expected)
+
+
+def test_the_blindness_is_over_with_the_first_scan() -> None:
+    """Who falls silent later gets no second grace."""
+    watch = Watch(Brake())
+    scan(watch, 0.0, {"old": 7.0})
+    scan(watch, 1.0, {"old": 7.0, "new": 8.0})
+    assert lost(scan(watch, 31.0, {"old": 7.0, "new": 8.0})) == ["new"]
+
+
+def test_a_score_that_changes_is_a_sign_of_life_wherever_it_stands() -> None:
+    """A clock that is hours off beats as well as any other; lost is who stands still for lost_after after a change."""
+    watch = seeing()
+    for now in range(1, 100):
+        assert lost(scan(watch, float(now), {"a": -7200.0 + now})) == []
+    assert lost(scan(watch, 143.9, {"a": -7101.0})) == []
+    assert lost(scan(watch, 144.0, {"a": -7101.0})) == ["a"]
+
+
+def test_a_score_that_goes_backwards_has_changed_too() -> None:
+    """It is evidence of change, and of nothing else."""
+    watch = seeing()
+    scan(watch, 1.0, {"a": 7.0})
+    scan(watch, 30.0, {"a": 6.0})
+    assert lost(scan(watch, 74.0, {"a": 6.0})) == []
+
+
+def test_who_returns_into_the_sane_span_is_fresh_and_forgotten_by_the_watch() -> None:
+    """The time before does not count again."""
+    watch = seeing()
+    scan(watch, 1.0, {"a": 7.0})
+    assert scan(watch, 20.0, {}).silent == 0
+    scan(watch, 30.0, {"a": 8.0})
+    assert lost(scan(watch, 59.9, {"a": 8.0})) == []
+    assert lost(scan(watch, 60.0, {"a": 8.0})) == ["a"]
+
+
+def test_a_response_is_a_sign_of_life_too() -> None:
+    """Whoever speaks on the queue is not silent, whatever its heartbeat does."""
+    watch = seeing()
+    scan(watch, 1.0, {"a": 7.0})
+    assert scan(watch, 60.0, {"a": 7.0}, spoke={"a": 50.0}).silent == 0
+    assert lost(scan(watch, 94.9, {"a": 7.0}, spoke={"a": 50.0})) == []
+    assert lost(scan(watch, 95.0, {"a": 7.0}, spoke={"a": 50.0})) == ["a"]
+
+
+def test_each_type_has_its_own_patience() -> None:
+    """A slow kind of agent is not measured by a quick one."""
+    watch = seeing()
+    limits = {"slow": Limits(60.0, 180.0)}
+    scan(watch, 1.0, {"slow": 7.0, "quick": 7.0})
+    assert lost(scan(watch, 31.0, {"slow": 7.0, "quick": 7.0}, limits=limits)) == ["quick"]
+    scan(watch, 32.0, {"slow": 7.0}, limits=limits)
+    assert lost(scan(watch, 200.0, {"slow": 7.0}, limits=limits)) == ["slow"]
+
+
+# The fleet
+
+
+@pytest.mark.parametrize(
+    ("silent", "watched", "mode"),
+    [
+        (0, 100, "normal"),
+        (30, 100, "normal"),
+        (31, 100, "partial"),
+        (90, 100, "partial"),
+        (91, 100, "full"),
+        (100, 100, "full"),
+        (3, 10, "normal"),
+        (4, 10, "partial"),
+        (9, 10, "partial"),
+        (10, 10, "full"),
+        (9, 9, "normal"),
+        (1, 1, "normal"),
+    ],
+)
+def test_the_mode_is_a_matter_of_how_many_are_silent_at_once(silent: int, watched: int, mode: str) -> None:
+    """More than brake_ratio of brake_min_agents or more: partial; more than full_ratio: full; a small fleet: normal."""
+    watch = seeing()
+    outside = {f"a{number}": 7.0 for number in range(silent)}
+    scan(watch, 1.0, outside, watched=watched)
+    assessment = scan(watch, 60.0, outside, watched=watched)
+    assert (assessment.mode, assessment.silent) == (mode, silent)
+    assert len(assessment.losses) == {"normal": silent, "partial": min(silent, 10), "full": 0}[mode]
+
+
+def test_slowed_losses_take_the_longest_silent_first() -> None:
+    """The rest follow in later scans, if they are still silent then."""
+    watch = seeing()
+    outside: dict[str, float] = {}
+    for number in range(40):
+        outside[f"a{number}"] = 7.0
+        scan(watch, float(number), outside, watched=100)
+    assert lost(scan(watch, 80.0, outside, watched=100)) == [f"a{number}" for number in range(10)]
+    rest = {agent_id: 7.0 for agent_id in outside if int(agent_id[1:]) >= 10}
+    assert lost(scan(watch, 81.0, rest, watched=90)) == [f"a{number}" for number in range(10, 20)]
+
+
+def test_in_doubt_of_itself_it_calls_nobody_lost_until_agents_speak_again() -> None:
+    """When nearly all are silent it is more likely us. As soon as enough are back, the others are lost."""
+    watch = seeing()
+    outside = {f"a{number}": 7.0 for number in range(20)}
+    scan(watch, 1.0, outside)
+    for now in range(2, 1000, 100):
+        assert lost(scan(watch, float(now), outside)) == []
+    few = {f"a{number}": 7.0 for number in range(5)}
+    assert lost(scan(watch, 1000.0, few, watched=20)) == list(few)
+
+
+def test_only_those_who_are_silent_for_long_enough_count() -> None:
+    """A fleet whose clocks are all off is not a silent one."""
+    watch = Watch(Brake())
+    for now in range(20):
+        outside = {f"a{number}": -9000.0 + now for number in range(100)}
+        assessment = scan(watch, float(now), outside)
+        assert (assessment.mode, assessment.silent) == ("normal", 0)
+
+
+# Whatever the clocks say
+
+_SCAN_S = 1.0
+_GAP_S = LIMITS.lost_s - LIMITS.silent_s - 2 * _SCAN_S
+
+
+def is_outside(score: float, server_now: float) -> bool:
+    """Tell whether a scan of the store would give this score: it is not what a sane clock writes, in either unit."""
+    now = server_now if score < 100_000_000_000 else 1000 * server_now
+    margin = LIMITS.silent_s * (now / server_now)
+    return not now - margin <= score <= now + margin
+
+
+_clocks = st.one_of(
+    st.floats(-100_000, 100_000),  # off by so many seconds
+    st.sampled_from([0.0, 14.9, -14.9, 15.0, -15.0, 15.1, -15.1, 30.0, -30.0, 45.0, -45.0]),
+)
+
+
+@given(
+    beats=st.lists(st.tuples(st.floats(0.01, _GAP_S), _clocks, st.booleans()), min_size=1, max_size=30),
+    scans=st.lists(st.tuples(st.floats(0.01, 3 * _SCAN_S), st.booleans()), min_size=30, max_size=300),
+)
+def test_who_beats_often_enough_is_never_called_lost(
+    beats: list[tuple[float, float, bool]], scans: list[tuple[float, bool]]
+) -> None:
+    """An agent that changes its score at least every lost_after - silent_after less two scans, whatever its clock says,
+    also one that jumps, in seconds or in milliseconds, and whenever we have been blind.
+    """
+    watch, now, started = Watch(Brake()), 1_800_000_000.0, 1_800_000_000.0
+    beats = beats * (1 + int(3 * _SCAN_S * len(scans) / sum(gap for gap, _, _ in beats)))
+    beat_at, score, used = started, started, set[float]()
+    pending = iter(beats)
+    for gap_s, blind in scans:
+        now += gap_s
+        while beat_at <= now:
+            wait_s, skew_s, in_milliseconds = next(pending)
+            score = (beat_at + skew_s) * (1000 if in_milliseconds else 1)
+            while score in used:  # it changes: that is all that is asked of it
+                score = math.nextafter(score, math.inf)
+            used.add(score)
+            beat_at += wait_s
+        if blind:
+            watch.reset()
+        outside = {"a": score} if is_outside(score, now) else {}
+        assert watch.assess(outside, 1, lambda _: LIMITS, lambda _: NEVER, now).losses == []
+
+
+@given(skew_s=_clocks, resets=st.lists(st.integers(0, 200), max_size=3), in_milliseconds=st.booleans())
+def test_who_stops_is_called_lost_in_the_end(skew_s: float, resets: list[int], *, in_milliseconds: bool) -> None:
+    """At the latest lost_after, the lead of its clock and two scans after its last beat, or after our blindness."""
+    watch, stopped = Watch(Brake()), 1_800_000_000.0
+    score = (stopped + skew_s) * (1000 if in_milliseconds else 1)
+    lead_s = max(0.0, skew_s) if abs(skew_s) <= LIMITS.silent_s else 0.0
+    if skew_s > LIMITS.silent_s:  # its last beat may come to lie in the sane span
+        lead_s = skew_s + LIMITS.silent_s
+    for number in range(int(max(resets, default=0) + LIMITS.lost_s + lead_s + 3)):
+        now = stopped + number
+        if number in resets:
+            watch.reset()
+        outside = {"a": score} if is_outside(score, now) else {}
+        losses = watch.assess(outside, 1, lambda _: LIMITS, lambda _: NEVER, now).losses
+        if losses:
+            return
+    raise AssertionError(f"never lost: {lead_s}")
