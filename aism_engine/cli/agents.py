@@ -1,0 +1,158 @@
+"""`aism-engine agents`: who is in the fleet."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from aism_engine.cli import options
+from aism_engine.cli.exits import RefusedError
+from aism_engine.cli.output import age, pairs, print_fields, print_json, print_table
+from aism_engine.cli.session import ask, with_operator
+from aism_engine.clock import iso
+from aism_engine.model.fleet import Liveness
+from aism_engine.store.operator import Operator, Seen
+
+app = options.Commands(help="Show the agents of the fleet, or forget one.")
+_AgentId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
+
+
+@app.command("list")
+def list_(
+    *,
+    state: Annotated[str | None, typer.Option(metavar="STATE", help="Only those in this state.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those of this type.")] = None,
+    liveness: Annotated[Liveness | None, typer.Option(help="Only those.")] = None,
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> None:
+    """List the agents that the engine knows.
+
+    \b
+    Example:
+      aism-engine agents list --type architect --liveness lost
+    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    found = [
+        seen
+        for seen in with_operator(redis, prefix, Operator.agents)
+        if state in {None, seen.agent.state}
+        and kind in {None, seen.agent.type}
+        and liveness in {None, seen.agent.liveness}
+    ]
+    if json:
+        print_json([_described(seen) for seen in found])
+        return
+    header = ("AGENT", "TYPE", "STATE", "SINCE", "LIVENESS", "HEARTBEAT", "OPEN", "QUEUED")
+    print_table(header, map(_row, found))
+
+
+@app.command()
+def show(
+    agent_id: _AgentId, *, redis: options.Redis = None, prefix: options.Prefix = None, json: options.Json = False
+) -> None:
+    """Show all that the engine holds of one agent.
+
+    \b
+    Example:
+      aism-engine agents show architect-a1b2c3
+    """  # noqa: D301
+    seen = with_operator(redis, prefix, lambda operator: operator.agent(agent_id))
+    if seen is None:
+        raise RefusedError(f"there is no agent {agent_id}; aism-engine agents list shows all")
+    if json:
+        print_json(_described(seen))
+        return
+    agent = seen.agent
+    fields: list[tuple[str, object]] = [
+        ("agent", agent.agent_id),
+        ("type", agent.type if agent.registered else f"{agent.type} (not registered)"),
+        ("state", f"{agent.state}, for {age(time.time() - agent.since)}"),
+        ("declared", agent.declared),
+        ("liveness", agent.liveness.value),
+        ("lost from", agent.lost_from),
+        ("heartbeat", f"{age(seen.heartbeat_age_s)} ago" if seen.heartbeat_age_s is not None else "never"),
+        ("met", iso(agent.met_at)),
+        ("labels", pairs(agent.labels)),
+        ("capabilities", ", ".join(agent.capabilities)),
+        ("measurements", pairs(seen.measurements)),
+        ("queued", seen.queued),
+        ("open", len(seen.commands)),
+    ]
+    print_fields(fields)
+    if seen.commands:
+        typer.echo()
+        rows = (
+            (command.command_id, command.type, command.status.value, age(time.time() - command.accepted_at))
+            for command in seen.commands
+        )
+        print_table(("COMMAND", "TYPE", "STATUS", "AGE"), rows)
+
+
+@app.command()
+def forget(
+    agent_id: _AgentId,
+    *,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="For the audit.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="S", help="Longest wait for the engine's answer.")] = 10,
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> None:
+    """Delete all that is kept of an agent, and cancel its commands. One that lives will be met anew.
+
+    \b
+    Example:
+      aism-engine agents forget architect-a1b2c3 --reason "replaced by architect-d4e5f6"
+    """  # noqa: D301
+    payload = {"agent_id": agent_id} | ({"reason": reason} if reason is not None else {})
+    reply = with_operator(
+        redis, prefix, lambda operator: ask(operator, "forget", payload, timeout_s=timeout, json=json)
+    )
+    if json:
+        print_json(reply)
+    else:
+        typer.echo(f"{agent_id} is forgotten")
+
+
+def _row(seen: Seen) -> tuple[object, ...]:
+    agent = seen.agent
+    since = age(time.time() - agent.since)
+    heartbeat = age(seen.heartbeat_age_s)
+    return (
+        *(agent.agent_id, agent.type, agent.state, since),
+        *(agent.liveness.value, heartbeat, len(seen.commands), seen.queued),
+    )
+
+
+def _described(seen: Seen) -> dict[str, Any]:
+    """Build what programs get: the names are published, and so for ever."""
+    agent = seen.agent
+    return {
+        "agent_id": agent.agent_id,
+        "type": agent.type,
+        "registered": agent.registered,
+        "labels": agent.labels,
+        "capabilities": agent.capabilities,
+        "state": agent.state,
+        "since": iso(agent.since),
+        "declared": agent.declared,
+        "declared_at": iso(agent.declared_at) if agent.declared_at else None,
+        "liveness": agent.liveness,
+        "lost_from": agent.lost_from,
+        "met_at": iso(agent.met_at),
+        "heartbeat_age_s": seen.heartbeat_age_s,
+        "queued": seen.queued,
+        "measurements": seen.measurements,
+        "open_commands": [
+            {
+                "command_id": command.command_id,
+                "type": command.type,
+                "status": command.status,
+                "target": command.target,
+                "accepted_at": iso(command.accepted_at),
+                "expires_at": iso(command.expires_at),
+            }
+            for command in seen.commands
+        ],
+    }

@@ -1,0 +1,64 @@
+"""`aism-engine config`: what is set, and whether it can be."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from aism_engine.app import load_machines
+from aism_engine.cli import options
+from aism_engine.cli.output import print_json, print_table
+from aism_engine.config import load
+from aism_engine.errors import ConfigError
+from aism_engine.redact import redacted
+
+app = options.Commands(help="Check the settings, or show them.")
+
+
+@app.command()
+def check(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Check the settings and machines, and name all that is wrong with them.
+
+    The environment counts as well, as it does for `run`.
+
+    \b
+    Example:
+      aism-engine config check /etc/aism/engine.toml
+    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    try:
+        loaded = options.settings(file)
+    except ConfigError as error:
+        if json:
+            print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})
+        raise
+    machines = sorted(load_machines(loaded.settings.machines).machines)
+    if json:
+        print_json({"ok": True, "problems": [], "machines": machines})
+    else:
+        typer.echo(f"{file or 'the defaults'}: good; machines: {', '.join(machines)}")
+
+
+@app.command()
+def show(*, config: options.Config = None, json: options.Json = False) -> None:
+    """Show every setting in force, its value, and where it came from.
+
+    \b
+    Example:
+      aism-engine config show --config /etc/aism/engine.toml
+    """  # noqa: D301
+    settings, sources = load(config)
+    values = {
+        f"{section}.{name}": redacted(value) if isinstance(value, str) else value
+        for section, table in msgspec.to_builtins(settings).items()
+        for name, value in table.items()
+    }
+    if json:
+        print_json({key: {"value": value, "source": sources[key]} for key, value in values.items()})
+    else:
+        rows = ((key, msgspec.json.encode(value).decode(), sources[key]) for key, value in values.items())
+        print_table(("SETTING", "VALUE", "SOURCE"), rows)

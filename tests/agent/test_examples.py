@@ -1,0 +1,76 @@
+"""Laws of the examples: each is a full citizen, as it stands, on the default prefix."""
+
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+from typing import Any
+
+import pytest
+
+from aism_engine.store.embedded import EmbeddedServer
+from tests.support.engine import Running, eventually, running_engine
+from tests.support.server import test_server_binary
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+AGENT = "scribe-1"
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    """A server of their own: the examples know but one prefix."""
+    with EmbeddedServer(test_server_binary(), append_only=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def engine(server: EmbeddedServer) -> AsyncIterator[Running]:
+    async with running_engine(server, "aism") as engine:
+        yield engine
+
+
+async def outcome(engine: Running, kind: str, **payload: Any) -> tuple[str, str]:  # noqa: ANN401
+    """Send a command and wait for its end: the status, and its result or code."""
+    request = {"agent_id": AGENT, "command": {"type": kind, "payload": payload}}
+    await engine.ask({"id": kind, "type": "send", "payload": request})
+    assert (await engine.replied(kind))["ok"]
+
+    async def ended() -> dict[str, str]:
+        record = await engine.command(kind)
+        return record if "ended_at" in record else {}
+
+    record = await eventually(ended, within_s=10)
+    return record["status"], record.get("result") or record.get("code", "")
+
+
+@pytest.mark.parametrize(
+    ("program", "work", "result"),
+    [
+        pytest.param(
+            ["bash", "bare_agent.sh"],
+            ("greet", {"name": "Ada"}),
+            '{"done":"greet"}',
+            marks=pytest.mark.skipif(shutil.which("redis-cli") is None, reason="needs redis-cli"),
+            id="bare_agent.sh",
+        ),
+        pytest.param([sys.executable, "agent.py"], ("count", {"text": "one two three"}), '{"words":3}', id="agent.py"),
+    ],
+)
+async def test_an_example_takes_commands_and_answers_them(
+    engine: Running, server: EmbeddedServer, program: list[str], work: tuple[str, dict[str, Any]], result: str
+) -> None:
+    """It is met, works, fails where it should, and moves where it is told to."""
+    environ = {**os.environ, "AISM_REDIS_URL": server.url}
+    agent = Popen([*program, AGENT], cwd=EXAMPLES, env=environ, stdout=DEVNULL, stderr=DEVNULL)  # noqa: ASYNC220
+    try:
+        await eventually(lambda: engine.state(AGENT), within_s=10)
+        kind, payload = work
+        assert await outcome(engine, kind, **payload) == ("succeeded", result)
+        assert (await outcome(engine, "fail"))[0] == "failed"
+        assert (await outcome(engine, "state_transition", target="deep_work"))[0] == "succeeded"
+        assert await engine.state(AGENT) == "deep_work"
+    finally:
+        agent.terminate()
+        agent.wait()

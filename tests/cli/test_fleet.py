@@ -1,0 +1,171 @@
+"""Laws of the commands that stand beside a running engine: `agents`, `send`, `tail`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from aism_engine.agent.client import AgentClient
+from aism_engine.store.embedded import EmbeddedServer
+from tests.cli.conftest import Call, Done
+from tests.support.engine import Running, eventually, running_engine
+
+AGENT = "scribe-1"
+
+
+@pytest.fixture
+async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
+    with capture_logs():  # what a command prints is looked at here, not what the engine beside it logs
+        async with running_engine(server, prefix) as engine:
+            yield engine
+
+
+@pytest.fixture
+async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIterator[AgentClient]:
+    """An agent that has registered, beats, and is in its inbox."""
+    async with AgentClient(AGENT, url=server.url, prefix=prefix, answer_timeout_s=5) as client:
+        await client.register("scribe", labels={"team": "a"})
+        await client.heartbeat()
+        await client.transition("inbox")
+        await eventually(lambda: engine.engine.writer.fleet.agents[AGENT].liveness == "fresh")
+        yield client
+
+
+@pytest.fixture
+def fleet(cli: Call, server: EmbeddedServer, prefix: str) -> Call:
+    """Run a command on the fleet of this test."""
+
+    async def call(*arguments: str) -> Done:
+        return await cli(*arguments, "--redis", server.url, "--prefix", prefix)
+
+    return call
+
+
+# --- agents -----------------------------------------------------------------------------------------------------------
+
+
+async def test_agents_are_listed_with_what_is_known_of_them(fleet: Call, agent: AgentClient) -> None:
+    """State, liveness, age of the heartbeat, open commands, measurements and queue are there for programs."""
+    await agent.measure({"tokens": 12.5}, reply=True)
+    await fleet("send", AGENT, "work", "--id", "work-1")
+    (found,) = (await fleet("agents", "list", "--json")).json
+    assert (found["agent_id"], found["type"], found["state"], found["liveness"]) == (AGENT, "scribe", "inbox", "fresh")
+    assert found["measurements"] == {"tokens": 12.5}
+    assert found["queued"] == 1
+    assert [(each["command_id"], each["status"]) for each in found["open_commands"]] == [("work-1", "queued")]
+    assert 0 <= found["heartbeat_age_s"] < 60
+    assert (await fleet("agents", "show", AGENT, "--json")).json["labels"] == {"team": "a"}
+
+
+@pytest.mark.usefixtures("agent")
+async def test_people_get_a_table(fleet: Call) -> None:
+    """One line an agent, under one of headings."""
+    header, row = (await fleet("agents", "list")).out.splitlines()
+    assert header.split() == ["AGENT", "TYPE", "STATE", "SINCE", "LIVENESS", "HEARTBEAT", "OPEN", "QUEUED"]
+    assert row.split()[:3] == [AGENT, "scribe", "inbox"]
+    assert f"agent         {AGENT}\n" in (await fleet("agents", "show", AGENT)).out
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        (["--state", "inbox"], 1),
+        (["--state", "idle"], 0),
+        (["--type", "scribe", "--liveness", "fresh"], 1),
+        (["--type", "clerk"], 0),
+        (["--liveness", "lost"], 0),
+    ],
+)
+async def test_a_list_can_be_narrowed(fleet: Call, flags: list[str], count: int) -> None:
+    """All that is asked for has to fit."""
+    assert len((await fleet("agents", "list", "--json", *flags)).json) == count
+
+
+@pytest.mark.usefixtures("agent")
+async def test_an_agent_can_be_forgotten(fleet: Call) -> None:
+    """It is gone from the list; to forget or show it again is refused."""
+    assert (await fleet("agents", "forget", AGENT)).code == 0
+    assert (await fleet("agents", "list", "--json")).json == []
+    assert (await fleet("agents", "forget", AGENT)).code == 1
+    assert (await fleet("agents", "show", AGENT)).code == 1
+
+
+# --- send -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_command_sent_is_accepted_and_lies_with_its_agent(fleet: Call, agent: AgentClient) -> None:
+    """Code 0 means that the engine has it; its id is what is printed."""
+    done = await fleet("send", AGENT, "work", "--payload", '{"n": 1}', "--id", "work-1")
+    assert (done.code, done.out) == (0, "work-1 queued\n")
+    command = await agent.next_command(1)
+    assert command is not None
+    assert (command.id, command.type, command.payload) == ("work-1", "work", {"n": 1})
+
+
+@pytest.mark.usefixtures("agent")
+async def test_a_command_that_is_not_allowed_is_refused_with_what_would_be(fleet: Call) -> None:
+    """Code 1, and the engine's own reason and suggestions."""
+    done = await fleet("send", AGENT, "state_transition", "--payload", '{"target": "deep_wok"}')
+    assert (done.code, done.out) == (1, "")
+    assert "deep_work" in done.err
+    done = await fleet("send", "nobody", "work", "--json")
+    assert (done.code, done.json["error"]["code"]) == (1, "unknown_agent")
+
+
+async def test_nobody_answering_is_2(fleet: Call) -> None:
+    """Without an engine the request stays queued, and the message says so and how to ask again."""
+    done = await fleet("send", AGENT, "work", "--id", "work-1", "--timeout", "0.1")
+    assert (done.code, done.out) == (2, "")
+    assert "stays queued" in done.err
+    assert "--id work-1" in done.err
+
+
+@pytest.mark.parametrize(("fails", "code", "status"), [(False, 0, "succeeded"), (True, 1, "failed")])
+async def test_waiting_tells_the_outcome(
+    fleet: Call, agent: AgentClient, *, fails: bool, code: int, status: str
+) -> None:
+    """The code is that of the outcome, and the record has the result."""
+    sending = asyncio.create_task(fleet("send", AGENT, "work", "--wait", "--json"))
+    command = await agent.next_command(5)
+    assert command is not None
+    if fails:
+        await agent.error("no_luck", command_id=command.id)
+    else:
+        await agent.result(command.id, {"lines": 3})
+    done = await sending
+    assert (done.code, done.json["status"]) == (code, status)
+    assert done.json.get("result") == (None if fails else {"lines": 3})
+
+
+@pytest.mark.usefixtures("agent")
+async def test_waiting_has_an_end(fleet: Call) -> None:
+    """A command that has not ended in time is 2; one that has expired is 1."""
+    done = await fleet("send", AGENT, "work", "--wait", "--timeout", "0.5")
+    assert done.code == 2
+    assert "still" in done.err
+    done = await fleet("send", AGENT, "work", "--wait", "--ttl", "0.1")
+    assert (done.code, done.out.split()[1]) == (1, "expired")
+
+
+# --- tail -------------------------------------------------------------------------------------------------------------
+
+
+async def test_tail_follows_what_happens(fleet: Call, agent: AgentClient) -> None:
+    """Each event is a line of JSON, of the kinds and the agent that are asked for, and it stops after so many."""
+    flags = ("--type", "state_changed", "--type", "measurement", "--agent", AGENT, "--count", "2", "--json")
+    following = asyncio.create_task(fleet("tail", *flags))
+
+    async def stir() -> bool:
+        state = await agent.state()
+        await agent.transition("deep_work" if state == "inbox" else "inbox")
+        await agent.measure({"tokens": 1})
+        return following.done()
+
+    await eventually(stir)
+    events = [json.loads(line) for line in (await following).out.splitlines()]
+    assert len(events) == 2
+    assert {event["event"] for event in events} <= {"state_changed", "measurement"}
+    assert {event["agent_id"] for event in events} == {AGENT}
