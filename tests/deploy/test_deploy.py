@@ -1,0 +1,176 @@
+"""What we ship for running the engine agrees with the engine.
+
+The files are read as text: there is no parser of YAML among the requirements, and none is needed to find a name.
+Checks by a tool of the field are skipped, with the package to install, where the tool is absent.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from redis.asyncio import Redis
+
+from aism_engine.clock import SystemClock
+from aism_engine.config import Settings
+from aism_engine.metrics import Metrics
+from aism_engine.store.keys import Keys
+from aism_engine.store.store import Store
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy/systemd/aism-engine.service"
+PROMETHEUS = ROOT / "deploy/prometheus"
+ALERTS = (PROMETHEUS / "aism-alerts.yml").read_text(encoding="utf-8")
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETTINGS = Settings()
+EXECUTABLE = "/opt/aism/bin/aism-engine"
+
+
+def run(*command: str | Path, needs: str = "") -> str:
+    """Run a tool and return all that it says; it must succeed. Without it, skip and name the Debian package."""
+    if needs and shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not installed: apt-get install {needs}")
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == 0, output
+    return output
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.MULTILINE)
+    assert match is not None, f"{pattern} is not there"
+    return match[1]
+
+
+# --- the wheel and the image ------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_the_machines_and_the_scripts(tmp_path: Path) -> None:
+    """The engine works when it is installed, not only from the checkout: what it reads lies in the package."""
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir")
+    run(*pip, tmp_path, ROOT)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for path in (*(ROOT / "config/machines").glob("*.toml"), *(ROOT / "aism_engine/store/lua").rglob("*.lua")):
+        assert sum(name.endswith(f"/{path.name}") for name in names) == 1, path.name
+
+
+def test_the_base_image_has_a_python_that_the_project_supports() -> None:
+    """The default of PYTHON_IMAGE satisfies requires-python, and compose has the same default."""
+    image = found(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE)
+    least = found(r"^>=([\d.]+)$", PYPROJECT["project"]["requires-python"])
+    assert numbers(found(r"^python:([\d.]+)", image)) >= numbers(least)
+    assert found(r"\$\{AISM_PYTHON_IMAGE:-(.+)\}", COMPOSE) == image
+
+
+def test_the_builder_knows_all_of_the_build_backend() -> None:
+    """Each package that builds our wheel is in the developers' lock, so that the image's build is locked as well."""
+    names = found(r"/\^\(([a-z|-]+)\)==/", DOCKERFILE).split("|")
+    locked = re.findall(r"^([a-z-]+)==", (ROOT / "requirements/dev.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    assert PYPROJECT["build-system"]["build-backend"].startswith(f"{names[0]}.")
+    assert set(names) <= set(locked)
+
+
+def test_everything_listens_and_looks_at_one_port() -> None:
+    """The default of http.port is what the image exposes, compose publishes and Prometheus scrapes."""
+    port = str(SETTINGS.http.port)
+    healthcheck = (ROOT / "deploy/docker/healthcheck.py").read_text(encoding="utf-8")
+    assert found(r"^EXPOSE (\d+)$", DOCKERFILE) == port
+    assert found(r"AISM_HTTP_PORT:-(\d+)\}:\1", COMPOSE) == port
+    assert found(r'AISM_HTTP__PORT", "(\d+)"', healthcheck) == port
+    assert found(r"localhost:(\d+)", (PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8")) == port
+
+
+def test_whoever_stops_the_engine_waits_longer_than_it_takes() -> None:
+    """No service manager kills an engine that still finishes what is in hand."""
+    longest = SETTINGS.supervisor.shutdown_timeout
+    assert int(found(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(encoding="utf-8"))) > longest
+    assert int(found(r"stop_grace_period: (\d+)s$", COMPOSE)) > longest
+
+
+@pytest.mark.parametrize("profile", [(), ("--profile", "demo")])
+def test_compose_reads_its_file(profile: tuple[str, ...]) -> None:
+    """The compose file is one, with the demo and without."""
+    run("docker-compose", *profile, "config", "--quiet", needs="docker-compose")
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_starts_the_engine_with_options_that_exist() -> None:
+    """ExecStart is a command line of `aism-engine`, and so is the image's."""
+    command, *options = found(r"^ExecStart=(.+)$", UNIT.read_text(encoding="utf-8")).split()
+    assert command == EXECUTABLE
+    assert found(r"^CMD (\[.+\])$", DOCKERFILE) == str(options).replace("'", '"')
+    known = run(Path(sys.executable).with_name("aism-engine"), options[0], "--help")
+    assert {option for option in options if option.startswith("--")} <= set(re.findall(r"--[a-z-]+", known))
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    """`systemd-analyze verify` is silent; an executable that is not installed here is not the unit's fault."""
+    assert run("systemd-analyze", "verify", installed(tmp_path), needs="systemd") == ""
+
+
+def test_the_unit_is_locked_in(tmp_path: Path) -> None:
+    """The exposure that systemd computes is at most 1.5 of 10."""
+    output = run("systemd-analyze", "security", "--offline=true", "--no-pager", installed(tmp_path), needs="systemd")
+    assert float(found(r"Overall exposure level for aism-engine.service: ([\d.]+)", output)) <= 1.5
+
+
+def installed(folder: Path) -> Path:
+    unit = folder / UNIT.name
+    unit.write_text(UNIT.read_text(encoding="utf-8").replace(EXECUTABLE, sys.executable), encoding="utf-8")
+    return unit
+
+
+# --- Prometheus -------------------------------------------------------------------------------------------------------
+
+
+def test_alerts_ask_for_metrics_and_labels_that_exist() -> None:
+    """A metric that was renamed takes its alert along: one that asks for nothing would never fire."""
+    known = {**Metrics().registry._names_to_collectors}
+    asked = re.findall(r"\b(aism_\w+)(?:\{(\w+)!?=)?", "\n".join(expressions()))
+    assert asked
+    for name, label in asked:
+        collector = known.get(name)
+        assert isinstance(collector, MetricWrapperBase), name
+        assert label in ("", *collector._labelnames), (name, label)
+
+
+async def test_alerts_look_at_depths_that_are_measured(redis_client: Redis, prefix: str) -> None:
+    """Each `where` that an alert names is one of those that the sampler reads."""
+    measured = await Store(redis_client, Keys(prefix), SystemClock()).depths()
+    assert set(re.findall(r'where="(\w+)"', "\n".join(expressions()))) <= set(measured)
+
+
+def test_every_alert_says_how_bad_what_and_why() -> None:
+    """Each alert has a severity, a summary and a description."""
+    for alert in re.split(r"^ +- alert: ", ALERTS, flags=re.MULTILINE)[1:]:
+        assert found(r"severity: (\w+)", alert) in {"critical", "warning"}
+        assert found(r'summary: "(.+)"$', alert)
+        assert found(r'description: "(.+)"$', alert)
+
+
+def test_promtool_finds_nothing_wrong() -> None:
+    """`promtool check` accepts the configuration and the alerts."""
+    run("promtool", "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml", needs="prometheus")
+
+
+def test_alerts_fire_when_they_should() -> None:
+    """On made-up series, each alert fires for what it is meant for, and for nothing else."""
+    run("promtool", "test", "rules", Path(__file__).with_name("alerts.test.yml"), needs="prometheus")
+
+
+def expressions() -> list[str]:
+    return re.findall(r"^ +expr: (.+?)(?=^ +(?:for|labels): )", ALERTS, re.MULTILINE | re.DOTALL)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
