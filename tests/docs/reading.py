@@ -129,7 +129,8 @@ def argument(call: ast.Call, place: int, name: str) -> ast.expr | None:
 def codes_of_dead_letters() -> set[str]:
     """Collect the codes under which anything is buried."""
     found = set()
-    for name, place, keyword in (("bury", 0, "code"), ("MalformedError", 0, "code"), ("Letter", -1, "code")):
+    refusals = ("_refuse", 1, "code")
+    for name, place, keyword in (("bury", 0, "code"), refusals, ("MalformedError", 0, "code"), ("Letter", -1, "code")):
         for call, around in calls(name):
             node = argument(call, place, keyword) if place >= 0 else argument(call, 99, keyword)
             found |= literals(node, around)
