@@ -202,6 +202,7 @@ class Engine:
         try:
             await supervisor.run(stopping)
         finally:
+            self.notifier.stopping()
             for client in self._clients.values():
                 with suppress(Exception):  # a connection that breaks while it is closed is closed
                     await client.aclose()

@@ -9,7 +9,7 @@ import structlog
 from aism_engine.clock import Clock
 from aism_engine.runtime.notify import Notifier
 
-log = structlog.get_logger()
+log = structlog.get_logger(component="loop")
 
 
 class LoopMonitor:

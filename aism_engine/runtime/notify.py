@@ -11,7 +11,7 @@ from typing import Self
 
 import structlog
 
-log = structlog.get_logger()
+log = structlog.get_logger(component="notify")
 
 
 class Notifier:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import structlog
 
-log = structlog.get_logger()
+log = structlog.get_logger(component="signals")
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 

@@ -41,7 +41,7 @@ from aism_engine.clock import Clock
 from aism_engine.errors import GaveUpError
 from aism_engine.runtime.component import Component
 
-log = structlog.get_logger()
+log = structlog.get_logger(component="supervisor")
 
 
 class ReturnedError(Exception):

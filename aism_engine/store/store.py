@@ -18,7 +18,7 @@ from aism_engine.model.messages import Labels, is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import COMMIT, LEASE, PEEK, RELEASE, SIGHT, CommitCode, LeaseCode
+from aism_engine.store.scripts import COMMIT, LEASE, PEEK, RECORDS, RELEASE, SIGHT, CommitCode, LeaseCode
 
 _CHUNK: Final = 1000
 _AUDIT_TAIL: Final = 100
@@ -123,7 +123,7 @@ class Store:
         """Read the records of commands, with what was pushed; one that is damaged is as good as none."""
         if not command_ids:
             return {}
-        replies = await self._pipeline([("HGETALL", self.keys.command(command_id)) for command_id in command_ids])
+        replies = await self._records(map(self.keys.command, command_ids))
         found = (
             (command_id, _command(command_id, fields)) for command_id, fields in zip(command_ids, replies, strict=True)
         )
@@ -215,7 +215,7 @@ class Store:
             deadlines = await self._client.zrange(self.keys.deadlines, 0, -1)
         agents: list[Agent] = []
         for ids in _chunks(agent_ids):
-            records = await self._pipeline([("HGETALL", self.keys.agent(agent_id)) for agent_id in ids])
+            records = await self._records(map(self.keys.agent, ids))
             agents += (
                 agent for agent_id, fields in zip(ids, records, strict=True) if (agent := _agent(agent_id, fields))
             )
@@ -230,12 +230,17 @@ class Store:
             fleet.remember(agent_id, cause)
         return fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents)
 
+    async def _records(self, keys: Iterable[str]) -> list[list[bytes]]:
+        with naming_outages():
+            found: list[list[bytes]] = await RECORDS(self._client, list(keys), [])
+        return found
+
     async def _causes(self) -> list[tuple[str, str]]:
         with naming_outages():
             entries = await self._client.execute_command("XREVRANGE", self.keys.audit, "+", "-", "COUNT", _AUDIT_TAIL)
         causes: list[tuple[str, str]] = []
         for _, fields in reversed(entries):
-            facts = _fields(fields).get("facts", b"[]")
+            facts = fields.get(b"facts", b"[]")  # redis-py has made a dict of it
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an entry that is none of ours
                 causes += ((fact.agent_id, fact.cause) for fact in _CAUSES.decode(facts) if fact.tells)
         return causes
@@ -278,26 +283,20 @@ def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _fields(reply: Any) -> dict[str, bytes]:  # noqa: ANN401 - a reply is what the server makes of it
-    if isinstance(reply, dict):
-        return {_text(name): value for name, value in reply.items()}
-    if isinstance(reply, list):
-        return {_text(name): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
-    return {}
-
-
-def _agent(agent_id: str, reply: Any) -> Agent | None:  # noqa: ANN401
+def _agent(agent_id: str, reply: Sequence[bytes]) -> Agent | None:
     try:
-        return Agent.from_record(agent_id, {name: value.decode() for name, value in _fields(reply).items()})
+        texts = [part.decode() for part in reply]
+        return Agent.from_record(agent_id, dict(zip(texts[::2], texts[1::2], strict=True)))
     except (KeyError, ValueError, msgspec.DecodeError):
         return None
 
 
-def _command(command_id: str, reply: Any) -> Command | None:  # noqa: ANN401
-    fields = _fields(reply)
-    body = fields.pop("body", b"")
+def _command(command_id: str, reply: Sequence[bytes]) -> Command | None:
+    fields = dict(zip(reply[::2], reply[1::2], strict=True))
+    body = fields.pop(b"body", b"")
     try:
-        return Command.from_record(command_id, {name: value.decode() for name, value in fields.items()}, body)
+        record = {name.decode(): value.decode() for name, value in fields.items()}
+        return Command.from_record(command_id, record, body)
     except (KeyError, ValueError):
         return None
 

@@ -1,6 +1,8 @@
 """One subscription that outlives its connection."""
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from aism_engine.errors import ServerUnavailableError
@@ -17,6 +19,7 @@ class Subscription:
     def __init__(self, client: Client, channels: Sequence[str]) -> None:
         self._client = client
         self._channels = set(channels)
+        self._joined = asyncio.Event()
         self._pubsub: Any = None
 
     async def read(self, most: int, *, timeout_s: float) -> list[tuple[bytes | None, bytes]]:
@@ -24,6 +27,12 @@ class Subscription:
         channel.
         """
         found: list[tuple[bytes | None, bytes]] = []
+        if self._pubsub is None and not self._channels:  # without a channel there is nothing to connect for
+            self._joined.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._joined.wait()
+            return found
         try:
             with naming_outages():
                 if self._pubsub is None:
@@ -47,6 +56,7 @@ class Subscription:
     async def join(self, channels: Sequence[str]) -> None:
         """Subscribe to more channels; `read` gives the confirmation."""
         self._channels |= set(channels)
+        self._joined.set()
         await self._tell("subscribe", channels)
 
     async def leave(self, channels: Sequence[str]) -> None:

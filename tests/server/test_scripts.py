@@ -368,14 +368,18 @@ async def test_a_key_of_the_wrong_type_stops_the_whole_commit(desk: Desk, what: 
     assert (await desk.commit(*CHANGE[:3], effect)).code == CommitCode.APPLIED
 
 
-async def test_a_wrong_type_is_told_by_its_key_and_whose_decision_it_was(desk: Desk) -> None:
-    """So that the others can go on without it."""
-    await desk.call("SET", desk.keys.inbox("c"), "x")
-    batch = Batch(desk.keys, BOUNDS)
-    deliver = (fx.Deliver(agent_id, b"x", 5) for agent_id in "abcd")
-    batch.add([Decision("test", effects=[*CHANGE, effect]) for effect in deliver])
+async def test_all_wrong_types_are_told_and_whose_decisions_they_were(desk: Desk) -> None:
+    """So that the others can go on without them; a key that belongs to nobody in particular is the engine's."""
+    keys = desk.keys
+    for key in (keys.inbox("c"), keys.state("d"), keys.index):
+        await desk.call("HSET", key, "x", "y")
+    batch = Batch(keys, BOUNDS)
+    effects = (fx.Deliver("c", b"x", 5), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.Deliver("c", b"y", 5))
+    batch.add([Decision("test", effects=[*CHANGE, effect]) for effect in effects])
     reply = await desk.store.commit(*batch.call(TOKEN, "L1", LEDGER, None))
-    assert batch.owners_of_keys(reply.details) == {desk.keys.inbox("c"): {2}}
+    owners = batch.owners_of_keys(reply.details)
+    assert OURS in owners.pop(keys.index)
+    assert owners == {keys.inbox("c"): {0, 3}, keys.state("d"): {1}}
 
 
 @pytest.mark.parametrize("with_source", [True, False])
