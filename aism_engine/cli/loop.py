@@ -20,7 +20,7 @@ def run_to_end(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exit:
     `asyncio.Runner` would wait for it for ever.
     """
     # A fleet is a million objects that live long: with Python's own thresholds loading it takes a quarter longer, and
-    # each full collection stalls the loop. What the engine makes besides dies young, and needs no collector to be freed.
+    # each full collection stalls the loop. What the engine makes besides dies young, and needs no collector.
     gc.set_threshold(50_000, 20, 100)
     runner = asyncio.Runner(loop_factory=_loop_factory())
     code = Exit.DONE
