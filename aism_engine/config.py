@@ -28,6 +28,7 @@ Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # Redis takes no string of m
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
+Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
 Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
@@ -48,6 +49,16 @@ class RedisSettings(Section, frozen=True):
     connect_timeout: Annotated[Seconds, Meta(description="Longest wait for a connection, in seconds")] = 2.0
     socket_timeout: Annotated[Seconds, Meta(description="Longest wait for a reply, in seconds")] = 5.0
     retry_backoff_max: Annotated[Seconds, Meta(description="Longest pause before reconnecting, in seconds")] = 1.0
+    sentinels: Annotated[
+        tuple[Address, ...],
+        Meta(description="Sentinels to ask for the primary, each host:port; none: by url"),
+    ] = ()
+    sentinel_master: Annotated[str, Meta(description="Name of the primary at the sentinels")] = ""
+    sentinel_password: Annotated[str, Meta(description="Password of the sentinels, if they want one")] = ""
+
+    def __post_init__(self) -> None:
+        if self.sentinels and not self.sentinel_master:
+            raise ValueError("sentinel_master: must name the primary where there are sentinels")
 
 
 class HttpSettings(Section, frozen=True):

@@ -4,6 +4,7 @@ import itertools
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -11,6 +12,9 @@ from redis.backoff import NoBackoff
 
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.server import test_server_binary
+
+hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("ours")
 
 _count = itertools.count(1)
 

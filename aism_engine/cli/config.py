@@ -43,6 +43,12 @@ def check(
         typer.echo(f"{file or 'the defaults'}: good; machines: {', '.join(machines)}")
 
 
+def _shown(name: str, value: object) -> object:
+    if name.endswith("password") and value:
+        return "***"
+    return redacted(value) if isinstance(value, str) else value
+
+
 @app.command()
 def show(*, config: options.Config = None, json: options.Json = False) -> None:
     """Show every setting in force, its value, and where it came from.
@@ -53,7 +59,7 @@ def show(*, config: options.Config = None, json: options.Json = False) -> None:
     """  # noqa: D301
     settings, sources = load(config)
     values = {
-        f"{section}.{name}": redacted(value) if isinstance(value, str) else value
+        f"{section}.{name}": _shown(name, value)
         for section, table in msgspec.to_builtins(settings).items()
         for name, value in table.items()
     }

@@ -14,6 +14,12 @@ from typing import Any, Final, TypeAlias
 import hiredis
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+)
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -38,6 +44,7 @@ can be relied on.
 """
 
 _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (MasterNotFoundError, "no_primary"),
     (BusyLoadingError, "loading"),
     (AuthenticationError, "noauth"),
     (NoPermissionError, "noperm"),
@@ -65,6 +72,7 @@ _BY_WORD: Final = {
     )
 } | {"WRONGTYPE": "wrong_type", "UNKILLABLE": "busy"}
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
+_DENIED_IN_SCRIPT: Final = re.compile(r"^(ACL failure in script|The user executing the script can't)\b")
 
 
 def outage_of(error: BaseException) -> str | None:
@@ -76,8 +84,10 @@ def outage_of(error: BaseException) -> str | None:
         within = _IN_SCRIPT.search(str(error))  # before 7.0 the word stands behind the line of the script
         if within and (name := _BY_WORD.get(within[1])):
             return name
-    cause = error.__cause__ or error.__context__  # redis-py wraps what the socket said
-    if isinstance(cause, ConnectionRefusedError | TimeoutError):
+        if _DENIED_IN_SCRIPT.match(str(error)):  # it comes with the word ERR, which tells nothing
+            return "noperm"
+    cause = error.__cause__ or error.__context__  # redis-py wraps what the socket, or the server, said
+    if isinstance(cause, ConnectionRefusedError | TimeoutError | ReadOnlyError):
         error = cause
     return next((name for kind, name in _BY_CLASS if isinstance(error, kind)), None)
 
@@ -139,22 +149,54 @@ _CLASSES: Final[dict[type, type]] = {
 }
 
 
+class _SentinelConnection(_Packing, SentinelManagedConnection):
+    """A connection to whom the sentinels call the primary, if it says so itself: a demoted one answers PING, too."""
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+        await super().on_connect_check_health(check_health)
+        await self.send_command("ROLE")
+        role = (await self.read_response())[0]
+        if role != b"master":
+            raise RedisConnectionError(f"{self.host}:{self.port} is no primary: its role is {role!r}")
+
+
+class _SentinelPool(SentinelConnectionPool):
+    """A pool that closes its connections to the sentinels, too, when it is closed for good."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:
-    """Make a client for one purpose; `CLIENT LIST` shows it by that name. It connects when it is first used."""
-    pool = ConnectionPool.from_url(
-        settings.url,
-        protocol=settings.protocol,
-        socket_connect_timeout=settings.connect_timeout,
-        socket_timeout=timeout_s or settings.socket_timeout,
-        socket_keepalive=True,
-        socket_read_size=1 << 18,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        decode_responses=False,
-        client_name=f"aism-{purpose}",
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
-    pool.connection_class = _CLASSES[pool.connection_class]
+    """Make a client for one purpose; `CLIENT LIST` shows it by that name. It connects when it is first used.
+
+    With sentinels, the host and port of the URL do not count: each new connection goes to whom they call the primary.
+    """
+    bounds = {"socket_connect_timeout": settings.connect_timeout, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {
+        **bounds,
+        "protocol": settings.protocol,
+        "socket_timeout": timeout_s or settings.socket_timeout,
+        "socket_keepalive": True,
+        "socket_read_size": 1 << 18,
+        "health_check_interval": 0,
+        "decode_responses": False,
+        "client_name": f"aism-{purpose}",
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    pool = ConnectionPool.from_url(settings.url, **options)
+    if settings.sentinels:
+        known = {name: value for name, value in pool.connection_kwargs.items() if name not in {"host", "port"}}
+        addresses = [(host, int(port)) for host, _, port in (each.rpartition(":") for each in settings.sentinels)]
+        asking = {**bounds, "socket_timeout": settings.connect_timeout, "password": settings.sentinel_password or None}
+        manager = Sentinel(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        known |= {"connection_class": _SentinelConnection}
+        pool = _SentinelPool(settings.sentinel_master, manager, **known)  # type: ignore[no-untyped-call]
+    else:
+        pool.connection_class = _CLASSES[pool.connection_class]
     return Redis.from_pool(pool)  # which owns it: closing the client closes its connections
 
 
@@ -164,5 +206,7 @@ def connect_url(url: str, purpose: str, *, timeout_s: float | None = None) -> Cl
 
 
 def where(settings: RedisSettings) -> str:
-    """Name the server for people: its URL without the password."""
+    """Name the server for people: its URL without the password, or who is asked for it."""
+    if settings.sentinels:
+        return f"{settings.sentinel_master} by {', '.join(settings.sentinels)}"
     return redacted(settings.url)

@@ -46,7 +46,6 @@ def test_the_environment_is_that_of_the_process_unless_another_is_given(monkeypa
     assert load().settings.http.port == 0
 
 
-@hypothesis.settings(deadline=None)  # a busy machine is no failure
 @given(in_file=counts, in_environment=counts, in_flags=counts)
 def test_the_last_source_that_names_a_setting_wins(
     in_file: int | None, in_environment: int | None, in_flags: int | None
@@ -215,7 +214,6 @@ def test_a_problem_shows_no_password() -> None:
     ]
 
 
-@hypothesis.settings(deadline=None)  # a busy machine is no failure
 @given(key=st.sampled_from(KEYS), text=st.text() | st.sampled_from(["{}", "[" * 100_000, '{"a": {}}', "null", "1e999"]))
 def test_any_text_is_taken_or_refused_with_its_key(key: str, text: str) -> None:
     """Whatever a variable holds: a setting, or problems that all name the variable and the key."""
@@ -252,7 +250,6 @@ def test_every_setting_is_described_in_one_short_line() -> None:
     assert [key for key, text in descriptions().items() if not 0 < len(text) <= 100 or "\n" in text] == []
 
 
-@hypothesis.settings(deadline=None)  # a busy machine is no failure
 @given(
     user=st.text("abc%40", max_size=8),
     password=st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1),
