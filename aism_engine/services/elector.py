@@ -46,12 +46,15 @@ class Elector(Service):
             log.warning("lease_lost", token=self._token)
             self._token = None
         code, token = await self._lease_store.take_lease(self._holder, self._ttl_s, self._token)
+        if code is LeaseCode.HELD and token.endswith(f":{self._holder}"):
+            # A request of ours has taken it whose answer we never had: we would wait for ourselves to be gone.
+            code, token = await self._lease_store.take_lease(self._holder, self._ttl_s, token)
         if code is LeaseCode.HELD:
             leadership.lose()
             self._token = None
         else:
             leadership.hold(token, began + self._ttl_s)
-            if code is LeaseCode.TAKEN:
+            if token != self._token:
                 log.info("lease_taken", token=token)
             self._token = token
         metrics.epoch.set(int(token.partition(":")[0]))

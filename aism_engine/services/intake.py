@@ -13,7 +13,7 @@ from aism_engine.model.fleet import Draft, Fleet, Lookups
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
 from aism_engine.store.store import Peek
-from aism_engine.store.writer import DecisionError, Failures
+from aism_engine.store.writer import DecisionError, Failures, wrong_type
 
 _TURNS: Final = 3
 """Turns of the loop that redis-py needs to send a request: it shall be on its way before the deciding begins."""
@@ -56,6 +56,13 @@ class Intake(Service, Generic[M]):
             await self._drop_ahead()
 
     async def run_once(self) -> bool:
+        try:
+            return await self._step()
+        except (NotLeadingError, ServerUnavailableError):
+            await self._drop_ahead()  # it was read behind what is not applied
+            raise
+
+    async def _step(self) -> bool:
         began = self._clock.monotonic()
         fleet = await self._writer.loaded()
         ahead, self._ahead = self._ahead, None
@@ -68,8 +75,7 @@ class Intake(Service, Generic[M]):
             return was_muted  # what came while it was muted was not announced: look once more
         if peek.length > len(peek.messages):
             # There is more: it is fetched and decoded while the server is busy with this commit. Should the commit
-            # fail,
-            # or the queue move, the next commit finds that its source has moved, and everything is read again.
+            # fail, or the queue move, the next one finds that its source has moved, and everything is read again.
             self._ahead = asyncio.ensure_future(self._fetch(len(peek.messages)))
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
@@ -79,23 +85,33 @@ class Intake(Service, Generic[M]):
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             if peek.oversized:
                 return [self._decide_oversized(draft, peek)]
+            if failures:
+                failures = self._with_strangers(failures, messages)
             return [
                 self._decide_one(draft, number, message, peek.messages[number], failures.get(number))
                 for number, message in enumerate(messages)
             ]
 
         understood = [message for message in messages if not isinstance(message, MalformedError)]
-        try:
-            lookups = await self.look_up(fleet, understood)
-            decisions = await self._writer.write(decide, lookups=lookups, taken=peek.taken)
-        except (NotLeadingError, ServerUnavailableError):
-            await self._drop_ahead()
-            raise
+        lookups = await self.look_up(fleet, understood)
+        decisions = await self._writer.write(decide, lookups=lookups, taken=peek.taken)
         if not decisions:
             await self._drop_ahead()
         self.applied(len(decisions))
         self._worked(began, decisions)
         return True
+
+    def _with_strangers(self, failures: Failures, messages: Sequence[M | MalformedError]) -> Failures:
+        """Blame all messages of a stranger that cannot be taken in: each of them would only try that again."""
+        keys, agents = self._store.keys, [getattr(message, "agent_id", None) for message in messages]
+        barred = {
+            agent: failure
+            for number, failure in failures.items()
+            if (agent := agents[number]) is not None
+            and agent not in self._writer.fleet.agents
+            and failure in {wrong_type(keys.agent(agent)), wrong_type(keys.state(agent))}
+        }
+        return {number: barred[agent] for number, agent in enumerate(agents) if agent in barred} | dict(failures)
 
     async def _fetch(self, skip: int) -> tuple[Peek, list[M | MalformedError]]:
         """Peek, and decode what is there; the oldest `skip` are in hand already."""

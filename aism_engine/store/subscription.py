@@ -13,7 +13,8 @@ class Subscription:
     """Reads what is published on a set of channels, which may change while it reads.
 
     A new connection is subscribed to all of them again. Each confirmation is given to the reader: one that it did not
-    ask for tells of a gap.
+    ask for tells of a gap. What is wanted and what the server was told are kept apart, and made one under a lock: two
+    who speak first at the same time would make two connections, of which one is never read.
     """
 
     def __init__(self, client: Client, channels: Sequence[str]) -> None:
@@ -21,6 +22,8 @@ class Subscription:
         self._channels = set(channels)
         self._joined = asyncio.Event()
         self._pubsub: Any = None
+        self._told: set[str] = set()
+        self._telling = asyncio.Lock()
 
     async def read(self, most: int, *, timeout_s: float) -> list[tuple[bytes | None, bytes]]:
         """Wait for something to be published, then take what is there: pairs of channel and data; a confirmation has no
@@ -36,9 +39,11 @@ class Subscription:
         try:
             with naming_outages():
                 if self._pubsub is None:
-                    self._pubsub = self._client.pubsub()
-                    if self._channels:
-                        await self._pubsub.subscribe(*self._channels)
+                    self._pubsub, self._told = self._client.pubsub(), set()
+                await self._tell()
+                if not self._told:  # all were left meanwhile
+                    await self.close()
+                    return found
                 message = await self._pubsub.get_message(timeout=timeout_s)
                 while message is not None:
                     if message["type"] == "message":
@@ -57,19 +62,28 @@ class Subscription:
         """Subscribe to more channels; `read` gives the confirmation."""
         self._channels |= set(channels)
         self._joined.set()
-        await self._tell("subscribe", channels)
+        with naming_outages():
+            await self._tell()
 
     async def leave(self, channels: Sequence[str]) -> None:
         self._channels -= set(channels)
-        await self._tell("unsubscribe", channels)
+        with naming_outages():
+            await self._tell()
 
     async def close(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
             await pubsub.aclose()
 
-    async def _tell(self, command: str, channels: Sequence[str]) -> None:
-        if self._pubsub is None:
-            return  # whoever connects next subscribes to what is wanted then
-        with naming_outages():
-            await getattr(self._pubsub, command)(*channels)
+    async def _tell(self) -> None:
+        """Tell the server what is wanted, where there is a connection: else whoever makes the next one does."""
+        async with self._telling:
+            pubsub, told = self._pubsub, self._told
+            if pubsub is None:
+                return
+            if missing := self._channels - told:
+                await pubsub.subscribe(*missing)
+                told |= missing
+            if surplus := told - self._channels:
+                await pubsub.unsubscribe(*surplus)
+                told -= surplus

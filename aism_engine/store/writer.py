@@ -45,6 +45,11 @@ Failures: TypeAlias = Mapping[int, tuple[str, str]]
 Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
 
 
+def wrong_type(key: str) -> tuple[str, str]:
+    """Give the failure of a decision that would have written a key of the wrong type."""
+    return "wrong_type", f"the key {key} has the wrong type"
+
+
 class DecisionError(Exception):
     """Decision `number` raised: decide all of them again, that one knowing that it failed."""
 
@@ -159,7 +164,7 @@ class Writer:
                     raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: mend it or remove it")
                 keys |= dict.fromkeys(numbers, key)
             for number, key in keys.items():
-                _blame(failures, number, "wrong_type", f"the key {key} has the wrong type")
+                _blame(failures, number, *wrong_type(key))
         elif reply.code is CommitCode.SCORE_MOVED:
             for number in set(map(batch.owner_of_watch, reply.details)):
                 _blame(failures, number, "score_moved", "it has moved since it was read")

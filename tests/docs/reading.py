@@ -13,6 +13,7 @@ import msgspec
 
 from aism_engine.model.commands import OPEN, Status
 from aism_engine.store.keys import Keys
+from aism_engine.store.writer import wrong_type
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -136,7 +137,7 @@ def codes_of_dead_letters() -> set[str]:
             found |= literals(node, around)
     for call, around in calls("_blame"):
         found |= literals(call.args[2], around)
-    return found - {"score_moved"}  # of heartbeats and deadlines: no message is decided with such a precondition
+    return found | {wrong_type("")[0]} - {"score_moved"}  # of heartbeats and deadlines: no message is decided with such a precondition
 
 
 def keys_of_code() -> set[str]:

@@ -79,8 +79,9 @@ async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
     """In the dead letters by its code, on the errors channel, and in a metric; whoever came behind it is served."""
     raw, code = BAD[what]
     await engine.say({"type": "heartbeat", "agent_id": "b"})
+    await eventually(lambda: engine.record("b"))
     await engine.ask({"type": "send", "id": "others", "payload": {"agent_id": "b", "command": {"type": "work"}}})
-    await eventually(engine.is_drained)
+    await engine.replied("others")
     with Cli("127.0.0.1", server.port) as ear:
         ear("SUBSCRIBE", engine.keys.errors)
         await engine.say(raw, {"type": "state_transition", "agent_id": "a", "payload": {"target": "served"}})
@@ -99,7 +100,7 @@ async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
     assert (event["code"], event["message"]) == (code, letter["reason"].decode())
     assert event["details"] == {"digest": digest(raw), "size": len(raw)}
     assert [fact["code"] for fact in await engine.audit("dead_letter")] == [code]
-    assert engine.metric("aism_dead_letters_total", code=code) == 1
+    await eventually(lambda: engine.metric("aism_dead_letters_total", code=code) == 1)
     kept = await engine.call("LRANGE", engine.keys.oversized, 0, -1)
     assert kept == ([raw] if code == "oversized" else [])
     assert await engine.is_drained()
@@ -200,6 +201,7 @@ async def test_an_agent_key_of_the_wrong_type_buries_that_one_message(
     key, message = name(engine.keys), {"agent_id": "a", **fields}
     if known:
         await engine.say({"type": "heartbeat", "agent_id": "a"})
+        await eventually(lambda: engine.record("a"))
         await engine.ask({"type": "send", "id": "c1", "payload": {"agent_id": "a", "command": {"type": "work"}}})
         await engine.replied("c1")
         await engine.call("DEL", key)
@@ -271,7 +273,7 @@ async def test_a_deadline_that_meets_a_wrong_key_holds_up_no_other(
             await engine.call("DEL", key)
             await engine.call("SET", key, "x")
         await eventually(partial(_has_facts, engine, 6, "command_expired"))
-        assert engine.engine.writer.fleet.commands == {}
+        await eventually(lambda: not engine.engine.writer.fleet.commands)
         assert (await engine.command("b0"))["status"] == "expired"
         if wrong == "commands":
             assert {(await engine.command(f"a{n}"))["status"] for n in range(5)} == {"expired"}
@@ -385,6 +387,7 @@ async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
     async with running_engine(server, prefix) as engine:
         for agent_id in "abc":
             await engine.say({"type": "register", "agent_id": agent_id, "payload": {"type": "scribe"}})
+        await eventually(lambda: engine.record("c"))
         for agent_id in "ab":
             payload = {"agent_id": agent_id, "command": {"type": "work"}}
             await engine.ask({"type": "send", "id": f"c-{agent_id}", "payload": payload})
@@ -403,3 +406,13 @@ async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
         assert set(engine.engine.writer.fleet.agents) == {"c"}
         await engine.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "anything"}})
         await eventually(partial(_state_is, engine, "a", "anything"))
+
+
+async def test_a_stranger_that_cannot_be_written_holds_nobody_up(engine: Running) -> None:
+    """All that it says in one batch is buried in one go: its next message does not take it in again."""
+    await engine.call("SET", engine.keys.agent("a"), "x")
+    beats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]
+    await engine.say(*beats, {"type": "heartbeat", "agent_id": "b", "id": "m"})
+    await eventually(lambda: engine.record("b"))
+    assert [code for code, _ in await engine.buried()] == ["wrong_type"] * 200
+    assert engine.metric("aism_commits_total", code="wrong_type") <= 4

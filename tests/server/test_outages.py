@@ -232,3 +232,36 @@ async def test_an_engine_that_stops_while_redis_is_away_stops_all_the_same(own: 
         own.kill()
         at = began()
     assert began() - at < SOON_S
+
+
+async def test_channels_that_are_joined_while_it_connects_are_heard_with_the_others(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """Readers join and leave when they like, also while the reader of the subscription makes its connection."""
+    for number in range(5):
+        client = connect(RedisSettings(url=server.url), "test")
+        first, second, third = channels = [f"{prefix}:{number}:{name}" for name in ("first", "second", "third")]
+        subscription = Subscription(client, [first])
+        await asyncio.gather(
+            subscription.read(1, timeout_s=5.0),
+            subscription.join([second]),
+            subscription.join([third]),
+            subscription.leave([third]),
+        )
+        heard: list[bytes | None] = []
+        async with visitor(server) as other:
+            await eventually(partial(_subscribed, other, channels, [1, 1, 0]))
+            for channel in channels:
+                await other.publish(channel, "hello")
+
+            async def both() -> bool:
+                heard.extend(channel for channel, _ in await subscription.read(10, timeout_s=0.01))  # noqa: B023
+                return {first.encode(), second.encode()} <= set(heard)  # noqa: B023
+
+            await eventually(both)
+        await subscription.close()
+        await client.aclose()
+
+
+async def _subscribed(client: Client, channels: list[str], expected: list[int]) -> bool:
+    return [count for _, count in await client.pubsub_numsub(*channels)] == expected

@@ -158,7 +158,7 @@ async def test_its_own_events_are_no_declarations(engine: Running, agent: Agent)
     await eventually(lambda: engine.state("b"))
     await eventually(engine.is_drained)
     assert [fact["new_state"] for fact in await engine.audit("state_changed")] == ["one", "two", "three", "last"]
-    assert engine.metric("aism_heard_total", outcome="declaration") == 1
+    await eventually(lambda: engine.metric("aism_heard_total", outcome="declaration") == 1)
 
 
 async def test_what_is_published_and_means_nothing_is_buried(engine: Running, agent: Agent) -> None:
@@ -390,6 +390,7 @@ async def test_one_that_is_lost_returns_to_the_state_it_was_in(
 ) -> None:
     """With its queue as it was; losing it is told on both channels."""
     async with running_engine(server, prefix, **TWO_SECONDS) as engine:
+        await ear("SUBSCRIBE", engine.keys.errors)
         await agent.beat(engine, "a")
         for message in (
             {"type": "register", "payload": {"type": "scribe"}},
@@ -398,7 +399,6 @@ async def test_one_that_is_lost_returns_to_the_state_it_was_in(
             await engine.say({"agent_id": "a", **message})
         await engine.ask(send("c1"))
         await engine.replied("c1")
-        await ear("SUBSCRIBE", engine.keys.errors)
         event = await ear.hear()
         assert (event["code"], event["agent_id"]) == ("agent_lost", "a")
         await eventually(partial(_state_is, engine, "offline"))
@@ -472,15 +472,17 @@ async def test_what_an_engine_knew_the_next_one_knows(server: EmbeddedServer, pr
     move = {"type": "state_transition", "agent_id": "a", "id": "m2", "payload": {"target": "inbox"}}
     async with running_engine(server, prefix) as engine:
         await engine.say({"type": "register", "agent_id": "a", "id": "m1", "payload": {"type": "scribe"}}, move)
+        await eventually(partial(_state_is, engine, "inbox"))
         await engine.ask(send("c1"))
-        await engine.replied("c1")
+        assert (await engine.replied("c1"))["status"] == "queued"
         await engine.say({"type": "state_transition", "agent_id": "a", "id": "m3", "payload": {"target": "idle"}})
         await eventually(partial(_state_is, engine, "idle"))
     async with running_engine(server, prefix) as engine:
         await engine.say(move, {"type": "result", "agent_id": "a", "id": "m4", "command_id": "c1"})
         await eventually(lambda: engine.audit("command_succeeded"))
         assert await engine.state("a") == "idle"
-        assert engine.metric("aism_work_total", service="consumer", type="state_transition", outcome="duplicate") == 1
+        duplicates = {"service": "consumer", "type": "state_transition", "outcome": "duplicate"}
+        await eventually(lambda: engine.metric("aism_work_total", **duplicates) == 1)
         await engine.ask(send("c1"))
         assert (await engine.replied("c1"))["status"] == "succeeded"
         assert await agent("LLEN", engine.keys.commands("a")) == 1

@@ -3,7 +3,6 @@
 import tempfile
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -170,7 +170,7 @@ class Scope:
             self.add(fx.Publish("state_changes", encode(event)))
         for command_id in agent.open_commands:
             command = draft.command(command_id)
-            if command is not None and command.target == state:
+            if command is not None and command.target == state and source != "lost":
                 self.end_command(command, Status.SUCCEEDED)
 
     def come_back(self, agent: Agent) -> None:
