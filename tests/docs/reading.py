@@ -137,7 +137,8 @@ def codes_of_dead_letters() -> set[str]:
             found |= literals(node, around)
     for call, around in calls("_blame"):
         found |= literals(call.args[2], around)
-    return found | {wrong_type("")[0]} - {"score_moved"}  # of heartbeats and deadlines: no message is decided with such a precondition
+    # A score that moved is that of a heartbeat or a deadline: no message is decided with such a precondition.
+    return (found | {wrong_type("")[0]}) - {"score_moved"}
 
 
 def keys_of_code() -> set[str]:
