@@ -47,7 +47,7 @@ class RedisSettings(Section, frozen=True):
     prefix: Annotated[Prefix, Meta(description="First part of every key and channel: the fleet's name")] = "aism"
     protocol: Annotated[Literal[2, 3], Meta(description="Version of the Redis protocol: 2 or 3")] = 2
     connect_timeout: Annotated[Seconds, Meta(description="Longest wait for a connection, in seconds")] = 2.0
-    socket_timeout: Annotated[Seconds, Meta(description="Longest wait for a reply, in seconds")] = 5.0
+    socket_timeout: Annotated[Seconds, Meta(description="Longest wait for a reply, in seconds")] = 3.0
     retry_backoff_max: Annotated[Seconds, Meta(description="Longest pause before reconnecting, in seconds")] = 1.0
     sentinels: Annotated[
         tuple[Address, ...],
@@ -106,7 +106,7 @@ class AgentsSettings(Section, frozen=True):
     auto_register: Annotated[bool, Meta(description="Whether to take in an agent at first sight")] = True
     max_agents: Annotated[Count, Meta(description="Most agents known at a time")] = 200_000
     inbox_keep: Annotated[Count, Meta(description="Messages kept in an agent's inbox")] = 1000
-    forget_after: Annotated[Seconds, Meta(description="An agent lost for so many seconds is forgotten")] = 604_800.0
+    forget_after: Annotated[Seconds, Meta(description="An agent away for so many seconds is forgotten")] = 604_800.0
     metadata_every: Annotated[Seconds, Meta(description="Seconds between readings of the metadata hashes")] = 60.0
 
 

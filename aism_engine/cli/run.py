@@ -59,13 +59,16 @@ async def _serve(settings: Settings, writer: LogWriter) -> None:
         stopping.set()
 
     counting = asyncio.create_task(_count_dropped(writer, engine.metrics))
-    with signals.install(asyncio.get_running_loop(), stop):
-        try:
-            await engine.run(stopping)
-        finally:
-            counting.cancel()
-            with suppress(asyncio.CancelledError):
-                await counting
+    try:
+        with signals.install(asyncio.get_running_loop(), stop):
+            try:
+                await engine.run(stopping)
+            finally:
+                counting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await counting
+    finally:
+        signals.ignore()
 
 
 async def _count_dropped(writer: LogWriter, metrics: Metrics) -> None:

@@ -12,6 +12,7 @@ from aism_engine.cli.exits import Exit, TimedOutError
 from aism_engine.cli.output import print_json
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.model.commands import OPEN, Status
+from aism_engine.model.messages import is_identifier, is_type_name
 from aism_engine.store.operator import Operator
 
 _LOOK_EVERY_S: Final = 0.1
@@ -21,8 +22,10 @@ _CONTENTS: Final = ("payload", "result")
 
 
 def send(  # noqa: PLR0913  each is a flag
-    agent_id: Annotated[str, typer.Argument(metavar="AGENT", show_default=False)],
-    kind: Annotated[str, typer.Argument(metavar="TYPE", show_default=False)],
+    agent_id: Annotated[str, typer.Argument(metavar="AGENT", show_default=False, help="Id of the agent.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="TYPE", show_default=False, help="state_transition, or a type of your own.")
+    ],
     *,
     payload: Annotated[str, typer.Option(metavar="JSON", help="What the command carries: an object.")] = "{}",
     ttl: Annotated[float | None, typer.Option(metavar="S", help="Seconds after which it expires.")] = None,
@@ -44,6 +47,17 @@ def send(  # noqa: PLR0913  each is a flag
     Example:
       aism-engine send architect-a1b2c3 state_transition --payload '{"target": "deep_work"}' --wait
     """  # noqa: D301  \b keeps the lines of the example apart
+    for name, value, good in (
+        ("AGENT", agent_id, is_identifier(agent_id)),
+        ("TYPE", kind, is_type_name(kind)),
+        ("--id", request_id, request_id is None or is_identifier(request_id)),
+    ):
+        if not good:
+            raise typer.BadParameter(
+                f"{name}: {value!r} is no name: letters, digits, `.`, `_` and `-`, the first no sign"
+            )
+    if ttl is not None and not ttl > 0:
+        raise typer.BadParameter(f"--ttl: expected seconds, more than 0, got {ttl:g}")
     request: dict[str, Any] = {"agent_id": agent_id, "command": {"type": kind, "payload": _object(payload)}}
     if ttl is not None:
         request["options"] = {"ttl": ttl}

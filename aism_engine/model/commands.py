@@ -30,6 +30,10 @@ _NEXT: Final[Mapping[Status, frozenset[Status]]] = {
 }
 
 
+COMMAND_FIELDS: Final = ("agent_id", "type", "target", "status", "accepted_at", "expires_at")
+"""The fields of a record that the engine reads back; what else stands there is for people."""
+
+
 class Command(Struct, kw_only=True):
     """What the engine has in mind of a command while it is open; the record in Redis holds the rest."""
 
@@ -41,8 +45,6 @@ class Command(Struct, kw_only=True):
     status: Status = Status.QUEUED
     accepted_at: float
     expires_at: float
-    body: bytes = b""
-    """What lies in the agent's list; read from the record only where it is to be withdrawn."""
 
     @property
     def open(self) -> bool:
@@ -68,8 +70,10 @@ class Command(Struct, kw_only=True):
         }
 
     @classmethod
-    def from_record(cls, command_id: str, record: Mapping[str, str], body: bytes = b"") -> "Command":
+    def from_record(cls, command_id: str, record: Mapping[str, str]) -> "Command":
         """Read a record back. Raises KeyError or ValueError where somebody has damaged it."""
+        if not (record["agent_id"] and record["type"]):
+            raise ValueError("a record without an agent or a type")
         return cls(
             command_id=command_id,
             agent_id=record["agent_id"],
@@ -78,5 +82,4 @@ class Command(Struct, kw_only=True):
             status=Status(record["status"]),
             accepted_at=from_iso(record["accepted_at"]),
             expires_at=from_iso(record["expires_at"]),
-            body=body,
         )

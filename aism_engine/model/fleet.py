@@ -81,6 +81,8 @@ class Agent(Struct, kw_only=True):
     @classmethod
     def from_record(cls, agent_id: str, record: Mapping[str, str]) -> "Agent":
         """Read a record back. Raises KeyError, ValueError or DecodeError where somebody has damaged it."""
+        if not (record["type"] and record["state"]):
+            raise ValueError("a record without a type or a state")
         return cls(
             agent_id=agent_id,
             type=record["type"],
@@ -98,6 +100,10 @@ class Agent(Struct, kw_only=True):
             lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
             met_at=from_iso(record["met_at"]),
         )
+
+
+AGENT_FIELDS: Final = tuple(Agent(agent_id="", state="", since=0.0, met_at=0.0).record())
+"""The fields of a record, in order."""
 
 
 class Sighting(Struct, frozen=True):
@@ -118,6 +124,8 @@ class Lookups(Struct):
 
     sightings: dict[str, Sighting] = field(default_factory=dict)
     commands: dict[str, Command] = field(default_factory=dict)
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    """What lies in the lists of agents for commands that are to be withdrawn."""
 
 
 _ENDED: Final = 4096
@@ -143,7 +151,8 @@ class Fleet:
         self.ended: dict[str, Command] = {}
         """The last commands that have ended: what was looked up for a batch may be older than their end."""
         self.spoke: dict[str, float] = {}
-        """When each agent was last heard on the queue."""
+        """When each agent was last heard on the queue, since the fleet was loaded."""
+        self.loaded_at = 0.0
         self._recent: dict[str, bytearray] = {}
         self._recent_bytes = recent_ids * _MARK_BYTES
         for command in self.commands.values():
@@ -236,6 +245,10 @@ class Draft:
         ids = self._heard.setdefault(agent_id, [])
         if message_id is not None:
             ids.append(message_id)
+
+    def heard_ids(self) -> list[tuple[str, str]]:
+        """Give all that was noted: whose message, and its id, in the order of each agent."""
+        return [(agent_id, message_id) for agent_id, ids in self._heard.items() for message_id in ids]
 
     def settle(self) -> None:
         """Make it the fleet: the commit is confirmed."""

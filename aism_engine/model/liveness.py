@@ -72,20 +72,26 @@ class Watch:
         limits: Callable[[str], Limits],
         last_spoke: Callable[[str], float],
         now: float,
+        *,
+        span_s: float,
+        heard_until: float,
     ) -> Assessment:
-        """Judge one scan: the scores outside of the sane span, of `watched` agents in all."""
+        """Judge one scan: the scores outside of the sane span of `span_s`, of `watched` agents in all.
+
+        What agents have said is known up to `heard_until`: silence counts up to then.
+        """
         before, self._still = self._still, {}
         silent, losses = 0, []
         for agent_id, score in outside.items():
             limit = limits(agent_id)
             still = before.get(agent_id)
             if still is None:
-                since = now if self._blind else now - limit.silent_s
+                since = now if self._blind else now - span_s
                 still = _Still(score, since)
             elif still.score != score:
                 still = _Still(score, now)
             self._still[agent_id] = still
-            silent_s = now - max(still.since, last_spoke(agent_id))
+            silent_s = min(now, heard_until) - max(still.since, last_spoke(agent_id))
             if silent_s >= limit.silent_s:
                 silent += 1
             if silent_s >= limit.lost_s:

@@ -36,3 +36,9 @@ def install(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Ite
     finally:
         for handled in HANDLED:
             loop.remove_signal_handler(handled)
+
+
+def ignore() -> None:
+    """Hear of no further signal: to be called when the stop is done and nothing is left but to exit."""
+    for handled in HANDLED:
+        signal.signal(handled, signal.SIG_IGN)

@@ -43,7 +43,7 @@ class Census(Service):
             self._counted = beating
         if due:
             decisions += await self._look_at_all(fleet)
-            decisions += await self._forget_the_long_lost(fleet)
+            decisions += await self._forget_the_long_gone(fleet)
             self._walked_at = began
         self._worked(began, decisions)
         return False
@@ -85,13 +85,17 @@ class Census(Service):
             decisions += await self._commit(changed, lookups, decide_sighting, looked_at)
         return decisions
 
-    async def _forget_the_long_lost(self, fleet: Fleet) -> list[Decision]:
+    async def _forget_the_long_gone(self, fleet: Fleet) -> list[Decision]:
         before = self._store.now - self._forget_after_s
-        lost = [agent for agent in fleet.agents.values() if agent.liveness is Liveness.LOST and agent.lost_at < before]
+        gone = [
+            agent.agent_id
+            for agent in fleet.agents.values()
+            if agent.liveness is not Liveness.FRESH
+            and max(agent.since, agent.met_at, agent.lost_at, fleet.spoke.get(agent.agent_id, fleet.loaded_at)) < before
+        ]
         decisions: list[Decision] = []
-        for start in range(0, len(lost), self._chunk):
-            page = {agent.agent_id for agent in lost[start : start + self._chunk]}
-            decisions += await self._commit(page, Lookups(), decide_oblivion, before)
+        for start in range(0, len(gone), self._chunk):
+            decisions += await self._commit(gone[start : start + self._chunk], Lookups(), decide_oblivion)
         return decisions
 
     async def _commit(

@@ -58,14 +58,14 @@ class Backlog:
     def __init__(self) -> None:
         self._applied = 0
         self._mark: tuple[float, int] | None = None
-        self._passed = float("-inf")
-        self._progress = asyncio.Event()
+        self.passed = float("-inf")
+        """Everything that lay in the queue at this instant of the monotonic clock has been applied."""
 
     def seen(self, at: float, length: int) -> None:
         """Note that at this instant of the monotonic clock, so many lay in the queue."""
         if length == 0:
             self._mark = None
-            self._pass(at)
+            self.passed = at
         elif self._mark is None:
             self._mark = (at, self._applied + length)
 
@@ -74,19 +74,4 @@ class Backlog:
         if self._mark is not None and self._applied >= self._mark[1]:
             at, _ = self._mark
             self._mark = None
-            self._pass(at)
-
-    async def wait_passed(self, at: float, timeout_s: float) -> bool:
-        """Wait until all that lay in the queue at this instant has been passed; false where that takes longer."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._passed < at:
-                    self._progress.clear()
-                    await self._progress.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _pass(self, at: float) -> None:
-        self._passed = at
-        self._progress.set()
+            self.passed = at

@@ -47,6 +47,8 @@ class Intake(Service, Generic[M]):
         self._queue = getattr(context.store.keys, source)
         self._limits = limits
         self._decode = decode
+        self._ahead_of = ""
+        """The last commit before the one that what is read ahead was read behind."""
         self._ahead: asyncio.Future[tuple[Peek, list[M | MalformedError]]] | None = None
 
     async def run(self) -> None:
@@ -65,8 +67,7 @@ class Intake(Service, Generic[M]):
     async def _step(self) -> bool:
         began = self._clock.monotonic()
         fleet = await self._writer.loaded()
-        ahead, self._ahead = self._ahead, None
-        peek, messages = await (ahead or self._fetch(0))
+        peek, messages = await self._next()
         if not peek.messages:
             was_muted = self._hint.muted
             if was_muted:
@@ -74,8 +75,9 @@ class Intake(Service, Generic[M]):
             self._worked(began, ())
             return was_muted  # what came while it was muted was not announced: look once more
         if peek.length > len(peek.messages):
-            # There is more: it is fetched and decoded while the server is busy with this commit. Should the commit
-            # fail, or the queue move, the next one finds that its source has moved, and everything is read again.
+            # There is more: it is fetched and decoded while the server is busy with this commit, past which it skips.
+            # It counts only if the server has read it before that commit, and is dropped if that comes to nothing.
+            self._ahead_of = self._writer.ledger
             self._ahead = asyncio.ensure_future(self._fetch(len(peek.messages)))
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
@@ -113,6 +115,15 @@ class Intake(Service, Generic[M]):
         }
         return {number: barred[agent] for number, agent in enumerate(agents) if agent in barred} | dict(failures)
 
+    async def _next(self) -> tuple[Peek, list[M | MalformedError]]:
+        """Take what was read ahead, if it was read before the commit that it skips, or read now."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            batch = await ahead
+            if batch[0].ledger == self._ahead_of:
+                return batch
+        return await self._fetch(0)
+
     async def _fetch(self, skip: int) -> tuple[Peek, list[M | MalformedError]]:
         """Peek, and decode what is there; the oldest `skip` are in hand already."""
         limits, began = self._limits, self._clock.monotonic()
@@ -129,6 +140,9 @@ class Intake(Service, Generic[M]):
             await asyncio.wait([ahead])
             if not ahead.cancelled():
                 ahead.exception()
+
+    async def stand_by(self) -> None:
+        await self._drop_ahead()
 
     async def wait(self) -> None:
         await self._hint.wait(self._limits.poll_interval_s)

@@ -19,7 +19,7 @@ from aism_engine.store.subscription import Subscription
 log = structlog.get_logger(component="listener")
 
 _OURS: Final = b'"source":"engine"'
-_CONFIRM_S: Final = 1.0
+_CONFIRM_S: Final = 0.1
 """How long a subscription may take to be confirmed; past that the poll has to do."""
 
 

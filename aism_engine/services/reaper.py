@@ -55,13 +55,13 @@ class Reaper(Service):
             lambda agent_id: self._by_type.get(fleet.agents[agent_id].type, self._limits),
             lambda agent_id: began - server_now + fleet.spoke.get(agent_id, float("-inf")),
             began,
+            span_s=narrowest,
+            heard_until=self._context.backlog.passed,
         )
         self._tell(assessment)
         returned = await self._returned(away)
         decisions: list[Decision] = []
-        if (assessment.losses or returned) and await self._context.backlog.wait_passed(
-            began, timeout_s=self._scan_interval_s
-        ):
+        if assessment.losses or returned:
             decisions = await self._writer.write(
                 lambda draft, failures: self._decide(draft, assessment, returned, failures)
             )

@@ -1,12 +1,16 @@
 """The timekeeper: what is due."""
 
 import asyncio
+from typing import Final
 
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
 from aism_engine.model.fleet import Draft, Lookups
 from aism_engine.services.base import Context, Service
 from aism_engine.store.writer import Failures
+
+_MOST_BYTES: Final = 4_194_304
+"""Of commands that are taken out of their lists in one commit: an arbitrary number."""
 
 
 class Timekeeper(Service):
@@ -24,14 +28,16 @@ class Timekeeper(Service):
     async def run_once(self) -> bool:
         await self._writer.loaded()
         began = self._clock.monotonic()
-        due = await self._store.due(await self._store.read_time(), self._batch)
+        now = await self._store.read_time()
+        unread_s = began - self._context.backlog.passed  # however far behind the consumer is: time goes on for it alone
+        due = await self._store.due(now - unread_s, self._batch)
         if not due:
             self._worked(began, ())
             return False
-        if not await self._context.backlog.wait_passed(began, timeout_s=10 * self._poll_interval_s):
-            return False
-        command_ids = [member.partition(":")[2] for member, _ in due if member.startswith("ttl:")]
-        lookups = Lookups(commands=await self._store.commands(command_ids))
+        command_ids = [member.partition(":")[2] for member, _ in due]
+        bodies = await self._store.bodies(command_ids, _MOST_BYTES)
+        due = due[: len(bodies)]
+        lookups = Lookups(commands=await self._store.commands(list(bodies)), bodies=bodies)
 
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             return [
@@ -42,7 +48,7 @@ class Timekeeper(Service):
             ]
 
         self._worked(began, await self._writer.write(decide, lookups=lookups))
-        return len(due) == self._batch
+        return len(command_ids) == self._batch or len(due) < len(command_ids)
 
     async def wait(self) -> None:
         await asyncio.sleep(self._poll_interval_s)

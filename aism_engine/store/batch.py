@@ -48,6 +48,7 @@ class Batch:
         self._owner = OURS
         self._decisions: list[Decision] = []
         self.facts: list[fx.Fact] = []
+        self._heard: list[tuple[str, str]] = []
         self._watches: list[Argument] = []
         self._watch_owners: list[int] = []
         self._strings: dict[int, str] = {}
@@ -62,10 +63,24 @@ class Batch:
                 self._WRITERS[type(effect)](self, effect)
         self._owner = OURS
 
+    def hear(self, heard: Iterable[tuple[str, str]]) -> None:
+        """Note whose messages these decisions are about, by their ids.
+
+        Where no fact tells of one the audit lists it, so that the next leader knows a second copy, too.
+        """
+        self._heard = list(heard)
+
     def call(self, token: str, commit_id: str, previous: str, taken: Taken | None) -> tuple[list[str], list[Argument]]:
         """Build KEYS and ARGV of `commit.lua`, once: its header says what they are."""
-        if self.facts:
-            entry = ("commit", commit_id, "epoch", token.partition(":")[0], "facts", msgspec.json.encode(self.facts))
+        told = {
+            (fact.agent_id, fact.cause) for fact in self.facts if fact.by == "agent" and fact.event != "dead_letter"
+        }
+        untold = [each for each in self._heard if each not in told]
+        if self.facts or untold:
+            entry: list[Argument] = ["commit", commit_id, "epoch", token.partition(":")[0]]
+            entry += ("facts", msgspec.json.encode(self.facts))
+            if untold:
+                entry += ("heard", msgspec.json.encode(untold))
             self._write("XADD", self._place(self._keys.audit, "x"), "MAXLEN", "~", self._bounds.audit, "*", *entry)
         keys = self._keys
         taken = taken or Taken(keys.response_queue, 0, "", "")

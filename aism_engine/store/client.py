@@ -105,6 +105,11 @@ def naming_outages() -> Iterator[None]:
     except (AttributeError, TypeError) as error:
         # Some versions of asyncio raise these on a write to a peer that has closed: redis-py #4287.
         raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("closed", "already waiting")):
+            raise
+        # uvloop's word for the same: "unable to perform operation on <TCPTransport closed=True …>".
+        raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
 
 
 class _Packing:

@@ -4,26 +4,30 @@ All reads here are bounded: in count, and where messages are read in bytes as we
 `ServerUnavailableError`, with the outage by its name, while the server cannot serve; none retries.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from aism_engine.clock import Clock
-from aism_engine.model.commands import Command
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.model.commands import COMMAND_FIELDS, Command
 from aism_engine.model.decisions.common import digest
-from aism_engine.model.fleet import Agent, Fleet, Sighting
+from aism_engine.model.fleet import AGENT_FIELDS, Agent, Fleet, Sighting
 from aism_engine.model.messages import Labels, is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import COMMIT, LEASE, PEEK, RECORDS, RELEASE, SIGHT, CommitCode, LeaseCode
+from aism_engine.store.scripts import COMMIT, LEASE, PEEK, PROBE, RECORDS, RELEASE, SIGHT, CommitCode, LeaseCode
 
 _CHUNK: Final = 1000
-_AUDIT_TAIL: Final = 100
-"""Commits whose causes a new leader reads to know a second push: an arbitrary number, some ten thousand messages of a
-busy fleet.
+_FIELD_BYTES: Final = 65_536
+"""Longest field of a record that is read: labels may be long, and anyone may have written anything."""
+_AUDIT_PAGE: Final = 100
+_CAUSES: Final = 10_000
+"""How many messages of the past a new leader reads, at least, to know a second copy: an arbitrary number. A commit of a
+busy fleet holds hundreds, that of a quiet one holds one.
 """
 
 
@@ -36,6 +40,9 @@ class Peek(NamedTuple):
     """The digest of the one message too large to read, else empty; its head is then the only message here."""
     length: int
     now: float
+    ledger: str = ""
+    """The last commit when it was read: what is in hand already, it was read behind only if that was not committed yet.
+    """
 
     @property
     def taken(self) -> Taken:
@@ -82,15 +89,25 @@ class Store:
         `skip` leaves out the very oldest, that are in hand already.
         """
         with naming_outages():
-            seconds, microseconds, length, oversized, *messages = await PEEK(
-                self._client, [queue], [most, most_bytes, limit, skip]
+            seconds, microseconds, length, oversized, ledger, *messages = await PEEK(
+                self._client, [queue, self.keys.ledger], [most, most_bytes, limit, skip]
             )
-        return Peek(queue, messages, oversized.decode(), length, self._observe(seconds, microseconds))
+        return Peek(queue, messages, oversized.decode(), length, self._observe(seconds, microseconds), ledger.decode())
 
     async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
         with naming_outages():
             code, details, length = await COMMIT(self._client, keys, arguments)
         return CommitReply(CommitCode(code), details, length)
+
+    async def probe(self) -> None:
+        """Try whether we may do all that a commit needs. Raises ServerUnavailableError, `noperm`, before anything is
+        half done.
+        """
+        keys = self.keys
+        with naming_outages():
+            await PROBE(
+                self._client, [f"{keys.prefix}:engine:probe"], [keys.state_changes, keys.errors, keys.measurements]
+            )
 
     # --- leadership -------------------------------------------------------------------------------------------------
 
@@ -120,14 +137,35 @@ class Store:
         return {agent_id: _sighting(*seen) for agent_id, seen in zip(agent_ids, found, strict=True)}
 
     async def commands(self, command_ids: Collection[str]) -> dict[str, Command]:
-        """Read the records of commands, with what was pushed; one that is damaged is as good as none."""
+        """Read the records of commands, but for what is large in them; one that is damaged is as good as none."""
         if not command_ids:
             return {}
-        replies = await self._records(map(self.keys.command, command_ids))
+        replies = await self._records(map(self.keys.command, command_ids), COMMAND_FIELDS)
         found = (
-            (command_id, _command(command_id, fields)) for command_id, fields in zip(command_ids, replies, strict=True)
+            (command_id, _command(command_id, values)) for command_id, values in zip(command_ids, replies, strict=True)
         )
         return {command_id: command for command_id, command in found if command is not None}
+
+    async def bodies(self, command_ids: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+        """Read what was pushed for the first of these commands, as many as fit: each may be a message of the largest
+        size.
+
+        One that cannot be read is empty; the first is given whatever its size.
+        """
+        found: dict[str, bytes] = {}
+        for command_id in command_ids:
+            if most_bytes < 0:
+                break
+            try:
+                with naming_outages():
+                    body = await self._client.hget(self.keys.command(command_id), "body")
+            except ServerUnavailableError as error:
+                if error.outage != "wrong_type":
+                    raise
+                body = None
+            found[command_id] = body or b""
+            most_bytes -= len(found[command_id])
+        return found
 
     async def scores(self, agent_ids: Collection[str]) -> dict[str, float | None]:
         """Read the heartbeats of these agents."""
@@ -215,7 +253,7 @@ class Store:
             deadlines = await self._client.zrange(self.keys.deadlines, 0, -1)
         agents: list[Agent] = []
         for ids in _chunks(agent_ids):
-            records = await self._records(map(self.keys.agent, ids))
+            records = await self._records(map(self.keys.agent, ids), AGENT_FIELDS)
             agents += (
                 agent for agent_id, fields in zip(ids, records, strict=True) if (agent := _agent(agent_id, fields))
             )
@@ -223,27 +261,31 @@ class Store:
         commands: list[Command] = []
         for ids in _chunks(command_ids):
             commands += (command for command in (await self.commands(ids)).values() if command.open)
-        for command in commands:
-            command.body = b""
         fleet = Fleet(agents, commands, recent_ids=recent_ids)
         for agent_id, cause in await self._causes():
             fleet.remember(agent_id, cause)
         return fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents)
 
-    async def _records(self, keys: Iterable[str]) -> list[list[bytes]]:
+    async def _records(self, keys: Iterable[str], fields: Sequence[str]) -> list[list[bytes]]:
         with naming_outages():
-            found: list[list[bytes]] = await RECORDS(self._client, list(keys), [])
+            found: list[list[bytes]] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
         return found
 
     async def _causes(self) -> list[tuple[str, str]]:
-        with naming_outages():
-            entries = await self._client.execute_command("XREVRANGE", self.keys.audit, "+", "-", "COUNT", _AUDIT_TAIL)
+        """Read whose messages were heard last, by their ids, the oldest first."""
         causes: list[tuple[str, str]] = []
-        for _, fields in reversed(entries):
-            facts = fields.get(b"facts", b"[]")  # redis-py has made a dict of it
-            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an entry that is none of ours
-                causes += ((fact.agent_id, fact.cause) for fact in _CAUSES.decode(facts) if fact.tells)
-        return causes
+        last = b"+"
+        while len(causes) < _CAUSES:
+            with naming_outages():
+                entries = await self._client.execute_command(
+                    "XREVRANGE", self.keys.audit, last, "-", "COUNT", _AUDIT_PAGE
+                )
+            for _, fields in entries:  # redis-py has made a dict of them
+                causes += reversed(_heard(fields))
+            if len(entries) < _AUDIT_PAGE:
+                break
+            last = b"(" + entries[-1][0]
+        return causes[::-1]
 
     async def _pipeline(self, calls: Iterable[tuple[Argument, ...]]) -> list[Any]:
         """Send many reads at once. The error of one is its reply; an outage is everybody's."""
@@ -271,7 +313,17 @@ class _Cause(msgspec.Struct):
         return self.by == "agent" and self.event != "dead_letter" and "" not in {self.agent_id, self.cause}
 
 
-_CAUSES = msgspec.json.Decoder(list[_Cause])
+_FACTS = msgspec.json.Decoder(list[_Cause])
+_HEARD = msgspec.json.Decoder(list[tuple[str, str]])
+
+
+def _heard(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
+    """Read one entry of the audit; one that is none of ours tells nothing."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        facts = _FACTS.decode(entry.get(b"facts", b"[]"))
+        heard = _HEARD.decode(entry.get(b"heard", b"[]"))
+        return [*((fact.agent_id, fact.cause) for fact in facts if fact.tells), *heard]
+    return []
 
 
 def _chunks(ids: list[str]) -> Iterator[list[str]]:
@@ -283,20 +335,17 @@ def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _agent(agent_id: str, reply: Sequence[bytes]) -> Agent | None:
+def _agent(agent_id: str, values: Sequence[bytes]) -> Agent | None:
     try:
-        texts = [part.decode() for part in reply]
-        return Agent.from_record(agent_id, dict(zip(texts[::2], texts[1::2], strict=True)))
+        return Agent.from_record(agent_id, dict(zip(AGENT_FIELDS, [value.decode() for value in values], strict=True)))
     except (KeyError, ValueError, msgspec.DecodeError):
         return None
 
 
-def _command(command_id: str, reply: Sequence[bytes]) -> Command | None:
-    fields = dict(zip(reply[::2], reply[1::2], strict=True))
-    body = fields.pop(b"body", b"")
+def _command(command_id: str, values: Sequence[bytes]) -> Command | None:
     try:
-        record = {name.decode(): value.decode() for name, value in fields.items()}
-        return Command.from_record(command_id, record, body)
+        record = dict(zip(COMMAND_FIELDS, [value.decode() for value in values], strict=True))
+        return Command.from_record(command_id, record)
     except (KeyError, ValueError):
         return None
 

@@ -3,10 +3,16 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import Client, naming_outages
+
+_PING_AT: Final = 2
+_DEAD_AT: Final = 4
+"""Reads in a row that brought nothing: so many, and the server is asked for a sign of life; so many, and the connection
+counts as dead. Some die without a word, and nothing is ever sent on this one that would tell.
+"""
 
 
 class Subscription:
@@ -24,6 +30,7 @@ class Subscription:
         self._pubsub: Any = None
         self._told: set[str] = set()
         self._telling = asyncio.Lock()
+        self._quiet = 0
 
     async def read(self, most: int, *, timeout_s: float) -> list[tuple[bytes | None, bytes]]:
         """Wait for something to be published, then take what is there: pairs of channel and data; a confirmation has no
@@ -45,6 +52,7 @@ class Subscription:
                     await self.close()
                     return found
                 message = await self._pubsub.get_message(timeout=timeout_s)
+                await self._doubt(silent=message is None)
                 while message is not None:
                     if message["type"] == "message":
                         found.append((message["channel"], message["data"]))
@@ -71,9 +79,17 @@ class Subscription:
             await self._tell()
 
     async def close(self) -> None:
-        pubsub, self._pubsub = self._pubsub, None
+        pubsub, self._pubsub, self._quiet = self._pubsub, None, 0
         if pubsub is not None:
             await pubsub.aclose()
+
+    async def _doubt(self, *, silent: bool) -> None:
+        """Ask for a sign of life where there has been none for long; raise where there still is none."""
+        self._quiet = self._quiet + 1 if silent else 0
+        if self._quiet == _PING_AT and self._pubsub is not None:
+            await self._pubsub.ping()
+        elif self._quiet >= _DEAD_AT:
+            raise ServerUnavailableError("timeout", "the subscription is dead: a ping has had no answer")
 
     async def _tell(self) -> None:
         """Tell the server what is wanted, where there is a connection: else whoever makes the next one does."""

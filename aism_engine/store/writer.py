@@ -104,6 +104,11 @@ class Writer:
                 await self._load()
         return self._fleet
 
+    @property
+    def ledger(self) -> str:
+        """The id of the last commit that we know of."""
+        return self._ledger
+
     async def quiet(self) -> float:
         """Wait until no commit is in flight; gives the server's time. What is read then shows all that was decided."""
         async with self._lock:
@@ -139,6 +144,7 @@ class Writer:
                     continue
                 batch = Batch(self._store.keys, self._bounds)
                 batch.add(decisions)
+                batch.hear(draft.heard_ids())
                 commit_id = str(uuid_utils.uuid7())
                 began = self._clock.monotonic()
                 reply = await self._send(batch, token, commit_id, taken)
@@ -200,7 +206,9 @@ class Writer:
         if self._loaded_for != token:
             began = self._clock.monotonic()
             await self._store.read_time()
+            await self._store.probe()
             self._fleet, self._ledger, damaged = await self._store.load(self._recent_ids)
+            self._fleet.loaded_at = self._store.now
             self._loaded_for = token
             log.info(
                 "fleet_loaded",

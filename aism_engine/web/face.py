@@ -63,7 +63,7 @@ def create_app(registry: CollectorRegistry, health: Health) -> Starlette:
 
     async def readyz(request: Request) -> Response:
         checks = health.checks()
-        failed = [name for name, check in checks.items() if not check.ok]
+        failed = [f"{name} ({check.detail})" for name, check in checks.items() if not check.ok]
         if "verbose" not in request.query_params and "application/json" not in request.headers.get("accept", ""):
             return _verdict(ok=not failed, detail=", ".join(failed))
         answer = Readiness("failed" if failed else "ok", health.role(), checks)

@@ -112,10 +112,11 @@ class World:
     def draft(self) -> Draft:
         """A draft, with everything looked up that the fleet in memory does not hold."""
         ended = {
-            command_id: Command.from_record(command_id, _texts(record), _bytes(record["body"]))
+            command_id: Command.from_record(command_id, _texts(record))
             for command_id, record in self.command_records.items()
         }
-        return Draft(self.fleet, self.now, Lookups(dict(self.sightings), ended))
+        bodies = {command_id: _bytes(record["body"]) for command_id, record in self.command_records.items()}
+        return Draft(self.fleet, self.now, Lookups(dict(self.sightings), ended, bodies))
 
     def commit(self, draft: Draft, decision: Decision) -> Decision:
         """Write what a decision asks for, or fail as the store would; then the draft is the fleet."""

@@ -28,6 +28,8 @@ def scan(
         lambda agent_id: (limits or {}).get(agent_id, LIMITS),
         lambda agent_id: (spoke or {}).get(agent_id, NEVER),
         now,
+        span_s=LIMITS.silent_s,
+        heard_until=now,
     )
 
 
@@ -237,7 +239,7 @@ def test_who_beats_often_enough_is_never_called_lost(
         if blind:
             watch.reset()
         outside = {"a": score} if is_outside(score, now) else {}
-        assert watch.assess(outside, 1, lambda _: LIMITS, lambda _: NEVER, now).losses == []
+        assert scan(watch, now, outside).losses == []
 
 
 @given(skew_s=_clocks, resets=st.lists(st.integers(0, 200), max_size=3), in_milliseconds=st.booleans())
@@ -253,7 +255,23 @@ def test_who_stops_is_called_lost_in_the_end(skew_s: float, resets: list[int], *
         if number in resets:
             watch.reset()
         outside = {"a": score} if is_outside(score, now) else {}
-        losses = watch.assess(outside, 1, lambda _: LIMITS, lambda _: NEVER, now).losses
+        losses = scan(watch, now, outside).losses
         if losses:
             return
     raise AssertionError(f"never lost: {lead_s}")
+
+
+def test_a_type_with_longer_limits_has_stood_still_no_longer_than_the_span_is_wide() -> None:
+    """The span is as wide as the narrowest limit: who has left it has been silent for that long, not for its own."""
+    watch, patient = seeing(), {"a": Limits(silent_s=300.0, lost_s=330.0)}
+    assert scan(watch, 16.0, {"a": 0.0}, limits=patient).silent == 0
+    assert scan(watch, 46.0, {"a": 0.0}, limits=patient).losses == []
+
+
+def test_what_lies_unread_in_the_queue_is_no_silence() -> None:
+    """Silence counts up to the instant up to which everything has been read."""
+    watch = seeing()
+    scan(watch, 16.0, {"a": 0.0})
+    unread = watch.assess({"a": 0.0}, 1, lambda _: LIMITS, lambda _: NEVER, 60.0, span_s=15.0, heard_until=40.0)
+    assert unread.losses == []
+    assert [loss.agent_id for loss in scan(watch, 61.0, {"a": 0.0}).losses] == ["a"]

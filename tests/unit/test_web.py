@@ -136,7 +136,7 @@ async def test_readiness_is_short_unless_more_is_asked_for(client: Client, engin
     assert (ready.status, ready.text) == (200, "ok\n")
     engine.found |= {"redis": Check(ok=False, detail="refused"), "consumer": Check(ok=False, detail="behind")}
     unready = await client.ask("/readyz")
-    assert (unready.status, unready.text) == (503, "failed: redis, consumer\n")
+    assert (unready.status, unready.text) == (503, "failed: redis (refused), consumer (behind)\n")
 
 
 @pytest.mark.parametrize(("path", "accept"), [("/readyz?verbose", None), ("/readyz", "application/json")])

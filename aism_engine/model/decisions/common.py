@@ -236,7 +236,7 @@ class Scope:
         self.decision.outcome, self.decision.code = "buried", code
         letter = fx.Letter(
             code=code,
-            reason=reason,
+            reason=clip(reason),
             source=source,
             raw=raw,
             digest=digest(raw),

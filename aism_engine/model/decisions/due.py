@@ -24,13 +24,11 @@ def decide_due(draft: Draft, rules: Rules, member: str, at: float, *, spoilt: bo
         decision.outcome = "late"
         scope.add(fx.ClearDeadline(member))
         return decision
-    # What lies in the list is known from the record alone: the fleet does not keep the bodies of all commands in
-    # memory.
-    stored = draft.lookups.commands.get(command_id)
-    if stored is not None and stored.body and not spoilt:
-        scope.add(fx.WithdrawCommand(command.agent_id, stored.body))
+    body = draft.lookups.bodies.get(command_id)
+    if body and not spoilt:
+        scope.add(fx.WithdrawCommand(command.agent_id, body))
     scope.end_command(command, Status.EXPIRED, code="expired", reason="not done within its time to live")
-    if spoilt and stored is None:  # it is the record itself
+    if spoilt and not body:  # it is the record itself
         decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, fx.SaveCommand)]
     scope.trouble(
         "expired", "command not done within its time to live", agent_id=command.agent_id, command_id=command_id

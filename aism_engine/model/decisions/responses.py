@@ -93,6 +93,7 @@ def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> 
     agent.labels = payload.labels
     agent.capabilities = tuple(payload.capabilities)
     agent.codec = payload.codec
+    agent.declared_at = scope.draft.now
     if agent.liveness in _AWAY:
         agent.present()
     machine = scope.machine(agent)

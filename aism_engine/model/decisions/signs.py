@@ -77,6 +77,8 @@ def decide_sighting(draft: Draft, rules: Rules, agent_id: str, looked_at: float)
     agent, seen = draft.agent(agent_id), draft.lookups.sightings.get(agent_id)
     if agent is None or seen is None:
         return decision
+    if max(agent.since, agent.declared_at, agent.met_at) > looked_at - _JITTER_S:
+        return decision
     scope = Scope(draft, rules, decision, "engine")
     kind = agent.type if agent.registered or seen.type is None else seen.type
     if (kind, seen.labels) != (agent.type, agent.labels):
@@ -85,7 +87,10 @@ def decide_sighting(draft: Draft, rules: Rules, agent_id: str, looked_at: float)
         scope.add(fx.SaveAgent(agent_id, {name: record[name] for name in ("type", "labels")}))
         scope.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
         decision.outcome = "applied"
-    if seen.state is not None and seen.state != agent.state and agent.since < looked_at - _JITTER_S:
+    if seen.state is None:
+        scope.add(fx.SetState(agent_id, agent.state))  # somebody has deleted it
+        decision.outcome = "applied"
+    elif seen.state != agent.state:
         refusal = scope.declare(agent, seen.state)
         decision.outcome = "applied"
         if refusal is not None:
@@ -94,12 +99,12 @@ def decide_sighting(draft: Draft, rules: Rules, agent_id: str, looked_at: float)
     return decision
 
 
-def decide_oblivion(draft: Draft, rules: Rules, agent_id: str, lost_before: float) -> Decision:
-    """Forget an agent that has been lost since before `lost_before`."""
+def decide_oblivion(draft: Draft, rules: Rules, agent_id: str) -> Decision:
+    """Forget an agent that has been away for so long that nobody waits for it: lost, left, or never watched."""
     decision = Decision("oblivion")
     agent = draft.agent(agent_id)
-    if agent is None or agent.liveness is not Liveness.LOST or agent.lost_at >= lost_before:
+    if agent is None or agent.liveness is Liveness.FRESH:
         decision.outcome = "unchanged"
         return decision
-    Scope(draft, rules, decision, "engine").forget(agent, "lost for longer than agents.forget_after")
+    Scope(draft, rules, decision, "engine").forget(agent, "away for longer than agents.forget_after")
     return decision

@@ -103,13 +103,17 @@ for _ = 1, channels do
 end
 
 local failed = {}
+local function write(place, ...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then
+    failed[#failed + 1] = place
+    redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. (...) .. ': ' .. tostring(reply.err))
+  end
+end
+
 while a <= #ARGV do
   local last = a + 2 + tonumber(ARGV[a + 2])
-  local reply = redis.pcall(ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])], unpack(ARGV, a + 3, last))
-  if type(reply) == 'table' and reply.err then
-    failed[#failed + 1] = a
-    redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. ARGV[a] .. ': ' .. tostring(reply.err))
-  end
+  write(a, ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])], unpack(ARGV, a + 3, last))
   a = last + 1
 end
 
@@ -120,13 +124,13 @@ for from = 1, sets, 1000 do
     values[#values + 1] = ARGV[assigned + 1]
     assigned = assigned + 2
   end
-  redis.call('MSET', unpack(values))
+  write(assigned, 'MSET', unpack(values))
 end
 
 for _ = 1, channels do
   local last = events + 1 + tonumber(ARGV[events + 1])
   for i = events + 2, last do
-    redis.call('PUBLISH', ARGV[events], ARGV[i])
+    write(i, 'PUBLISH', ARGV[events], ARGV[i])
   end
   events = last + 1
 end

@@ -1,0 +1,186 @@
+"""One engine leads, the others stand by, ready: what becomes of the lease when its holder dies, stops, or sleeps."""
+
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import pytest
+
+from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.scripts import LEASE as SCRIPT
+from aism_engine.store.scripts import CommitCode, LeaseCode
+from tests.support.engine import Reader, eventually, plain_client, running_engine
+from tests.support.faults import IS_COMMIT, IS_LEASE, Daemon, Load, daemon
+from tests.support.proxy import FaultProxy
+
+TTL_S: Final = 2.0
+LEASE: Final[dict[str, object]] = {"lease__ttl": TTL_S, "lease__renew_every": 0.5}
+START_S: Final = 0.5
+"""What it takes from the lease to the first response: an allowance for a busy machine."""
+
+
+@pytest.fixture
+async def reader(server: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
+    async with plain_client(server) as client:
+        yield Reader(client, prefix)
+
+
+@pytest.fixture
+async def proxy(server: EmbeddedServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(server.port) as proxy:
+        yield proxy
+
+
+async def test_a_standby_takes_over_from_a_leader_that_is_killed(
+    server: EmbeddedServer, reader: Reader, prefix: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Within `lease.ttl` of a kill -9; nothing is lost and nothing done twice."""
+    load = Load(agents=20)
+    async with daemon(server.url, prefix, **LEASE) as leader:
+        await leader.wait_event("lease_taken")
+        async with daemon(server.url, prefix, **LEASE) as standby:
+            await standby.wait_event("component_started", component="sampler")
+            await load.say(reader, 10_000)
+            await eventually(lambda: reader.call("XLEN", reader.keys.audit))
+            leader.signal(signal.SIGKILL)
+            began = time.monotonic()
+            await load.say(reader, 20)
+            await standby.wait_event("fleet_loaded")
+            record_property("takeover_s", round(time.monotonic() - began, 3))
+            print(f"takeover after kill -9: {time.monotonic() - began:.3f} s")  # noqa: T201
+            assert time.monotonic() - began < TTL_S + START_S
+            await load.wait_applied_once(reader)
+
+
+async def test_a_standby_takes_over_at_once_from_a_leader_that_stops(
+    server: EmbeddedServer, reader: Reader, prefix: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Within 1 s of a clean stop, with the settings that are shipped: the lease is given back, not left to expire."""
+    load = Load(agents=20)
+    async with daemon(server.url, prefix) as leader:
+        await leader.wait_event("lease_taken")
+        async with daemon(server.url, prefix) as standby:
+            await standby.wait_event("component_started", component="sampler")
+            await load.say(reader, 20)
+            await load.wait_applied_once(reader)
+            leader.signal(signal.SIGTERM)
+            await leader.wait_event("lease_released")
+            began = time.monotonic()
+            await load.say(reader, 20)
+            await eventually(reader.is_drained)
+            record_property("takeover_s", round(time.monotonic() - began, 3))
+            print(f"takeover after a clean stop: {time.monotonic() - began:.3f} s")  # noqa: T201
+            assert time.monotonic() - began < 1
+            assert await leader.wait_exit() == 0
+            await load.wait_applied_once(reader)
+
+
+async def test_a_leader_that_slept_through_its_lease_cannot_write(
+    server: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str
+) -> None:
+    """SIGSTOP in the middle of a commit, for longer than the lease; another leads meanwhile. What the sleeper has under
+    way is FENCED; awake, it drops all that it has in hand and stands by, and its process is the same.
+    """
+    load = Load(agents=20)
+    async with daemon(proxy.url, prefix, **LEASE) as sleeper:
+        await sleeper.wait_event("lease_taken")
+        await load.say(reader, 20)
+        await load.wait_applied_once(reader)
+        cue = proxy.hold_request(IS_COMMIT)
+        await load.say(reader, 20)
+        await cue.wait_struck()
+        sleeper.signal(signal.SIGSTOP)
+        async with daemon(server.url, prefix, **LEASE) as other:
+            await other.wait_event("lease_taken")
+            await load.wait_applied_once(reader)
+            cue.release()
+            assert [reply[0] for reply in await cue.wait_answered()] == [CommitCode.FENCED]
+            sleeper.signal(signal.SIGCONT)
+            await sleeper.wait_event("fleet_dropped", reason="fenced")
+            await load.say(reader, 2000)
+            await load.wait_applied_once(reader)
+            await _stands_by(sleeper)
+            assert await sleeper.metric('aism_commits_total{code="fenced"}') == 1
+            assert sleeper.count("component_failed") == 0
+            other.signal(signal.SIGTERM)
+            assert await other.wait_exit() == 0
+            await sleeper.wait_event("lease_taken", times=2)
+            await load.say(reader, 20)
+            await load.wait_applied_once(reader)
+
+
+async def test_a_leader_that_slept_through_its_lease_under_load_writes_nothing_more(
+    server: EmbeddedServer, reader: Reader, prefix: str
+) -> None:
+    """Wherever it was when it was stopped."""
+    load = Load(agents=20)
+    async with daemon(server.url, prefix, **LEASE) as sleeper, daemon(server.url, prefix, **LEASE) as other:
+        leader, standby = await _leader_of(sleeper, other)
+        await load.say(reader, 10_000)
+        await eventually(lambda: reader.call("XLEN", reader.keys.audit))
+        leader.signal(signal.SIGSTOP)
+        await load.say(reader, 20)
+        await standby.wait_event("fleet_loaded")
+        leader.signal(signal.SIGCONT)
+        await load.wait_applied_once(reader)
+        await _stands_by(leader)
+        epochs = await _epochs(reader)
+        assert epochs == sorted(epochs)
+        assert set(epochs) == {1, 2}
+
+
+async def test_a_standby_is_ready_and_says_what_it_is(server: EmbeddedServer, prefix: str) -> None:
+    """`/readyz` is 200 for both, and tells them apart; so do the metrics."""
+    async with daemon(server.url, prefix, **LEASE) as one, daemon(server.url, prefix, **LEASE) as two:
+        leader, standby = await _leader_of(one, two)
+        await _stands_by(standby)
+        status, text = await leader.get("/readyz?verbose")
+        assert (status, json.loads(text)["role"]) == (200, "leader")
+        assert await leader.metric("aism_leader") == 1
+        assert [await each.metric("aism_epoch") for each in (leader, standby)] == [1, 1]
+
+
+async def test_a_lease_that_was_taken_unheard_is_ones_own(
+    server: EmbeddedServer, proxy: FaultProxy, prefix: str
+) -> None:
+    """The reply that gives it is lost: the engine finds its own name on it, and leads without waiting for its end."""
+    async with plain_client(server) as client:
+        await client.script_load(SCRIPT.text)  # or the first answer would be that it is not there
+    cue = proxy.drop_reply(IS_LEASE, cut=True)
+    async with running_engine(server, prefix, redis__url=proxy.url, lease__ttl=60.0) as engine:
+        ((code, token),) = cue.replies
+        assert (code, engine.engine.leadership.token) == (LeaseCode.TAKEN, token.decode())
+        load = Load()
+        await load.say(engine, 3)
+        await load.wait_applied_once(engine)
+
+
+async def _leader_of(one: Daemon, two: Daemon) -> tuple[Daemon, Daemon]:
+    """Wait until one of them leads and both run; gives the leader first."""
+    for each in (one, two):
+        await each.wait_event("component_started", component="sampler")
+    await eventually(lambda: one.count("lease_taken") + two.count("lease_taken"))
+    return (one, two) if one.count("lease_taken") else (two, one)
+
+
+async def _stands_by(engine: Daemon) -> None:
+    """Wait until an engine that does not lead says so, everywhere, and that it is ready."""
+
+    async def ready() -> bool:
+        return (await engine.get("/readyz"))[0] == 200
+
+    await eventually(ready)
+    status, text = await engine.get("/readyz?verbose")
+    answer = json.loads(text)
+    assert (status, answer["role"], answer["checks"]["role"]["detail"]) == (200, "standby", "standby")
+    assert answer["checks"]["redis"] == {"ok": True, "detail": "serving"}
+    assert await engine.metric("aism_leader") == 0
+    assert await engine.metric("aism_redis_up") == 1
+
+
+async def _epochs(reader: Reader) -> list[int]:
+    """Read the epoch of each commit in the audit, the oldest first."""
+    entries = await reader.call("XRANGE", reader.keys.audit, "-", "+")
+    return [int(fields[b"epoch"]) for _, fields in entries]
