@@ -131,7 +131,11 @@ async def test_an_engine_follows_a_failover(engine: Running, site: Site) -> None
     await eventually(pushed, within_s=10)
     await eventually(lambda: state_is("deep_work"), within_s=10)
     assert time.monotonic() - promoted_at < 5
-    assert engine.engine.outages.current is None
+    await eventually(lambda: serving(engine), within_s=10)
+
+
+async def serving(engine: Running) -> bool:
+    return engine.engine.outages.current is None
 
 
 async def test_who_is_no_primary_is_not_spoken_to(site: Site) -> None:
