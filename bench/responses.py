@@ -91,7 +91,7 @@ async def limit(server: EmbeddedServer, client: Client, keys: Keys, backlog: lis
     for _ in calls:
         while (reply := replies.gets()) is False:
             replies.feed(await reader.read(1 << 16))
-        assert reply[:2] == [1, 0], reply
+        assert reply[:2] == [1, []], reply
     seconds = time.perf_counter() - began
     writer.close()
     assert await client.llen(keys.response_queue) == 0
