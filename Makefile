@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit lock bench clean
+.PHONY: help install demo test lint types contracts unit lock bench chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ unit: $(STAMP)
 lock: ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' pyproject.toml -o requirements/run.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --constraints requirements/run.lock --extra embedded --group dev --group build pyproject.toml -o requirements/dev.lock
+
+chaos: $(STAMP) ## break engines, server and wire by a seeded schedule, and check that nothing is lost (ARGS="--trials 300 --seed 1")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(STAMP) ## responses applied per second, against the limit measured in the same run
 	$(BIN)/python bench/responses.py $(ARGS)

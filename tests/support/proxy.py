@@ -70,6 +70,7 @@ class _Link:
         self._asked: deque[list[Cue]] = deque()
         self._raw = False
         self._mute = asyncio.Event()
+        self.opened = asyncio.Event()
 
     async def run(self, client: socket.socket) -> None:
         from_client, to_client = await asyncio.open_connection(sock=client)
@@ -77,10 +78,12 @@ class _Link:
         try:
             from_server, to_server = await asyncio.open_connection(_HOST, self._proxy.server_port)
             self._writers[Way.THERE] = to_server
+            self.opened.set()
             await asyncio.gather(self._pump(from_client, Way.THERE), self._pump(from_server, Way.BACK))
         except OSError:
             self.reset()
         finally:
+            self.opened.set()
             for writer in self._writers.values():
                 writer.close()
 
@@ -365,7 +368,9 @@ class FaultProxy:
         self._stop_accepting()
         for open_socket in (*self._stoppers.values(), *([self._listener] if self._listener else [])):
             open_socket.close()
-        links = list(self._links)
+        links = dict(self._links)
+        for link in links.values():
+            await link.opened.wait()  # to be cancelled while it opens would leave a connection to nobody
         self.reset()
         for task in links:
             task.cancel()

@@ -1,0 +1,17 @@
+"""Whatever breaks, each response is applied once and in order, or lies in the dead letters once."""
+
+import pytest
+
+from tests.chaos.runner import RECOVERS_WITHIN_S, figures, reports
+
+_SEED = 1
+_TRIALS = 20
+
+
+@pytest.mark.timeout(300)
+def test_twenty_trials_lose_nothing_and_double_nothing() -> None:
+    """Engines killed and stopped, the server killed and stopped, wires cut, muted and slow: see schedule.py."""
+    found = list(reports(range(_SEED, _SEED + _TRIALS), side_by_side=3))
+    wrong = [f"--seed {report.seed}: {violation}" for report in found for violation in report.violations]
+    assert not wrong, "\n".join([figures(found), *wrong])
+    assert max(report.recovery_s for report in found) <= RECOVERS_WITHIN_S, figures(found)
