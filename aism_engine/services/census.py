@@ -62,7 +62,7 @@ class Census(Service):
                 member: score for member, score in page.items() if is_identifier(member) and _is_news(fleet, member)
             }
             lookups = Lookups(await self._store.sightings(news.keys() - fleet.agents.keys()))
-            decisions += await self._commit(news, lookups, partial(decide_beat, scores=news))
+            decisions += await self._commit(fleet, news, lookups, partial(decide_beat, scores=news))
             if cursor == 0:
                 break
         if strange:
@@ -82,7 +82,7 @@ class Census(Service):
                 if (agent := fleet.agents.get(agent_id))
                 and (seen.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
             }
-            decisions += await self._commit(changed, lookups, decide_sighting, looked_at)
+            decisions += await self._commit(fleet, changed, lookups, decide_sighting, looked_at)
         return decisions
 
     async def _forget_the_long_gone(self, fleet: Fleet) -> list[Decision]:
@@ -95,11 +95,16 @@ class Census(Service):
         ]
         decisions: list[Decision] = []
         for start in range(0, len(gone), self._chunk):
-            decisions += await self._commit(gone[start : start + self._chunk], Lookups(), decide_oblivion)
+            decisions += await self._commit(fleet, gone[start : start + self._chunk], Lookups(), decide_oblivion)
         return decisions
 
     async def _commit(
-        self, agent_ids: Collection[str], lookups: Lookups, decide_one: Callable[..., Decision], *arguments: float
+        self,
+        fleet: Fleet,
+        agent_ids: Collection[str],
+        lookups: Lookups,
+        decide_one: Callable[..., Decision],
+        *arguments: float,
     ) -> list[Decision]:
         if not agent_ids:
             return []
@@ -113,7 +118,7 @@ class Census(Service):
                 for number, agent_id in enumerate(ids)
             ]
 
-        decisions = await self._writer.write(decide, lookups=lookups)
+        decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 
 

@@ -96,7 +96,7 @@ class Intake(Service, Generic[M]):
 
         understood = [message for message in messages if not isinstance(message, MalformedError)]
         lookups = await self.look_up(fleet, understood)
-        decisions = await self._writer.write(decide, lookups=lookups, taken=peek.taken)
+        decisions = await self._writer.write(decide, on=fleet, lookups=lookups, taken=peek.taken)
         if not decisions:
             await self._drop_ahead()
         self.applied(len(decisions))

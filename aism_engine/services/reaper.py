@@ -53,7 +53,7 @@ class Reaper(Service):
             watched,
             sum(agent.liveness is Liveness.FRESH for agent in fleet.agents.values()),
             lambda agent_id: self._by_type.get(fleet.agents[agent_id].type, self._limits),
-            lambda agent_id: began - server_now + fleet.spoke.get(agent_id, float("-inf")),
+            lambda agent_id: began - server_now + fleet.spoke.get(agent_id, fleet.loaded_at),
             began,
             span_s=narrowest,
             heard_until=self._context.backlog.passed,
@@ -63,7 +63,7 @@ class Reaper(Service):
         decisions: list[Decision] = []
         if assessment.losses or returned:
             decisions = await self._writer.write(
-                lambda draft, failures: self._decide(draft, assessment, returned, failures)
+                lambda draft, failures: self._decide(draft, assessment, returned, failures), on=fleet
             )
         self._worked(began, decisions)
         self._scanned_at = self._clock.monotonic()

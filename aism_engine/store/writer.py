@@ -115,13 +115,16 @@ class Writer:
             return self._store.now
 
     async def write(
-        self, decide: Decide, *, lookups: Lookups | None = None, taken: Taken | None = None
+        self, decide: Decide, *, on: Fleet | None = None, lookups: Lookups | None = None, taken: Taken | None = None
     ) -> list[Decision]:
         """Decide and commit, whole; gives the decisions as they were committed, none if the queue has moved meanwhile.
 
+        `on` is the fleet beside which the lookups were read: once it has been loaded again they are void, for a commit
+        of which we did not know may have come in between.
+
         Raises NotLeadingError where what was decided is void, ServerUnavailableError where Redis does not take it.
         """
-        work = asyncio.ensure_future(self._write(decide, lookups, taken))
+        work = asyncio.ensure_future(self._write(decide, on, lookups, taken))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -130,9 +133,13 @@ class Writer:
                 work.exception()
             raise
 
-    async def _write(self, decide: Decide, lookups: Lookups | None, taken: Taken | None) -> list[Decision]:
+    async def _write(
+        self, decide: Decide, on: Fleet | None, lookups: Lookups | None, taken: Taken | None
+    ) -> list[Decision]:
         async with self._lock:
             token = await self._load()
+            if on is not None and on is not self._fleet:
+                raise NotLeadingError("the fleet has been loaded again: what was read beside the old one is void")
             failures: dict[int, tuple[str, str]] = {}
             while True:
                 draft = Draft(self._fleet, self._store.now, lookups)

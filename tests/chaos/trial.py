@@ -94,7 +94,6 @@ async def _run(made: Plan, folder: Path) -> Report:
         for engine in engines:
             await engine.terminate()
         await found.collect(client, keys, evidence)
-        evidence.left["lease"] = await client.exists(keys.lease)
         server.kill()
         evidence.commits = list(found.commits(folder, keys))
         evidence.complaints = [str(complaint) for engine in engines for complaint in engine.complaints]

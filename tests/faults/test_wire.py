@@ -3,6 +3,7 @@
 Whatever the trick, every response is applied exactly once in the end, and none is in the dead letters.
 """
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -13,9 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.scripts import CommitCode
+from aism_engine.store.scripts import SIGHT, CommitCode
 from tests.support.engine import Client, Running, eventually, launched, running_engine
-from tests.support.faults import IS_COMMIT, IS_LEASE, Load
+from tests.support.faults import IS_COMMIT, IS_LEASE, Load, calls
 from tests.support.proxy import Cue, FaultProxy, Way
 from tests.support.server import test_server_binary
 
@@ -126,6 +127,31 @@ async def test_a_commit_that_comes_after_its_own_copy_changes_nothing(
         await load.wait_applied_once(engine)
 
 
+async def test_a_look_at_an_agent_that_a_late_commit_overtakes_proves_nothing(
+    server: EmbeddedServer, proxy: FaultProxy, prefix: str
+) -> None:
+    """The engine has given up a commit, and reads what agents have set by their own hand; then the commit arrives. The
+    state that was read is the one from before it: no declaration of the agent's.
+    """
+    async with running_engine(
+        server, prefix, redis__url=proxy.url, redis__socket_timeout=0.3, agents__metadata_every=0.02
+    ) as engine:
+        load = Load(agents=1)
+        await load.say(engine, 1)
+        await load.wait_applied_once(engine)
+        cue = proxy.hold_request(IS_COMMIT, times=3)
+        await load.say(engine, 1)
+        await cue.wait_struck(3)
+        look = proxy.hold_reply(calls(SIGHT))
+        await look.wait_answered()
+        cue.release()
+        await cue.wait_answered(3)
+        look.release()
+        await load.wait_applied_once(engine)
+        await load.say(engine, 1)
+        await load.wait_applied_once(engine)
+
+
 async def test_a_commit_that_comes_late_under_an_older_lease_is_fenced(
     server: EmbeddedServer, proxy: FaultProxy, prefix: str
 ) -> None:
@@ -195,6 +221,29 @@ async def test_a_failover_during_a_commit_whose_reply_is_lost(own: EmbeddedServe
         await _go_back(engine, own, tmp_path / "data", copy)
         lost.release()
         await load.wait_applied_once(engine)
+
+
+async def test_a_fleet_that_is_loaded_again_takes_nobody_for_lost(server: EmbeddedServer, prefix: str) -> None:
+    """Who spoke when is in memory alone. One that has beaten once, and has said something every now and then since, is
+    not lost because the engine had to forget that: its silence counts from there.
+    """
+    async with running_engine(server, prefix, liveness__silent_after=0.3, liveness__lost_after=1.0) as engine:
+        seconds, _ = await engine.call("TIME")
+        await engine.call("ZADD", engine.keys.heartbeats, seconds, "a")
+        await eventually(lambda: engine.audit("agent_met"))
+        loop = asyncio.get_running_loop()
+
+        async def chat(agent_id: str, until: float) -> bool:
+            await engine.say({"type": "heartbeat", "agent_id": agent_id})
+            return loop.time() > until
+
+        await eventually(partial(chat, "a", loop.time() + 1.5))
+        await eventually(engine.is_drained)
+        await engine.call("SET", engine.keys.ledger, "of another time")
+        await eventually(partial(chat, "b", loop.time() + 0.5))
+        assert engine.metric("aism_commits_total", code="out_of_step") == 1
+        assert await engine.audit("agent_lost") == []
+        await eventually(lambda: engine.audit("agent_lost", agent_id="a"))
 
 
 async def test_two_engines_with_the_same_epoch_number_are_told_apart(

@@ -64,7 +64,7 @@ class Load:
         """Read which responses were applied, by agent, in the order of the audit."""
         found = defaultdict(list)
         for fact in await reader.audit("state_changed"):
-            assert fact["new_state"] == f"s-{fact['cause']}"
+            assert fact["new_state"] == f"s-{fact.get('cause')}", fact
             found[fact["agent_id"]].append(fact["cause"])
         return dict(found)
 

@@ -1,0 +1,293 @@
+"""A Redis that is a dict, and what each effect and each commit means to it: written from the docs, not from the Lua."""
+
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha1
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from aism_engine.model import effects as fx
+from aism_engine.model.decisions.common import Decision
+from aism_engine.store.batch import Bounds, Taken
+from aism_engine.store.keys import Keys
+from aism_engine.store.scripts import CommitCode
+
+
+class Scores(dict[str, float]):
+    """A sorted set."""
+
+
+KINDS: Final = {"string": bytes, "list": list, "hash": dict, "zset": Scores, "set": set, "stream": tuple}
+"""Which Python type stands for which of Redis': a stream is a tuple of entries, a list begins at its head."""
+ANY: Final = "any"
+
+
+class Attempt(NamedTuple):
+    """A commit as it was first sent; it may be sent again at any time."""
+
+    commit_id: str
+    previous: str
+    token: str
+    decisions: tuple[Decision, ...]
+    heard: tuple[tuple[str, str], ...]
+    taken: Taken | None
+
+
+class Answer(NamedTuple):
+    """What is to be answered: the code, and whose fault it is. No code: the source is no list, which is an outage."""
+
+    code: CommitCode | None
+    wrong: frozenset[str] = frozenset()
+    """The keys of the wrong type."""
+    moved: tuple[int, ...] = ()
+    """The decisions whose preconditions do not hold, one for each of these."""
+    left: int = 0
+
+
+class RedisModel:
+    """Keys and values; what was published; which keys expire."""
+
+    def __init__(self, keys: Keys, bounds: Bounds) -> None:
+        self.keys = keys
+        self.bounds = bounds
+        self.values: dict[str, Any] = {}
+        self.expiring: set[str] = set()
+        self.published: list[tuple[str, bytes]] = []
+
+    # --- what anyone does ---------------------------------------------------------------------------------------------
+
+    def get(self, key: str, kind: type) -> Any:  # noqa: ANN401
+        """The value, made where there is none; `drop_empty` takes it away again if it stays so."""
+        return self.values.setdefault(key, kind())
+
+    def drop(self, key: str) -> None:
+        self.values.pop(key, None)
+        self.expiring.discard(key)
+
+    def drop_empty(self) -> None:
+        for key in [key for key, value in self.values.items() if not value and not isinstance(value, bytes)]:
+            self.drop(key)
+
+    def text(self, key: str) -> str:
+        value = self.values.get(key, b"")
+        return value.decode() if isinstance(value, bytes) else ""
+
+    def queue(self) -> list[bytes]:
+        """The response queue, the oldest first; empty where it is no list."""
+        value = self.values.get(self.keys.response_queue, [])
+        return value[::-1] if isinstance(value, list) else []
+
+    # --- a commit -----------------------------------------------------------------------------------------------------
+
+    def commit(self, attempt: Attempt) -> Answer:
+        """Give the answer to it, and do what it comes to."""
+        answer = self._judge(attempt)
+        if answer.code is CommitCode.APPLIED:
+            self._apply(attempt)
+            return answer._replace(left=len(self.queue()))
+        return answer
+
+    def _judge(self, attempt: Attempt) -> Answer:  # noqa: PLR0911 - one for each code, in the order of their checks
+        keys, queue, taken = self.keys, self.queue(), attempt.taken
+        is_list = isinstance(self.values.get(keys.response_queue, []), list)
+        ledger = self.text(keys.ledger)
+        if ledger == attempt.commit_id:
+            return Answer(CommitCode.REPLAYED, left=len(queue)) if is_list else Answer(None)
+        if self.text(keys.epoch) != attempt.token:
+            return Answer(CommitCode.FENCED)
+        if ledger != attempt.previous:
+            return Answer(CommitCode.OUT_OF_STEP)
+        if taken is not None:
+            if not is_list:
+                return Answer(None)
+            batch = queue[: taken.messages]
+            if len(batch) < taken.messages or (digest(batch[0]), digest(batch[-1])) != (taken.oldest, taken.newest):
+                return Answer(CommitCode.SOURCE_MOVED)
+        needed = self._needed(attempt)
+        wrong = {key for key, kind in needed.items() if kind != ANY and self._kind(key) not in {"none", kind}}
+        if wrong:
+            return Answer(CommitCode.WRONG_TYPE, frozenset(wrong))
+        moved = tuple(
+            number
+            for number, effect in _numbered(attempt.decisions)
+            if isinstance(effect, fx.ExpectScore | fx.ExpectDeadline) and not self._holds(effect)
+        )
+        if moved:
+            return Answer(CommitCode.SCORE_MOVED, moved=moved)
+        return Answer(CommitCode.APPLIED) if is_list else Answer(None)
+
+    def _holds(self, effect: fx.ExpectScore | fx.ExpectDeadline) -> bool:
+        if isinstance(effect, fx.ExpectScore):
+            return bool(self.values.get(self.keys.heartbeats, {}).get(effect.agent_id) == effect.score)
+        return bool(self.values.get(self.keys.deadlines, {}).get(effect.member) == effect.at)
+
+    def _kind(self, key: str) -> str:
+        kind = type(self.values.get(key))
+        return next((name for name, each in KINDS.items() if each is kind), "none")
+
+    def _needed(self, attempt: Attempt) -> dict[str, str]:
+        """The type that each key has to have: that of whoever needs one, if there is somebody."""
+        needed: dict[str, str] = {}
+        for _, effect in _numbered(attempt.decisions):
+            for key, kind in self.touched(effect).items():
+                if kind != ANY or key not in needed:
+                    needed[key] = kind
+        if self._entry(attempt) is not None:
+            needed[self.keys.audit] = "stream"
+        if attempt.taken is not None and attempt.taken.oversized:
+            needed[self.keys.oversized] = "list"
+        return needed
+
+    def touched(self, effect: fx.Effect) -> dict[str, str]:
+        """The keys that an effect reads or writes, and the type that each has to have."""
+        find = _TOUCHED.get(type(effect))
+        return find(self, effect) if find else {}
+
+    def _apply(self, attempt: Attempt) -> None:
+        keys, taken = self.keys, attempt.taken
+        self.values[keys.ledger] = attempt.commit_id.encode()
+        published: dict[str, list[tuple[str, bytes]]] = {}
+        for _, effect in _numbered(attempt.decisions):
+            if isinstance(effect, fx.Publish):
+                channel = getattr(keys, effect.channel)
+                published.setdefault(channel, []).append((channel, effect.body))
+            elif type(effect) in _DOINGS:
+                _DOINGS[type(effect)](self, effect)
+        for messages in published.values():
+            self.published += messages
+        entry = self._entry(attempt)
+        if entry is not None:
+            self.values[keys.audit] = (*self.values.get(keys.audit, ()), entry)
+        if taken is not None:
+            queue = self.values[keys.response_queue]
+            if taken.oversized:
+                self.get(keys.oversized, list).insert(0, queue[-1])
+                del self.values[keys.oversized][self.bounds.oversized :]
+            del queue[len(queue) - taken.messages :]
+        self.drop_empty()
+
+    def _entry(self, attempt: Attempt) -> dict[bytes, bytes] | None:
+        facts = [effect.fact for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.Record)]
+        told = {(fact.agent_id, fact.cause) for fact in facts if fact.by == "agent" and fact.event != "dead_letter"}
+        heard = [each for each in attempt.heard if each not in told]
+        if not facts and not heard:
+            return None
+        entry = {
+            b"commit": attempt.commit_id.encode(),
+            b"epoch": attempt.token.split(":")[0].encode(),
+            b"facts": msgspec.json.encode(facts),
+        }
+        return entry | ({b"heard": msgspec.json.encode(heard)} if heard else {})
+
+    # --- one for each effect ------------------------------------------------------------------------------------------
+
+    def _hash(self, key: str, fields: dict[str, Any]) -> None:
+        self.get(key, dict).update((name.encode(), _bytes(value)) for name, value in fields.items())
+
+    def _push(self, key: str, body: bytes, keep: int | None = None) -> None:
+        self.get(key, list).insert(0, body)
+        del self.values[key][keep or len(self.values[key]) :]
+
+    def _set_state(self, effect: fx.SetState) -> None:
+        self.drop(self.keys.state(effect.agent_id))
+        self.values[self.keys.state(effect.agent_id)] = effect.state.encode()
+
+    def _forget(self, effect: fx.ForgetAgent) -> None:
+        for key in self._owned(effect.agent_id):
+            self.drop(key)
+        self.get(self.keys.index, set).discard(effect.agent_id.encode())
+        self.get(self.keys.heartbeats, Scores).pop(effect.agent_id, None)
+
+    def _save_command(self, effect: fx.SaveCommand) -> None:
+        key = self.keys.command(effect.command_id)
+        self._hash(key, effect.fields)
+        if effect.keep_s is not None:
+            self.expiring.add(key)
+
+    def _withdraw(self, effect: fx.WithdrawCommand) -> None:
+        key = self.keys.commands(effect.agent_id)
+        self.values[key] = [body for body in self.values.get(key, []) if body != effect.body]
+        self.drop_empty()
+
+    def _answer(self, effect: fx.Answer) -> None:
+        key = self._reply(effect.agent_id, effect.message_id)
+        self._push(key, effect.body)
+        self.expiring.add(key)
+
+    def _bury(self, effect: fx.Bury) -> None:
+        letter = effect.letter
+        fields = {name: getattr(letter, name) for name in ("code", "reason", "source", "raw", "digest", "size")}
+        if letter.agent_id is not None:
+            fields["agent_id"] = letter.agent_id
+        entry = {name.encode(): _bytes(value) for name, value in fields.items()}
+        self.values[self.keys.dead_letters] = (*self.values.get(self.keys.dead_letters, ()), entry)
+
+    def _owned(self, agent_id: str) -> list[str]:
+        keys = self.keys
+        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.agent_measurements)
+        return [name(agent_id) for name in owned]
+
+    def _reply(self, agent_id: str | None, message_id: str) -> str:
+        keys = self.keys
+        return keys.request_reply(message_id) if agent_id is None else keys.agent_reply(agent_id, message_id)
+
+
+_DOINGS: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
+    fx.SaveAgent: lambda model, do: model._hash(model.keys.agent(do.agent_id), do.fields),
+    fx.IndexAgent: lambda model, do: model.get(model.keys.index, set).add(do.agent_id.encode()),
+    fx.SetState: RedisModel._set_state,
+    fx.SaveMetadata: lambda model, do: model._hash(model.keys.metadata(do.agent_id), do.fields),
+    fx.SaveMeasurements: lambda model, do: model._hash(model.keys.agent_measurements(do.agent_id), do.values),
+    fx.ForgetAgent: RedisModel._forget,
+    fx.SaveCommand: RedisModel._save_command,
+    fx.PushCommand: lambda model, do: model._push(model.keys.commands(do.agent_id), do.body),
+    fx.WithdrawCommand: RedisModel._withdraw,
+    fx.Deliver: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body, do.keep),
+    fx.Answer: RedisModel._answer,
+    fx.SetDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).update({do.member: do.at}),
+    fx.ClearDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).pop(do.member, None),
+    fx.Bury: RedisModel._bury,
+}
+
+
+_TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
+    fx.SaveAgent: lambda model, do: {model.keys.agent(do.agent_id): "hash"},
+    fx.IndexAgent: lambda model, _do: {model.keys.index: "set"},
+    fx.SetState: lambda model, do: {model.keys.state(do.agent_id): "string"},
+    fx.SaveMetadata: lambda model, do: {model.keys.metadata(do.agent_id): "hash"},
+    fx.SaveMeasurements: lambda model, do: {model.keys.agent_measurements(do.agent_id): "hash"},
+    fx.ForgetAgent: lambda model, do: {
+        **dict.fromkeys(model._owned(do.agent_id), ANY),
+        model.keys.index: "set",
+        model.keys.heartbeats: "zset",
+    },
+    fx.SaveCommand: lambda model, do: {model.keys.command(do.command_id): "hash"},
+    fx.PushCommand: lambda model, do: {model.keys.commands(do.agent_id): "list"},
+    fx.WithdrawCommand: lambda model, do: {model.keys.commands(do.agent_id): "list"},
+    fx.Deliver: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
+    fx.Answer: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
+    fx.SetDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
+    fx.ClearDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
+    fx.ExpectDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
+    fx.ExpectScore: lambda model, _do: {model.keys.heartbeats: "zset"},
+    fx.Bury: lambda model, _do: {model.keys.dead_letters: "stream"},
+}
+
+
+def digest(message: bytes) -> str:
+    return f"{sha1(message[:4096], usedforsecurity=False).hexdigest()}:{len(message)}"
+
+
+def touching(model: RedisModel, decisions: Sequence[Decision], key: str) -> set[int]:
+    """Find the decisions that have anything to do with a key."""
+    return {number for number, effect in _numbered(decisions) if key in model.touched(effect)}
+
+
+def _numbered(decisions: Iterable[Decision]) -> list[tuple[int, fx.Effect]]:
+    return [(number, effect) for number, decision in enumerate(decisions) for effect in decision.effects]
+
+
+def _bytes(value: str | bytes | float) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return (value if isinstance(value, str) else repr(value)).encode()

@@ -1,0 +1,377 @@
+"""The store against a model of it: whatever is done to both, by whomever, Redis equals the dict after every step."""
+
+import asyncio
+import itertools
+from typing import Any, ClassVar, Final
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from redis import Redis
+
+from aism_engine.clock import SystemClock
+from aism_engine.config import RedisSettings
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.model import effects as fx
+from aism_engine.model.decisions.common import Decision
+from aism_engine.store.batch import OURS, Batch, Bounds, Taken
+from aism_engine.store.client import connect
+from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
+from aism_engine.store.scripts import CommitCode, LeaseCode
+from aism_engine.store.store import Store
+from tests.model.redis_model import Answer, Attempt, RedisModel, Scores, digest, touching
+
+BOUNDS: Final = Bounds(audit=10_000, dead_letters=10_000, oversized=2)
+_EXAMPLES: Final = 200
+_STEPS: Final = 40
+
+agents = st.sampled_from(["a", "b"])
+ids = st.sampled_from(["m1", "m2"])
+members = st.sampled_from(["ttl:c1", "ttl:c2"])
+scores = st.sampled_from([1.0, 2.5, 1_800_000_000.123456])
+texts = st.sampled_from(["", "x", "ü"])
+bodies = st.sampled_from([b"{}", b"\xff\x00"])
+messages = st.sampled_from([(1, b"1"), (1, b"2"), (50, b""), (90, b"\xff"), (5000, b"4"), (5000, b"5")]).map(
+    lambda drawn: b"." * (drawn[0] - len(drawn[1])) + drawn[1]
+)
+"""Any may come twice; the last two differ only past the head that a digest covers."""
+facts = st.builds(
+    fx.Fact,
+    event=st.sampled_from(["state_changed", "dead_letter"]),
+    at=texts,
+    by=st.sampled_from(["agent", "engine"]),
+    agent_id=agents,
+    cause=ids,
+)
+letters = st.builds(
+    fx.Letter,
+    code=texts,
+    reason=texts,
+    source=texts,
+    raw=bodies,
+    digest=texts,
+    size=st.just(3),
+    agent_id=st.none() | agents,
+)
+fields = st.dictionaries(st.sampled_from(["state", "since"]), texts, min_size=1)
+effects = st.one_of(
+    st.builds(fx.SaveAgent, agents, fields),
+    st.builds(fx.IndexAgent, agents),
+    st.builds(fx.SetState, agents, st.sampled_from(["inbox", "idle"])),
+    st.builds(fx.SaveMetadata, agents, fields),
+    st.builds(fx.SaveMeasurements, agents, st.dictionaries(st.sampled_from(["x", "y"]), scores, min_size=1)),
+    st.builds(fx.ForgetAgent, agents),
+    st.builds(fx.SaveCommand, ids, fields, st.none() | st.just(60.0)),
+    st.builds(fx.PushCommand, agents, bodies),
+    st.builds(fx.WithdrawCommand, agents, bodies),
+    st.builds(fx.Deliver, agents, bodies, st.integers(1, 3)),
+    st.builds(fx.Answer, st.none() | agents, ids, bodies, st.just(60.0)),
+    st.builds(fx.SetDeadline, members, scores),
+    st.builds(fx.ClearDeadline, members),
+    st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
+    st.builds(fx.Record, facts),
+    st.builds(fx.Bury, letters),
+    st.builds(fx.ExpectScore, agents, scores),
+    st.builds(fx.ExpectDeadline, members, scores),
+)
+some_decisions = st.lists(
+    st.builds(lambda found: Decision("any", effects=found), st.lists(effects, max_size=4)), max_size=3
+).map(tuple)
+some_heard = st.lists(st.tuples(agents, ids), max_size=2).map(tuple)
+positions = st.sampled_from(["in step"] * 8 + ["out of step", "fenced"])
+limits = st.sampled_from([60, 4999, 10_000])
+_prefixes = itertools.count(1)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """An engine, others who lead, and anyone who has a client: each rule is what one of them does."""
+
+    url: ClassVar[str] = ""
+    attempts: Bundle[Attempt] = Bundle("attempts")
+    """Commits that were sent, and may arrive once more at any time."""
+    peeks: Bundle[Taken] = Bundle("peeks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.keys = Keys(f"model{next(_prefixes)}")
+        self.redis = _client(self.url)
+        self.client = connect(RedisSettings(url=self.url), "model")
+        self.store = Store(self.client, self.keys, SystemClock())
+        self.model = RedisModel(self.keys, BOUNDS)
+        self.heard = self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self.heard.subscribe(self.keys.state_changes, self.keys.errors, self.keys.measurements)
+        self.count = 0
+        self.token = ""
+        self.lead("me")
+
+    def teardown(self) -> None:
+        self.heard.close()
+        names = list(self.redis.scan_iter(match=f"{self.keys.prefix}:*", count=1000))
+        if names:
+            self.redis.delete(*names)
+        self.redis.close()
+        self.loop.run_until_complete(self.client.aclose())
+        self.loop.close()
+
+    # --- agents, and anyone else --------------------------------------------------------------------------------------
+
+    @rule(pushed=st.lists(messages, min_size=1, max_size=3))
+    def push(self, pushed: list[bytes]) -> None:
+        """Agents push."""
+        queue = self.keys.response_queue
+        if not isinstance(self.model.values.get(queue, []), list):
+            return
+        self.loop.run_until_complete(self.store.push(queue, pushed))
+        for message in pushed:
+            self.model.get(queue, list).insert(0, message)
+
+    @rule(end=st.sampled_from(["LPOP", "RPOP"]))
+    def pop(self, end: str) -> None:
+        """Somebody takes a message that is not his."""
+        queue = self.model.values.get(self.keys.response_queue)
+        if isinstance(queue, list):
+            self.redis.execute_command(end, self.keys.response_queue)
+            queue.pop(0 if end == "LPOP" else -1)
+            self.model.drop_empty()
+
+    @rule(agent_id=agents, score=scores)
+    def beat(self, agent_id: str, score: float) -> None:
+        """An agent beats: a score that is watched may have moved."""
+        self._score(self.keys.heartbeats, agent_id, score)
+
+    @rule(member=members, at=scores)
+    def move_deadline(self, member: str, at: float) -> None:
+        self._score(self.keys.deadlines, member, at)
+
+    @rule(data=st.data(), kind=st.sampled_from(["string", "list", "hash", "zset", "none"]))
+    def meddle(self, data: st.DataObject, kind: str) -> None:
+        """Somebody puts another type in the place of a key, or removes it."""
+        keys = self.keys
+        own = [name(agent) for agent in ("a", "b") for name in (keys.agent, keys.state, keys.commands, keys.inbox)] * 2
+        shared = [keys.response_queue, keys.index, keys.deadlines, keys.heartbeats, keys.audit, keys.dead_letters]
+        key = data.draw(st.sampled_from([*own, *shared, keys.command("m1"), keys.oversized]))
+        self.redis.delete(key)
+        self.model.drop(key)
+        match kind:
+            case "string":
+                self.redis.set(key, b"x")
+                self.model.values[key] = b"x"
+            case "list":
+                self.redis.lpush(key, b"x")
+                self.model.values[key] = [b"x"]
+            case "hash":
+                self.redis.hset(key, b"x", b"y")
+                self.model.values[key] = {b"x": b"y"}
+            case "zset":
+                self.redis.zadd(key, {b"x": 1.0})
+                self.model.values[key] = Scores({"x": 1.0})
+
+    # --- who leads ----------------------------------------------------------------------------------------------------
+
+    @rule(holder=st.sampled_from(["me", "another"]))
+    def lead(self, holder: str) -> None:
+        """The lease has run out, and somebody takes it: whoever commits under an older token is fenced."""
+        self.redis.delete(self.keys.lease)
+        code, self.token = self.loop.run_until_complete(self.store.take_lease(holder, 60.0, None))
+        number = int((self.model.text(self.keys.epoch) or "0").split(":")[0]) + 1
+        assert (code, self.token) == (LeaseCode.TAKEN, f"{number}:{holder}")
+        self.model.values[self.keys.epoch] = self.model.values[self.keys.lease] = self.token.encode()
+        self.model.expiring.add(self.keys.lease)
+
+    @rule(attempt=attempts)
+    def go_back_in_time(self, attempt: Attempt) -> None:
+        """The server knows an older commit as the last one."""
+        self.redis.set(self.keys.ledger, attempt.previous)
+        self.model.values[self.keys.ledger] = attempt.previous.encode()
+
+    # --- the engine ---------------------------------------------------------------------------------------------------
+
+    @rule(
+        target=peeks,
+        most=st.integers(1, 4),
+        most_bytes=st.sampled_from([1, 60, 10_000]),
+        limit=limits,
+        skip=st.integers(0, 2),
+    )
+    def peek(self, most: int, most_bytes: int, limit: int, skip: int) -> Any:  # noqa: ANN401 - a value for the bundle, or none
+        """A peek gives the oldest messages, within all bounds, and takes nothing away."""
+        queue = self.model.queue()
+        asking = self.store.peek(self.keys.response_queue, most=most, most_bytes=most_bytes, limit=limit, skip=skip)
+        if not isinstance(self.model.values.get(self.keys.response_queue, []), list):
+            with pytest.raises(ServerUnavailableError, match="wrong_type"):
+                self.loop.run_until_complete(asking)
+            return multiple()
+        found = self.loop.run_until_complete(asking)
+        assert (found.length, found.ledger) == (len(queue), self.model.text(self.keys.ledger))
+        rest = queue[skip:]
+        if rest and len(rest[0]) > limit:
+            assert (found.messages, found.oversized) == ([rest[0][:4096]], digest(rest[0]))
+        else:
+            assert (found.messages, found.oversized) == (_fitting(rest, most, most_bytes, limit), "")
+        return found.taken if found.messages and not skip else multiple()
+
+    @rule(target=attempts, decided=some_decisions, heard=some_heard, behind=positions)
+    def commit(self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], behind: str) -> Attempt:
+        """A commit of a service that reads no queue."""
+        return self._commit(decided, heard, behind, None)
+
+    @rule(target=attempts, decided=some_decisions, heard=some_heard, most=st.integers(1, 4), limit=limits)
+    def consume(self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], most: int, limit: int) -> Any:  # noqa: ANN401
+        """A commit of what was peeked at just now."""
+        if not self.model.queue():
+            return multiple()
+        asking = self.store.peek(self.keys.response_queue, most=most, most_bytes=10_000, limit=limit)
+        return self._commit(decided, heard, "in step", self.loop.run_until_complete(asking).taken)
+
+    @rule(target=attempts, decided=some_decisions, taken=consumes(peeks), behind=positions)
+    def consume_late(self, decided: tuple[Decision, ...], taken: Taken, behind: str) -> Attempt:
+        """A commit of what was peeked at some time ago."""
+        return self._commit(decided, (), behind, taken)
+
+    @rule(attempt=attempts)
+    def send_again(self, attempt: Attempt) -> None:
+        """A commit arrives once more, at once or late, whatever became of it the first time."""
+        self._send(attempt)
+
+    def _commit(
+        self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], behind: str, taken: Taken | None
+    ) -> Attempt:
+        self.count += 1
+        previous = self.model.text(self.keys.ledger) if behind != "out of step" else "unheard of"
+        token = self.token if behind != "fenced" else "0:nobody"
+        attempt = Attempt(f"commit-{self.count}", previous, token, decided, heard, taken)
+        self._send(attempt)
+        return attempt
+
+    def _send(self, attempt: Attempt) -> None:
+        batch = Batch(self.keys, BOUNDS)
+        batch.add(attempt.decisions)
+        batch.hear(attempt.heard)
+        keys, arguments = batch.call(attempt.token, attempt.commit_id, attempt.previous, attempt.taken)
+        expected = self.model.commit(attempt)
+        sending = self.store.commit(keys, arguments)
+        if expected.code is None:
+            with pytest.raises(ServerUnavailableError, match="wrong_type"):
+                self.loop.run_until_complete(sending)
+            return
+        reply = self.loop.run_until_complete(sending)
+        assert reply.code is expected.code
+        if reply.code is CommitCode.WRONG_TYPE:
+            self._check_owners(batch, attempt, reply.details, expected)
+        elif reply.code is CommitCode.SCORE_MOVED:
+            assert tuple(map(batch.owner_of_watch, reply.details)) == expected.moved
+        else:
+            assert (reply.details, reply.length) == ([], expected.left)
+
+    def _check_owners(self, batch: Batch, attempt: Attempt, places: list[int], expected: Answer) -> None:
+        """Each key of the wrong type is named, with all who need it; one of the engine's own is nobody's alone."""
+        owners = batch.owners_of_keys(places)
+        assert owners.keys() == expected.wrong
+        keys = self.keys
+        ours = {keys.index, keys.heartbeats, keys.deadlines, keys.audit, keys.dead_letters, keys.oversized}
+        for key, numbers in owners.items():
+            assert numbers - {OURS} == touching(self.model, attempt.decisions, key)
+            assert (OURS in numbers) == (key in ours)
+
+    # --- what holds ---------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def redis_equals_the_model(self) -> None:
+        names = [name.decode() for name in self.redis.scan_iter(match=f"{self.keys.prefix}:*", count=1000)]
+        pipeline = self.redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.type(name)
+            pipeline.pttl(name)
+        answers = pipeline.execute()
+        kinds = dict(zip(names, answers[::2], strict=True))
+        for name, kind in kinds.items():
+            pipeline.execute_command(*_READS[kind.decode()][0], name, *_READS[kind.decode()][1])
+        values = zip(kinds.items(), pipeline.execute(), strict=True)
+        assert {name: _value(kind.decode(), raw) for (name, kind), raw in values} == self.model.values
+        assert {name for name, left in zip(names, answers[1::2], strict=True) if left >= 0} == self.model.expiring
+
+    @invariant()
+    def what_is_published_is_what_was_decided(self) -> None:
+        self.redis.publish(self.keys.errors, b"that is all")
+        heard: list[tuple[str, bytes]] = []
+        while (message := self.heard.get_message(timeout=5)) is None or message["data"] != b"that is all":
+            if message is not None:
+                heard.append((message["channel"].decode(), message["data"]))
+        assert heard == self.model.published
+        self.model.published.clear()
+
+    def _score(self, key: str, member: str, score: float) -> None:
+        if isinstance(self.model.values.get(key, Scores()), Scores):
+            self.redis.zadd(key, {member: score})
+            self.model.get(key, Scores)[member] = score
+
+
+def test_redis_equals_a_dict_whatever_is_done_to_both(server: EmbeddedServer) -> None:
+    """Pushes, peeks, commits, replays, late twins, old tokens, broken chains, meddling: each has the answer that the
+    model gives, and writes all that it writes, or nothing.
+    """
+
+    class Machine(StoreMachine):
+        url = server.url
+
+    bounded = settings(
+        max_examples=_EXAMPLES,
+        stateful_step_count=_STEPS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    run_state_machine_as_test(Machine, settings=bounded)
+
+
+def _client(url: str) -> Any:  # noqa: ANN401 - redis-py's annotations say nothing that can be relied on
+    return Redis.from_url(url, protocol=2)
+
+
+def _fitting(rest: list[bytes], most: int, most_bytes: int, limit: int) -> list[bytes]:
+    """The head of a queue that is within all bounds; the first message is given whatever its size."""
+    found: list[bytes] = []
+    for message in rest[:most]:
+        most_bytes -= len(message)
+        if len(message) > limit or (most_bytes < 0 and found):
+            break
+        found.append(message)
+    return found
+
+
+_READS: Final[dict[str, tuple[tuple[str, ...], tuple[str | int, ...]]]] = {
+    "string": (("GET",), ()),
+    "list": (("LRANGE",), (0, -1)),
+    "hash": (("HGETALL",), ()),
+    "zset": (("ZRANGE",), (0, -1, "WITHSCORES")),
+    "set": (("SMEMBERS",), ()),
+    "stream": (("XRANGE",), ("-", "+")),
+}
+
+
+def _value(kind: str, raw: Any) -> Any:  # noqa: ANN401
+    match kind:
+        case "zset":
+            flat = [part for pair in raw for part in pair] if raw and isinstance(raw[0], tuple | list) else raw
+            return Scores({_text(member): float(score) for member, score in zip(flat[::2], flat[1::2], strict=True)})
+        case "set":
+            return set(raw)
+        case "stream":
+            return tuple(entry for _, entry in raw)
+        case _:
+            return raw
+
+
+def _text(value: Any) -> str:  # noqa: ANN401
+    return value.decode() if isinstance(value, bytes) else str(value)
