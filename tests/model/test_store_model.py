@@ -109,7 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.client = connect(RedisSettings(url=self.url), "model")
         self.store = Store(self.client, self.keys, SystemClock())
         self.model = RedisModel(self.keys, BOUNDS)
-        self.heard = self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self.heard = self.redis.pubsub(ignore_subscribe_messages=True)
         self.heard.subscribe(self.keys.state_changes, self.keys.errors, self.keys.measurements)
         self.count = 0
         self.token = ""
