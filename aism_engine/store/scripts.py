@@ -51,12 +51,10 @@ class Script:
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Executor, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
-        call = ("EVALSHA", self.digest, len(keys), *keys, *args)
         try:
-            return await client.execute_command(*call)
-        except NoScriptError:
-            await client.execute_command("SCRIPT LOAD", self.text)
-            return await client.execute_command(*call)
+            return await client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
+        except NoScriptError:  # EVAL keeps it, too; to load it first would leave a gap for the next flush
+            return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 
 def _read(name: str) -> str:
