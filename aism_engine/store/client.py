@@ -8,7 +8,7 @@ and the retries are set explicitly.
 import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias
 
 import hiredis
@@ -154,6 +154,10 @@ _CLASSES: Final[dict[type, type]] = {
 }
 
 
+_ASK_EVERY_S: Final = 1.0
+"""Seconds between questions to a sentinel, an arbitrary number: a failover itself takes longer."""
+
+
 class _SentinelConnection(_Packing, SentinelManagedConnection):
     """A connection to whom the sentinels call the primary, if it says so itself: a demoted one answers PING, too."""
 
@@ -166,13 +170,39 @@ class _SentinelConnection(_Packing, SentinelManagedConnection):
 
 
 class _SentinelPool(SentinelConnectionPool):
-    """A pool that closes its connections to the sentinels, too, when it is closed for good."""
+    """A pool that goes where its primary goes, without being sent away.
+
+    An old primary that lives on after a failover serves as if nothing had happened, until the sentinels make a replica
+    of it, some ten seconds later; then all that it was told meanwhile is gone. So the pool asks now and then who the
+    primary is, and when it is another lets go of every connection. While no sentinel answers, all stays as it is.
+    """
+
+    _following: asyncio.Task[None] | None = None
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as redis-py has it
+        if self._following is None or self._following.done():
+            self._following = asyncio.create_task(self._follow())
+        return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Close its connections, and where it is for good those to the sentinels, too."""
+        if inuse_connections and self._following is not None:
+            self._following.cancel()
         await super().disconnect(inuse_connections)
         if inuse_connections:
             for sentinel in self.sentinel_manager.sentinels:
                 await sentinel.aclose()
+
+    async def _follow(self) -> None:
+        followed = None
+        while True:
+            await asyncio.sleep(_ASK_EVERY_S)
+            followed = followed or self.master_address
+            with suppress(RedisError, OSError):
+                primary = await self.get_master_address()  # type: ignore[no-untyped-call]
+                if followed not in {None, primary}:
+                    await super().disconnect()
+                followed = primary
 
 
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -17,13 +17,14 @@ _WORST: Final = frozenset({"error", "critical"})
 class EngineProcess:
     """One engine, which may be started many times. What it says is kept as far as the verdict needs it."""
 
-    def __init__(self, name: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         self.name = name
         self.tokens: set[str] = set()
         """The leases it has held."""
         self.complaints: list[dict[str, Any]] = []
         """Lines of the level error, and the end of every process that nobody ended."""
         self.kills = 0
+        self._program = (*_PROGRAM, *arguments)
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith("AISM_")} | dict(
             environ
         )
@@ -44,7 +45,7 @@ class EngineProcess:
             return
         self._stopped = self._ended_by_us = self._began = False
         self._process = await asyncio.create_subprocess_exec(
-            *_PROGRAM, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=self._environ, limit=1 << 20
+            *self._program, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=self._environ, limit=1 << 20
         )
         self._reader = asyncio.create_task(self._read(self._process))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aism_engine.store.keys import Keys
-from tests.chaos.load import Asked, Journal, Said
+from tests.chaos.journal import Asked, Journal, Said
 
 
 class Fact(NamedTuple):
@@ -38,8 +38,8 @@ class Commit(NamedTuple):
     """One run of the script that writes, as the append-only file has it."""
 
     commit_id: str
-    newest: int
-    """The epoch that was the newest then."""
+    newest: int | None
+    """The epoch that was the newest then; none where the file begins after it was taken."""
     claimed: int | None
     """The epoch that it says it was written under; none where it left no line in the audit."""
     measured: tuple[tuple[str, int], ...]
@@ -58,6 +58,8 @@ class Evidence:
     facts: list[Fact] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     """Of the entries of the audit, in order."""
+    entries: list[str] = field(default_factory=list)
+    """The commits that wrote them."""
     letters: list[Letter] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
     """What agents read."""
@@ -70,6 +72,8 @@ class Evidence:
     left: dict[str, int] = field(default_factory=dict)
     """What lies where nothing should lie any more."""
     commits: list[Commit] = field(default_factory=list)
+    from_the_start: bool = True
+    """Whether those are all commits. A server that was a replica has begun its file with what it got as a whole."""
     complaints: list[str] = field(default_factory=list)
     """What the engines themselves found wrong, or that they ended."""
 
@@ -78,6 +82,7 @@ async def collect(client: Any, keys: Keys, evidence: Evidence) -> None:  # noqa:
     """Read all that Redis holds."""
     for _, fields in await client.xrange(keys.audit):
         evidence.epochs.append(int(fields[b"epoch"]))
+        evidence.entries.append(fields[b"commit"].decode())
         for fact in json.loads(fields[b"facts"]):
             words = (fact.get(name, "") for name in Fact._fields[1:])
             evidence.facts.append(Fact(len(evidence.facts), *words))
@@ -104,7 +109,7 @@ async def collect(client: Any, keys: Keys, evidence: Evidence) -> None:  # noqa:
 
 def commits(folder: Path, keys: Keys) -> Iterator[Commit]:
     """Read the append-only file: every commit in the order in which the server ran them."""
-    newest, measures = 0, {keys.agent_measurements("").encode().partition(b"::")}
+    newest, measures = None, {keys.agent_measurements("").encode().partition(b"::")}
     head, _, tail = measures.pop()
     for block in _transactions(folder):
         commit_id, claimed, measured = "", None, []
@@ -124,7 +129,10 @@ def commits(folder: Path, keys: Keys) -> Iterator[Commit]:
 
 
 def _transactions(folder: Path) -> Iterator[list[list[bytes]]]:
-    files = sorted((folder / "appendonlydir").glob("*.incr.aof"), key=lambda file: int(file.name.split(".")[-3]))
+    folder /= "appendonlydir"
+    manifest = (folder / "appendonly.aof.manifest").read_text()  # other files may lie there: of a past that is void
+    listed = [line.split() for line in manifest.splitlines()]
+    files = [folder / words[1] for words in listed if words[-2:] == ["type", "i"]]
     block: list[list[bytes]] | None = None
     for file in files:
         for words in _calls(file.read_bytes()):

@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, TypeAlias
 
 from redis.exceptions import RedisError
 
@@ -12,6 +12,7 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import COMMIT, LEASE, PEEK
 from tests.chaos.engines import EngineProcess
+from tests.chaos.ground import Ground
 from tests.chaos.recovery import Recovery
 from tests.chaos.schedule import Fault
 from tests.support.proxy import FaultProxy, Match
@@ -21,24 +22,24 @@ _SCRIPTS: Final = (COMMIT, COMMIT, COMMIT, LEASE, PEEK)
 
 
 class World:
-    """A server, and engines that speak to it through a wire of their own each."""
+    """Servers, engines that speak to them, and the clock of their recovery."""
 
-    def __init__(
-        self,
-        server: EmbeddedServer,
-        client: Any,  # noqa: ANN401
-        keys: Keys,
-        engines: dict[EngineProcess, FaultProxy],
-        recovery: Recovery,
-    ) -> None:
-        self.server = server
-        self.client = client
+    def __init__(self, ground: Ground, keys: Keys, engines: list[EngineProcess], recovery: Recovery) -> None:
+        self.ground = ground
+        self.client = ground.line.client
         self.keys = keys
         self.engines = engines
+        self.wires = dict(zip(engines, ground.wires, strict=False))  # under sentinels there are none
         self.recovery = recovery
-        self.done: list[str] = []
-        """The faults that happened."""
-        self._server_busy = asyncio.Lock()
+        self.rollbacks = 0
+        """How many failovers have taken back what an engine was told is written."""
+        self.server_busy = asyncio.Lock()
+        """One thing at a time for the servers' processes."""
+
+    @property
+    def server(self) -> EmbeddedServer:
+        """The only one, where there is one."""
+        return self.ground.nodes[0].server
 
     async def leader(self) -> EngineProcess:
         """Find who holds the lease; where nobody does, any engine is as good."""
@@ -47,13 +48,12 @@ class World:
         except (RedisError, OSError):
             token = None
         named = [engine for engine in self.engines if token is not None and token.decode() in engine.tokens]
-        return (named or [engine for engine in self.engines if engine.alive] or list(self.engines))[0]
+        return (named or [engine for engine in self.engines if engine.alive] or self.engines)[0]
 
     async def befall(self, fault: Fault) -> None:
         """Do it, wait for as long as it lasts, and undo it."""
         async with self.recovery.disturbed():
             await _DEEDS[fault.kind](self, fault)
-        self.done.append(fault.kind)
 
 
 Deed: TypeAlias = Callable[[World, Fault], Awaitable[None]]
@@ -89,43 +89,37 @@ async def _terminate_leader(world: World, fault: Fault) -> None:
     await leader.start()
 
 
-async def _stop(fault: Fault, *victims: EngineProcess) -> None:
+async def _stop(world: World, fault: Fault, *victims: EngineProcess) -> None:
     for victim in victims:
         victim.pause()
-    await asyncio.sleep(fault.for_s)
+    with world.recovery.left_to([engine for engine in world.engines if engine not in victims]):
+        await asyncio.sleep(fault.for_s)
     for victim in victims:
         victim.resume()
 
 
 async def _stop_leader(world: World, fault: Fault) -> None:
-    await _stop(fault, await world.leader())
+    await _stop(world, fault, await world.leader())
 
 
 async def _stop_both(world: World, fault: Fault) -> None:
-    await _stop(fault, *world.engines)
-
-
-@asynccontextmanager
-async def _only(world: World) -> AsyncIterator[None]:
-    """One thing at a time for the server's process."""
-    async with world._server_busy:
-        yield
+    await _stop(world, fault, *world.engines)
 
 
 async def _kill_server(world: World, fault: Fault) -> None:
-    async with _only(world):
+    async with world.server_busy:
         world.server.kill()
         await asyncio.sleep(fault.for_s)
         world.server.start()
 
 
 async def _restart_server(world: World, _fault: Fault) -> None:
-    async with _only(world):
+    async with world.server_busy:
         world.server.restart()
 
 
 async def _stop_server(world: World, fault: Fault) -> None:
-    async with _only(world):
+    async with world.server_busy:
         world.server.pause()
         await asyncio.sleep(fault.for_s)
         world.server.resume()
@@ -158,8 +152,8 @@ def _calls(script: str) -> Match:
 
 async def _wire(world: World, fault: Fault) -> FaultProxy:
     """Choose a wire: as a rule that of the leader."""
-    wires = list(world.engines.values())
-    return world.engines[await world.leader()] if fault.salt % 4 else wires[fault.salt % len(wires)]
+    wires = list(world.wires.values())
+    return world.wires[await world.leader()] if fault.salt % 4 else wires[fault.salt % len(wires)]
 
 
 async def _drop_reply(world: World, fault: Fault) -> None:
@@ -204,7 +198,7 @@ async def _black_hole(world: World, fault: Fault, *wires: FaultProxy) -> None:
 
 
 async def _black_hole_both(world: World, fault: Fault) -> None:
-    await _black_hole(world, fault, *world.engines.values())
+    await _black_hole(world, fault, *world.wires.values())
 
 
 async def _reset(world: World, fault: Fault) -> None:

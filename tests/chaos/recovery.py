@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -22,6 +22,7 @@ class Recovery:
         self._client = client
         self._ledger = ledger
         self._seen: bytes | None = None
+        self._looked = False
         self._disturbances = 0
         self._calm_since: float | None = None
 
@@ -51,19 +52,26 @@ class Recovery:
         finally:
             self._disturb()
 
+    def watch(self, client: Any) -> None:  # noqa: ANN401
+        """Watch the ledger of another server. What stands in it at the first look is no sign of life."""
+        self._client = client
+        self._looked = False
+
     async def run(self) -> None:
         while not self.over:  # a cancellation may be swallowed on its way: cpython#86296
-            try:
+            client = self._client
+            with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(0.5):
-                    ledger = await self._client.get(self._ledger)
-            except (RedisError, OSError, TimeoutError):
-                ledger = self._seen
-            if ledger != self._seen:
-                self._seen = ledger
-                if self._calm_since is not None:
-                    self.longest_s = max(self.longest_s, time.monotonic() - self._calm_since)
-                    self._calm_since = None
+                    ledger = await client.get(self._ledger)
+                if client is self._client:
+                    self._see(ledger)
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _see(self, ledger: bytes | None) -> None:
+        if self._looked and ledger != self._seen and self._calm_since is not None:
+            self.longest_s = max(self.longest_s, time.monotonic() - self._calm_since)
+            self._calm_since = None
+        self._seen, self._looked = ledger, True
 
     def _disturb(self) -> None:
         self._disturbances += 1

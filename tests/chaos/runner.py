@@ -29,6 +29,8 @@ def figures(reports: Iterable[Report]) -> str:
         "trials": len(found),
         "kills": sum(report.kills for report in found),
         "faults": sum(report.faults.total() for report in found),
+        "failovers": sum(report.failovers for report in found),
+        "rollbacks": sum(report.rollbacks for report in found),
         "responses": sum(report.responses for report in found),
         **{charge: charges[charge] for charge in CHARGES},
     }

@@ -10,8 +10,11 @@ _TRIALS = 20
 
 @pytest.mark.timeout(300)
 def test_twenty_trials_lose_nothing_and_double_nothing() -> None:
-    """Engines killed and stopped, the server killed and stopped, wires cut, muted and slow: see schedule.py."""
+    """Engines killed and stopped, servers killed, stopped and replaced by their replica, wires cut, muted and slow:
+    see schedule.py.
+    """
     found = list(reports(range(_SEED, _SEED + _TRIALS), side_by_side=3))
     wrong = [f"--seed {report.seed}: {violation}" for report in found for violation in report.violations]
     assert not wrong, "\n".join([figures(found), *wrong])
+    assert sum(report.failovers for report in found) >= 2, figures(found)
     assert max(report.recovery_s for report in found) <= RECOVERS_WITHIN_S, figures(found)

@@ -8,9 +8,9 @@ import pytest
 
 from aism_engine.store.keys import Keys
 from tests.chaos.evidence import Commit, Evidence, Fact, Letter, commits
+from tests.chaos.journal import Asked, Journal, Said
 from tests.chaos.law import LETTER, Effect, Mind
-from tests.chaos.load import Asked, Journal, Said
-from tests.chaos.schedule import KINDS, plan
+from tests.chaos.schedule import BESIDE, FAILOVERS, KINDS, plan
 from tests.chaos.verdict import DUPLICATED, LEFT_OVER, LOST, REORDERED, STALE, WRONG, judge
 
 
@@ -44,10 +44,11 @@ def in_order() -> Evidence:
         asked=[Asked("c", "a", "command_queued", b"", attempts=1, pushes=1)],
         facts=[each._replace(place=place) for place, each in enumerate(facts)],
         epochs=[1, 1, 2],
+        entries=["0", "1", "2"],
         letters=[Letter(b"3", "unknown_command", 1), Letter(b"no message", "invalid_json", 10)],
         states={"a": "inbox"},
         records={"a": {"state": "inbox"}},
-        measurements={"a": {"last": 1.0}},
+        measurements={"a": {"last": 1.0, "m1": 1.0}},
         inboxes={"a": ["a-5"]},
         commands={"c": {"status": "succeeded"}},
         replies={"c": [{}]},
@@ -89,12 +90,14 @@ CRIMES: list[tuple[str, str, Callable[[Evidence], object]]] = [
     ("an older epoch after a newer one", STALE, lambda found: found.epochs.append(1)),
     ("a commit under an epoch that leads no more", STALE, lambda found: found.commits.append(Commit("3", 2, 1, ()))),
     ("a commit that was written twice", DUPLICATED, lambda found: found.commits.append(found.commits[1])),
+    ("a commit that the audit has twice", DUPLICATED, lambda found: found.entries.append("1")),
     (
         "a measurement that was written twice",
         DUPLICATED,
         lambda found: found.commits.append(Commit("3", 2, 2, (("a", 1),))),
     ),
     ("a measurement that was never written", LOST, lambda found: found.commits.pop(0)),
+    ("a measurement that was not kept", LOST, lambda found: found.measurements["a"].pop("m1")),
     ("an older measurement that stands", WRONG, lambda found: found.measurements["a"].update(last=0.0)),
     ("a message that lies in no inbox", LOST, lambda found: found.inboxes["a"].clear()),
     ("a message that lies there twice", DUPLICATED, lambda found: found.inboxes["a"].append("a-5")),
@@ -125,6 +128,18 @@ def test_each_crime_is_found(charge: str, commit: Callable[[Evidence], object]) 
     evidence = in_order()
     commit(evidence)
     assert charge in {violation.charge for violation in judge(evidence)}
+
+
+def test_a_file_that_begins_late_excuses_what_was_before_it_and_nothing_else() -> None:
+    """After a failover it tells only of what came after: there, a measurement must have been kept, once written."""
+    began_late = replace(in_order(), from_the_start=False, commits=[Commit("2", None, 2, ())])
+    assert judge(began_late) == []
+    measured = Commit("3", 2, 2, (("a", 1),))
+    twice = replace(began_late, commits=[measured, measured._replace(commit_id="4")])
+    stale = replace(began_late, commits=[measured._replace(claimed=1)])
+    missing = replace(began_late, measurements={"a": {"last": 1.0}})
+    charges = [{violation.charge for violation in judge(evidence)} for evidence in (twice, stale, missing)]
+    assert charges == [{DUPLICATED}, {STALE}, {LOST}]
 
 
 def test_what_was_only_published_may_be_lost_but_not_turned_round() -> None:
@@ -165,14 +180,37 @@ def test_the_append_only_file_tells_every_commit(tmp_path: Path) -> None:
     (folder / "appendonly.aof.10.incr.aof").write_bytes(
         call("SET", keys.epoch, "8:you") + commit(3, 7, 2) + commit(4, 8, 3)[:-5]
     )
+    (folder / "appendonly.aof.1.incr.aof").write_bytes(commit(0, 6, 1))  # of a past that a failover has made void
+    (folder / "appendonly.aof.manifest").write_text(
+        "file appendonly.aof.2.base.rdb seq 2 type b\nfile appendonly.aof.1.incr.aof seq 1 type h\n"
+        "file appendonly.aof.2.incr.aof seq 2 type i\nfile appendonly.aof.10.incr.aof seq 10 type i\n"
+    )
     assert list(commits(tmp_path, keys)) == [
         Commit("commit-1", 7, 7, (("a:b", 1),)),
         Commit("commit-2", 7, None, ()),
         Commit("commit-3", 8, 7, (("a:b", 2),)),
     ]
+    (folder / "appendonly.aof.2.incr.aof").write_bytes(commit(1, 7, 1))
+    assert next(commits(tmp_path, keys)) == Commit("commit-1", None, 7, (("a:b", 1),))
 
 
 def test_a_seed_is_a_plan() -> None:
     """The same one each time; and all plans together know every fault."""
     assert plan(7) == plan(7)
-    assert {fault.kind for seed in range(200) for fault in plan(seed).faults} == set(KINDS)
+    kinds = {made.sentinels: {fault.kind for fault in made.faults} for made in map(plan, range(10))}
+    for made in map(plan, range(200)):
+        kinds[made.sentinels] |= {fault.kind for fault in made.faults}
+    assert kinds == {False: set(KINDS), True: {*FAILOVERS, *BESIDE}}
+
+
+def test_any_twenty_trials_have_failovers_of_every_kind() -> None:
+    """Four of them stand on a primary, a replica and sentinels, and each of those loses its primary at least once."""
+    for seed in range(40):
+        lost = [
+            [fault.kind for fault in made.faults if fault.kind in FAILOVERS]
+            for made in map(plan, range(seed, seed + 20))
+            if made.sentinels
+        ]
+        assert len(lost) == 4
+        assert all(lost)
+        assert {kind for kinds in lost for kind in kinds} == set(FAILOVERS)

@@ -7,14 +7,15 @@ The steps are those of the one shape that all services share, and end where the 
     sent        it is sent, nobody waits for the answer   committed   the answer is there, the fleet is as before
     applied     the draft is the fleet
 
-The elector has `taken` and `renewed`; the listener has `heard` (something that was only published) and `pushed`.
+The elector takes and renews the lease: `asked` (about to be), `sent`, `answered`. The listener pushes what was only
+published: `heard`, `sent`, `pushed`.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from aism_engine import logs
 from aism_engine.app import Engine
@@ -22,9 +23,10 @@ from aism_engine.config import load
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.fleet import Draft
 from aism_engine.services.base import Service
-from aism_engine.store.scripts import LeaseCode
 from aism_engine.store.store import Peek, Store
 from aism_engine.store.writer import Failures, Writer
+
+T = TypeVar("T")
 
 CRASHED: Final = 86
 """The exit code of one that ended at its step."""
@@ -65,6 +67,15 @@ class Fuse:
     def reach(self, service: str, step: str, kinds: frozenset[str] = frozenset(("",))) -> None:
         if (service, step) == self._point[:2] and self._point.kind in kinds | {""}:
             burn()
+
+    async def send(self, service: str, kinds: frozenset[str], request: Coroutine[Any, Any, T]) -> T:
+        """Send a request and await the answer, unless the point lies between."""
+        sending = asyncio.ensure_future(request)
+        if self._point[:2] == (service, "sent"):
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            self.reach(service, "sent", kinds)
+        return await sending
 
 
 def burn() -> NoReturn:
@@ -127,12 +138,7 @@ def fuse(engine: Engine, point: Point) -> None:
     async def fused_commit(*arguments: Any) -> Any:  # noqa: ANN401
         service, kinds = _writing.get()
         laid.reach(service, "built", kinds)
-        sending = asyncio.ensure_future(commit(*arguments))
-        if point[:2] == (service, "sent"):
-            for _ in range(_TURNS):
-                await asyncio.sleep(0)
-            laid.reach(service, "sent", kinds)
-        reply = await sending
+        reply = await laid.send(service, kinds, commit(*arguments))
         laid.reach(service, "committed", kinds)
         return reply
 
@@ -149,10 +155,13 @@ def fuse(engine: Engine, point: Point) -> None:
 def _fuse_elector(elector: Any, laid: Fuse) -> None:  # noqa: ANN401
     take = elector._lease_store.take_lease
 
-    async def take_lease(*arguments: Any) -> Any:  # noqa: ANN401
-        code, token = await take(*arguments)
-        laid.reach("elector", {LeaseCode.TAKEN: "taken", LeaseCode.RENEWED: "renewed"}.get(code, ""))
-        return code, token
+    async def take_lease(holder: str, ttl_s: float, token: str | None) -> Any:  # noqa: ANN401
+        await elector._lease_store.read_time()  # so that there is a connection on which to send
+        kinds = frozenset({"renew" if token else "take"})
+        laid.reach("elector", "asked", kinds)
+        answer = await laid.send("elector", kinds, take(holder, ttl_s, token))
+        laid.reach("elector", "answered", kinds)
+        return answer
 
     elector._lease_store.take_lease = take_lease
 
@@ -162,7 +171,7 @@ def _fuse_listener(listener: Any, laid: Fuse) -> None:  # noqa: ANN401
 
     async def fused_push(*arguments: Any) -> None:  # noqa: ANN401
         laid.reach("listener", "heard")
-        await push(*arguments)
+        await laid.send("listener", frozenset(), push(*arguments))
         laid.reach("listener", "pushed")
 
     listener._store.push = fused_push

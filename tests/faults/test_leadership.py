@@ -8,6 +8,10 @@ from typing import Final
 
 import pytest
 
+from aism_engine.app import Engine
+from aism_engine.clock import FakeClock
+from aism_engine.config import load
+from aism_engine.services.elector import Elector
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.scripts import LEASE as SCRIPT
 from aism_engine.store.scripts import LeaseCode
@@ -106,6 +110,35 @@ async def test_a_standby_is_ready_and_says_what_it_is(server: EmbeddedServer, pr
         assert (status, json.loads(text)["role"]) == (200, "leader")
         assert await leader.metric("aism_leader") == 1
         assert [await each.metric("aism_epoch") for each in (leader, standby)] == [1, 1]
+
+
+async def test_a_lease_is_trusted_from_before_it_was_asked_for(server: EmbeddedServer, prefix: str) -> None:
+    """However long the answer took: the server counts from some instant in between, so it never forgets a lease that
+    its holder still trusts.
+    """
+    clock = FakeClock()
+    flags = {"redis.url": server.url, "redis.prefix": prefix, "lease.ttl": 5.0}
+    engine = Engine(load(environ={}, overrides=flags).settings, clock=clock, environ={})
+    elector = next(part for part in engine.components if isinstance(part, Elector))
+    take = elector._lease_store.take_lease
+
+    async def take_slowly(holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
+        clock.advance(2)
+        answer = await take(holder, ttl_s, token)
+        clock.advance(2)
+        return answer
+
+    elector._lease_store.take_lease = take_slowly  # type: ignore[method-assign]
+    try:
+        for _ in ("taken", "renewed"):
+            asked_at = clock.now
+            await elector.run_once()
+            clock.now = asked_at + 4.999
+            assert engine.role() == "leader"
+        clock.now = asked_at + 5
+        assert engine.role() == "standby"
+    finally:
+        await engine._clients["lease"].aclose()
 
 
 async def test_a_lease_that_was_taken_unheard_is_ones_own(

@@ -3,9 +3,12 @@ does no work, and goes on by itself when it is over.
 """
 
 import asyncio
+import http.client
+import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -207,20 +210,21 @@ async def test_an_outage_has_a_name_and_passes(
     with capture_logs() as logs:
         async with (
             Redis.from_url(own.url) as operator,
-            running_engine(own, prefix, redis__socket_timeout=0.5) as engine,
+            running_engine(own, prefix, redis__socket_timeout=0.5, http__enabled=True, http__port=0) as engine,
         ):
             await load.say(engine, 3)
             await load.wait_applied_once(engine)
-            assert _shown(engine) == ("serving", True, 1)
+            await eventually(partial(_shows, engine, 200, "serving", 1))
             (message,) = load.encoded(1)
             async with outage(Scene(own, folder, operator, prefix), message):
-                await eventually(lambda: _shown(engine) == (name, False, 0))
-                assert engine.metric("aism_redis_outages_total", outage=name) == 1
+                await eventually(partial(_shows, engine, 503, name, 0))
+                assert f'aism_redis_outages_total{{outage="{name}"}} 1.0' in (await _get(engine, "/metrics"))[1]
+                assert (await _get(engine, "/livez"))[0] == 200
                 await _step_again(engine)
                 assert engine.metric("aism_facts_total", event="state_changed") == 3
             await engine.client.connection_pool.disconnect()
             await load.wait_applied_once(engine, RECOVERS_WITHIN_S)
-            await eventually(lambda: _shown(engine) == ("serving", True, 1))
+            await eventually(partial(_shows, engine, 200, "serving", 1))
     events = [each for each in logs if each["event"] in {"redis_unavailable", "redis_available", "component_failed"}]
     assert [each["event"] for each in events] == [*["redis_unavailable"] * (len(events) - 1), "redis_available"]
     told = [each["outage"] for each in events[:-1]]
@@ -228,10 +232,24 @@ async def test_an_outage_has_a_name_and_passes(
     assert sorted(told) == events[-1]["outages"]
 
 
-def _shown(engine: Running) -> tuple[str, bool, float]:
-    """What `/readyz` and the metrics say of Redis."""
-    check = engine.engine.checks()["redis"]
-    return check.detail, check.ok, engine.metric("aism_redis_up")
+async def _shows(engine: Running, status: int, detail: str, up: float) -> bool:
+    """Tell whether `/readyz` and `/metrics` say this of Redis."""
+    found, text = await _get(engine, "/readyz?verbose")
+    check = json.loads(text)["checks"]["redis"]
+    is_up = f"aism_redis_up {float(up)}" in (await _get(engine, "/metrics"))[1]
+    return is_up and (found, check) == (status, {"ok": status == 200, "detail": detail})
+
+
+async def _get(engine: Running, path: str) -> tuple[int, str]:
+    """Ask the HTTP face of an engine that runs in this very loop."""
+
+    def ask() -> tuple[int, str]:
+        with closing(http.client.HTTPConnection(*engine.engine.http.address, timeout=5)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    return await asyncio.to_thread(ask)
 
 
 async def _step_again(engine: Running) -> None:

@@ -21,7 +21,6 @@ from redis import Redis
 from aism_engine.clock import SystemClock
 from aism_engine.config import RedisSettings
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model import effects as fx
 from aism_engine.model.decisions.common import Decision
 from aism_engine.store.batch import OURS, Batch, Bounds, Taken
 from aism_engine.store.client import connect
@@ -29,67 +28,14 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import CommitCode, LeaseCode
 from aism_engine.store.store import Store
+from tests.model.reading import READS, value_of
 from tests.model.redis_model import Answer, Attempt, RedisModel, Scores, digest, touching
+from tests.model.strategies import agents, limits, members, messages, positions, scores, some_decisions, some_heard
 
 BOUNDS: Final = Bounds(audit=10_000, dead_letters=10_000, oversized=2)
 _EXAMPLES: Final = 200
 _STEPS: Final = 40
 
-agents = st.sampled_from(["a", "b"])
-ids = st.sampled_from(["m1", "m2"])
-members = st.sampled_from(["ttl:c1", "ttl:c2"])
-scores = st.sampled_from([1.0, 2.5, 1_800_000_000.123456])
-texts = st.sampled_from(["", "x", "ü"])
-bodies = st.sampled_from([b"{}", b"\xff\x00"])
-messages = st.sampled_from([(1, b"1"), (1, b"2"), (50, b""), (90, b"\xff"), (5000, b"4"), (5000, b"5")]).map(
-    lambda drawn: b"." * (drawn[0] - len(drawn[1])) + drawn[1]
-)
-"""Any may come twice; the last two differ only past the head that a digest covers."""
-facts = st.builds(
-    fx.Fact,
-    event=st.sampled_from(["state_changed", "dead_letter"]),
-    at=texts,
-    by=st.sampled_from(["agent", "engine"]),
-    agent_id=agents,
-    cause=ids,
-)
-letters = st.builds(
-    fx.Letter,
-    code=texts,
-    reason=texts,
-    source=texts,
-    raw=bodies,
-    digest=texts,
-    size=st.just(3),
-    agent_id=st.none() | agents,
-)
-fields = st.dictionaries(st.sampled_from(["state", "since"]), texts, min_size=1)
-effects = st.one_of(
-    st.builds(fx.SaveAgent, agents, fields),
-    st.builds(fx.IndexAgent, agents),
-    st.builds(fx.SetState, agents, st.sampled_from(["inbox", "idle"])),
-    st.builds(fx.SaveMetadata, agents, fields),
-    st.builds(fx.SaveMeasurements, agents, st.dictionaries(st.sampled_from(["x", "y"]), scores, min_size=1)),
-    st.builds(fx.ForgetAgent, agents),
-    st.builds(fx.SaveCommand, ids, fields, st.none() | st.just(60.0)),
-    st.builds(fx.PushCommand, agents, bodies),
-    st.builds(fx.WithdrawCommand, agents, bodies),
-    st.builds(fx.Deliver, agents, bodies, st.integers(1, 3)),
-    st.builds(fx.Answer, st.none() | agents, ids, bodies, st.just(60.0)),
-    st.builds(fx.SetDeadline, members, scores),
-    st.builds(fx.ClearDeadline, members),
-    st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
-    st.builds(fx.Record, facts),
-    st.builds(fx.Bury, letters),
-    st.builds(fx.ExpectScore, agents, scores),
-    st.builds(fx.ExpectDeadline, members, scores),
-)
-some_decisions = st.lists(
-    st.builds(lambda found: Decision("any", effects=found), st.lists(effects, max_size=4)), max_size=3
-).map(tuple)
-some_heard = st.lists(st.tuples(agents, ids), max_size=2).map(tuple)
-positions = st.sampled_from(["in step"] * 8 + ["out of step", "fenced"])
-limits = st.sampled_from([60, 4999, 10_000])
 _prefixes = itertools.count(1)
 
 
@@ -154,13 +100,14 @@ class StoreMachine(RuleBasedStateMachine):
     def move_deadline(self, member: str, at: float) -> None:
         self._score(self.keys.deadlines, member, at)
 
-    @rule(data=st.data(), kind=st.sampled_from(["string", "list", "hash", "zset", "none"]))
+    @rule(data=st.data(), kind=st.sampled_from(["string", "list", "hash", "zset", "set", "stream", "none"]))
     def meddle(self, data: st.DataObject, kind: str) -> None:
         """Somebody puts another type in the place of a key, or removes it."""
         keys = self.keys
         own = [name(agent) for agent in ("a", "b") for name in (keys.agent, keys.state, keys.commands, keys.inbox)] * 2
+        own += [keys.metadata("a"), keys.agent_measurements("a"), keys.agent_reply("a", "m1"), keys.command("m1")]
         shared = [keys.response_queue, keys.index, keys.deadlines, keys.heartbeats, keys.audit, keys.dead_letters]
-        key = data.draw(st.sampled_from([*own, *shared, keys.command("m1"), keys.oversized]))
+        key = data.draw(st.sampled_from([*own, *shared, keys.request_reply("m1"), keys.oversized]))
         self.redis.delete(key)
         self.model.drop(key)
         match kind:
@@ -176,6 +123,12 @@ class StoreMachine(RuleBasedStateMachine):
             case "zset":
                 self.redis.zadd(key, {b"x": 1.0})
                 self.model.values[key] = Scores({"x": 1.0})
+            case "set":
+                self.redis.sadd(key, b"x")
+                self.model.values[key] = {b"x"}
+            case "stream":
+                self.redis.xadd(key, {b"x": b"y"})
+                self.model.values[key] = ({b"x": b"y"},)
 
     # --- who leads ----------------------------------------------------------------------------------------------------
 
@@ -234,6 +187,18 @@ class StoreMachine(RuleBasedStateMachine):
         asking = self.store.peek(self.keys.response_queue, most=most, most_bytes=10_000, limit=limit)
         return self._commit(decided, heard, "in step", self.loop.run_until_complete(asking).taken)
 
+    @rule(target=attempts, decided=some_decisions, most=st.integers(1, 4), end=st.sampled_from(["oldest", "newest"]))
+    def consume_what_has_moved(self, decided: tuple[Decision, ...], most: int, end: str) -> Any:  # noqa: ANN401
+        """A commit of what was peeked at, when somebody has put another in the place of its oldest or newest."""
+        if not self.model.queue():
+            return multiple()
+        queue = self.keys.response_queue
+        taken = self.loop.run_until_complete(self.store.peek(queue, most=most, most_bytes=10_000, limit=10_000)).taken
+        place = -1 if end == "oldest" else -taken.messages
+        self.redis.lset(queue, place, b"moved")
+        self.model.values[queue][place] = b"moved"
+        return self._commit(decided, (), "in step", taken)
+
     @rule(target=attempts, decided=some_decisions, taken=consumes(peeks), behind=positions)
     def consume_late(self, decided: tuple[Decision, ...], taken: Taken, behind: str) -> Attempt:
         """A commit of what was peeked at some time ago."""
@@ -249,7 +214,7 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> Attempt:
         self.count += 1
         previous = self.model.text(self.keys.ledger) if behind != "out of step" else "unheard of"
-        token = self.token if behind != "fenced" else "0:nobody"
+        token = {"fenced": "0:nobody", "twin": f"{self.token.partition(':')[0]}:twin"}.get(behind, self.token)
         attempt = Attempt(f"commit-{self.count}", previous, token, decided, heard, taken)
         self._send(attempt)
         return attempt
@@ -296,9 +261,9 @@ class StoreMachine(RuleBasedStateMachine):
         answers = pipeline.execute()
         kinds = dict(zip(names, answers[::2], strict=True))
         for name, kind in kinds.items():
-            pipeline.execute_command(*_READS[kind.decode()][0], name, *_READS[kind.decode()][1])
+            pipeline.execute_command(*READS[kind.decode()][0], name, *READS[kind.decode()][1])
         values = zip(kinds.items(), pipeline.execute(), strict=True)
-        assert {name: _value(kind.decode(), raw) for (name, kind), raw in values} == self.model.values
+        assert {name: value_of(kind.decode(), raw) for (name, kind), raw in values} == self.model.values
         assert {name for name, left in zip(names, answers[1::2], strict=True) if left >= 0} == self.model.expiring
 
     @invariant()
@@ -348,30 +313,3 @@ def _fitting(rest: list[bytes], most: int, most_bytes: int, limit: int) -> list[
             break
         found.append(message)
     return found
-
-
-_READS: Final[dict[str, tuple[tuple[str, ...], tuple[str | int, ...]]]] = {
-    "string": (("GET",), ()),
-    "list": (("LRANGE",), (0, -1)),
-    "hash": (("HGETALL",), ()),
-    "zset": (("ZRANGE",), (0, -1, "WITHSCORES")),
-    "set": (("SMEMBERS",), ()),
-    "stream": (("XRANGE",), ("-", "+")),
-}
-
-
-def _value(kind: str, raw: Any) -> Any:  # noqa: ANN401
-    match kind:
-        case "zset":
-            flat = [part for pair in raw for part in pair] if raw and isinstance(raw[0], tuple | list) else raw
-            return Scores({_text(member): float(score) for member, score in zip(flat[::2], flat[1::2], strict=True)})
-        case "set":
-            return set(raw)
-        case "stream":
-            return tuple(entry for _, entry in raw)
-        case _:
-            return raw
-
-
-def _text(value: Any) -> str:  # noqa: ANN401
-    return value.decode() if isinstance(value, bytes) else str(value)

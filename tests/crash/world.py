@@ -1,0 +1,215 @@
+"""A small fleet in which every service has something to do, and what is left when all of that is done."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from tests.support.engine import Client, Reader, eventually
+
+MOST_BYTES: Final = 10_000
+"""Largest message that the engines of this world read."""
+OVERSIZED_MESSAGE: Final = b"m" * (MOST_BYTES + 1)
+OVERSIZED_REQUEST: Final = b"r" * (MOST_BYTES + 1)
+_HEAD_BYTES: Final = 4096
+"""Of what is too large, what is read and buried."""
+_WITHIN_S: Final = 20.0
+
+
+class World(Reader):
+    """One small fleet. Every type of response and of request is among what is said and asked, and all that is none."""
+
+    def __init__(self, client: Client, prefix: str) -> None:
+        super().__init__(client, prefix)
+        self.beating = {"beater", "hand"}
+
+    async def live(self) -> None:
+        """Let everything happen that shall happen; it ends when it all has."""
+        keys = self.keys
+        await self.call("ZADD", keys.heartbeats, await self.now(), "silent", await self.now(), "returner")
+        await self.say(
+            said("b", 1, "register", type="scribe"),
+            said("a", 1, "register", type="architect"),
+            said("a", 2, "state_transition", target="inbox"),
+            said("a", 3, "state_transition", target="logout"),
+            said("a", 3, "state_transition", target="logout"),  # pushed twice, by mistake
+            b"no message at all",
+            OVERSIZED_MESSAGE,
+            said("g", 1, "register", type="scribe"),
+            said("g", 2, "goodbye"),
+        )
+        await self.until("registered", lambda: self.state_is("a", "logout"))
+        self.beating.add("a")  # or it would be forgotten as soon as it has nothing to say
+        await self.say(
+            said("a", 4, "state_transition", target="deep_work"),
+            said("a", 5, "measurement", depth=1),
+            said("a", 6, "measurement", depth=2),
+            said("a", 5, "measurement", depth=1),
+            said("a", 7, "error", code="oops"),
+            said("a", 8, "message", to="b", content="hello"),
+            said("a", 9, "result", command_id="never-sent"),
+        )
+        await self.until("responses done", self.is_drained)
+        await self.ask(
+            asked("c1", "send", agent_id="a", command={"type": "work"}),
+            asked("c2", "send", agent_id="b", command={"type": "work"}, options={"ttl": 0.3}),
+            asked("c2", "send", agent_id="b", command={"type": "work"}, options={"ttl": 0.3}),
+            asked("c3", "send", agent_id="nobody", command={"type": "work"}),
+            asked("f1", "forget", agent_id="b"),
+            b"no request at all",
+            OVERSIZED_REQUEST,
+        )
+        await self.until("c1 queued", lambda: self.call("LLEN", keys.commands("a")))
+        await self.call("RPOP", keys.commands("a"))
+        await self.say(
+            said("a", 10, "ack", command_id="c1"),
+            said("a", 11, "progress", command_id="c1", percent=50),
+            said("a", 12, "result", command_id="c1"),
+            said("a", 13, "error", code="late", command_id="c1"),
+            said("a", 14, "heartbeat"),
+        )
+        await self.until("all answered", self.is_drained)
+
+        await self.until("met by its heartbeat", lambda: self.record("hand"))
+        await self.call("SET", keys.state("hand"), "busy")
+        await self.until("lost", lambda: self.audit("agent_lost", agent_id="returner"))
+        self.beating.add("returner")
+        await self.until("returned", lambda: self.audit("agent_returned"))
+        await self.until("noticed", lambda: self.audit("state_changed", agent_id="hand"))
+        await self.ask(asked("c4", "send", agent_id="beater", command={"type": "work"}, options={"ttl": 0.3}))
+        await self.until("expired", lambda: self.audit("command_expired"))
+        await self.until("forgotten", lambda: self.audit("agent_forgotten", agent_id="silent"))
+        await self.until("gone", lambda: self.audit("agent_forgotten", agent_id="g"))
+
+    async def until(self, what: str, condition: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            await eventually(condition, _WITHIN_S)
+        except AssertionError as error:
+            raise AssertionError(f"{what}: {error}; the audit: {[told(fact) for fact in await self.audit()]}") from None
+
+    async def state_is(self, agent_id: str, state: str) -> bool:
+        return await self.state(agent_id) == state
+
+    async def now(self) -> float:
+        seconds, microseconds = await self.call("TIME")
+        return float(seconds) + float(microseconds) / 1e6
+
+    async def beat(self, ended: asyncio.Event) -> None:
+        """Heartbeats, and an agent that only publishes: s1, s2, …"""
+        count = 0
+        while not ended.is_set():
+            count += 1
+            now = await self.now()
+            await self.call("ZADD", self.keys.heartbeats, *(word for name in self.beating for word in (now, name)))
+            event = {"agent_id": "voice", "new_state": f"s{count}"}
+            await self.call("PUBLISH", self.keys.state_changes, json.dumps(event))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await ended.wait()
+
+
+FACTS: Final = Counter(
+    {
+        ("agent_met", "b", "b-1", "offline"): 1,
+        ("agent_registered", "b", "b-1", ""): 1,
+        ("state_changed", "b", "b-1", "bootstrap"): 1,
+        ("agent_met", "a", "a-1", "offline"): 1,
+        ("agent_registered", "a", "a-1", ""): 1,
+        ("state_changed", "a", "a-1", "bootstrap"): 1,
+        ("state_changed", "a", "a-2", "inbox"): 1,
+        ("state_changed", "a", "a-3", "logout"): 1,
+        ("dead_letter", "", "", ""): 4,
+        ("transition_refused", "a", "a-4", "deep_work"): 1,
+        ("agent_error", "a", "a-7", ""): 1,
+        ("message_delivered", "a", "a-8", ""): 1,
+        ("dead_letter", "a", "a-9", ""): 1,
+        ("command_queued", "a", "c1", ""): 1,
+        ("command_queued", "b", "c2", ""): 1,
+        ("request_refused", "", "c3", ""): 1,
+        ("command_cancelled", "b", "f1", ""): 1,
+        ("agent_forgotten", "b", "f1", ""): 1,
+        ("command_acked", "a", "a-10", ""): 1,
+        ("command_succeeded", "a", "a-12", ""): 1,
+        ("agent_met", "g", "g-1", "offline"): 1,
+        ("agent_registered", "g", "g-1", ""): 1,
+        ("state_changed", "g", "g-1", "bootstrap"): 1,
+        ("agent_left", "g", "g-2", ""): 1,
+        ("state_changed", "g", "g-2", "offline"): 1,
+        ("agent_forgotten", "g", "", ""): 1,
+        ("agent_met", "hand", "", "unknown"): 1,
+        ("state_changed", "hand", "", "busy"): 1,
+        ("agent_met", "beater", "", "unknown"): 1,
+        ("command_queued", "beater", "c4", ""): 1,
+        ("command_expired", "beater", "ttl:c4", ""): 1,
+        ("agent_met", "silent", "", "unknown"): 1,
+        ("agent_lost", "silent", "", ""): 1,
+        ("state_changed", "silent", "", "offline"): 1,
+        ("agent_forgotten", "silent", "", ""): 1,
+        ("agent_met", "returner", "", "unknown"): 1,
+        ("agent_lost", "returner", "", ""): 1,
+        ("state_changed", "returner", "", "offline"): 1,
+        ("agent_returned", "returner", "", ""): 1,
+        ("state_changed", "returner", "", "unknown"): 1,
+    }
+)
+"""All that the audit holds in the end, however often an engine has died on the way: event, agent, cause, new state."""
+
+
+async def verdict(world: World) -> list[str]:
+    """Say what is not as it should be."""
+    facts = [fact for fact in await world.audit() if fact.get("agent_id") != "voice"]
+    found = Counter(map(told, facts))
+    spoken = [int(fact["new_state"][1:]) for fact in await world.audit("state_changed", agent_id="voice")]
+    order = [fact["cause"] for fact in facts if fact["by"] == "agent" and fact.get("agent_id") == "a"]
+    letters = Counter(raw for _, raw in await world.buried())
+    expected: dict[str, tuple[Any, Any]] = {
+        "facts missing": (FACTS - found, Counter()),
+        "facts too many": (found - FACTS, Counter()),
+        "order of a": (order, sorted(order, key=lambda cause: int(cause[2:]))),
+        "order of the voice": (spoken, sorted(set(spoken))),
+        "dead letters": (
+            letters,
+            Counter(
+                [
+                    *(b"no message at all", b"no request at all"),
+                    *(OVERSIZED_MESSAGE[:_HEAD_BYTES], OVERSIZED_REQUEST[:_HEAD_BYTES]),
+                    body(said("a", 9, "result", command_id="never-sent")),
+                ]
+            ),
+        ),
+        "oversized": (
+            await world.call("LRANGE", world.keys.oversized, 0, -1),
+            [OVERSIZED_REQUEST, OVERSIZED_MESSAGE],
+        ),
+        "measured": (await world.call("HGET", world.keys.agent_measurements("a"), "depth"), b"2.0"),
+        "commands of a": (await world.call("LLEN", world.keys.commands("a")), 0),
+        "commands of beater": (await world.call("LLEN", world.keys.commands("beater")), 0),
+        "deadlines": (await world.call("ZCARD", world.keys.deadlines), 0),
+        "replies to c1": (await world.call("LLEN", world.keys.request_reply("c1")), 1),
+        "replies to c2": (await world.call("LLEN", world.keys.request_reply("c2")), 2),
+        "c1": ((await world.command("c1"))["status"], "succeeded"),
+        "progress of c1": ((await world.command("c1")).get("percent"), "50"),
+        "c4": ((await world.command("c4"))["status"], "expired"),
+        "record of silent": (await world.record("silent"), {}),
+        "state of returner": (await world.state("returner"), "unknown"),
+    }
+    return [f"{what}: {is_so}, should be {should}" for what, (is_so, should) in expected.items() if is_so != should]
+
+
+def told(fact: dict[str, Any]) -> tuple[str, str, str, str]:
+    return (fact["event"], fact.get("agent_id", ""), fact.get("cause", ""), fact.get("new_state", ""))
+
+
+def said(agent_id: str, number: int, kind: str, command_id: str | None = None, **payload: Any) -> dict[str, Any]:  # noqa: ANN401
+    about = {} if command_id is None else {"command_id": command_id}
+    return {"id": f"{agent_id}-{number}", "type": kind, "agent_id": agent_id, "payload": payload, **about}
+
+
+def asked(request_id: str, kind: str, **payload: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {"id": request_id, "type": kind, "payload": payload}
+
+
+def body(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode()

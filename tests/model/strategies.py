@@ -1,0 +1,63 @@
+"""What is drawn: few names and few values, so that everything meets everything."""
+
+import hypothesis.strategies as st
+
+from aism_engine.model import effects as fx
+from aism_engine.model.decisions.common import Decision
+
+agents = st.sampled_from(["a", "b"])
+ids = st.sampled_from(["m1", "m2"])
+members = st.sampled_from(["ttl:c1", "ttl:c2"])
+scores = st.sampled_from([1.0, 2.5, 1_800_000_000.123456])
+texts = st.sampled_from(["", "x", "ü"])
+bodies = st.sampled_from([b"{}", b"\xff\x00"])
+messages = st.sampled_from([(1, b"1"), (1, b"2"), (50, b""), (90, b"\xff"), (5000, b"4"), (5000, b"5")]).map(
+    lambda drawn: b"." * (drawn[0] - len(drawn[1])) + drawn[1]
+)
+"""Any may come twice; the last two differ only past the head that a digest covers."""
+facts = st.builds(
+    fx.Fact,
+    event=st.sampled_from(["state_changed", "dead_letter"]),
+    at=texts,
+    by=st.sampled_from(["agent", "engine"]),
+    agent_id=agents,
+    cause=ids,
+)
+letters = st.builds(
+    fx.Letter,
+    code=texts,
+    reason=texts,
+    source=texts,
+    raw=bodies,
+    digest=texts,
+    size=st.just(3),
+    agent_id=st.none() | agents,
+)
+fields = st.dictionaries(st.sampled_from(["state", "since"]), texts, min_size=1)
+effects = st.one_of(
+    st.builds(fx.SaveAgent, agents, fields),
+    st.builds(fx.IndexAgent, agents),
+    st.builds(fx.SetState, agents, st.sampled_from(["inbox", "idle"])),
+    st.builds(fx.SaveMetadata, agents, fields),
+    st.builds(fx.SaveMeasurements, agents, st.dictionaries(st.sampled_from(["x", "y"]), scores, min_size=1)),
+    st.builds(fx.ForgetAgent, agents),
+    st.builds(fx.SaveCommand, ids, fields, st.none() | st.just(60.0)),
+    st.builds(fx.PushCommand, agents, bodies),
+    st.builds(fx.WithdrawCommand, agents, bodies),
+    st.builds(fx.Deliver, agents, bodies, st.integers(1, 3)),
+    st.builds(fx.Answer, st.none() | agents, ids, bodies, st.just(60.0)),
+    st.builds(fx.SetDeadline, members, scores),
+    st.builds(fx.ClearDeadline, members),
+    st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
+    st.builds(fx.Record, facts),
+    st.builds(fx.Bury, letters),
+    st.builds(fx.ExpectScore, agents, scores),
+    st.builds(fx.ExpectDeadline, members, scores),
+)
+some_decisions = st.lists(
+    st.builds(lambda found: Decision("any", effects=found), st.lists(effects, max_size=4)), max_size=3
+).map(tuple)
+some_heard = st.lists(st.tuples(agents, ids), max_size=2).map(tuple)
+positions = st.sampled_from(["in step"] * 8 + ["out of step", "fenced", "twin"])
+"""Where a commit stands; the token of a twin has the number of the leader's, as two may get it by a failover."""
+limits = st.sampled_from([60, 4999, 10_000])

@@ -1,0 +1,235 @@
+"""A primary, its replica and three sentinels, all of them real: what a failover needs.
+
+Neither server is told for good whom it follows: whoever was killed comes back as a primary of its own data, and it is
+for the sentinels to make a replica of it, as they do where nobody has written a server's role into its configuration.
+"""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aism_engine.store.embedded import EmbeddedServer
+from tests.support.resp import Cli, RespError
+
+MASTER: Final = "fleet"
+_SENTINELS: Final = 3
+_QUORUM: Final = 2
+_HOST: Final = "127.0.0.1"
+_LOOK_EVERY_S: Final = 0.03
+_ANSWERS_WITHIN_S: Final = 0.5
+_HASTE: Final = {"ping-period": 200, "info-period": 400, "ask-period": 100, "publish-period": 500, "tilt-period": 1000}
+"""Milliseconds between what sentinels do by the clock; their own are up to twenty times that. A primary that comes back
+is made a replica four `publish-period` later; with less, a sentinel that has not heard of a failover yet (whoever leads
+it looks once a second) would take whom it has promoted for such a one. Servers before 7.0 can't be told, and take their
+time.
+"""
+
+
+class Site:
+    """Servers and sentinels that know each other. `with Site(binary, folder) as site`; everything here blocks."""
+
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        *,
+        down_after_s: float = 1.0,
+        failover_timeout_s: float = 3.0,
+        append_fsync: str | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        """Prepare it. `append_fsync` None: nothing is persisted."""
+        self.folders = tuple(folder / f"server-{number}" for number in range(2))
+        self.servers = tuple(
+            EmbeddedServer(
+                binary,
+                data_dir=each,
+                append_only=append_fsync is not None,
+                append_fsync=append_fsync or "no",
+                extra=("--repl-diskless-sync-delay", "0", *options),
+            )
+            for each in self.folders
+        )
+        self.sentinels: list[int] = []
+        """Their ports."""
+        self._binary = binary
+        self._folder = folder
+        self._timing = {"down-after-milliseconds": down_after_s, "failover-timeout": failover_timeout_s}
+        self._stack = ExitStack()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the sentinels are, as `redis.sentinels` wants it."""
+        return [f"{_HOST}:{port}" for port in self.sentinels]
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            primary, replica = (stack.enter_context(server) for server in self.servers)
+            with Cli(_HOST, replica.port) as ask:
+                ask("REPLICAOF", _HOST, primary.port)
+            for number in range(_SENTINELS):
+                config = self._folder / f"sentinel-{number}.conf"
+                self.sentinels.append(stack.enter_context(_sentinel(self._binary, config, primary.port, self._timing)))
+            self.wait_whole()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def named(self, sentinel: int) -> EmbeddedServer | None:
+        """Find whom the sentinel on this port calls the primary; None where it does not answer."""
+        with suppress(OSError, RespError), _asking(sentinel) as ask:
+            _, port = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+            return next((server for server in self.servers if server.port == int(port)), None)
+        return None
+
+    def is_whole(self) -> bool:
+        """Tell whether all agree on one primary, which has its replica at its heels, and could fail over now."""
+        named = {self.named(sentinel) for sentinel in self.sentinels}
+        primary = named.pop()
+        if named or primary is None:
+            return False
+        replica = self.other(primary)
+        try:
+            return (
+                _role(primary)[0] == b"master"
+                and _follows(_role(replica), primary.port)
+                and all(_sees_all(sentinel) for sentinel in self.sentinels)
+            )
+        except (OSError, RespError):
+            return False
+
+    def wait_whole(self, within_s: float = 20.0) -> EmbeddedServer:
+        """Wait until it is whole; gives the primary."""
+        ends_at = time.monotonic() + within_s
+        while not self.is_whole():
+            if time.monotonic() > ends_at:
+                raise AssertionError(f"not whole within {within_s} s: {self.told()}")
+            time.sleep(_LOOK_EVERY_S)
+        primary = self.named(self.sentinels[0])
+        assert primary is not None
+        return primary
+
+    def wait_promoted(self, server: EmbeddedServer, within_s: float = 10.0) -> bool:
+        """Wait until this server calls itself a primary, and so takes writes; tells whether it came to that."""
+        ends_at = time.monotonic() + within_s
+        while time.monotonic() < ends_at:
+            with suppress(OSError, RespError):
+                if _role(server)[0] == b"master":
+                    return True
+            time.sleep(_LOOK_EVERY_S)
+        return False
+
+    def fail_over(self) -> None:
+        """Ask for a failover. Nothing comes of it where the sentinel finds no replica good enough."""
+        with suppress(RespError), _asking(self.sentinels[0]) as ask:
+            ask("SENTINEL", "FAILOVER", MASTER)
+
+    def cut_off(self, primary: EmbeddedServer) -> None:
+        """Give the replica nothing more, until `let_follow`: what is written from now on, a failover takes back."""
+        _tell(primary.port, "ACL", "SETUSER", "default", "-psync", "-sync")
+        _tell(primary.port, "CLIENT", "KILL", "TYPE", "replica")
+
+    def let_follow(self, server: EmbeddedServer) -> None:
+        """Let it have a replica again, when it is a primary."""
+        _tell(server.port, "ACL", "SETUSER", "default", "+psync", "+sync")
+
+    def other(self, server: EmbeddedServer) -> EmbeddedServer:
+        return self.servers[1 - self.servers.index(server)]
+
+    def told(self) -> dict[str, Any]:
+        """Everybody's view, for who wonders why nothing happens."""
+        found: dict[str, Any] = {}
+        for server in self.servers:
+            with suppress(OSError, RespError):
+                found[f"server {server.port}"] = _role(server)
+        for port in self.sentinels:
+            with suppress(OSError, RespError):
+                found[f"sentinel {port}"] = _facts(port)
+        return found
+
+
+@contextmanager
+def _sentinel(binary: Path, config: Path, watched: int, timing: dict[str, float]) -> Iterator[int]:
+    """Run a sentinel, which reads and rewrites a file of its own; gives its port."""
+    with socket.create_server((_HOST, 0)) as free:
+        port = int(free.getsockname()[1])
+    lines = [f"port {port}", f"bind {_HOST}", "protected-mode no", f"dir {config.parent}"]
+    lines.append(f"sentinel monitor {MASTER} {_HOST} {watched} {_QUORUM}")
+    lines += [f"sentinel {name} {MASTER} {round(seconds * 1000)}" for name, seconds in timing.items()]
+    config.write_text("\n".join(lines) + "\n")
+    with config.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen([str(binary), str(config), "--sentinel"], stdout=log)
+    try:
+        _hurry(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _hurry(port: int, within_s: float = 10.0) -> None:
+    ends_at = time.monotonic() + within_s
+    while time.monotonic() < ends_at:
+        with suppress(OSError), _asking(port) as ask:
+            for name, period_ms in _HASTE.items():
+                with suppress(RespError):
+                    ask("SENTINEL", "DEBUG", name, period_ms)
+            return
+        time.sleep(_LOOK_EVERY_S)
+    raise AssertionError("a sentinel does not answer")
+
+
+def _asking(port: int) -> Cli:
+    return Cli(_HOST, port, _ANSWERS_WITHIN_S)
+
+
+def _tell(port: int, *words: str, attempts: int = 20) -> None:
+    """Tell a server something that may be told twice: our connection may be among those that a test cuts."""
+    for left in range(attempts, 0, -1):
+        try:
+            with _asking(port) as ask:
+                ask(*words)
+        except OSError:
+            if left == 1:
+                raise
+            time.sleep(_LOOK_EVERY_S)
+        else:
+            return
+
+
+def _role(server: EmbeddedServer) -> list[Any]:
+    with _asking(server.port) as ask:
+        found: list[Any] = ask("ROLE")
+    return found
+
+
+def _follows(role: list[Any], port: int) -> bool:
+    return role[0] == b"slave" and role[2:4] == [port, b"connected"]
+
+
+def _facts(sentinel: int) -> dict[bytes, bytes]:
+    with _asking(sentinel) as ask:
+        return _table(ask("SENTINEL", "MASTER", MASTER))
+
+
+def _sees_all(sentinel: int) -> bool:
+    """Tell whether it has last heard from everybody what they are, so that it puts nobody right any more."""
+    with _asking(sentinel) as ask:
+        primary = _table(ask("SENTINEL", "MASTER", MASTER))
+        replicas = [_table(each) for each in ask("SENTINEL", "SLAVES", MASTER)]
+    seen = (primary[b"flags"], primary[b"role-reported"], int(primary[b"num-other-sentinels"]))
+    followers = [(each[b"flags"], each[b"role-reported"], each[b"master-link-status"]) for each in replicas]
+    return seen == (b"master", b"master", _SENTINELS - 1) and followers == [(b"slave", b"slave", b"ok")]
+
+
+def _table(found: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(found[::2], found[1::2], strict=True))
