@@ -30,6 +30,7 @@ class EngineProcess:
         )
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
         self._stopped = False
         self._ended_by_us = False
         self._began = False
@@ -41,13 +42,15 @@ class EngineProcess:
         return self._process is not None and self._process.returncode is None and not self._stopped
 
     async def start(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            return
-        self._stopped = self._ended_by_us = self._began = False
-        self._process = await asyncio.create_subprocess_exec(
-            *self._program, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=self._environ, limit=1 << 20
-        )
-        self._reader = asyncio.create_task(self._read(self._process))
+        """Start it where it does not run. Two faults may ask for that at once: a second process would be nobody's."""
+        async with self._starting:
+            if self._process is not None and self._process.returncode is None:
+                return
+            self._stopped = self._ended_by_us = self._began = False
+            self._process = await asyncio.create_subprocess_exec(
+                *self._program, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=self._environ, limit=1 << 20
+            )
+            self._reader = asyncio.create_task(self._read(self._process))
 
     async def kill(self) -> None:
         """End it at once, whatever it is doing."""

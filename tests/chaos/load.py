@@ -48,7 +48,7 @@ class Load:
         first = [*self._hubs, *self._of("journey", "soldier")]
         for agent in first:
             await agent.say("register", payload={"type": "architect"})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await self._line.read("SCARD", self._keys.index) < len(first):  # noqa: ASYNC110 - it is watched from outside
                 await asyncio.sleep(0.01)
 
