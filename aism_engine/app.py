@@ -26,6 +26,7 @@ from aism_engine.runtime.component import Component
 from aism_engine.runtime.heartbeat import LoopMonitor
 from aism_engine.runtime.notify import Notifier
 from aism_engine.runtime.supervisor import Supervisor
+from aism_engine.services.archivist import Archivist
 from aism_engine.services.base import Context, Outages
 from aism_engine.services.census import Census
 from aism_engine.services.consumer import Consumer
@@ -33,12 +34,14 @@ from aism_engine.services.dispatcher import Dispatcher
 from aism_engine.services.elector import Elector
 from aism_engine.services.hints import Backlog, Hint
 from aism_engine.services.intake import Limits
+from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
 from aism_engine.services.reaper import Reaper
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import connect, where
+from aism_engine.store.history import History
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.store import Store
@@ -79,12 +82,13 @@ class Engine:
             "commands": connect(settings.redis, "commands"),
             "lease": connect(settings.redis, "lease", timeout_s=short_s),
             "pubsub": connect(settings.redis, "pubsub"),
+            "history": connect(settings.redis, "history"),
         }
         self.leadership = Leadership(clock)
         self.metrics.leader.set_function(lambda: self.leadership.token is not None)
         self.store = Store(self._clients["commands"], keys, clock)
         bounds = Bounds(
-            settings.history.audit_keep, settings.history.dead_letters_keep, settings.consumer.oversized_keep
+            settings.history.audit_keep_max, settings.history.dead_letters_keep, settings.consumer.oversized_keep
         )
         self.writer = Writer(
             self.store, self.leadership, bounds, clock, self.metrics, recent_ids=settings.consumer.recent_ids
@@ -156,6 +160,17 @@ class Engine:
             forget_after_s=settings.agents.forget_after,
             chunk=live.chunk,
         )
+        kept, history = settings.history, History(self._clients["history"], keys)
+        janitor = Janitor(
+            context,
+            history,
+            interval_s=kept.trim_every,
+            keep=kept.audit_keep,
+            forget_after_s=kept.archive_forget_after,
+        )
+        archivist = Archivist(
+            context, history, kept.archive_dir, prefix=settings.redis.prefix, every_s=kept.archive_every
+        )
         sampler = Sampler(context, interval_s=settings.sampler.interval, tell=self.notifier.status)
         monitor = LoopMonitor(
             clock=clock,
@@ -176,8 +191,10 @@ class Engine:
             timekeeper,
             reaper,
             census,
+            janitor,
             listener,
             sampler,
+            *((archivist,) if kept.archive_dir else ()),
         ]
 
     async def run(self, stopping: asyncio.Event) -> None:

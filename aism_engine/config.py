@@ -165,8 +165,24 @@ class HistorySettings(Section, frozen=True):
     """What is kept, and told, of what happened."""
 
     audit_keep: Annotated[Count, Meta(description="Entries kept in the audit")] = 1_000_000
+    audit_keep_max: Annotated[
+        Count, Meta(description="Most entries kept for archives that are behind; at least audit_keep")
+    ] = 2_000_000
+    trim_every: Annotated[Seconds, Meta(description="Seconds between trimmings of the audit")] = 5.0
+    archive_dir: Annotated[
+        str, Meta(description="Directory of this engine's own archive of the audit; empty: none")
+    ] = ""
+    archive_every: Annotated[Seconds, Meta(description="Seconds between looks at what is to be archived")] = 1.0
+    archive_forget_after: Annotated[
+        Seconds, Meta(description="The audit is not kept for an archive silent for so many seconds")
+    ] = 604_800.0
     dead_letters_keep: Annotated[Count, Meta(description="Dead letters kept")] = 10_000
     events: Annotated[bool, Meta(description="Whether the engine publishes state changes")] = True
+
+    def __post_init__(self) -> None:
+        if self.audit_keep_max < self.audit_keep:
+            expected = f"expected at least audit_keep ({self.audit_keep})"
+            raise ValueError(f"audit_keep_max: {expected}, got {self.audit_keep_max}")
 
 
 class MachinesSettings(Section, frozen=True):

@@ -48,6 +48,18 @@ class Metrics:
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
         self.mode = Gauge("aism_fleet_mode", "1 for the mode of the fleet, else 0", ["mode"], registry=r)
 
+        self.audit_trimmed = Counter("aism_audit_trimmed", "Entries that the leader took off the audit", registry=r)
+        self.archive_up = Gauge("aism_archive_up", "1 while this engine's archive can be written, else 0", registry=r)
+        self.archive_entries = Counter("aism_archive_entries", "Entries of the audit archived", registry=r)
+        self.archive_bytes = Counter("aism_archive_bytes", "Bytes written to the archive, uncompressed", registry=r)
+        self.archive_behind = Gauge(
+            "aism_archive_behind_entries", "Entries that are not archived yet; NaN where nobody counts", registry=r
+        )
+        self.archive_lag = Gauge("aism_archive_lag_seconds", "Age of what was archived last, while behind", registry=r)
+        self.archive_gaps = Counter("aism_archive_gaps", "Gaps written: trimmed before it was archived", registry=r)
+        self.archive_lost = Counter("aism_archive_lost_entries", "Entries in the gaps, where counted", registry=r)
+        self.archive_errors = Counter("aism_archive_errors", "Troubles of the archive", ["trouble"], registry=r)
+
         self.redis_up = Gauge("aism_redis_up", "1 while Redis serves, else 0", registry=r)
         self.outages = Counter("aism_redis_outages", "Outages begun, by name", ["outage"], registry=r)
         self.heard = Counter("aism_heard", "What the listener heard, by what became of it", ["outcome"], registry=r)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from aism_engine import __version__
-from aism_engine.cli import agents, config, dev, machines, options, run, send, tail
+from aism_engine.cli import agents, config, dev, history, machines, options, run, send, tail
 from aism_engine.cli.exits import Exit, complain, report
 from aism_engine.cli.output import print_json
 
@@ -16,6 +16,7 @@ app.command()(run.run)
 app.command()(dev.dev)
 app.command()(send.send)
 app.command()(tail.tail)
+app.command()(history.history)
 app.add_typer(agents.app, name="agents")
 app.add_typer(machines.app, name="machines")
 app.add_typer(config.app, name="config")

@@ -52,7 +52,12 @@ def tail(
 
 
 def _line(event: dict[str, Any]) -> str:
-    parts = [_clock_time(event.get("at") or event.get("timestamp")), event["event"], event.get("agent_id", "-")]
+    return f"{_clock_time(event.get('at') or event.get('timestamp'))}  {described(event)}"
+
+
+def described(event: dict[str, Any]) -> str:
+    """Write an event, but for its time, on one line."""
+    parts = [event["event"], event.get("agent_id", "-")]
     if "new_state" in event:
         parts.append(f"{event.get('old_state', '?')} -> {event['new_state']}")
     parts += (f"{name}={_plain(value)}" for name, value in event.items() if name not in _HEAD and value is not None)

@@ -17,6 +17,7 @@ class Keys:
         self.index = f"{prefix}:agents:index"
         self.deadlines = f"{prefix}:engine:deadlines"
         self.audit = f"{prefix}:engine:audit"
+        self.archives = f"{prefix}:engine:archives"
         self.dead_letters = f"{prefix}:engine:dead_letters"
         self.oversized = f"{prefix}:engine:oversized"
         self.lease = f"{prefix}:engine:lease"

@@ -16,6 +16,7 @@ from aism_engine.clock import SystemClock, iso
 from aism_engine.model.commands import Command
 from aism_engine.model.fleet import Agent
 from aism_engine.store.client import Client, connect_url, naming_outages
+from aism_engine.store.history import History
 from aism_engine.store.keys import Keys
 from aism_engine.store.store import Store
 from aism_engine.store.subscription import Subscription
@@ -50,6 +51,7 @@ class Operator:
         self._listening = listening
         self._keys = keys
         self._store = Store(client, keys, SystemClock())
+        self.history = History(client, keys)
 
     @classmethod
     @asynccontextmanager

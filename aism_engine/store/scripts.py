@@ -37,6 +37,13 @@ class LeaseCode(IntEnum):
     HELD = 0
 
 
+class TrimCode(IntEnum):
+    """What `trim.lua` answers."""
+
+    TRIMMED = 1
+    FENCED = -1
+
+
 class Executor(Protocol):
     async def execute_command(self, *args: Any, **options: Any) -> Any: ...  # noqa: ANN401 - redis-py's own signature
 
@@ -68,3 +75,5 @@ RELEASE: Final = Script("release")
 SIGHT: Final = Script("sight")
 RECORDS: Final = Script("records")
 PROBE: Final = Script("probe")
+AUDIT: Final = Script("audit")
+TRIM: Final = Script("trim")

@@ -8,7 +8,7 @@ from aism_engine.errors import GaveUpError
 from tests.cli.conftest import Call
 
 COMMANDS = [
-    *(["run"], ["dev"], ["send"], ["tail"], ["version"]),
+    *(["run"], ["dev"], ["send"], ["tail"], ["history"], ["version"]),
     *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),
     *(["machines", "check"], ["machines", "list"], ["machines", "show"]),
     *(["config", "check"], ["config", "show"]),

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from enum import IntEnum
 from importlib.resources import files
 
 import pytest
@@ -17,7 +18,7 @@ from aism_engine.store.batch import OURS, Batch, Bounds, Taken
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import PEEK, CommitCode, LeaseCode
+from aism_engine.store.scripts import PEEK, CommitCode, LeaseCode, TrimCode
 from aism_engine.store.store import CommitReply, Store
 from tests.support.engine import Client, Reader
 from tests.support.resp import Cli
@@ -92,8 +93,8 @@ CHANGE = (
 # The codes
 
 
-@pytest.mark.parametrize(("name", "codes"), [("commit", CommitCode), ("lease", LeaseCode)])
-def test_the_codes_of_a_script_are_those_of_its_enum(name: str, codes: type[CommitCode] | type[LeaseCode]) -> None:
+@pytest.mark.parametrize(("name", "codes"), [("commit", CommitCode), ("lease", LeaseCode), ("trim", TrimCode)])
+def test_the_codes_of_a_script_are_those_of_its_enum(name: str, codes: type[IntEnum]) -> None:
     """The header of the file and the enum in Python say the same."""
     text = (files("aism_engine.store") / "lua" / f"{name}.lua").read_text()
     header = text[text.index("-- Returns {code") : text.index("\nlocal ")]

@@ -1,0 +1,65 @@
+"""The janitor: trims the audit to what is to be kept, but never past what an archive has still to read.
+
+Each commit by itself trims at the hard bound, `history.audit_keep_max`, whoever is behind: memory has an end. Between
+the two bounds lies what archives may be late by.
+"""
+
+import asyncio
+
+import structlog
+
+from aism_engine.clock import iso
+from aism_engine.services.base import Context, Service
+from aism_engine.store.history import Announcement, History, held_back
+from aism_engine.store.scripts import TrimCode
+
+log = structlog.get_logger(component="janitor")
+
+
+class Janitor(Service):
+    """Trims, and forgets the archives that have said nothing for so long that nobody waits for them."""
+
+    name = "janitor"
+
+    def __init__(
+        self, context: Context, history: History, *, interval_s: float, keep: int, forget_after_s: float
+    ) -> None:
+        super().__init__(context)
+        self._history = history
+        self._interval_s = interval_s
+        self._keep = keep
+        self._forget_after_s = forget_after_s
+
+    async def run_once(self) -> bool:
+        began = self._clock.monotonic()
+        token = self._context.leadership.token
+        if token is None:
+            return False
+        before = held_back(await self._archives())
+        removed = 0
+        while True:
+            code, gone, more = await self._history.trim(token, self._keep, before)
+            removed += gone
+            if not more:
+                break
+        self._context.metrics.audit_trimmed.inc(removed)
+        if code is TrimCode.FENCED:
+            return False  # that we lead no more is found out by those who write
+        self._worked(began, ())
+        return False
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self._interval_s)
+
+    async def _archives(self) -> dict[str, Announcement]:
+        announced = await self._history.announced()
+        now = self._store.now
+        living: dict[str, Announcement] = {}
+        for archive, said in announced.items():
+            if said is not None and now - said.at < self._forget_after_s:
+                living[archive] = said
+                continue
+            await self._history.withdraw(archive)
+            told = {} if said is None else {"host": said.host, "directory": said.directory, "at": iso(said.at)}
+            log.warning("archive_forgotten", archive=archive, **told, consequence="the audit is not kept for it")
+        return living
