@@ -1,5 +1,6 @@
 """The archive as its engine writes it. Everything here blocks on the disk: it is called aside from the event loop."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -175,6 +176,8 @@ class Archive:
         self._synced_size = self._size
 
     def _write(self, content: bytearray) -> None:
+        if content and self._lock < 0:
+            raise OSError(errno.EBADF, "the directory was given back")
         if content and self._file < 0:
             self._begin(_day_after(self._day))  # the newest is closed, and this is older than it
         view = memoryview(content)

@@ -112,10 +112,33 @@ def naming_outages() -> Iterator[None]:
         raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
 
 
-class _Packing:
-    """Packs commands in C: redis-py's asynchronous connections do it in Python, at 0.7 µs an argument."""
+class _Mended:
+    """What redis-py's asynchronous connections lack."""
 
-    def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 - as redis-py has it
+    _connecting: asyncio.Task[Any] | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - as redis-py has it
+        super().__init__(*args, **options)
+        self._turn = asyncio.Lock()
+
+    async def connect_check_health(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Connect once, though two ask for it at the same time: a subscription is read by one and told by another.
+
+        redis-py would open two sockets and forget one of them, open.
+        """
+        task = asyncio.current_task()
+        if task is not None and self._connecting is task:  # it subscribes again while it connects
+            await super().connect_check_health(*args, **options)  # type: ignore[misc]
+            return
+        async with self._turn:
+            self._connecting = task
+            try:
+                await super().connect_check_health(*args, **options)  # type: ignore[misc]
+            finally:
+                self._connecting = None
+
+    def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401
+        """Pack in C: in Python it takes 0.7 µs an argument."""
         name = args[0]
         if isinstance(name, str) and " " in name:
             args = (*name.split(), *args[1:])
@@ -135,15 +158,15 @@ class _Packing:
             raise asyncio.CancelledError
 
 
-class _Connection(_Packing, Connection):
+class _Connection(_Mended, Connection):
     pass
 
 
-class _SSLConnection(_Packing, SSLConnection):
+class _SSLConnection(_Mended, SSLConnection):
     pass
 
 
-class _UnixConnection(_Packing, UnixDomainSocketConnection):
+class _UnixConnection(_Mended, UnixDomainSocketConnection):
     pass
 
 
@@ -158,7 +181,7 @@ _ASK_EVERY_S: Final = 1.0
 """Seconds between questions to a sentinel, an arbitrary number: a failover itself takes longer."""
 
 
-class _SentinelConnection(_Packing, SentinelManagedConnection):
+class _SentinelConnection(_Mended, SentinelManagedConnection):
     """A connection to whom the sentinels call the primary, if it says so itself: a demoted one answers PING, too."""
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002

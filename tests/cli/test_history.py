@@ -146,8 +146,8 @@ async def test_it_follows_what_happens(
 async def test_a_gap_is_told_where_it_is(fleet: Call, engine: Running, agent: AgentClient, archive: Path) -> None:
     """Between the facts around it, in words or as it is written in the archive."""
     archivist = next(each for each in engine.engine.components if each.name == "archivist")
-    await archivist._give_up()  # type: ignore[attr-defined]
     archivist._path = archive.parent / "elsewhere"  # type: ignore[attr-defined]
+    await archivist._give_up()  # type: ignore[attr-defined]
     await agent.transition("distill")
     await engine.call("XTRIM", engine.keys.audit, "MAXLEN", "=", 0)
     await agent.transition("inbox")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -591,15 +591,19 @@ async def test_a_full_disk_loses_nothing(
 
 async def test_two_engines_with_one_directory(server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
     """One archives, the other says that it is locked and works; it takes over when the first has gone."""
-    path = tmp_path / "archive"
-    async with running_engine(server, prefix, history__archive_dir=str(path), **FAST) as first:
+    path, load = tmp_path / "archive", Load()
+    async with AsyncExitStack() as engines:
+        first = await engines.enter_async_context(
+            running_engine(server, prefix, history__archive_dir=str(path), **FAST)
+        )
         await eventually(lambda: first.metric("aism_archive_up") == 1)
         async with launched(server, prefix, history__archive_dir=str(path), **FAST) as second:
             await eventually(lambda: second.metric("aism_archive_errors_total", trouble="locked") >= 1)
-            archivist = first.engine.components[-1]
-            await archivist._give_up()  # type: ignore[attr-defined]
-            archivist._path = tmp_path / "elsewhere"  # type: ignore[attr-defined]
+            await engines.aclose()
+            await load.say(second, 50)
             await eventually(lambda: second.metric("aism_archive_up") == 1)
+            await load.wait_applied_once(second)
+            await eventually(is_whole(second, path))
 
 
 async def test_a_clean_stop_leaves_the_cursor_at_the_last_line(

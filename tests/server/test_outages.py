@@ -263,5 +263,17 @@ async def test_channels_that_are_joined_while_it_connects_are_heard_with_the_oth
         await client.aclose()
 
 
+async def test_two_who_connect_at_the_same_time_make_one_connection(server: EmbeddedServer, prefix: str) -> None:
+    """A subscription whose connection broke is mended by its reader, and by a reader that leaves or joins, at once."""
+    client = connect(RedisSettings(url=server.url), prefix)
+    connection = client.connection_pool.make_connection()
+    await asyncio.gather(*(connection.connect() for _ in range(3)))
+    async with visitor(server) as other:
+        names = [each["name"] for each in await other.client_list()]
+    assert names.count(f"aism-{prefix}") == 1
+    await connection.disconnect()
+    await client.aclose()
+
+
 async def _subscribed(client: Client, channels: list[str], expected: list[int]) -> bool:
     return [count for _, count in await client.pubsub_numsub(*channels)] == expected

@@ -203,15 +203,20 @@ def test_what_others_have_written_into_the_audit_is_passed_over() -> None:
 # --- properties -------------------------------------------------------------------------------------------------------
 
 STATES: Final = ("offline", "inbox", "idle", "deep_work")
-STEPS: Final = st.lists(st.tuples(st.sampled_from(STATES), st.sampled_from(["", "a", "b", "c"])), max_size=30)
+STEPS: Final = st.lists(st.tuples(st.sampled_from(STATES), st.sampled_from(["", *"abcdef"])), max_size=30)
 
 
 def lived(steps: list[tuple[str, str]]) -> tuple[list[Line], list[tuple[str, frozenset[str]]]]:
-    """A life: at each second it goes to a state, and a command begins or ends; and how it stood after each second."""
+    """A life: at each second it goes to a state, and a command begins or ends; and how it stood after each second.
+
+    An id is that of one command for ever.
+    """
     state, begun, lines, stood_so = "offline", frozenset[str](), [entry(0, met())], [("offline", frozenset[str]())]
+    ended = set[str]()
     for second, (target, command_id) in enumerate(steps, 1):
         facts = [changed(state, target)] if target != state else []
-        if command_id:
+        if command_id and command_id not in ended:
+            ended |= begun & {command_id}
             facts.append(command("succeeded" if command_id in begun else "queued", command_id))
             begun ^= {command_id}
         state = target
