@@ -30,8 +30,10 @@ from aism_engine.services.archivist import Archivist
 from aism_engine.services.base import Context, Outages
 from aism_engine.services.census import Census
 from aism_engine.services.consumer import Consumer
+from aism_engine.services.courier import Courier
 from aism_engine.services.dispatcher import Dispatcher
 from aism_engine.services.elector import Elector
+from aism_engine.services.errands import Errands
 from aism_engine.services.hints import Backlog, Hint
 from aism_engine.services.intake import Limits
 from aism_engine.services.janitor import Janitor
@@ -90,8 +92,15 @@ class Engine:
         bounds = Bounds(
             settings.history.audit_keep_max, settings.history.dead_letters_keep, settings.consumer.oversized_keep
         )
+        freed = Hint()
         self.writer = Writer(
-            self.store, self.leadership, bounds, clock, self.metrics, recent_ids=settings.consumer.recent_ids
+            self.store,
+            self.leadership,
+            bounds,
+            clock,
+            self.metrics,
+            recent_ids=settings.consumer.recent_ids,
+            on_freed=freed.ring,
         )
         self.outages = Outages(self.metrics, self.notifier.status)
         context = Context(
@@ -107,7 +116,7 @@ class Engine:
         )
 
         # --- the services
-        responses, requests = Hint(), Hint()
+        responses, requests, to_many = Hint(), Hint(), Hint()
         elector = Elector(
             context,
             Store(self._clients["lease"], keys, clock),
@@ -134,12 +143,26 @@ class Engine:
         dispatcher = Dispatcher(
             context,
             requests,
+            to_many,
             Limits(
                 settings.dispatcher.batch_messages,
                 settings.dispatcher.batch_bytes,
                 settings.consumer.max_message_bytes,
                 settings.dispatcher.poll_interval,
             ),
+        )
+        errands = Errands(
+            context,
+            to_many,
+            Limits(
+                settings.dispatcher.batch_messages,
+                settings.dispatcher.batch_bytes,
+                settings.consumer.max_message_bytes,
+                settings.dispatcher.errands_interval,
+            ),
+        )
+        courier = Courier(
+            context, freed, poll_interval_s=settings.commands.delivery_interval, batch=settings.commands.delivery_batch
         )
         timekeeper = Timekeeper(
             context, poll_interval_s=settings.timekeeper.poll_interval, batch=settings.timekeeper.batch
@@ -188,6 +211,8 @@ class Engine:
             elector,
             self._consumer,
             dispatcher,
+            errands,
+            courier,
             timekeeper,
             reaper,
             census,
@@ -293,6 +318,14 @@ def _rules(settings: Settings, handlers: Mapping[str, Handler]) -> Rules:
         retention_s=settings.commands.retention,
         max_result_bytes=settings.commands.max_result_bytes,
         max_queued=settings.commands.max_queued,
+        max_in_flight=settings.commands.max_in_flight,
+        ack_timeout_s=settings.commands.ack_timeout,
+        timeout_s=settings.commands.timeout,
+        extend_on_progress=settings.commands.extend_on_progress,
+        max_attempts=settings.commands.max_attempts,
+        backoff_initial_s=settings.commands.backoff_initial,
+        backoff_max_s=settings.commands.backoff_max,
+        on_lost=settings.commands.on_lost,
         reply_ttl_s=settings.dispatcher.reply_ttl,
         inbox_keep=settings.agents.inbox_keep,
         events=settings.history.events,

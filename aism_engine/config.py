@@ -32,6 +32,7 @@ Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
 Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
+OnLost = Literal["hold", "fail"]
 SilentAfter = Annotated[Seconds, Meta(description="No sign of life for so many seconds: silent")]
 LostAfter = Annotated[Seconds, Meta(description="No sign of life for so many seconds: lost; more than silent_after")]
 
@@ -96,7 +97,8 @@ class DispatcherSettings(Section, frozen=True):
 
     batch_messages: Annotated[Count, Meta(description="Most requests, or targets of one, in one commit")] = 128
     batch_bytes: Annotated[Bytes, Meta(description="Most bytes read for one commit")] = 4_194_304
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between looks when nothing wakes it")] = 0.05
+    poll_interval: Annotated[Seconds, Meta(description="Seconds between looks when nothing wakes it")] = 0.25
+    errands_interval: Annotated[Seconds, Meta(description="Seconds between looks at requests to many")] = 0.25
     reply_ttl: Annotated[Seconds, Meta(description="Seconds that a reply waits to be read")] = 300.0
 
 
@@ -146,6 +148,18 @@ class CommandsSettings(Section, frozen=True):
     retention: Annotated[Seconds, Meta(description="Seconds that the record of an ended command is kept")] = 86_400.0
     max_result_bytes: Annotated[Bytes, Meta(description="Most bytes of a result kept in the record")] = 16_384
     max_queued: Annotated[Count, Meta(description="Most open commands per agent; more are refused")] = 1000
+    max_in_flight: Annotated[Count, Meta(description="Most commands handed out to an agent; more wait")] = 32
+    ack_timeout: Annotated[Seconds, Meta(description="Seconds from taking a command to its acknowledgement")] = 30.0
+    timeout: Annotated[Seconds, Meta(description="Seconds of execution; then the command has failed")] = 3600.0
+    extend_on_progress: Annotated[bool, Meta(description="Whether progress starts the execution's clock anew")] = True
+    max_attempts: Annotated[Count, Meta(description="How often a command is sent to an agent that confirms")] = 5
+    backoff_initial: Annotated[Seconds, Meta(description="Longest pause before the second attempt, in seconds")] = 1.0
+    backoff_max: Annotated[Seconds, Meta(description="Longest pause before any attempt, in seconds")] = 60.0
+    on_lost: Annotated[OnLost, Meta(description="When the agent is lost: hold the command until its ttl, or fail")] = (
+        "hold"
+    )
+    delivery_interval: Annotated[Seconds, Meta(description="Seconds between looks at what agents have taken")] = 0.5
+    delivery_batch: Annotated[Count, Meta(description="Most lists looked at, or handed out to, at a time")] = 1000
 
 
 class TimekeeperSettings(Section, frozen=True):

@@ -45,6 +45,8 @@ class Letter(Struct, frozen=True, kw_only=True):
     digest: str
     size: int
     agent_id: str | None = None
+    replay_of: str | None = None
+    """The dead letter it was before it was replayed, in vain."""
 
 
 class SaveAgent(Struct, frozen=True, gc=False):
@@ -96,11 +98,53 @@ class PushCommand(Struct, frozen=True, gc=False):
     body: bytes
 
 
-class WithdrawCommand(Struct, frozen=True, gc=False):
-    """Take a copy that was not popped yet out of the agent's list."""
+class ReleaseCommand(Struct, frozen=True, gc=False):
+    """Push what the record of the command has as its body: the server copies it, nobody has to read it first."""
 
     agent_id: str
+    command_id: str
+
+
+class WithdrawCommand(Struct, frozen=True, gc=False):
+    """Take a copy that was not popped yet out of the agent's list. Where there is none any more, push `otherwise`."""
+
+    agent_id: str
+    command_id: str
+    otherwise: bytes | None = None
+
+
+class SaveGroup(Struct, frozen=True, gc=False):
+    """Set these fields of the group's record; `keep_s` bounds its life once all its members have ended."""
+
+    group_id: str
+    fields: dict[str, str | bytes]
+    keep_s: float | None = None
+
+
+class AddErrands(Struct, frozen=True, gc=False):
+    """Give the engine something to do later, in order: one small message for each target of a request to many."""
+
+    bodies: list[bytes]
+
+
+class SaveHold(Struct, frozen=True, gc=False):
+    """Set, or with an empty text clear, what holds the whole fleet."""
+
+    hold: str
+
+
+class SaveAnswer(Struct, frozen=True, gc=False):
+    """Keep what was answered to a request: asked again, it is answered the same."""
+
+    request_id: str
     body: bytes
+    keep_s: float
+
+
+class RemoveLetters(Struct, frozen=True, gc=False):
+    """Remove dead letters by their ids in the stream."""
+
+    letter_ids: tuple[str, ...]
 
 
 class Deliver(Struct, frozen=True, gc=False):
@@ -165,7 +209,13 @@ Effect: TypeAlias = (
     | ForgetAgent
     | SaveCommand
     | PushCommand
+    | ReleaseCommand
     | WithdrawCommand
+    | SaveGroup
+    | AddErrands
+    | SaveHold
+    | SaveAnswer
+    | RemoveLetters
     | Deliver
     | Answer
     | SetDeadline

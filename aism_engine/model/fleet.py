@@ -5,6 +5,7 @@ confirmed. A draft is thrown away otherwise, so a decision can never outlive the
 of a batch sees what the first one did.
 """
 
+from bisect import insort
 from collections.abc import Iterable, Mapping
 from copy import copy
 from enum import StrEnum
@@ -14,7 +15,9 @@ import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import from_iso, iso
-from aism_engine.model.commands import Command
+from aism_engine.model.commands import RANKS, Command
+from aism_engine.model.effects import Letter
+from aism_engine.model.groups import Group
 
 
 class Liveness(StrEnum):
@@ -24,6 +27,16 @@ class Liveness(StrEnum):
     LOST = "lost"
     LEFT = "left"
     """Said goodbye: its silence is in order."""
+
+
+class Hold(StrEnum):
+    """What an operator has stopped."""
+
+    NONE = ""
+    PAUSE = "pause"
+    """Commands are accepted, and wait."""
+    DRAIN = "drain"
+    """Commands are refused; those that were accepted are still handed out."""
 
 
 class Agent(Struct, kw_only=True):
@@ -46,8 +59,59 @@ class Agent(Struct, kw_only=True):
     """The heartbeat it was lost with: a different one brings it back."""
     lost_at: float = 0.0
     met_at: float
-    open_commands: frozenset[str] = frozenset()
-    """Derived from the commands, not part of the record."""
+    hold: Hold = Hold.NONE
+    # Where its open commands are: derived from them, not part of the record. None of these is ever changed in place.
+    later: frozenset[str] = frozenset()
+    waiting: tuple[tuple[int, int, str], ...] = ()
+    """Rank of its priority, turn, id: in the order in which they will be handed out."""
+    queued: tuple[str, ...] = ()
+    """In the order in which they were pushed."""
+    taken: frozenset[str] = frozenset()
+
+    @property
+    def acks(self) -> bool:
+        """Whether it confirms commands, and so may be sent one again."""
+        return "ack" in self.capabilities
+
+    @property
+    def open_commands(self) -> list[str]:
+        return [*self.queued, *self.taken, *self.later, *(command_id for _, _, command_id in self.waiting)]
+
+    @property
+    def load(self) -> int:
+        """How many commands of its are open."""
+        return len(self.later) + len(self.waiting) + len(self.queued) + len(self.taken)
+
+    @property
+    def in_flight(self) -> int:
+        """How many commands count against its credit. Who does not confirm owes us nothing once it has taken one."""
+        return len(self.queued) + (len(self.taken) if self.acks else 0)
+
+    def unfile(self, command_id: str) -> None:
+        if command_id in self.queued:
+            self.queued = tuple(other for other in self.queued if other != command_id)
+        elif command_id in self.taken:
+            self.taken -= {command_id}
+        elif command_id in self.later:
+            self.later -= {command_id}
+        else:
+            self.waiting = tuple(entry for entry in self.waiting if entry[2] != command_id)
+
+    def file(self, command: Command) -> None:
+        """Put an open command where it belongs, from wherever it was."""
+        command_id = command.command_id
+        self.unfile(command_id)
+        match command.place:
+            case "queued":
+                self.queued += (command_id,)
+            case "taken":
+                self.taken |= {command_id}
+            case "later":
+                self.later |= {command_id}
+            case "waiting":
+                waiting = list(self.waiting)
+                insort(waiting, (RANKS[command.priority], command.turn, command_id))
+                self.waiting = tuple(waiting)
 
     def record(self) -> dict[str, str]:
         """Build the fields of the whole record; an absent value is an empty string."""
@@ -66,6 +130,7 @@ class Agent(Struct, kw_only=True):
             "lost_score": "" if self.lost_score is None else repr(self.lost_score),
             "lost_at": iso(self.lost_at) if self.lost_at else "",
             "met_at": iso(self.met_at),
+            "hold": self.hold.value,
         }
 
     def absence(self) -> dict[str, str]:
@@ -99,6 +164,7 @@ class Agent(Struct, kw_only=True):
             lost_score=float(record["lost_score"]) if record["lost_score"] else None,
             lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
             met_at=from_iso(record["met_at"]),
+            hold=Hold(record["hold"]),
         )
 
 
@@ -125,7 +191,11 @@ class Lookups(Struct):
     sightings: dict[str, Sighting] = field(default_factory=dict)
     commands: dict[str, Command] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
-    """What lies in the lists of agents for commands that are to be withdrawn."""
+    """What was pushed for commands that are to be sent again, or given up on; empty where it has gone."""
+    answers: dict[str, bytes] = field(default_factory=dict)
+    """What was answered to requests that were asked before."""
+    letters: dict[str, Letter] = field(default_factory=dict)
+    """The dead letters that are to be replayed, by their ids in the stream."""
 
 
 _ENDED: Final = 4096
@@ -145,9 +215,21 @@ def _mark(message_id: str) -> bytes:
 class Fleet:
     """All agents, their open commands, and the ids of the messages last seen from each."""
 
-    def __init__(self, agents: Iterable[Agent] = (), commands: Iterable[Command] = (), *, recent_ids: int = 64) -> None:
+    def __init__(
+        self,
+        agents: Iterable[Agent] = (),
+        commands: Iterable[Command] = (),
+        groups: Iterable[Group] = (),
+        *,
+        hold: Hold = Hold.NONE,
+        recent_ids: int = 64,
+    ) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
-        self.commands = {command.command_id: command for command in commands}
+        self.commands = {command.command_id: command for command in sorted(commands, key=lambda each: each.turn)}
+        self.groups = {group.group_id: group for group in groups}
+        self.hold = hold
+        self.turn = max((command.turn for command in self.commands.values()), default=0)
+        """The last turn that was given."""
         self.ended: dict[str, Command] = {}
         """The last commands that have ended: what was looked up for a batch may be older than their end."""
         self.spoke: dict[str, float] = {}
@@ -157,7 +239,13 @@ class Fleet:
         self._recent_bytes = recent_ids * _MARK_BYTES
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
-                agent.open_commands |= {command.command_id}
+                agent.file(command)
+        self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
+        """Who has commands that wait."""
+        self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
+        """In whose list something lies."""
+        self.freed = set(self.waiting)
+        """Who has commands that wait, and has changed since somebody last looked whether they may be handed out."""
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message was among the last ones of its agent."""
@@ -184,6 +272,22 @@ class Fleet:
         self.agents.pop(agent_id, None)
         self.spoke.pop(agent_id, None)
         self._recent.pop(agent_id, None)
+        for agents in (self.waiting, self.queued, self.freed):
+            agents.discard(agent_id)
+
+    def replace(self, agent: Agent) -> None:
+        agent_id = agent.agent_id
+        self.agents[agent_id] = agent
+        if agent.queued:
+            self.queued.add(agent_id)
+        else:
+            self.queued.discard(agent_id)
+        if agent.waiting:
+            self.waiting.add(agent_id)
+            self.freed.add(agent_id)
+        elif agent_id in self.waiting:
+            self.waiting.discard(agent_id)
+            self.freed.discard(agent_id)
 
 
 class Draft:
@@ -198,6 +302,11 @@ class Draft:
         self._commands: dict[str, Command] = {}
         self._heard: dict[str, list[str]] = {}
         self._added = 0
+        self.answers: dict[str, bytes] = {}
+        """What is answered to the requests of this batch."""
+        self.hold = fleet.hold
+        self._groups: dict[str, Group] = {}
+        self._turn = fleet.turn
 
     @property
     def size(self) -> int:
@@ -234,8 +343,48 @@ class Draft:
 
     def add_command(self, command: Command) -> None:
         self._commands[command.command_id] = command
+        self.file(command)
+
+    def file(self, command: Command) -> None:
+        """Let its agent know where a command is now."""
         if agent := self.agent(command.agent_id):
-            agent.open_commands |= {command.command_id}
+            if command.open:
+                agent.file(command)
+            else:
+                agent.unfile(command.command_id)
+
+    def next_turn(self) -> int:
+        self._turn += 1
+        return self._turn
+
+    def group(self, group_id: str) -> Group | None:
+        """Get a group to change it; none where it has ended."""
+        group = self._groups.get(group_id)
+        if group is None and (found := self._fleet.groups.get(group_id)) is not None:
+            group = self._groups[group_id] = copy(found)
+        return group
+
+    def add_group(self, group: Group) -> None:
+        self._groups[group.group_id] = group
+
+    def members(self, group_id: str) -> list[str]:
+        """Find the open commands of a group."""
+        return [each.command_id for each in self._fleet.commands.values() if each.group_id == group_id]
+
+    def agents(self) -> Iterable[Agent]:
+        """All agents, to look at and not to change."""
+        changed = self._agents
+        for agent_id, agent in self._fleet.agents.items():
+            found = changed.get(agent_id, agent)
+            if found is not None:
+                yield found
+        yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
+
+    def is_paused(self, agent: Agent) -> bool:
+        return Hold.PAUSE in (agent.hold, self.hold)
+
+    def is_draining(self, agent: Agent) -> bool:
+        return Hold.DRAIN in (agent.hold, self.hold)
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         return message_id in self._heard.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
@@ -257,14 +406,27 @@ class Draft:
             if agent is None:
                 fleet.forget(agent_id)
             else:
-                fleet.agents[agent_id] = agent
-        for command_id, command in self._commands.items():
-            if command.open:
-                fleet.commands[command_id] = command
-            else:
-                fleet.end(command)
+                fleet.replace(agent)
+        self._settle_commands()
+        if self.hold != fleet.hold:
+            fleet.hold = self.hold
+            fleet.freed |= fleet.waiting
         for agent_id, ids in self._heard.items():
             if agent_id in fleet.agents:
                 fleet.spoke[agent_id] = self.now
                 for message_id in ids:
                     fleet.remember(agent_id, message_id)
+
+    def _settle_commands(self) -> None:
+        fleet = self._fleet
+        fleet.turn = self._turn
+        for command_id, command in self._commands.items():
+            if command.open:
+                fleet.commands[command_id] = command
+            else:
+                fleet.end(command)
+        for group_id, group in self._groups.items():
+            if group.ended:
+                fleet.groups.pop(group_id, None)
+            else:
+                fleet.groups[group_id] = group

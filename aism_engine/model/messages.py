@@ -7,9 +7,12 @@ the bytes are.
 """
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeAlias, get_args
 
 from msgspec import Meta, Struct, field
+
+from aism_engine.model.commands import OnLost, Priority
 
 Identifier: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 TypeName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -17,6 +20,9 @@ StateName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z][A-Za-z0-9_.-]{0,
 MeasureName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,63}\Z")]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
+Duration: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
+SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
+LetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -155,14 +161,79 @@ class CommandSpec(Struct, frozen=True):
 
 
 class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    ttl: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
-    """Seconds from acceptance to the end; none: `commands.ttl`."""
+    """What is not given is as the section `commands` of the settings says. Durations in seconds."""
+
+    ttl: Duration | None = None
+    """From acceptance, or from the start of a scheduled command, to its end."""
+    ack_timeout: Duration | None = None
+    timeout: Duration | None = None
+    """Of the execution."""
+    max_attempts: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    priority: Priority = "normal"
+    on_lost: OnLost | None = None
+    start_at: str | None = None
+    """Not before this instant, ISO 8601 with an offset."""
+    start_in: Annotated[float, Meta(ge=0, le=31_536_000)] | None = None
+    """Not before so many seconds have passed."""
+    quorum: Annotated[str, Meta(pattern=r"\A\d{1,7}%?\Z")] | None = None
+    """How many of the selected have to succeed: `80%`, or a number; all."""
+
+    def __post_init__(self) -> None:
+        if self.start_at is not None:
+            if self.start_in is not None:
+                raise ValueError("`start_at` and `start_in` exclude each other")
+            if datetime.fromisoformat(self.start_at).tzinfo is None:
+                raise ValueError("`start_at` needs an offset from UTC, such as a Z at its end")
 
 
 class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
-    agent_id: Identifier
     command: CommandSpec
+    agent_id: Identifier | None = None
+    select: SelectorText | None = None
+    any: bool = False
+    """Give it to one of the selected, the one with the fewest open commands."""
     options: SendOptions = SendOptions()
+
+    def __post_init__(self) -> None:
+        _exactly_one(agent_id=self.agent_id, select=self.select)
+        if self.any and self.select is None:
+            raise ValueError("`any` needs `select`")
+        if self.options.quorum is not None and (self.select is None or self.any):
+            raise ValueError("a `quorum` needs a `select` of many")
+
+
+class HoldPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    agent_id: Identifier | None = None
+    select: SelectorText | None = None
+    all: bool | None = None
+    """The whole fleet, and who joins it later."""
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        _exactly_one(agent_id=self.agent_id, select=self.select, all=self.all or None)
+
+
+class CancelPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    command_id: Identifier | None = None
+    group_id: Identifier | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        _exactly_one(command_id=self.command_id, group_id=self.group_id)
+
+
+class ReplayPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    letter_id: LetterId
+
+
+class PurgePayload(Struct, frozen=True, forbid_unknown_fields=True):
+    letter_ids: Annotated[tuple[LetterId, ...], Meta(min_length=1, max_length=1000)]
+    reason: str | None = None
+
+
+def _exactly_one(**choices: object) -> None:
+    if sum(choice is not None for choice in choices.values()) != 1:
+        raise ValueError(f"exactly one of {', '.join(f'`{name}`' for name in choices)} is needed")
 
 
 class ForgetPayload(Struct, frozen=True, forbid_unknown_fields=True):
@@ -185,11 +256,35 @@ class Send(_Request, frozen=True, kw_only=True, tag="send"):
     payload: SendPayload
 
 
+class Cancel(_Request, frozen=True, kw_only=True, tag="cancel"):
+    payload: CancelPayload
+
+
+class Pause(_Request, frozen=True, kw_only=True, tag="pause"):
+    payload: HoldPayload
+
+
+class Drain(_Request, frozen=True, kw_only=True, tag="drain"):
+    payload: HoldPayload
+
+
+class Resume(_Request, frozen=True, kw_only=True, tag="resume"):
+    payload: HoldPayload
+
+
+class Replay(_Request, frozen=True, kw_only=True, tag="replay"):
+    payload: ReplayPayload
+
+
+class Purge(_Request, frozen=True, kw_only=True, tag="purge"):
+    payload: PurgePayload
+
+
 class Forget(_Request, frozen=True, kw_only=True, tag="forget"):
     payload: ForgetPayload
 
 
-Request: TypeAlias = Send | Forget
+Request: TypeAlias = Send | Cancel | Pause | Drain | Resume | Replay | Purge | Forget
 
 _KINDS: Final = {member: str(member.__struct_config__.tag) for member in (*get_args(Response), *get_args(Request))}
 

@@ -1,6 +1,9 @@
 """The dispatcher: what operators ask for, from the tail of the request queue."""
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
 
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_request
@@ -11,19 +14,49 @@ from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
 from aism_engine.services.intake import Intake, Limits
 
+_HEAR_OUT_S: Final = 1.0
+_LOOK_EVERY_S: Final = 0.01
+
 
 class Dispatcher(Intake[m.Request]):
     """Accepts requests, or says why not. Accepted means: the record is committed, the command is on its way."""
 
     name = "dispatcher"
 
-    def __init__(self, context: Context, hint: Hint, limits: Limits) -> None:
+    def __init__(self, context: Context, hint: Hint, errands: Hint, limits: Limits) -> None:
         super().__init__(context, hint, SOURCE, limits, decode_request)
+        self._errands = errands
 
     async def look_up(self, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
-        strangers = {message.payload.agent_id for message in messages if message.payload.agent_id not in fleet.agents}
-        asked = {message.id for message in messages if isinstance(message, m.Send) and message.id not in fleet.commands}
-        return Lookups(await self._store.sightings(strangers), await self._store.commands(asked))
+        asked_at = self._clock.monotonic()
+        named = {agent_id for message in messages if (agent_id := getattr(message.payload, "agent_id", None))}
+        sightings = await self._store.sightings(named - fleet.agents.keys())
+        if not all(seen.exists for seen in sightings.values()):
+            await self._hear_out(asked_at)
+        commands = {message.id for message in messages if isinstance(message, m.Send)}
+        commands |= {
+            message.payload.command_id
+            for message in messages
+            if isinstance(message, m.Cancel) and message.payload.command_id is not None
+        }
+        return Lookups(
+            sightings,
+            await self._store.commands(commands - fleet.commands.keys()),
+            answers=await self._store.answers([message.id for message in messages]),
+            letters=await self._store.letters(
+                {message.payload.letter_id for message in messages if isinstance(message, m.Replay)}
+            ),
+        )
+
+    async def _hear_out(self, asked_at: float) -> None:
+        """Let the consumer read what lay in its queue when we were asked: a stranger may have registered there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HEAR_OUT_S):
+                while self._context.backlog.passed < asked_at:  # noqa: ASYNC110  it is told at each look
+                    await asyncio.sleep(_LOOK_EVERY_S)
+
+    def applied(self, count: int) -> None:  # noqa: ARG002
+        self._errands.ring()  # among them there may have been a request to many
 
     def decide(self, draft: Draft, message: m.Request, raw: bytes) -> Decision:
         return decide_request(draft, self._rules, message, raw)

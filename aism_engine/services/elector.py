@@ -63,7 +63,8 @@ class Elector(Service):
 
     async def wait(self) -> None:
         leads = self._context.leadership.token is not None
-        await asyncio.sleep(self._renew_every_s if leads else min(self._renew_every_s, _LOOK_EVERY_S))
+        until_free_s = max(0.001, self._lease_store.lease_left_s)
+        await asyncio.sleep(self._renew_every_s if leads else min(self._renew_every_s, _LOOK_EVERY_S, until_free_s))
 
     async def _release(self) -> None:
         self._context.leadership.lose()

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
 from aism_engine.model.fleet import Draft, Lookups
@@ -26,7 +27,7 @@ class Timekeeper(Service):
         self._batch = batch
 
     async def run_once(self) -> bool:
-        await self._writer.loaded()
+        fleet = await self._writer.loaded()
         began = self._clock.monotonic()
         now = await self._store.read_time()
         unread_s = began - self._context.backlog.passed  # however far behind the consumer is: time goes on for it alone
@@ -34,21 +35,35 @@ class Timekeeper(Service):
         if not due:
             self._worked(began, ())
             return False
-        command_ids = [member.partition(":")[2] for member, _ in due]
-        bodies = await self._store.bodies(command_ids, _MOST_BYTES)
-        due = due[: len(bodies)]
-        lookups = Lookups(commands=await self._store.commands(list(bodies)), bodies=bodies)
+        again = [name for member, _ in due if _is_to_be_sent_again(fleet.commands.get(name := _name(member)))]
+        lookups = Lookups(bodies=await self._store.bodies(again, _MOST_BYTES))
 
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             return [
                 Decision("deadline", "unchanged")
                 if failures.get(number, ("",))[0] == "score_moved"
-                else decide_due(draft, self._rules, member, at, spoilt=number in failures)
+                else decide_due(draft, self._rules, member, at, spoilt=self._spoilt(member, failures.get(number)))
                 for number, (member, at) in enumerate(due)
             ]
 
-        self._worked(began, await self._writer.write(decide, lookups=lookups))
-        return len(command_ids) == self._batch or len(due) < len(command_ids)
+        decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
+        self._worked(began, decisions)
+        return any(decision.outcome != "unchanged" for decision in decisions) and len(due) == self._batch
+
+    def _spoilt(self, member: str, failure: tuple[str, str] | None) -> frozenset[str]:
+        """Tell what of a command has a key of the wrong type."""
+        if failure is None:
+            return frozenset()
+        is_record = self._store.keys.command(_name(member)) in failure[1]
+        return frozenset({"record"}) if is_record else frozenset({"list"})
 
     async def wait(self) -> None:
         await asyncio.sleep(self._poll_interval_s)
+
+
+def _name(member: str) -> str:
+    return member.partition(":")[2]
+
+
+def _is_to_be_sent_again(command: Command | None) -> bool:
+    return command is not None and command.status is Status.WAITING

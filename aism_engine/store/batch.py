@@ -14,6 +14,8 @@ from aism_engine.model.decisions.common import Decision
 from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
+_MOST_ARGUMENTS: Final = 1000
+"""Of one write: a script may put no more than some 8,000 values on its stack."""
 OURS: Final = -1
 """The owner of keys that belong to no one decision: the audit, the dead letters, the indexes."""
 
@@ -186,8 +188,34 @@ class Batch:
     def _push_command(self, effect: fx.PushCommand) -> None:
         self._write("LPUSH", self._place(self._keys.commands(effect.agent_id), "l", ours=False), effect.body)
 
+    def _release_command(self, effect: fx.ReleaseCommand) -> None:
+        record = self._place(self._keys.command(effect.command_id), "h", ours=False)
+        self._write("RELEASE", self._place(self._keys.commands(effect.agent_id), "l", ours=False), record)
+
     def _withdraw_command(self, effect: fx.WithdrawCommand) -> None:
-        self._write("LREM", self._place(self._keys.commands(effect.agent_id), "l", ours=False), 0, effect.body)
+        record = self._place(self._keys.command(effect.command_id), "h", ours=False)
+        otherwise = () if effect.otherwise is None else (effect.otherwise,)
+        self._write("WITHDRAW", self._place(self._keys.commands(effect.agent_id), "l", ours=False), record, *otherwise)
+
+    def _save_group(self, effect: fx.SaveGroup) -> None:
+        place = self._hash(self._keys.group(effect.group_id), effect.fields)
+        if effect.keep_s is not None:
+            self._write("PEXPIRE", place, int(effect.keep_s * 1000))
+
+    def _add_errands(self, effect: fx.AddErrands) -> None:
+        place = self._place(self._keys.errands, "l")
+        for start in range(0, len(effect.bodies), _MOST_ARGUMENTS):
+            self._write("LPUSH", place, *effect.bodies[start : start + _MOST_ARGUMENTS])
+
+    def _save_hold(self, effect: fx.SaveHold) -> None:
+        self._write("HSET", self._place(self._keys.holds, "h"), "fleet", effect.hold)
+
+    def _save_answer(self, effect: fx.SaveAnswer) -> None:
+        place = self._place(self._keys.request_answer(effect.request_id), "k", ours=False)
+        self._write("SET", place, effect.body, "PX", int(effect.keep_s * 1000))
+
+    def _remove_letters(self, effect: fx.RemoveLetters) -> None:
+        self._write("XDEL", self._place(self._keys.dead_letters, "x"), *effect.letter_ids)
 
     def _deliver(self, effect: fx.Deliver) -> None:
         place = self._place(self._keys.inbox(effect.agent_id), "l", ours=False)
@@ -221,6 +249,7 @@ class Batch:
             *("code", letter.code, "reason", letter.reason, "source", letter.source),
             *("raw", letter.raw, "digest", letter.digest, "size", letter.size),
             *(("agent_id", letter.agent_id) if letter.agent_id is not None else ()),
+            *(("replay_of", letter.replay_of) if letter.replay_of is not None else ()),
         )
         place = self._place(self._keys.dead_letters, "x")
         self._write("XADD", place, "MAXLEN", "~", self._bounds.dead_letters, "*", *fields)
@@ -240,7 +269,13 @@ class Batch:
         fx.ForgetAgent: _forget_agent,
         fx.SaveCommand: _save_command,
         fx.PushCommand: _push_command,
+        fx.ReleaseCommand: _release_command,
         fx.WithdrawCommand: _withdraw_command,
+        fx.SaveGroup: _save_group,
+        fx.AddErrands: _add_errands,
+        fx.SaveHold: _save_hold,
+        fx.SaveAnswer: _save_answer,
+        fx.RemoveLetters: _remove_letters,
         fx.Deliver: _deliver,
         fx.Answer: _answer,
         fx.SetDeadline: _set_deadline,

@@ -25,6 +25,8 @@ class Keys:
         self.ledger = f"{prefix}:engine:ledger"
         self._agent = f"{prefix}:agent:"
         self._record = f"{prefix}:engine:agent:"
+        self.holds = f"{prefix}:engine:holds"
+        self.errands = f"{prefix}:engine:errands"
         self._command = f"{prefix}:engine:command:"
 
     def commands(self, agent_id: str) -> str:
@@ -53,3 +55,9 @@ class Keys:
 
     def command(self, command_id: str) -> str:
         return self._command + command_id
+
+    def group(self, group_id: str) -> str:
+        return f"{self.prefix}:engine:group:{group_id}"
+
+    def request_answer(self, request_id: str) -> str:
+        return f"{self.prefix}:engine:request:{request_id}"

@@ -107,7 +107,7 @@ class Operator:
         """Find the open commands of all agents: each has a deadline, and nothing lists them by agent."""
         with naming_outages():
             deadlines = await self._client.zrange(self._keys.deadlines, 0, -1)
-        ids = [_text(member)[4:] for member in deadlines if member.startswith(b"ttl:")]
+        ids = [_text(member).removeprefix("command:") for member in deadlines if member.startswith(b"command:")]
         found: dict[str, list[Command]] = {}
         for chunk in _chunks(ids):
             for command in (await self._store.commands(chunk)).values():

@@ -4,9 +4,10 @@ All reads here are bounded: in count, and where messages are read in bytes as we
 `ServerUnavailableError`, with the outage by its name, while the server cannot serve; none retries.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,14 +15,20 @@ from aism_engine.clock import Clock
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.commands import COMMAND_FIELDS, Command
 from aism_engine.model.decisions.common import digest
-from aism_engine.model.fleet import AGENT_FIELDS, Agent, Fleet, Sighting
+from aism_engine.model.decisions.handout import HEAD_BYTES
+from aism_engine.model.effects import Letter
+from aism_engine.model.fleet import AGENT_FIELDS, Agent, Fleet, Hold, Sighting
+from aism_engine.model.groups import GROUP_FIELDS, Group
 from aism_engine.model.messages import Labels, is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import COMMIT, LEASE, PEEK, PROBE, RECORDS, RELEASE, SIGHT, CommitCode, LeaseCode
+from aism_engine.store.scripts import COMMIT, HEADS, LEASE, PEEK, PROBE, RECORDS, RELEASE, SIGHT, CommitCode, LeaseCode
 
+T = TypeVar("T")
 _CHUNK: Final = 1000
+_TURNS: Final = 3
+"""Turns of the loop that redis-py needs to send a request."""
 _FIELD_BYTES: Final = 65_536
 """Longest field of a record that is read: labels may be long, and anyone may have written anything."""
 _AUDIT_PAGE: Final = 100
@@ -65,6 +72,7 @@ class Store:
         self._client = client
         self._clock = clock
         self._offset = clock.wall() - clock.monotonic()
+        self.lease_left_s = 0.0
 
     @property
     def now(self) -> float:
@@ -112,11 +120,12 @@ class Store:
     # --- leadership -------------------------------------------------------------------------------------------------
 
     async def take_lease(self, holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
-        """Take the lease, or renew it; gives the token of whoever holds it."""
+        """Take the lease, or renew it; gives the token of whoever holds it. `lease_left_s` says how long it lasts."""
         with naming_outages():
-            code, held = await LEASE(
+            code, held, left_ms = await LEASE(
                 self._client, [self.keys.lease, self.keys.epoch], [holder, int(ttl_s * 1000), token or ""]
             )
+        self.lease_left_s = int(left_ms) / 1000
         return LeaseCode(code), held.decode()
 
     async def release_lease(self, token: str) -> bool:
@@ -165,6 +174,38 @@ class Store:
                 body = None
             found[command_id] = body or b""
             most_bytes -= len(found[command_id])
+        return found
+
+    async def heads(self, agent_ids: Sequence[str]) -> dict[str, bytes]:
+        """Read the head of what each of these agents will pop next; empty where nothing lies in its list."""
+        if not agent_ids:
+            return {}
+        with naming_outages():
+            found = await HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES])
+        return {agent_id: head for agent_id, head in zip(agent_ids, found, strict=True) if head is not None}
+
+    async def answers(self, request_ids: Sequence[str]) -> dict[str, bytes]:
+        """Read what was answered to requests that were asked before."""
+        if not request_ids:
+            return {}
+        with naming_outages():
+            found = await self._client.mget([self.keys.request_answer(request_id) for request_id in request_ids])
+        return {request_id: answer for request_id, answer in zip(request_ids, found, strict=True) if answer is not None}
+
+    async def letters(self, letter_ids: Collection[str]) -> dict[str, Letter]:
+        """Read dead letters by their ids in the stream."""
+        found: dict[str, Letter] = {}
+        for letter_id in letter_ids:
+            with naming_outages():
+                entries = await self._client.xrange(self.keys.dead_letters, letter_id, letter_id)
+            if entries and (letter := read_letter(entries[0][1])) is not None:
+                found[letter_id] = letter
+        return found
+
+    async def group_request(self, group_id: str) -> bytes | None:
+        """Read the request that a group was made from; none where its record has gone."""
+        with naming_outages():
+            found: bytes | None = await self._client.hget(self.keys.group(group_id), "request")
         return found
 
     async def scores(self, agent_ids: Collection[str]) -> dict[str, float | None]:
@@ -251,20 +292,47 @@ class Store:
             ledger = await self._client.get(self.keys.ledger)
             agent_ids = [_text(member) for member in await self._client.smembers(self.keys.index)]
             deadlines = await self._client.zrange(self.keys.deadlines, 0, -1)
-        agents: list[Agent] = []
-        for ids in _chunks(agent_ids):
-            records = await self._records(map(self.keys.agent, ids), AGENT_FIELDS)
-            agents += (
-                agent for agent_id, fields in zip(ids, records, strict=True) if (agent := _agent(agent_id, fields))
-            )
-        command_ids = [_text(member)[4:] for member in deadlines if member.startswith(b"ttl:")]
-        commands: list[Command] = []
-        for ids in _chunks(command_ids):
-            commands += (command for command in (await self.commands(ids)).values() if command.open)
-        fleet = Fleet(agents, commands, recent_ids=recent_ids)
+            hold = await self._client.hget(self.keys.holds, "fleet")
+        agents = [agent async for agent in self._each(agent_ids, self.keys.agent, AGENT_FIELDS, _agent)]
+        command_ids, group_ids = list(_named(deadlines, "command")), list(_named(deadlines, "group"))
+        commands = [
+            command
+            async for command in self._each(command_ids, self.keys.command, COMMAND_FIELDS, _command)
+            if command.open
+        ]
+        groups = [group async for group in self._each(group_ids, self.keys.group, GROUP_FIELDS, _group)]
+        held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
+        fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
         for agent_id, cause in await self._causes():
             fleet.remember(agent_id, cause)
         return fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents)
+
+    async def _each(
+        self,
+        ids: list[str],
+        key: Callable[[str], str],
+        fields: Sequence[str],
+        read: Callable[[str, Sequence[bytes]], T | None],
+    ) -> AsyncIterator[T]:
+        """Read the records of so many, but for those that are damaged. The server reads a page while we take in the one
+        before it.
+        """
+        ahead: asyncio.Future[list[list[bytes]]] | None = None
+        pages = list(_chunks(ids))
+        try:
+            for number, page in enumerate(pages):
+                records = await (ahead or self._records(map(key, page), fields))
+                ahead = None
+                if number + 1 < len(pages):
+                    ahead = asyncio.ensure_future(self._records(map(key, pages[number + 1]), fields))
+                    for _ in range(_TURNS):
+                        await asyncio.sleep(0)
+                for name, values in zip(page, records, strict=True):
+                    if (found := read(name, values)) is not None:
+                        yield found
+        finally:
+            if ahead is not None:
+                ahead.cancel()
 
     async def _records(self, keys: Iterable[str], fields: Sequence[str]) -> list[list[bytes]]:
         with naming_outages():
@@ -346,6 +414,39 @@ def _command(command_id: str, values: Sequence[bytes]) -> Command | None:
     try:
         record = dict(zip(COMMAND_FIELDS, [value.decode() for value in values], strict=True))
         return Command.from_record(command_id, record)
+    except (KeyError, ValueError):
+        return None
+
+
+def _group(group_id: str, values: Sequence[bytes]) -> Group | None:
+    try:
+        return Group.from_record(group_id, dict(zip(GROUP_FIELDS, [value.decode() for value in values], strict=True)))
+    except (KeyError, ValueError):
+        return None
+
+
+def _named(members: Iterable[bytes], kind: str) -> Iterator[str]:
+    """Give the names of those deadlines that are of one kind."""
+    for member in members:
+        found, _, name = _text(member).partition(":")
+        if found == kind:
+            yield name
+
+
+def read_letter(fields: Mapping[bytes, bytes]) -> Letter | None:
+    """Read a dead letter back; none where somebody has put something else there."""
+    texts = {_text(name): _text(value) for name, value in fields.items() if name != b"raw"}
+    try:
+        return Letter(
+            code=texts["code"],
+            reason=texts["reason"],
+            source=texts["source"],
+            raw=fields[b"raw"],
+            digest=texts["digest"],
+            size=int(texts["size"]),
+            agent_id=texts.get("agent_id"),
+            replay_of=texts.get("replay_of"),
+        )
     except (KeyError, ValueError):
         return None
 

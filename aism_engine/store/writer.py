@@ -45,9 +45,11 @@ Failures: TypeAlias = Mapping[int, tuple[str, str]]
 Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
 
 
-def wrong_type(key: str) -> tuple[str, str]:
-    """Give the failure of a decision that would have written a key of the wrong type."""
-    return "wrong_type", f"the key {key} has the wrong type"
+def wrong_type(*keys: str) -> tuple[str, str]:
+    """Give the failure of a decision that would have written keys of the wrong type."""
+    if len(keys) == 1:
+        return "wrong_type", f"the key {keys[0]} has the wrong type"
+    return "wrong_type", f"the keys {', '.join(keys)} have the wrong type"
 
 
 class DecisionError(Exception):
@@ -69,7 +71,7 @@ class CommitObserver(Protocol):
 class Writer:
     """Holds the fleet, and the lock under which it changes."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  everything it stands on
         self,
         store: Store,
         leadership: Leadership,
@@ -79,6 +81,7 @@ class Writer:
         *,
         recent_ids: int,
         resend_after_s: float = 0.1,
+        on_freed: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._leadership = leadership
@@ -87,6 +90,7 @@ class Writer:
         self._observer = observer
         self._recent_ids = recent_ids
         self._resend_after_s = resend_after_s
+        self._on_freed = on_freed
         self._lock = asyncio.Lock()
         self._fleet = Fleet()
         self._loaded_for: str | None = None
@@ -159,6 +163,8 @@ class Writer:
                 if code in {CommitCode.APPLIED, CommitCode.REPLAYED}:
                     self._ledger = commit_id
                     draft.settle()
+                    if self._fleet.freed:
+                        self._on_freed()
                     self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code.name.lower())
                     if reply.details:
                         log.error("commit_incomplete", commit=commit_id, failed=reply.details)
@@ -171,13 +177,14 @@ class Writer:
     def _learn(self, batch: Batch, reply: CommitReply, failures: dict[int, tuple[str, str]]) -> None:
         """Note which decisions stood in the way of a commit; raise where none of them did."""
         if reply.code is CommitCode.WRONG_TYPE:
-            keys: dict[int, str] = {}
+            keys: dict[int, list[str]] = {}
             for key, numbers in batch.owners_of_keys(reply.details).items():
                 if OURS in numbers:
                     raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: mend it or remove it")
-                keys |= dict.fromkeys(numbers, key)
-            for number, key in keys.items():
-                _blame(failures, number, *wrong_type(key))
+                for number in numbers:
+                    keys.setdefault(number, []).append(key)
+            for number, wrong in keys.items():
+                _blame(failures, number, *wrong_type(*wrong))
         elif reply.code is CommitCode.SCORE_MOVED:
             for number in set(map(batch.owner_of_watch, reply.details)):
                 _blame(failures, number, "score_moved", "it has moved since it was read")
@@ -217,6 +224,7 @@ class Writer:
             self._fleet, self._ledger, damaged = await self._store.load(self._recent_ids)
             self._fleet.loaded_at = self._store.now
             self._loaded_for = token
+            self._on_freed()
             log.info(
                 "fleet_loaded",
                 agents=len(self._fleet.agents),
@@ -236,6 +244,6 @@ class Writer:
 
 
 def _blame(failures: dict[int, tuple[str, str]], number: int, code: str, reason: str) -> None:
-    if number in failures:  # it failed, was told so, and failed again: what it does about failing is at fault
+    if failures.get(number) == (code, reason):  # it was told so, and did it again
         raise RuntimeError(f"decision {number} cannot be committed: {code}: {reason}; before: {failures[number]}")
     failures[number] = (code, reason)

@@ -16,9 +16,11 @@ WRONG: Final = "wrong"
 LEFT_OVER: Final = "left_over"
 CHARGES: Final = (LOST, DUPLICATED, REORDERED, STALE, WRONG, LEFT_OVER)
 
-_ENDED: Final = frozenset({"succeeded", "failed", "expired", "cancelled"})
-_ASIDE: Final = frozenset({"agent_met", "dead_letter"})
-"""Facts beside the point: who met an agent first is a matter of time, letters are counted as letters."""
+_ENDED: Final = frozenset({"succeeded", "failed", "expired", "cancelled", "dead"})
+_ASIDE: Final = frozenset({"agent_met", "command_delivered", "dead_letter"})
+"""Facts beside the point: who met an agent first, and whether it was seen to take a command before it said so, is a
+matter of time; letters are counted as letters.
+"""
 
 
 class Violation(NamedTuple):

@@ -166,7 +166,8 @@ async def test_an_agent_is_shown_as_it_stood(fleet: Call, agent: AgentClient, ar
     await eventually(lambda: _archived(archive, "command_queued"))
     await agent.result("work-1", reply=True)
     told = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
-    for fact in (fact for fact in told if fact["event"] == "state_changed"):
+    of_instants = {fact["at"]: fact for fact in told if fact["event"] == "state_changed"}  # the last of each
+    for fact in of_instants.values():
         shown = (await fleet("history", AGENT, "--at", fact["at"], "--archive", str(archive), "--json")).json
         assert (shown["state"], shown["since"], shown["basis"]) == (fact["new_state"], fact["at"], "recorded")
         assert shown["open_commands"] == []

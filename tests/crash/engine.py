@@ -34,7 +34,9 @@ COMMIT_STEPS: Final = ("decided", "built", "sent", "committed", "applied")
 READS: Final[Mapping[str, Mapping[str, str]]] = {
     "consumer": {"peek": "peeked", "sightings": "looked up", "commands": "looked up"},
     "dispatcher": {"peek": "peeked", "sightings": "looked up", "commands": "looked up"},
-    "timekeeper": {"due": "peeked", "commands": "looked up"},
+    "errands": {"peek": "peeked", "group_request": "looked up"},
+    "courier": {"heads": "peeked"},
+    "timekeeper": {"due": "peeked", "bodies": "looked up"},
     "reaper": {"scores_outside": "peeked", "scores": "looked up"},
     "census": {"members": "peeked", "sightings": "looked up"},
 }
@@ -98,7 +100,7 @@ class FusedStore:
 
         async def read(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
             result = await found(*arguments, **options)
-            if result.messages if isinstance(result, Peek) else any(result):
+            if result.messages if isinstance(result, Peek) else any(result or ()):
                 self._fuse.reach(self._service, step)
             return result
 

@@ -82,12 +82,58 @@ class World(Reader):
         await self.until("expired", lambda: self.audit("command_expired"))
         await self.until("forgotten", lambda: self.audit("agent_forgotten", agent_id="silent"))
         await self.until("gone", lambda: self.audit("agent_forgotten", agent_id="g"))
+        await self.command_many()
+
+    async def command_many(self) -> None:
+        """Let two workers be sent a command together: one waits, takes it twice and does it, the other is spared."""
+        keys, (first, second) = self.keys, ("w1", "w2")
+        await self.say(
+            *(said(worker, 1, "register", type="worker", capabilities=["ack"]) for worker in (first, second)),
+        )
+        await self.until("workers", lambda: self.record(second))
+        self.beating |= {first, second}
+        await self.ask(
+            asked("p1", "pause", agent_id=first),
+            asked("d1", "drain", agent_id=second),
+            asked("r2", "resume", agent_id=second),
+            asked(
+                *("g1", "send"),
+                select="type=worker",
+                command={"type": "work"},
+                options={"ack_timeout": 0.3, "quorum": "1"},
+            ),
+        )
+        await self.until("one queued", lambda: self.call("LLEN", keys.commands(second)))
+        await self.ask(asked("x1", "cancel", command_id="g1.w2"), asked("r1", "resume", agent_id=first))
+        for what in ("handed out", "sent again"):
+            await self.until(what, lambda: self.call("RPOP", keys.commands(first)))
+        await self.say(
+            said(first, 2, "ack", command_id="g1.w1"),
+            said(first, 3, "result", command_id="g1.w1"),
+        )
+        await self.until("the group done", lambda: self.audit("group_succeeded"))
+        letters = {raw: letter_id.decode() for letter_id, raw in await self.letters()}
+        await self.ask(
+            asked("y1", "replay", letter_id=letters[b"no message at all"]),
+            asked("z1", "purge", letter_ids=[letters[b"no request at all"]]),
+        )
+        await self.until("purged", lambda: self.audit("letters_purged"))
+
+    async def letters(self) -> list[tuple[bytes, bytes]]:
+        """Read the ids and the original bytes of the dead letters."""
+        found = await self.call("XRANGE", self.keys.dead_letters, "-", "+")
+        return [(letter_id, fields[b"raw"]) for letter_id, fields in found]
 
     async def until(self, what: str, condition: Callable[[], Awaitable[Any]]) -> None:
         try:
             await eventually(condition, _WITHIN_S)
         except AssertionError as error:
             raise AssertionError(f"{what}: {error}; the audit: {[told(fact) for fact in await self.audit()]}") from None
+
+    async def group(self, group_id: str) -> tuple[str, ...]:
+        """Read what a group has come to: its status, and how many have succeeded and were cancelled."""
+        record = await self._texts(self.keys.group(group_id))
+        return tuple(record.get(name, "") for name in ("status", "succeeded", "cancelled"))
 
     async def state_is(self, agent_id: str, state: str) -> bool:
         return await self.state(agent_id) == state
@@ -130,6 +176,7 @@ FACTS: Final = Counter(
         ("request_refused", "", "c3", ""): 1,
         ("command_cancelled", "b", "f1", ""): 1,
         ("agent_forgotten", "b", "f1", ""): 1,
+        ("command_delivered", "a", "", ""): 1,
         ("command_acked", "a", "a-10", ""): 1,
         ("command_succeeded", "a", "a-12", ""): 1,
         ("agent_met", "g", "g-1", "offline"): 1,
@@ -138,11 +185,32 @@ FACTS: Final = Counter(
         ("agent_left", "g", "g-2", ""): 1,
         ("state_changed", "g", "g-2", "offline"): 1,
         ("agent_forgotten", "g", "", ""): 1,
+        **{
+            (event, worker, f"{worker}-1", state): 1
+            for worker in ("w1", "w2")
+            for event, state in (("agent_met", "offline"), ("agent_registered", ""), ("state_changed", "bootstrap"))
+        },
+        ("agent_held", "w1", "p1", ""): 1,
+        ("agent_held", "w2", "d1", ""): 1,
+        ("agent_resumed", "w2", "r2", ""): 1,
+        ("group_accepted", "", "g1", ""): 1,
+        ("command_waiting", "w1", "g1", ""): 1,
+        ("command_queued", "w2", "g1", ""): 1,
+        ("command_cancelled", "w2", "x1", ""): 1,
+        ("agent_resumed", "w1", "r1", ""): 1,
+        ("command_queued", "w1", "", ""): 2,
+        ("command_delivered", "w1", "", ""): 2,
+        ("command_retried", "w1", "command:g1.w1", ""): 1,
+        ("command_acked", "w1", "w1-2", ""): 1,
+        ("command_succeeded", "w1", "w1-3", ""): 1,
+        ("group_succeeded", "", "w1-3", ""): 1,
+        ("request_refused", "", "y1", ""): 1,
+        ("letters_purged", "", "z1", ""): 1,
         ("agent_met", "hand", "", "unknown"): 1,
         ("state_changed", "hand", "", "busy"): 1,
         ("agent_met", "beater", "", "unknown"): 1,
         ("command_queued", "beater", "c4", ""): 1,
-        ("command_expired", "beater", "ttl:c4", ""): 1,
+        ("command_expired", "beater", "command:c4", ""): 1,
         ("agent_met", "silent", "", "unknown"): 1,
         ("agent_lost", "silent", "", ""): 1,
         ("state_changed", "silent", "", "offline"): 1,
@@ -173,7 +241,7 @@ async def verdict(world: World) -> list[str]:
             letters,
             Counter(
                 [
-                    *(b"no message at all", b"no request at all"),
+                    b"no message at all",
                     *(OVERSIZED_MESSAGE[:_HEAD_BYTES], OVERSIZED_REQUEST[:_HEAD_BYTES]),
                     body(said("a", 9, "result", command_id="never-sent")),
                 ]
@@ -191,6 +259,9 @@ async def verdict(world: World) -> list[str]:
         "replies to c2": (await world.call("LLEN", world.keys.request_reply("c2")), 2),
         "c1": ((await world.command("c1"))["status"], "succeeded"),
         "progress of c1": ((await world.command("c1")).get("percent"), "50"),
+        "the group": ((await world.group("g1")), ("succeeded", "1", "1")),
+        "commands of the workers": (await world.call("EXISTS", *map(world.keys.commands, ("w1", "w2"))), 0),
+        "errands": (await world.call("LLEN", world.keys.errands), 0),
         "c4": ((await world.command("c4"))["status"], "expired"),
         "record of silent": (await world.record("silent"), {}),
         "state of returner": (await world.state("returner"), "unknown"),
@@ -199,7 +270,9 @@ async def verdict(world: World) -> list[str]:
 
 
 def told(fact: dict[str, Any]) -> tuple[str, str, str, str]:
-    return (fact["event"], fact.get("agent_id", ""), fact.get("cause", ""), fact.get("new_state", ""))
+    """Give what is compared of a fact. That a command was taken is seen, or said first: by either, once."""
+    cause = "" if fact["event"] == "command_delivered" else fact.get("cause", "")
+    return (fact["event"], fact.get("agent_id", ""), cause, fact.get("new_state", ""))
 
 
 def said(agent_id: str, number: int, kind: str, command_id: str | None = None, **payload: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aism_engine.model.commands import OPEN, Status
+from aism_engine.model.commands import Status
 from aism_engine.store.keys import Keys
 from aism_engine.store.writer import wrong_type
 
@@ -20,7 +20,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 SOURCES = sorted((ROOT / "aism_engine").rglob("*.py"))
 PROTOCOL = (DOCS / "protocol.md").read_text(encoding="utf-8")
-ENDED = tuple(status.value for status in Status if status not in OPEN)
+STEPS = (*(status.value for status in Status), "retried")
+"""What becomes of a command."""
 
 CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -95,7 +96,7 @@ def literals(node: ast.expr | None, place: ast.AST) -> set[str]:
         return literals(node.body, place) | literals(node.orelse, place)
     if isinstance(node, ast.JoinedStr):
         parts = (
-            [str(part.value)] if isinstance(part, ast.Constant) else ENDED  # what stands in braces is an ended status
+            [str(part.value)] if isinstance(part, ast.Constant) else STEPS  # what stands in braces is such a step
             for part in node.values
         )
         return {"".join(choice) for choice in product(*parts)}

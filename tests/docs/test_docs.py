@@ -144,8 +144,10 @@ def test_the_record_of_a_command_is_documented() -> None:
     documented = set(first_column("`aism:engine:command:{command_id}`"))
     record = Command(command_id="c", agent_id="a", type="t", accepted_at=0.0, expires_at=0.0).record()
     written = {"payload", "body", "acked_at", "progress_at", "percent", "note", "ended_at", "code", "reason"}
-    assert documented == set(record) | written | {"result", "result_digest", "result_size"}
-    decisions = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path.parent.name == "decisions")
+    written |= {"queued_at", "delivered_at", "replay_of", "result", "result_digest", "result_size"}
+    assert documented == set(record) | written
+    places = {"decisions", "model"}
+    decisions = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path.parent.name in places)
     assert all(re.search(rf'["\']{name}["\']|\b{name}=', decisions) for name in documented - set(record))
     status = next(row[1] for row in table("`aism:engine:command:{command_id}`") if names(row[0]) == ("status",))
     assert set(names(status)) == {status.value for status in Status}
@@ -202,7 +204,8 @@ def test_every_field_of_a_dead_letter_is_documented() -> None:
 def test_every_code_of_a_refusal_is_documented() -> None:
     """Each pair of type and code that a Fault can have is in the table of answers, and no other is."""
     refusals = set(typing.get_args(typing.get_type_hints(Refusal)["code"]))
-    buried = {"unknown_command", "foreign_command"}
+    buried = {"unknown_command", "foreign_command", "not_given"}
+    kinds = {"kind": {"*KIND*_refused"}, "_KIND": {"replay_refused"}}  # of whatever asks for the agents it means
     passed_on: Mapping[str, set[str]] = {
         "refusal.code": refusals,
         "scope.decision.code": buried,  # that of _command_of, which has buried the message
@@ -214,13 +217,15 @@ def test_every_code_of_a_refusal_is_documented() -> None:
         kind, code = argument(call, 0, "type"), argument(call, 1, "code")
         assert code is not None
         given = literals(code, place) or passed_on[ast.unparse(code)]
-        expected |= {(type_, each) for type_ in literals(kind, place) for each in given}
+        assert kind is not None
+        expected |= {(type_, each) for type_ in literals(kind, place) or kinds[ast.unparse(kind)] for each in given}
     assert {(names(row[0])[0], row[1].strip("`")) for row in table("The answer")} == expected
 
 
 def test_every_code_of_the_errors_channel_is_documented() -> None:
     """What trouble() is told in words of the code's own stands at the channel."""
     told = {text for call, place in calls("trouble") for text in literals(argument(call, 0, "code"), place)}
+    told |= {text for call, place in calls("_end") for text in literals(argument(call, 3, "code"), place)}
     row = next(row for row in table("`aism:events:errors`") if "`code`" in row[0])
     assert told == set(names(row[1])) - {"error"}
 

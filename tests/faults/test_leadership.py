@@ -149,7 +149,7 @@ async def test_a_lease_that_was_taken_unheard_is_ones_own(
         await client.script_load(SCRIPT.text)  # or the first answer would be that it is not there
     cue = proxy.drop_reply(IS_LEASE, cut=True)
     async with running_engine(server, prefix, redis__url=proxy.url, lease__ttl=60.0) as engine:
-        ((code, token),) = cue.replies
+        ((code, token, _),) = cue.replies
         assert (code, engine.engine.leadership.token) == (LeaseCode.TAKEN, token.decode())
         load = Load()
         await load.say(engine, 3)

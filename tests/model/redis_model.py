@@ -206,8 +206,36 @@ class RedisModel:
 
     def _withdraw(self, effect: fx.WithdrawCommand) -> None:
         key = self.keys.commands(effect.agent_id)
-        self.values[key] = [body for body in self.values.get(key, []) if body != effect.body]
+        lying = self.values.get(key, [])
+        left = [body for body in lying if body != self._body(effect.command_id)]
+        self.values[key] = left
         self.drop_empty()
+        if len(left) == len(lying) and effect.otherwise is not None:
+            self._push(key, effect.otherwise)
+
+    def _release(self, effect: fx.ReleaseCommand) -> None:
+        if (body := self._body(effect.command_id)) is not None:
+            self._push(self.keys.commands(effect.agent_id), body)
+
+    def _body(self, command_id: str) -> bytes | None:
+        found: bytes | None = self.values.get(self.keys.command(command_id), {}).get(b"body")
+        return found
+
+    def _save_group(self, effect: fx.SaveGroup) -> None:
+        key = self.keys.group(effect.group_id)
+        self._hash(key, effect.fields)
+        if effect.keep_s is not None:
+            self.expiring.add(key)
+
+    def _add_errands(self, effect: fx.AddErrands) -> None:
+        for body in effect.bodies:
+            self._push(self.keys.errands, body)
+
+    def _save_answer(self, effect: fx.SaveAnswer) -> None:
+        key = self.keys.request_answer(effect.request_id)
+        self.drop(key)
+        self.values[key] = effect.body
+        self.expiring.add(key)
 
     def _answer(self, effect: fx.Answer) -> None:
         key = self._reply(effect.agent_id, effect.message_id)
@@ -241,7 +269,12 @@ _DOINGS: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.ForgetAgent: RedisModel._forget,
     fx.SaveCommand: RedisModel._save_command,
     fx.PushCommand: lambda model, do: model._push(model.keys.commands(do.agent_id), do.body),
+    fx.ReleaseCommand: RedisModel._release,
     fx.WithdrawCommand: RedisModel._withdraw,
+    fx.SaveGroup: RedisModel._save_group,
+    fx.AddErrands: RedisModel._add_errands,
+    fx.SaveHold: lambda model, do: model._hash(model.keys.holds, {"fleet": do.hold}),
+    fx.SaveAnswer: RedisModel._save_answer,
     fx.Deliver: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body, do.keep),
     fx.Answer: RedisModel._answer,
     fx.SetDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).update({do.member: do.at}),
@@ -263,7 +296,18 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
     },
     fx.SaveCommand: lambda model, do: {model.keys.command(do.command_id): "hash"},
     fx.PushCommand: lambda model, do: {model.keys.commands(do.agent_id): "list"},
-    fx.WithdrawCommand: lambda model, do: {model.keys.commands(do.agent_id): "list"},
+    fx.ReleaseCommand: lambda model, do: {
+        model.keys.commands(do.agent_id): "list",
+        model.keys.command(do.command_id): "hash",
+    },
+    fx.WithdrawCommand: lambda model, do: {
+        model.keys.commands(do.agent_id): "list",
+        model.keys.command(do.command_id): "hash",
+    },
+    fx.SaveGroup: lambda model, do: {model.keys.group(do.group_id): "hash"},
+    fx.AddErrands: lambda model, _do: {model.keys.errands: "list"},
+    fx.SaveHold: lambda model, _do: {model.keys.holds: "hash"},
+    fx.SaveAnswer: lambda model, do: {model.keys.request_answer(do.request_id): "string"},
     fx.Deliver: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
     fx.Answer: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
     fx.SetDeadline: lambda model, _do: {model.keys.deadlines: "zset"},

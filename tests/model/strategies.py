@@ -7,7 +7,7 @@ from aism_engine.model.decisions.common import Decision
 
 agents = st.sampled_from(["a", "b"])
 ids = st.sampled_from(["m1", "m2"])
-members = st.sampled_from(["ttl:c1", "ttl:c2"])
+members = st.sampled_from(["command:c1", "command:c2"])
 scores = st.sampled_from([1.0, 2.5, 1_800_000_000.123456])
 texts = st.sampled_from(["", "x", "ü"])
 bodies = st.sampled_from([b"{}", b"\xff\x00"])
@@ -41,9 +41,14 @@ effects = st.one_of(
     st.builds(fx.SaveMetadata, agents, fields),
     st.builds(fx.SaveMeasurements, agents, st.dictionaries(st.sampled_from(["x", "y"]), scores, min_size=1)),
     st.builds(fx.ForgetAgent, agents),
-    st.builds(fx.SaveCommand, ids, fields, st.none() | st.just(60.0)),
+    st.builds(fx.SaveCommand, ids, fields | st.builds(lambda body: {"body": body}, bodies), st.none() | st.just(60.0)),
     st.builds(fx.PushCommand, agents, bodies),
-    st.builds(fx.WithdrawCommand, agents, bodies),
+    st.builds(fx.ReleaseCommand, agents, ids),
+    st.builds(fx.WithdrawCommand, agents, ids, st.none() | bodies),
+    st.builds(fx.SaveGroup, ids, fields, st.none() | st.just(60.0)),
+    st.builds(fx.AddErrands, st.lists(bodies, min_size=1, max_size=3)),
+    st.builds(fx.SaveHold, st.sampled_from(["", "pause"])),
+    st.builds(fx.SaveAnswer, ids, bodies, st.just(60.0)),
     st.builds(fx.Deliver, agents, bodies, st.integers(1, 3)),
     st.builds(fx.Answer, st.none() | agents, ids, bodies, st.just(60.0)),
     st.builds(fx.SetDeadline, members, scores),

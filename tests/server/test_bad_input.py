@@ -398,7 +398,7 @@ async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
         await engine.call("HSET", keys.command("c-a"), "status", "sleeping")
         await engine.call("DEL", keys.command("c-b"))
         await engine.call("SADD", keys.index, "ghost", b"\xff", "a:b")
-        await engine.call("ZADD", keys.deadlines, 1, "ttl:ghost", 1, b"\xff", 1, "nonsense")
+        await engine.call("ZADD", keys.deadlines, 1, "command:ghost", 1, b"\xff", 1, "nonsense")
         await engine.call("XADD", keys.audit, "*", "facts", "not json")
         await engine.call("XADD", keys.audit, "*", "facts", '[{"cause": 7}]')
         await engine.call("XADD", keys.audit, "*", "odd", b"\xff")

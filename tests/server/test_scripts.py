@@ -115,7 +115,9 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         await desk.call("SET", key, "anything")
     await desk.call("SADD", keys.index, "gone")
     await desk.call("RPUSH", keys.commands("b"), "keep", "withdraw", "keep")
-    await desk.call("ZADD", keys.deadlines, 7, "ttl:old")
+    await desk.call("HSET", keys.command("w"), "body", "withdraw")
+    await desk.call("ZADD", keys.deadlines, 7, "command:old")
+    (old_letter,) = [await desk.call("XADD", keys.dead_letters, "*", "code", "old")]
     letter = fx.Letter(code="x", reason="y", source="z", raw=b"\x00\xff", digest="d", size=2, agent_id="a")
     reply = await desk.commit(
         fx.SaveAgent("a", {"state": "inbox", "since": "now"}),
@@ -127,15 +129,22 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         fx.SaveCommand("c1", {"status": "failed", "body": b"\x00\xff"}, keep_s=60.0),
         fx.PushCommand("a", b"first"),
         fx.PushCommand("a", b"second"),
-        fx.WithdrawCommand("b", b"withdraw"),
+        fx.WithdrawCommand("b", "w", b"too late"),
+        fx.WithdrawCommand("b", "w", b"it is not there"),
+        fx.ReleaseCommand("b", "w"),
+        fx.SaveGroup("g", {"total": "2"}, keep_s=60.0),
+        fx.AddErrands([b"one", b"two"]),
+        fx.SaveHold("pause"),
+        fx.SaveAnswer("r", b"yes", 60.0),
+        fx.RemoveLetters((old_letter.decode(),)),
         fx.Deliver("a", b"one", 2),
         fx.Deliver("a", b"two", 2),
         fx.Deliver("a", b"three", 2),
         fx.Answer("a", "m1", b"yes", 60.0),
         fx.Answer(None, "r1", b"no", 60.0),
-        fx.SetDeadline("ttl:new", 1_800_000_000.25),
-        fx.ExpectDeadline("ttl:old", 7.0),
-        fx.ClearDeadline("ttl:old"),
+        fx.SetDeadline("command:new", 1_800_000_000.25),
+        fx.ExpectDeadline("command:old", 7.0),
+        fx.ClearDeadline("command:old"),
         fx.Record(FACT),
         fx.Bury(letter),
     )
@@ -151,6 +160,10 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         "command": await desk.call("HGETALL", keys.command("c1")),
         "pushed": await desk.call("LRANGE", keys.commands("a"), 0, -1),
         "withdrawn": await desk.call("LRANGE", keys.commands("b"), 0, -1),
+        "group": await desk.call("HGETALL", keys.group("g")),
+        "errands": await desk.call("LRANGE", keys.errands, 0, -1),
+        "hold": await desk.call("HGET", keys.holds, "fleet"),
+        "answer": await desk.call("GET", keys.request_answer("r")),
         "inbox": await desk.call("LRANGE", keys.inbox("a"), 0, -1),
         "answers": [
             await desk.call("LRANGE", key, 0, -1) for key in (keys.agent_reply("a", "m1"), keys.request_reply("r1"))
@@ -170,10 +183,14 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         "beats": 0,
         "command": {b"status": b"failed", b"body": b"\x00\xff"},
         "pushed": [b"second", b"first"],
-        "withdrawn": [b"keep", b"keep"],
+        "withdrawn": [b"withdraw", b"it is not there", b"keep", b"keep"],
+        "group": {b"total": b"2"},
+        "errands": [b"two", b"one"],
+        "hold": b"pause",
+        "answer": b"yes",
         "inbox": [b"three", b"two"],
         "answers": [[b"yes"], [b"no"]],
-        "deadlines": [b"ttl:new", b"1800000000.25"],
+        "deadlines": [b"command:new", b"1800000000.25"],
         "ledger": b"L1",
         "audit": [{"event": "tested", "at": FACT.at, "by": "engine", "agent_id": "a"}],
         "letters": [
@@ -341,7 +358,14 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the metadata": ("hash", lambda keys: keys.metadata("b"), fx.SaveMetadata("b", {"x": "y"})),
     "the measurements": ("hash", lambda keys: keys.agent_measurements("b"), fx.SaveMeasurements("b", {"x": 1.0})),
     "the commands": ("list", lambda keys: keys.commands("b"), fx.PushCommand("b", b"x")),
-    "what is withdrawn": ("list", lambda keys: keys.commands("b"), fx.WithdrawCommand("b", b"x")),
+    "what is withdrawn": ("list", lambda keys: keys.commands("b"), fx.WithdrawCommand("b", "x")),
+    "what it is withdrawn by": ("hash", lambda keys: keys.command("x"), fx.WithdrawCommand("b", "x")),
+    "what is released": ("list", lambda keys: keys.commands("b"), fx.ReleaseCommand("b", "x")),
+    "a group": ("hash", lambda keys: keys.group("g"), fx.SaveGroup("g", {"x": "y"})),
+    "the errands": ("list", lambda keys: keys.errands, fx.AddErrands([b"x"])),
+    "the holds": ("hash", lambda keys: keys.holds, fx.SaveHold("pause")),
+    "an answer": ("string", lambda keys: keys.request_answer("r"), fx.SaveAnswer("r", b"x", 5.0)),
+    "the letters that are removed": ("stream", lambda keys: keys.dead_letters, fx.RemoveLetters(("1-1",))),
     "the inbox": ("list", lambda keys: keys.inbox("b"), fx.Deliver("b", b"x", 5)),
     "a reply": ("list", lambda keys: keys.agent_reply("b", "m"), fx.Answer("b", "m", b"x", 5.0)),
     "an operator's reply": ("list", lambda keys: keys.request_reply("r"), fx.Answer(None, "r", b"x", 5.0)),
@@ -422,7 +446,7 @@ async def test_a_heartbeat_or_deadline_that_is_gone_has_moved(desk: Desk) -> Non
     """One that was expected is not there; the answer says which it was."""
     await desk.call("ZADD", desk.keys.heartbeats, 1, "a")
     assert await desk.refuses(lambda: desk.commit(*CHANGE, fx.ExpectScore("b", 1.0))) == CommitCode.SCORE_MOVED
-    gone = fx.ExpectDeadline("ttl:c", 1.0)
+    gone = fx.ExpectDeadline("command:c", 1.0)
     assert await desk.refuses(lambda: desk.commit(*CHANGE, gone)) == CommitCode.SCORE_MOVED
     reply = await desk.commit(fx.ExpectScore("a", 1.0), gone)
     assert reply.details == [2]

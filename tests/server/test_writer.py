@@ -383,7 +383,7 @@ async def test_a_server_that_has_gone_back_in_time_is_noticed_before_anything_is
 
 async def test_the_next_leader_knows_what_the_last_one_knew(office: Office) -> None:
     """Agents, open commands and the ids of messages; what has ended it does not carry along."""
-    send = m.SendPayload("a", m.CommandSpec("state_transition", {"target": "deep_work"}))
+    send = m.SendPayload(m.CommandSpec("state_transition", {"target": "deep_work"}), "a")
     await office.hear(
         m.Register(agent_id="a", id="m1", payload=m.RegisterPayload("scribe", {"team": "x"}, ["ack"], "msgpack")),
         move("a", "inbox", "m2"),

@@ -7,13 +7,16 @@ from importlib.resources import files
 from typing import Any
 
 from aism_engine.model import effects as fx
-from aism_engine.model.codec import MalformedError, decode_request, decode_response, encode
+from aism_engine.model.codec import MalformedError, decode_as, decode_request, decode_response, encode
 from aism_engine.model.commands import Command
 from aism_engine.model.decisions.common import Decision, Rules
 from aism_engine.model.decisions.due import decide_due
+from aism_engine.model.decisions.errands import Errand, decide_errand
+from aism_engine.model.decisions.handout import decide_deliveries, decide_handout
 from aism_engine.model.decisions.requests import bury_request, decide_request
 from aism_engine.model.decisions.responses import bury_response, decide_response
-from aism_engine.model.fleet import Agent, Draft, Fleet, Lookups, Sighting
+from aism_engine.model.fleet import Agent, Draft, Fleet, Hold, Lookups, Sighting
+from aism_engine.model.groups import Group
 from aism_engine.model.machine import Machine, Machines, parse
 
 NOW = 1_800_000_000.0
@@ -64,9 +67,15 @@ class World:
         self.inboxes: dict[str, list[bytes]] = defaultdict(list)
         self.answers: dict[tuple[str | None, str], bytes] = {}
         self.deadlines: dict[str, float] = {}
+        self.group_records: dict[str, dict[str, str | bytes]] = {}
+        self.errands: list[bytes] = []
+        self.hold = ""
+        self.kept_answers: dict[str, bytes] = {}
         self.published: list[tuple[str, dict[str, Any]]] = []
         self.facts: list[fx.Fact] = []
-        self.letters: list[fx.Letter] = []
+        self.stream: dict[str, fx.Letter] = {}
+        """The dead letters, by their ids in the stream."""
+        self.buried = 0
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -84,14 +93,39 @@ class World:
         raw = json.dumps(_message({"type": kind, "agent_id": agent_id}, fields)).encode()
         return decide_response(draft, self.rules, decode_response(raw, self.rules.handlers), raw)
 
-    def ask(self, kind: str, request_id: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
-        """An operator asks for something, and it is committed."""
-        raw = json.dumps(_message({"type": kind, "id": request_id}, {"agent_id": agent_id, **fields})).encode()
-        draft = self.draft()
+    def ask(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
+        """An operator asks for something, and it is committed. What is no field of a request is one of its payload."""
+        target = {} if agent_id is None else {"agent_id": agent_id}
+        message = _message({"type": kind, "id": request_id, "payload": {}}, target | fields, ("reply", "traceparent"))
+        raw, draft = json.dumps(message).encode(), self.draft()
         return self.commit(draft, decide_request(draft, self.rules, decode_request(raw), raw))
 
     def send(self, command_id: str, agent_id: str = "a", kind: str = "work", **payload: Any) -> Decision:  # noqa: ANN401
         return self.ask("send", command_id, agent_id, command={"type": kind, "payload": payload})
+
+    def pop(self, agent_id: str = "a") -> dict[str, Any]:
+        """The agent takes the oldest command from its list."""
+        found: dict[str, Any] = decode_as(dict[str, Any], self.lists[agent_id].pop())
+        return found
+
+    def look(self, agent_id: str = "a") -> Decision:
+        """The engine looks at what lies in an agent's list."""
+        draft, head = self.draft(), (self.lists[agent_id] or [b""])[-1]
+        return self.commit(draft, decide_deliveries(draft, self.rules, agent_id, head, self.fleet.turn))
+
+    def hand_out(self, agent_id: str = "a", most: int = 100) -> Decision:
+        """The engine hands out what waits for an agent, as far as it may."""
+        draft = self.draft()
+        return self.commit(draft, decide_handout(draft, self.rules, agent_id, most))
+
+    def do_errands(self) -> list[Decision]:
+        """The engine does what requests to many have left to do."""
+        return [self._do_errand(self.errands.pop(0)) for _ in range(len(self.errands))]
+
+    def _do_errand(self, raw: bytes) -> Decision:
+        draft, errand = self.draft(), decode_as(Errand, raw)
+        request = decode_request(_bytes(self.group_records[errand.group_id]["request"]))
+        return self.commit(draft, decide_errand(draft, self.rules, errand, request))
 
     def bury(self, code: str, raw: bytes, *, asked: bool = False, **known: Any) -> Decision:  # noqa: ANN401
         draft, error = self.draft(), MalformedError(code, "because", **known)
@@ -116,7 +150,11 @@ class World:
             for command_id, record in self.command_records.items()
         }
         bodies = {command_id: _bytes(record["body"]) for command_id, record in self.command_records.items()}
-        return Draft(self.fleet, self.now, Lookups(dict(self.sightings), ended, bodies))
+        return Draft(
+            self.fleet,
+            self.now,
+            Lookups(dict(self.sightings), ended, bodies, dict(self.kept_answers), dict(self.stream)),
+        )
 
     def commit(self, draft: Draft, decision: Decision) -> Decision:
         """Write what a decision asks for, or fail as the store would; then the draft is the fleet."""
@@ -124,6 +162,10 @@ class World:
             self._write(effect)
         draft.settle()
         return decision
+
+    @property
+    def letters(self) -> list[fx.Letter]:
+        return list(self.stream.values())
 
     def agent(self, agent_id: str = "a") -> Agent:
         return self.fleet.agents[agent_id]
@@ -153,12 +195,17 @@ class World:
         commands = (
             Command.from_record(command_id, _texts(record))
             for command_id, record in self.command_records.items()
-            if f"ttl:{command_id}" in self.deadlines
+            if f"command:{command_id}" in self.deadlines
         )
         agents = (Agent.from_record(agent_id, self.records[agent_id]) for agent_id in self.index)
-        return Fleet(agents, (command for command in commands if command.open))
+        groups = (
+            Group.from_record(group_id, _texts(record))
+            for group_id, record in self.group_records.items()
+            if f"group:{group_id}" in self.deadlines
+        )
+        return Fleet(agents, (command for command in commands if command.open), groups, hold=Hold(self.hold))
 
-    def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912 - one case for each effect
+    def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
         match effect:
             case fx.SaveAgent(agent_id, fields):
                 self.records[agent_id] = self.records.get(agent_id, {}) | fields
@@ -184,8 +231,25 @@ class World:
                     self.kept[command_id] = keep_s
             case fx.PushCommand(agent_id, body):
                 self.lists[agent_id].insert(0, body)
-            case fx.WithdrawCommand(agent_id, body):
-                self.lists[agent_id] = [each for each in self.lists[agent_id] if each != body]
+            case fx.ReleaseCommand(agent_id, command_id):
+                self.lists[agent_id].insert(0, _bytes(self.command_records[command_id]["body"]))
+            case fx.WithdrawCommand(agent_id, command_id, otherwise):
+                body = _bytes(self.command_records[command_id]["body"])
+                left = [each for each in self.lists[agent_id] if each != body]
+                if len(left) == len(self.lists[agent_id]) and otherwise is not None:
+                    left.insert(0, otherwise)
+                self.lists[agent_id] = left
+            case fx.SaveGroup(group_id, fields, _):
+                self.group_records[group_id] = self.group_records.get(group_id, {}) | fields
+            case fx.AddErrands(bodies):
+                self.errands += bodies
+            case fx.SaveHold(hold):
+                self.hold = hold
+            case fx.SaveAnswer(request_id, body):
+                self.kept_answers[request_id] = body
+            case fx.RemoveLetters(letter_ids):
+                for letter_id in letter_ids:
+                    self.stream.pop(letter_id, None)
             case fx.Deliver(agent_id, body, keep):
                 self.inboxes[agent_id] = [body, *self.inboxes[agent_id]][:keep]
             case fx.Answer(agent_id, message_id, body):
@@ -199,19 +263,25 @@ class World:
             case fx.Record(fact):
                 self.facts.append(fact)
             case fx.Bury(letter):
-                self.letters.append(letter)
+                self.buried += 1
+                self.stream[f"{self.buried}-0"] = letter
             case fx.ExpectScore(agent_id, score):
                 assert self.sightings[agent_id].score == score
             case fx.ExpectDeadline(member, at):
                 assert self.deadlines[member] == at
 
 
+def queue_of(world: World, agent_id: str = "a") -> list[str]:
+    """What lies in the agent's list, the oldest first."""
+    return [json.loads(body)["id"] for body in reversed(world.lists[agent_id])]
+
+
 _ENVELOPE = ("id", "command_id", "reply", "traceparent", "payload", "timestamp")
 
 
-def _message(message: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    payload = {name: value for name, value in fields.items() if name not in _ENVELOPE}
-    envelope = {name: value for name, value in fields.items() if name in _ENVELOPE}
+def _message(message: dict[str, Any], fields: dict[str, Any], names: tuple[str, ...] = _ENVELOPE) -> dict[str, Any]:
+    payload = {name: value for name, value in fields.items() if name not in names}
+    envelope = {name: value for name, value in fields.items() if name in names}
     return {**message, **({"payload": payload} if payload else {}), **envelope}
 
 

@@ -100,7 +100,7 @@ def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[S
             assert world.command_records[command_id] == record
         ended = {each: record for each, record in world.command_records.items() if record["status"] in ENDS}
         open_ = world.command_records.keys() - ended.keys()
-        assert {f"ttl:{command_id}" for command_id in open_} == world.deadlines.keys()
+        assert {f"command:{command_id}" for command_id in open_} == world.deadlines.keys()
         assert open_ == world.fleet.commands.keys()
     events = Counter((fact.command_id, fact.event) for fact in world.facts if fact.command_id is not None)
     ends = Counter(command_id for command_id, event in events.elements() if event.removeprefix("command_") in ENDS)

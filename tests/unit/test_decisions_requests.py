@@ -43,12 +43,23 @@ def test_an_accepted_command_is_on_record_and_in_the_agents_list(world: World) -
         "type": "write",
         "target": "",
         "status": "queued",
+        "priority": "normal",
+        "turn": "1",
+        "attempt": "1",
+        "failures": "0",
         "accepted_at": AT,
+        "queued_at": AT,
         "expires_at": iso(NOW + 3600),
+        "step_at": "",
+        "ack_timeout": "30",
+        "timeout": "3600",
+        "max_attempts": "5",
+        "on_lost": "hold",
+        "group_id": "",
         "payload": b'{"pages":3}',
         "body": world.lists["a"][0],
     }
-    assert world.deadlines == {"ttl:c1": NOW + 3600}
+    assert world.deadlines == {"command:c1": NOW + 3600}
     assert world.answer("c1") == {
         "id": "c1",
         "timestamp": AT,
@@ -67,7 +78,7 @@ def test_a_command_says_its_deadline_only_if_it_was_given_one(world: World) -> N
     world.ask("send", "c1", command={"type": "x"}, options={"ttl": 90}, traceparent="00-ab-cd-01")
     popped = json.loads(world.lists["a"][0])
     assert (popped["deadline"], popped["traceparent"], "attempt" in popped) == (iso(NOW + 90), "00-ab-cd-01", False)
-    assert world.deadlines == {"ttl:c1": NOW + 90}
+    assert world.deadlines == {"command:c1": NOW + 90}
 
 
 def test_a_command_is_written_in_the_format_its_agent_asked_for(world: World) -> None:
@@ -92,14 +103,14 @@ def test_without_a_reply_none_is_written(world: World) -> None:
 
 
 def test_the_same_request_again_is_one_command(world: World) -> None:
-    """The id of a send is the id of its command: the record is the proof that it was accepted, also after its end."""
+    """It is answered as it was the first time, also after the end of its command."""
     world.send("c1")
     world.answers.clear()
     assert (world.send("c1").outcome, world.answer("c1")["status"]) == ("duplicate", "queued")
     world.say("result", command_id="c1")
     world.answers.clear()
     assert (world.send("c1", "someone-else").outcome, len(world.lists["a"])) == ("duplicate", 1)
-    assert (world.answer("c1")["agent_id"], world.answer("c1")["status"]) == ("a", "succeeded")
+    assert (world.answer("c1")["agent_id"], world.answer("c1")["status"]) == ("a", "queued")
 
 
 def test_a_command_that_ends_between_the_look_and_the_decision_is_known(world: World) -> None:
@@ -107,7 +118,7 @@ def test_a_command_that_ends_between_the_look_and_the_decision_is_known(world: W
     world.send("c1")
     looked_up = Lookups()
     world.say("result", command_id="c1")
-    again = m.Send(id="c1", payload=m.SendPayload("a", m.CommandSpec("work")))
+    again = m.Send(id="c1", payload=m.SendPayload(m.CommandSpec("work"), "a"))
     assert decide_request(Draft(world.fleet, NOW, looked_up), world.rules, again, b"").outcome == "duplicate"
     late = m.Ack(agent_id="a", command_id="c1")
     assert decide_response(Draft(world.fleet, NOW, looked_up), world.rules, late, b"").outcome == "late"
@@ -164,7 +175,7 @@ def test_a_full_queue_refuses_and_never_drops() -> None:
     assert world.answer("c2")["error"]["details"] == {"max_queued": 2}
     assert ("c2" in world.command_records, world.send("c3", "b").code) == (False, "")
     world.say("result", command_id="c0")
-    assert world.send("c2").outcome == "applied"
+    assert (world.send("c2").outcome, world.send("c4").outcome) == ("duplicate", "applied")
 
 
 def test_the_bound_of_the_queue_holds_within_one_batch() -> None:

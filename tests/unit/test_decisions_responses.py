@@ -241,7 +241,7 @@ def test_what_was_buried_is_remembered_too(world: World) -> None:
 def test_the_life_of_a_command(scribe: World) -> None:
     """Queued, acked, with progress, succeeded; each step is on record, and its deadline ends with it."""
     scribe.send("c1", pages=3)
-    assert (scribe.status("c1"), list(scribe.deadlines)) == ("queued", ["ttl:c1"])
+    assert (scribe.status("c1"), list(scribe.deadlines)) == ("queued", ["command:c1"])
     scribe.say("ack", command_id="c1")
     assert scribe.status("c1") == "acked"
     scribe.say("progress", command_id="c1", percent=50, note="half")
@@ -250,9 +250,11 @@ def test_the_life_of_a_command(scribe: World) -> None:
     scribe.say("result", command_id="c1", pages=[1, 2, 3])
     assert (record := scribe.command_records["c1"])["status"] == "succeeded"
     assert (record["result"], record["ended_at"], scribe.kept["c1"]) == (b'{"pages":[1,2,3]}', AT, 86_400)
-    assert (scribe.deadlines, scribe.fleet.commands, scribe.agent().open_commands) == ({}, {}, frozenset())
-    assert [fact["event"] for fact in scribe.told("command_queued", "command_acked", "command_succeeded")] == [
+    assert (scribe.deadlines, scribe.fleet.commands, scribe.agent().open_commands) == ({}, {}, [])
+    events = ("command_queued", "command_delivered", "command_acked", "command_succeeded")
+    assert [fact["event"] for fact in scribe.told(*events)] == [
         "command_queued",
+        "command_delivered",
         "command_acked",
         "command_succeeded",
     ]
@@ -331,10 +333,10 @@ def test_a_result_whose_transition_is_no_longer_allowed_is_a_failure(scribe: Wor
 
 
 def test_a_result_sets_no_state_where_the_agent_is_there_already(scribe: World) -> None:
-    """The change has answered the command before: what follows is late."""
+    """The change has answered the command before: what follows says the same again."""
     scribe.send("c1", kind="state_transition", target="deep_work")
     scribe.say("state_transition", target="deep_work")
-    assert (scribe.status("c1"), scribe.say("result", command_id="c1").outcome) == ("succeeded", "late")
+    assert (scribe.status("c1"), scribe.say("result", command_id="c1").outcome) == ("succeeded", "duplicate")
     assert len(scribe.events("state_changes")) == 1
 
 
@@ -346,7 +348,7 @@ def test_a_change_to_the_target_answers_every_command_that_asked_for_it(scribe: 
     scribe.send("c4")
     scribe.say("state_transition", target="deep_work")
     assert [scribe.status(f"c{n}") for n in (1, 2, 3, 4)] == ["succeeded", "succeeded", "queued", "queued"]
-    assert scribe.agent().open_commands == {"c3", "c4"}
+    assert scribe.agent().open_commands == ["c3", "c4"]
 
 
 def test_a_state_transition_may_name_the_command_that_it_answers(scribe: World) -> None:
@@ -362,7 +364,7 @@ def test_a_state_transition_may_name_the_command_that_it_answers(scribe: World) 
 @pytest.mark.parametrize("end", ["result", "error", "expired"])
 @pytest.mark.parametrize("late", ["ack", "progress", "result", "error"])
 def test_what_comes_after_the_end_changes_nothing(scribe: World, end: str, late: str) -> None:
-    """It is late, is told so if it asks, and nothing of the command, nor of the agent's state, moves."""
+    """It is late, or a second outcome, is told so if it asks, and nothing of the command, nor of the state, moves."""
     scribe.send("c1")
     if end == "expired":
         scribe.pass_time(3600)
@@ -371,7 +373,10 @@ def test_what_comes_after_the_end_changes_nothing(scribe: World, end: str, late:
     before = (dict(scribe.command_records["c1"]), scribe.agent().state, len(scribe.facts))
     fields = {"code": "y"} if late == "error" else {}
     decision = scribe.say(late, id="m9", reply=True, command_id="c1", **fields)
-    assert decision.outcome == "late"
+    if end == "expired" or late in {"ack", "progress"}:
+        assert decision.outcome == "late"
+    else:
+        assert decision.outcome == ("duplicate" if end == late else "contradictory")
     assert (scribe.command_records["c1"], scribe.agent().state, len(scribe.facts)) == before
     assert scribe.answer("m9", "a")["error"]["code"] == "command_ended"
 

@@ -237,17 +237,18 @@ def test_a_command_that_is_not_done_in_time_expires(world: World) -> None:
     """It ends on record, its copy is taken out of the agent's list, and an event says so."""
     world.send("c1")
     world.send("c2")
+    world.pop()
     world.say("ack", command_id="c1")
     (first, _) = world.pass_time(3600)
-    assert fx.ExpectDeadline("ttl:c1", NOW + 3600) in first.effects
+    assert fx.ExpectDeadline("command:c1", NOW + 3600) in first.effects
     record = world.command_records["c1"]
     assert (record["status"], record["code"], record["ended_at"]) == ("expired", "expired", "2027-01-15T09:00:00.000Z")
-    assert (world.lists["a"], world.deadlines, world.agent().open_commands) == ([], {}, frozenset())
+    assert (world.lists["a"], world.deadlines, world.agent().open_commands) == ([], {}, [])
     assert [(event["code"], event["command_id"]) for event in world.events("errors")] == [
         ("expired", "c1"),
         ("expired", "c2"),
     ]
-    assert [fact["cause"] for fact in world.told("command_expired")] == ["ttl:c1", "ttl:c2"]
+    assert [fact["cause"] for fact in world.told("command_expired")] == ["command:c1", "command:c2"]
 
 
 def test_nothing_expires_before_its_time(world: World) -> None:
@@ -262,7 +263,7 @@ def test_a_deadline_of_what_has_ended_or_never_was_is_removed(world: World) -> N
     world.send("c1")
     world.say("result", command_id="c1")
     before = len(world.facts)
-    for member in ("ttl:c1", "ttl:c9", "dwell:a", "", "nonsense"):
+    for member in ("command:c1", "command:c9", "dwell:a", "", "nonsense"):
         world.deadlines[member] = NOW
         decision = world.fall_due(member, NOW)
         assert decision.outcome == "late"
@@ -274,5 +275,5 @@ def test_an_expiry_is_decided_from_the_fleet_and_not_from_the_record(world: Worl
     world.send("c1")
     stale = world.draft().lookups
     world.say("result", command_id="c1")
-    decision = decide_due(Draft(world.fleet, world.now, stale), world.rules, "ttl:c1", NOW + 3600)
+    decision = decide_due(Draft(world.fleet, world.now, stale), world.rules, "command:c1", NOW + 3600)
     assert decision.outcome == "late"

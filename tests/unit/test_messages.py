@@ -46,7 +46,7 @@ RESPONSES: dict[str, tuple[dict[str, Any], m.Response]] = {
 REQUESTS: dict[str, tuple[dict[str, Any], m.Request]] = {
     "send": (
         {"payload": {"agent_id": "a", "command": {"type": "work", "payload": {"n": 1}}, "options": {"ttl": 5}}},
-        m.Send(id="r1", payload=m.SendPayload("a", m.CommandSpec("work", {"n": 1}), m.SendOptions(5.0))),
+        m.Send(id="r1", payload=m.SendPayload(m.CommandSpec("work", {"n": 1}), "a", options=m.SendOptions(5.0))),
     ),
     "forget": (
         {"payload": {"agent_id": "a"}, "reply": False},

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 from aism_engine.model import effects as fx
 from aism_engine.model.codec import encode
-from aism_engine.model.commands import Command, Status
+from aism_engine.model.commands import Command, OnLost, Status
 from aism_engine.model.fleet import Agent, Draft, Liveness, Sighting
 from aism_engine.model.machine import PREVIOUS, Machine, Machines, Refusal
 
@@ -18,7 +18,7 @@ HEAD_BYTES: Final = 4096
 
 _CLIP: Final = 2000
 
-Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "buried"]
+Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "buried"]
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -31,6 +31,14 @@ class Rules(Struct, frozen=True, kw_only=True):
     retention_s: float = 86_400.0
     max_result_bytes: int = 16_384
     max_queued: int = 1000
+    max_in_flight: int = 32
+    ack_timeout_s: float = 30.0
+    timeout_s: float = 3600.0
+    extend_on_progress: bool = True
+    max_attempts: int = 5
+    backoff_initial_s: float = 1.0
+    backoff_max_s: float = 60.0
+    on_lost: OnLost = "hold"
     reply_ttl_s: float = 300.0
     inbox_keep: int = 1000
     events: bool = True
@@ -168,9 +176,9 @@ class Scope:
                 cause=self.cause,
             )
             self.add(fx.Publish("state_changes", encode(event)))
-        for command_id in agent.open_commands:
+        for command_id in agent.open_commands if source != "lost" else ():
             command = draft.command(command_id)
-            if command is not None and command.target == state and source != "lost":
+            if command is not None and command.target == state and command.given:
                 self.end_command(command, Status.SUCCEEDED)
 
     def come_back(self, agent: Agent) -> None:
@@ -203,31 +211,81 @@ class Scope:
         """Delete all that is kept of an agent; what it had still to do is cancelled."""
         for command_id in agent.open_commands:
             if command := self.draft.command(command_id):
-                self.end_command(command, Status.CANCELLED, code="agent_forgotten", reason="its agent was forgotten")
+                self.end_command(
+                    command,
+                    Status.CANCELLED,
+                    withdraw=False,
+                    code="agent_forgotten",
+                    reason="its agent was forgotten",
+                )
         self.draft.remove_agent(agent.agent_id)
         self.add(fx.ForgetAgent(agent.agent_id))
         self.record("agent_forgotten", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
-    def end_command(self, command: Command, status: Status, **fields: str) -> None:
-        """End a command that is open; its record is kept for the retention, its deadline is gone."""
-        if not command.open:  # a change of state has ended it already, being what it asked for
-            return
-        command.status = status
-        if agent := self.draft.agent(command.agent_id):
-            agent.open_commands -= {command.command_id}
-        ended: dict[str, str | bytes] = {"status": status.value, "ended_at": self.draft.at, **fields}
-        self.add(fx.SaveCommand(command.command_id, ended, self.rules.retention_s))
-        self.add(fx.ClearDeadline(command.deadline))
+    def advance(
+        self,
+        command: Command,
+        step: Callable[..., dict[str, str]],
+        *arguments: Any,  # noqa: ANN401 - those of the step
+        **named: Any,  # noqa: ANN401
+    ) -> None:
+        """Take a step of a command's life: its record, its deadline and its agent follow."""
+        due_at = command.due_at
+        fields: dict[str, Any] = step(*arguments, **named)
+        self.add(fx.SaveCommand(command.command_id, fields))
+        if command.due_at != due_at:
+            self.add(fx.SetDeadline(command.deadline, command.due_at))
+        self.draft.file(command)
+
+    def tell_command(
+        self, command: Command, event: str | None = None, *, code: str | None = None, reason: str | None = None
+    ) -> None:
+        """Record what became of a command; unless told, that it is now what its status says."""
         self.record(
-            f"command_{status.value}",
+            f"command_{event or command.status.value}",
             agent_id=command.agent_id,
             command_id=command.command_id,
             type=command.type,
-            code=fields.get("code"),
-            reason=fields.get("reason"),
+            code=code,
+            reason=reason,
+            details={"attempt": command.attempt} if command.attempt > 1 else None,
         )
+
+    def end_command(self, command: Command, status: Status, *, withdraw: bool = True, **fields: str) -> None:
+        """End a command that is open; its record is kept for the retention, its deadline is gone, and no copy of it is
+        left in its agent's list.
+        """
+        if not command.open:  # a change of state has ended it already, being what it asked for
+            return
+        if withdraw and command.status is Status.QUEUED:
+            self.add(fx.WithdrawCommand(command.agent_id, command.command_id))
+        ended: dict[str, Any] = {**command.end(status, self.draft.now), **fields}
+        self.draft.file(command)
+        self.add(fx.SaveCommand(command.command_id, ended, self.rules.retention_s))
+        self.add(fx.ClearDeadline(command.deadline))
+        self.tell_command(command, code=fields.get("code"), reason=fields.get("reason"))
+        if command.group_id is not None:
+            self.count(command.group_id, status.value)
+
+    def count(self, group_id: str, outcome: str) -> None:
+        """Count what became of a member of a group."""
+        group = self.draft.group(group_id)
+        if group is None:
+            return
+        was_open = group.verdict == "open"
+        fields: dict[str, str | bytes] = {**group.count(outcome, self.draft.now)}
+        self.add(fx.SaveGroup(group_id, fields, self.rules.retention_s if group.ended else None))
+        if group.ended:
+            self.add(fx.ClearDeadline(group.deadline))
+        if was_open and group.verdict != "open":
+            event = "group_succeeded" if group.verdict == "succeeded" else "group_failed"
+            self.record(event, type=group.kind, details={"group_id": group_id, **group.counts})
+
+    def may_be_handed_out(self, agent: Agent) -> bool:
+        """Whether one more command may go into the agent's list now."""
+        return agent.in_flight < self.rules.max_in_flight and not self.draft.is_paused(agent)
 
     # --- saying no --------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, clip, digest
+from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
 from aism_engine.model.fleet import Agent, Draft, Liveness
 
 SOURCE: Final = "response_queue"
@@ -18,8 +18,13 @@ Handler: TypeAlias = Callable[[Scope, Agent, Any, bytes], Fault | None]
 """
 
 
-def decide_response(draft: Draft, rules: Rules, response: m.Response | m.Custom, raw: bytes) -> Decision:
-    """Decide what a response means for its agent and its command. `raw` is kept should it have to be buried."""
+def decide_response(
+    draft: Draft, rules: Rules, response: m.Response | m.Custom, raw: bytes, *, again: bool = False
+) -> Decision:
+    """Decide what a response means for its agent and its command. `raw` is kept should it have to be buried.
+
+    One that was buried may be decided `again`, though its id was seen.
+    """
     decision = Decision(response.kind)
     scope = Scope(draft, rules, decision, "agent", response.id)
     agent_id = response.agent_id
@@ -32,7 +37,7 @@ def decide_response(draft: Draft, rules: Rules, response: m.Response | m.Custom,
             reason = f"the fleet is full: agents.max_agents = {rules.max_agents}"
             return _refuse(scope, "fleet_full", reason, response, raw)
         agent = scope.take_in(agent_id, registering_as)
-    elif response.id is not None and draft.has_seen(agent_id, response.id):
+    elif response.id is not None and not again and draft.has_seen(agent_id, response.id):
         draft.heard(agent_id, None)
         decision.outcome = "duplicate"
         return decision
@@ -163,8 +168,20 @@ def _command_of(scope: Scope, agent: Agent, response: m.Response, raw: bytes) ->
         scope.bury("foreign_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return None
     if not command.open:
-        scope.decision.outcome = "late"
+        scope.decision.outcome = _afterwards(command, response)
+    elif not command.given:
+        reason = f"command {command_id} has not been given to anybody yet"
+        scope.bury("not_given", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        return None
     return command
+
+
+def _afterwards(command: Command, response: m.Response) -> Outcome:
+    """What a word on a command that has ended is: a second copy of the outcome, its contrary, or too late."""
+    said = {m.Result: Status.SUCCEEDED, m.Error: Status.FAILED}.get(type(response))
+    if said is None or command.status not in {Status.SUCCEEDED, Status.FAILED}:
+        return "late"
+    return "duplicate" if command.status is said else "contradictory"
 
 
 def _no_command(scope: Scope, command: Command | None, command_id: str) -> Fault:
@@ -187,9 +204,11 @@ def _ack(scope: Scope, agent: Agent, response: m.Ack, raw: bytes) -> Fault | Non
 
 
 def _acknowledge(scope: Scope, command: Command) -> None:
-    command.status = Status.ACKED
-    scope.add(fx.SaveCommand(command.command_id, {"status": command.status.value, "acked_at": scope.draft.at}))
-    scope.record("command_acked", agent_id=command.agent_id, command_id=command.command_id, type=command.type)
+    if command.status is Status.QUEUED:  # it has taken it, though we have not seen that yet
+        scope.advance(command, command.deliver, scope.draft.now, acks=True)
+        scope.tell_command(command)
+    scope.advance(command, command.acknowledge, scope.draft.now)
+    scope.tell_command(command)
 
 
 def _progress(scope: Scope, agent: Agent, response: m.Progress, raw: bytes) -> Fault | None:
@@ -198,6 +217,8 @@ def _progress(scope: Scope, agent: Agent, response: m.Progress, raw: bytes) -> F
         return _no_command(scope, command, response.command_id)
     if command.may_become(Status.ACKED):  # any word on a command acknowledges it
         _acknowledge(scope, command)
+    elif scope.rules.extend_on_progress:
+        scope.advance(command, command.extend, scope.draft.now)
     fields: dict[str, str | bytes] = {"progress_at": scope.draft.at}
     if response.payload.percent is not None:
         fields["percent"] = format(response.payload.percent, "g")
@@ -205,6 +226,9 @@ def _progress(scope: Scope, agent: Agent, response: m.Progress, raw: bytes) -> F
         fields["note"] = clip(response.payload.note)
     scope.add(fx.SaveCommand(command.command_id, fields))
     return None
+
+
+# A command on which its agent reports was taken: of a first attempt there is no copy left to be withdrawn.
 
 
 def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault | None:
@@ -223,7 +247,7 @@ def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault
     if refusal is not None:
         scope.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)
         return scope.refuse_transition(agent, refusal)
-    scope.end_command(command, Status.SUCCEEDED)
+    scope.end_command(command, Status.SUCCEEDED, withdraw=command.attempt > 1)
     return None
 
 
@@ -236,7 +260,16 @@ def _error(scope: Scope, agent: Agent, response: m.Error, raw: bytes) -> Fault |
     command = _command_of(scope, agent, response, raw)
     if command is None or not command.open:
         return _no_command(scope, command, response.command_id)
-    scope.end_command(command, Status.FAILED, code=code, reason=message)
+    if response.payload.retryable and agent.acks:
+        rules = scope.rules
+        if command.place == "queued":  # it has failed with a copy of it in its list still
+            scope.add(fx.WithdrawCommand(agent.agent_id, command.command_id))
+        scope.advance(
+            command, command.retry, scope.draft.now, rules.backoff_initial_s, rules.backoff_max_s, failed=True
+        )
+        scope.tell_command(command, "retried", code=code, reason=message)
+        return None
+    scope.end_command(command, Status.FAILED, withdraw=command.attempt > 1, code=code, reason=message)
     scope.trouble(code, message, agent_id=agent.agent_id, command_id=command.command_id)
     return None
 

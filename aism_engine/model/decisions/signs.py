@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from aism_engine.model import effects as fx
+from aism_engine.model.commands import Status
 from aism_engine.model.decisions.common import Decision, Rules, Scope
 from aism_engine.model.fleet import Draft, Liveness
 
@@ -45,6 +46,9 @@ def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_
     scope.add(fx.ExpectScore(agent_id, score))
     agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = Liveness.LOST, agent.state, score, draft.now
     fields = agent.absence()
+    for command_id in agent.open_commands:
+        if (command := draft.command(command_id)) is not None and command.on_lost == "fail":
+            scope.end_command(command, Status.FAILED, code="agent_lost", reason="its agent was lost")
     reason = f"silent for {silent_s:.1f} s"
     scope.record("agent_lost", agent_id=agent_id, old_state=agent.state, reason=reason)
     scope.trouble("agent_lost", reason, agent_id=agent_id)

@@ -5,7 +5,8 @@
 -- KEYS[5..] every key that is written or watched
 --
 -- ARGV[1] token    ARGV[2] id of this commit    ARGV[3] id of the commit before it
--- ARGV[4] types: one letter for each of KEYS[5..]: s(tring) l(ist) h(ash) z(sorted set) x(stream) e(set), or * for any
+-- ARGV[4] types: one letter for each of KEYS[5..]: s(tring that is set in bulk) k(another string) l(ist) h(ash) z(sorted set)
+--         x(stream) e(set), or * for any
 -- ARGV[5] trim: how many messages leave the tail of the source; 0 for none
 -- ARGV[6] digest of the oldest of them              ARGV[7] digest of the newest of them
 -- ARGV[8] keep: 0, or the one message leaves for the list of the oversized, which keeps so many
@@ -15,6 +16,9 @@
 -- then the strings, each: key, value
 -- then the channels, each: name, how many messages, the messages
 -- then all other writes, each: command, key, how many arguments, the arguments
+-- Two of those commands are our own, for what no one but the server has to read, the body in the record of a command:
+--   RELEASE list, record                push it
+--   WITHDRAW list, record, otherwise?   remove it from the list; where it is not there any more, push `otherwise`
 -- A key is named by its place in KEYS, less 4. Strings and messages come in bulk because every change of a state has one of each.
 --
 -- Returns {code, details, length of the source left}:
@@ -31,7 +35,7 @@
 -- The first write is the ledger's: a server that refuses writes (OOM, MISCONF, READONLY) refuses there, with nothing written.
 --#include digest
 
-local names = {s = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
+local names = {k = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
 local source = KEYS[3]
 local trim, keep = tonumber(ARGV[5]), tonumber(ARGV[8])
 local watches, sets, channels = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -111,9 +115,27 @@ local function write(place, ...)
   end
 end
 
+local function body_of(place)
+  return redis.call('HGET', KEYS[4 + tonumber(place)], 'body')
+end
+
 while a <= #ARGV do
   local last = a + 2 + tonumber(ARGV[a + 2])
-  write(a, ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])], unpack(ARGV, a + 3, last))
+  local command, key = ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])]
+  if command == 'RELEASE' then
+    local body = body_of(ARGV[a + 3])
+    if body then
+      write(a, 'LPUSH', key, body)
+    end
+  elseif command == 'WITHDRAW' then
+    local body = body_of(ARGV[a + 3])
+    local removed = body and redis.call('LREM', key, 0, body) or 0
+    if removed == 0 and last > a + 3 then
+      write(a, 'LPUSH', key, ARGV[last])
+    end
+  else
+    write(a, command, key, unpack(ARGV, a + 3, last))
+  end
   a = last + 1
 end
 

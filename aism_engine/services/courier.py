@@ -1,0 +1,94 @@
+"""The courier: hands out commands that wait for their agents, and sees which have left their lists."""
+
+from collections.abc import Callable, Sequence
+
+from aism_engine.model.decisions.common import Decision, Scope
+from aism_engine.model.decisions.handout import command_id_of, decide_deliveries, decide_handout
+from aism_engine.model.fleet import Draft, Fleet
+from aism_engine.services.base import Context, Service
+from aism_engine.services.hints import Hint
+from aism_engine.store.writer import Failures
+
+
+class Courier(Service):
+    """Wakes up when an agent may have room for what waits, and looks into the lists on a timer, at so many a time."""
+
+    name = "courier"
+
+    def __init__(self, context: Context, hint: Hint, *, poll_interval_s: float, batch: int) -> None:
+        super().__init__(context)
+        self._hint = hint
+        self._poll_interval_s = poll_interval_s
+        self._batch = batch
+        self._round: list[str] = []
+        """In whose lists there is still to be looked, before all are looked at again."""
+        self._looked_at = float("-inf")
+
+    async def run_once(self) -> bool:
+        fleet = await self._writer.loaded()
+        began = self._clock.monotonic()
+        decisions = await self._hand_out(fleet)
+        if began - self._looked_at >= self._poll_interval_s:
+            decisions += await self._look(fleet)
+            self._looked_at = began
+        self._worked(began, decisions)
+        return bool(fleet.freed)
+
+    async def wait(self) -> None:
+        await self._hint.wait(self._poll_interval_s)
+
+    async def _hand_out(self, fleet: Fleet) -> list[Decision]:
+        freed = [fleet.freed.pop() for _ in range(min(self._batch, len(fleet.freed)))]
+        agent_ids = [agent_id for agent_id in freed if self._may_have_more(fleet, agent_id)]
+        if not agent_ids:
+            return []
+        share = max(1, self._batch // len(agent_ids))
+        try:
+            return await self._commit(
+                fleet, agent_ids, lambda draft, agent_id: decide_handout(draft, self._rules, agent_id, share)
+            )
+        except BaseException:
+            fleet.freed.update(agent_id for agent_id in agent_ids if agent_id in fleet.waiting)
+            raise
+
+    async def _look(self, fleet: Fleet) -> list[Decision]:
+        """Measure what has been taken. What is pushed while we look counts the next time."""
+        self._round = self._round or list(fleet.queued)
+        agent_ids = [agent_id for agent_id in self._round[: self._batch] if agent_id in fleet.queued]
+        self._round = self._round[self._batch :]
+        until = fleet.turn
+        heads = await self._store.heads(agent_ids)
+        moved = [agent_id for agent_id, head in heads.items() if self._has_moved(fleet, agent_id, head, until)]
+        if not moved:
+            return []
+        return await self._commit(
+            fleet,
+            moved,
+            lambda draft, agent_id: decide_deliveries(draft, self._rules, agent_id, heads[agent_id], until),
+        )
+
+    def _may_have_more(self, fleet: Fleet, agent_id: str) -> bool:
+        draft = Draft(fleet, self._store.now)
+        agent = draft.agent(agent_id)
+        scope = Scope(draft, self._rules, Decision("handout"), "engine")
+        return agent is not None and bool(agent.waiting) and scope.may_be_handed_out(agent)
+
+    def _has_moved(self, fleet: Fleet, agent_id: str, head: bytes, until: int) -> bool:
+        agent = fleet.agents.get(agent_id)
+        if agent is None or (head and agent.queued and command_id_of(head) == agent.queued[0]):
+            return False
+        draft = Draft(fleet, self._store.now)
+        return decide_deliveries(draft, self._rules, agent_id, head, until).outcome == "applied"
+
+    async def _commit(
+        self, fleet: Fleet, agent_ids: Sequence[str], decide_one: Callable[[Draft, str], Decision]
+    ) -> list[Decision]:
+        def decide(draft: Draft, failures: Failures) -> list[Decision]:
+            return [
+                decide_one(draft, agent_id)
+                if number not in failures
+                else Decision("courier", "refused", failures[number][0])
+                for number, agent_id in enumerate(agent_ids)
+            ]
+
+        return await self._writer.write(decide, on=fleet)

@@ -1,0 +1,162 @@
+"""Any sequence of what may happen to commands: each ends once, and nothing is ever in two places."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from aism_engine.model.commands import ENDED, Command, Status
+from aism_engine.model.decisions.signs import decide_loss
+from aism_engine.model.fleet import Agent, Sighting
+from tests.support.model import World, queue_of
+
+AGENTS = ("a", "b")
+IDS = tuple(f"c{number}" for number in range(6))
+
+
+class Life(RuleBasedStateMachine):
+    """Two agents, one of which confirms, six commands and a group, and whatever may happen to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(max_in_flight=2, max_attempts=2, ack_timeout_s=10, timeout_s=50, command_ttl_s=200)
+        self.world.say("register", "a", type="worker", capabilities=["ack"])
+        self.world.say("register", "b", type="worker")
+        for agent_id in AGENTS:
+            self.world.sightings[agent_id] = Sighting(score=1.0)
+        self.asked = 0
+        self.popped: list[str] = []
+
+    def ask(self, kind: str, agent_id: str | None = None, **fields: object) -> None:
+        self.asked += 1
+        self.world.ask(kind, f"r{self.asked}", agent_id, **fields)
+
+    @rule(
+        command_id=st.sampled_from(IDS),
+        agent_id=st.sampled_from(AGENTS),
+        priority=st.sampled_from(["high", "normal", "low"]),
+        on_lost=st.sampled_from(["hold", "fail"]),
+        start_in=st.sampled_from([0, 5, 60]),
+    )
+    def send(self, command_id: str, agent_id: str, priority: str, on_lost: str, start_in: int) -> None:
+        options = {"priority": priority, "on_lost": on_lost, "start_in": start_in}
+        self.world.ask("send", command_id, agent_id, command={"type": "x"}, options=options)
+
+    @rule(quorum=st.sampled_from(["50%", "2"]))
+    def send_to_all(self, quorum: str) -> None:
+        self.ask("send", None, select="type=worker,liveness!=lost", command={"type": "x"}, options={"quorum": quorum})
+
+    @rule()
+    def do_errands(self) -> None:
+        self.world.do_errands()
+
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def pop(self, agent_id: str) -> None:
+        if self.world.lists[agent_id]:
+            self.popped.append(self.world.pop(agent_id)["id"])
+
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def look(self, agent_id: str) -> None:
+        self.world.look(agent_id)
+
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def hand_out(self, agent_id: str) -> None:
+        self.world.hand_out(agent_id)
+
+    @precondition(lambda self: self.popped)
+    @rule(
+        kind=st.sampled_from(["ack", "progress", "result", "error"]),
+        number=st.integers(0, 100),
+        retryable=st.booleans(),
+    )
+    def report(self, kind: str, number: int, *, retryable: bool) -> None:
+        command_id = self.popped[number % len(self.popped)]
+        record = self.world.command_records.get(command_id)
+        if record is not None:
+            fields = {"code": "x", "retryable": retryable} if kind == "error" else {}
+            self.world.say(kind, str(record["agent_id"]), command_id=command_id, **fields)
+
+    @rule(command_id=st.sampled_from(IDS))
+    def cancel(self, command_id: str) -> None:
+        self.ask("cancel", None, command_id=command_id)
+
+    @rule(kind=st.sampled_from(["pause", "drain", "resume"]), agent_id=st.sampled_from([*AGENTS, None]))
+    def hold(self, kind: str, agent_id: str | None) -> None:
+        self.ask(kind, agent_id, **({} if agent_id else {"all": True}))
+
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def lose(self, agent_id: str) -> None:
+        draft = self.world.draft()
+        self.world.commit(draft, decide_loss(draft, self.world.rules, agent_id, 1.0, 60.0))
+
+    @rule(seconds=st.sampled_from([0.5, 5, 30, 120]))
+    def wait(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @rule()
+    def take_over(self) -> None:
+        self.world.fleet = self.world.reloaded()
+
+    @invariant()
+    def each_end_is_reached_once(self) -> None:
+        told = Counter(
+            fact.command_id for fact in self.world.facts if fact.event.removeprefix("command_") in set(ENDED)
+        )
+        ended = {name for name, record in self.world.command_records.items() if Status(str(record["status"])) in ENDED}
+        assert (set(told), max(told.values(), default=1)) == (ended, 1)
+
+    @invariant()
+    def what_is_in_memory_is_what_was_written(self) -> None:
+        world = self.world
+        again = world.reloaded()
+        assert {**again.commands} == {name: _rounded(command) for name, command in world.fleet.commands.items()}
+        assert again.groups == world.fleet.groups
+        for agent_id in AGENTS:
+            assert _places(again.agents[agent_id]) == _places(world.fleet.agents[agent_id])
+
+    @invariant()
+    def every_open_command_has_its_deadline(self) -> None:
+        world = self.world
+        found = {member for member in world.deadlines if member.startswith("command:")}
+        assert found == {f"command:{name}" for name in world.fleet.commands}
+        for command in world.fleet.commands.values():
+            assert world.deadlines[command.deadline] == pytest.approx(command.due_at, abs=0.002)
+
+    @invariant()
+    def no_list_has_a_second_copy_nor_one_of_what_has_ended(self) -> None:
+        for agent_id in AGENTS:
+            lying = Counter(queue_of(self.world, agent_id))
+            assert max(lying.values(), default=1) == 1
+            for command_id in lying.keys() & self.world.command_records.keys():
+                assert self.world.status(command_id) == "queued"
+
+    @invariant()
+    def nobody_has_more_in_its_list_than_its_credit(self) -> None:
+        for agent in self.world.fleet.agents.values():
+            assert len(agent.queued) <= 2
+
+    def teardown(self) -> None:
+        """Once nothing happens any more, time ends them all, and their groups."""
+        self.world.do_errands()
+        for _ in range(12):
+            self.world.pass_time(100)
+            for agent_id in AGENTS:
+                self.world.hand_out(agent_id)
+        assert self.world.fleet.commands == {}
+        for record in self.world.group_records.values():
+            assert record["status"] != "open"
+        self.each_end_is_reached_once()
+
+
+def _rounded(command: Command) -> Command:
+    return Command.from_record(command.command_id, command.record())
+
+
+def _places(agent: Agent) -> tuple[object, ...]:
+    return (agent.later, agent.waiting, agent.queued, agent.taken)
+
+
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLife = Life.TestCase

@@ -1,0 +1,125 @@
+"""Requests to many: whom they mean, and what becomes of each and of all."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.model import World
+
+
+@pytest.fixture
+def world() -> World:
+    """A registered agent `a`, of another type than the workers to come."""
+    world = World(max_in_flight=2)
+    world.say("register", type="scribe", capabilities=["ack"])
+    world.facts.clear()
+    return world
+
+
+def fleet_of(world: World, number: int) -> None:
+    for index in range(number):
+        world.say("register", f"w{index}", type="worker", labels={"team": "ab"[index % 2]})
+
+
+def test_a_request_to_many_is_one_command_for_each_that_fits(world: World) -> None:
+    """The targets are frozen when it is accepted; what becomes of them is counted in its group."""
+    fleet_of(world, 6)
+    world.ask("send", "g", None, select="type=worker,label.team=a", command={"type": "x"}, options={"quorum": "60%"})
+    assert world.answer("g") | {"timestamp": ""} == {
+        "id": "g",
+        "timestamp": "",
+        "ok": True,
+        "group_id": "g",
+        "targets": 3,
+        "status": "open",
+    }
+    world.say("register", "w6", type="worker", labels={"team": "a"})
+    assert {decision.outcome for decision in world.do_errands()} == {"applied"}
+    assert {name for name in world.command_records if name.startswith("g.")} == {"g.w0", "g.w2", "g.w4"}
+    world.say("result", "w0", command_id="g.w0")
+    world.say("error", "w2", command_id="g.w2", code="x")
+    assert world.group_records["g"]["status"] == "open"
+    world.say("result", "w4", command_id="g.w4")
+    record = world.group_records["g"]
+    assert (record["status"], record["succeeded"], record["failed"], "ended_at" in record) == (
+        "succeeded",
+        "2",
+        "1",
+        True,
+    )
+    assert (world.fleet.groups, world.deadlines) == ({}, {})
+
+
+def test_a_group_that_can_reach_its_quorum_no_more_has_failed_at_once(world: World) -> None:
+    """The others go on all the same."""
+    fleet_of(world, 3)
+    world.ask("send", "g", None, select="type=worker", command={"type": "x"}, options={"quorum": "3"})
+    world.do_errands()
+    world.say("error", "w1", command_id="g.w1", code="x")
+    assert (world.group_records["g"]["status"], world.status("g.w0")) == ("failed", "queued")
+
+
+def test_a_target_that_it_is_refused_for_is_counted_and_the_others_go_on(world: World) -> None:
+    """Drained between the acceptance and its turn."""
+    fleet_of(world, 2)
+    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
+    world.ask("drain", "d", "w0")
+    world.do_errands()
+    assert (world.group_records["g"]["refused"], world.status("g.w1")) == ("1", "queued")
+    assert world.told("target_refused")[0]["code"] == "draining"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_group_is_cancelled_whole(world: World, before: bool) -> None:  # noqa: FBT001
+    """What was accepted of it, and what was not yet."""
+    fleet_of(world, 3)
+    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
+    if not before:
+        world.do_errands()
+    world.ask("cancel", "x", None, group_id="g")
+    world.do_errands()
+    record = world.group_records["g"]
+    assert (record["cancelled"], record["status"], "ended_at" in record) == ("3", "failed", True)
+    assert not any(world.lists[f"w{index}"] for index in range(3))
+
+
+def test_any_is_the_one_with_the_least_to_do(world: World) -> None:
+    """Of those that fit, and can take it."""
+    fleet_of(world, 3)
+    world.send("c0", "w0")
+    world.send("c1", "w2")
+    world.ask("pause", "p", "w0")
+    world.ask("send", "s", None, select="type=worker", any=True, command={"type": "x"})
+    assert world.answer("s")["agent_id"] == "w1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"select": "type=nobody"}, "no_match"),
+        ({"select": "typ=x"}, "invalid_selector"),
+        ({"select": "type=scribe", "options": {"quorum": "0%"}}, "invalid_quorum"),
+        ({"select": "type=scribe", "options": {"quorum": "2"}}, "invalid_quorum"),
+        ({"select": "type=scribe", "any": True, "command": {"type": "state_transition"}}, "none_available"),
+    ],
+)
+def test_a_target_that_fits_nobody_is_refused(world: World, fields: dict[str, Any], code: str) -> None:
+    """And says why."""
+    decision = world.ask("send", "s", None, **({"command": {"type": "x"}} | fields))
+    assert (decision.outcome, world.answer("s")["error"]["code"]) == ("refused", code)
+
+
+def test_a_request_is_answered_the_same_when_it_is_asked_again(world: World) -> None:
+    """Whatever it was, and whatever has become of it since."""
+    fleet_of(world, 2)
+    for request_id, kind, agent_id, fields in (
+        ("q1", "send", None, {"select": "type=worker", "command": {"type": "x"}}),
+        ("q2", "send", "nobody", {"command": {"type": "x"}}),
+        ("q3", "pause", "a", {}),
+        ("q4", "cancel", None, {"command_id": "c0"}),
+    ):
+        world.ask(kind, request_id, agent_id, **fields)
+        first, written = world.answers.pop((None, request_id)), len(world.facts)
+        world.now += 5
+        assert world.ask(kind, request_id, agent_id, **fields).outcome == "duplicate"
+        assert (world.answers[None, request_id], len(world.facts)) == (first, written)
