@@ -6,13 +6,14 @@ them.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aism_engine.store.keys import Keys
-from tests.chaos.journal import Asked, Journal, Said
+from tests.chaos.journal import Asked, Journal, Order, Said
 
 
 class Fact(NamedTuple):
@@ -55,6 +56,12 @@ class Evidence:
     voices: frozenset[str] = frozenset()
     garbage: list[Said] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+    taken: Counter[str] = field(default_factory=Counter)
+    """The foreman's commands that workers had in their hands, and how often."""
+    done: set[str] = field(default_factory=set)
+    """Those of which a worker has reported success."""
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
     facts: list[Fact] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     """Of the entries of the audit, in order."""
@@ -98,12 +105,18 @@ async def collect(client: Any, keys: Keys, evidence: Evidence) -> None:  # noqa:
         inbox = await client.lrange(keys.inbox(agent_id), 0, -1)
         evidence.inboxes[agent_id] = [json.loads(body)["id"] for body in reversed(inbox)]
         evidence.left[f"commands of {agent_id}"] = await client.llen(keys.commands(agent_id))
-    for asked in evidence.asked:
-        evidence.commands[asked.request_id] = _texts(await client.hgetall(keys.command(asked.request_id)))
-        replies = await client.lrange(keys.request_reply(asked.request_id), 0, -1)
-        evidence.replies[asked.request_id] = [json.loads(reply) for reply in replies]
+    told = {fact.command_id for fact in evidence.facts if fact.command_id}
+    for command_id in told | {asked.request_id for asked in evidence.asked}:
+        evidence.commands[command_id] = _texts(await client.hgetall(keys.command(command_id)))
+    orders = [order.request_id for order in evidence.orders]
+    for request_id in (*orders, *(asked.request_id for asked in evidence.asked)):
+        replies = await client.lrange(keys.request_reply(request_id), 0, -1)
+        evidence.replies[request_id] = [json.loads(reply) for reply in replies]
+    for request_id in orders:
+        evidence.groups[request_id] = _texts(await client.hgetall(keys.group(request_id)))
     evidence.left["response queue"] = await client.llen(keys.response_queue)
     evidence.left["request queue"] = await client.llen(keys.request_queue)
+    evidence.left["errands"] = await client.llen(keys.errands)
     evidence.left["deadlines"] = await client.zcard(keys.deadlines)
 
 

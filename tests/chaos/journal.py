@@ -32,6 +32,18 @@ class Asked:
 
 
 @dataclass
+class Order:
+    """One request of the foreman. `to_many`: it comes to a group."""
+
+    request_id: str
+    kind: str
+    raw: bytes
+    to_many: bool = False
+    attempts: int = 0
+    pushes: int = 0
+
+
+@dataclass
 class Journal:
     """What one agent has done."""
 

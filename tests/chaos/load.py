@@ -13,6 +13,7 @@ from tests.chaos.law import LETTER
 from tests.chaos.line import BROKEN, Line
 from tests.chaos.operators import Operator
 from tests.chaos.schedule import Plan
+from tests.chaos.workers import WORKERS, Foreman, Notes, Worker
 
 OVERSIZED: Final = 20_000
 """`consumer.max_message_bytes` of the engines."""
@@ -40,6 +41,9 @@ class Load:
         self._hubs = [Agent(name, "hub", line, keys, made, beats=True) for name in HUBS]
         self._spoilt = Agent("spoilt-0", "spoilt", line, keys, made, beats=False)
         self._operators = [Operator(line, keys, f"work-{made.seed}")]
+        self._notes = Notes()
+        self._workers = [Worker(agent_id, line, keys, self._notes, made.seed) for agent_id in WORKERS]
+        self._foreman = Foreman(line, keys, made.seed)
         self._garbage: list[Said] = []
 
     async def set_up(self) -> None:
@@ -48,17 +52,23 @@ class Load:
         first = [*self._hubs, *self._of("journey", "soldier")]
         for agent in first:
             await agent.say("register", payload={"type": "architect"})
+        for worker in self._workers:
+            await worker.register()
+        known = len(first) + len(self._workers)
         async with asyncio.timeout(PATIENCE_S):
-            while await self._line.read("SCARD", self._keys.index) < len(first):  # noqa: ASYNC110 - it is watched from outside
+            while await self._line.read("SCARD", self._keys.index) < known:  # noqa: ASYNC110 - it is watched from outside
                 await asyncio.sleep(0.01)
 
     async def run(self) -> None:
         line, keys, stopping = self._line, self._keys, self.stopping
-        beating = [agent.journal.agent_id for agent in (*self._hubs, *self._agents) if agent.beats]
+        beating = [*WORKERS, *(agent.journal.agent_id for agent in (*self._hubs, *self._agents) if agent.beats)]
         workers = [agent.journal.agent_id for agent in self._of("journey")]
         async with asyncio.TaskGroup() as group:
             for agent in (*self._agents, self._spoilt):
                 group.create_task(agent.run(stopping, self.drained))
+            for worker in self._workers:
+                group.create_task(worker.run(stopping, self.drained))
+            group.create_task(self._foreman.run(stopping))
             group.create_task(self._operators[0].run(workers, stopping))
             for agent in self._of("soldier"):
                 operator = Operator(line, keys, f"drill-{agent.journal.agent_id}")
@@ -74,10 +84,12 @@ class Load:
         queues = [
             keys.request_queue,
             keys.response_queue,
+            keys.errands,
             *(keys.commands(agent.journal.agent_id) for agent in self._agents),
         ]
         while time.monotonic() < deadline:
-            if not any([await self._line.read("LLEN", queue) for queue in queues]):
+            left = [await self._line.read("LLEN", queue) for queue in queues]
+            if not any([*left, await self._line.read("ZCARD", keys.deadlines)]):
                 return
             await asyncio.sleep(0.02)
 
@@ -88,6 +100,9 @@ class Load:
             spoilt=frozenset((self._spoilt.journal.agent_id,)),
             voices=frozenset(agent.journal.agent_id for agent in self._of("voice")),
             garbage=self._garbage,
+            orders=self._foreman.orders,
+            taken=self._notes.taken,
+            done=self._notes.done,
             asked=[asked for operator in self._operators for asked in operator.asked],
         )
 

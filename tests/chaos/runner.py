@@ -6,8 +6,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from tests.chaos import trial
+from tests.chaos.charges import CHARGES
 from tests.chaos.trial import Report
-from tests.chaos.verdict import CHARGES
 
 RECOVERS_WITHIN_S = 5.0
 """What G5 promises. The clock runs while all is calm and some engine process is there, if only just started."""
@@ -32,6 +32,7 @@ def figures(reports: Iterable[Report]) -> str:
         "failovers": sum(report.failovers for report in found),
         "rollbacks": sum(report.rollbacks for report in found),
         "responses": sum(report.responses for report in found),
+        "commands": sum(report.commands for report in found),
         **{charge: charges[charge] for charge in CHARGES},
     }
     longest = max((report.recovery_s for report in found), default=0.0)

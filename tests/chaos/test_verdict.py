@@ -1,5 +1,6 @@
 """A judge who never convicts proves nothing: each thing that can go wrong is put into the evidence, and is found."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from aism_engine.store.keys import Keys
+from tests.chaos.charges import DUPLICATED, LEFT_OVER, LOST, REORDERED, STALE, WRONG
 from tests.chaos.evidence import Commit, Evidence, Fact, Letter, commits
-from tests.chaos.journal import Asked, Journal, Said
+from tests.chaos.journal import Asked, Journal, Order, Said
 from tests.chaos.law import LETTER, Effect, Mind
 from tests.chaos.schedule import BESIDE, FAILOVERS, KINDS, plan
-from tests.chaos.verdict import DUPLICATED, LEFT_OVER, LOST, REORDERED, STALE, WRONG, judge
+from tests.chaos.verdict import judge
 
 
 def fact(event: str, cause: str = "", by: str = "agent", **fields: str) -> Fact:
@@ -37,6 +39,13 @@ def in_order() -> Evidence:
         fact("command_queued", "c", by="operator", command_id="c"),
         fact("command_succeeded", "a-4", command_id="c"),
         fact("message_delivered", "a-5"),
+        fact("command_queued", "order-0", by="operator", command_id="order-0", agent_id="w"),
+        fact("command_waiting", "order-1", by="operator", command_id="order-1.w", agent_id="w"),
+        fact("command_succeeded", "w-1", command_id="order-0", agent_id="w"),
+        fact("agent_held", "order-2", by="operator", agent_id="w"),
+        fact("agent_resumed", "order-3", by="operator", agent_id="w"),
+        fact("command_queued", "", by="engine", command_id="order-1.w", agent_id="w"),
+        fact("command_dead", "", by="engine", command_id="order-1.w", agent_id="w"),
     ]
     return Evidence(
         journals=[Journal("a", Mind("journey", "inbox"), said, {"c": 1}, measured=1)],
@@ -50,8 +59,19 @@ def in_order() -> Evidence:
         records={"a": {"state": "inbox"}},
         measurements={"a": {"last": 1.0, "m1": 1.0}},
         inboxes={"a": ["a-5"]},
-        commands={"c": {"status": "succeeded"}},
-        replies={"c": [{}]},
+        commands={
+            "c": {"status": "succeeded"},
+            "order-0": {"status": "succeeded", "attempt": "1"},
+            "order-1.w": {"status": "dead", "code": "no_ack", "attempt": "1"},
+        },
+        orders=[
+            Order("order-0", "send", b"", attempts=2, pushes=1),
+            Order("order-1", "send", b"", to_many=True, attempts=1, pushes=1),
+        ],
+        taken=Counter({"order-0": 2}),
+        done={"order-0"},
+        groups={"order-1": {"status": "failed", "dead": "1", "refused": "1"}},
+        replies={"c": [{}], "order-0": [{"ok": True}, {"ok": True}], "order-1": [{"ok": True, "targets": 2}]},
         left={"response queue": 0},
         commits=[Commit("1", 1, 1, (("a", 1),)), Commit("2", 2, 2, ())],
     )
@@ -75,6 +95,10 @@ def swap(evidence: Evidence) -> None:
     """Apply the last message of the agent before all others."""
     evidence.facts = [each._replace(place=-1) if each.cause == "a-5" else each for each in evidence.facts]
     evidence.facts.sort()
+
+
+def forget_order(evidence: Evidence) -> None:
+    evidence.facts = [each for each in evidence.facts if each.command_id != "order-0"]
 
 
 CRIMES: list[tuple[str, str, Callable[[Evidence], object]]] = [
@@ -112,6 +136,21 @@ CRIMES: list[tuple[str, str, Callable[[Evidence], object]]] = [
     ("a command that reached it twice", DUPLICATED, lambda found: found.journals[0].popped.update(c=2)),
     ("a command that has not ended", WRONG, lambda found: found.commands["c"].update(status="queued")),
     ("a command with two ends", WRONG, lambda found: found.facts.append(fact("command_expired", command_id="c"))),
+    ("an order that was accepted twice", DUPLICATED, double("command_waiting")),
+    ("an order without an answer", WRONG, lambda found: found.replies["order-0"].clear()),
+    ("an order with two answers", DUPLICATED, lambda found: found.replies["order-0"][1].update(ok=False)),
+    ("an order that left no command", LOST, forget_order),
+    ("one of many that is nowhere", LOST, lambda found: found.groups["order-1"].update(refused="0")),
+    ("one of many that is there twice", DUPLICATED, lambda found: found.replies["order-1"][0].update(targets=1)),
+    ("a group that was not decided", LOST, lambda found: found.groups["order-1"].update(status="open")),
+    ("an ordered command without an end", LOST, drop("command_dead")),
+    ("an ordered command with two ends", DUPLICATED, double("command_dead")),
+    ("an end that is not the record's", WRONG, lambda found: found.commands["order-1.w"].update(status="failed")),
+    ("an end without a reason", LOST, lambda found: found.commands["order-1.w"].pop("code")),
+    ("a success that nobody has reported", WRONG, lambda found: found.done.clear()),
+    ("a success of one who never had it", WRONG, lambda found: found.taken.clear()),
+    ("a command that was given too often", DUPLICATED, lambda found: found.commands["order-0"].update(attempt="4")),
+    ("a command that was given to one who is held", WRONG, drop("agent_resumed")),
     ("something that is left over", LEFT_OVER, lambda found: found.left.update({"response queue": 1})),
     ("an engine that complains", WRONG, lambda found: found.complaints.append("ended by itself")),
 ]

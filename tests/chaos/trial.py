@@ -12,6 +12,7 @@ from typing import Final
 
 from aism_engine.store.keys import Keys
 from tests.chaos import evidence as found
+from tests.chaos.charges import LEFT_OVER, Violation
 from tests.chaos.engines import EngineProcess
 from tests.chaos.failovers import fail_over
 from tests.chaos.faults import World
@@ -20,7 +21,7 @@ from tests.chaos.line import Line
 from tests.chaos.load import OVERSIZED, PATIENCE_S, Load
 from tests.chaos.recovery import Recovery
 from tests.chaos.schedule import FAILOVERS, SPAN_S, Fault, Plan, plan
-from tests.chaos.verdict import LEFT_OVER, Violation, judge
+from tests.chaos.verdict import judge
 
 LIMIT_S: Final = 60.0
 """For a whole trial."""
@@ -35,6 +36,7 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     rollbacks: int = 0
     responses: int = 0
+    commands: int = 0
     recovery_s: float = 0.0
     seconds: float = 0.0
     violations: list[Violation] = field(default_factory=list)
@@ -96,6 +98,7 @@ async def _run(made: Plan, folder: Path) -> Report:
         faults=happened,
         rollbacks=world.rollbacks,
         responses=sum(len(journal.said) for journal in evidence.journals) + len(evidence.garbage),
+        commands=len(evidence.commands),
         recovery_s=world.recovery.longest_s,
         seconds=time.monotonic() - began,
         violations=judge(evidence),
@@ -145,6 +148,7 @@ async def _wait_done(line: Line, keys: Keys) -> dict[str, int]:
         left = {
             "responses": await line.read("LLEN", keys.response_queue),
             "requests": await line.read("LLEN", keys.request_queue),
+            "errands": await line.read("LLEN", keys.errands),
             "open commands": await line.read("ZCARD", keys.deadlines),
         }
         if not any(left.values()) or time.monotonic() > deadline:
@@ -171,6 +175,9 @@ def _environ(made: Plan, keys: Keys) -> dict[str, str]:
         "AISM_LIVENESS__SILENT_AFTER": "2",
         "AISM_LIVENESS__LOST_AFTER": "4",
         "AISM_TIMEKEEPER__POLL_INTERVAL": "0.1",
+        "AISM_COMMANDS__DELIVERY_INTERVAL": "0.1",
+        "AISM_COMMANDS__BACKOFF_INITIAL": "0.1",
+        "AISM_COMMANDS__BACKOFF_MAX": "0.5",
         "AISM_SAMPLER__INTERVAL": "0.5",
         "AISM_SUPERVISOR__RESTARTS": "0",
         "AISM_LOGS__FORMAT": "json",

@@ -2,36 +2,18 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
+from tests.chaos.charges import DUPLICATED, ENDED, LEFT_OVER, LOST, REORDERED, STALE, WRONG, Violation
 from tests.chaos.evidence import Evidence, Fact
+from tests.chaos.fates import fates
 from tests.chaos.journal import Asked, Said
 from tests.chaos.law import LETTER, Effect
 
-LOST: Final = "lost"
-DUPLICATED: Final = "duplicated"
-REORDERED: Final = "reordered"
-STALE: Final = "stale_writes"
-WRONG: Final = "wrong"
-LEFT_OVER: Final = "left_over"
-CHARGES: Final = (LOST, DUPLICATED, REORDERED, STALE, WRONG, LEFT_OVER)
-
-_ENDED: Final = frozenset({"succeeded", "failed", "expired", "cancelled", "dead"})
 _ASIDE: Final = frozenset({"agent_met", "command_delivered", "dead_letter"})
 """Facts beside the point: who met an agent first, and whether it was seen to take a command before it said so, is a
 matter of time; letters are counted as letters.
 """
-
-
-class Violation(NamedTuple):
-    """What is wrong, with whom: an id of a message, a request, a commit or an agent."""
-
-    charge: str
-    subject: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.charge}: {self.subject}: {self.what}"
 
 
 def judge(evidence: Evidence) -> list[Violation]:
@@ -46,6 +28,7 @@ def judge(evidence: Evidence) -> list[Violation]:
         *_requests(evidence),
         *_voices(evidence),
         *_commits(evidence),
+        *fates(evidence),
         *(Violation(LEFT_OVER, where, f"{count} are left") for where, count in evidence.left.items() if count),
         *(Violation(WRONG, "engine", complaint) for complaint in evidence.complaints),
     ]
@@ -214,7 +197,7 @@ def _request(asked: Asked, events: Sequence[str], evidence: Evidence, reached: i
         yield Violation(WRONG, request_id, f"{replies} replies to {asked.pushes} to {asked.attempts} pushes")
     if asked.expected != "command_queued":
         return
-    ends = [event for event in events if event.removeprefix("command_") in _ENDED]
+    ends = [event for event in events if event.removeprefix("command_") in ENDED]
     status = evidence.commands[request_id].get("status", "")
     if len(ends) != 1 or ends[0] != f"command_{status}":
         yield Violation(WRONG, request_id, f"it ended by {ends}, and its record says {status!r}")

@@ -103,10 +103,10 @@ def test_lines_of_libraries_have_the_same_shape(logged: Logged) -> None:
     try:
         fail(LookupError("gone"))
     except LookupError:
-        logging.getLogger("uvicorn.error").log(25, "%d down at redis://u:pw@h", 2, exc_info=True)
+        logging.getLogger("a.library").log(25, "%d down at redis://u:pw@h", 2, exc_info=True)
     line = logged.line()
     assert list(line) == ["time", "level", "event", "component", "exception"]
-    assert (line["level"], line["component"]) == ("info", "uvicorn.error")
+    assert (line["level"], line["component"]) == ("info", "a.library")
     assert line["event"] == "2 down at redis://u:***@h"
 
 
