@@ -11,7 +11,8 @@ from aism_engine.cli.output import age, pairs, print_fields, print_json, print_t
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
 from aism_engine.model.fleet import Liveness
-from aism_engine.store.operator import Operator, Seen
+from aism_engine.store.lookout import Seen
+from aism_engine.store.operator import Operator
 
 app = options.Commands(help="Show the agents of the fleet, or forget one.")
 _AgentId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]

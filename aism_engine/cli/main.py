@@ -7,7 +7,21 @@ from collections.abc import Sequence
 import typer
 
 from aism_engine import __version__
-from aism_engine.cli import agents, config, dev, history, machines, options, run, send, tail
+from aism_engine.cli import (
+    agents,
+    commands,
+    config,
+    dead_letters,
+    dev,
+    history,
+    holds,
+    machines,
+    options,
+    run,
+    send,
+    tail,
+    top,
+)
 from aism_engine.cli.exits import Exit, complain, report
 from aism_engine.cli.output import print_json
 
@@ -15,9 +29,14 @@ app = options.Commands(help="The AISM Engine: it coordinates agents over Redis, 
 app.command()(run.run)
 app.command()(dev.dev)
 app.command()(send.send)
+for name in holds.HELP:
+    app.command(name)(holds.hold(name))
 app.command()(tail.tail)
+app.command()(top.top)
 app.command()(history.history)
 app.add_typer(agents.app, name="agents")
+app.add_typer(commands.app, name="commands")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(machines.app, name="machines")
 app.add_typer(config.app, name="config")
 

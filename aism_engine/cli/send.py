@@ -1,6 +1,5 @@
-"""`aism-engine send`: give an agent a command."""
+"""`aism-engine send`: give an agent a command, or all those that fit."""
 
-import asyncio
 import time
 from typing import Annotated, Any, Final
 
@@ -8,71 +7,141 @@ import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit, TimedOutError
+from aism_engine.cli.exits import Exit
+from aism_engine.cli.instants import read_duration, read_time
+from aism_engine.cli.outcomes import code_of, told, wait
 from aism_engine.cli.output import print_json
 from aism_engine.cli.session import ask, with_operator
-from aism_engine.model.commands import OPEN, Status
+from aism_engine.clock import iso
+from aism_engine.model.commands import OnLost, Priority
 from aism_engine.model.messages import is_identifier, is_type_name
+from aism_engine.model.selector import Selector
 from aism_engine.store.operator import Operator
 
-_LOOK_EVERY_S: Final = 0.1
-_OPEN: Final = frozenset(status.value for status in OPEN)
-_CONTENTS: Final = ("payload", "result")
-"""Fields of a command's record that hold JSON."""
+_WAIT_S: Final = 10.0
 
 
 def send(  # noqa: PLR0913  each is a flag
-    agent_id: Annotated[str, typer.Argument(metavar="AGENT", show_default=False, help="Id of the agent.")],
-    kind: Annotated[
-        str, typer.Argument(metavar="TYPE", show_default=False, help="state_transition, or a type of your own.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[AGENT] TYPE",
+            show_default=False,
+            help="Whom, unless --select says it; and what: state_transition, or a type of your own.",
+        ),
     ],
     *,
+    select: Annotated[
+        str | None, typer.Option(metavar="SELECTOR", help="All that fit, as in type=architect,label.team!=a.")
+    ] = None,
+    any_: Annotated[bool, typer.Option("--any", help="One of the selected: whoever has the least to do.")] = False,
+    quorum: Annotated[str | None, typer.Option(metavar="N|P%", help="How many of the selected must succeed.")] = None,
     payload: Annotated[str, typer.Option(metavar="JSON", help="What the command carries: an object.")] = "{}",
-    ttl: Annotated[float | None, typer.Option(metavar="S", help="Seconds after which it expires.")] = None,
+    ttl: Annotated[str | None, typer.Option(metavar="TIME", help="From acceptance to end, as in 10m.")] = None,
+    ack_timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="From delivery to ack; then it is sent again.")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="From ack to outcome; then it has failed.")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(metavar="N", min=1, help="How often it may be sent.")] = None,
+    priority: Annotated[Priority, typer.Option(help="What goes first where commands wait.")] = "normal",
+    on_lost: Annotated[OnLost | None, typer.Option(help="What becomes of it when its agent is lost.")] = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Not before this instant.")] = None,
+    in_: Annotated[str | None, typer.Option("--in", metavar="TIME", help="Not before so long, as in 10m.")] = None,
     request_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Id of the command: sent twice, it is one.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not just for acceptance.")] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Longest wait in all.")] = 10,
+    wait_: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not just for acceptance.")] = False,
+    wait_for: Annotated[str, typer.Option(metavar="TIME", help="Longest wait in all.")] = f"{_WAIT_S:g}s",
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> Exit:
-    """Give an agent a command, by way of the engine.
+    """Give an agent a command, or all those that fit a selector.
 
     The engine accepts or refuses it at once; the agent takes it when it is ready. With --wait the exit code tells the
-    outcome: 0 succeeded, 1 failed, expired or cancelled, 2 not ended in time.
+    outcome: 0 succeeded, 1 failed, expired or cancelled, 2 not ended in time. What is not given is as the section
+    [commands] of the settings says.
+
+    A selector is written as Kubernetes' label selectors are, over type, state, liveness, id and label.NAME. What is
+    sent to all that fit is a group: it has succeeded when as many have as --quorum says, by default all.
 
     \b
     Example:
       aism-engine send architect-a1b2c3 state_transition --payload '{"target": "deep_work"}' --wait
+      aism-engine send --select 'type=scribe,state in (inbox,idle)' review --quorum 80% --wait --wait-for 5m
+      aism-engine send --select label.gpu --any train --in 10m --ttl 2h
     """  # noqa: D301  \b keeps the lines of the example apart
-    for name, value, good in (
-        ("AGENT", agent_id, is_identifier(agent_id)),
-        ("TYPE", kind, is_type_name(kind)),
-        ("--id", request_id, request_id is None or is_identifier(request_id)),
-    ):
-        if not good:
-            raise typer.BadParameter(
-                f"{name}: {value!r} is no name: letters, digits, `.`, `_` and `-`, the first no sign"
-            )
-    if ttl is not None and not ttl > 0:
-        raise typer.BadParameter(f"--ttl: expected seconds, more than 0, got {ttl:g}")
-    request: dict[str, Any] = {"agent_id": agent_id, "command": {"type": kind, "payload": _object(payload)}}
-    if ttl is not None:
-        request["options"] = {"ttl": ttl}
+    target, kind = _target(words, select, any_=any_)
+    if request_id is not None and not is_identifier(request_id):
+        raise typer.BadParameter(f"--id: {request_id!r} {_NO_NAME}")
+    if at is not None and in_ is not None:
+        raise typer.BadParameter("--at and --in exclude each other")
+    durations = {"ttl": ttl, "ack_timeout": ack_timeout, "timeout": timeout, "start_in": in_}
+    flags = {"ttl": "--ttl", "ack_timeout": "--ack-timeout", "timeout": "--timeout", "start_in": "--in"}
+    chosen: dict[str, Any] = {
+        **{name: read_duration(flags[name], value) for name, value in durations.items() if value is not None},
+        "start_at": iso(read_time("--at", at)) if at is not None else None,
+        "max_attempts": max_attempts,
+        "priority": priority,
+        "on_lost": on_lost,
+        "quorum": quorum,
+    }
+    request = {
+        **target,
+        "command": {"type": kind, "payload": _object(payload)},
+        "options": {name: value for name, value in chosen.items() if value is not None},
+    }
+    longest_s = read_duration("--wait-for", wait_for)
 
     async def act(operator: Operator) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        ends_at = time.monotonic() + timeout
-        reply = await ask(operator, "send", request, request_id=request_id, timeout_s=timeout, json=json)
-        return reply, await _outcome(operator, reply["command_id"], ends_at) if wait else None
+        ends_at = time.monotonic() + longest_s
+        reply = await ask(operator, "send", request, request_id=request_id, timeout_s=longest_s, json=json)
+        return reply, await wait(operator, _name(reply), ends_at) if wait_ else None
 
-    reply, record = with_operator(redis, prefix, act)
+    reply, found = with_operator(redis, prefix, act)
     if json:
-        print_json(reply if record is None else record)
+        print_json(found or reply)
+    elif found is not None:
+        typer.echo(f"{_name(reply)} {told(found)}")
     else:
-        typer.echo(f"{reply['command_id']} {reply['status'] if record is None else _told(record)}")
-    return Exit.DONE if record is None or record["status"] == Status.SUCCEEDED else Exit.REFUSED
+        targets = f", {reply['targets']} targets" if "targets" in reply else ""
+        to = f" to {reply['agent_id']}" if any_ else ""
+        typer.echo(f"{_name(reply)} {reply['status']}{to}{targets}")
+    return code_of(found) if found is not None else Exit.DONE
+
+
+_NO_NAME: Final = "is no name: letters, digits, `.`, `_` and `-`, the first no sign"
+
+
+def _target(words: list[str], selector: str | None, *, any_: bool) -> tuple[dict[str, Any], str]:
+    """Tell who is meant and the type, from what was given before the flags."""
+    if len(words) != (1 if selector is not None else 2):
+        raise typer.BadParameter("expected AGENT TYPE, or --select SELECTOR TYPE")
+    kind = words[-1]
+    if not is_type_name(kind):
+        raise typer.BadParameter(f"TYPE: {kind!r} {_NO_NAME}")
+    if selector is None:
+        if any_:
+            raise typer.BadParameter("--any needs --select: one of whom?")
+        if not is_identifier(words[0]):
+            raise typer.BadParameter(f"AGENT: {words[0]!r} {_NO_NAME}")
+        return {"agent_id": words[0]}, kind
+    return selected(selector) | ({"any": True} if any_ else {}), kind
+
+
+def selected(selector: str) -> dict[str, Any]:
+    """Check a selector before it is sent, and name it in a request."""
+    try:
+        Selector.parse(selector)
+    except ValueError as error:
+        raise typer.BadParameter(f"--select: {error}") from None
+    return {"select": selector}
+
+
+def _name(reply: dict[str, Any]) -> str:
+    return str(reply.get("command_id") or reply["group_id"])
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -80,23 +149,3 @@ def _object(text: str) -> dict[str, Any]:
         return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise typer.BadParameter(f"--payload: expected a JSON object: {error}") from None
-
-
-async def _outcome(operator: Operator, command_id: str, ends_at: float) -> dict[str, Any]:
-    """Wait for the end of a command, and give its record."""
-    while True:
-        record: dict[str, Any] = dict(await operator.command(command_id))
-        status = record.get("status", "gone from the records")
-        if status not in _OPEN:
-            record |= {name: msgspec.json.decode(record[name]) for name in _CONTENTS if name in record}
-            told = {name: value for name, value in record.items() if value != "" and name != "body"}
-            return {"command_id": command_id, **told, "status": status}
-        if time.monotonic() >= ends_at:
-            raise TimedOutError(f"command {command_id} is {status} still; it goes on, and may yet end well")
-        await asyncio.sleep(_LOOK_EVERY_S)
-
-
-def _told(record: dict[str, Any]) -> str:
-    result = msgspec.json.encode(record["result"]).decode() if record.get("result") else ""
-    reason = ": ".join(record[name] for name in ("code", "reason") if record.get(name) not in {None, record["status"]})
-    return " ".join(filter(None, (record["status"], reason, result)))

@@ -19,6 +19,7 @@ def tail(
     *,
     event: Annotated[list[str] | None, typer.Option("--type", metavar="EVENT", help="Only these; repeatable.")] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent.")] = None,
+    command: Annotated[str | None, typer.Option(metavar="ID", help="Only this command.")] = None,
     count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after so many.")] = None,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
@@ -38,7 +39,11 @@ def tail(
         left = count
         async with aclosing(operator.events()) as events:
             async for found in events:
-                if (event and found["event"] not in event) or agent not in {None, found.get("agent_id")}:
+                if (
+                    (event and found["event"] not in event)
+                    or agent not in {None, found.get("agent_id")}
+                    or command not in {None, found.get("command_id")}
+                ):
                     continue
                 print_json(found) if json else typer.echo(_line(found))
                 left = left and left - 1

@@ -50,6 +50,7 @@ class Listener(Service):
         self._hints = {keys.responses.encode(): responses, keys.requests.encode(): requests}
         self._state_changes = keys.state_changes.encode()
         self._confirmed = asyncio.Event()
+        self._pushed = 0
         # A busy consumer hears neither its hint nor the engine's own events: one costs 20 µs, and there is one for each
         # state change.
         responses.connect(*self._switch((keys.responses, keys.state_changes)))
@@ -69,8 +70,10 @@ class Listener(Service):
                 hint.ring()
             elif channel == self._state_changes and _OURS not in data:
                 declarations.append(declaration(data))
-        if declarations:
-            await self._store.push(self._store.keys.response_queue, declarations)
+        token = self._context.leadership.token
+        if declarations and token is not None:
+            self._pushed += 1
+            await self._store.push_heard(token, self._pushed, declarations)
             self._context.metrics.heard.labels("declaration").inc(len(declarations))
             self._hints[self._store.keys.responses.encode()].ring()
         if heard:

@@ -23,7 +23,19 @@ from aism_engine.model.messages import Labels, is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import COMMIT, HEADS, LEASE, PEEK, PROBE, RECORDS, RELEASE, SIGHT, CommitCode, LeaseCode
+from aism_engine.store.scripts import (
+    COMMIT,
+    HEADS,
+    HEARD,
+    LEASE,
+    PEEK,
+    PROBE,
+    RECORDS,
+    RELEASE,
+    SIGHT,
+    CommitCode,
+    LeaseCode,
+)
 
 T = TypeVar("T")
 _CHUNK: Final = 1000
@@ -276,10 +288,13 @@ class Store:
         replies = await self._pipeline(list(calls.values()))
         return {name: reply for name, reply in zip(calls, replies, strict=True) if isinstance(reply, int)}
 
-    async def push(self, queue: str, messages: Sequence[bytes]) -> None:
-        """Put messages into a queue, the first one first."""
+    async def push_heard(self, token: str, number: int, messages: Sequence[bytes]) -> None:
+        """Put what was heard on a channel into the response queue, the first one first: the `number`th time under this
+        token. It comes to nothing where what was heard later is there already: it may be lost, and not turned round.
+        """
+        queue, heard, epoch = self.keys.response_queue, self.keys.heard, token.partition(":")[0]
         with naming_outages():
-            await self._client.lpush(queue, *messages)
+            await HEARD(self._client, [queue, heard], [epoch, number, *messages])
 
     # --- taking over ------------------------------------------------------------------------------------------------
 

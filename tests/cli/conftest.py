@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 
 from aism_engine.cli.main import main
+from aism_engine.store.embedded import EmbeddedServer
 
 
 class Done(NamedTuple):
@@ -45,6 +46,16 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Call:
         with pytest.raises(SystemExit) as ended:
             await asyncio.to_thread(main, arguments)
         return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def fleet(cli: Call, server: EmbeddedServer, prefix: str) -> Call:
+    """Run a command on the fleet of this test."""
+
+    async def call(*arguments: str) -> Done:
+        return await cli(*arguments, "--redis", server.url, "--prefix", prefix)
 
     return call
 

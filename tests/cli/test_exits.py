@@ -8,7 +8,9 @@ from aism_engine.errors import GaveUpError
 from tests.cli.conftest import Call
 
 COMMANDS = [
-    *(["run"], ["dev"], ["send"], ["tail"], ["history"], ["version"]),
+    *(["run"], ["dev"], ["send"], ["pause"], ["drain"], ["resume"], ["tail"], ["top"], ["history"], ["version"]),
+    *(["commands", "list"], ["commands", "show"], ["commands", "wait"], ["commands", "cancel"]),
+    *(["dead-letters", each] for each in ("list", "show", "replay", "purge")),
     *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),
     *(["machines", "check"], ["machines", "list"], ["machines", "show"]),
     *(["config", "check"], ["config", "show"]),
@@ -48,7 +50,9 @@ async def test_wrong_usage_is_64(cli: Call, arguments: list[str]) -> None:
     assert done.err.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", [["agents", "list"], ["agents", "show", "x"], ["send", "x", "work"], ["tail"]])
+@pytest.mark.parametrize(
+    "command", [["agents", "list"], ["agents", "show", "x"], ["send", "x", "work"], ["tail"], ["top"]]
+)
 async def test_redis_out_of_reach_is_69(cli: Call, command: list[str]) -> None:
     """One line says so, and what to do; the password stays a secret."""
     done = await cli(*command, "--redis", "redis://user:hush@127.0.0.1:1")

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from aism_engine.agent.client import AgentClient
 from aism_engine.store.embedded import EmbeddedServer
-from tests.cli.conftest import Call, Done
+from tests.cli.conftest import Call
 from tests.support.engine import Running, eventually, running_engine
 
 AGENT = "scribe-1"
@@ -31,16 +31,6 @@ async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIt
         await client.transition("inbox")
         await eventually(lambda: engine.engine.writer.fleet.agents[AGENT].liveness == "fresh")
         yield client
-
-
-@pytest.fixture
-def fleet(cli: Call, server: EmbeddedServer, prefix: str) -> Call:
-    """Run a command on the fleet of this test."""
-
-    async def call(*arguments: str) -> Done:
-        return await cli(*arguments, "--redis", server.url, "--prefix", prefix)
-
-    return call
 
 
 # --- agents -----------------------------------------------------------------------------------------------------------
@@ -117,7 +107,7 @@ async def test_a_command_that_is_not_allowed_is_refused_with_what_would_be(fleet
 
 async def test_nobody_answering_is_2(fleet: Call) -> None:
     """Without an engine the request stays queued, and the message says so and how to ask again."""
-    done = await fleet("send", AGENT, "work", "--id", "work-1", "--timeout", "0.1")
+    done = await fleet("send", AGENT, "work", "--id", "work-1", "--wait-for", "0.1")
     assert (done.code, done.out) == (2, "")
     assert "stays queued" in done.err
     assert "--id work-1" in done.err
@@ -143,7 +133,7 @@ async def test_waiting_tells_the_outcome(
 @pytest.mark.usefixtures("agent")
 async def test_waiting_has_an_end(fleet: Call) -> None:
     """A command that has not ended in time is 2; one that has expired is 1."""
-    done = await fleet("send", AGENT, "work", "--wait", "--timeout", "0.5")
+    done = await fleet("send", AGENT, "work", "--wait", "--wait-for", "0.5")
     assert done.code == 2
     assert "still" in done.err
     done = await fleet("send", AGENT, "work", "--wait", "--ttl", "0.1")

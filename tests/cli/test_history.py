@@ -50,16 +50,6 @@ async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIt
         yield client
 
 
-@pytest.fixture
-def fleet(cli: Call, server: EmbeddedServer, prefix: str) -> Call:
-    """Run a command on the fleet of this test."""
-
-    async def call(*arguments: str) -> Done:
-        return await cli(*arguments, "--redis", server.url, "--prefix", prefix)
-
-    return call
-
-
 def facts(done: Done) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines()]
 

@@ -78,7 +78,7 @@ class StoreMachine(RuleBasedStateMachine):
         queue = self.keys.response_queue
         if not isinstance(self.model.values.get(queue, []), list):
             return
-        self.loop.run_until_complete(self.store.push(queue, pushed))
+        self.redis.lpush(queue, *pushed)
         for message in pushed:
             self.model.get(queue, list).insert(0, message)
 

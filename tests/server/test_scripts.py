@@ -619,6 +619,22 @@ async def test_a_lease_is_released_by_its_holder_alone(free: Desk) -> None:
 # All of them
 
 
+async def test_what_was_heard_is_queued_in_order_or_never(desk: Desk) -> None:
+    """A push may arrive late, behind what was heard after it: under the same epoch, or from a leader of the past."""
+    for token, number, message in (
+        ("1:me", 1, b"a"),
+        ("1:me", 3, b"c"),
+        ("1:me", 2, b"late"),
+        ("1:me", 3, b"again"),
+        ("2:you", 1, b"d"),
+        ("1:me", 4, b"stale"),
+    ):
+        await desk.store.push_heard(token, number, [message, message + b"'"])
+    queued = await desk.call("LRANGE", desk.keys.response_queue, 0, -1)
+    assert queued[::-1] == [b"a", b"a'", b"c", b"c'", b"d", b"d'"]
+    assert await desk.call("GET", desk.keys.heard) == b"2:1"
+
+
 async def test_a_script_that_the_server_has_forgotten_is_loaded_again(desk: Desk) -> None:
     """The cache of scripts dies with every restart: nobody notices."""
     await desk.fill(b"1")

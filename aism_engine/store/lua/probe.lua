@@ -8,10 +8,10 @@
 local probe = KEYS[1]
 local tries = {
   {'SET', 'x'}, {'MSET', 'x'}, {'MGET'}, {'PEXPIRE', 1000}, {'DEL'},
-  {'HSET', 'f', 'v'}, {'DEL'},
-  {'LPUSH', 'x'}, {'LINDEX', 0}, {'LREM', 0, 'y'}, {'LTRIM', 0, 0}, {'LMOVE', probe, 'RIGHT', 'LEFT'}, {'DEL'},
+  {'HSET', 'f', 'v'}, {'HGET', 'f'}, {'DEL'},
+  {'LPUSH', 'x'}, {'LLEN'}, {'LINDEX', 0}, {'LREM', 0, 'y'}, {'LTRIM', 0, 0}, {'LMOVE', probe, 'RIGHT', 'LEFT'}, {'DEL'},
   {'SADD', 'x'}, {'SREM', 'x'}, {'ZADD', 1, 'x'}, {'ZSCORE', 'x'}, {'ZREM', 'x'},
-  {'XADD', '*', 'f', 'v'}, {'TYPE'}, {'DEL'},
+  {'XADD', '*', 'f', 'v'}, {'XDEL', '0-1'}, {'TYPE'}, {'DEL'},
 }
 for _, try in ipairs(tries) do
   redis.call(try[1], probe, unpack(try, 2))

@@ -1,0 +1,262 @@
+"""`aism-engine dead-letters`: what was given up on, and what to do with it."""
+
+import time
+from collections import Counter
+from typing import Annotated, Any, Final, TypeAlias
+
+import typer
+from msgspec import Struct
+
+from aism_engine.cli import options
+from aism_engine.cli.exits import Exit, RefusedError
+from aism_engine.cli.instants import read_duration, read_instant
+from aism_engine.cli.output import age, print_fields, print_json, print_table
+from aism_engine.cli.progress import Progress
+from aism_engine.cli.session import ask, with_operator
+from aism_engine.clock import iso
+from aism_engine.model.audit import instant
+from aism_engine.model.effects import Letter
+from aism_engine.store.operator import Operator
+
+app = options.Commands(help="List dead letters, show one, replay or purge them.")
+
+_AT_ONCE: Final = 1000
+"""Letters in a request to purge."""
+_Ids: TypeAlias = Annotated[list[str] | None, typer.Argument(metavar="ID", show_default=False)]
+_Code: TypeAlias = Annotated[list[str] | None, typer.Option(metavar="CODE", help="Only with these; repeatable.")]
+_Source: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue or commands.")
+]
+_Agent: TypeAlias = Annotated[str | None, typer.Option(metavar="ID", help="Only of this agent.")]
+_Since: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Buried since then: an ISO time, or 2h ago.")
+]
+_Until: TypeAlias = Annotated[str | None, typer.Option(metavar="TIME", help="Buried before that.")]
+_All: TypeAlias = Annotated[bool, typer.Option("--all", help="Every one of them.")]
+_Timeout: TypeAlias = Annotated[str, typer.Option(metavar="TIME", help="Longest wait for an answer of the engine.")]
+
+
+class Filter(Struct, frozen=True):
+    """Which letters are meant. What is not given does not matter."""
+
+    ids: frozenset[str]
+    codes: frozenset[str]
+    source: str | None
+    agent_id: str | None
+    since: float | None
+    until: float | None
+
+    @property
+    def given(self) -> bool:
+        return any((self.ids, self.codes, self.source, self.agent_id, self.since, self.until))
+
+    async def read(self, operator: Operator, progress: Progress) -> list[tuple[str, Letter]]:
+        since = "-" if self.since is None else f"{self.since * 1000:.0f}"
+        until = "+" if self.until is None else f"({self.until * 1000:.0f}"
+        found = []
+        async for letter_id, letter in operator.letters(since, until):
+            if (
+                (not self.ids or letter_id in self.ids)
+                and (not self.codes or letter.code in self.codes)
+                and self.source in {None, letter.source}
+                and self.agent_id in {None, letter.agent_id}
+            ):
+                found.append((letter_id, letter))
+                progress.tell(f"{len(found)} dead letters read")
+        progress.clear()
+        return found
+
+
+def _filter(
+    ids: list[str] | None,
+    codes: list[str] | None,
+    source: str | None,
+    agent: str | None,
+    since: str | None,
+    until: str | None,
+) -> Filter:
+    now = time.time()
+    since_at = None if since is None else read_instant("--since", since, now)
+    until_at = None if until is None else read_instant("--until", until, now)
+    return Filter(frozenset(ids or ()), frozenset(codes or ()), source, agent, since_at, until_at)
+
+
+@app.command("list")
+def list_(  # noqa: PLR0913  each is a flag
+    *,
+    code: _Code = None,
+    source: _Source = None,
+    agent: _Agent = None,
+    since: _Since = None,
+    until: _Until = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="So many, the newest.")] = 100,
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> None:
+    """List what was given up on, the oldest first, with the reason.
+
+    \b
+    Example:
+      aism-engine dead-letters list --code attempts_exhausted --since 1d
+    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    wanted, progress = _filter(None, code, source, agent, since, until), Progress()
+    found = with_operator(redis, prefix, lambda operator: wanted.read(operator, progress))
+    shown = found[-limit:]
+    if json:
+        print_json([_described(*each) for each in shown])
+        return
+    rows = (
+        (letter_id, age(time.time() - instant(letter_id)), letter.code, letter.source, letter.agent_id, letter.reason)
+        for letter_id, letter in shown
+    )
+    print_table(("LETTER", "AGE", "CODE", "SOURCE", "AGENT", "REASON"), rows)
+    if len(shown) < len(found):
+        typer.echo(f"the newest {len(shown)} of {len(found)}; --limit shows more", err=True)
+
+
+@app.command()
+def show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    *,
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> None:
+    """Show a dead letter, with the message as it came.
+
+    \b
+    Example:
+      aism-engine dead-letters show 1763884800000-0
+    """  # noqa: D301
+    letters = with_operator(redis, prefix, lambda operator: _all_of(operator, letter_id))
+    if not letters:
+        raise RefusedError(f"there is no dead letter {letter_id}; aism-engine dead-letters list shows all")
+    found = _described(letter_id, letters[0])
+    if json:
+        print_json(found)
+    else:
+        print_fields((name.replace("_", " "), value) for name, value in found.items())
+
+
+@app.command()
+def replay(  # noqa: PLR0913  each is a flag
+    ids: _Ids = None,
+    *,
+    code: _Code = None,
+    source: _Source = None,
+    agent: _Agent = None,
+    since: _Since = None,
+    until: _Until = None,
+    all_: _All = False,
+    timeout: _Timeout = "10s",
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> Exit:
+    """Let the engine decide on them once more, one after the other in their order, by the same checks as at first.
+
+    A message is applied now, or buried again as a new letter; a command is sent under a new id. One that is refused
+    stays where it is. Exit code 1 says that not all have gone through.
+
+    \b
+    Example:
+      aism-engine dead-letters replay 1763884800000-0
+      aism-engine dead-letters replay --code unknown_agent --since 2h
+    """  # noqa: D301
+    wanted = _meant(_filter(ids, code, source, agent, since, until), all_=all_)
+    timeout_s, progress = read_duration("--timeout", timeout), Progress()
+
+    async def act(operator: Operator) -> list[dict[str, Any]]:
+        found, outcomes = await wanted.read(operator, progress), []
+        missing = sorted(wanted.ids - {letter_id for letter_id, _ in found})
+        for letter_id in (*missing, *(letter_id for letter_id, _ in found)):
+            try:
+                reply = await ask(operator, "replay", {"letter_id": letter_id}, timeout_s=timeout_s, json=False)
+            except RefusedError as error:
+                reply = {"outcome": "refused", "reason": str(error).removeprefix("refused: ")}
+            kept = ("outcome", "code", "reason", "command_id", "replay_of")
+            outcomes.append({"letter_id": letter_id, **{name: reply[name] for name in kept if reply.get(name)}})
+            progress.tell(f"{len(outcomes)} of {len(found)} replayed")
+        return outcomes
+
+    try:
+        outcomes = with_operator(redis, prefix, act)
+    finally:
+        progress.clear()
+    if json:
+        print_json(outcomes)
+    else:
+        for each in outcomes:
+            typer.echo(" ".join(str(value) for name, value in each.items() if name != "replay_of"))
+        counts = Counter(each["outcome"] for each in outcomes)
+        typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing to replay")
+    gone_through = all(each["outcome"] not in {"refused", "buried"} for each in outcomes)
+    return Exit.DONE if gone_through else Exit.REFUSED
+
+
+@app.command()
+def purge(  # noqa: PLR0913  each is a flag
+    ids: _Ids = None,
+    *,
+    code: _Code = None,
+    source: _Source = None,
+    agent: _Agent = None,
+    since: _Since = None,
+    until: _Until = None,
+    all_: _All = False,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="For the audit.")] = None,
+    timeout: _Timeout = "10s",
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> None:
+    """Remove dead letters for good. The audit keeps that they were there, and that they were removed.
+
+    \b
+    Example:
+      aism-engine dead-letters purge --until 30d --reason "too old to matter"
+    """  # noqa: D301
+    wanted = _meant(_filter(ids, code, source, agent, since, until), all_=all_)
+    timeout_s, progress = read_duration("--timeout", timeout), Progress()
+
+    async def act(operator: Operator) -> int:
+        found = [letter_id for letter_id, _ in await wanted.read(operator, progress)]
+        for start in range(0, len(found), _AT_ONCE):
+            payload: dict[str, Any] = {"letter_ids": found[start : start + _AT_ONCE]}
+            payload |= {"reason": reason} if reason is not None else {}
+            await ask(operator, "purge", payload, timeout_s=timeout_s, json=json)
+            progress.tell(f"{start} of {len(found)} purged")
+        return len(found)
+
+    try:
+        purged = with_operator(redis, prefix, act)
+    finally:
+        progress.clear()
+    print_json({"purged": purged}) if json else typer.echo(f"{purged} purged")
+
+
+async def _all_of(operator: Operator, letter_id: str) -> list[Letter]:
+    return [letter async for _, letter in operator.letters(letter_id, letter_id)]
+
+
+def _meant(wanted: Filter, *, all_: bool) -> Filter:
+    if wanted.given == all_:
+        raise typer.BadParameter("say which: ids, --code, --source, --agent, --since or --until; or --all")
+    return wanted
+
+
+def _described(letter_id: str, letter: Letter) -> dict[str, Any]:
+    """Build what programs get: the names are published, and so for ever."""
+    return {
+        "letter_id": letter_id,
+        "buried_at": iso(instant(letter_id)),
+        "code": letter.code,
+        "reason": letter.reason,
+        "source": letter.source,
+        "agent_id": letter.agent_id,
+        "replay_of": letter.replay_of,
+        "size": letter.size,
+        "digest": letter.digest,
+        "raw": letter.raw.decode(errors="backslashreplace"),
+    }
