@@ -46,10 +46,11 @@ class EngineProcess:
         async with self._starting:
             if self._process is not None and self._process.returncode is None:
                 return
-            self._stopped = self._ended_by_us = self._began = False
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *self._program, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=self._environ, limit=1 << 20
             )
+            self._process = process  # from here on: until then, the flags are those of the one before it
+            self._stopped = self._ended_by_us = self._began = False
             self._reader = asyncio.create_task(self._read(self._process))
 
     async def kill(self) -> None:
