@@ -344,7 +344,7 @@ async def test_when_its_agent_is_lost_a_command_does_as_it_was_told(
 async def test_a_request_to_many_survives_the_death_of_its_engine_without_a_hole_or_a_double(
     server: EmbeddedServer, prefix: str
 ) -> None:
-    """kill -9, again and again, while it is carried out: in the end each agent has it once."""
+    """Killed again and again while it is carried out: in the end each agent has it once."""
     count, rng = 3000, random.Random(7)
     environ = {"AISM_REDIS__PREFIX": prefix, "AISM_HTTP__ENABLED": "false", "AISM_LEASE__TTL": "1"}
     environ |= {"AISM_LEASE__RENEW_EVERY": "0.2", "AISM_LOGS__FORMAT": "json"}
