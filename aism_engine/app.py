@@ -189,6 +189,7 @@ class Engine:
             history,
             interval_s=kept.trim_every,
             keep=kept.audit_keep,
+            letters_for_s=kept.dead_letters_for,
             forget_after_s=kept.archive_forget_after,
         )
         archivist = Archivist(

@@ -191,6 +191,7 @@ class HistorySettings(Section, frozen=True):
         Seconds, Meta(description="The audit is not kept for an archive silent for so many seconds")
     ] = 604_800.0
     dead_letters_keep: Annotated[Count, Meta(description="Dead letters kept")] = 10_000
+    dead_letters_for: Annotated[Seconds, Meta(description="Seconds for which a dead letter is kept")] = 2_592_000.0
     events: Annotated[bool, Meta(description="Whether the engine publishes state changes")] = True
 
     def __post_init__(self) -> None:

@@ -1,4 +1,5 @@
-"""The janitor: trims the audit to what is to be kept, but never past what an archive has still to read.
+"""The janitor: trims the audit to what is to be kept, but never past what an archive has still to read; and the dead
+letters that are too old.
 
 Each commit by itself trims at the hard bound, `history.audit_keep_max`, whoever is behind: memory has an end. Between
 the two bounds lies what archives may be late by.
@@ -22,12 +23,20 @@ class Janitor(Service):
     name = "janitor"
 
     def __init__(
-        self, context: Context, history: History, *, interval_s: float, keep: int, forget_after_s: float
+        self,
+        context: Context,
+        history: History,
+        *,
+        interval_s: float,
+        keep: int,
+        letters_for_s: float,
+        forget_after_s: float,
     ) -> None:
         super().__init__(context)
         self._history = history
         self._interval_s = interval_s
         self._keep = keep
+        self._letters_for_s = letters_for_s
         self._forget_after_s = forget_after_s
 
     async def run_once(self) -> bool:
@@ -45,6 +54,9 @@ class Janitor(Service):
         self._context.metrics.audit_trimmed.inc(removed)
         if code is TrimCode.FENCED:
             return False  # that we lead no more is found out by those who write
+        self._context.metrics.letters_trimmed.inc(
+            await self._history.trim_letters(self._store.now - self._letters_for_s)
+        )
         self._worked(began, ())
         return False
 

@@ -148,6 +148,14 @@ class History:
             )
         return TrimCode(code), removed, bool(more)
 
+    async def trim_letters(self, before: float) -> int:
+        """Remove the dead letters that were buried before this instant; gives how many."""
+        with naming_outages():
+            removed: int = await self._client.xtrim(
+                self._keys.dead_letters, minid=f"{before * 1000:.0f}", approximate=False
+            )
+        return removed
+
 
 class Reading(NamedTuple):
     """What a tail has read. `behind` is how many entries are there still, None where the server does not count them."""

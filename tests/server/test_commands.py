@@ -242,6 +242,18 @@ async def test_what_is_for_later_is_given_once_by_whoever_leads_then(server: Emb
         assert await shop.steps("c") == ["scheduled", "waiting", "queued"]
 
 
+async def test_dead_letters_are_bounded_in_age(server: EmbeddedServer, prefix: str) -> None:
+    """What is too old goes by itself, and nothing that is younger."""
+    async with open_shop(server, prefix, history__dead_letters_for=3600, history__trim_every=0.05) as shop:
+        now, _ = await shop.client.time()
+        for at in (now - 7200, now - 3601, now - 3000):
+            await shop.call("XADD", shop.keys.dead_letters, f"{at}000-0", "code", "old")
+        await eventually(partial(_counts, shop, "XLEN", shop.keys.dead_letters, 1))
+        await asyncio.sleep(AFTER_S)
+        assert await shop.call("XLEN", shop.keys.dead_letters) == 1
+        assert shop.metric("aism_dead_letters_trimmed_total") == 2
+
+
 # --- flow -------------------------------------------------------------------------------------------------------------
 
 
