@@ -44,8 +44,9 @@ lock: ## resolve the dependencies anew (needs uv)
 chaos: $(STAMP) ## break engines, server and wire by a seeded schedule, and check that nothing is lost (ARGS="--trials 300 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: $(STAMP) ## responses applied per second, against the limit measured in the same run
-	$(BIN)/python bench/responses.py $(ARGS)
+BENCH := responses
+bench: $(STAMP) ## how fast it is, against a limit measured in the same run (BENCH=responses, commands, takeover, archive or codecs)
+	$(BIN)/python bench/$(BENCH).py $(ARGS)
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -230,7 +230,8 @@ class Engine:
         settings = self.settings
         if settings.http.enabled:
             self.http.bind()
-        log.info("engine_starting", redis=where(settings.redis), prefix=settings.redis.prefix, http=self.http.address)
+        http = self.http.address if settings.http.enabled else None
+        log.info("engine_starting", redis=where(settings.redis), prefix=settings.redis.prefix, http=http)
         supervisor = Supervisor(
             self.components,
             restarts=settings.supervisor.restarts,

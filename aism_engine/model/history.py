@@ -25,7 +25,7 @@ _STATUS: Final = {
     "command_queued": "queued",
     "command_delivered": "delivered",
     "command_acked": "acked",
-    "command_retried": "queued",
+    "command_retried": "waiting",
 }
 _OPENING: Final = frozenset({"command_scheduled", "command_waiting", "command_queued"})
 _ENDS: Final = frozenset(

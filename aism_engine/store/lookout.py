@@ -17,11 +17,9 @@ from aism_engine.model.effects import Letter
 from aism_engine.model.fleet import Agent
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.store import Store, read_letter
+from aism_engine.store.store import MILLISECONDS_FROM, Store, read_letter
 
 CHUNK: Final = 1000
-_MILLISECONDS_FROM: Final = 1e11
-"""Scores from here on are milliseconds: as seconds, that is the year 5138."""
 _RATES_OVER_S: Final = 10.0
 _RATES_FROM: Final = 1000
 """Rates are those of so many seconds, and where more is decided of so many commits."""
@@ -239,7 +237,7 @@ def text(value: bytes) -> str:
 def _age_s(now: float, score: float | None) -> float | None:
     if score is None:
         return None
-    return now - (score / 1000 if score >= _MILLISECONDS_FROM else score)
+    return now - (score / 1000 if score >= MILLISECONDS_FROM else score)
 
 
 def _agent(agent_id: str, record: Any) -> Agent | None:  # noqa: ANN401  a reply is what the server makes of it

@@ -236,8 +236,8 @@ class Store:
         """
         spans = (
             ("-inf", f"({fresh_from}"),
-            (f"({fresh_to}", f"({_MILLISECONDS_FROM}"),
-            (str(_MILLISECONDS_FROM), f"({fresh_from * 1000}"),
+            (f"({fresh_to}", f"({MILLISECONDS_FROM}"),
+            (str(MILLISECONDS_FROM), f"({fresh_from * 1000}"),
             (f"({fresh_to * 1000}", "+inf"),
         )
         found: dict[str, float] = {}
@@ -380,7 +380,7 @@ class Store:
         return replies
 
 
-_MILLISECONDS_FROM: Final = 100_000_000_000
+MILLISECONDS_FROM: Final = 100_000_000_000
 
 
 class _Cause(msgspec.Struct):

@@ -157,7 +157,7 @@ def test_a_command_is_open_from_its_acceptance_to_its_end() -> None:
     steps = ("scheduled", "waiting", "queued", "delivered", "acked", "retried", "dead")
     lines = [entry(0, met()), *(entry(second, command(step)) for second, step in enumerate(steps, 1))]
     told = [[each.status for each in stood(at, *lines).open_commands] for at in range(9)]
-    assert told == [[], ["scheduled"], ["waiting"], ["queued"], ["delivered"], ["acked"], ["queued"], [], []]
+    assert told == [[], ["scheduled"], ["waiting"], ["queued"], ["delivered"], ["acked"], ["waiting"], [], []]
 
 
 @pytest.mark.parametrize("end", ["succeeded", "failed", "expired", "cancelled", "dead"])
