@@ -169,14 +169,14 @@ def _fuse_elector(elector: Any, laid: Fuse) -> None:  # noqa: ANN401
 
 
 def _fuse_listener(listener: Any, laid: Fuse) -> None:  # noqa: ANN401
-    push = listener._store.push
+    push_heard = listener._store.push_heard
 
     async def fused_push(*arguments: Any) -> None:  # noqa: ANN401
         laid.reach("listener", "heard")
-        await laid.send("listener", frozenset(), push(*arguments))
+        await laid.send("listener", frozenset(), push_heard(*arguments))
         laid.reach("listener", "pushed")
 
-    listener._store.push = fused_push
+    listener._store.push_heard = fused_push
 
 
 def run(overrides: Mapping[str, object], point: Point | None) -> None:
