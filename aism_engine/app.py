@@ -43,6 +43,7 @@ from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import connect, where
+from aism_engine.store.diagnosis import Diagnosis
 from aism_engine.store.history import History
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
@@ -195,7 +196,13 @@ class Engine:
         archivist = Archivist(
             context, history, kept.archive_dir, prefix=settings.redis.prefix, every_s=kept.archive_every
         )
-        sampler = Sampler(context, interval_s=settings.sampler.interval, tell=self.notifier.status)
+        sampler = Sampler(
+            context,
+            Diagnosis(self._clients["commands"], settings.redis),
+            interval_s=settings.sampler.interval,
+            safety_interval_s=settings.sampler.safety_interval,
+            tell=self.notifier.status,
+        )
         monitor = LoopMonitor(
             clock=clock,
             notifier=self.notifier,

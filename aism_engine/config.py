@@ -173,6 +173,9 @@ class SamplerSettings(Section, frozen=True):
     """Reads depths for the metrics."""
 
     interval: Annotated[Seconds, Meta(description="Seconds between samples")] = 5.0
+    safety_interval: Annotated[
+        Seconds, Meta(description="Seconds between looks at whether Redis can lose what it is given")
+    ] = 300.0
 
 
 class HistorySettings(Section, frozen=True):

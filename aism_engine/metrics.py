@@ -62,6 +62,9 @@ class Metrics:
         self.archive_errors = Counter("aism_archive_errors", "Troubles of the archive", ["trouble"], registry=r)
 
         self.redis_up = Gauge("aism_redis_up", "1 while Redis serves, else 0", registry=r)
+        self.unsafe = Gauge(
+            "aism_redis_unsafe", "1 while this finding of the doctor is a danger, else 0", ["code"], registry=r
+        )
         self.outages = Counter("aism_redis_outages", "Outages begun, by name", ["outage"], registry=r)
         self.heard = Counter("aism_heard", "What the listener heard, by what became of it", ["outcome"], registry=r)
         self.loop_lag = Histogram("aism_loop_lag_seconds", "How late timers fire", buckets=_SECONDS, registry=r)

@@ -13,6 +13,7 @@ from aism_engine.cli import (
     config,
     dead_letters,
     dev,
+    doctor,
     history,
     holds,
     machines,
@@ -34,6 +35,7 @@ for name in holds.HELP:
 app.command()(tail.tail)
 app.command()(top.top)
 app.command()(history.history)
+app.command()(doctor.doctor)
 app.add_typer(agents.app, name="agents")
 app.add_typer(commands.app, name="commands")
 app.add_typer(dead_letters.app, name="dead-letters")

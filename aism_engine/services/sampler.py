@@ -4,8 +4,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+import structlog
+
+from aism_engine.model.doctor.findings import Severity
+from aism_engine.model.doctor.server import CODES, examine_server
 from aism_engine.model.fleet import Liveness
 from aism_engine.services.base import Context, Service
+from aism_engine.store.diagnosis import Diagnosis
+
+log = structlog.get_logger(component="sampler")
 
 
 class Sampler(Service):
@@ -14,9 +21,21 @@ class Sampler(Service):
     name = "sampler"
     leads_only = False
 
-    def __init__(self, context: Context, *, interval_s: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        diagnosis: Diagnosis,
+        *,
+        interval_s: float,
+        safety_interval_s: float,
+        tell: Callable[[str], None],
+    ) -> None:
         super().__init__(context)
+        self._diagnosis = diagnosis
         self._interval_s = interval_s
+        self._safety_interval_s = safety_interval_s
+        self._examined_at = float("-inf")
+        self._dangers: set[str] = set()
         self._tell = tell
 
     async def run_once(self) -> bool:
@@ -29,8 +48,23 @@ class Sampler(Service):
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
         metrics.commands.set(len(fleet.commands))
         self._tell(f"{self._context.leadership.role}; {len(fleet.agents)} agents, {len(fleet.commands)} open commands")
+        if began - self._examined_at >= self._safety_interval_s:
+            await self._examine()
+            self._examined_at = began
         self._worked(began, ())
         return False
 
     async def wait(self) -> None:
         await asyncio.sleep(self._interval_s)
+
+    async def _examine(self) -> None:
+        """Look whether the server can lose what it is given, and say so where that has changed."""
+        findings = {finding.code: finding for finding in examine_server(await self._diagnosis.server())}
+        dangers = {code for code, finding in findings.items() if finding.severity is Severity.DANGER}
+        for code in CODES:
+            self._context.metrics.unsafe.labels(code).set(code in dangers)
+        for code in sorted(dangers - self._dangers):
+            log.warning("redis_unsafe", code=code, what=findings[code].what, mend=findings[code].mend)
+        for code in sorted(self._dangers - dangers):
+            log.info("redis_safe", code=code)
+        self._dangers = dangers

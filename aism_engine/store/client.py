@@ -229,7 +229,7 @@ class _SentinelPool(SentinelConnectionPool):
 
 
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:
-    """Make a client for one purpose; `CLIENT LIST` shows it by that name. It connects when it is first used.
+    """Make a client for one purpose; `CLIENT LIST` shows it by that name, or by none. It connects when first used.
 
     With sentinels, the host and port of the URL do not count: each new connection goes to whom they call the primary.
     """
@@ -242,7 +242,7 @@ def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = 
         "socket_read_size": 1 << 18,
         "health_check_interval": 0,
         "decode_responses": False,
-        "client_name": f"aism-{purpose}",
+        "client_name": f"aism-{purpose}" if purpose else None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     pool = ConnectionPool.from_url(settings.url, **options)

@@ -8,7 +8,8 @@ from aism_engine.errors import GaveUpError
 from tests.cli.conftest import Call
 
 COMMANDS = [
-    *(["run"], ["dev"], ["send"], ["pause"], ["drain"], ["resume"], ["tail"], ["top"], ["history"], ["version"]),
+    *(["run"], ["dev"], ["send"], ["pause"], ["drain"], ["resume"], ["tail"], ["top"], ["history"], ["doctor"]),
+    ["version"],
     *(["commands", "list"], ["commands", "show"], ["commands", "wait"], ["commands", "cancel"]),
     *(["dead-letters", each] for each in ("list", "show", "replay", "purge")),
     *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),
@@ -40,6 +41,8 @@ async def test_the_help_of_every_command_tells_its_exit_codes(cli: Call, command
         ["send", "somebody", "work", "--timeout", "soon"],
         ["agents", "list", "--redis", "http://localhost"],
         ["agents", "list", "--liveness", "sleepy"],
+        ["doctor", "--max-keys", "-1"],
+        ["doctor", "--prefix", "a b"],
     ],
     ids=" ".join,
 )
@@ -51,7 +54,7 @@ async def test_wrong_usage_is_64(cli: Call, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["agents", "list"], ["agents", "show", "x"], ["send", "x", "work"], ["tail"], ["top"]]
+    "command", [["agents", "list"], ["agents", "show", "x"], ["send", "x", "work"], ["tail"], ["top"], ["doctor"]]
 )
 async def test_redis_out_of_reach_is_69(cli: Call, command: list[str]) -> None:
     """One line says so, and what to do; the password stays a secret."""

@@ -1,0 +1,40 @@
+"""The page of the doctor says what the code finds, and its list of rights is the one that is checked."""
+
+import re
+from typing import Final
+
+from aism_engine.model.doctor.examination import CODES
+from aism_engine.model.doctor.findings import Severity
+from aism_engine.model.doctor.rights import lacking
+from aism_engine.store.keys import Keys
+from aism_engine.store.rights import needed
+from tests.docs.reading import DOCS, first_column, names, table
+
+PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
+
+
+def test_every_finding_has_its_section() -> None:
+    """In the order in which they are looked at."""
+    assert re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE) == list(CODES)
+
+
+def test_every_severity_is_explained() -> None:
+    assert [names(row[0])[0] for row in table("What the doctor finds", PAGE)] == [each.value for each in Severity]
+
+
+def test_the_rights_of_an_engine_are_written_down() -> None:
+    """The rules of the page are those without which something is missing, no more and no less."""
+    line = next(
+        block for block in re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if "ACL SETUSER" in block
+    )
+    commands = needed(Keys("aism"))
+    expected = [rule for rule in lacking(commands, commands) if rule.startswith("+")]
+    assert [word for word in line.split() if word.startswith("+")] == expected
+
+
+def test_every_key_is_among_the_rights() -> None:
+    """Each key and channel of the protocol is needed for something."""
+    commands = needed(Keys("aism"))
+    rules = {rule[1:] for rule in lacking(commands, commands) if rule[0] in "~&"}
+    documented = {re.sub(r"\{\w+\}", "*", name) for name in first_column("Keys and channels")}
+    assert rules - {"aism:engine:probe"} == documented

@@ -1,0 +1,270 @@
+"""Laws of the doctor's judgement: facts in, findings out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from aism_engine.model.doctor import keyspace as keys
+from aism_engine.model.doctor import server, surroundings
+from aism_engine.model.doctor.examination import CODES, Facts, examine
+from aism_engine.model.doctor.findings import Check, Severity, Verdict, named
+from aism_engine.model.doctor.keyspace import Keyspace, Some
+from aism_engine.model.doctor.rights import lacking
+from aism_engine.model.doctor.server import Server, examine_server
+from aism_engine.model.doctor.surroundings import ConfigFile, Sentinel, Surroundings
+
+OK, NOTE, WARNING, DANGER = Severity
+MIB = 1024 * 1024
+AOF = {"aof_enabled": 1}
+FSYNC = {"appendfsync": "everysec"}
+SLAVE = {"ip": "10.0.0.2", "port": 6379, "state": "online", "lag": 1}
+
+
+def judge(checks: Sequence[Check[Any]], code: str, facts: object) -> Verdict | None:
+    """Ask one check; whatever is to be mended says how, and only that."""
+    verdict = next(check for check in checks if check.code == code).judge(facts)
+    if verdict is not None:
+        assert verdict.what
+        assert verdict.mend or verdict.severity in {OK, NOTE}
+        assert not (verdict.mend and verdict.severity is OK)
+    return verdict
+
+
+def buffers(pubsub: str) -> dict[str, str]:
+    return {"client-output-buffer-limit": f"normal 0 0 0 slave 268435456 67108864 60 pubsub {pubsub}"}
+
+
+@pytest.mark.parametrize(
+    ("code", "info", "config", "expected"),
+    [
+        ("version", {"redis_version": "6.2.14"}, {}, OK),
+        ("version", {"redis_version": "7.2.4", "valkey_version": "9.1.2"}, {}, OK),
+        ("version", {"redis_version": "10.0.0"}, {}, OK),
+        ("version", {"redis_version": "6.0.20"}, {}, DANGER),
+        ("version", {"redis_version": "5.0.7"}, {}, DANGER),
+        ("version", {}, {}, None),
+        ("role", {"role": "master"}, {}, OK),
+        ("role", {"role": "slave", "master_host": "h", "master_port": 1}, {}, DANGER),
+        ("role", {}, {}, None),
+        ("persistence", AOF, {}, OK),
+        ("persistence", {}, {"appendonly": "yes"}, OK),
+        ("persistence", {"aof_enabled": 0}, {"save": ""}, DANGER),
+        ("persistence", {"aof_enabled": 0, "rdb_changes_since_last_save": 7}, {"save": "3600 1"}, DANGER),
+        ("persistence", {"aof_enabled": 0}, {}, DANGER),
+        ("persistence", {}, {}, None),
+        ("fsync", AOF, FSYNC, NOTE),
+        ("fsync", AOF, {"appendfsync": "always"}, OK),
+        ("fsync", AOF, {"appendfsync": "no"}, DANGER),
+        ("fsync", AOF, FSYNC | {"no-appendfsync-on-rewrite": "yes"}, WARNING),
+        ("fsync", {"aof_enabled": 0}, FSYNC, None),
+        ("fsync", AOF, {}, None),
+        ("persistence_status", AOF | {"aof_last_write_status": "ok", "rdb_last_bgsave_status": "ok"}, {}, OK),
+        ("persistence_status", AOF | {"aof_last_write_status": "err"}, {}, DANGER),
+        ("persistence_status", AOF | {"aof_last_write_status": "ok", "aof_last_bgrewrite_status": "err"}, {}, WARNING),
+        ("persistence_status", AOF | {"rdb_last_bgsave_status": "err"}, {}, WARNING),
+        ("persistence_status", {"aof_enabled": 0, "rdb_last_bgsave_status": "err"}, {}, DANGER),
+        ("persistence_status", {}, {}, None),
+        ("eviction", {"maxmemory_policy": "noeviction", "maxmemory": 5}, {}, OK),
+        ("eviction", {"maxmemory_policy": "allkeys-lru", "maxmemory": 0}, {}, WARNING),
+        ("eviction", {"maxmemory_policy": "allkeys-lru", "maxmemory": 5 * MIB}, {}, DANGER),
+        ("eviction", {"maxmemory_policy": "volatile-ttl", "maxmemory": 5 * MIB}, {}, DANGER),
+        ("eviction", {}, {}, None),
+        ("memory", {"used_memory": 10, "maxmemory": 100}, {}, OK),
+        ("memory", {"used_memory": 81, "maxmemory": 100}, {}, WARNING),
+        ("memory", {"used_memory": 10, "maxmemory": 0, "total_system_memory": 100}, {}, NOTE),
+        ("memory", {"used_memory": 81, "maxmemory": 0, "total_system_memory": 100}, {}, WARNING),
+        ("memory", {"used_memory": 10, "maxmemory": 0}, {}, NOTE),
+        ("memory", {}, {}, None),
+        ("replicas", {"role": "master", "connected_slaves": 0}, {}, NOTE),
+        ("replicas", {"role": "master", "connected_slaves": 1}, {"min-replicas-to-write": "0"}, WARNING),
+        ("replicas", {"role": "master", "connected_slaves": 1}, {"min-replicas-to-write": "1"}, OK),
+        ("replicas", {"role": "master", "connected_slaves": 1}, {}, None),
+        ("replicas", {"role": "slave", "connected_slaves": 0}, {}, None),
+        ("replica_lag", {"slave0": SLAVE}, {}, OK),
+        ("replica_lag", {"slave0": SLAVE, "slave1": SLAVE | {"lag": 11}}, {}, WARNING),
+        ("replica_lag", {"slave0": SLAVE | {"state": "wait_bgsave"}}, {}, WARNING),
+        ("replica_lag", {"connected_slaves": 0}, {}, None),
+        ("replica_read_only", {"role": "master"}, {"replica-read-only": "yes"}, OK),
+        ("replica_read_only", {"role": "master"}, {"replica-read-only": "no"}, WARNING),
+        ("replica_read_only", {"role": "slave"}, {"replica-read-only": "no"}, DANGER),
+        ("replica_read_only", {"role": "master"}, {}, None),
+        ("output_buffers", {}, buffers("33554432 8388608 60"), OK),
+        ("output_buffers", {}, buffers("32mb 8mb 60"), OK),
+        ("output_buffers", {}, buffers("0 0 0"), WARNING),
+        ("output_buffers", {}, buffers("1048576 0 0"), WARNING),
+        ("output_buffers", {}, buffers("33554432 4096 60"), WARNING),
+        ("output_buffers", {}, {"client-output-buffer-limit": "strange"}, None),
+        ("output_buffers", {}, {}, None),
+        ("clients", {"connected_clients": 80, "maxclients": 100}, {}, OK),
+        ("clients", {"connected_clients": 81, "maxclients": 100}, {}, WARNING),
+        ("clients", {}, {}, None),
+        ("cluster", {"cluster_enabled": 0}, {}, OK),
+        ("cluster", {"cluster_enabled": 1}, {}, DANGER),
+        ("cluster", {}, {}, None),
+    ],
+)
+def test_a_server_is_judged_by_what_it_says(
+    code: str, info: dict[str, Any], config: dict[str, str], expected: Severity | None
+) -> None:
+    """What can lose data is a danger, what the server would not tell is no finding."""
+    verdict = judge(server.CHECKS, code, Server(info=info, config=config))
+    assert expected == (verdict and verdict.severity)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"), [("{aism}", NOTE), ("x{a}b", NOTE), ("{}aism", DANGER), ("a{b", DANGER)]
+)
+def test_in_a_cluster_the_prefix_must_name_a_slot(prefix: str, expected: Severity) -> None:
+    verdict = judge(server.CHECKS, "cluster", Server(info={"cluster_enabled": 1}, config={}, prefix=prefix))
+    assert expected == (verdict and verdict.severity)
+
+
+@pytest.mark.parametrize(("connected", "needed"), [(0, "0"), (1, "0")])
+def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
+    """A primary that may be replaced at any moment must have a follower, and not write without."""
+    info = {"role": "master", "connected_slaves": connected}
+    watched = Server(info=info, config={"min-replicas-to-write": needed}, watched=True)
+    verdict = judge(server.CHECKS, "replicas", watched)
+    assert verdict is not None
+    assert verdict.severity is DANGER
+
+
+@pytest.mark.parametrize(
+    ("code", "facts", "expected"),
+    [
+        ("rights", {"refused": None}, None),
+        ("rights", {"refused": [], "needed": [("PING",)]}, OK),
+        ("rights", {"refused": [("PING",)], "needed": [("PING",)]}, DANGER),
+        ("clock", {"clock_ahead_s": None}, None),
+        ("clock", {"clock_ahead_s": 0.5}, OK),
+        ("clock", {"clock_ahead_s": -2.0}, NOTE),
+        ("clock", {"clock_ahead_s": -3600.0}, WARNING),
+        ("clock", {"clock_ahead_s": 3600.0}, WARNING),
+        ("latency", {}, None),
+        ("latency", {"pings_s": [0.001] * 9 + [0.4]}, OK),
+        ("latency", {"pings_s": [0.01] * 9}, NOTE),
+        ("latency", {"pings_s": [0.1] * 9}, WARNING),
+        ("latency", {"pings_s": [0.001] * 9 + [0.6], "commits_s": [0.001]}, WARNING),
+        ("protocol", {"protocol": 2}, OK),
+        ("protocol", {"protocol": 3}, NOTE),
+        ("could_not_look", {}, None),
+        ("could_not_look", {"silent": ["CONFIG: denied"]}, WARNING),
+    ],
+)
+def test_the_way_to_the_server_is_judged(code: str, facts: dict[str, Any], expected: Severity | None) -> None:
+    verdict = judge(surroundings.CHECKS, code, Surroundings(where="there", **facts))
+    assert expected == (verdict and verdict.severity)
+
+
+def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, trouble: str = "") -> Sentinel:
+    return Sentinel(address=f"s{number}:26379", primary=primary, others=others, quorum=2, trouble=trouble)
+
+
+@pytest.mark.parametrize(
+    ("sentinels", "expected"),
+    [
+        ([], None),
+        ([sentinel(1), sentinel(2), sentinel(3)], OK),
+        ([sentinel(1)], OK),
+        ([sentinel(1), sentinel(2, "10.0.0.2:6379")], DANGER),
+        ([sentinel(1), sentinel(2, trouble="NOQUORUM")], WARNING),
+        ([sentinel(1), sentinel(2, primary="", trouble="refused")], WARNING),
+        ([sentinel(1, others=1), sentinel(2, others=1)], WARNING),
+    ],
+)
+def test_sentinels_must_answer_agree_and_be_three(sentinels: list[Sentinel], expected: Severity | None) -> None:
+    verdict = judge(surroundings.CHECKS, "sentinels", Surroundings(where="there", sentinels=sentinels))
+    assert expected == (verdict and verdict.severity)
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_password", "expected"),
+    [(0o600, True, OK), (0o640, True, OK), (0o644, False, OK), (0o644, True, WARNING), (0o666, False, WARNING)],
+)
+def test_a_password_is_read_by_nobody_else(mode: int, has_password: bool, expected: Severity) -> None:  # noqa: FBT001
+    file = ConfigFile(path="/etc/aism/engine.toml", mode=mode, has_password=has_password)
+    verdict = judge(surroundings.CHECKS, "config_file", Surroundings(where="there", config_file=file))
+    assert expected == (verdict and verdict.severity)
+
+
+SOME = Some(count=7, examples=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("code", "facts", "expected"),
+    [
+        *((check.code, {}, OK) for check in keys.CHECKS),
+        ("prefix", {"fleets_above": ["aism"]}, WARNING),
+        ("prefix", {"fleets_below": SOME}, WARNING),
+        ("foreign_keys", {"foreign": SOME}, WARNING),
+        ("key_types", {"wrong_type": SOME}, DANGER),
+        ("orphaned_agents", {"stray_agents": SOME}, NOTE),
+        ("orphaned_agents", {"lost_records": SOME}, WARNING),
+        ("orphaned_commands", {"commands_without_deadline": SOME}, DANGER),
+        ("orphaned_commands", {"more": True}, NOTE),
+        ("orphaned_commands", {"commands_without_deadline": SOME, "more": True}, DANGER),
+        ("orphaned_deadlines", {"deadlines_without_record": SOME}, WARNING),
+        ("no_expiry", {"for_ever": SOME}, WARNING),
+        ("no_expiry", {"lease_for_ever": True}, DANGER),
+        ("heartbeats", {"strange_members": SOME}, NOTE),
+    ],
+)
+def test_the_keys_of_a_fleet_are_judged(code: str, facts: dict[str, Any], expected: Severity) -> None:
+    """What hangs together is in order; what will never end is a danger."""
+    verdict = judge(keys.CHECKS, code, Keyspace(prefix="aism:b", **facts))
+    assert expected == (verdict and verdict.severity)
+
+
+def test_examples_are_bounded() -> None:
+    """Of a million strange keys a few are told, each cut, and how many there are."""
+    some = Some()
+    for number in range(1000):
+        some.add(f"{number}" + "x" * 1000)
+    assert (some.count, len(some.examples), max(map(len, some.examples))) == (1000, 5, 120)
+    assert named(7, ["a", "b"]) == "a, b, and 5 more"
+    assert Keyspace(prefix="a").foreign is not Keyspace(prefix="b").foreign
+
+
+def test_the_worst_comes_first() -> None:
+    """And each code is there once at most."""
+    facts = Facts(
+        Server(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
+        Surroundings(where="there", silent=["CONFIG: denied"]),
+        Keyspace(prefix="aism"),
+    )
+    found = examine(facts)
+    severities = [finding.severity for finding in found]
+    assert severities == sorted(severities, key=[DANGER, WARNING, NOTE, OK].index)
+    assert len({finding.code for finding in found}) == len(found)
+    assert {finding.code for finding in found} <= set(CODES)
+
+
+def test_a_server_that_tells_nothing_has_no_findings() -> None:
+    """Whoever may read neither INFO nor CONFIG learns nothing, and nothing is made up."""
+    assert examine_server(Server(info={}, config={})) == []
+
+
+NEEDED = [
+    *[("GET", "p:lease"), ("SET", "p:lease", "x"), ("GET", "p:ledger"), ("PING",)],
+    *[("XINFO", "STREAM", "p:audit"), ("XADD", "p:audit", "*"), ("EVALSHA", "0", "1", "p:audit")],
+    *[("PUBLISH", "p:events", "x"), ("SUBSCRIBE", "p:events"), ("HGET", "p:command:aism-doctor", "f")],
+]
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [
+        ([("GET", "p:lease"), ("GET", "p:ledger")], ["+get", "~p:ledger"]),
+        ([("GET", "p:lease"), ("SET", "p:lease", "x")], ["+set", "~p:lease"]),
+        ([("PING",)], ["+ping"]),
+        ([("XINFO", "STREAM", "p:audit")], ["+xinfo|stream"]),
+        ([("PUBLISH", "p:events", "x"), ("SUBSCRIBE", "p:events")], ["+publish", "+subscribe", "&p:events"]),
+        ([("HGET", "p:command:aism-doctor", "f")], ["+hget", "~p:command:*"]),
+        ([("GET", "p:lease")], ["+get", "~p:lease"]),
+        ([], []),
+    ],
+)
+def test_what_is_missing_is_written_as_rules(refused: list[tuple[str, ...]], expected: list[str]) -> None:
+    """Commands before keys before channels; in doubt both the command and its key, for both are needed."""
+    assert lacking(refused, NEEDED) == expected
