@@ -66,6 +66,11 @@ class Metrics:
             "aism_redis_unsafe", "1 while this finding of the doctor is a danger, else 0", ["code"], registry=r
         )
         self.outages = Counter("aism_redis_outages", "Outages begun, by name", ["outage"], registry=r)
+        self.clock_jump = Gauge(
+            "aism_redis_clock_jump_seconds",
+            "Seconds that the server's clock has jumped ahead of the time in use",
+            registry=r,
+        )
         self.heard = Counter("aism_heard", "What the listener heard, by what became of it", ["outcome"], registry=r)
         self.loop_lag = Histogram("aism_loop_lag_seconds", "How late timers fire", buckets=_SECONDS, registry=r)
         self.log_dropped = Counter("aism_log_lines_dropped", "Log lines that nobody read fast enough", registry=r)

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 import uuid_utils
 
+from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.codec import decode_as, encode
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
@@ -21,6 +22,9 @@ log = structlog.get_logger(component="listener")
 _OURS: Final = b'"source":"engine"'
 _CONFIRM_S: Final = 0.1
 """How long a subscription may take to be confirmed; past that the poll has to do."""
+
+_DEAF_S: Final = 5.0
+"""Between attempts to listen where that is forbidden: an arbitrary number."""
 
 
 class Heard(msgspec.Struct):
@@ -51,6 +55,7 @@ class Listener(Service):
         self._state_changes = keys.state_changes.encode()
         self._confirmed = asyncio.Event()
         self._pushed = 0
+        self._is_deaf = False
         # A busy consumer hears neither its hint nor the engine's own events: one costs 20 µs, and there is one for each
         # state change.
         responses.connect(*self._switch((keys.responses, keys.state_changes)))
@@ -59,7 +64,13 @@ class Listener(Service):
     async def run_once(self) -> bool:
         """Hear what has come, at most for a second, and pass it on."""
         began = self._clock.monotonic()
-        heard = await self._subscription.read(self._most, timeout_s=1.0)
+        try:
+            heard = await self._subscription.read(self._most, timeout_s=1.0)
+        except ServerUnavailableError as error:
+            if error.outage != "noperm":
+                raise
+            return await self._go_deaf(error)
+        self._is_deaf = False
         declarations: list[bytes] = []
         for channel, data in heard:
             if channel is None:  # a confirmation: after a reconnection there was a gap
@@ -78,6 +89,14 @@ class Listener(Service):
             self._hints[self._store.keys.responses.encode()].ring()
         if heard:
             self._worked(began, ())
+        return True
+
+    async def _go_deaf(self, error: ServerUnavailableError) -> bool:
+        """Do without: what is only published is a hint, and a server that forbids us to listen serves all the same."""
+        if not self._is_deaf:
+            self._is_deaf = True
+            log.warning("listening_denied", detail=str(error), consequence="queues are polled; publications are lost")
+        await asyncio.sleep(_DEAF_S)
         return True
 
     async def wait(self) -> None:

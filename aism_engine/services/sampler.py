@@ -37,9 +37,11 @@ class Sampler(Service):
         self._examined_at = float("-inf")
         self._dangers: set[str] = set()
         self._tell = tell
+        self._has_jumped = False
 
     async def run_once(self) -> bool:
         metrics, began = self._context.metrics, self._clock.monotonic()
+        await self._compare_clocks()
         for where, depth in (await self._store.depths()).items():
             metrics.depth.labels(where).set(depth)
         fleet = self._writer.fleet
@@ -68,3 +70,15 @@ class Sampler(Service):
         for code in sorted(self._dangers - dangers):
             log.info("redis_safe", code=code)
         self._dangers = dangers
+
+    async def _compare_clocks(self) -> None:
+        """Keep our time beside the server's, also while standing by, and say where they part."""
+        await self._store.read_time()
+        jumped_s = self._store.time.jumped_s
+        self._context.metrics.clock_jump.set(jumped_s)
+        if bool(jumped_s) != self._has_jumped:
+            self._has_jumped = bool(jumped_s)
+            if jumped_s:
+                log.warning("clock_jumped", seconds=round(jumped_s, 3), consequence="deadlines keep to the time before")
+            else:
+                log.info("clock_agrees")

@@ -36,6 +36,7 @@ from aism_engine.store.scripts import (
     CommitCode,
     LeaseCode,
 )
+from aism_engine.store.server_time import ServerTime
 
 T = TypeVar("T")
 _CHUNK: Final = 1000
@@ -51,7 +52,7 @@ busy fleet holds hundreds, that of a quiet one holds one.
 
 
 class Peek(NamedTuple):
-    """The oldest messages of a queue, still in it. `now` is Redis `TIME`, `length` the whole queue's."""
+    """The oldest messages of a queue, still in it. `now` is when they were read, `length` the whole queue's."""
 
     queue: str
     messages: list[bytes]
@@ -83,23 +84,24 @@ class Store:
         self.keys = keys
         self._client = client
         self._clock = clock
-        self._offset = clock.wall() - clock.monotonic()
+        self.time = ServerTime(clock)
         self.lease_left_s = 0.0
 
     @property
     def now(self) -> float:
-        """Redis `TIME`, as last read, carried on by the monotonic clock."""
-        return self._offset + self._clock.monotonic()
+        """The time that decisions are made by, in unix seconds: see store/server_time.py."""
+        return self.time.now
 
     async def read_time(self) -> float:
+        """Compare our time with the server's, and give ours."""
+        asked_at = self._clock.monotonic()
         with naming_outages():
             seconds, microseconds = await self._client.execute_command("TIME")
-        return self._observe(seconds, microseconds)
+        return self._observe(seconds, microseconds, asked_at)
 
-    def _observe(self, seconds: bytes, microseconds: bytes) -> float:
-        now = int(seconds) + int(microseconds) / 1_000_000
-        self._offset = now - self._clock.monotonic()
-        return now
+    def _observe(self, seconds: bytes, microseconds: bytes, asked_at: float) -> float:
+        self.time.observe(int(seconds) + int(microseconds) / 1_000_000, asked_at)
+        return self.time.now
 
     # --- the commit path --------------------------------------------------------------------------------------------
 
@@ -108,11 +110,13 @@ class Store:
 
         `skip` leaves out the very oldest, that are in hand already.
         """
+        asked_at = self._clock.monotonic()
         with naming_outages():
             seconds, microseconds, length, oversized, ledger, *messages = await PEEK(
                 self._client, [queue, self.keys.ledger], [most, most_bytes, limit, skip]
             )
-        return Peek(queue, messages, oversized.decode(), length, self._observe(seconds, microseconds), ledger.decode())
+        now = self._observe(seconds, microseconds, asked_at)
+        return Peek(queue, messages, oversized.decode(), length, now, ledger.decode())
 
     async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
         with naming_outages():

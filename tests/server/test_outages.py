@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from aism_engine.config import RedisSettings
 from aism_engine.store.client import connect
@@ -222,6 +224,24 @@ async def test_a_subscription_without_channels_waits_for_some(server: EmbeddedSe
     finally:
         await subscription.close()
         await client.aclose()
+
+
+async def test_an_engine_that_may_not_listen_works_all_the_same(own: EmbeddedServer, prefix: str) -> None:
+    """What is published is a hint: without it the queues are polled, and that is no outage."""
+    async with visitor(own) as operator:
+        await operator.execute_command("ACL", "SETUSER", "default", "-subscribe")
+        with capture_logs() as logs:
+            async with launched(own, prefix) as running:
+                await eventually(lambda: _told(logs, "listening_denied"))
+                await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "deaf"}})
+                await eventually(partial(_is, running, "a", "deaf"))
+                assert running.outage is None
+        assert len(_told(logs, "listening_denied")) == 1
+        assert _told(logs, "redis_unavailable") == []
+
+
+def _told(logs: list[EventDict], event: str) -> list[EventDict]:
+    return [entry for entry in logs if entry["event"] == event]
 
 
 async def test_an_engine_that_stops_while_redis_is_away_stops_all_the_same(own: EmbeddedServer, prefix: str) -> None:

@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aism_engine.app import Engine
+from aism_engine.clock import SystemClock
 from aism_engine.config import load
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -161,15 +162,17 @@ class Running(Reader):
 async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> AsyncIterator[Running]:
     """Start an engine, without waiting for it to be of any use, and stop it cleanly in the end.
 
-    An override is named `section__key`. Should the engine give up, the test fails with the reason.
+    An override is named `section__key`; `clock` is the engine's. Should it give up, the test fails with the reason.
     """
+    clock = overrides.pop("clock", None)
+    assert clock is None or isinstance(clock, SystemClock)
     settings = load(
         environ={},
         overrides=_FAST
         | {"redis.url": server.url, "redis.prefix": prefix}
         | {name.replace("__", "."): value for name, value in overrides.items()},
     ).settings
-    engine = Engine(settings, environ={})
+    engine = Engine(settings, environ={}, clock=clock)
     stopping = asyncio.Event()
     run = asyncio.create_task(engine.run(stopping))
     try:

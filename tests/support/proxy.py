@@ -355,7 +355,9 @@ class FaultProxy:
         if self._accepting is not None and self._listener is not None:
             self._stop_accepting()
             self._listener.listen(0)
-            stopper = socket.create_connection((_HOST, self._port))
+            stopper = socket.socket()
+            stopper.setblocking(False)  # noqa: FBT003  somebody else may have taken the place: as good
+            stopper.connect_ex((_HOST, self._port))
             self._stoppers[stopper.getsockname()] = stopper
 
     def _stop_accepting(self) -> None:
