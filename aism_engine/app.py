@@ -21,7 +21,8 @@ from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import Handler
 from aism_engine.model.liveness import Brake, Watch
 from aism_engine.model.liveness import Limits as Silence
-from aism_engine.model.machine import Machine, Machines, parse
+from aism_engine.model.machine import Machines
+from aism_engine.model.machine_file import parse_all
 from aism_engine.runtime.component import Component
 from aism_engine.runtime.heartbeat import LoopMonitor
 from aism_engine.runtime.notify import Notifier
@@ -288,18 +289,16 @@ class Engine:
 def load_machines(settings: MachinesSettings) -> Machines:
     """Read and check all machines. Raises ConfigError with every problem of every file."""
     problems: list[str] = []
-    machines: dict[str, Machine] = {}
+    texts: dict[str, str] = {}
     for file in _machine_files(settings, problems):
         try:
-            machine = parse(file.read_text(encoding="utf-8"), str(file))
-        except ConfigError as error:
-            problems += error.problems
+            texts[str(file)] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{file}: cannot be read: {error}")
-        else:
-            if machine.name in machines:
-                problems.append(f"{file}: there is a machine {machine.name} already")
-            machines[machine.name] = machine
+    try:
+        machines = parse_all(texts)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
     return Machines(machines, settings.default, settings.unregistered, settings.by_type)

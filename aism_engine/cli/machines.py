@@ -11,7 +11,8 @@ from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.output import print_fields, print_json, print_table
 from aism_engine.config import load
 from aism_engine.errors import ConfigError
-from aism_engine.model.machine import Machine, Machines, parse
+from aism_engine.model.machine import Machine, Machines
+from aism_engine.model.machine_file import read_all
 
 app = options.Commands(help="Check state machines, or show those in use.")
 
@@ -26,20 +27,20 @@ def check(
     Example:
       aism-engine machines check config/machines/*.toml
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
-    problems: list[str] = []
-    good: list[tuple[Path, Machine]] = []
+    unreadable: list[str] = []
+    texts: dict[str, str] = {}
     for file in files:
         try:
-            good.append((file, parse(file.read_text(encoding="utf-8"), str(file))))
-        except ConfigError as error:
-            problems += error.problems
+            texts[str(file)] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{file}: cannot be read: {error}")
+            unreadable.append(f"{file}: cannot be read: {error}")
+    good, problems = read_all(texts)
+    problems = unreadable + problems
     if json:
-        print_json({"ok": not problems, "problems": problems, "machines": [machine.name for _, machine in good]})
+        print_json({"ok": not problems, "problems": problems, "machines": [machine.name for machine in good.values()]})
     else:
-        for file, machine in good:
-            typer.echo(f"{file}: good; machine {machine.name}, {_size(machine)}")
+        for source, machine in good.items():
+            typer.echo(f"{source}: good; machine {machine.name}, {_size(machine)}")
     if problems:
         raise ConfigError(problems)
 

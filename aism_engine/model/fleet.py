@@ -6,7 +6,8 @@ of a batch sees what the first one did.
 """
 
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from enum import StrEnum
 from typing import Final
@@ -60,6 +61,10 @@ class Agent(Struct, kw_only=True):
     lost_at: float = 0.0
     met_at: float
     hold: Hold = Hold.NONE
+    cooling: dict[str, float] = field(default_factory=dict)
+    """States that it may not enter again yet, and until when."""
+    stay_until: float = 0.0
+    """When its longest stay is over, as the deadlines have it; 0: there is none. It is no part of the record."""
     # Where its open commands are: derived from them, not part of the record. None of these is ever changed in place.
     later: frozenset[str] = frozenset()
     waiting: tuple[tuple[int, int, str], ...] = ()
@@ -67,6 +72,11 @@ class Agent(Struct, kw_only=True):
     queued: tuple[str, ...] = ()
     """In the order in which they were pushed."""
     taken: frozenset[str] = frozenset()
+
+    @property
+    def kind(self) -> str | None:
+        """Its type, as far as machines go: one that never registered has none."""
+        return self.type if self.registered else None
 
     @property
     def acks(self) -> bool:
@@ -131,6 +141,7 @@ class Agent(Struct, kw_only=True):
             "lost_at": iso(self.lost_at) if self.lost_at else "",
             "met_at": iso(self.met_at),
             "hold": self.hold.value,
+            "cooling": msgspec.json.encode(self.cooling).decode() if self.cooling else "",
         }
 
     def absence(self) -> dict[str, str]:
@@ -165,6 +176,7 @@ class Agent(Struct, kw_only=True):
             lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
             met_at=from_iso(record["met_at"]),
             hold=Hold(record["hold"]),
+            cooling=msgspec.json.decode(record.get("cooling") or "{}", type=dict[str, float]),
         )
 
 
@@ -240,6 +252,10 @@ class Fleet:
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
                 agent.file(command)
+        self.occupants: dict[str, Counter[str | None]] = {}
+        """How many agents of each kind are in each state."""
+        for agent in self.agents.values():
+            self._count(agent, 1)
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Who has commands that wait."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
@@ -268,8 +284,17 @@ class Fleet:
         if len(self.ended) > _ENDED:
             del self.ended[next(iter(self.ended))]
 
+    def _count(self, agent: Agent, change: int) -> None:
+        kinds = self.occupants.setdefault(agent.state, Counter())
+        kinds[agent.kind] += change
+        if not kinds[agent.kind]:
+            del kinds[agent.kind]
+            if not kinds:
+                del self.occupants[agent.state]
+
     def forget(self, agent_id: str) -> None:
-        self.agents.pop(agent_id, None)
+        if (agent := self.agents.pop(agent_id, None)) is not None:
+            self._count(agent, -1)
         self.spoke.pop(agent_id, None)
         self._recent.pop(agent_id, None)
         for agents in (self.waiting, self.queued, self.freed):
@@ -277,6 +302,11 @@ class Fleet:
 
     def replace(self, agent: Agent) -> None:
         agent_id = agent.agent_id
+        before = self.agents.get(agent_id)
+        if before is None or (before.state, before.kind) != (agent.state, agent.kind):
+            if before is not None:
+                self._count(before, -1)
+            self._count(agent, 1)
         self.agents[agent_id] = agent
         if agent.queued:
             self.queued.add(agent_id)
@@ -379,6 +409,16 @@ class Draft:
             if found is not None:
                 yield found
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
+
+    def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
+        """Count who is in a state, of the kinds that belong."""
+        before = self._fleet.agents
+        count = sum(count for kind, count in self._fleet.occupants.get(state, {}).items() if belongs(kind))
+        for agent_id, agent in self._agents.items():
+            for each, change in ((before.get(agent_id), -1), (agent, 1)):
+                if each is not None and each.state == state and belongs(each.kind):
+                    count += change
+        return count
 
     def is_paused(self, agent: Agent) -> bool:
         return Hold.PAUSE in (agent.hold, self.hold)

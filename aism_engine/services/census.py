@@ -7,7 +7,8 @@ from functools import partial
 import structlog
 
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_beat, decide_oblivion, decide_sighting
+from aism_engine.model.decisions.signs import decide_beat, decide_oblivion, decide_sighting, decide_standing
+from aism_engine.model.decisions.standing import is_amiss
 from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
 from aism_engine.model.messages import is_identifier
 from aism_engine.services.base import Context, Service
@@ -43,6 +44,7 @@ class Census(Service):
             self._counted = beating
         if due:
             decisions += await self._look_at_all(fleet)
+            decisions += await self._set_right(fleet)
             decisions += await self._forget_the_long_gone(fleet)
             self._walked_at = began
         self._worked(began, decisions)
@@ -83,6 +85,17 @@ class Census(Service):
                 and (seen.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
             }
             decisions += await self._commit(fleet, changed, lookups, decide_sighting, looked_at)
+        return decisions
+
+    async def _set_right(self, fleet: Fleet) -> list[Decision]:
+        """Look for agents that do not go with their machine: it may have changed since they came where they are."""
+        decisions: list[Decision] = []
+        known, now = list(fleet.agents), self._store.now
+        for start in range(0, len(known), self._chunk):
+            agents = [agent for each in known[start : start + self._chunk] if (agent := fleet.agents.get(each))]
+            amiss = [agent.agent_id for agent in agents if is_amiss(self._rules, agent, now)]
+            decisions += await self._commit(fleet, amiss, Lookups(), decide_standing)
+            await asyncio.sleep(0)
         return decisions
 
     async def _forget_the_long_gone(self, fleet: Fleet) -> list[Decision]:

@@ -24,6 +24,8 @@ class ServerTime:
         self._clock = clock
         self._offset = clock.wall() - clock.monotonic()
         self._read_at: float | None = None
+        self._open_s = 0.0
+        """How long the last reading took, and so how much drift it could not show."""
         self.jumped_s = 0.0
         """By how much the clock of the server is ahead of ours since it has jumped; 0 while they agree."""
 
@@ -36,9 +38,9 @@ class ServerTime:
         at = self._clock.monotonic()
         least, most = server_now - at, server_now - asked_at
         agreed = min(max(self._offset, least), most)
-        off_s, since = agreed - self._offset, self._read_at
-        self._read_at = at
-        if since is None or abs(off_s) <= _TOLERANCE_S + _DRIFT * (at - since):
+        off_s, since, tolerated_s = agreed - self._offset, self._read_at, _TOLERANCE_S + self._open_s
+        self._read_at, self._open_s = at, most - least
+        if since is None or abs(off_s) <= tolerated_s + _DRIFT * (at - since):
             self._offset, self.jumped_s = agreed, 0.0
         else:
             self.jumped_s = off_s

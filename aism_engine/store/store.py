@@ -310,7 +310,7 @@ class Store:
         with naming_outages():
             ledger = await self._client.get(self.keys.ledger)
             agent_ids = [_text(member) for member in await self._client.smembers(self.keys.index)]
-            deadlines = await self._client.zrange(self.keys.deadlines, 0, -1)
+            deadlines = dict(await self._client.zrange(self.keys.deadlines, 0, -1, withscores=True))
             hold = await self._client.hget(self.keys.holds, "fleet")
         agents = [agent async for agent in self._each(agent_ids, self.keys.agent, AGENT_FIELDS, _agent)]
         command_ids, group_ids = list(_named(deadlines, "command")), list(_named(deadlines, "group"))
@@ -322,6 +322,9 @@ class Store:
         groups = [group async for group in self._each(group_ids, self.keys.group, GROUP_FIELDS, _group)]
         held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
         fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
+        for agent_id in _named(deadlines, "stay"):
+            if (agent := fleet.agents.get(agent_id)) is not None:
+                agent.stay_until = deadlines[f"stay:{agent_id}".encode()]
         for agent_id, cause in await self._causes():
             fleet.remember(agent_id, cause)
         return fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents)

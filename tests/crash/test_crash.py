@@ -39,7 +39,7 @@ KINDS: Final = {
     "courier": ("handout", "delivery"),
     "timekeeper": ("deadline",),
     "reaper": ("loss", "return"),
-    "census": ("beat", "sighting", "oblivion"),
+    "census": ("beat", "sighting", "oblivion", "standing"),
 }
 """What each service commits, by the kinds of its decisions."""
 POINTS: Final = [
@@ -148,6 +148,7 @@ async def problems_of(server: EmbeddedServer, prefix: str, point: Point) -> list
     phoenix, ended = Phoenix(server.url, prefix, point), asyncio.Event()
     async with plain_client(server) as client:
         world = World(client, prefix)
+        await world.prepare()
         async with burning(phoenix), asyncio.TaskGroup() as group:
             group.create_task(world.beat(ended))
             try:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from aism_engine.model.fleet import Agent
 from tests.support.engine import Client, Reader, eventually
 
 MOST_BYTES: Final = 10_000
@@ -24,6 +25,15 @@ class World(Reader):
     def __init__(self, client: Client, prefix: str) -> None:
         super().__init__(client, prefix)
         self.beating = {"beater", "hand"}
+
+    async def prepare(self) -> None:
+        """Leave an agent from another time, in a state that its machine does not know."""
+        astray = Agent(
+            agent_id="astray", type="scribe", registered=True, state="nowhere", since=await self.now(), met_at=0.0
+        )
+        self.beating.add("astray")
+        await self.call("SADD", self.keys.index, "astray")
+        await self.client.hset(self.keys.agent("astray"), mapping=astray.record() | {"liveness": "fresh"})
 
     async def live(self) -> None:
         """Let everything happen that shall happen; it ends when it all has."""
@@ -206,6 +216,7 @@ FACTS: Final = Counter(
         ("group_succeeded", "", "w1-3", ""): 1,
         ("request_refused", "", "y1", ""): 1,
         ("letters_purged", "", "z1", ""): 1,
+        ("state_changed", "astray", "", "offline"): 1,
         ("agent_met", "hand", "", "unknown"): 1,
         ("state_changed", "hand", "", "busy"): 1,
         ("agent_met", "beater", "", "unknown"): 1,

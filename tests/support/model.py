@@ -17,7 +17,8 @@ from aism_engine.model.decisions.requests import bury_request, decide_request
 from aism_engine.model.decisions.responses import bury_response, decide_response
 from aism_engine.model.fleet import Agent, Draft, Fleet, Hold, Lookups, Sighting
 from aism_engine.model.groups import Group
-from aism_engine.model.machine import Machine, Machines, parse
+from aism_engine.model.machine import Machine, Machines
+from aism_engine.model.machine_file import parse
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"
@@ -49,7 +50,7 @@ class World:
     """The fleet in memory, and beside it everything that was written, as Redis would have it."""
 
     def __init__(self, **rules: Any) -> None:  # noqa: ANN401 - the fields of Rules
-        self.rules = Rules(machines=machines(), **rules)
+        self.rules = Rules(**{"machines": machines(), **rules})
         self.now = NOW
         self.fleet = Fleet()
         self.sightings: dict[str, Sighting] = {}
@@ -197,7 +198,9 @@ class World:
             for command_id, record in self.command_records.items()
             if f"command:{command_id}" in self.deadlines
         )
-        agents = (Agent.from_record(agent_id, self.records[agent_id]) for agent_id in self.index)
+        agents = [Agent.from_record(agent_id, self.records[agent_id]) for agent_id in self.index]
+        for agent in agents:
+            agent.stay_until = self.deadlines.get(f"stay:{agent.agent_id}", 0.0)
         groups = (
             Group.from_record(group_id, _texts(record))
             for group_id, record in self.group_records.items()

@@ -136,7 +136,9 @@ def test_an_allowed_transition_is_recorded_and_published(scribe: World) -> None:
     agent = scribe.agent()
     assert (agent.state, agent.declared, agent.declared_at) == ("deep_work", "deep_work", NOW)
     expected = {"agent_id": "a", "old_state": "inbox", "new_state": "deep_work", "cause": "m2"}
-    assert scribe.told("state_changed") == [{"event": "state_changed", "source": "agent", **expected}]
+    kept = {"reason": "a chapter", "details": {"context": {"page": 7}}}
+    assert scribe.told("state_changed") == [{"event": "state_changed", "source": "agent", **kept, **expected}]
+    assert (scribe.records["a"]["reason"], scribe.records["a"]["context"]) == ("a chapter", '{"page":7}')
     assert scribe.events("state_changes") == [{**expected, "source": "engine", "timestamp": AT}]
 
 

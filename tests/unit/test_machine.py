@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.errors import ConfigError
-from aism_engine.model.machine import ANY, Machine, Machines, State, parse
+from aism_engine.model.machine import ANY, Machine, Machines, State
+from aism_engine.model.machine_file import parse
 
 JOURNEY_ARROWS = {
     "offline": {"bootstrap"},
@@ -114,7 +115,7 @@ def test_a_star_means_any_other_state() -> None:
         ('initial = "inbox"\n', "", 'm.toml:1: [machine]: "initial" is missing'),
         ('to = ["inbox"]\n', "", 'm.toml:9: [states.deep_work]: "to" is missing'),
         ('name = "small"', 'name = "small"\nnam = 1', 'm.toml:3: [machine] nam: unknown key (did you mean "name"?)'),
-        ('description = "works"', "max_stay = 5", "m.toml:10: [states.deep_work] max_stay: unknown key"),
+        ('description = "works"', "max_stey = 5", "m.toml:10: [states.deep_work] max_stey: unknown key (did you mean"),
         ('name = "small"', "name = 7", "m.toml:2: [machine] name: Expected `str`, got `int`"),
         ('name = "small"', 'name = "a small one"', "m.toml:2: [machine] name: not a name: a letter, then at most 63"),
         ('["inbox"]', '"inbox"', "m.toml:11: [states.deep_work] to: Expected `array`, got `str`"),
@@ -199,7 +200,7 @@ inbox.to = ["offline", "inbox"]
         'm.toml:4: [machine] on_lost: unknown state "ofline" (did you mean "offline"?)',
         'm.toml:10: [states.offline] to: unknown state "inbx" (did you mean "inbox"?)',
         "m.toml:12: [states.inbox] to: a state cannot be its own target: to stay is no transition",
-        "m.toml:13: [states.spare room] to: a dead end: every state needs a way out",
+        "m.toml:13: [states.spare room] to: a dead end: every state needs a way out, or final = true",
         "m.toml:13: [states.spare room]: cannot be reached, neither from initial nor from an on_... entry",
         "m.toml:13: [states.spare room]: not a name: a letter, then at most 63 letters, digits, `_`, `.` or `-`",
     ]

@@ -9,14 +9,18 @@ from msgspec import Struct, field
 from aism_engine.model import effects as fx
 from aism_engine.model.codec import encode
 from aism_engine.model.commands import Command, OnLost, Status
+from aism_engine.model.decisions import standing
 from aism_engine.model.fleet import Agent, Draft, Liveness, Sighting
-from aism_engine.model.machine import PREVIOUS, Machine, Machines, Refusal
+from aism_engine.model.machine import Machine, Machines, Refusal
 
 HEAD_BYTES: Final = 4096
 """Of a message, what its digest covers: SHA-1 of 20 MB stalls a server for 94 ms, and the length tells the rest apart.
 """
 
 _CLIP: Final = 2000
+_UNCHANGED: Final[Mapping[str, str]] = {}
+_CONTEXT_BYTES: Final = 4096
+"""Of the context of a transition, what is kept: an arbitrary number. Of a larger one the digest and the size are."""
 
 Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "buried"]
 
@@ -145,16 +149,40 @@ class Scope:
         self.add(fx.SaveAgent(agent_id, agent.record()))
         if seen.state is None:
             self.add(fx.SetState(agent_id, agent.state))
+        standing.watch_stay(self, agent)
         self.record("agent_met", agent_id=agent_id, type=agent.type, new_state=agent.state)
         return agent
 
-    def change_state(self, agent: Agent, state: str, source: str, **fields: str) -> None:
+    def change_state(
+        self,
+        agent: Agent,
+        state: str,
+        source: str,
+        fields: Mapping[str, str] = _UNCHANGED,
+        *,
+        reason: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
         """Move the agent, whoever asked for it; `fields` of its record that change with it are written along."""
         draft, agent_id, old_state, at = self.draft, agent.agent_id, agent.state, self.draft.at
         agent.state = state
         agent.since = draft.now
-        self.add(fx.SaveAgent(agent_id, {"state": state, "since": at, **fields}))
+        kept, details = kept_context(context)
+        self.add(
+            fx.SaveAgent(
+                agent_id,
+                {
+                    "state": state,
+                    "since": at,
+                    "reason": reason or "",
+                    "context": kept,
+                    **fields,
+                    **standing.cool(self, agent, old_state),
+                },
+            )
+        )
         self.add(fx.SetState(agent_id, state))
+        standing.watch_stay(self, agent)
         fact = fx.Fact(
             event="state_changed",
             at=at,
@@ -164,6 +192,8 @@ class Scope:
             old_state=old_state,
             new_state=state,
             source=source,
+            reason=reason,
+            details=details,
         )
         self.add(fx.Record(fact))
         if self.rules.events:
@@ -182,29 +212,40 @@ class Scope:
                 self.end_command(command, Status.SUCCEEDED)
 
     def come_back(self, agent: Agent) -> None:
-        """Undo an absence: the agent has shown itself again. One that was lost returns to the state it was in."""
+        """Undo an absence: the agent has shown itself again. One that was lost returns to the state it was in, if there
+        is room.
+        """
         state = agent.state
         if agent.liveness is Liveness.LOST:
-            machine = self.machine(agent)
-            state = (agent.lost_from or state) if machine.on_return == PREVIOUS else machine.on_return
+            state = standing.returns_to(self, agent)
         agent.present()
         fields = agent.absence()
         self.record("agent_returned", agent_id=agent.agent_id)
         if state == agent.state:
             self.add(fx.SaveAgent(agent.agent_id, fields))
         else:
-            self.change_state(agent, state, "return", **fields)
+            self.change_state(agent, state, "return", fields)
 
-    def declare(self, agent: Agent, target: str) -> Refusal | None:
-        """Take what the agent says of its state: kept as declared in any case, and true if its machine allows it."""
-        at = self.draft.at
+    def declare(
+        self,
+        agent: Agent,
+        target: str,
+        *,
+        by: fx.Party = "agent",
+        context: Mapping[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> Refusal | None:
+        """Take what the agent says of its state: kept as declared in any case, and true if its machine allows it. `by`
+        is whoever asked for it.
+        """
+        declared = {"declared": target, "declared_at": self.draft.at}
         agent.declared, agent.declared_at = target, self.draft.now
-        refusal = self.machine(agent).check(agent.state, target)
+        refusal = self.machine(agent).check(agent.state, target, standing.case(self, agent, by, context or {}))
         if refusal is None and target != agent.state:
-            self.change_state(agent, target, "agent", declared=target, declared_at=at)
+            self.change_state(agent, target, "agent", declared, reason=reason, context=context)
         else:
             self.decision.outcome = "unchanged"
-            self.add(fx.SaveAgent(agent.agent_id, {"declared": target, "declared_at": at}))
+            self.add(fx.SaveAgent(agent.agent_id, declared))
         return refusal
 
     def forget(self, agent: Agent, reason: str | None) -> None:
@@ -218,6 +259,7 @@ class Scope:
                     code="agent_forgotten",
                     reason="its agent was forgotten",
                 )
+        standing.unwatch_stay(self, agent)
         self.draft.remove_agent(agent.agent_id)
         self.add(fx.ForgetAgent(agent.agent_id))
         self.record("agent_forgotten", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
@@ -334,8 +376,26 @@ class Scope:
 
 
 def transition_fault(refusal: Refusal) -> Fault:
-    details = {"current": refusal.current, "requested": refusal.requested, "allowed": refusal.allowed}
+    details: dict[str, Any] = {
+        "current": refusal.current,
+        "requested": refusal.requested,
+        "allowed": refusal.allowed,
+    }
+    if refusal.missing:
+        details["missing"] = refusal.missing
+    if refusal.retry_after_s is not None:
+        details["retry_after"] = round(refusal.retry_after_s, 3)
     return Fault("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)
+
+
+def kept_context(context: Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """Give what is kept of the context of a transition: in the record, and in the details of its fact."""
+    if not context:
+        return "", None
+    encoded = encode(context)
+    if len(encoded) <= _CONTEXT_BYTES:
+        return encoded.decode(), {"context": context}
+    return "", {"context_digest": digest(encoded), "context_size": len(encoded)}
 
 
 def clip(text: str) -> str:

@@ -6,6 +6,7 @@ from aism_engine.model import effects as fx
 from aism_engine.model.codec import decode_as, encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision, Rules, Scope, digest
+from aism_engine.model.decisions.standing import end_stay
 from aism_engine.model.fleet import Agent, Draft
 
 SOURCE: Final = "deadlines"
@@ -25,22 +26,28 @@ def decide_due(draft: Draft, rules: Rules, member: str, at: float, *, spoilt: fr
     scope = Scope(draft, rules, decision, "engine", member)
     scope.add(fx.ExpectDeadline(member, at))
     kind, _, name = member.partition(":")
-    command = draft.command(name) if kind == "command" else None
-    if kind == "group" and (group := draft.group(name)) is not None:
+    if kind == "command" and (command := draft.command(name)) is not None and command.open:
+        _command_is_due(scope, command, at + _ROUNDING_S, spoilt)
+    elif kind == "group" and (group := draft.group(name)) is not None:
         while not group.ended:  # what became of the rest can't be known any more
             scope.count(name, "expired")
-        return decision
-    if command is None or not command.open:
+    elif kind == "stay" and not spoilt and (agent := draft.agent(name)) is not None:
+        end_stay(scope, agent)
+    else:
         decision.outcome = "late"
         scope.add(fx.ClearDeadline(member))
-        return decision
-    agent = draft.agent(command.agent_id)
-    now = at + _ROUNDING_S
+    return decision
+
+
+def _command_is_due(scope: Scope, command: Command, now: float, spoilt: frozenset[str]) -> None:
+    """Do what the clock asks for that has run out."""
+    rules, decision = scope.rules, scope.decision
+    agent = scope.draft.agent(command.agent_id)
     if spoilt or now >= command.expires_at or agent is None:
         _end(scope, command, Status.EXPIRED, "expired", "not done within its time to live")
     elif not command.step_at or now < command.step_at:
         decision.outcome = "unchanged"
-        scope.add(fx.SetDeadline(member, command.due_at))
+        scope.add(fx.SetDeadline(command.deadline, command.due_at))
     elif command.status is Status.SCHEDULED:
         scope.advance(command, command.wait)
         scope.tell_command(command)
@@ -48,14 +55,15 @@ def decide_due(draft: Draft, rules: Rules, member: str, at: float, *, spoilt: fr
         _send_again(scope, agent, command)
     elif command.status is Status.DELIVERED and agent.acks:
         reason = f"not acknowledged within {command.ack_timeout_s:g} s"
-        scope.advance(command, command.retry, draft.now, rules.backoff_initial_s, rules.backoff_max_s, failed=False)
+        scope.advance(
+            command, command.retry, scope.draft.now, rules.backoff_initial_s, rules.backoff_max_s, failed=False
+        )
         scope.tell_command(command, "retried", code="not_acknowledged", reason=reason)
     else:
         _end(scope, command, Status.FAILED, "timeout", f"not done within {command.timeout_s:g} s of execution")
     if spoilt:
         unwritten = fx.SaveCommand | fx.WithdrawCommand if "record" in spoilt else fx.WithdrawCommand
         decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, unwritten)]
-    return decision
 
 
 def _send_again(scope: Scope, agent: Agent, command: Command) -> None:

@@ -8,6 +8,7 @@ from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
+from aism_engine.model.decisions.standing import watch_stay
 from aism_engine.model.fleet import Agent, Draft, Liveness
 
 SOURCE: Final = "response_queue"
@@ -106,12 +107,15 @@ def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> 
     scope.add(fx.SaveAgent(agent.agent_id, record))
     metadata = {name: record[name] for name in ("type", "labels", "capabilities", "codec")}
     scope.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": scope.draft.at}))
-    scope.record("agent_registered", agent_id=agent.agent_id, type=agent.type)
+    details = {"machine": machine.name, "version": machine.version}
+    scope.record("agent_registered", agent_id=agent.agent_id, type=agent.type, details=details)
     target = machine.on_register
-    if target is None and not machine.open and agent.state not in machine.states:
+    if target is None and not machine.knows(agent.state):
         target = machine.on_unknown  # it came from another machine, and this one does not know where it stands
     if target is not None and target != agent.state:
         scope.change_state(agent, target, "register")
+    else:
+        watch_stay(scope, agent)  # its machine may be another than before
     return None
 
 
@@ -125,7 +129,7 @@ def _goodbye(scope: Scope, agent: Agent, response: m.Goodbye, _raw: bytes) -> Fa
     scope.record("agent_left", agent_id=agent.agent_id, reason=clip(response.payload.reason or "") or None)
     target = scope.machine(agent).on_goodbye
     if target is not None and target != agent.state:
-        scope.change_state(agent, target, "goodbye", **fields)
+        scope.change_state(agent, target, "goodbye", fields)
     else:
         scope.add(fx.SaveAgent(agent.agent_id, fields))
     return None
@@ -140,8 +144,11 @@ def _state_transition(scope: Scope, agent: Agent, response: m.StateTransition, r
         command = _command_of(scope, agent, response, raw)
         if command is None:
             return _no_command(scope, command, response.command_id)
-    target = response.payload.target
-    refusal = scope.declare(agent, target)
+    payload = response.payload
+    by: fx.Party = "operator" if command is not None and command.target == payload.target else "agent"
+    refusal = scope.declare(
+        agent, payload.target, by=by, context=payload.context, reason=clip(payload.reason or "") or None
+    )
     if refusal is not None:
         fault = scope.refuse_transition(agent, refusal)
         if command is not None:
@@ -242,7 +249,9 @@ def _result(scope: Scope, agent: Agent, response: m.Result, raw: bytes) -> Fault
     else:
         kept = {"result_digest": digest(result), "result_size": str(len(result))}
     scope.add(fx.SaveCommand(command.command_id, kept))
-    refusal = None if command.target is None else scope.declare(agent, command.target)
+    refusal = None
+    if command.target is not None:
+        refusal = scope.declare(agent, command.target, by="operator", context=response.payload)
     scope.decision.outcome = "applied"
     if refusal is not None:
         scope.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)

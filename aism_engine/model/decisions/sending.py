@@ -12,7 +12,7 @@ from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Fault, Scope, transition_fault
 from aism_engine.model.fleet import Agent, Liveness
 from aism_engine.model.groups import Group, quorum
-from aism_engine.model.machine import Refusal
+from aism_engine.model.machine import Case, Refusal
 from aism_engine.model.selector import Selector
 
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
@@ -176,10 +176,10 @@ def _refusal(scope: Scope, agent: Agent, request: m.Send) -> Fault | None:
 
 def _check(scope: Scope, agent: Agent, target: str) -> Refusal | None:
     """Check a transition from where the agent is, or will be when the commands before this one are done."""
-    machine = scope.machine(agent)
-    refusal = machine.check(agent.state, target)
+    machine, asked = scope.machine(agent), Case("operator")  # how long it stays till then, and with what, nobody knows
+    refusal = machine.check(agent.state, target, asked)
     pending = (scope.draft.command(command_id) for command_id in agent.open_commands)
-    if refusal is None or any(c and c.target and machine.check(c.target, target) is None for c in pending):
+    if refusal is None or any(c and c.target and machine.check(c.target, target, asked) is None for c in pending):
         return None
     return refusal
 

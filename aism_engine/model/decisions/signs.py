@@ -6,6 +6,7 @@ from typing import Final
 from aism_engine.model import effects as fx
 from aism_engine.model.commands import Status
 from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.decisions.standing import is_amiss, watch_stay
 from aism_engine.model.fleet import Draft, Liveness
 
 _JITTER_S: Final = 0.5
@@ -54,7 +55,7 @@ def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_
     scope.trouble("agent_lost", reason, agent_id=agent_id)
     target = scope.machine(agent).on_lost
     if target is not None and target != agent.state:
-        scope.change_state(agent, target, "lost", **fields)
+        scope.change_state(agent, target, "lost", fields)
     else:
         scope.add(fx.SaveAgent(agent_id, fields))
     return decision
@@ -111,4 +112,24 @@ def decide_oblivion(draft: Draft, rules: Rules, agent_id: str) -> Decision:
         decision.outcome = "unchanged"
         return decision
     Scope(draft, rules, decision, "engine").forget(agent, "away for longer than agents.forget_after")
+    return decision
+
+
+def decide_standing(draft: Draft, rules: Rules, agent_id: str) -> Decision:
+    """Set right what does not go with the machine of an agent (any more): a state that it does not know, a deadline of
+    its stay that was lost.
+    """
+    decision = Decision("standing")
+    agent = draft.agent(agent_id)
+    if agent is None or not is_amiss(rules, agent, draft.now):
+        decision.outcome = "unchanged"
+        return decision
+    scope = Scope(draft, rules, decision, "engine")
+    machine = scope.machine(agent)
+    if machine.knows(agent.state):
+        watch_stay(scope, agent)
+    else:
+        reason = f"machine {machine.name} does not know {agent.state}"
+        scope.trouble("state_unknown", reason, agent_id=agent_id)
+        scope.change_state(agent, machine.on_unknown, "machine", reason=reason)
     return decision

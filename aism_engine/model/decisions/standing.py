@@ -1,0 +1,125 @@
+"""Where an agent stands: by what its next transition is judged, how long it may stay, and what it may not enter again
+yet.
+
+The longest stay is a deadline, `stay:{agent_id}`, like those of commands; what counts is the record, `since` and the
+machine, so that a deadline which was lost is set again.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from aism_engine.model import effects as fx
+from aism_engine.model.fleet import Agent
+from aism_engine.model.machine import PREVIOUS, Case
+
+if TYPE_CHECKING:
+    from aism_engine.model.decisions.common import Rules, Scope
+
+
+def case(scope: "Scope", agent: Agent, by: fx.Party, context: Mapping[str, Any] | None) -> Case:
+    """Give what a transition of this agent is judged by now."""
+    now = scope.draft.now
+    return Case(
+        by,
+        stayed_s=now - agent.since,
+        context=context,
+        cooling_s=lambda state: agent.cooling.get(state, 0.0) - now,
+        occupants=lambda state: _occupants(scope, agent, state),
+    )
+
+
+def _occupants(scope: "Scope", agent: Agent, state: str) -> int:
+    """Count those in a state who live by the same machine."""
+    machines, machine = scope.rules.machines, scope.machine(agent)
+    return scope.draft.occupants(state, lambda kind: machines.for_type(kind) is machine)
+
+
+def returns_to(scope: "Scope", agent: Agent) -> str:
+    """Give the state of one that was lost and is there again: where its machine says, unless that is full or gone."""
+    machine = scope.machine(agent)
+    state = (agent.lost_from or agent.state) if machine.on_return == PREVIOUS else machine.on_return
+    most = machine.state(state).max_agents
+    if not machine.knows(state) or (most and state != agent.state and _occupants(scope, agent, state) >= most):
+        return agent.state
+    return state
+
+
+# --- stays ------------------------------------------------------------------------------------------------------------
+
+
+def stay(agent_id: str) -> str:
+    """Name the deadline of an agent's stay."""
+    return f"stay:{agent_id}"
+
+
+def stay_ends_at(scope: "Scope", agent: Agent) -> float:
+    """Give when the longest stay of an agent is over; 0 where it may stay for as long as it likes."""
+    longest_s = scope.machine(agent).state(agent.state).max_stay
+    return agent.since + longest_s if longest_s else 0.0
+
+
+def watch_stay(scope: "Scope", agent: Agent) -> None:
+    """Have the deadline be that of the state in which the agent is now."""
+    _set_stay(scope, agent, stay_ends_at(scope, agent))
+
+
+def unwatch_stay(scope: "Scope", agent: Agent) -> None:
+    _set_stay(scope, agent, 0.0)
+
+
+def is_amiss(rules: "Rules", agent: Agent, now: float) -> bool:
+    """Tell whether an agent is in a state that its machine does not know, or the deadline of its stay is not there.
+
+    A stay that is only told of is told of once: what is over is not set again.
+    """
+    machine = rules.machines.for_type(agent.kind)
+    state = machine.state(agent.state)
+    until = agent.since + state.max_stay if state.max_stay else 0.0
+    return not machine.knows(agent.state) or (until > agent.stay_until and (until > now or bool(state.after_max_stay)))
+
+
+def _set_stay(scope: "Scope", agent: Agent, until: float) -> None:
+    if until == agent.stay_until:
+        return
+    agent.stay_until = until
+    member = stay(agent.agent_id)
+    scope.add(fx.SetDeadline(member, until) if until else fx.ClearDeadline(member))
+
+
+def end_stay(scope: "Scope", agent: Agent) -> None:
+    """Do what is to be done when the longest stay is over: tell of it, and move the agent where its machine says so."""
+    machine, until = scope.machine(agent), stay_ends_at(scope, agent)
+    state = machine.state(agent.state)
+    if not until or scope.draft.now < until - _ROUNDING_S:
+        scope.decision.outcome = "unchanged"
+        agent.stay_until = -1.0  # whatever the deadlines have, it is to be set right
+        _set_stay(scope, agent, until)
+        return
+    reason = f"in {agent.state} for longer than {state.max_stay:g} s"
+    scope.record("stay_exceeded", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
+    scope.trouble("stay_exceeded", reason, agent_id=agent.agent_id)
+    if not state.after_max_stay:
+        unwatch_stay(scope, agent)
+        return
+    refusal = machine.check(agent.state, state.after_max_stay, case(scope, agent, "engine", None))
+    if refusal is None:
+        scope.change_state(agent, state.after_max_stay, "max_stay", reason=reason)
+    else:
+        scope.refuse_transition(agent, refusal)
+        _set_stay(scope, agent, scope.draft.now + state.max_stay)  # then it is tried again
+
+
+_ROUNDING_S = 0.002
+"""Instants are written with milliseconds."""
+
+
+def cool(scope: "Scope", agent: Agent, left: str) -> dict[str, str]:
+    """Note that a state was left, if it may not be entered again at once; give the fields of the record that change."""
+    now = scope.draft.now
+    cooldown_s = scope.machine(agent).state(left).cooldown
+    if not cooldown_s and not agent.cooling:
+        return {}
+    agent.cooling = {state: until for state, until in agent.cooling.items() if until > now}
+    if cooldown_s:
+        agent.cooling[left] = now + cooldown_s
+    return {"cooling": agent.record()["cooling"]}

@@ -1,0 +1,228 @@
+"""The laws of what a machine asks for beside its arrows: stays, cooldowns, room, contexts, parties, inheritance."""
+
+import pytest
+
+from aism_engine.errors import ConfigError
+from aism_engine.model.machine import PARTIES, Arrow, Case, Machine, State
+from aism_engine.model.machine_file import parse, parse_all
+
+FULL = """\
+[machine]
+name = "full"
+version = 3
+initial = "inbox"
+
+[states.inbox]
+to = ["work", "talk"]
+min_stay = 5
+[states.inbox.arrows.work]
+requires = { branch = "string", tokens = "integer" }
+[states.inbox.arrows.talk]
+by = ["operator"]
+
+[states.work]
+description = "Works."
+to = ["inbox", "done"]
+accepts_messages = "later"
+max_stay = 600
+after_max_stay = "inbox"
+cooldown = 30
+max_agents = 2
+
+[states.talk]
+to = ["inbox"]
+accepts_messages = false
+waits_for = "human"
+
+[states.done]
+final = true
+"""
+CHILD = """\
+[machine]
+name = "child"
+extends = "full"
+
+[states.work]
+max_stay = 60
+
+[states.inbox]
+to = ["work", "talk", "rest"]
+
+[states.rest]
+to = ["inbox"]
+"""
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return parse(FULL, "full.toml")
+
+
+def code(machine: Machine, current: str, target: str, case: Case) -> str | None:
+    refusal = machine.check(current, target, case)
+    return None if refusal is None else refusal.code
+
+
+def problems(**texts: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse_all({f"{name}.toml": text for name, text in texts.items()})
+    return caught.value.problems
+
+
+def test_every_key_means_what_it_says(machine: Machine) -> None:
+    """What is written is what stands in the machine; what is not has its default."""
+    assert (machine.name, machine.version) == ("full", 3)
+    assert machine.states["work"] == State(
+        description="Works.",
+        to=("inbox", "done"),
+        accepts_messages="later",
+        max_stay=600,
+        after_max_stay="inbox",
+        cooldown=30,
+        max_agents=2,
+    )
+    assert machine.states["talk"] == State(to=("inbox",), accepts_messages=False, waits_for="human")
+    assert machine.states["inbox"].arrows == {
+        "work": Arrow({"branch": "string", "tokens": "integer"}, PARTIES),
+        "talk": Arrow({}, ("operator",)),
+    }
+    assert machine.allowed("done") == ()
+
+
+# What a transition is judged by
+
+GOOD = {"branch": "main", "tokens": 7}
+
+
+@pytest.mark.parametrize(
+    ("case", "target", "expected"),
+    [
+        (Case("agent", context=GOOD), "work", None),
+        (Case("agent"), "work", None),
+        (Case("agent", context={}), "work", "context_missing"),
+        (Case("agent", context=GOOD | {"tokens": "7"}), "work", "context_missing"),
+        (Case("agent", context=GOOD | {"tokens": True}), "work", "context_missing"),
+        (Case("agent", context=GOOD, stayed_s=4.9), "work", "too_soon"),
+        (Case("agent", context=GOOD, stayed_s=5.0), "work", None),
+        (Case("agent", context=GOOD, cooling_s=lambda _: 0.1), "work", "cooling_down"),
+        (Case("agent", context=GOOD, occupants=lambda _: 2), "work", "state_full"),
+        (Case("agent", context=GOOD, occupants=lambda _: 1), "work", None),
+        (Case("agent"), "talk", "wrong_party"),
+        (Case("engine"), "talk", "wrong_party"),
+        (Case("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
+    ],
+)
+def test_an_arrow_is_taken_only_where_all_it_asks_for_is_there(
+    machine: Machine, case: Case, target: str, expected: str | None
+) -> None:
+    """Its party, its context, the stay before it, and the cooldown and the room of its target."""
+    assert code(machine, "inbox", target, case) == expected
+
+
+def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) -> None:
+    """So that who was refused can do better without a look at the machine."""
+    missing = machine.check("inbox", "work", Case("agent", context={"branch": "main"}))
+    soon = machine.check("inbox", "work", Case("agent", stayed_s=2.0))
+    cooling = machine.check("inbox", "work", Case("agent", cooling_s=lambda _: 12.0))
+    assert missing is not None
+    assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work", "talk"))
+    assert missing.message == "inbox leads to work with a context that has tokens (integer)"
+    assert soon is not None
+    assert soon.retry_after_s == 3.0
+    assert cooling is not None
+    assert cooling.retry_after_s == 12.0
+
+
+def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
+    """And the refusal says so."""
+    refusal = machine.check("done", "inbox", Case("agent"))
+    assert refusal is not None
+    assert (refusal.code, refusal.message) == ("not_allowed", "done does not lead to inbox; it is final")
+
+
+# How a file is checked
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("version = 3", "version = 0", "full.toml:3: [machine] version: versions are counted from 1"),
+        ("min_stay = 5", "min_stay = 0", "full.toml:8: [states.inbox] min_stay: expected more than 0"),
+        ("max_stay = 600", "max_stay = nan", "full.toml:18: [states.work] max_stay: expected more than 0"),
+        ("max_agents = 2", "max_agents = 2.5", "full.toml:21: [states.work] max_agents: Expected `int`, got `float`"),
+        ("max_stay = 600", "max_stay = 6\nmin_stay = 7", "full.toml:18: [states.work] max_stay: less than min_stay"),
+        ("max_stay = 600\n", "", "full.toml:18: [states.work] after_max_stay: there is no max_stay"),
+        (
+            '= "inbox"\ncool',
+            '= "talk"\ncool',
+            'full.toml:19: [states.work] after_max_stay: work does not lead to "talk"',
+        ),
+        ('"human"', '"nobody"', "full.toml:26: [states.talk] waits_for: Invalid enum value 'nobody'"),
+        ('= "later"', '= "never"', "full.toml:17: [states.work] accepts_messages: Invalid enum value 'never'"),
+        (
+            '"integer"',
+            '"int"',
+            'full.toml:10: [states.inbox] arrows.work.requires: unknown "int" (did you mean "integer"?)',
+        ),
+        ('["operator"]', '["boss"]', 'full.toml:12: [states.inbox] arrows.talk.by: unknown "boss"; there are: agent'),
+        ('["operator"]', "[]", "full.toml:12: [states.inbox] arrows.talk.by: an arrow that nobody may take is none"),
+        ("arrows.talk]", "arrows.tolk]", 'full.toml:11: [states.inbox] arrows.tolk: inbox does not lead to "tolk"'),
+        ('initial = "inbox"', 'initial = "work"', 'full.toml:4: [machine] initial: "work" has max_agents'),
+        ("final = true", "final = false", 'full.toml:28: [states.done]: "to" is missing'),
+    ],
+)
+def test_each_mistake_is_named_with_its_file_and_line(old: str, new: str, expected: str) -> None:
+    """Whoever wrote the file can go straight to the line."""
+    found = problems(full=FULL.replace(old, new, 1))
+    assert [problem for problem in found if problem.startswith(expected)], found
+
+
+def test_where_the_engine_shall_lead_it_must_be_able_to(machine: Machine) -> None:
+    """An arrow that is not for the engine, or asks for a context, is none that it can take after a stay."""
+    assert machine.states["work"].after_max_stay == "inbox"
+    barred = '[states.work.arrows.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
+    assert problems(full=FULL + barred) == (
+        'full.toml:19: [states.work] after_max_stay: the arrow to "inbox" requires a context, and the engine has none',
+        'full.toml:19: [states.work] after_max_stay: the engine may not take the arrow to "inbox": see its "by"',
+    )
+
+
+# One machine extends another
+
+
+def test_a_machine_has_all_of_the_one_it_extends_but_for_what_it_writes_itself() -> None:
+    """Key by key, over any number of generations, in whatever order the files come."""
+    grandchild = '[machine]\nname = "grandchild"\nextends = "child"\nversion = 9\n[states.rest]\nmin_stay = 1\n'
+    found = parse_all({"g.toml": grandchild, "c.toml": CHILD, "f.toml": FULL})
+    child, grown = found["child"], found["grandchild"]
+    assert (child.initial, child.version, child.extends) == ("inbox", 3, "full")
+    assert (child.states["work"].max_stay, child.states["work"].cooldown) == (60, 30)
+    assert child.allowed("inbox") == ("work", "talk", "rest")
+    assert child.states["inbox"].arrows == found["full"].states["inbox"].arrows
+    assert (grown.version, grown.states["rest"]) == (9, State(to=("inbox",), min_stay=1))
+
+
+def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
+    """At the line that changes it, or at `extends` where it has none of its own."""
+    cut = CHILD.replace('to = ["work", "talk", "rest"]', 'to = ["work", "rest"]')
+    reason = "cannot be reached, neither from initial nor from an on_... entry"
+    assert problems(child=cut, full=FULL) == (
+        f"child.toml:3: [states.talk]: {reason}",
+        'child.toml:8: [states.inbox] arrows.talk: inbox does not lead to "talk"',
+    )
+
+
+def test_a_machine_that_extends_itself_or_nobody_is_a_mistake() -> None:
+    """Each machine of a circle says so, and names the way round."""
+    assert problems(full=FULL, child=CHILD.replace('"full"', '"fall"')) == (
+        'child.toml:3: [machine] extends: no machine "fall" (did you mean "full"?)',
+    )
+    circle = {
+        name: f'[machine]\nname = "{name}"\nextends = "{other}"\ninitial = "x"\n[states.x]\nfinal = true\n'
+        for name, other in (("a", "b"), ("b", "c"), ("c", "a"))
+    }
+    assert problems(**circle) == (
+        "a.toml:3: [machine] extends: a machine cannot extend itself: a extends b extends c extends a",
+        "b.toml:3: [machine] extends: a machine cannot extend itself: b extends c extends a extends b",
+        "c.toml:3: [machine] extends: a machine cannot extend itself: c extends a extends b extends c",
+    )
