@@ -50,6 +50,8 @@ class Diagnosis:
             if error.outage != "noperm":
                 raise
             self._silent["keys"] = str(error)
+        except ResponseError as error:
+            self._silent["keys"] = str(error)
         silent = [f"{name}: {words}" for name, words in self._silent.items()]
         if keyspace is not None and keyspace.more:
             silent.append(f"keys: there are more than {most} to walk over (--max-keys)")

@@ -1,21 +1,23 @@
 """What the engine may do: each command that it needs, on each key and channel, and which of them are refused.
 
 Since 7.0 a script can ask the server without doing anything, and needs no right but the one to call scripts, which the
-engine needs itself. Before that each command is queued in a transaction that is then discarded: the server judges it
-as it queues it. Neither writes anything.
+engine needs itself. Before that each command is queued in a transaction that is never executed: the server judges
+it as it queues it. Neither writes anything.
 """
 
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections.abc import Awaitable, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.doctor.rights import SAMPLE
 from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import RIGHTS
 
+T = TypeVar("T")
 Words: TypeAlias = tuple[str, ...]
 
 _QUEUE: Final = "LLEN LINDEX LTRIM LMOVE"
@@ -55,6 +57,7 @@ _PROBED: Final = (
 """What `probe.lua` tries, on a key of its own."""
 _PUBLISHED: Final = ("state_changes", "errors", "measurements")
 _HEARD: Final = ("responses", "requests", "state_changes")
+_CANNOT_ASK: Final = -1
 _ALONE: Final[tuple[Words, ...]] = (
     ("PING",),
     ("TIME",),
@@ -115,36 +118,48 @@ async def refused(client: Client, commands: Sequence[Words]) -> list[Words]:
     arguments: list[Argument] = []
     for words in commands:
         arguments += (len(words), *words)
+    scripts = True
     try:
-        places = await RIGHTS(client, [], arguments)
-    except NoPermissionError:
-        places = [-1]
-    if places == [-1]:
-        return await _refused_in_transaction(client, commands)
-    return [commands[place - 1] for place in places]
+        places = await _unless_refused(RIGHTS(client, [], arguments))
+        if places != [_CANNOT_ASK]:
+            return [commands[place - 1] for place in places]
+    except ServerUnavailableError as error:
+        if error.outage != "noperm":
+            raise
+        scripts = False
+    try:
+        return await _unless_refused(_refused_in_transaction(client, commands))
+    except ServerUnavailableError as error:
+        if error.outage != "noperm" or scripts:
+            raise
+        return [words for words in commands if words[0] in {"EVAL", "EVALSHA"}]  # so much is certain
+
+
+async def _unless_refused(answer: Awaitable[T]) -> T:
+    """Await an answer; a command that this server does not know is as good as forbidden."""
+    try:
+        with naming_outages():
+            return await answer
+    except ResponseError as error:
+        raise ServerUnavailableError("noperm", str(error)) from error
 
 
 async def _refused_in_transaction(client: Client, commands: Sequence[Words]) -> list[Words]:
-    pool = client.connection_pool
-    with naming_outages():
-        connection = await pool.get_connection()
-        try:
-            await connection.send_command("MULTI")
-            await connection.read_response()
-            found = []
-            for words in commands:
-                await connection.send_command(*words)
-                try:
-                    await connection.read_response()
-                except NoPermissionError:
+    pool, found = client.connection_pool, []
+    connection = await pool.get_connection()
+    try:
+        await connection.send_command("MULTI")
+        await connection.read_response()
+        for words in commands:
+            await connection.send_command(*words)
+            try:
+                await connection.read_response()
+            except ResponseError as error:  # others, such as that it cannot be written now, are another matter
+                if isinstance(error, NoPermissionError) or str(error).startswith("unknown command"):
                     found.append(words)
-                except ResponseError:  # it cannot be written now, say: that is another matter
-                    continue
-            await connection.send_command("DISCARD")
-            await connection.read_response()
-        finally:
-            await connection.disconnect()  # whatever became of it, nothing that was queued is ever done
-            await pool.release(connection)
+    finally:
+        await connection.disconnect()  # whatever became of it, nothing that was queued is ever done
+        await pool.release(connection)
     return found
 
 

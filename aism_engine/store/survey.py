@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.commands import OPEN
 from aism_engine.model.doctor.keyspace import Keyspace
 from aism_engine.model.messages import is_identifier
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client, naming_outages, outage_of
 from aism_engine.store.keys import Keys
 from aism_engine.store.lookout import CHUNK, Tell, text
 
@@ -82,7 +82,10 @@ def named(keys: Keys, key: str) -> Named | None:
 
 
 class Survey:
-    """One walk over one fleet. Raises `ServerUnavailableError`, `noperm`, where keys may not be walked over."""
+    """One walk over one fleet.
+
+    Raises `ServerUnavailableError`, `noperm`, where keys may not be walked over, or ResponseError where they cannot be.
+    """
 
     def __init__(self, client: Client, keys: Keys, *, most: int, tell: Tell | None = None) -> None:
         """`most` is how many keys of the server are walked over, and how many members of each index."""
@@ -244,14 +247,14 @@ class Survey:
                 return
 
     async def _calls(self, calls: Iterable[tuple[str, ...]]) -> list[Any]:
-        """Send many reads at once; the error of one is its reply."""
+        """Send many reads at once; that a key has the wrong type is its reply."""
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*call)
         with naming_outages():
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             for reply in replies:
-                if isinstance(reply, NoPermissionError):
+                if isinstance(reply, ResponseError) and outage_of(reply) != "wrong_type":
                     raise reply
         return replies
 

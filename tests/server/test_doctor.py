@@ -75,6 +75,28 @@ async def test_what_a_server_is_set_to_is_found(
         assert bad(await examined(server, most=0)) == expected
 
 
+@pytest.mark.parametrize(
+    ("commands", "expected"),
+    [
+        (("CONFIG", "SCAN"), {"could_not_look": "warning"}),
+        (("SMISMEMBER", "TYPE"), {"could_not_look": "warning", "rights": "danger"}),
+        (("LREM",), {"rights": "danger"}),
+        (("EVAL", "EVALSHA"), {"rights": "danger"}),
+        (("EVAL", "EVALSHA", "MULTI", "TIME"), {"rights": "danger", "could_not_look": "warning"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_commands_that_a_server_does_not_have_are_told_of(
+    commands: tuple[str, ...], expected: dict[str, str], prefix: str
+) -> None:
+    """As managed servers take some away: what the engine needs is a danger, what only the doctor does is a warning."""
+    gone = [word for command in commands for word in ("--rename-command", command, "")]
+    with EmbeddedServer(test_server_binary(), extra=gone) as server:
+        async with plain_client(server) as client:
+            await client.execute_command("SET", Keys(prefix).state("a-1"), "idle")
+        assert bad(await examined(server, prefix)) == expected
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_both_protocols_tell_the_same(protocol: int) -> None:
     with EmbeddedServer(test_server_binary()) as server:
@@ -160,7 +182,7 @@ async def test_each_right_that_is_missing_is_named(own: EmbeddedServer, boss: Cl
     """Whoever has all but one is told that one, and no other command is blamed."""
     rules = all_rules(prefix)
     assert len(rules) > 60
-    asking = ["+multi", "+discard"]  # what it takes on servers before 7.0, and where scripts are forbidden
+    asking = ["+multi"]  # what it takes on servers before 7.0, and where scripts are forbidden
     found = {}
     for rule in rules:
         async with user(boss, own, *asking, *(each for each in rules if each != rule)) as url:
@@ -171,7 +193,7 @@ async def test_each_right_that_is_missing_is_named(own: EmbeddedServer, boss: Cl
 
 
 async def test_who_has_all_rights_lacks_none(own: EmbeddedServer, boss: Client, prefix: str) -> None:
-    async with user(boss, own, "+multi", "+discard", *all_rules(prefix)) as url:
+    async with user(boss, own, "+multi", *all_rules(prefix)) as url:
         assert await missing(url, prefix) == []
     async with user(boss, own, "+@all", f"~{prefix}:*", f"&{prefix}:*") as url:
         assert await missing(url, prefix) == []
