@@ -19,6 +19,7 @@ from aism_engine.cli import (
     machines,
     options,
     run,
+    scenario,
     send,
     tail,
     top,
@@ -29,6 +30,7 @@ from aism_engine.cli.output import print_json
 app = options.Commands(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
 app.command()(run.run)
 app.command()(dev.dev)
+app.command()(scenario.scenario)
 app.command()(send.send)
 for name in holds.HELP:
     app.command(name)(holds.hold(name))

@@ -1,0 +1,70 @@
+"""`aism-engine scenario`: does the protocol keep its word? On a server of one's own, for anyone to see."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from enum import StrEnum
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from aism_engine import logs
+from aism_engine.cli import options
+from aism_engine.cli.exits import Exit, RefusedError
+from aism_engine.cli.loop import run_to_end
+from aism_engine.cli.output import print_fields, print_json
+from aism_engine.runtime import signals
+from aism_engine.scenarios import coordination, ping_pong
+from aism_engine.scenarios.stage import Outcome
+
+
+class Name(StrEnum):
+    """What can be played."""
+
+    PING_PONG = "ping-pong"
+    COORDINATION = "coordination"
+
+
+_PLAYS: Final[Mapping[Name, Callable[[], Coroutine[None, None, Outcome]]]] = {
+    Name.PING_PONG: ping_pong.play,
+    Name.COORDINATION: coordination.play,
+}
+
+
+def scenario(
+    name: Annotated[Name, typer.Argument(metavar="NAME", show_default=False, help="ping-pong or coordination.")],
+    *,
+    json: options.Json = False,
+) -> Exit:
+    """Play a scenario of the AISM literature on a server of its own, and print what it came to.
+
+    \b
+    ping-pong         two agents alternate 1,000 increments, by nothing but their states
+    coordination      three count to 100 together while one is killed half way
+
+    The exit code is 1 where a figure is not what it should be. docs/scenarios.md tells how to read them.
+
+    \b
+    Example:
+      aism-engine scenario ping-pong --json
+    """  # noqa: D301  \b keeps the lines apart
+
+    async def run() -> None:
+        playing = asyncio.ensure_future(_PLAYS[name]())
+
+        def break_off(_signal: str) -> None:
+            playing.cancel()
+
+        with signals.install(asyncio.get_running_loop(), break_off):
+            await asyncio.wait([playing])
+        if playing.cancelled():
+            raise RefusedError("broken off")
+        figures = playing.result()
+        if json:
+            print_json(figures)
+        else:
+            print_fields(msgspec.structs.asdict(figures).items())
+        if not figures.holds:
+            raise RefusedError(f"{name} does not come out as it should: see docs/scenarios.md")
+
+    return run_to_end(run(), logs.configure(level="warning", format="auto", queue=10_000))
