@@ -14,11 +14,13 @@ from typing import Final
 import structlog
 
 from aism_engine.clock import Clock, SystemClock
-from aism_engine.config import LivenessLimits, MachinesSettings, Settings
+from aism_engine.config import DivergenceSettings, LivenessLimits, MachinesSettings, Settings
 from aism_engine.errors import ConfigError
 from aism_engine.metrics import Metrics
+from aism_engine.model.clocks import Clocks
 from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import Handler
+from aism_engine.model.divergence import RULES, Thresholds
 from aism_engine.model.liveness import Brake, Watch
 from aism_engine.model.liveness import Limits as Silence
 from aism_engine.model.machine import Machines
@@ -42,6 +44,7 @@ from aism_engine.services.listener import Listener
 from aism_engine.services.reaper import Reaper
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
+from aism_engine.services.witness import Witness
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import connect, where
 from aism_engine.store.diagnosis import Diagnosis
@@ -185,6 +188,12 @@ class Engine:
             forget_after_s=settings.agents.forget_after,
             chunk=live.chunk,
         )
+        witness = Witness(
+            context,
+            Clocks(settings.divergence.clock_difference),
+            interval_s=settings.divergence.interval,
+            at_a_time=settings.divergence.at_a_time,
+        )
         kept, history = settings.history, History(self._clients["history"], keys)
         janitor = Janitor(
             context,
@@ -225,6 +234,7 @@ class Engine:
             timekeeper,
             reaper,
             census,
+            witness,
             janitor,
             listener,
             sampler,
@@ -337,7 +347,28 @@ def _rules(settings: Settings, handlers: Mapping[str, Handler]) -> Rules:
         reply_ttl_s=settings.dispatcher.reply_ttl,
         inbox_keep=settings.agents.inbox_keep,
         events=settings.history.events,
+        divergence=_thresholds(settings.divergence),
         handlers=handlers,
+    )
+
+
+def _thresholds(settings: DivergenceSettings) -> Thresholds:
+    return Thresholds(
+        rules=frozenset(rule for rule in RULES if getattr(settings, rule)),
+        working_states=frozenset(settings.working_states),
+        idle_evidence_after_s=settings.idle_evidence_after,
+        absent_states=frozenset(settings.absent_states),
+        beating_after_s=settings.beating_after,
+        contradiction_after_s=settings.contradiction_after,
+        unacked_commands=settings.unacked_commands,
+        unfinished_commands=settings.unfinished_commands,
+        clock_turns=settings.clock_turns,
+        instance_turns=settings.instance_turns,
+        quiet_after_s=settings.quiet_after,
+        context_measurement=settings.context_measurement,
+        context_limit=settings.context_limit,
+        distill_states=frozenset(settings.distill_states),
+        distill_after_s=settings.distill_after,
     )
 
 

@@ -25,11 +25,14 @@ from aism_engine.redact import redacted
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # Redis takes no string of more than 512 MiB
+Few = Annotated[int, Meta(ge=1, le=16)]
+Limit = Annotated[float, Meta(gt=0, le=1e15)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
 Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
 Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
+States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
 OnLost = Literal["hold", "fail"]
@@ -169,6 +172,35 @@ class TimekeeperSettings(Section, frozen=True):
     batch: Annotated[Count, Meta(description="Most deadlines in one commit")] = 256
 
 
+class DivergenceSettings(Section, frozen=True):
+    """Where what agents say and what is seen of them disagree: told of, and never punished. See docs/divergences.md."""
+
+    interval: Annotated[Seconds, Meta(description="Seconds between looks")] = 1.0
+    at_a_time: Annotated[Count, Meta(description="Agents looked at in one look; all are looked at in turns")] = 5000
+    idle_at_work: Annotated[bool, Meta(description="Rule: says that it works, and does nothing")] = True
+    working_states: Annotated[States, Meta(description="States in which an agent says that it works")] = ("deep_work",)
+    idle_evidence_after: Annotated[Seconds, Meta(description="Doing nothing for so many seconds is evidence")] = 600.0
+    beats_offline: Annotated[bool, Meta(description="Rule: says that it is away, and beats")] = True
+    absent_states: Annotated[States, Meta(description="States in which an agent says that it is away")] = ("offline",)
+    beating_after: Annotated[Seconds, Meta(description="Beating for so many seconds is evidence")] = 120.0
+    forbidden_state: Annotated[bool, Meta(description="Rule: publishes a state that its machine forbids")] = True
+    contradiction_after: Annotated[Seconds, Meta(description="Not moving on for so many seconds is evidence")] = 30.0
+    never_acks: Annotated[bool, Meta(description="Rule: takes commands, and never confirms one")] = True
+    unacked_commands: Annotated[Few, Meta(description="So many in a row are evidence; at most 16")] = 3
+    never_finishes: Annotated[bool, Meta(description="Rule: confirms commands, and never finishes one")] = True
+    unfinished_commands: Annotated[Few, Meta(description="So many in a row are evidence; at most 16")] = 3
+    two_voices: Annotated[bool, Meta(description="Rule: two processes speak under one id")] = True
+    instance_turns: Annotated[Few, Meta(description="So many returns of an instance are evidence; at most 16")] = 3
+    clock_turns: Annotated[Few, Meta(description="So many changes between two clocks are evidence; at most 16")] = 6
+    clock_difference: Annotated[Seconds, Meta(description="Seconds by which two clocks have to be apart")] = 10.0
+    quiet_after: Annotated[Seconds, Meta(description="Turns count for so many seconds; without one it is over")] = 300.0
+    undistilled: Annotated[bool, Meta(description="Rule: measures too large a context, and does not distill")] = True
+    context_measurement: Annotated[Name, Meta(description="Measurement that tells its context")] = "context_tokens"
+    context_limit: Annotated[Limit, Meta(description="Largest context, in the unit of that measurement")] = 150_000.0
+    distill_states: Annotated[States, Meta(description="States in which an agent condenses it")] = ("distill",)
+    distill_after: Annotated[Seconds, Meta(description="Above the limit for so many seconds is evidence")] = 120.0
+
+
 class SamplerSettings(Section, frozen=True):
     """Reads depths for the metrics."""
 
@@ -242,6 +274,7 @@ class Settings(Section, frozen=True):
     liveness: LivenessSettings = LivenessSettings()
     commands: CommandsSettings = CommandsSettings()
     timekeeper: TimekeeperSettings = TimekeeperSettings()
+    divergence: DivergenceSettings = DivergenceSettings()
     sampler: SamplerSettings = SamplerSettings()
     history: HistorySettings = HistorySettings()
     machines: MachinesSettings = MachinesSettings()

@@ -46,6 +46,9 @@ class Metrics:
         self.depth = Gauge("aism_depth", "How many lie in a queue, a stream or an index", ["where"], registry=r)
         self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
+        self.divergences = Gauge(
+            "aism_divergences_open", "Divergences that are open, of the last round", ["rule", "type"], registry=r
+        )
         self.mode = Gauge("aism_fleet_mode", "1 for the mode of the fleet, else 0", ["mode"], registry=r)
 
         self.audit_trimmed = Counter("aism_audit_trimmed", "Entries that the leader took off the audit", registry=r)

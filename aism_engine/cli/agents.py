@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from aism_engine.cli import options
+from aism_engine.cli import divergences, options
 from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.output import age, pairs, print_fields, print_json, print_table
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.fleet import Liveness
+from aism_engine.model.fleet import Agent, Liveness
 from aism_engine.store.lookout import Seen
 from aism_engine.store.operator import Operator
 
@@ -69,7 +69,7 @@ def show(
         ("agent", agent.agent_id),
         ("type", agent.type if agent.registered else f"{agent.type} (not registered)"),
         ("state", f"{agent.state}, for {age(time.time() - agent.since)}"),
-        ("declared", agent.declared),
+        ("declared", _declared(agent)),
         ("liveness", agent.liveness.value),
         ("lost from", agent.lost_from),
         ("heartbeat", f"{age(seen.heartbeat_age_s)} ago" if seen.heartbeat_age_s is not None else "never"),
@@ -80,6 +80,7 @@ def show(
         ("queued", seen.queued),
         ("open", len(seen.commands)),
     ]
+    fields += ((f"diverges: {rule}", f"{each.reason} ({each.confidence})") for rule, each in agent.divergences.items())
     print_fields(fields)
     if seen.commands:
         typer.echo()
@@ -126,6 +127,12 @@ def _row(seen: Seen) -> tuple[object, ...]:
     )
 
 
+def _declared(agent: Agent) -> str | None:
+    if agent.declared is None:
+        return None
+    return f"{agent.declared}, {age(time.time() - agent.declared_at)} ago, by {agent.declared_via or 'queue'}"
+
+
 def _described(seen: Seen) -> dict[str, Any]:
     """Build what programs get: the names are published, and so for ever."""
     agent = seen.agent
@@ -139,12 +146,14 @@ def _described(seen: Seen) -> dict[str, Any]:
         "since": iso(agent.since),
         "declared": agent.declared,
         "declared_at": iso(agent.declared_at) if agent.declared_at else None,
+        "declared_via": agent.declared_via,
         "liveness": agent.liveness,
         "lost_from": agent.lost_from,
         "met_at": iso(agent.met_at),
         "heartbeat_age_s": seen.heartbeat_age_s,
         "queued": seen.queued,
         "measurements": seen.measurements,
+        "divergences": divergences.described(agent),
         "open_commands": [
             {
                 "command_id": command.command_id,

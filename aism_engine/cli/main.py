@@ -13,6 +13,7 @@ from aism_engine.cli import (
     config,
     dead_letters,
     dev,
+    divergences,
     doctor,
     history,
     holds,
@@ -36,6 +37,7 @@ for name in holds.HELP:
     app.command(name)(holds.hold(name))
 app.command()(tail.tail)
 app.command()(top.top)
+app.command()(divergences.divergences)
 app.command()(history.history)
 app.command()(doctor.doctor)
 app.add_typer(agents.app, name="agents")

@@ -18,6 +18,7 @@ from msgspec import Struct, field
 from aism_engine.clock import from_iso, iso
 from aism_engine.model.commands import RANKS, Command
 from aism_engine.model.effects import Letter
+from aism_engine.model.evidence import Deeds, Divergence, Via
 from aism_engine.model.groups import Group
 
 
@@ -53,6 +54,7 @@ class Agent(Struct, kw_only=True):
     since: float
     declared: str | None = None
     declared_at: float = 0.0
+    declared_via: Via | None = None
     liveness: Liveness = Liveness.UNKNOWN
     lost_from: str | None = None
     """The state it was in when it was lost."""
@@ -65,6 +67,8 @@ class Agent(Struct, kw_only=True):
     """States that it may not enter again yet, and until when."""
     stay_until: float = 0.0
     """When its longest stay is over, as the deadlines have it; 0: there is none. It is no part of the record."""
+    divergences: dict[str, Divergence] = field(default_factory=dict)
+    """What is open of them, by rule; never changed in place."""
     # Where its open commands are: derived from them, not part of the record. None of these is ever changed in place.
     later: frozenset[str] = frozenset()
     waiting: tuple[tuple[int, int, str], ...] = ()
@@ -135,6 +139,7 @@ class Agent(Struct, kw_only=True):
             "since": iso(self.since),
             "declared": self.declared or "",
             "declared_at": iso(self.declared_at) if self.declared_at else "",
+            "declared_via": self.declared_via or "",
             "liveness": self.liveness,
             "lost_from": self.lost_from or "",
             "lost_score": "" if self.lost_score is None else repr(self.lost_score),
@@ -142,6 +147,7 @@ class Agent(Struct, kw_only=True):
             "met_at": iso(self.met_at),
             "hold": self.hold.value,
             "cooling": msgspec.json.encode(self.cooling).decode() if self.cooling else "",
+            "divergences": msgspec.json.encode(self.divergences).decode() if self.divergences else "",
         }
 
     def absence(self) -> dict[str, str]:
@@ -170,6 +176,7 @@ class Agent(Struct, kw_only=True):
             since=from_iso(record["since"]),
             declared=record["declared"] or None,
             declared_at=from_iso(record["declared_at"]) if record["declared_at"] else 0.0,
+            declared_via=msgspec.convert(record.get("declared_via") or None, Via | None),  # younger than some records
             liveness=Liveness(record["liveness"]),
             lost_from=record["lost_from"] or None,
             lost_score=float(record["lost_score"]) if record["lost_score"] else None,
@@ -177,6 +184,7 @@ class Agent(Struct, kw_only=True):
             met_at=from_iso(record["met_at"]),
             hold=Hold(record["hold"]),
             cooling=msgspec.json.decode(record.get("cooling") or "{}", type=dict[str, float]),
+            divergences=msgspec.json.decode(record.get("divergences") or "{}", type=dict[str, Divergence]),
         )
 
 
@@ -247,6 +255,8 @@ class Fleet:
         self.spoke: dict[str, float] = {}
         """When each agent was last heard on the queue, since the fleet was loaded."""
         self.loaded_at = 0.0
+        self.deeds: dict[str, Deeds] = {}
+        """What each agent was seen to do since then; to read, a draft alone changes it."""
         self._recent: dict[str, bytearray] = {}
         self._recent_bytes = recent_ids * _MARK_BYTES
         for command in self.commands.values():
@@ -296,6 +306,7 @@ class Fleet:
         if (agent := self.agents.pop(agent_id, None)) is not None:
             self._count(agent, -1)
         self.spoke.pop(agent_id, None)
+        self.deeds.pop(agent_id, None)
         self._recent.pop(agent_id, None)
         for agents in (self.waiting, self.queued, self.freed):
             agents.discard(agent_id)
@@ -331,6 +342,7 @@ class Draft:
         self._agents: dict[str, Agent | None] = {}
         self._commands: dict[str, Command] = {}
         self._heard: dict[str, list[str]] = {}
+        self._deeds: dict[str, Deeds] = {}
         self._added = 0
         self.answers: dict[str, bytes] = {}
         """What is answered to the requests of this batch."""
@@ -435,6 +447,14 @@ class Draft:
         if message_id is not None:
             ids.append(message_id)
 
+    def deeds(self, agent_id: str) -> Deeds:
+        """Get what the agent was seen to do, to add to it."""
+        deeds = self._deeds.get(agent_id)
+        if deeds is None:
+            known = self._fleet.deeds.get(agent_id)
+            deeds = self._deeds[agent_id] = Deeds() if known is None else copy(known)
+        return deeds
+
     def heard_ids(self) -> list[tuple[str, str]]:
         """Give all that was noted: whose message, and its id, in the order of each agent."""
         return [(agent_id, message_id) for agent_id, ids in self._heard.items() for message_id in ids]
@@ -456,6 +476,7 @@ class Draft:
                 fleet.spoke[agent_id] = self.now
                 for message_id in ids:
                     fleet.remember(agent_id, message_id)
+        fleet.deeds.update((agent_id, deeds) for agent_id, deeds in self._deeds.items() if agent_id in fleet.agents)
 
     def _settle_commands(self) -> None:
         fleet = self._fleet

@@ -52,6 +52,8 @@ class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
     reply: bool = False
     timestamp: Any = None
     traceparent: str | None = None
+    instance: Identifier | None = None
+    """Which process of this agent speaks: a new one at each start."""
     via: str | None = None
     """`pubsub` where the listener heard it on a channel and put it into the queue."""
 

@@ -159,3 +159,29 @@ async def test_tail_follows_what_happens(fleet: Call, agent: AgentClient) -> Non
     assert len(events) == 2
     assert {event["event"] for event in events} <= {"state_changed", "measurement"}
     assert {event["agent_id"] for event in events} == {AGENT}
+
+
+async def test_open_divergences_are_listed_and_shown_with_their_agent(
+    server: EmbeddedServer, prefix: str, cli: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is said and what is seen, for people and for programs; a rule that does not exist is a wrong usage."""
+    where = ("--redis", server.url, "--prefix", prefix)
+    quick = {"divergence__interval": 0.02, "divergence__idle_evidence_after": 0.05}
+    async with running_engine(server, prefix, **quick) as engine:
+        moves = ({"type": "state_transition", "payload": {"target": state}} for state in ("inbox", "deep_work"))
+        await engine.say(
+            *(each | {"agent_id": "a"} for each in ({"type": "register", "payload": {"type": "scribe"}}, *moves))
+        )
+        await eventually(lambda: engine.audit("divergence_opened"))
+    capsys.readouterr()  # what the engine has said
+    (found,) = (await cli("divergences", *where, "--json")).json
+    assert (found["agent_id"], found["type"], found["rule"]) == ("a", "scribe", "idle_at_work")
+    assert (found["confidence"], found["declared"]["state"]) == ("possible", "deep_work")
+    assert found["declared"]["via"] == "queue"
+    assert found["reason"] in (await cli("divergences", *where, "--rule", "idle_at_work")).out
+    assert (await cli("divergences", *where, "--rule", "never_acks", "--json")).json == []
+    assert (await cli("divergences", *where, "--type", "clerk", "--json")).json == []
+    assert (await cli("agents", "show", "a", *where, "--json")).json["divergences"] == [found]
+    assert f"{found['reason']} (possible)" in (await cli("agents", "show", "a", *where)).out
+    wrong = await cli("divergences", *where, "--rule", "never_sleeps")
+    assert (wrong.code, "never_acks" in wrong.err) == (64, True)

@@ -39,6 +39,7 @@ READS: Final[Mapping[str, Mapping[str, str]]] = {
     "timekeeper": {"due": "peeked", "bodies": "looked up"},
     "reaper": {"scores_outside": "peeked", "scores": "looked up"},
     "census": {"members": "peeked", "sightings": "looked up"},
+    "witness": {"scores": "peeked"},
 }
 """For each service that commits, what it reads, and which step that is."""
 _TURNS: Final = 5

@@ -40,6 +40,7 @@ KINDS: Final = {
     "timekeeper": ("deadline",),
     "reaper": ("loss", "return"),
     "census": ("beat", "sighting", "oblivion", "standing"),
+    "witness": ("divergence",),
 }
 """What each service commits, by the kinds of its decisions."""
 POINTS: Final = [
@@ -89,6 +90,8 @@ class Phoenix:
             "liveness.scan_interval": 0.1,
             "agents.forget_after": 1.0,
             "agents.metadata_every": 0.2,
+            "divergence.interval": 0.1,
+            "divergence.contradiction_after": 0.2,
             "supervisor.restarts": 0,
         }
         self._point = point

@@ -92,7 +92,18 @@ class World(Reader):
         await self.until("expired", lambda: self.audit("command_expired"))
         await self.until("forgotten", lambda: self.audit("agent_forgotten", agent_id="silent"))
         await self.until("gone", lambda: self.audit("agent_forgotten", agent_id="g"))
+        await self.diverge()
         await self.command_many()
+
+    async def diverge(self) -> None:
+        """Let an agent write that it is where it may not be, and come to terms."""
+        await self.say(said("liar", 1, "register", type="scribe"))
+        await self.until("the liar registered", lambda: self.state_is("liar", "bootstrap"))
+        self.beating.add("liar")
+        await self.call("SET", self.keys.state("liar"), "deep_work")
+        await self.until("diverged", lambda: self.audit("divergence_opened"))
+        await self.say(said("liar", 2, "state_transition", target="inbox"))
+        await self.until("agreed", lambda: self.audit("divergence_closed"))
 
     async def command_many(self) -> None:
         """Let two workers be sent a command together: one waits, takes it twice and does it, the other is spared."""
@@ -217,6 +228,13 @@ FACTS: Final = Counter(
         ("request_refused", "", "y1", ""): 1,
         ("letters_purged", "", "z1", ""): 1,
         ("state_changed", "astray", "", "offline"): 1,
+        ("agent_met", "liar", "liar-1", "offline"): 1,
+        ("agent_registered", "liar", "liar-1", ""): 1,
+        ("state_changed", "liar", "liar-1", "bootstrap"): 1,
+        ("transition_refused", "liar", "", "deep_work"): 1,
+        ("divergence_opened", "liar", "", ""): 1,
+        ("state_changed", "liar", "liar-2", "inbox"): 1,
+        ("divergence_closed", "liar", "", ""): 1,
         ("agent_met", "hand", "", "unknown"): 1,
         ("state_changed", "hand", "", "busy"): 1,
         ("agent_met", "beater", "", "unknown"): 1,
@@ -273,6 +291,7 @@ async def verdict(world: World) -> list[str]:
         "the group": ((await world.group("g1")), ("succeeded", "1", "1")),
         "commands of the workers": (await world.call("EXISTS", *map(world.keys.commands, ("w1", "w2"))), 0),
         "errands": (await world.call("LLEN", world.keys.errands), 0),
+        "divergences of the liar": ((await world.record("liar"))["divergences"], ""),
         "c4": ((await world.command("c4"))["status"], "expired"),
         "record of silent": (await world.record("silent"), {}),
         "state of returner": (await world.state("returner"), "unknown"),

@@ -279,7 +279,7 @@ def queue_of(world: World, agent_id: str = "a") -> list[str]:
     return [json.loads(body)["id"] for body in reversed(world.lists[agent_id])]
 
 
-_ENVELOPE = ("id", "command_id", "reply", "traceparent", "payload", "timestamp")
+_ENVELOPE = ("id", "command_id", "reply", "traceparent", "payload", "timestamp", "instance", "via")
 
 
 def _message(message: dict[str, Any], fields: dict[str, Any], names: tuple[str, ...] = _ENVELOPE) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from aism_engine.model import effects as fx
 from aism_engine.model.codec import encode
 from aism_engine.model.commands import Command, OnLost, Status
 from aism_engine.model.decisions import standing
+from aism_engine.model.divergence import Thresholds
+from aism_engine.model.evidence import Via
 from aism_engine.model.fleet import Agent, Draft, Liveness, Sighting
 from aism_engine.model.machine import Machine, Machines, Refusal
 
@@ -46,6 +48,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     reply_ttl_s: float = 300.0
     inbox_keep: int = 1000
     events: bool = True
+    divergence: Thresholds = Thresholds()
     handlers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """What to do with responses of types that are not ours: see `responses.Handler`."""
 
@@ -102,6 +105,8 @@ class Scope:
         self.decision = decision
         self.by = by
         self.cause = cause
+        self.via: Via = "queue"
+        """How a state that is declared here was declared."""
         self.add = decision.effects.append
 
     # --- telling ----------------------------------------------------------------------------------------------------
@@ -165,6 +170,8 @@ class Scope:
     ) -> None:
         """Move the agent, whoever asked for it; `fields` of its record that change with it are written along."""
         draft, agent_id, old_state, at = self.draft, agent.agent_id, agent.state, self.draft.at
+        if old_state in self.rules.divergence.distill_states:
+            draft.deeds(agent_id).distil()
         agent.state = state
         agent.since = draft.now
         kept, details = kept_context(context)
@@ -238,8 +245,8 @@ class Scope:
         """Take what the agent says of its state: kept as declared in any case, and true if its machine allows it. `by`
         is whoever asked for it.
         """
-        declared = {"declared": target, "declared_at": self.draft.at}
-        agent.declared, agent.declared_at = target, self.draft.now
+        declared = {"declared": target, "declared_at": self.draft.at, "declared_via": self.via}
+        agent.declared, agent.declared_at, agent.declared_via = target, self.draft.now, self.via
         refusal = self.machine(agent).check(agent.state, target, standing.case(self, agent, by, context or {}))
         if refusal is None and target != agent.state:
             self.change_state(agent, target, "agent", declared, reason=reason, context=context)

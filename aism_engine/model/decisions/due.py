@@ -55,6 +55,7 @@ def _command_is_due(scope: Scope, command: Command, now: float, spoilt: frozense
         _send_again(scope, agent, command)
     elif command.status is Status.DELIVERED and agent.acks:
         reason = f"not acknowledged within {command.ack_timeout_s:g} s"
+        scope.draft.deeds(agent.agent_id).miss_ack(command.step_at - command.ack_timeout_s, scope.draft.now)
         scope.advance(
             command, command.retry, scope.draft.now, rules.backoff_initial_s, rules.backoff_max_s, failed=False
         )
@@ -94,5 +95,7 @@ def _send_again(scope: Scope, agent: Agent, command: Command) -> None:
 
 
 def _end(scope: Scope, command: Command, status: Status, code: str, reason: str) -> None:
+    if command.status is Status.ACKED:
+        scope.draft.deeds(command.agent_id).miss_end(command.step_at - command.timeout_s, scope.draft.now)
     scope.end_command(command, status, code=code, reason=reason)
     scope.trouble(code, f"command {reason}", agent_id=command.agent_id, command_id=command.command_id)

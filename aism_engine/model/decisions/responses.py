@@ -43,6 +43,13 @@ def decide_response(
         decision.outcome = "duplicate"
         return decision
     draft.heard(agent_id, response.id)
+    deeds = draft.deeds(agent_id)
+    if not isinstance(response, m.Heartbeat):
+        deeds.acted = draft.now
+    if response.instance is not None:
+        deeds.speak_as(response.instance, draft.now)
+    if response.via == "pubsub":
+        scope.via = "channel"
     if agent.liveness in _AWAY and not isinstance(response, m.Register | m.Goodbye):
         scope.come_back(agent)
     handler = rules.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[type(response)]
@@ -99,7 +106,7 @@ def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> 
     agent.labels = payload.labels
     agent.capabilities = tuple(payload.capabilities)
     agent.codec = payload.codec
-    agent.declared_at = scope.draft.now
+    agent.declared, agent.declared_at, agent.declared_via = None, scope.draft.now, None  # another process did
     if agent.liveness in _AWAY:
         agent.present()
     machine = scope.machine(agent)
@@ -174,6 +181,8 @@ def _command_of(scope: Scope, agent: Agent, response: m.Response, raw: bytes) ->
         reason = f"command {command_id} was given to another agent"
         scope.bury("foreign_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return None
+    outcome = isinstance(response, m.Result | m.Error | m.StateTransition)
+    scope.draft.deeds(agent.agent_id).say_on_command(scope.draft.now, outcome=outcome)
     if not command.open:
         scope.decision.outcome = _afterwards(command, response)
     elif not command.given:
@@ -309,6 +318,9 @@ def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: byte
     if not response.payload:
         scope.decision.outcome = "unchanged"
         return None
+    limits = scope.rules.divergence
+    if (context := response.payload.get(limits.context_measurement)) is not None:
+        scope.draft.deeds(agent.agent_id).measure_context(context, limits.context_limit, scope.draft.now)
     scope.add(fx.SaveMeasurements(agent.agent_id, response.payload))
     event = {"agent_id": agent.agent_id, "values": response.payload, "timestamp": scope.draft.at, "source": "engine"}
     scope.add(fx.Publish("measurements", encode(event)))

@@ -96,6 +96,7 @@ def decide_sighting(draft: Draft, rules: Rules, agent_id: str, looked_at: float)
         scope.add(fx.SetState(agent_id, agent.state))  # somebody has deleted it
         decision.outcome = "applied"
     elif seen.state != agent.state:
+        scope.via = "key"
         refusal = scope.declare(agent, seen.state)
         decision.outcome = "applied"
         if refusal is not None:

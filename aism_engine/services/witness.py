@@ -1,0 +1,128 @@
+"""The witness: compares what agents say with what is seen of them, and accuses nobody of what we failed to see."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+import structlog
+
+from aism_engine.model.clocks import Clocks
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.decisions.divergences import Sight, decide_divergences, view_of
+from aism_engine.model.divergence import news
+from aism_engine.model.evidence import Deeds
+from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness
+from aism_engine.services.base import Context, Service
+from aism_engine.store.writer import Failures
+
+log = structlog.get_logger(component="witness")
+
+_CHUNK = 1000
+"""Agents judged without a break: some 10 ms of the loop."""
+_TYPES = 50
+"""Types of agents that the gauge tells apart, an arbitrary number: agents choose their types, and a label must not
+grow without end. The others are together `other`.
+"""
+
+
+class Witness(Service):
+    """Looks at so many agents at a time, in turns, so that its cost does not grow with the fleet: the round does."""
+
+    name = "witness"
+
+    def __init__(self, context: Context, clocks: Clocks, *, interval_s: float, at_a_time: int) -> None:
+        super().__init__(context)
+        self._clocks = clocks
+        self._interval_s = interval_s
+        self._at_a_time = at_a_time
+        self._fleet: Fleet | None = None
+        self._looked_at = float("-inf")
+        self._watched_from = 0.0
+        self._round: list[str] = []
+        """Who is still to be looked at before all are looked at again."""
+        self._open: Counter[tuple[str, str]] = Counter()
+        self._types: set[str] = set()
+        self._shown: set[tuple[str, str]] = set()
+
+    async def run_once(self) -> bool:
+        fleet = await self._writer.loaded()
+        began = self._clock.monotonic()
+        self._notice_blindness(fleet, began)
+        if not self._round:
+            self._round = list(fleet.agents)
+            self._clocks.keep(fleet.agents.keys())
+        agent_ids, self._round = self._round[: self._at_a_time], self._round[self._at_a_time :]
+        decisions: list[Decision] = []
+        for start in range(0, len(agent_ids), _CHUNK):
+            decisions += await self._look(fleet, agent_ids[start : start + _CHUNK])
+        if not self._round:
+            self._show()
+        self._worked(began, decisions)
+        self._looked_at = self._clock.monotonic()
+        return False
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self._interval_s)
+
+    def _notice_blindness(self, fleet: Fleet, now: float) -> None:
+        """Begin anew after a spell in which we saw nothing: a start, a takeover, a stall, Redis away."""
+        gap_s = now - self._looked_at
+        if fleet is not self._fleet or gap_s > 2 * self._interval_s + 1:
+            self._clocks.reset()
+            self._fleet, self._watched_from = fleet, self._store.now
+            self._round, self._open = [], Counter()
+            log.info("watch_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
+
+    async def _look(self, fleet: Fleet, agent_ids: Sequence[str]) -> list[Decision]:
+        agents = [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]
+        beating = {agent.agent_id: agent for agent in agents if agent.liveness is Liveness.FRESH}
+        asked_at = self._store.now
+        scores = await self._store.scores(beating.keys())
+        for agent_id, score in scores.items():
+            if score is not None:
+                self._clocks.look(agent_id, score, asked_at, self._store.now, self._absent_since(beating[agent_id]))
+        unread_s = self._clock.monotonic() - self._context.backlog.passed
+        sight = Sight(self._store.now - unread_s, self._watched_from)
+        doubted = [agent.agent_id for agent in agents if self._is_news(fleet, agent, sight)]
+        decisions = await self._commit(fleet, doubted, sight) if doubted else []
+        for agent_id in agent_ids:
+            if (agent := fleet.agents.get(agent_id)) is not None:
+                self._open.update((rule, agent.type) for rule in agent.divergences)
+        return decisions
+
+    def _absent_since(self, agent: Agent) -> float:
+        is_absent = agent.state in self._rules.divergence.absent_states and agent.declared == agent.state
+        return agent.since if is_absent else 0.0
+
+    def _is_news(self, fleet: Fleet, agent: Agent, sight: Sight) -> bool:
+        deeds = fleet.deeds.get(agent.agent_id) or Deeds()
+        view = view_of(agent, deeds, sight, self._clocks.of(agent.agent_id))
+        return next(news(view, self._rules.divergence), None) is not None
+
+    async def _commit(self, fleet: Fleet, agent_ids: list[str], sight: Sight) -> list[Decision]:
+        def decide(draft: Draft, failures: Failures) -> list[Decision]:
+            return [
+                decide_divergences(draft, self._rules, agent_id, sight, self._clocks.of(agent_id))
+                if number not in failures
+                else Decision("divergence", "refused", failures[number][0])
+                for number, agent_id in enumerate(agent_ids)
+            ]
+
+        return await self._writer.write(decide, on=fleet)
+
+    def _show(self) -> None:
+        """Tell how many are open, now that all have been looked at."""
+        gauge = self._context.metrics.divergences
+        counted: Counter[tuple[str, str]] = Counter()
+        for (rule, kind), count in self._open.items():
+            if len(self._types) < _TYPES:
+                self._types.add(kind)
+            counted[rule, kind if kind in self._types else "other"] += count
+        self._shown |= counted.keys()
+        for labels in self._shown:
+            gauge.labels(*labels).set(counted[labels])
+        self._open = Counter()
+
+    async def stand_by(self) -> None:
+        self._context.metrics.divergences.clear()
+        self._shown.clear()
