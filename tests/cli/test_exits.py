@@ -9,7 +9,7 @@ from tests.cli.conftest import Call
 
 COMMANDS = [
     *(["run"], ["dev"], ["send"], ["pause"], ["drain"], ["resume"], ["tail"], ["top"], ["history"], ["doctor"]),
-    ["version"],
+    *(["divergences"], ["version"]),
     *(["commands", "list"], ["commands", "show"], ["commands", "wait"], ["commands", "cancel"]),
     *(["dead-letters", each] for each in ("list", "show", "replay", "purge")),
     *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),
@@ -54,7 +54,16 @@ async def test_wrong_usage_is_64(cli: Call, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["agents", "list"], ["agents", "show", "x"], ["send", "x", "work"], ["tail"], ["top"], ["doctor"]]
+    "command",
+    [
+        ["agents", "list"],
+        ["agents", "show", "x"],
+        ["send", "x", "work"],
+        ["tail"],
+        ["top"],
+        ["doctor"],
+        ["divergences"],
+    ],
 )
 async def test_redis_out_of_reach_is_69(cli: Call, command: list[str]) -> None:
     """One line says so, and what to do; the password stays a secret."""
