@@ -245,6 +245,7 @@ class Survey:
             yield page
             if not cursor:
                 return
+        self._found.more = True
 
     async def _calls(self, calls: Iterable[tuple[str, ...]]) -> list[Any]:
         """Send many reads at once; that a key has the wrong type is its reply."""

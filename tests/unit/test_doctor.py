@@ -136,6 +136,7 @@ def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
         ("rights", {"refused": None}, None),
         ("rights", {"refused": [], "needed": [("PING",)]}, OK),
         ("rights", {"refused": [("PING",)], "needed": [("PING",)]}, DANGER),
+        ("rights", {"refused": [("SUBSCRIBE", "c")], "needed": [("SUBSCRIBE", "c")]}, WARNING),
         ("clock", {"clock_ahead_s": None}, None),
         ("clock", {"clock_ahead_s": 0.5}, OK),
         ("clock", {"clock_ahead_s": -2.0}, NOTE),

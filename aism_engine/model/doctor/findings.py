@@ -76,6 +76,10 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def megabytes(number: int) -> str:
+    return f"{number / 1024 / 1024:.1f} MiB"
+
+
 def named(count: int, examples: Iterable[str]) -> str:
     """Write the first of so many: `a, b, and 3 more`."""
     shown = list(examples)

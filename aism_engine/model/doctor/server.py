@@ -13,6 +13,7 @@ from aism_engine.model.doctor.findings import (
     counted,
     danger,
     judged,
+    megabytes,
     note,
     ok,
     warning,
@@ -26,7 +27,6 @@ SETTINGS: Final = (
     "save",
     "stop-writes-on-bgsave-error",
     "min-replicas-to-write",
-    "min-replicas-max-lag",
     "replica-read-only",
     "client-output-buffer-limit",
 )
@@ -102,7 +102,7 @@ def _fsync(server: Server) -> Verdict | None:
             "while the file is rewritten, nothing is forced to the disk", "CONFIG SET no-appendfsync-on-rewrite no."
         )
     if policy == "everysec":
-        return note("each second: a crash of the machine, not of the server alone, may take back the last one or two")
+        return note("each second: a crash may take back the last second or two")
     return ok("before each answer: nothing that was acknowledged is lost")
 
 
@@ -131,7 +131,7 @@ def _eviction(server: Server) -> Verdict | None:
     mend = "CONFIG SET maxmemory-policy noeviction, and the same in its file."
     if most == 0:
         return warning(f"{policy}: harmless only as long as maxmemory is 0", mend)
-    what = f"{policy}, from {_megabytes(most)} on"
+    what = f"{policy}, from {megabytes(most)} on"
     if policy.startswith("volatile"):
         return danger(f"{what}: it throws away answers, and records of commands that have ended", mend)
     return danger(f"{what}: it throws away queues and records", mend)
@@ -149,16 +149,16 @@ def _memory(server: Server) -> Verdict | None:
                 "Give the machine more memory, and set maxmemory below what it has.",
             )
         return note(
-            f"it uses {_megabytes(used)}, and has no bound: when the machine is full, the kernel kills it",
+            f"it uses {megabytes(used)}, and has no bound: when the machine is full, the kernel kills it",
             "Set maxmemory to some three quarters of the machine's memory.",
         )
     share = used / most
     if share > _NEARLY_FULL:
         return warning(
-            f"it uses {share:.0%} of its {_megabytes(most)}; then it refuses writes (OOM)",
+            f"it uses {share:.0%} of its {megabytes(most)}; then it refuses writes (OOM)",
             "Raise maxmemory, or find what grows: aism-engine top --once shows the queues.",
         )
-    return ok(f"it uses {share:.0%} of its {_megabytes(most)}")
+    return ok(f"it uses {share:.0%} of its {megabytes(most)}")
 
 
 def _replicas(server: Server) -> Verdict | None:
@@ -213,7 +213,7 @@ def _output_buffers(server: Server) -> Verdict | None:
     mend = 'CONFIG SET client-output-buffer-limit "pubsub 33554432 8388608 60".'
     if hard == soft == 0:
         return warning("for subscribers there is no limit: one that does not read fills the memory", mend)
-    told = f"a subscriber is cut off at {_megabytes(hard)}, or at {_megabytes(soft)} for {seconds} s"
+    told = f"a subscriber is cut off at {megabytes(hard)}, or at {megabytes(soft)} for {seconds} s"
     if 0 < hard < _PUBSUB_HARD or 0 < soft < _PUBSUB_SOFT:
         return warning(told, mend)
     return ok(told)
@@ -292,10 +292,6 @@ def _appends(server: Server) -> bool | None:
 
 def _refuses_unsaved(server: Server) -> bool:
     return server.config.get("stop-writes-on-bgsave-error") == "yes"
-
-
-def _megabytes(number: int) -> str:
-    return f"{number / 1024 / 1024:.1f} MiB"
 
 
 def _bytes(text: str) -> int:

@@ -14,6 +14,8 @@ _CLOCKS_FAR_APART_S: Final = 30.0
 _SLOW_S: Final = 0.005
 _VERY_SLOW_S: Final = 0.05
 _FEW_SENTINELS: Final = 3
+_TO_HEAR: Final = frozenset({"SUBSCRIBE", "UNSUBSCRIBE"})
+"""Without these the engine works, by polling."""
 _TESTED_MOST: Final = 2
 
 
@@ -65,7 +67,9 @@ def _rights(around: Surroundings) -> Verdict | None:
         return ok("it may do all that the engine does")
     missing = lacking(around.refused, around.needed)
     shown = named(len(around.refused), [" ".join(words) for words in around.refused[:5]])
-    return danger(f"it may not: {shown}", f"ACL SETUSER <user> {' '.join(missing)}")
+    what, mend = f"it may not: {shown}", f"ACL SETUSER <user> {' '.join(missing)}"
+    only_hears_less = all(words[0] in _TO_HEAR for words in around.refused)
+    return warning(what, mend) if only_hears_less else danger(what, mend)
 
 
 def _clock(around: Surroundings) -> Verdict | None:
@@ -141,7 +145,7 @@ def _could_not_look(around: Surroundings) -> Verdict | None:
 
 
 CHECKS: Final = (
-    Check("rights", "The first command that is forbidden stops the engine.", _rights),
+    Check("rights", "A command that is forbidden stops the engine; where it may not subscribe, it polls.", _rights),
     Check(
         "clock",
         "Deadlines go by the server's clock; logs, and those who beat by ours, seem early or late beside them.",
