@@ -4,13 +4,14 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from aism_engine.clock import Clock, SystemClock
@@ -30,7 +31,7 @@ from aism_engine.runtime.heartbeat import LoopMonitor
 from aism_engine.runtime.notify import Notifier
 from aism_engine.runtime.supervisor import Supervisor
 from aism_engine.services.archivist import Archivist
-from aism_engine.services.base import Context, Outages
+from aism_engine.services.base import Context, Outages, Rulebook
 from aism_engine.services.census import Census
 from aism_engine.services.consumer import Consumer
 from aism_engine.services.courier import Courier
@@ -108,6 +109,7 @@ class Engine:
             on_freed=freed.ring,
         )
         self.outages = Outages(self.metrics, self.notifier.status)
+        self._rulebook = Rulebook(_rules(settings, handlers or {}))
         context = Context(
             clock=clock,
             metrics=self.metrics,
@@ -115,7 +117,7 @@ class Engine:
             outages=self.outages,
             store=self.store,
             writer=self.writer,
-            rules=_rules(settings, handlers or {}),
+            rulebook=self._rulebook,
             backlog=Backlog(),
             backoff_max_s=settings.redis.retry_backoff_max,
         )
@@ -170,7 +172,10 @@ class Engine:
             context, freed, poll_interval_s=settings.commands.delivery_interval, batch=settings.commands.delivery_batch
         )
         timekeeper = Timekeeper(
-            context, poll_interval_s=settings.timekeeper.poll_interval, batch=settings.timekeeper.batch
+            context,
+            poll_interval_s=settings.timekeeper.poll_interval,
+            grace_s=settings.timekeeper.grace,
+            batch=settings.timekeeper.batch,
         )
         live = settings.liveness
         reaper = Reaper(
@@ -181,7 +186,7 @@ class Engine:
             scan_interval_s=live.scan_interval,
             chunk=live.chunk,
         )
-        census = Census(
+        self._census = Census(
             context,
             interval_s=live.scan_interval,
             metadata_every_s=settings.agents.metadata_every,
@@ -233,7 +238,7 @@ class Engine:
             courier,
             timekeeper,
             reaper,
-            census,
+            self._census,
             witness,
             janitor,
             listener,
@@ -270,6 +275,19 @@ class Engine:
                     await client.aclose()
             log.info("engine_stopped")
 
+    def reload_machines(self, read: Callable[[], Machines]) -> None:
+        """Put other machines in force, all of them or, where anything is wrong with any, none."""
+        try:
+            machines = read()
+        except ConfigError as error:
+            self.metrics.machine_reloads.labels("refused").inc()
+            log.warning("machines_refused", problems=error.problems, consequence="those from before stay in force")
+            return
+        self._rulebook.rules = msgspec.structs.replace(self._rulebook.rules, machines=machines)
+        self.metrics.machine_reloads.labels("applied").inc()
+        log.info("machines_reloaded", machines=machines.versions())
+        self._census.look_again()
+
     # --- web.face.Health ----------------------------------------------------------------------------------------------
 
     def live(self) -> bool:
@@ -288,7 +306,9 @@ class Engine:
                 ok=not leads or idle_s < _STUCK_S / 3,
                 detail=f"last step {idle_s:.1f} s ago" if leads else "standing by",
             ),
-            "machines": Check(ok=True, detail=", ".join(sorted(_names(self.settings.machines)))),
+            "machines": Check(
+                ok=True, detail=", ".join(f"{n} v{v}" for n, v in self._rulebook.rules.machines.versions().items())
+            ),
         }
 
     def _is_stuck(self) -> bool:
@@ -374,7 +394,3 @@ def _thresholds(settings: DivergenceSettings) -> Thresholds:
 
 def _silence(limits: LivenessLimits) -> Silence:
     return Silence(limits.silent_after, limits.lost_after)
-
-
-def _names(settings: MachinesSettings) -> set[str]:
-    return {settings.default, settings.unregistered, *settings.by_type.values()}

@@ -169,6 +169,9 @@ class TimekeeperSettings(Section, frozen=True):
     """Does what is due."""
 
     poll_interval: Annotated[Seconds, Meta(description="Seconds between looks at the deadlines")] = 0.5
+    grace: Annotated[
+        Seconds, Meta(description="Seconds after a start or an outage before anything due is done: agents speak first")
+    ] = 3.0
     batch: Annotated[Count, Meta(description="Most deadlines in one commit")] = 256
 
 

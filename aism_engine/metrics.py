@@ -43,6 +43,7 @@ class Metrics:
         )
         self.commit_size = Histogram("aism_commit_size", "Decisions in one commit", buckets=_SIZES, registry=r)
 
+        self.machine_reloads = Counter("aism_machine_reloads", "Machines read anew", ["outcome"], registry=r)
         self.depth = Gauge("aism_depth", "How many lie in a queue, a stream or an index", ["where"], registry=r)
         self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)

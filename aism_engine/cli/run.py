@@ -1,19 +1,21 @@
 """`aism-engine run`: the daemon."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from aism_engine import logs
-from aism_engine.app import Engine
+from aism_engine.app import Engine, load_machines
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.loop import run_to_end
-from aism_engine.config import Settings
+from aism_engine.config import Settings, load
 from aism_engine.logs import LogWriter
 from aism_engine.metrics import Metrics
+from aism_engine.model.machine import Machines
 from aism_engine.runtime import signals
 
 
@@ -28,7 +30,7 @@ def run(
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="json, console or auto.")] = None,
 ) -> Exit:
-    """Run the engine until SIGTERM or SIGINT.
+    """Run the engine until SIGTERM or SIGINT. SIGHUP makes it read its machines anew, all of them or none.
 
     A flag beats the environment, which beats the file; `aism-engine config show` tells what is in force. Redis need not
     be there yet: the engine waits for it and says so. Logs go to standard error.
@@ -48,10 +50,14 @@ def run(
     }
     settings = options.settings(config, flags).settings
     writer = logs.configure(level=settings.logs.level, format=settings.logs.format, queue=settings.logs.queue)
-    return run_to_end(_serve(settings, writer), writer)
+
+    def machines() -> Machines:
+        return load_machines(load(config, overrides=flags).settings.machines)
+
+    return run_to_end(_serve(settings, machines, writer), writer)
 
 
-async def _serve(settings: Settings, writer: LogWriter) -> None:
+async def _serve(settings: Settings, machines: Callable[[], Machines], writer: LogWriter) -> None:
     engine, stopping = Engine(settings), asyncio.Event()
 
     def stop(_signal: str) -> None:
@@ -60,7 +66,7 @@ async def _serve(settings: Settings, writer: LogWriter) -> None:
 
     counting = asyncio.create_task(_count_dropped(writer, engine.metrics))
     try:
-        with signals.install(asyncio.get_running_loop(), stop):
+        with signals.install(asyncio.get_running_loop(), stop, lambda: engine.reload_machines(machines)):
             try:
                 await engine.run(stopping)
             finally:

@@ -252,6 +252,11 @@ class Machines(Struct, frozen=True):
         name = self.unregistered if agent_type is None else self.by_type.get(agent_type, self.default)
         return self.machines[name]
 
+    def versions(self) -> dict[str, int]:
+        """Give the versions of those that somebody lives by, by name."""
+        used = {self.default, self.unregistered, *self.by_type.values()}
+        return {name: self.machines[name].version for name in sorted(used)}
+
 
 def _missing(requires: Mapping[str, Kind], context: Mapping[str, Any]) -> dict[str, Kind]:
     """Give what is required and is not there, or of another kind. To JSON a boolean is no number."""

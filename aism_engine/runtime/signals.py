@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT ask for one orderly stop; asking again neither hurries it nor starts a second one."""
+"""SIGTERM and SIGINT ask for one orderly stop; asking again neither hurries it nor starts a second one. SIGHUP asks for
+what was read from files to be read again.
+"""
 
 import asyncio
 import signal
@@ -13,8 +15,11 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def install(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Iterator[None]:
+def install(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[str], None], reload: Callable[[], None] | None = None
+) -> Iterator[None]:
     """While the context lasts, call `stop` with the name of the first signal that comes; later ones are only logged.
+    `reload` is called at each SIGHUP.
 
     Only in the main thread. At exit both signals mean again what they mean to Python: the end of the process.
     """
@@ -31,9 +36,13 @@ def install(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Ite
 
     for handled in HANDLED:
         loop.add_signal_handler(handled, receive, handled)
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         yield
     finally:
+        if reload is not None:
+            loop.remove_signal_handler(signal.SIGHUP)
         for handled in HANDLED:
             loop.remove_signal_handler(handled)
 

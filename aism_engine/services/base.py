@@ -61,6 +61,13 @@ class Outages:
         self._met.pop(service, None)
 
 
+@dataclass
+class Rulebook:
+    """The rules in force. They are exchanged as a whole, between two decisions."""
+
+    rules: Rules
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What every service needs. The elector alone has a store of its own, whose timeouts are short."""
@@ -71,7 +78,7 @@ class Context:
     outages: Outages
     store: Store
     writer: Writer
-    rules: Rules
+    rulebook: Rulebook
     backlog: Backlog
     backoff_max_s: float = 1.0
 
@@ -90,9 +97,13 @@ class Service(ABC):
         self._clock = context.clock
         self._store = context.store
         self._writer = context.writer
-        self._rules = context.rules
         self.stepped_at = context.clock.monotonic()
         """When the last step began: a service that stands still while it leads is stuck."""
+
+    @property
+    def _rules(self) -> Rules:
+        """The rules as they are now: whoever decides on several things takes them once."""
+        return self._context.rulebook.rules
 
     @abstractmethod
     async def run_once(self) -> bool:

@@ -12,6 +12,7 @@ from aism_engine.model.decisions.standing import is_amiss
 from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
 from aism_engine.model.messages import is_identifier
 from aism_engine.services.base import Context, Service
+from aism_engine.services.hints import Hint
 from aism_engine.store.writer import Failures
 
 log = structlog.get_logger(component="census")
@@ -30,6 +31,7 @@ class Census(Service):
         self._interval_s = interval_s
         self._metadata_every_s = metadata_every_s
         self._chunk = chunk
+        self._hint = Hint()
         self._counted = -1
         self._walked_at = float("-inf")
 
@@ -51,7 +53,12 @@ class Census(Service):
         return False
 
     async def wait(self) -> None:
-        await asyncio.sleep(self._interval_s)
+        await self._hint.wait(self._interval_s)
+
+    def look_again(self) -> None:
+        """Go over everything once more, now: the machines have changed."""
+        self._walked_at = float("-inf")
+        self._hint.ring()
 
     async def _walk(self, fleet: Fleet) -> list[Decision]:
         decisions: list[Decision] = []

@@ -14,22 +14,33 @@ _MOST_BYTES: Final = 4_194_304
 """Of commands that are taken out of their lists in one commit: an arbitrary number."""
 
 
+_BLIND_S: Final = 1.0
+"""So much longer than usual between two looks: we have been blind. An arbitrary number."""
+
+
 class Timekeeper(Service):
     """Acts on deadlines that have come, once everything is read that was said before them: a success in the queue beats
-    them.
+    them. After a spell in which nobody could say anything (Redis away, a start) everybody has a grace to say it.
     """
 
     name = "timekeeper"
 
-    def __init__(self, context: Context, *, poll_interval_s: float, batch: int) -> None:
+    def __init__(self, context: Context, *, poll_interval_s: float, grace_s: float, batch: int) -> None:
         super().__init__(context)
         self._poll_interval_s = poll_interval_s
+        self._grace_s = grace_s
         self._batch = batch
+        self._looked_at = self._acts_from = float("-inf")
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         began = self._clock.monotonic()
         now = await self._store.read_time()
+        if began - self._looked_at > self._poll_interval_s + _BLIND_S:
+            self._acts_from = self._clock.monotonic() + self._grace_s
+        self._looked_at = began
+        if began < self._acts_from:
+            return False
         unread_s = began - self._context.backlog.passed  # however far behind the consumer is: time goes on for it alone
         due = await self._store.due(now - unread_s, self._batch)
         if not due:

@@ -175,6 +175,7 @@ def _environ(made: Plan, keys: Keys) -> dict[str, str]:
         "AISM_LIVENESS__SILENT_AFTER": "2",
         "AISM_LIVENESS__LOST_AFTER": "4",
         "AISM_TIMEKEEPER__POLL_INTERVAL": "0.1",
+        "AISM_TIMEKEEPER__GRACE": "0.2",
         "AISM_COMMANDS__DELIVERY_INTERVAL": "0.1",
         "AISM_COMMANDS__BACKOFF_INITIAL": "0.1",
         "AISM_COMMANDS__BACKOFF_MAX": "0.5",

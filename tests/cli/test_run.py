@@ -78,3 +78,14 @@ def test_it_starts_and_stops_without_redis(start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 0
     assert time.monotonic() - began < 4
+
+
+def test_sighup_reads_the_machines_anew(start: Start, server: EmbeddedServer, prefix: str) -> None:
+    """And stops nothing: the log says which are in force."""
+    process = start("run", "--redis", server.url, "--prefix", prefix, "--http", "127.0.0.1:0")
+    log = events(process)
+    await_event(log, "lease_taken")
+    process.send_signal(signal.SIGHUP)
+    assert await_event(log, "machines_reloaded")["machines"] == {"journey": 1, "open": 1}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0

@@ -85,6 +85,7 @@ class Phoenix:
             "commands.delivery_interval": 0.05,
             "commands.backoff_initial": 0.1,
             "timekeeper.poll_interval": 0.05,
+            "timekeeper.grace": 0.1,
             "liveness.silent_after": 0.4,
             "liveness.lost_after": 1.2,
             "liveness.scan_interval": 0.1,

@@ -12,7 +12,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aism_engine.app import Engine
-from aism_engine.clock import SystemClock
 from aism_engine.config import load
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -26,6 +25,7 @@ _FAST: Final[dict[str, object]] = {
     "consumer.poll_interval": 0.01,
     "dispatcher.poll_interval": 0.01,
     "timekeeper.poll_interval": 0.02,
+    "timekeeper.grace": 0.05,
     "liveness.scan_interval": 0.05,
     "agents.metadata_every": 0.1,
     "sampler.interval": 0.05,
@@ -162,17 +162,15 @@ class Running(Reader):
 async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> AsyncIterator[Running]:
     """Start an engine, without waiting for it to be of any use, and stop it cleanly in the end.
 
-    An override is named `section__key`; `clock` is the engine's. Should it give up, the test fails with the reason.
+    An override is named `section__key`. Should the engine give up, the test fails with the reason.
     """
-    clock = overrides.pop("clock", None)
-    assert clock is None or isinstance(clock, SystemClock)
     settings = load(
         environ={},
         overrides=_FAST
         | {"redis.url": server.url, "redis.prefix": prefix}
         | {name.replace("__", "."): value for name, value in overrides.items()},
     ).settings
-    engine = Engine(settings, environ={}, clock=clock)
+    engine = Engine(settings, environ={})
     stopping = asyncio.Event()
     run = asyncio.create_task(engine.run(stopping))
     try:
