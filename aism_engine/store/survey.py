@@ -46,6 +46,8 @@ _SINGLE: Final = {
     "heard": "string",
 }
 """Redis types: of what an agent has, of records by their kind, and of keys by their name in store/keys.py."""
+DEADLINES: Final = {"command": "command", "group": "group", "stay": "agent"}
+"""Whose record a deadline is about, by its kind."""
 _EXPIRING: Final = frozenset({"request", "replies"})
 _IDENTIFIER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _AGENT: Final = re.compile(
@@ -213,7 +215,7 @@ class Survey:
         keys = self._keys
         async for page in self._pages("ZSCAN", keys.deadlines):
             members = [text(member) for member, _ in page]
-            records = [f"{keys.prefix}:engine:{member}" for member in members]
+            records = [_record_of(keys, member) for member in members]
             there = await self._calls([("EXISTS", record) for record in records])
             gone = [member for member, found in zip(members, there, strict=True) if found == 0]
             for member, still in zip(
@@ -258,6 +260,12 @@ class Survey:
                 if isinstance(reply, ResponseError) and outage_of(reply) != "wrong_type":
                     raise reply
         return replies
+
+
+def _record_of(keys: Keys, member: str) -> str:
+    """Give the key of the record that a deadline is about; one of no kind of ours names no key that there is."""
+    kind, _, name = member.partition(":")
+    return f"{keys.prefix}:engine:{DEADLINES.get(kind, 'none')}:{name}"
 
 
 def _is_open(kind: str, value: Any) -> bool:  # noqa: ANN401

@@ -8,6 +8,7 @@ from aism_engine.model.doctor.findings import Severity
 from aism_engine.model.doctor.rights import lacking
 from aism_engine.store.keys import Keys
 from aism_engine.store.rights import needed
+from aism_engine.store.survey import DEADLINES
 from tests.docs.reading import DOCS, first_column, names, table
 
 PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
@@ -30,6 +31,12 @@ def test_the_rights_of_an_engine_are_written_down() -> None:
     commands = needed(Keys("aism"))
     expected = [rule for rule in lacking(commands, commands) if rule.startswith("+")]
     assert [word for word in line.split() if word.startswith("+")] == expected
+
+
+def test_every_kind_of_deadline_is_known() -> None:
+    """What the protocol says may stand in the deadlines is what the survey looks for."""
+    row = next(row for row in table("Keys and channels") if "deadlines" in row[0])
+    assert {name.partition(":")[0] for name in names(row[1])} == set(DEADLINES)
 
 
 def test_every_key_is_among_the_rights() -> None:

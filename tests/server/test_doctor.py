@@ -342,7 +342,7 @@ async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix
             await engine.replied(name)
     await call("ZREM", keys.deadlines, "command:c-1")
     await call("DEL", keys.command("c-2"))
-    await call("ZADD", keys.deadlines, 1, "nonsense")
+    await call("ZADD", keys.deadlines, 1, "nonsense", 2, "stay:a-1", 2, "stay:nobody")
     await call("HSET", keys.group("g-1"), "status", "open")
     await call("SET", keys.state("ghost"), "idle")
     await call("SADD", keys.index, "gone")
@@ -355,7 +355,7 @@ async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix
     await call("SET", f"{prefix}:blue:engine:epoch", "1:x")
     found = await surveyed(redis_client, prefix)
     assert sorted(found.commands_without_deadline.examples) == ["command:c-1", "group:g-1"]
-    assert sorted(found.deadlines_without_record.examples) == ["command:c-2", "nonsense"]
+    assert sorted(found.deadlines_without_record.examples) == ["command:c-2", "nonsense", "stay:nobody"]
     assert found.stray_agents.examples == ["ghost"]
     assert found.lost_records.examples == ["gone"]
     assert {keys.request_reply("q-1"), keys.agent_reply("a-1", "m-1")} <= set(found.for_ever.examples)
