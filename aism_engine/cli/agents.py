@@ -44,7 +44,7 @@ def list_(
     if json:
         print_json([_described(seen) for seen in found])
         return
-    header = ("AGENT", "TYPE", "STATE", "SINCE", "LIVENESS", "HEARTBEAT", "OPEN", "QUEUED")
+    header = ("AGENT", "TYPE", "STATE", "SINCE", "WAITS", "LIVENESS", "HEARTBEAT", "OPEN", "QUEUED")
     print_table(header, map(_row, found))
 
 
@@ -69,6 +69,7 @@ def show(
         ("agent", agent.agent_id),
         ("type", agent.type if agent.registered else f"{agent.type} (not registered)"),
         ("state", f"{agent.state}, for {age(time.time() - agent.since)}"),
+        ("waits for", agent.waits_for),
         ("declared", _declared(agent)),
         ("liveness", agent.liveness.value),
         ("lost from", agent.lost_from),
@@ -122,7 +123,7 @@ def _row(seen: Seen) -> tuple[object, ...]:
     since = age(time.time() - agent.since)
     heartbeat = age(seen.heartbeat_age_s)
     return (
-        *(agent.agent_id, agent.type, agent.state, since),
+        *(agent.agent_id, agent.type, agent.state, since, agent.waits_for),
         *(agent.liveness.value, heartbeat, len(seen.commands), seen.queued),
     )
 
@@ -144,6 +145,7 @@ def _described(seen: Seen) -> dict[str, Any]:
         "capabilities": agent.capabilities,
         "state": agent.state,
         "since": iso(agent.since),
+        "waits_for": agent.waits_for or None,
         "declared": agent.declared,
         "declared_at": iso(agent.declared_at) if agent.declared_at else None,
         "declared_via": agent.declared_via,

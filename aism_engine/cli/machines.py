@@ -8,11 +8,12 @@ import typer
 from aism_engine.app import load_machines
 from aism_engine.cli import options
 from aism_engine.cli.exits import RefusedError
+from aism_engine.cli.machine_text import drawn, terms
 from aism_engine.cli.output import print_fields, print_json, print_table
 from aism_engine.config import load
 from aism_engine.errors import ConfigError
 from aism_engine.model.machine import Machine, Machines
-from aism_engine.model.machine_file import read_all
+from aism_engine.model.machine_file import ENTRIES, read_all
 
 app = options.Commands(help="Check state machines, or show those in use.")
 
@@ -56,10 +57,13 @@ def list_(*, config: options.Config = None, json: options.Json = False) -> None:
     found = _load(config)
     machines = found.machines.values()
     if json:
-        print_json([{"name": each.name, "states": list(each.states), "for": _users(found, each)} for each in machines])
+        print_json([_described(found, each) for each in machines])
     else:
-        rows = ((each.name, _size(each), each.initial, ", ".join(_users(found, each))) for each in machines)
-        print_table(("MACHINE", "SIZE", "INITIAL", "FOR"), rows)
+        rows = (
+            (each.name, each.version, each.extends, _size(each), each.initial, ", ".join(_users(found, each)))
+            for each in machines
+        )
+        print_table(("MACHINE", "VERSION", "EXTENDS", "SIZE", "INITIAL", "FOR"), rows)
 
 
 @app.command()
@@ -75,21 +79,44 @@ def show(
     Example:
       aism-engine machines show journey
     """  # noqa: D301
+    machine = _named(name, config)
+    if json:
+        print_json(machine)
+        return
+    head = ("version", "extends", *ENTRIES)
+    print_fields([("machine", machine.name), *((key, getattr(machine, key)) for key in head)])
+    if machine.open:
+        typer.echo("\nopen: any state may follow any other")
+        return
+    typer.echo()
+    rows = (
+        (name, ", ".join(machine.allowed(name)) or "nowhere", "; ".join(terms(machine, name)), state.description)
+        for name, state in machine.states.items()
+    )
+    print_table(("STATE", "LEADS TO", "TERMS", "MEANS"), rows)
+
+
+@app.command()
+def graph(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)], *, config: options.Config = None
+) -> None:
+    """Print one machine as a Mermaid diagram, for a page or an editor that draws it.
+
+    An arrow says what it asks for, and `max_stay` where the engine takes it by itself.
+
+    \b
+    Example:
+      aism-engine machines graph journey > journey.mmd
+    """  # noqa: D301
+    typer.echo(drawn(_named(name, config)))
+
+
+def _named(name: str, config: Path | None) -> Machine:
     found = _load(config)
     machine = found.machines.get(name)
     if machine is None:
         raise RefusedError(f"there is no machine {name}; there are: {', '.join(found.machines)}")
-    if json:
-        print_json(machine)
-        return
-    moves = ("initial", "on_register", "on_lost", "on_return", "on_goodbye", "on_unknown")
-    print_fields([("machine", machine.name), *((move, getattr(machine, move)) for move in moves)])
-    if machine.open:
-        typer.echo("\nopen: any state may follow any other")
-    else:
-        typer.echo()
-        rows = ((state, ", ".join(machine.allowed(state)), each.description) for state, each in machine.states.items())
-        print_table(("STATE", "LEADS TO", "MEANS"), rows)
+    return machine
 
 
 def _load(config: Path | None) -> Machines:
@@ -98,6 +125,16 @@ def _load(config: Path | None) -> Machines:
 
 def _size(machine: Machine) -> str:
     return "any states" if machine.open else f"{len(machine.states)} states"
+
+
+def _described(machines: Machines, machine: Machine) -> dict[str, object]:
+    return {
+        "name": machine.name,
+        "version": machine.version,
+        "extends": machine.extends or None,
+        "states": list(machine.states),
+        "for": _users(machines, machine),
+    }
 
 
 def _users(machines: Machines, machine: Machine) -> list[str]:

@@ -76,6 +76,7 @@ def _screen(found: Overview) -> RenderableType:
     lines = {
         "states": _counts(found.by_state),
         "types": _counts(found.by_type),
+        "waiting for": _counts(found.waiting_for),
         "queues": _counts(found.queues),
         "commands": _counts(found.commands),
         "per second": _counts(found.rates),

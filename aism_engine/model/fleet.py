@@ -65,6 +65,8 @@ class Agent(Struct, kw_only=True):
     hold: Hold = Hold.NONE
     cooling: dict[str, float] = field(default_factory=dict)
     """States that it may not enter again yet, and until when."""
+    waits_for: str = ""
+    """Who has to act while it is in its state: `human`, `agent`, or nobody."""
     stay_until: float = 0.0
     """When its longest stay is over, as the deadlines have it; 0: there is none. It is no part of the record."""
     divergences: dict[str, Divergence] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class Agent(Struct, kw_only=True):
             "lost_at": iso(self.lost_at) if self.lost_at else "",
             "met_at": iso(self.met_at),
             "hold": self.hold.value,
+            "waits_for": self.waits_for,
             "cooling": msgspec.json.encode(self.cooling).decode() if self.cooling else "",
             "divergences": msgspec.json.encode(self.divergences).decode() if self.divergences else "",
         }
@@ -183,6 +186,7 @@ class Agent(Struct, kw_only=True):
             lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
             met_at=from_iso(record["met_at"]),
             hold=Hold(record["hold"]),
+            waits_for=record.get("waits_for", ""),
             cooling=msgspec.json.decode(record.get("cooling") or "{}", type=dict[str, float]),
             divergences=msgspec.json.decode(record.get("divergences") or "{}", type=dict[str, Divergence]),
         )

@@ -48,6 +48,8 @@ class Overview(Struct, frozen=True, kw_only=True):
     hold: str
     agents: int
     held: int
+    waiting_for: dict[str, int]
+    """How many wait for a human, or for an agent."""
     by_type: dict[str, int]
     by_state: dict[str, int]
     by_liveness: dict[str, int]
@@ -170,7 +172,7 @@ class Lookout:
     async def overview(self, slowest: int = 10, tell: Tell | None = None) -> Overview:
         """Count everything."""
         keys, now, ids = self._keys, await self._store.read_time(), await self._ids()
-        counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold")}
+        counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold", "waits_for")}
         for chunk in chunks(ids):
             pipeline = self._client.pipeline(transaction=False)
             for agent_id in chunk:
@@ -190,6 +192,7 @@ class Lookout:
             hold=text(hold or b""),
             agents=len(ids),
             held=counted["hold"].total() - counted["hold"][""],
+            waiting_for={who: count for who, count in counted["waits_for"].items() if who},
             **{f"by_{name}": dict(counted[name].most_common()) for name in ("type", "state", "liveness")},
             queues=await self._queues(),
             rates=await self._rates(now),

@@ -1,5 +1,6 @@
 """Laws of `config` and `machines`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,13 @@ async def test_machines_list_and_show(cli: Call) -> None:
     assert shown["states"]["offline"]["to"] == ["bootstrap"]
     assert "bootstrap" in (await cli("machines", "show", "journey")).out
     assert (await cli("machines", "show", "nothing")).code == 1
+
+
+async def test_machines_graph_draws_every_arrow(cli: Call) -> None:
+    """In Mermaid, each state under an id of its own."""
+    states = (await cli("machines", "show", "journey", "--json")).json["states"]
+    lines = (await cli("machines", "graph", "journey")).out.splitlines()
+    names = {name_id: name for name, name_id in re.findall(r'state "(.+)" as (s\d+)', "\n".join(lines))}
+    drawn = {(names[start], names[end]) for start, end in re.findall(r"(s\d+) --> (s\d+)", "\n".join(lines))}
+    assert lines[0] == "stateDiagram-v2"
+    assert drawn == {(name, target) for name, state in states.items() for target in state["to"]}

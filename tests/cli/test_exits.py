@@ -13,7 +13,7 @@ COMMANDS = [
     *(["commands", "list"], ["commands", "show"], ["commands", "wait"], ["commands", "cancel"]),
     *(["dead-letters", each] for each in ("list", "show", "replay", "purge")),
     *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),
-    *(["machines", "check"], ["machines", "list"], ["machines", "show"]),
+    *(["machines", "check"], ["machines", "graph"], ["machines", "list"], ["machines", "show"]),
     *(["config", "check"], ["config", "show"]),
 ]
 

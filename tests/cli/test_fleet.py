@@ -53,7 +53,7 @@ async def test_agents_are_listed_with_what_is_known_of_them(fleet: Call, agent: 
 async def test_people_get_a_table(fleet: Call) -> None:
     """One line an agent, under one of headings."""
     header, row = (await fleet("agents", "list")).out.splitlines()
-    assert header.split() == ["AGENT", "TYPE", "STATE", "SINCE", "LIVENESS", "HEARTBEAT", "OPEN", "QUEUED"]
+    assert header.split() == ["AGENT", "TYPE", "STATE", "SINCE", "WAITS", "LIVENESS", "HEARTBEAT", "OPEN", "QUEUED"]
     assert row.split()[:3] == [AGENT, "scribe", "inbox"]
     assert f"agent         {AGENT}\n" in (await fleet("agents", "show", AGENT)).out
 

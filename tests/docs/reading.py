@@ -51,8 +51,8 @@ def names(cell: str) -> tuple[str, ...]:
     return tuple(CODE.findall(cell))
 
 
-def first_column(heading: str) -> list[str]:
-    return [name for row in table(heading) for name in names(row[0])]
+def first_column(heading: str, page: str = PROTOCOL) -> list[str]:
+    return [name for row in table(heading, page) for name in names(row[0])]
 
 
 def fields_of(struct: type) -> dict[str, bool]:

@@ -199,6 +199,18 @@ def test_only_those_of_the_same_machine_share_the_room() -> None:
     assert [go(made, "work", agent_id).code for agent_id in "abc"] == ["", "", "state_full"]
 
 
+def test_for_whom_an_agent_waits_stands_in_its_record(desk: World) -> None:
+    """From when it comes there to when it leaves; a machine that says otherwise later is followed."""
+    desk.send("c1", kind="state_transition", target="talk")
+    go(desk, "talk", command_id="c1")
+    assert desk.records["a"]["waits_for"] == ""
+    desk.rules = world(DESK + 'waits_for = "human"\n').rules
+    assert set_right(desk).outcome == "applied"
+    assert (desk.records["a"]["waits_for"], desk.reloaded().agents["a"].waits_for) == ("human", "human")
+    go(desk, "inbox")
+    assert desk.records["a"]["waits_for"] == ""
+
+
 # Stays
 
 

@@ -150,11 +150,11 @@ class Scope:
             met_at=draft.now,
         )
         draft.add_agent(agent)
+        standing.settle(self, agent)
         self.add(fx.IndexAgent(agent_id))
         self.add(fx.SaveAgent(agent_id, agent.record()))
         if seen.state is None:
             self.add(fx.SetState(agent_id, agent.state))
-        standing.watch_stay(self, agent)
         self.record("agent_met", agent_id=agent_id, type=agent.type, new_state=agent.state)
         return agent
 
@@ -185,11 +185,11 @@ class Scope:
                     "context": kept,
                     **fields,
                     **standing.cool(self, agent, old_state),
+                    **standing.settle(self, agent),
                 },
             )
         )
         self.add(fx.SetState(agent_id, state))
-        standing.watch_stay(self, agent)
         fact = fx.Fact(
             event="state_changed",
             at=at,

@@ -8,7 +8,7 @@ from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
-from aism_engine.model.decisions.standing import watch_stay
+from aism_engine.model.decisions.standing import settle
 from aism_engine.model.fleet import Agent, Draft, Liveness
 
 SOURCE: Final = "response_queue"
@@ -121,8 +121,8 @@ def _register(scope: Scope, agent: Agent, response: m.Register, _raw: bytes) -> 
         target = machine.on_unknown  # it came from another machine, and this one does not know where it stands
     if target is not None and target != agent.state:
         scope.change_state(agent, target, "register")
-    else:
-        watch_stay(scope, agent)  # its machine may be another than before
+    elif changed := settle(scope, agent):  # its machine may be another than before
+        scope.add(fx.SaveAgent(agent.agent_id, changed))
     return None
 
 

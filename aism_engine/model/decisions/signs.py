@@ -6,7 +6,7 @@ from typing import Final
 from aism_engine.model import effects as fx
 from aism_engine.model.commands import Status
 from aism_engine.model.decisions.common import Decision, Rules, Scope
-from aism_engine.model.decisions.standing import is_amiss, watch_stay
+from aism_engine.model.decisions.standing import is_amiss, settle
 from aism_engine.model.fleet import Draft, Liveness
 
 _JITTER_S: Final = 0.5
@@ -128,7 +128,7 @@ def decide_standing(draft: Draft, rules: Rules, agent_id: str) -> Decision:
     scope = Scope(draft, rules, decision, "engine")
     machine = scope.machine(agent)
     if machine.knows(agent.state):
-        watch_stay(scope, agent)
+        scope.add(fx.SaveAgent(agent_id, settle(scope, agent)))
     else:
         reason = f"machine {machine.name} does not know {agent.state}"
         scope.trouble("state_unknown", reason, agent_id=agent_id)

@@ -58,9 +58,16 @@ def stay_ends_at(scope: "Scope", agent: Agent) -> float:
     return agent.since + longest_s if longest_s else 0.0
 
 
-def watch_stay(scope: "Scope", agent: Agent) -> None:
-    """Have the deadline be that of the state in which the agent is now."""
+def settle(scope: "Scope", agent: Agent) -> dict[str, str]:
+    """Have everything be as the state in which the agent is now asks for: the deadline of its stay, and for whom it
+    waits. Gives the fields of the record that change.
+    """
     _set_stay(scope, agent, stay_ends_at(scope, agent))
+    waits_for = scope.machine(agent).state(agent.state).waits_for
+    if waits_for == agent.waits_for:
+        return {}
+    agent.waits_for = waits_for
+    return {"waits_for": waits_for}
 
 
 def unwatch_stay(scope: "Scope", agent: Agent) -> None:
@@ -68,14 +75,17 @@ def unwatch_stay(scope: "Scope", agent: Agent) -> None:
 
 
 def is_amiss(rules: "Rules", agent: Agent, now: float) -> bool:
-    """Tell whether an agent is in a state that its machine does not know, or the deadline of its stay is not there.
+    """Tell whether an agent is not as its machine has it: in a state that is none, waiting for somebody else, or
+    without the deadline of its stay.
 
     A stay that is only told of is told of once: what is over is not set again.
     """
     machine = rules.machines.for_type(agent.kind)
     state = machine.state(agent.state)
     until = agent.since + state.max_stay if state.max_stay else 0.0
-    return not machine.knows(agent.state) or (until > agent.stay_until and (until > now or bool(state.after_max_stay)))
+    if not machine.knows(agent.state) or state.waits_for != agent.waits_for:
+        return True
+    return until > agent.stay_until and (until > now or bool(state.after_max_stay))
 
 
 def _set_stay(scope: "Scope", agent: Agent, until: float) -> None:

@@ -1,0 +1,43 @@
+"""What docs/machines.md says of machines is so."""
+
+import re
+from typing import get_args
+
+from aism_engine.model.machine import PARTIES, Code, Kind, Machine
+from aism_engine.model.machine_file import ARROW_KEYS, MACHINE_KEYS, STATE_KEYS, parse_all
+from tests.docs.reading import DOCS, first_column, table
+
+PAGE = (DOCS / "machines.md").read_text(encoding="utf-8")
+
+
+def examples() -> dict[str, Machine]:
+    """Read all machines of the page as one set, for some extend others."""
+    texts = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    return parse_all({f"example {number}": text for number, text in enumerate(texts)})
+
+
+def test_every_example_is_a_good_machine() -> None:
+    """They are read and checked as files are, and mean what the page says of them."""
+    found = examples()
+    assert sorted(found) == ["patient-review", "review", "sleeper"]
+    assert (found["patient-review"].states["reviewing"].max_stay, found["review"].states["reviewing"].max_stay) == (
+        7200,
+        1800,
+    )
+
+
+def test_every_key_has_its_row() -> None:
+    """No key is left out, and none is made up."""
+    for heading, keys in (
+        ("Keys of a machine", MACHINE_KEYS),
+        ("Keys of a state", STATE_KEYS),
+        ("Keys of an arrow", ARROW_KEYS),
+    ):
+        assert set(first_column(heading, PAGE)) == set(keys)
+
+
+def test_every_code_type_and_party_is_named() -> None:
+    """What can be written, and what can be answered."""
+    arrow = " ".join(" ".join(row) for row in table("Keys of an arrow", PAGE))
+    assert {word for word in (*get_args(Kind), *PARTIES) if f"`{word}`" not in arrow} == set()
+    assert {code for code in get_args(Code) if f"`{code}`" not in PAGE} == set()
