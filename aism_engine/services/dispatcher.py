@@ -10,6 +10,7 @@ from aism_engine.model.codec import MalformedError, decode_request
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.requests import SOURCE, bury_request, decide_request
 from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.selector import Selector
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
 from aism_engine.services.intake import Intake, Limits
@@ -31,7 +32,7 @@ class Dispatcher(Intake[m.Request]):
         asked_at = self._clock.monotonic()
         named = {agent_id for message in messages if (agent_id := getattr(message.payload, "agent_id", None))}
         sightings = await self._store.sightings(named - fleet.agents.keys())
-        if not all(seen.exists for seen in sightings.values()):
+        if not all(seen.exists for seen in sightings.values()) or any(_fits_nobody(fleet, each) for each in messages):
             await self._hear_out(asked_at)
         commands = {message.id for message in messages if isinstance(message, m.Send)}
         commands |= {
@@ -63,3 +64,14 @@ class Dispatcher(Intake[m.Request]):
 
     def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         return bury_request(draft, self._rules, error, raw)
+
+
+def _fits_nobody(fleet: Fleet, request: m.Request) -> bool:
+    """Tell whether a selector means nobody that we know of yet; one that cannot be read is not to be waited for."""
+    text: str | None = getattr(request.payload, "select", None)
+    if text is None:
+        return False
+    with suppress(ValueError):
+        selector = Selector.parse(text)
+        return not any(selector.matches(agent) for agent in fleet.agents.values())
+    return False

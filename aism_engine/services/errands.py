@@ -8,6 +8,7 @@ from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_request
 from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.errands import Errand, decide_errand, refuse_errand
+from aism_engine.model.decisions.sending import child_id
 from aism_engine.model.fleet import Draft, Fleet, Lookups
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
@@ -27,12 +28,14 @@ class Errands(Intake[Errand]):
         super().__init__(context, hint, "errands", limits, _read)
         self._requests: dict[str, m.Request | None] = {}
 
-    async def look_up(self, fleet: Fleet, messages: Sequence[Errand]) -> Lookups:  # noqa: ARG002
+    async def look_up(self, fleet: Fleet, messages: Sequence[Errand]) -> Lookups:
         groups = {errand.group_id for errand in messages}
         self._requests = {
             group_id: self._requests.get(group_id) or await self._request(group_id) for group_id in groups
         }
-        return Lookups()
+        named = {child_id(each.group_id, each.agent_id) for each in messages if each.agent_id is not None}
+        named |= {each.command_id for each in messages if each.command_id is not None}
+        return Lookups(commands=await self._store.commands(named - fleet.commands.keys()))
 
     async def _request(self, group_id: str) -> m.Request | None:
         raw = await self._store.group_request(group_id)

@@ -408,3 +408,16 @@ async def _counts(fleet: Reader, call: str, key: str, expected: int) -> bool:
 
 async def _leads(fleet: Reader) -> bool:
     return await fleet.call("GET", fleet.keys.lease) is not None
+
+
+async def test_who_registered_before_a_selector_was_asked_for_is_meant_by_it(shop: Shop) -> None:
+    """Its register lies in another queue than the request: that is heard out before anybody is said not to be there."""
+    push, ask = shop.keys.response_queue, shop.keys.request_queue
+    for number in range(20):
+        kind = f"late-{number}"
+        register = {"type": "register", "agent_id": kind, "payload": {"type": kind}}
+        request = {"id": kind, "type": "send", "payload": {"select": f"type={kind}", "command": {"type": "x"}}}
+        await shop.call("LPUSH", push, json.dumps(register))
+        await shop.call("LPUSH", ask, json.dumps(request))
+        await shop.call("PUBLISH", shop.keys.requests, "")
+        assert (await shop.replied(kind))["ok"] is True

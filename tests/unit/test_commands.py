@@ -285,6 +285,42 @@ def test_cancelled_when_it_is_taken_its_agent_is_told(world: World, seen: bool) 
     assert world.say("result", command_id="c1").outcome == "late"
 
 
+def sent_again(world: World) -> None:
+    """Send c1, have it taken, and sent again: its agent has one copy, the list the other."""
+    world.send("c1")
+    world.pop()
+    world.look()
+    world.pass_time(10)
+    world.pass_time(60)
+    world.hand_out()
+    assert (queue_of(world), world.status("c1")) == (["c1"], "queued")
+
+
+def test_cancelled_with_a_second_copy_in_the_list_its_agent_is_told_of_the_first(world: World) -> None:
+    """The copy in the list is taken out, and who works on the other learns that it is called off."""
+    sent_again(world)
+    world.ask("cancel", "x1", None, command_id="c1")
+    told = world.pop()
+    assert (told["type"], queue_of(world), world.status("c1")) == ("cancel", [], "cancelled")
+
+
+@pytest.mark.parametrize("kind", ["ack", "progress"])
+def test_a_late_acknowledgement_takes_the_second_copy_out_of_the_list(world: World, kind: str) -> None:
+    """Or it would be done twice, and lie there when the command has long ended."""
+    sent_again(world)
+    world.say(kind, command_id="c1")
+    assert (queue_of(world), world.status("c1")) == ([], "acked")
+
+
+def test_who_is_lost_already_is_not_given_what_is_to_fail_when_it_is_lost(world: World) -> None:
+    """It would wait for one who may never return; what is to be held is accepted."""
+    world.sightings["a"] = Sighting(score=1.0)
+    draft = world.draft()
+    world.commit(draft, decide_loss(draft, world.rules, "a", 1.0, 60.0))
+    decision = world.ask("send", "fails", command={"type": "x"}, options={"on_lost": "fail"})
+    assert (decision.code, world.send("held").outcome) == ("agent_lost", "applied")
+
+
 def test_when_its_agent_is_lost_it_is_held_or_fails(world: World) -> None:
     """As its sender wanted."""
     world.sightings["a"] = Sighting(score=1.0)

@@ -65,6 +65,14 @@ class Life(RuleBasedStateMachine):
     def hand_out(self, agent_id: str) -> None:
         self.world.hand_out(agent_id)
 
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def lapse(self, agent_id: str) -> None:
+        """Let what was taken go without an acknowledgement, and be sent again."""
+        self.world.look(agent_id)
+        self.world.pass_time(10)
+        self.world.pass_time(2)
+        self.world.hand_out(agent_id)
+
     @precondition(lambda self: self.popped)
     @rule(
         kind=st.sampled_from(["ack", "progress", "result", "error"]),

@@ -69,6 +69,16 @@ def test_a_target_that_it_is_refused_for_is_counted_and_the_others_go_on(world: 
     assert world.told("target_refused")[0]["code"] == "draining"
 
 
+def test_a_target_whose_command_would_have_the_id_of_another_is_refused(world: World) -> None:
+    """`g.w0` may be a command of somebody else's: it is neither overwritten nor lost."""
+    fleet_of(world, 2)
+    world.send("g.w0", "w1", kind="other")
+    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
+    world.do_errands()
+    assert (world.command_records["g.w0"]["agent_id"], world.group_records["g"]["refused"]) == ("w1", "1")
+    assert world.told("target_refused")[0]["code"] == "id_taken"
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_group_is_cancelled_whole(world: World, before: bool) -> None:  # noqa: FBT001
     """What was accepted of it, and what was not yet."""
@@ -123,3 +133,13 @@ def test_a_request_is_answered_the_same_when_it_is_asked_again(world: World) -> 
         world.now += 5
         assert world.ask(kind, request_id, agent_id, **fields).outcome == "duplicate"
         assert (world.answers[None, request_id], len(world.facts)) == (first, written)
+
+
+def test_a_group_that_is_open_is_not_made_twice_when_its_answer_has_gone(world: World) -> None:
+    """A group may be open for longer than answers are kept."""
+    fleet_of(world, 2)
+    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
+    world.do_errands()
+    world.kept_answers.clear()
+    assert world.ask("send", "g", None, select="type=worker", command={"type": "x"}).outcome == "duplicate"
+    assert (world.errands, world.answer("g")["targets"]) == ([], 2)

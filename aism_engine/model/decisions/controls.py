@@ -84,8 +84,9 @@ def cancel_command(scope: Scope, request: m.Cancel, command_id: str) -> dict[str
         return Fault("cancel_refused", "command_ended", message, {"status": command.status.value})
     notice = _notice(scope, request, command)
     if command.status is Status.QUEUED:
-        scope.add(fx.WithdrawCommand(command.agent_id, command_id, otherwise=notice))
-    elif command.given:
+        otherwise = notice if command.attempt == 1 else None
+        scope.add(fx.WithdrawCommand(command.agent_id, command_id, otherwise=otherwise))
+    if command.attempt > 1 or (command.given and command.status is not Status.QUEUED):  # it has, or had, a copy
         scope.add(fx.PushCommand(command.agent_id, notice))
     reason = _reason(request.payload) or "cancelled by an operator"
     scope.end_command(command, Status.CANCELLED, withdraw=False, code="cancelled", reason=reason)

@@ -221,6 +221,8 @@ def _ack(scope: Scope, agent: Agent, response: m.Ack, raw: bytes) -> Fault | Non
 
 def _acknowledge(scope: Scope, command: Command) -> None:
     if command.status is Status.QUEUED:  # it has taken it, though we have not seen that yet
+        if command.attempt > 1:  # or it means the copy before: this one may lie there still
+            scope.add(fx.WithdrawCommand(command.agent_id, command.command_id))
         scope.advance(command, command.deliver, scope.draft.now, acks=True)
         scope.tell_command(command)
     scope.advance(command, command.acknowledge, scope.draft.now)

@@ -22,9 +22,9 @@ _LONGEST_ID: Final = 128
 def send(scope: Scope, request: m.Send, raw: bytes) -> dict[str, Any] | Fault:
     """Decide on a request to send: to one agent, to one of those selected, or to all of them."""
     payload = request.payload
-    if (known := scope.draft.command(request.id)) is not None:  # its answer has gone, its record has not
-        scope.decision.outcome = "duplicate"
-        return _accepted(known)
+    if (known := scope.draft.command(request.id) or scope.draft.group(request.id)) is not None:
+        scope.decision.outcome = "duplicate"  # its answer has gone, its record has not
+        return _accepted(known) if isinstance(known, Command) else _accepted_for_many(known)
     if payload.agent_id is not None:
         agent = find_agent(scope, payload.agent_id)
         return agent if isinstance(agent, Fault) else accept(scope, request.id, agent, request)
@@ -46,6 +46,8 @@ def accept(
 ) -> dict[str, Any] | Fault:
     """Accept one command for one agent: it is pushed at once, waits for credit, or for its time."""
     draft, rules, spec, options = scope.draft, scope.rules, request.payload.command, request.payload.options
+    if draft.command(command_id) is not None:
+        return Fault("send_refused", "id_taken", f"there is another command {command_id}: choose another id")
     if (fault := _refusal(scope, agent, request)) is not None:
         return fault
     start_at = _start_at(draft.now, options)
@@ -131,7 +133,7 @@ def to_all(
     scope.add(fx.SetDeadline(group.deadline, ends_at + scope.rules.retention_s))
     scope.add(fx.AddErrands(errands))
     scope.record("group_accepted", type=request.kind, details={"group_id": group.group_id, "total": group.total})
-    return {"ok": True, "group_id": group.group_id, "targets": group.total, "status": group.verdict}
+    return _accepted_for_many(group)
 
 
 def child_id(request_id: str, name: str) -> str:
@@ -158,14 +160,18 @@ def _send_to_all(scope: Scope, request: m.Send, found: list[Agent], raw: bytes) 
 def _refusal(scope: Scope, agent: Agent, request: m.Send) -> Fault | None:
     """Say why an agent may not be given this command now."""
     rules, spec, agent_id = scope.rules, request.payload.command, agent.agent_id
+    if agent.liveness is Liveness.LOST and (request.payload.options.on_lost or rules.on_lost) == "fail":
+        return Fault("send_refused", "agent_lost", f"{agent_id} is lost, and the command is not to wait for its return")
     if scope.draft.is_draining(agent):
         return Fault("send_refused", "draining", f"{agent_id} is being drained: it takes no new commands")
     if agent.load >= rules.max_queued:
         message = f"{agent_id} has {agent.load} open commands: commands.max_queued is reached"
         return Fault("send_refused", "queue_full", message, {"max_queued": rules.max_queued})
-    if spec.type != "state_transition":
-        return None
-    target = spec.payload.get("target")
+    return _refuse_transition(scope, agent, request) if spec.type == "state_transition" else None
+
+
+def _refuse_transition(scope: Scope, agent: Agent, request: m.Send) -> Fault | None:
+    target = request.payload.command.payload.get("target")
     if not isinstance(target, str):
         return Fault("send_refused", "invalid_message", "a state_transition needs the field `target` in its payload")
     if _start_at(scope.draft.now, request.payload.options) > scope.draft.now:
@@ -192,3 +198,7 @@ def _start_at(now: float, options: m.SendOptions) -> float:
 
 def _accepted(command: Command) -> dict[str, Any]:
     return {"ok": True, "command_id": command.command_id, "agent_id": command.agent_id, "status": command.status}
+
+
+def _accepted_for_many(group: Group) -> dict[str, Any]:
+    return {"ok": True, "group_id": group.group_id, "targets": group.total, "status": group.verdict}
