@@ -26,6 +26,7 @@ Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # Redis takes no string of more than 512 MiB
 Few = Annotated[int, Meta(ge=1, le=16)]
+Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Limit = Annotated[float, Meta(gt=0, le=1e15)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
@@ -110,9 +111,19 @@ class AgentsSettings(Section, frozen=True):
 
     auto_register: Annotated[bool, Meta(description="Whether to take in an agent at first sight")] = True
     max_agents: Annotated[Count, Meta(description="Most agents known at a time")] = 200_000
-    inbox_keep: Annotated[Count, Meta(description="Messages kept in an agent's inbox")] = 1000
+    inbox_keep: Annotated[Count, Meta(description="Most unread messages of an agent; more are refused")] = 1000
     forget_after: Annotated[Seconds, Meta(description="An agent away for so many seconds is forgotten")] = 604_800.0
     metadata_every: Annotated[Seconds, Meta(description="Seconds between readings of the metadata hashes")] = 60.0
+
+
+class MessagesSettings(Section, frozen=True):
+    """What agents may send each other: see docs/protocol.md."""
+
+    max_hops: Annotated[Count, Meta(description="Most messages of a thread that follow one another")] = 64
+    pair_per_second: Annotated[Rate, Meta(description="Messages from one agent to another, in a second, lastingly")] = (
+        10.0
+    )
+    pair_burst: Annotated[Count, Meta(description="Messages from one agent to another, at once")] = 100
 
 
 class LivenessLimits(Section, frozen=True):
@@ -274,6 +285,7 @@ class Settings(Section, frozen=True):
     consumer: ConsumerSettings = ConsumerSettings()
     dispatcher: DispatcherSettings = DispatcherSettings()
     agents: AgentsSettings = AgentsSettings()
+    messages: MessagesSettings = MessagesSettings()
     liveness: LivenessSettings = LivenessSettings()
     commands: CommandsSettings = CommandsSettings()
     timekeeper: TimekeeperSettings = TimekeeperSettings()

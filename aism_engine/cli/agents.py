@@ -79,6 +79,7 @@ def show(
         ("capabilities", ", ".join(agent.capabilities)),
         ("measurements", pairs(seen.measurements)),
         ("queued", seen.queued),
+        ("mail waiting", agent.mail_waiting),
         ("open", len(seen.commands)),
     ]
     fields += ((f"diverges: {rule}", f"{each.reason} ({each.confidence})") for rule, each in agent.divergences.items())
@@ -154,6 +155,7 @@ def _described(seen: Seen) -> dict[str, Any]:
         "met_at": iso(agent.met_at),
         "heartbeat_age_s": seen.heartbeat_age_s,
         "queued": seen.queued,
+        "mail_waiting": agent.mail_waiting,
         "measurements": seen.measurements,
         "divergences": divergences.described(agent),
         "open_commands": [

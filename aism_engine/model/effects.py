@@ -148,11 +148,23 @@ class RemoveLetters(Struct, frozen=True, gc=False):
 
 
 class Deliver(Struct, frozen=True, gc=False):
-    """Put a message into the agent's inbox, which keeps the newest `keep`."""
+    """Put a message into the agent's inbox."""
 
     agent_id: str
     body: bytes
-    keep: int
+
+
+class KeepMail(Struct, frozen=True, gc=False):
+    """Put a message behind those that wait until the agent accepts them."""
+
+    agent_id: str
+    body: bytes
+
+
+class ReleaseMail(Struct, frozen=True, gc=False):
+    """Put all messages that wait for the agent into its inbox, in their order."""
+
+    agent_id: str
 
 
 class Answer(Struct, frozen=True, gc=False):
@@ -217,6 +229,8 @@ Effect: TypeAlias = (
     | SaveAnswer
     | RemoveLetters
     | Deliver
+    | KeepMail
+    | ReleaseMail
     | Answer
     | SetDeadline
     | ClearDeadline

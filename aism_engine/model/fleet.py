@@ -20,6 +20,7 @@ from aism_engine.model.commands import RANKS, Command
 from aism_engine.model.effects import Letter
 from aism_engine.model.evidence import Deeds, Divergence, Via
 from aism_engine.model.groups import Group
+from aism_engine.model.mail import Bucket, Pair, Place, Traffic
 
 
 class Liveness(StrEnum):
@@ -71,6 +72,8 @@ class Agent(Struct, kw_only=True):
     """When its longest stay is over, as the deadlines have it; 0: there is none. It is no part of the record."""
     divergences: dict[str, Divergence] = field(default_factory=dict)
     """What is open of them, by rule; never changed in place."""
+    mail_waiting: int = 0
+    """How many messages wait until it accepts them."""
     # Where its open commands are: derived from them, not part of the record. None of these is ever changed in place.
     later: frozenset[str] = frozenset()
     waiting: tuple[tuple[int, int, str], ...] = ()
@@ -150,6 +153,7 @@ class Agent(Struct, kw_only=True):
             "hold": self.hold.value,
             "waits_for": self.waits_for,
             "cooling": msgspec.json.encode(self.cooling).decode() if self.cooling else "",
+            "mail_waiting": str(self.mail_waiting) if self.mail_waiting else "",
             "divergences": msgspec.json.encode(self.divergences).decode() if self.divergences else "",
         }
 
@@ -188,6 +192,7 @@ class Agent(Struct, kw_only=True):
             hold=Hold(record["hold"]),
             waits_for=record.get("waits_for", ""),
             cooling=msgspec.json.decode(record.get("cooling") or "{}", type=dict[str, float]),
+            mail_waiting=int(record.get("mail_waiting") or 0),
             divergences=msgspec.json.decode(record.get("divergences") or "{}", type=dict[str, Divergence]),
         )
 
@@ -220,6 +225,8 @@ class Lookups(Struct):
     """What was answered to requests that were asked before."""
     letters: dict[str, Letter] = field(default_factory=dict)
     """The dead letters that are to be replayed, by their ids in the stream."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """How many messages an agent has not read, or is not let have yet."""
 
 
 _ENDED: Final = 4096
@@ -261,6 +268,7 @@ class Fleet:
         self.loaded_at = 0.0
         self.deeds: dict[str, Deeds] = {}
         """What each agent was seen to do since then; to read, a draft alone changes it."""
+        self.traffic = Traffic()
         self._recent: dict[str, bytearray] = {}
         self._recent_bytes = recent_ids * _MARK_BYTES
         for command in self.commands.values():
@@ -347,6 +355,9 @@ class Draft:
         self._commands: dict[str, Command] = {}
         self._heard: dict[str, list[str]] = {}
         self._deeds: dict[str, Deeds] = {}
+        self._mail: Counter[str] = Counter()
+        self._buckets: dict[Pair, Bucket] = {}
+        self._hops: dict[Place, int] = {}
         self._added = 0
         self.answers: dict[str, bytes] = {}
         """What is answered to the requests of this batch."""
@@ -459,6 +470,28 @@ class Draft:
             deeds = self._deeds[agent_id] = Deeds() if known is None else copy(known)
         return deeds
 
+    def mail_of(self, agent_id: str) -> int:
+        """Count the messages that an agent has not read, as far as it has been looked up."""
+        return self.lookups.unread.get(agent_id, 0) + self._mail[agent_id]
+
+    def add_mail(self, agent_id: str) -> None:
+        self._mail[agent_id] += 1
+
+    def bucket(self, sender: str, recipient: str) -> Bucket | None:
+        pair = (sender, recipient)
+        return self._buckets.get(pair) or self._fleet.traffic.buckets.get(pair)
+
+    def set_bucket(self, sender: str, recipient: str, bucket: Bucket) -> None:
+        self._buckets[sender, recipient] = bucket
+
+    def hops(self, thread_id: str, agent_id: str) -> int:
+        """Count the hops of the furthest message that an agent was sent in a thread."""
+        place = (thread_id, agent_id)
+        return self._hops.get(place) or self._fleet.traffic.hops.get(place, 0)
+
+    def set_hops(self, thread_id: str, agent_id: str, hops: int) -> None:
+        self._hops[thread_id, agent_id] = hops
+
     def heard_ids(self) -> list[tuple[str, str]]:
         """Give all that was noted: whose message, and its id, in the order of each agent."""
         return [(agent_id, message_id) for agent_id, ids in self._heard.items() for message_id in ids]
@@ -480,6 +513,7 @@ class Draft:
                 fleet.spoke[agent_id] = self.now
                 for message_id in ids:
                     fleet.remember(agent_id, message_id)
+        fleet.traffic.settle(self._buckets, self._hops)
         fleet.deeds.update((agent_id, deeds) for agent_id, deeds in self._deeds.items() if agent_id in fleet.agents)
 
     def _settle_commands(self) -> None:

@@ -27,9 +27,12 @@ class Consumer(Intake[m.Response | m.Custom]):
             for message in messages
             if message.command_id is not None and message.command_id not in fleet.commands
         }
-        if not strangers and not ended:
-            return Lookups()
-        return Lookups(await self._store.sightings(strangers), await self._store.commands(ended))
+        recipients = {message.payload.to for message in messages if isinstance(message, m.Message)}
+        return Lookups(
+            await self._store.sightings(strangers),
+            await self._store.commands(ended),
+            unread=await self._store.unread(recipients),
+        )
 
     def decide(self, draft: Draft, message: m.Response | m.Custom, raw: bytes) -> Decision:
         return decide_response(draft, self._rules, message, raw)

@@ -172,7 +172,7 @@ class Batch:
 
     def _forget_agent(self, effect: fx.ForgetAgent) -> None:
         keys, agent_id = self._keys, effect.agent_id
-        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.agent_measurements)
+        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.mail, keys.agent_measurements)
         for name in owned:
             place = self._place(name(agent_id), "*", ours=False)
             self._strings.pop(place, None)
@@ -218,9 +218,14 @@ class Batch:
         self._write("XDEL", self._place(self._keys.dead_letters, "x"), *effect.letter_ids)
 
     def _deliver(self, effect: fx.Deliver) -> None:
-        place = self._place(self._keys.inbox(effect.agent_id), "l", ours=False)
-        self._write("LPUSH", place, effect.body)
-        self._write("LTRIM", place, 0, effect.keep - 1)
+        self._write("LPUSH", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), effect.body)
+
+    def _keep_mail(self, effect: fx.KeepMail) -> None:
+        self._write("LPUSH", self._place(self._keys.mail(effect.agent_id), "l", ours=False), effect.body)
+
+    def _release_mail(self, effect: fx.ReleaseMail) -> None:
+        waiting = self._place(self._keys.mail(effect.agent_id), "l", ours=False)
+        self._write("FORWARD", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), waiting)
 
     def _answer(self, effect: fx.Answer) -> None:
         keys, message_id = self._keys, effect.message_id
@@ -277,6 +282,8 @@ class Batch:
         fx.SaveAnswer: _save_answer,
         fx.RemoveLetters: _remove_letters,
         fx.Deliver: _deliver,
+        fx.KeepMail: _keep_mail,
+        fx.ReleaseMail: _release_mail,
         fx.Answer: _answer,
         fx.SetDeadline: _set_deadline,
         fx.ClearDeadline: _clear_deadline,

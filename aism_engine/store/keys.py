@@ -54,6 +54,9 @@ class Keys:
     def agent(self, agent_id: str) -> str:
         return self._record + agent_id
 
+    def mail(self, agent_id: str) -> str:
+        return f"{self.prefix}:engine:mail:{agent_id}"
+
     def command(self, command_id: str) -> str:
         return self._command + command_id
 

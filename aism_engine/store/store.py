@@ -200,6 +200,19 @@ class Store:
             found = await HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES])
         return {agent_id: head for agent_id, head in zip(agent_ids, found, strict=True) if head is not None}
 
+    async def unread(self, agent_ids: Collection[str]) -> dict[str, int]:
+        """Count the messages that each of these agents has not read, or is not let have yet; of what is no list, none.
+
+        What waits is counted first: what is let through meanwhile is counted twice, and never missed.
+        """
+        if not agent_ids:
+            return {}
+        lists = [name(agent_id) for name in (self.keys.mail, self.keys.inbox) for agent_id in agent_ids]
+        lengths = await self._pipeline(("LLEN", key) for key in lists)
+        counts = [length if isinstance(length, int) else 0 for length in lengths]
+        both = zip(counts[: len(agent_ids)], counts[len(agent_ids) :], strict=True)
+        return {agent_id: sum(pair) for agent_id, pair in zip(agent_ids, both, strict=True)}
+
     async def answers(self, request_ids: Sequence[str]) -> dict[str, bytes]:
         """Read what was answered to requests that were asked before."""
         if not request_ids:

@@ -27,7 +27,14 @@ _OF_AGENTS: Final = {
     "inbox": "list",
     "measurements": "hash",
 }
-_RECORDS: Final = {"agent": "hash", "command": "hash", "group": "hash", "request": "string", "replies": "list"}
+_RECORDS: Final = {
+    "mail": "list",
+    "agent": "hash",
+    "command": "hash",
+    "group": "hash",
+    "request": "string",
+    "replies": "list",
+}
 _SINGLE: Final = {
     "response_queue": "list",
     "request_queue": "list",

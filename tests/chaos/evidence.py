@@ -73,7 +73,7 @@ class Evidence:
     records: dict[str, dict[str, str]] = field(default_factory=dict)
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     inboxes: dict[str, list[str]] = field(default_factory=dict)
-    """The ids of the messages, the oldest first."""
+    """The ids of the messages, the oldest first: of those that lie there, and then of those that wait."""
     commands: dict[str, dict[str, str]] = field(default_factory=dict)
     replies: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
@@ -102,7 +102,7 @@ async def collect(client: Any, keys: Keys, evidence: Evidence) -> None:  # noqa:
             evidence.states[agent_id] = (await client.get(keys.state(agent_id)) or b"").decode()
         measured = _texts(await client.hgetall(keys.agent_measurements(agent_id)))
         evidence.measurements[agent_id] = {name: float(value) for name, value in measured.items()}
-        inbox = await client.lrange(keys.inbox(agent_id), 0, -1)
+        inbox = [each for key in (keys.mail, keys.inbox) for each in await client.lrange(key(agent_id), 0, -1)]
         evidence.inboxes[agent_id] = [json.loads(body)["id"] for body in reversed(inbox)]
         evidence.left[f"commands of {agent_id}"] = await client.llen(keys.commands(agent_id))
     told = {fact.command_id for fact in evidence.facts if fact.command_id}

@@ -10,9 +10,9 @@ from tests.chaos.fates import fates
 from tests.chaos.journal import Asked, Said
 from tests.chaos.law import LETTER, Effect
 
-_ASIDE: Final = frozenset({"agent_met", "command_delivered", "dead_letter"})
-"""Facts beside the point: who met an agent first, and whether it was seen to take a command before it said so, is a
-matter of time; letters are counted as letters.
+_ASIDE: Final = frozenset({"agent_met", "command_delivered", "dead_letter", "messages_released"})
+"""Facts beside the point: who met an agent first, whether it was seen to take a command before it said so, and which
+messages were waiting when its state changed is a matter of time; letters are counted as letters.
 """
 
 
@@ -70,7 +70,7 @@ def _effect(fact: Fact) -> Effect:
     """Read a fact as the law writes it: a command by its id, anything else by the state that it names."""
     if fact.event.startswith("command_"):
         return Effect(fact.event, fact.command_id)
-    return Effect(fact.event, fact.new_state)
+    return Effect(fact.event.replace("message_waiting", "message_delivered"), fact.new_state)
 
 
 def _order(evidence: Evidence) -> Iterator[Violation]:
@@ -146,9 +146,9 @@ def _measurements(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _inboxes(evidence: Evidence) -> Iterator[Violation]:
-    """Whatever the audit calls delivered lies in an inbox, once; each sender's in its order."""
+    """Whatever the audit calls delivered or waiting lies in an inbox, or waits for it, once; a sender's in order."""
     lie = [message_id for inbox in evidence.inboxes.values() for message_id in inbox]
-    told = Counter(fact.cause for fact in evidence.facts if fact.event == "message_delivered")
+    told = Counter(fact.cause for fact in evidence.facts if fact.event in {"message_delivered", "message_waiting"})
     for message_id, count in (Counter(lie) - told).items():
         yield Violation(DUPLICATED, message_id, f"{count} more copies lie in inboxes than were delivered")
     for message_id in told - Counter(lie):

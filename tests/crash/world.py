@@ -92,8 +92,28 @@ class World(Reader):
         await self.until("expired", lambda: self.audit("command_expired"))
         await self.until("forgotten", lambda: self.audit("agent_forgotten", agent_id="silent"))
         await self.until("gone", lambda: self.audit("agent_forgotten", agent_id="g"))
+        await self.write_to_one_at_work()
         await self.diverge()
         await self.command_many()
+
+    async def write_to_one_at_work(self) -> None:
+        """Let messages wait for one who is not to be disturbed, and be there in order when it is done."""
+        await self.say(
+            said("hermit", 1, "register", type="scribe"),
+            said("hermit", 2, "state_transition", target="inbox"),
+            said("hermit", 3, "state_transition", target="deep_work"),
+            *(said("writer", number, "message", to="hermit", content=number) for number in (1, 2, 3)),
+        )
+        await self.until("it waits", lambda: self.call("LLEN", self.keys.mail("hermit")))
+        self.beating |= {"hermit", "writer"}
+        await self.until("all responses done", self.is_drained)
+        await self.say(said("hermit", 4, "state_transition", target="inbox"))
+        await self.until("it is there", lambda: self.call("LLEN", self.keys.inbox("hermit")))
+
+    async def inbox(self, agent_id: str) -> list[str]:
+        """Read the ids of the messages in an inbox, the oldest first."""
+        found = await self.call("LRANGE", self.keys.inbox(agent_id), 0, -1)
+        return [json.loads(each)["id"] for each in reversed(found)]
 
     async def diverge(self) -> None:
         """Let an agent write that it is where it may not be, and come to terms."""
@@ -228,6 +248,15 @@ FACTS: Final = Counter(
         ("request_refused", "", "y1", ""): 1,
         ("letters_purged", "", "z1", ""): 1,
         ("state_changed", "astray", "", "offline"): 1,
+        ("agent_met", "hermit", "hermit-1", "offline"): 1,
+        ("agent_registered", "hermit", "hermit-1", ""): 1,
+        ("state_changed", "hermit", "hermit-1", "bootstrap"): 1,
+        ("state_changed", "hermit", "hermit-2", "inbox"): 1,
+        ("state_changed", "hermit", "hermit-3", "deep_work"): 1,
+        ("agent_met", "writer", "writer-1", "unknown"): 1,
+        **{("message_waiting", "writer", f"writer-{number}", ""): 1 for number in (1, 2, 3)},
+        ("state_changed", "hermit", "hermit-4", "inbox"): 1,
+        ("messages_released", "hermit", "hermit-4", ""): 1,
         ("agent_met", "liar", "liar-1", "offline"): 1,
         ("agent_registered", "liar", "liar-1", ""): 1,
         ("state_changed", "liar", "liar-1", "bootstrap"): 1,
@@ -291,6 +320,8 @@ async def verdict(world: World) -> list[str]:
         "the group": ((await world.group("g1")), ("succeeded", "1", "1")),
         "commands of the workers": (await world.call("EXISTS", *map(world.keys.commands, ("w1", "w2"))), 0),
         "errands": (await world.call("LLEN", world.keys.errands), 0),
+        "inbox of the hermit": (await world.inbox("hermit"), ["writer-1", "writer-2", "writer-3"]),
+        "waiting for the hermit": (await world.call("EXISTS", world.keys.mail("hermit")), 0),
         "divergences of the liar": ((await world.record("liar"))["divergences"], ""),
         "c4": ((await world.command("c4"))["status"], "expired"),
         "record of silent": (await world.record("silent"), {}),

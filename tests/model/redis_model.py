@@ -217,6 +217,10 @@ class RedisModel:
         if (body := self._body(effect.command_id)) is not None:
             self._push(self.keys.commands(effect.agent_id), body)
 
+    def _release_mail(self, effect: fx.ReleaseMail) -> None:
+        for body in reversed(self.values.pop(self.keys.mail(effect.agent_id), [])):
+            self._push(self.keys.inbox(effect.agent_id), body)
+
     def _body(self, command_id: str) -> bytes | None:
         found: bytes | None = self.values.get(self.keys.command(command_id), {}).get(b"body")
         return found
@@ -252,7 +256,7 @@ class RedisModel:
 
     def _owned(self, agent_id: str) -> list[str]:
         keys = self.keys
-        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.agent_measurements)
+        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.mail, keys.agent_measurements)
         return [name(agent_id) for name in owned]
 
     def _reply(self, agent_id: str | None, message_id: str) -> str:
@@ -275,7 +279,9 @@ _DOINGS: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.AddErrands: RedisModel._add_errands,
     fx.SaveHold: lambda model, do: model._hash(model.keys.holds, {"fleet": do.hold}),
     fx.SaveAnswer: RedisModel._save_answer,
-    fx.Deliver: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body, do.keep),
+    fx.Deliver: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body),
+    fx.KeepMail: lambda model, do: model._push(model.keys.mail(do.agent_id), do.body),
+    fx.ReleaseMail: RedisModel._release_mail,
     fx.Answer: RedisModel._answer,
     fx.SetDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).update({do.member: do.at}),
     fx.ClearDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).pop(do.member, None),
@@ -309,6 +315,8 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
     fx.SaveHold: lambda model, _do: {model.keys.holds: "hash"},
     fx.SaveAnswer: lambda model, do: {model.keys.request_answer(do.request_id): "string"},
     fx.Deliver: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
+    fx.KeepMail: lambda model, do: {model.keys.mail(do.agent_id): "list"},
+    fx.ReleaseMail: lambda model, do: {model.keys.inbox(do.agent_id): "list", model.keys.mail(do.agent_id): "list"},
     fx.Answer: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
     fx.SetDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
     fx.ClearDeadline: lambda model, _do: {model.keys.deadlines: "zset"},

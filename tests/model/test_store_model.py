@@ -105,6 +105,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Somebody puts another type in the place of a key, or removes it."""
         keys = self.keys
         own = [name(agent) for agent in ("a", "b") for name in (keys.agent, keys.state, keys.commands, keys.inbox)] * 2
+        own += [keys.mail("a"), keys.mail("b")]
         own += [keys.metadata("a"), keys.agent_measurements("a"), keys.agent_reply("a", "m1"), keys.command("m1")]
         shared = [keys.response_queue, keys.index, keys.deadlines, keys.heartbeats, keys.audit, keys.dead_letters]
         key = data.draw(st.sampled_from([*own, *shared, keys.request_reply("m1"), keys.oversized]))

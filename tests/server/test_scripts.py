@@ -137,9 +137,13 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         fx.SaveHold("pause"),
         fx.SaveAnswer("r", b"yes", 60.0),
         fx.RemoveLetters((old_letter.decode(),)),
-        fx.Deliver("a", b"one", 2),
-        fx.Deliver("a", b"two", 2),
-        fx.Deliver("a", b"three", 2),
+        fx.Deliver("a", b"one"),
+        fx.Deliver("a", b"two"),
+        fx.KeepMail("a", b"three"),
+        fx.KeepMail("a", b"four"),
+        fx.ReleaseMail("a"),
+        fx.ReleaseMail("b"),
+        fx.KeepMail("a", b"five"),
         fx.Answer("a", "m1", b"yes", 60.0),
         fx.Answer(None, "r1", b"no", 60.0),
         fx.SetDeadline("command:new", 1_800_000_000.25),
@@ -165,6 +169,7 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         "hold": await desk.call("HGET", keys.holds, "fleet"),
         "answer": await desk.call("GET", keys.request_answer("r")),
         "inbox": await desk.call("LRANGE", keys.inbox("a"), 0, -1),
+        "mail": await desk.call("LRANGE", keys.mail("a"), 0, -1),
         "answers": [
             await desk.call("LRANGE", key, 0, -1) for key in (keys.agent_reply("a", "m1"), keys.request_reply("r1"))
         ],
@@ -188,7 +193,8 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         "errands": [b"two", b"one"],
         "hold": b"pause",
         "answer": b"yes",
-        "inbox": [b"three", b"two"],
+        "inbox": [b"four", b"three", b"two", b"one"],
+        "mail": [b"five"],
         "answers": [[b"yes"], [b"no"]],
         "deadlines": [b"command:new", b"1800000000.25"],
         "ledger": b"L1",
@@ -366,7 +372,8 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the holds": ("hash", lambda keys: keys.holds, fx.SaveHold("pause")),
     "an answer": ("string", lambda keys: keys.request_answer("r"), fx.SaveAnswer("r", b"x", 5.0)),
     "the letters that are removed": ("stream", lambda keys: keys.dead_letters, fx.RemoveLetters(("1-1",))),
-    "the inbox": ("list", lambda keys: keys.inbox("b"), fx.Deliver("b", b"x", 5)),
+    "the inbox": ("list", lambda keys: keys.inbox("b"), fx.Deliver("b", b"x")),
+    "what waits": ("list", lambda keys: keys.mail("b"), fx.ReleaseMail("b")),
     "a reply": ("list", lambda keys: keys.agent_reply("b", "m"), fx.Answer("b", "m", b"x", 5.0)),
     "an operator's reply": ("list", lambda keys: keys.request_reply("r"), fx.Answer(None, "r", b"x", 5.0)),
     "a command": ("hash", lambda keys: keys.command("c"), fx.SaveCommand("c", {"x": "y"})),
@@ -399,7 +406,7 @@ async def test_all_wrong_types_are_told_and_whose_decisions_they_were(desk: Desk
     for key in (keys.inbox("c"), keys.state("d"), keys.index):
         await desk.call("HSET", key, "x", "y")
     batch = Batch(keys, BOUNDS)
-    effects = (fx.Deliver("c", b"x", 5), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.Deliver("c", b"y", 5))
+    effects = (fx.Deliver("c", b"x"), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.Deliver("c", b"y"))
     batch.add([Decision("test", effects=[*CHANGE, effect]) for effect in effects])
     reply = await desk.store.commit(*batch.call(TOKEN, "L1", LEDGER, None))
     owners = batch.owners_of_keys(reply.details)

@@ -66,6 +66,8 @@ class World:
         self.lists: dict[str, list[bytes]] = defaultdict(list)
         """The commands of each agent, the newest first."""
         self.inboxes: dict[str, list[bytes]] = defaultdict(list)
+        self.mail: dict[str, list[bytes]] = defaultdict(list)
+        """What waits for each agent, the newest first."""
         self.answers: dict[tuple[str | None, str], bytes] = {}
         self.deadlines: dict[str, float] = {}
         self.group_records: dict[str, dict[str, str | bytes]] = {}
@@ -154,7 +156,14 @@ class World:
         return Draft(
             self.fleet,
             self.now,
-            Lookups(dict(self.sightings), ended, bodies, dict(self.kept_answers), dict(self.stream)),
+            Lookups(
+                dict(self.sightings),
+                ended,
+                bodies,
+                dict(self.kept_answers),
+                dict(self.stream),
+                {each: len(self.inboxes.get(each, ())) + len(self.mail.get(each, ())) for each in self.fleet.agents},
+            ),
         )
 
     def commit(self, draft: Draft, decision: Decision) -> Decision:
@@ -223,7 +232,7 @@ class World:
             case fx.ForgetAgent(agent_id):
                 everything: tuple[dict[str, Any], ...] = (
                     *(self.records, self.states, self.metadata, self.measurements),
-                    *(self.lists, self.inboxes, self.sightings),
+                    *(self.lists, self.inboxes, self.mail, self.sightings),
                 )
                 for part in everything:
                     part.pop(agent_id, None)
@@ -253,8 +262,12 @@ class World:
             case fx.RemoveLetters(letter_ids):
                 for letter_id in letter_ids:
                     self.stream.pop(letter_id, None)
-            case fx.Deliver(agent_id, body, keep):
-                self.inboxes[agent_id] = [body, *self.inboxes[agent_id]][:keep]
+            case fx.Deliver(agent_id, body):
+                self.inboxes[agent_id].insert(0, body)
+            case fx.KeepMail(agent_id, body):
+                self.mail[agent_id].insert(0, body)
+            case fx.ReleaseMail(agent_id):
+                self.inboxes[agent_id] = self.mail.pop(agent_id, []) + self.inboxes[agent_id]
             case fx.Answer(agent_id, message_id, body):
                 self.answers[agent_id, message_id] = body
             case fx.SetDeadline(member, at):

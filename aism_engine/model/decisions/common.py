@@ -47,6 +47,9 @@ class Rules(Struct, frozen=True, kw_only=True):
     on_lost: OnLost = "hold"
     reply_ttl_s: float = 300.0
     inbox_keep: int = 1000
+    max_hops: int = 64
+    pair_per_s: float = 10.0
+    pair_burst: int = 100
     events: bool = True
     divergence: Thresholds = Thresholds()
     handlers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -213,6 +216,7 @@ class Scope:
                 cause=self.cause,
             )
             self.add(fx.Publish("state_changes", encode(event)))
+        standing.release_mail(self, agent)
         for command_id in agent.open_commands if source != "lost" else ():
             command = draft.command(command_id)
             if command is not None and command.target == state and command.given:

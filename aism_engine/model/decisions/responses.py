@@ -7,6 +7,7 @@ from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
+from aism_engine.model.decisions import mail
 from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
 from aism_engine.model.decisions.standing import settle
 from aism_engine.model.fleet import Agent, Draft, Liveness
@@ -304,16 +305,7 @@ def _message(scope: Scope, agent: Agent, response: m.Message, raw: bytes) -> Fau
         reason = f"there is no agent {payload.to} to send a message to"
         scope.bury("unknown_recipient", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return Fault("message_refused", "unknown_recipient", reason)
-    content: dict[str, Any] = {"from": agent.agent_id, "content": payload.content}
-    if payload.thread_id is not None:
-        content["thread_id"] = payload.thread_id
-    message_id = response.id or digest(raw).partition(":")[0]
-    body = m.Command(id=message_id, type="message", payload=content, timestamp=scope.draft.at)
-    scope.add(fx.Deliver(recipient.agent_id, encode(body, recipient.codec), scope.rules.inbox_keep))
-    scope.record(
-        "message_delivered", agent_id=agent.agent_id, details={"to": payload.to, "thread_id": payload.thread_id}
-    )
-    return None
+    return mail.send(scope, agent, recipient, response, response.id or digest(raw).partition(":")[0])
 
 
 def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: bytes) -> Fault | None:

@@ -133,3 +133,16 @@ def cool(scope: "Scope", agent: Agent, left: str) -> dict[str, str]:
     if cooldown_s:
         agent.cooling[left] = now + cooldown_s
     return {"cooling": agent.record()["cooling"]}
+
+
+# --- mail -------------------------------------------------------------------------------------------------------------
+
+
+def release_mail(scope: "Scope", agent: Agent) -> None:
+    """Let an agent have the messages that wait for it, if the state that it is in accepts them."""
+    if not agent.mail_waiting or scope.machine(agent).state(agent.state).accepts_messages is not True:
+        return
+    count, agent.mail_waiting = agent.mail_waiting, 0
+    scope.add(fx.ReleaseMail(agent.agent_id))
+    scope.add(fx.SaveAgent(agent.agent_id, {"mail_waiting": ""}))
+    scope.record("messages_released", agent_id=agent.agent_id, details={"count": count})

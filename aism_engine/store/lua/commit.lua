@@ -16,9 +16,10 @@
 -- then the strings, each: key, value
 -- then the channels, each: name, how many messages, the messages
 -- then all other writes, each: command, key, how many arguments, the arguments
--- Two of those commands are our own, for what no one but the server has to read, the body in the record of a command:
+-- Three of those commands are our own, for what no one but the server has to read, the body in the record of a command:
 --   RELEASE list, record                push it
 --   WITHDRAW list, record, otherwise?   remove it from the list; where it is not there any more, push `otherwise`
+--   FORWARD list, waiting               move all that lies in `waiting` to it, in order
 -- A key is named by its place in KEYS, less 4. Strings and messages come in bulk because every change of a state has one of each.
 --
 -- Returns {code, details, length of the source left}:
@@ -132,6 +133,11 @@ while a <= #ARGV do
     local removed = body and redis.call('LREM', key, 0, body) or 0
     if removed == 0 and last > a + 3 then
       write(a, 'LPUSH', key, ARGV[last])
+    end
+  elseif command == 'FORWARD' then
+    local waiting = KEYS[4 + tonumber(ARGV[a + 3])]
+    for _ = 1, redis.call('LLEN', waiting) do
+      write(a, 'LMOVE', waiting, key, 'RIGHT', 'LEFT')
     end
   else
     write(a, command, key, unpack(ARGV, a + 3, last))
