@@ -9,7 +9,7 @@ from aism_engine.model.doctor.rights import lacking
 from aism_engine.store.keys import Keys
 from aism_engine.store.rights import needed
 from aism_engine.store.survey import DEADLINES
-from tests.docs.reading import DOCS, first_column, names, table
+from tests.docs.reading import DOCS, ROOT, first_column, names, table
 
 PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
 
@@ -37,6 +37,20 @@ def test_every_kind_of_deadline_is_known() -> None:
     """What the protocol says may stand in the deadlines is what the survey looks for."""
     row = next(row for row in table("Keys and channels") if "deadlines" in row[0])
     assert {name.partition(":")[0] for name in names(row[1])} == set(DEADLINES)
+
+
+def test_every_command_of_the_engine_is_among_the_rights() -> None:
+    """What scripts call, what a commit writes, what clients are asked to do: nobody adds one and forgets the list."""
+    store = ROOT / "aism_engine/store"
+    lua = "".join(path.read_text(encoding="utf-8") for path in (store / "lua").glob("*.lua"))
+    batch = (store / "batch.py").read_text(encoding="utf-8")
+    clients = "".join((store / f"{name}.py").read_text(encoding="utf-8") for name in ("store", "history"))
+    used = {*re.findall(r"redis\.p?call\('(\w+)'", lua), *re.findall(r"_write\(\s*\"(\w+)\"", batch)}
+    used |= {name.upper() for name in re.findall(r"_client\.(\w+)\(", clients)} - {"EXECUTE_COMMAND", "PIPELINE"}
+    used |= set(re.findall(r"execute_command\(\s*\"(\w+)\"", clients))
+    used -= set(re.findall(r"command == '(\w+)'", lua))  # commit.lua's own
+    assert len(used) > 30
+    assert used - {words[0] for words in needed(Keys("aism"))} == set()
 
 
 def test_every_key_is_among_the_rights() -> None:
