@@ -21,7 +21,8 @@ from msgspec import Struct
 from aism_engine.clock import iso
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.codec import MalformedError, decode_response
-from aism_engine.model.messages import Command, is_identifier
+from aism_engine.model.messages import Command
+from aism_engine.model.names import is_identifier
 from aism_engine.store.client import connect_url, naming_outages
 from aism_engine.store.keys import Keys
 

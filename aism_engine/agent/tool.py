@@ -1,22 +1,22 @@
 """`aism`: the agent's own tool, for agents that work through a shell.
 
 Each call is one message, or one look. It waits for the engine's answer, prints JSON on standard output and, where
-something is amiss, one line on standard error. It has to start fast: whatever is slow to import, is imported once the
-arguments are known to be good.
+something is amiss, one line on standard error. It has to start fast, so nothing here imports redis-py or msgspec.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, TypeAlias
 
-if TYPE_CHECKING:
-    from aism_engine.agent.client import AgentClient, Answer
+from aism_engine.agent import arguments as args
+from aism_engine.agent.thin import ThinClient
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.redact import redacted
 
-Call: TypeAlias = "Callable[[AgentClient, argparse.Namespace], Awaitable[Any]]"
+Call: TypeAlias = Callable[[ThinClient, argparse.Namespace], "dict[str, Any] | None"]
 
 DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = 0, 1, 2, 64, 69
 _EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
@@ -27,45 +27,37 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}; try {self.prog} --help\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     if not options.agent:
         parser.error("who are you? say --agent ID or set AISM_AGENT_ID")
     try:
-        code = asyncio.run(_run(options))
+        code = _run(options)
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
 
 
-async def _run(options: argparse.Namespace) -> int:
-    from aism_engine.agent.client import AgentClient, Answer, MalformedError  # noqa: PLC0415  slow
-    from aism_engine.errors import ServerUnavailableError  # noqa: PLC0415
-    from aism_engine.redact import redacted  # noqa: PLC0415
-
+def _run(options: argparse.Namespace) -> int:
+    client = None
     try:
-        async with AgentClient(
-            options.agent, url=options.redis, prefix=options.prefix, answer_timeout_s=options.timeout
-        ) as client:
-            found = await options.call(client, options)
+        client = ThinClient(options.agent, options.redis, options.prefix)
+        found = options.call(client, options)
     except ServerUnavailableError as error:
         return _complain(f"Redis cannot serve us: {redacted(str(error))}", UNAVAILABLE)
     except TimeoutError as error:
         return _complain(f"{error}; it may still do so", TIMED_OUT)
-    except (MalformedError, ValueError) as error:
+    except ValueError as error:
         return _complain(redacted(str(error)), USAGE)
+    finally:
+        if client is not None:
+            client.close()
     if found is None:
         return _complain(f"nothing within {options.wait:g} s", TIMED_OUT)
-    _print(found)
-    return _complain(_reason(found), REFUSED) if isinstance(found, Answer) and not found.ok else DONE
-
-
-def _print(value: object) -> None:
-    import msgspec  # noqa: PLC0415
-
-    print(msgspec.json.encode(value).decode(), flush=True)  # noqa: T201  this is what it is for
+    print(json.dumps(found, separators=(",", ":"), ensure_ascii=False), flush=True)  # noqa: T201  what it is for
+    return _complain(_reason(found), REFUSED) if found.get("ok") is False else DONE
 
 
 def _complain(reason: str, code: int) -> int:
@@ -73,8 +65,8 @@ def _complain(reason: str, code: int) -> int:
     return code
 
 
-def _reason(answer: "Answer") -> str:
-    error = answer.error or {}
+def _reason(answer: dict[str, Any]) -> str:
+    error = answer.get("error") or {}
     hints = "; ".join(error.get("suggestions", ()))
     return f"refused: {error.get('message', 'no reason given')}" + (f" (try: {hints})" if hints else "")
 
@@ -82,28 +74,45 @@ def _reason(answer: "Answer") -> str:
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-async def _heartbeat(client: "AgentClient", _: argparse.Namespace) -> object:
-    await client.heartbeat()
+def _says(kind: str, *fields: str) -> Call:
+    """Say something with these of the arguments in its payload, about the command with the `id` that was given."""
+
+    def call(client: ThinClient, o: argparse.Namespace) -> dict[str, Any]:
+        payload = {name: getattr(o, name) for name in fields}
+        return client.say(kind, payload, getattr(o, "id", None), o.timeout)
+
+    return call
+
+
+def _register(client: ThinClient, o: argparse.Namespace) -> dict[str, Any]:
+    payload = {"type": o.type, "labels": dict(o.label), "capabilities": o.capability}
+    return client.say("register", payload, None, o.timeout)
+
+
+def _heartbeat(client: ThinClient, _: argparse.Namespace) -> dict[str, Any]:
+    client.beat()
     return {"ok": True}
 
 
-async def _state(client: "AgentClient", _: argparse.Namespace) -> object:
-    return {"agent_id": client.agent_id, "state": await client.state()}
+def _state(client: ThinClient, _: argparse.Namespace) -> dict[str, Any]:
+    return {"agent_id": client.agent_id, "state": client.state()}
 
 
 _CALLS: Final[dict[str, Call]] = {
-    "register": lambda client, o: client.register(o.type, labels=dict(o.label), capabilities=o.capability),
+    "register": _register,
     "heartbeat": _heartbeat,
     "whoami": _state,
-    "goodbye": lambda client, o: client.goodbye(o.reason, reply=True),
-    "measure": lambda client, o: client.measure(dict(o.values), reply=True),
+    "goodbye": _says("goodbye", "reason"),
+    "measure": lambda client, o: client.say("measurement", dict(o.values), None, o.timeout),
     "current": _state,
-    "transition": lambda client, o: client.transition(o.target, context=o.context, reason=o.reason),
-    "next": lambda client, o: client.next_command(o.wait),
-    "ack": lambda client, o: client.ack(o.id, reply=True),
-    "progress": lambda client, o: client.progress(o.id, percent=o.percent, note=o.note, reply=True),
-    "done": lambda client, o: client.result(o.id, o.payload, reply=True),
-    "fail": lambda client, o: client.error(o.code, o.message, command_id=o.id, retryable=o.retryable, reply=True),
+    "transition": _says("state_transition", "target", "context", "reason"),
+    "inbox": lambda client, o: client.pop(client.keys.inbox(client.agent_id), o.wait),
+    "send": _says("message", "to", "content", "thread_id"),
+    "next": lambda client, o: client.pop(client.keys.commands(client.agent_id), o.wait),
+    "ack": _says("ack"),
+    "progress": _says("progress", "percent", "note"),
+    "done": lambda client, o: client.say("result", o.payload, o.id, o.timeout),
+    "fail": _says("error", "code", "message", "retryable"),
 }
 
 
@@ -116,40 +125,57 @@ def _parser() -> argparse.ArgumentParser:
     add("--agent", metavar="ID", default=agent_id, help="who you are; else AISM_AGENT_ID, or AGENT_ID")
     add("--redis", metavar="URL", default=url, help="the server; else AISM_REDIS_URL, else localhost")
     add("--prefix", metavar="NAME", default=environ.get("AISM_REDIS__PREFIX") or "aism", help="the fleet's name")
-    add("--timeout", metavar="S", type=float, default=30, help="longest wait for the engine's answer (30)")
+    add("--timeout", metavar="S", type=args.seconds, default=30.0, help="longest wait for the engine's answer (30)")
     commands = _commands(parser)
 
     register = _command(commands, "register", "join the fleet: aism register --type scribe --label team=a")
-    register.add_argument("--type", required=True, help="what kind of agent you are; decides your state machine")
-    register.add_argument("--label", metavar="NAME=VALUE", type=_pair, action="append", default=[])
-    register.add_argument("--capability", metavar="NAME", action="append", default=[], help="ack: you confirm commands")
+    register.add_argument(
+        "--type", required=True, type=args.type_name, help="what kind of agent you are; decides your state machine"
+    )
+    register.add_argument("--label", metavar="NAME=VALUE", type=args.label, action="append", default=[])
+    register.add_argument(
+        "--capability",
+        metavar="NAME",
+        type=args.type_name,
+        action="append",
+        default=[],
+        help="ack: you confirm commands",
+    )
     _command(commands, "heartbeat", "show that you live")
     _command(commands, "whoami", "print your id, and the state the engine holds you to be in")
     measure = _command(commands, "measure", "report figures: aism measure context_used=0.7")
-    measure.add_argument("values", metavar="NAME=VALUE", type=_measurement, nargs="+")
+    measure.add_argument("values", metavar="NAME=VALUE", type=args.measurement, nargs="+")
     _command(commands, "goodbye", "leave in order").add_argument("--reason", metavar="TEXT")
 
     states = _commands(commands.add_parser("state", help="read or declare your state", epilog=_EXIT_CODES))
     _command(states, "current", "print the state the engine holds you to be in")
     transition = _command(states, "transition", "declare a new state: aism state transition deep_work")
-    transition.add_argument("target")
-    transition.add_argument("--context", metavar="JSON", type=_object, default={})
+    transition.add_argument("target", type=args.state_name)
+    transition.add_argument("--context", metavar="JSON", type=args.json_object, default={})
     transition.add_argument("--reason", metavar="TEXT")
+
+    inbox = _command(commands, "inbox", "take the next message of another agent: aism inbox --wait 60")
+    inbox.add_argument("--wait", metavar="S", type=args.seconds, default=0.0, help="longest wait (0: only look)")
+    messages = _commands(commands.add_parser("message", help="write to other agents", epilog=_EXIT_CODES))
+    send = _command(messages, "send", "send a message: aism message send scribe-2 'the draft is ready' --thread t1")
+    send.add_argument("to", metavar="TO", type=args.identifier)
+    send.add_argument("content", metavar="TEXT")
+    send.add_argument("--thread", dest="thread_id", metavar="ID", type=args.identifier, help="what it belongs to")
 
     given = _commands(commands.add_parser("command", help="take commands and answer them", epilog=_EXIT_CODES))
     take = _command(given, "next", "take the next command: aism command next --wait 60")
-    take.add_argument("--wait", metavar="S", type=float, default=0, help="longest wait for one (0: only look)")
-    _command(given, "ack", "say that you have it").add_argument("id")
+    take.add_argument("--wait", metavar="S", type=args.seconds, default=0.0, help="longest wait (0: only look)")
+    _command(given, "ack", "say that you have it").add_argument("id", type=args.identifier)
     progress = _command(given, "progress", "say how far you are: aism command progress ID --percent 40")
-    progress.add_argument("id")
-    progress.add_argument("--percent", metavar="0-100", type=float)
+    progress.add_argument("id", type=args.identifier)
+    progress.add_argument("--percent", metavar="0-100", type=args.percent)
     progress.add_argument("--note", metavar="TEXT")
     done = _command(given, "done", """say that it is done: aism command done ID --payload '{"lines": 12}'""")
-    done.add_argument("id")
-    done.add_argument("--payload", metavar="JSON", type=_object, default={}, help="the result, an object")
+    done.add_argument("id", type=args.identifier)
+    done.add_argument("--payload", metavar="JSON", type=args.json_object, default={}, help="the result, an object")
     fail = _command(given, "fail", "say that it failed: aism command fail ID --code no_access")
-    fail.add_argument("id")
-    fail.add_argument("--code", required=True)
+    fail.add_argument("id", type=args.identifier)
+    fail.add_argument("--code", required=True, type=args.type_name)
     fail.add_argument("--message", metavar="TEXT")
     fail.add_argument("--final", dest="retryable", action="store_const", const=False, help="to try again is no use")
     return parser
@@ -163,28 +189,3 @@ def _command(commands: "argparse._SubParsersAction[Any]", name: str, text: str) 
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=_EXIT_CODES)
     parser.set_defaults(call=_CALLS[name])
     return parser
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, value
-
-
-def _measurement(text: str) -> tuple[str, float]:
-    name, value = _pair(text)
-    try:
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number for {name}, got {value!r}") from None
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object")
-    return value

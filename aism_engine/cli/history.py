@@ -23,7 +23,7 @@ from aism_engine.clock import from_iso, iso
 from aism_engine.config import load
 from aism_engine.model.audit import BEGINNING, Cursor, Line, day, instant
 from aism_engine.model.history import Present, Standing, Timeline
-from aism_engine.model.messages import is_identifier
+from aism_engine.model.names import is_identifier
 from aism_engine.store.history import Tail
 from aism_engine.store.operator import Operator
 

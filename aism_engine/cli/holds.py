@@ -13,7 +13,7 @@ from aism_engine.cli.outcomes import code_of, told, wait
 from aism_engine.cli.output import print_json
 from aism_engine.cli.send import selected
 from aism_engine.cli.session import ask, with_operator
-from aism_engine.model.messages import is_identifier
+from aism_engine.model.names import is_identifier
 from aism_engine.store.operator import Operator
 
 HELP: Final = {

@@ -14,7 +14,7 @@ from aism_engine.cli.output import print_json
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
 from aism_engine.model.commands import OnLost, Priority
-from aism_engine.model.messages import is_identifier, is_type_name
+from aism_engine.model.names import is_identifier, is_type_name
 from aism_engine.model.selector import Selector
 from aism_engine.store.operator import Operator
 

@@ -19,8 +19,8 @@ from aism_engine.model.messages import (
     Result,
     Send,
     StateTransition,
-    is_identifier,
 )
+from aism_engine.model.names import is_identifier
 
 _ENCODERS: Final[dict[str, Callable[[object], bytes]]] = {
     "json": msgspec.json.encode,

@@ -6,40 +6,23 @@ where a typo must not pass), unknown types are refused. `decode_*` never raises 
 the bytes are.
 """
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeAlias, get_args
 
 from msgspec import Meta, Struct, field
 
 from aism_engine.model.commands import OnLost, Priority
+from aism_engine.model.names import IDENTIFIER, MEASURE_NAME, STATE_NAME, TYPE_NAME
 
-Identifier: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
-TypeName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-StateName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")]
-MeasureName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,63}\Z")]
+Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
+TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
+StateName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{STATE_NAME}\Z")]
+MeasureName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{MEASURE_NAME}\Z")]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
 Duration: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
 SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 LetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
-
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-
-
-def is_identifier(value: object) -> bool:
-    """Tell whether a value may be the id of an agent, a message or a command: it becomes part of a key."""
-    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
-
-
-def is_type_name(text: str) -> bool:
-    return _TYPE_NAME.fullmatch(text) is not None
-
-
-def is_state_name(text: str) -> bool:
-    return _STATE_NAME.fullmatch(text) is not None
 
 
 # --- agent to engine --------------------------------------------------------------------------------------------------

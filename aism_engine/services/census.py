@@ -10,7 +10,7 @@ from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.signs import decide_beat, decide_oblivion, decide_sighting, decide_standing
 from aism_engine.model.decisions.standing import is_amiss
 from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
-from aism_engine.model.messages import is_identifier
+from aism_engine.model.names import is_identifier
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
 from aism_engine.store.writer import Failures

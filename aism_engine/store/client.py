@@ -37,6 +37,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from aism_engine.config import RedisSettings
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
+from aism_engine.store.words import OUTAGES
 
 Client: TypeAlias = Any
 """A `redis.asyncio.Redis`. Its annotations describe the synchronous client at the same time, and so say nothing that
@@ -56,21 +57,6 @@ _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (RedisConnectionError, "connection"),
     (OSError, "connection"),
 )
-_BY_WORD: Final = {
-    word: word.lower()
-    for word in (
-        "MISCONF",
-        "BUSY",
-        "READONLY",
-        "OOM",
-        "NOAUTH",
-        "NOPERM",
-        "LOADING",
-        "MASTERDOWN",
-        "CLUSTERDOWN",
-        "NOREPLICAS",
-    )
-} | {"WRONGTYPE": "wrong_type", "UNKILLABLE": "busy"}
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
 _DENIED_IN_SCRIPT: Final = re.compile(r"^(ACL failure in script|The user executing the script can't)\b")
 
@@ -79,10 +65,10 @@ def outage_of(error: BaseException) -> str | None:
     """Name the state of the server that an error tells of; none where the error tells of nothing but a bug."""
     if isinstance(error, ResponseError):
         words = str(getattr(error, "status_code", None) or error).split(maxsplit=1)
-        if words and (name := _BY_WORD.get(words[0])):
+        if words and (name := OUTAGES.get(words[0])):
             return name
         within = _IN_SCRIPT.search(str(error))  # before 7.0 the word stands behind the line of the script
-        if within and (name := _BY_WORD.get(within[1])):
+        if within and (name := OUTAGES.get(within[1])):
             return name
         if _DENIED_IN_SCRIPT.match(str(error)):  # it comes with the word ERR, which tells nothing
             return "noperm"

@@ -19,7 +19,8 @@ from aism_engine.model.decisions.handout import HEAD_BYTES
 from aism_engine.model.effects import Letter
 from aism_engine.model.fleet import AGENT_FIELDS, Agent, Fleet, Hold, Sighting
 from aism_engine.model.groups import GROUP_FIELDS, Group
-from aism_engine.model.messages import Labels, is_state_name, is_type_name
+from aism_engine.model.messages import Labels
+from aism_engine.model.names import is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.commands import OPEN
 from aism_engine.model.doctor.keyspace import Keyspace
-from aism_engine.model.messages import is_identifier
+from aism_engine.model.names import is_identifier
 from aism_engine.store.client import Client, naming_outages, outage_of
 from aism_engine.store.keys import Keys
 from aism_engine.store.lookout import CHUNK, Tell, text

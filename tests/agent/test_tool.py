@@ -85,6 +85,21 @@ async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: st
     assert (late.code, late.json["error"]["code"]) == (1, "command_ended")
 
 
+@pytest.mark.usefixtures("engine")
+async def test_agents_write_to_each_other(aism: Tool) -> None:
+    """`message send` gives it to the engine, `inbox` takes it, with its sender and its thread."""
+    await aism("register", "--type", "scribe")
+    await aism("--agent", "scribe-2", "register", "--type", "scribe")
+    for agent in ("scribe-2", AGENT):
+        assert (await aism("--agent", agent, "state", "transition", "inbox")).code == 0
+    assert (await aism("message", "send", "scribe-2", "the draft is ready", "--thread", "t1")).code == 0
+    found = (await aism("--agent", "scribe-2", "inbox", "--wait", "5")).json
+    assert found["payload"] == {"from": AGENT, "content": "the draft is ready", "thread_id": "t1"}
+    assert (await aism("inbox")).code == 2
+    nobody = await aism("message", "send", "nobody", "hello")
+    assert (nobody.code, nobody.json["error"]["code"]) == (1, "unknown_recipient")
+
+
 async def test_a_command_can_fail(engine: Running, aism: Tool, work: str) -> None:
     """With the code and the words of the agent."""
     assert (await aism("command", "fail", work, "--code", "no_luck", "--message", "it rained", "--final")).code == 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_request, decode_response, encode
+from aism_engine.model.names import is_identifier
 
 RESPONSES: dict[str, tuple[dict[str, Any], m.Response]] = {
     "register": (
@@ -119,7 +120,7 @@ def test_a_timestamp_is_for_people_and_never_an_error(timestamp: object) -> None
 @pytest.mark.parametrize("agent_id", ["a", "7", "A.b_c-9", "x" * 128])
 def test_what_may_be_an_id(agent_id: str) -> None:
     """Letters, digits, dot, dash and underscore, the first one a letter or a digit, 128 of them at most."""
-    assert m.is_identifier(agent_id)
+    assert is_identifier(agent_id)
     assert decode_response(json.dumps(said(agent_id=agent_id)).encode()).agent_id == agent_id
 
 
@@ -388,7 +389,7 @@ def check_decode(raw: bytes) -> None:
                 assert encode(getattr(found, "payload", None), codec)
         else:
             assert all((error.code, error.reason.encode()))
-            assert all(each is None or m.is_identifier(each) for each in (error.agent_id, error.message_id))
+            assert all(each is None or is_identifier(each) for each in (error.agent_id, error.message_id))
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b'{"type":"' + tail))

@@ -1,0 +1,68 @@
+"""What the arguments of `aism` may be: what the engine would bury shall not leave the house."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aism_engine.model.names import is_identifier, is_measure_name, is_state_name, is_type_name
+
+
+def _named(what: str, is_one: Callable[[str], bool]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not is_one(text):
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be {what}: letters, digits, `.`, `_` and `-`")
+        return text
+
+    return check
+
+
+identifier = _named("an id", is_identifier)
+type_name = _named("a name", is_type_name)
+state_name = _named("the name of a state", is_state_name)
+_measure_name = _named("the name of a measurement", is_measure_name)
+
+
+def _number(text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got {text!r}")
+    return value
+
+
+def seconds(text: str) -> float:
+    return _number(text, 0, 1e6)
+
+
+def percent(text: str) -> float:
+    return _number(text, 0, 100)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def label(text: str) -> tuple[str, str]:
+    name, value = _pair(text)
+    return type_name(name), value
+
+
+def measurement(text: str) -> tuple[str, float]:
+    name, value = _pair(text)
+    return _measure_name(name), _number(value, -1e308, 1e308)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
