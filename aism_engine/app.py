@@ -43,6 +43,7 @@ from aism_engine.services.intake import Limits
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
 from aism_engine.services.reaper import Reaper
+from aism_engine.services.reconciler import Reconciler
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.services.witness import Witness
@@ -237,6 +238,7 @@ class Engine:
             errands,
             courier,
             timekeeper,
+            Reconciler(context),
             reaper,
             self._census,
             witness,

@@ -227,6 +227,7 @@ class Lookups(Struct):
     """The dead letters that are to be replayed, by their ids in the stream."""
     unread: dict[str, int] = field(default_factory=dict)
     """How many messages an agent has not read, or is not let have yet."""
+    groups: dict[str, Group] = field(default_factory=dict)
 
 
 _ENDED: Final = 4096
@@ -400,6 +401,7 @@ class Draft:
 
     def add_command(self, command: Command) -> None:
         self._commands[command.command_id] = command
+        self._turn = max(self._turn, command.turn)
         self.file(command)
 
     def file(self, command: Command) -> None:

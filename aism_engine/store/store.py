@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from aism_engine.clock import Clock
 from aism_engine.errors import ServerUnavailableError
@@ -171,6 +172,37 @@ class Store:
             (command_id, _command(command_id, values)) for command_id, values in zip(command_ids, replies, strict=True)
         )
         return {command_id: command for command_id, command in found if command is not None}
+
+    async def groups(self, group_ids: Collection[str]) -> dict[str, Group]:
+        """Read the records of groups; one that is damaged is as good as none."""
+        if not group_ids:
+            return {}
+        replies = await self._records(map(self.keys.group, group_ids), GROUP_FIELDS)
+        found = ((group_id, _group(group_id, values)) for group_id, values in zip(group_ids, replies, strict=True))
+        return {group_id: group for group_id, group in found if group is not None}
+
+    async def strays(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
+        """Walk over all keys, for the commands and groups that are open and have no deadline; a cursor of 0 begins, and
+        ends, the walk. Raises ServerUnavailableError, `noperm`, also where the server has no SCAN.
+        """
+        keys = self.keys
+        command, group = keys.command("").encode(), keys.group("").encode()
+        try:
+            with naming_outages():
+                cursor, page = await self._client.scan(cursor, match=f"{keys.prefix}:engine:*", count=chunk)
+        except ResponseError as error:
+            raise ServerUnavailableError("noperm", str(error)) from error
+        with naming_outages():
+            found = [("command", _text(key[len(command) :])) for key in page if key.startswith(command)]
+            found += [("group", _text(key[len(group) :])) for key in page if key.startswith(group)]
+            if not found:
+                return int(cursor), set(), set()
+            scores = await self._client.zmscore(keys.deadlines, [f"{kind}:{name}" for kind, name in found])
+        lost = [each for each, score in zip(found, scores, strict=True) if score is None]
+        ends = await self._records((getattr(keys, kind)(name) for kind, name in lost), ["ended_at"])
+        still_open = {each for each, (ended_at,) in zip(lost, ends, strict=True) if not ended_at}
+        commands, groups = ({name for kind, name in still_open if kind == wanted} for wanted in ("command", "group"))
+        return int(cursor), commands, groups
 
     async def bodies(self, command_ids: Sequence[str], most_bytes: int) -> dict[str, bytes]:
         """Read what was pushed for the first of these commands, as many as fit: each may be a message of the largest

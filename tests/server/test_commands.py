@@ -11,9 +11,12 @@ from typing import Any, Final
 
 import pytest
 
+from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
 from tests.chaos.engines import EngineProcess
 from tests.support.engine import Reader, Running, eventually, plain_client, running_engine
+from tests.support.server import test_server_binary
 
 WORKER: Final = "w-0"
 QUICK: Final[dict[str, object]] = {
@@ -421,3 +424,35 @@ async def test_who_registered_before_a_selector_was_asked_for_is_meant_by_it(sho
         await shop.call("LPUSH", ask, json.dumps(request))
         await shop.call("PUBLISH", shop.keys.requests, "")
         assert (await shop.replied(kind))["ok"] is True
+
+
+@pytest.mark.parametrize("by", ["the same engine", "the next"])
+async def test_what_has_lost_its_deadline_is_found_by_its_record(
+    server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """A command ends when its time is over though the index has lost it, and so does the group that it is of."""
+    monkeypatch.setattr(Reconciler, "wait", lambda _: asyncio.sleep(0.02))
+    async with open_shop(server, prefix) as shop:
+        await shop.hire(WORKER)
+        await shop.call("LPUSH", shop.keys.commands(WORKER), "{}")  # so that nothing of it is taken for delivered
+        options = {"ttl": 1.5}
+        await shop.request("all", "send", select="type=worker", command={"type": "work"}, options=options)
+        await shop.becomes(f"all.{WORKER}", "queued")
+        if by == "the same engine":
+            await shop.call("DEL", shop.keys.deadlines)
+            await shop.becomes(f"all.{WORKER}", "expired")
+    if by == "the next":
+        async with plain_client(server) as client:
+            await client.delete(Keys(prefix).deadlines)
+        async with open_shop(server, prefix) as shop:
+            await shop.becomes(f"all.{WORKER}", "expired")
+            group = await shop.call("HGET", shop.keys.group("all"), "ended_at")
+            assert group
+
+
+async def test_an_engine_without_the_right_to_walk_over_the_keys_works_all_the_same(prefix: str) -> None:
+    """Some servers do not have SCAN: then what has lost its deadline is not found, and nothing else is missing."""
+    with EmbeddedServer(test_server_binary(), extra=("--rename-command", "SCAN", "")) as server:
+        async with open_shop(server, prefix) as shop:
+            await shop.hire(WORKER)
+            assert (await shop.send("c1"))["ok"] is True

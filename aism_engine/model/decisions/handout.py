@@ -44,6 +44,7 @@ def decide_deliveries(draft: Draft, rules: Rules, agent_id: str, head: bytes, un
     if agent is None:
         return decision
     there = [command for each in agent.queued if (command := draft.command(each)) and command.turn <= until]
+    there.sort(key=lambda command: command.turn)  # one that was found again was filed last
     oldest = command_id_of(head) if head else None
     ids = [command.command_id for command in there]
     taken = there if not head else there[: ids.index(oldest)] if oldest in ids else []
