@@ -59,7 +59,7 @@ class View(Struct, frozen=True, kw_only=True):
 
     def lasted(self, *instants: float) -> float:
         """Give for how long nothing has changed since the last of these, as far as we could have seen it."""
-        return self.heard_until - max(self.watched_from, *instants)
+        return self.heard_until - max((self.watched_from, *instants))
 
     @property
     def says(self) -> str | None:
@@ -185,24 +185,27 @@ def two_voices(view: View, limits: Thresholds) -> Judgement:
     """Two processes speak under its id: instances that take turns, or heartbeats of two clocks that do. A restart
     changes from one to the other and never back.
     """
-    deeds, beats = view.deeds, view.beats
+    returned, turned = view.deeds.returns, view.beats.turns if view.beats else ()
+    if not returned and not turned:  # as of nearly everybody
+        return Refuted("one voice alone is heard") if view.lasted() >= limits.quiet_after_s else None
     from_s = max(view.watched_from, view.heard_until - limits.quiet_after_s)
-    returns = [at for at in deeds.returns if at >= from_s]
+    returns = [at for at in returned if at >= from_s]
     if len(returns) >= limits.instance_turns:
+        instances = [view.deeds.instance, view.deeds.former[-1]]
         return Finding(
-            reason=f"its instances {deeds.instance} and {deeds.former[-1]} speak in turns",
+            reason=f"its instances {' and '.join(instances)} speak in turns",
             confidence="certain",
-            declared={"instances": [deeds.instance, deeds.former[-1]]},
+            declared={"instances": instances},
             measured={"turns": len(returns), "last_at": iso(returns[-1])},
         )
-    turns = [at for at in beats.turns if at >= from_s] if beats else []
+    turns = [at for at in turned if at >= from_s]
     if len(turns) >= limits.clock_turns:
         return Finding(
             reason="its heartbeats come from two clocks in turns",
             confidence="likely",
             measured={"turns": len(turns), "last_at": iso(turns[-1])},
         )
-    last = max(deeds.returns[-1:] + (beats.turns[-1:] if beats else ()), default=0.0)
+    last = max(*returned[-1:], *turned[-1:], 0.0)
     return Refuted("one voice alone is heard") if view.lasted(last) >= limits.quiet_after_s else None
 
 

@@ -24,6 +24,8 @@ _TYPES = 50
 grow without end. The others are together `other`.
 """
 
+_NOTHING = Deeds()
+
 
 class Witness(Service):
     """Looks at so many agents at a time, in turns, so that its cost does not grow with the fleet: the round does."""
@@ -86,7 +88,7 @@ class Witness(Service):
         doubted = [agent.agent_id for agent in agents if self._is_news(fleet, agent, sight)]
         decisions = await self._commit(fleet, doubted, sight) if doubted else []
         for agent_id in agent_ids:
-            if (agent := fleet.agents.get(agent_id)) is not None:
+            if (agent := fleet.agents.get(agent_id)) is not None and agent.divergences:
                 self._open.update((rule, agent.type) for rule in agent.divergences)
         return decisions
 
@@ -95,7 +97,7 @@ class Witness(Service):
         return agent.since if is_absent else 0.0
 
     def _is_news(self, fleet: Fleet, agent: Agent, sight: Sight) -> bool:
-        deeds = fleet.deeds.get(agent.agent_id) or Deeds()
+        deeds = fleet.deeds.get(agent.agent_id, _NOTHING)
         view = view_of(agent, deeds, sight, self._clocks.of(agent.agent_id))
         return next(news(view, self._rules.divergence), None) is not None
 
