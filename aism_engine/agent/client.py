@@ -45,7 +45,11 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AgentClient:
-    """Speaks for one agent. Messages that are given `reply=True` wait for the engine's answer; others return None."""
+    """Speaks for one agent. Messages that are given `reply=True` wait for the engine's answer; others return None.
+
+    `instance` names the process that *is* the agent, a new one at each start: then a second one under the same id is
+    noticed. What merely speaks for it now and then, as a tool in its shell does, gives none.
+    """
 
     def __init__(
         self,
@@ -54,11 +58,13 @@ class AgentClient:
         url: str = "redis://127.0.0.1:6379/0",
         prefix: str = "aism",
         answer_timeout_s: float = 30,
+        instance: str | None = None,
     ) -> None:
         if not is_identifier(agent_id):
             raise ValueError(f"{agent_id!r} is no agent id: letters, digits, `.`, `_` and `-`, at most 128 of them")
         self.agent_id = agent_id
         self._answer_timeout_s = answer_timeout_s
+        self._instance = instance
         self._keys = Keys(prefix)
         self._client = connect_url(url, "agent")
 
@@ -181,6 +187,8 @@ class AgentClient:
             message["command_id"] = command_id
         if reply:
             message["reply"] = True
+        if self._instance is not None:
+            message["instance"] = self._instance
         body = msgspec.json.encode(message)
         decode_response(body)  # what the engine would bury shall not leave the house
         await self._insist(lambda: self._push(body))

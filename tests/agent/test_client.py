@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from aism_engine.agent.client import AgentClient, MalformedError
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.engine import Running, running_engine
+from tests.support.engine import Running, eventually, running_engine
 
 AGENT = "scribe-1"
 
@@ -168,3 +168,28 @@ async def test_a_cancellation_is_never_lost(server: EmbeddedServer, prefix: str)
             _, pending = await asyncio.wait([saying], timeout=5)
             assert (turns, pending) == (turns, set())
             assert saying.cancelled()
+
+
+async def test_two_processes_under_one_id_are_noticed_and_a_tool_beside_one_is_not(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """Each says which instance it is; what speaks for the agent now and then says nothing of the kind."""
+
+    def client(instance: str | None) -> AgentClient:
+        return AgentClient(AGENT, url=server.url, prefix=prefix, answer_timeout_s=5, instance=instance)
+
+    async with (
+        running_engine(server, prefix, divergence__interval=0.02) as engine,
+        client("one") as one,
+        client("two") as two,
+        client(None) as tool,
+    ):
+        for _ in range(5):
+            await one.measure({"x": 1}, reply=True)
+            await tool.measure({"x": 2}, reply=True)
+        await two.measure({"x": 3}, reply=True)
+        assert await engine.audit("divergence_opened") == []
+        for speaker in (one, two, one):
+            await speaker.measure({"x": 4}, reply=True)
+        (found,) = await eventually(lambda: engine.audit("divergence_opened"))
+        assert (found["code"], found["details"]["confidence"]) == ("two_voices", "certain")
