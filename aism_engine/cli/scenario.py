@@ -14,7 +14,7 @@ from aism_engine.cli.exits import Exit, RefusedError
 from aism_engine.cli.loop import run_to_end
 from aism_engine.cli.output import print_fields, print_json
 from aism_engine.runtime import signals
-from aism_engine.scenarios import coordination, ping_pong
+from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
 from aism_engine.scenarios.stage import Outcome
 
 
@@ -23,16 +23,20 @@ class Name(StrEnum):
 
     PING_PONG = "ping-pong"
     COORDINATION = "coordination"
+    BYZANTINE = "byzantine"
+    CONTEXT_PRESSURE = "context-pressure"
 
 
 _PLAYS: Final[Mapping[Name, Callable[[], Coroutine[None, None, Outcome]]]] = {
     Name.PING_PONG: ping_pong.play,
     Name.COORDINATION: coordination.play,
+    Name.BYZANTINE: byzantine.play,
+    Name.CONTEXT_PRESSURE: context_pressure.play,
 }
 
 
 def scenario(
-    name: Annotated[Name, typer.Argument(metavar="NAME", show_default=False, help="ping-pong or coordination.")],
+    name: Annotated[Name, typer.Argument(metavar="NAME", show_default=False, help="Which one: see above.")],
     *,
     json: options.Json = False,
 ) -> Exit:
@@ -41,6 +45,8 @@ def scenario(
     \b
     ping-pong         two agents alternate 1,000 increments, by nothing but their states
     coordination      three count to 100 together while one is killed half way
+    byzantine         one of ten says that it works, and does not
+    context-pressure  six agents distill their context when the engine tells them to
 
     The exit code is 1 where a figure is not what it should be. docs/scenarios.md tells how to read them.
 

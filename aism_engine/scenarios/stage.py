@@ -54,8 +54,11 @@ class Stage:
 
     def changes(self) -> Subscription:
         """Hear of changes of state: a hint, as all that is published; whoever waits for it looks at the keys too."""
+        return self.listen(self.keys.state_changes)
+
+    def listen(self, channel: str) -> Subscription:
         self._listening.append(connect_url(self.url, "scenario-pubsub"))
-        return Subscription(self._listening[-1], [self.keys.state_changes])
+        return Subscription(self._listening[-1], [channel])
 
     async def states(self, *agent_ids: str) -> list[str]:
         found = await self.client.mget([self.keys.state(agent_id) for agent_id in agent_ids])

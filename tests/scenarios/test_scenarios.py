@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aism_engine.scenarios import coordination, ping_pong
+from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
 
 MACHINES = Path("aism_engine/scenarios/machines")
 
@@ -36,3 +36,23 @@ async def test_where_there_is_room_for_all_they_collide() -> None:
     figures = await coordination.play()
     assert figures.collisions > 0
     assert not figures.holds
+
+
+async def test_one_that_does_not_do_what_it_says_is_found_and_nobody_else() -> None:
+    """Honest agents that are slow, quiet, or only measure are not doubted."""
+    figures = await byzantine.play()
+    assert (figures.detected, figures.false_accusations, figures.holds) == (1, 0, True)
+    assert figures.detection_s is not None
+
+
+async def test_who_heeds_the_engine_never_overflows() -> None:
+    """Each distills as often as it is told to, which is whenever its context is too large."""
+    figures = await context_pressure.play()
+    assert (figures.overflows, figures.distillations, figures.holds) == (0, 18, True)
+    assert context_pressure.LIMIT < figures.peak < context_pressure.OVERFLOW
+
+
+async def test_who_does_not_heed_it_overflows() -> None:
+    """The engine advises, and does not act; the figures tell."""
+    figures = await context_pressure.play(heeding=False)
+    assert (figures.overflows, figures.distillations, figures.holds) == (6, 0, False)
