@@ -1,5 +1,6 @@
 """`aism-engine send`: give an agent a command, or all those that fit."""
 
+import re
 import time
 from typing import Annotated, Any, Final
 
@@ -19,6 +20,7 @@ from aism_engine.model.selector import Selector
 from aism_engine.store.operator import Operator
 
 _WAIT_S: Final = 10.0
+_QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
 
 
 def send(  # noqa: PLR0913  each is a flag
@@ -76,6 +78,8 @@ def send(  # noqa: PLR0913  each is a flag
     target, kind = _target(words, select, any_=any_)
     if request_id is not None and not is_identifier(request_id):
         raise typer.BadParameter(f"--id: {request_id!r} {_NO_NAME}")
+    if quorum is not None:
+        _check_quorum(quorum, select, any_=any_)
     if at is not None and in_ is not None:
         raise typer.BadParameter("--at and --in exclude each other")
     durations = {"ttl": ttl, "ack_timeout": ack_timeout, "timeout": timeout, "start_in": in_}
@@ -129,6 +133,13 @@ def _target(words: list[str], selector: str | None, *, any_: bool) -> tuple[dict
             raise typer.BadParameter(f"AGENT: {words[0]!r} {_NO_NAME}")
         return {"agent_id": words[0]}, kind
     return selected(selector) | ({"any": True} if any_ else {}), kind
+
+
+def _check_quorum(quorum: str, selector: str | None, *, any_: bool) -> None:
+    if selector is None or any_:
+        raise typer.BadParameter("--quorum needs --select, and not --any: how many of whom?")
+    if not _QUORUM.match(quorum):
+        raise typer.BadParameter(f"--quorum: expected a number or a share, like 3 or 80%, got {quorum!r}")
 
 
 def selected(selector: str) -> dict[str, Any]:

@@ -90,7 +90,9 @@ async def test_any_gives_it_to_whoever_has_the_least_to_do(fleet: Call) -> None:
         (["w-0", "work", "--in", "0"], 64, "--in: expected more than 0"),
         (["w-0", "work", "--at", "noon"], 64, "--at: expected a time like"),
         (["w-0", "work", "--in", "1m", "--at", "2030-01-01T00:00:00Z"], 64, "exclude each other"),
-        (["w-0", "work", "--quorum", "2"], 1, "a `quorum` needs a `select` of many"),
+        (["w-0", "work", "--quorum", "2"], 64, "--quorum needs --select"),
+        (["--select", "type=worker", "--any", "work", "--quorum", "2"], 64, "and not --any"),
+        (["--select", "type=worker", "work", "--quorum", "most"], 64, "--quorum: expected a number or a share"),
         (["--select", "type=worker", "work", "--quorum", "4"], 1, "there are 3 targets"),
     ],
 )
