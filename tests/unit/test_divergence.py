@@ -326,17 +326,31 @@ def test_the_gap_before_a_registration_is_no_lie() -> None:
 _PAUSES = st.lists(st.floats(0, 5000), min_size=1, max_size=40)
 
 
-@given(st.floats(-1e6, 1e6), st.lists(st.tuples(st.floats(0.01, 5000), st.floats(0, 5000)), max_size=60))
-def test_one_clock_is_never_taken_for_two(offset_s: float, pauses: list[tuple[float, float]]) -> None:
-    """Whatever it shows, however long its agent pauses between beats, and however late and seldom we look."""
+_LOOK = st.tuples(st.floats(0.01, 5000), st.floats(0, 5000), st.floats(0, 5000))
+
+
+@given(st.floats(-1e6, 1e6), st.lists(_LOOK, max_size=60))
+def test_one_clock_is_never_taken_for_two(offset_s: float, looks: list[tuple[float, float, float]]) -> None:
+    """Whatever it shows, however long its agent pauses, however late we look, and however long that takes."""
     clocks, now = Clocks(10.0), NOW
-    for beat_after_s, look_after_s in pauses:
+    for beat_after_s, ask_after_s, answer_after_s in looks:
         now += beat_after_s
-        score, asked_at = now + offset_s, now
-        now += look_after_s
+        score, asked_at = now + offset_s, now + ask_after_s
+        now = asked_at + answer_after_s
         clocks.look("a", score, asked_at, now)
     beats = clocks.of("a")
     assert beats is None or beats.turns == ()
+
+
+def test_a_beat_from_before_its_absence_is_none_in_it() -> None:
+    """What has moved since a look that lies before the declaration may have moved before it, too."""
+    clocks = Clocks(10.0)
+    for score, looked_at, absent_since in ((1.0, 100.0, 0.0), (2.0, 110.0, 105.0)):
+        clocks.look("a", score, looked_at, looked_at, absent_since)
+    assert (beats := clocks.of("a")) is not None
+    assert beats.beating is None
+    clocks.look("a", 3.0, 120.0, 120.0, 105.0)
+    assert beats.beating == (120.0, 110.0)
 
 
 @given(st.floats(100, 1e6), st.booleans(), st.floats(0.5, 5))

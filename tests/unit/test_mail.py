@@ -27,6 +27,10 @@ to = ["later", "shut"]
 
 [states.later]
 accepts_messages = "later"
+to = ["open", "shut", "busy"]
+
+[states.busy]
+accepts_messages = "later"
 to = ["open", "shut"]
 
 [states.shut]
@@ -84,7 +88,8 @@ def test_a_message_waits_where_it_is_accepted_later() -> None:
     for content in (1, 2, 3):
         assert talk.tell("a", "b", content).outcome == "applied"
     assert (talk.inbox("b"), talk.records["b"]["mail_waiting"]) == ([], "3")
-    talk.go("b", "shut")
+    for state in ("busy", "shut"):
+        talk.go("b", state)
     assert (talk.inbox("b"), talk.reloaded().agents["b"].mail_waiting) == ([], 3)
     talk.fleet = talk.reloaded()
     talk.go("b", "open")
@@ -218,5 +223,6 @@ def test_what_is_counted_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk()
     for number in range(10):
         talk.tell("a", "b", thread=f"t{number}")
-    assert [place for place, _ in talk.fleet.traffic.hops] == ["t6", "t7", "t8", "t9"]
+        talk.tell("a", "b", thread="t0")
+    assert [place for place, _ in talk.fleet.traffic.hops] == ["t7", "t8", "t9", "t0"]
     assert talk.fleet.traffic.buckets.keys() == {("a", "b")}
