@@ -60,7 +60,7 @@ class Witness(Service):
         if not self._round:
             self._show()
         self._worked(began, decisions)
-        self._looked_at = self._clock.monotonic()
+        self._looked_at = began  # a step in which we stood still was a blind one, too
         return False
 
     async def wait(self) -> None:

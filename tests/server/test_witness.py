@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from aism_engine.model.divergence import RULES
+from aism_engine.services.witness import Witness
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
 
@@ -121,3 +122,28 @@ async def test_a_divergence_is_told_of_outlives_its_engine_and_closes(
         assert (await engine.record("a"))["divergences"] == ""
         await eventually(lambda: engine.metric("aism_divergences_open", rule=rule, type="scribe") == 0)
         assert [fact["code"] for fact in await opened()] == [rule]
+
+
+async def test_a_blind_spell_gives_everybody_the_full_grace_again(server: EmbeddedServer, prefix: str) -> None:
+    """However long an agent was idle while we did not look: only what we saw since then counts."""
+    after_s = 0.3
+    async with running_engine(
+        server, prefix, divergence__interval=1000.0, divergence__idle_evidence_after=after_s
+    ) as engine:
+        store = engine.engine.store
+        witness = next(part for part in engine.engine.components if isinstance(part, Witness))
+
+        async def looks_after(seconds: float) -> list[dict[str, Any]]:
+            began = store.now
+            await eventually(lambda: store.now >= began + seconds)
+            await witness.run_once()
+            return await engine.audit("divergence_opened")
+
+        await speak(engine, "register", {"type": "scribe"})
+        await enter(engine, "inbox", "deep_work")
+        await eventually(lambda: engine.audit("state_changed", agent_id="a"))
+        assert await looks_after(0.0) == []
+        witness._looked_at = float("-inf")
+        assert await looks_after(2 * after_s) == []
+        (found,) = await looks_after(2 * after_s)
+        assert found["code"] == "idle_at_work"
