@@ -37,6 +37,10 @@ def seconds(text: str) -> float:
     return _number(text, 0, 1e6)
 
 
+def count(text: str) -> int:
+    return int(_number(text, 1, 10_000))
+
+
 def percent(text: str) -> float:
     return _number(text, 0, 100)
 

@@ -10,7 +10,7 @@ not understand; those that wait for an answer raise `TimeoutError` when none com
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -32,6 +32,10 @@ _PAUSES_S: Final = (0.05, 0.2, 0.5)
 """Before each further attempt at what may be done twice: long enough for a connection that broke, not for an outage."""
 _SLICE_S: Final = 2.0
 """Of a blocking pop: less than the socket's timeout, or a long wait would look like an outage."""
+
+
+_LOOKED_AT: Final = 64
+"""The newest commands of our list that are searched for one that calls another off: an arbitrary number."""
 
 
 class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,6 +127,20 @@ class AgentClient:
             elif left_s <= _SLICE_S:
                 return None
 
+    async def called_off(self, command_ids: Collection[str]) -> set[str]:
+        """Take the `cancel` commands for any of these out of our list, wherever they lie in it."""
+        key, found = self._keys.commands(self.agent_id), set[str]()
+        with naming_outages():
+            for raw in await self._client.lrange(key, 0, _LOOKED_AT - 1):
+                try:
+                    command = _decode(raw, Command)
+                except msgspec.MsgspecError:
+                    continue
+                about = str(command.payload.get("command_id"))
+                if command.type == "cancel" and about in command_ids and await self._client.lrem(key, 1, raw):
+                    found.add(about)
+        return found
+
     async def ack(self, command_id: str, *, reply: bool = False) -> Answer | None:
         """Say that we have the command and will see to it."""
         return await self._say("ack", {}, command_id, reply=reply)
@@ -172,12 +190,12 @@ class AgentClient:
 
     # --- the wire -----------------------------------------------------------------------------------------------------
 
-    async def _say(
-        self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool
-    ) -> Answer | None:
-        message_id = str(uuid_utils.uuid7())
+    def compose(
+        self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool = False
+    ) -> bytes:
+        """Build a message. What the engine would bury shall not leave the house: MalformedError."""
         message: dict[str, Any] = {
-            "id": message_id,
+            "id": str(uuid_utils.uuid7()),
             "type": kind,
             "agent_id": self.agent_id,
             "payload": {name: value for name, value in payload.items() if value is not None},
@@ -190,15 +208,23 @@ class AgentClient:
         if self._instance is not None:
             message["instance"] = self._instance
         body = msgspec.json.encode(message)
-        decode_response(body)  # what the engine would bury shall not leave the house
-        await self._insist(lambda: self._push(body))
-        return await self._answer(message_id) if reply else None
+        decode_response(body)
+        return body
 
-    async def _push(self, body: bytes) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.lpush(self._keys.response_queue, body)
-        pipeline.publish(self._keys.responses, body)
-        await pipeline.execute()
+    async def push(self, bodies: Sequence[bytes]) -> None:
+        """Push messages, the first one first. To push them again does no harm: the engine knows their ids."""
+        with naming_outages():
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.lpush(self._keys.response_queue, *bodies)
+            pipeline.publish(self._keys.responses, bodies[-1])
+            await pipeline.execute()
+
+    async def _say(
+        self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool
+    ) -> Answer | None:
+        body = self.compose(kind, payload, command_id, reply=reply)
+        await self._insist(lambda: self.push([body]))
+        return await self._answer(msgspec.json.decode(body)["id"]) if reply else None
 
     async def _answer(self, message_id: str) -> Answer:
         key = self._keys.agent_reply(self.agent_id, message_id)

@@ -98,10 +98,29 @@ def _state(client: ThinClient, _: argparse.Namespace) -> dict[str, Any]:
     return {"agent_id": client.agent_id, "state": client.state()}
 
 
+def _run_executable(client: ThinClient, o: argparse.Namespace) -> dict[str, Any]:
+    from aism_engine.agent.agent import Agent  # noqa: PLC0415  slow to import, and this call lives long
+    from aism_engine.agent.run import run  # noqa: PLC0415
+
+    program = o.program[1:] if o.program[:1] == ["--"] else o.program
+    if not program:
+        raise ValueError("what shall be run? aism run --type builder -- make -s report")
+    agent = Agent(
+        client.agent_id,
+        type=o.type,
+        labels=dict(o.label),
+        url=o.redis,
+        prefix=o.prefix,
+        concurrency=o.concurrency,
+    )
+    return run(agent, program, timeout_s=o.limit)
+
+
 _CALLS: Final[dict[str, Call]] = {
     "register": _register,
     "heartbeat": _heartbeat,
     "whoami": _state,
+    "run": _run_executable,
     "goodbye": _says("goodbye", "reason"),
     "measure": lambda client, o: client.say("measurement", dict(o.values), None, o.timeout),
     "current": _state,
@@ -146,7 +165,14 @@ def _parser() -> argparse.ArgumentParser:
     measure = _command(commands, "measure", "report figures: aism measure context_used=0.7")
     measure.add_argument("values", metavar="NAME=VALUE", type=args.measurement, nargs="+")
     _command(commands, "goodbye", "leave in order").add_argument("--reason", metavar="TEXT")
+    _add_state(commands)
+    _add_messages(commands)
+    _add_commands(commands)
+    _add_run(commands)
+    return parser
 
+
+def _add_state(commands: "argparse._SubParsersAction[Any]") -> None:
     states = _commands(commands.add_parser("state", help="read or declare your state", epilog=_EXIT_CODES))
     _command(states, "current", "print the state the engine holds you to be in")
     transition = _command(states, "transition", "declare a new state: aism state transition deep_work")
@@ -154,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     transition.add_argument("--context", metavar="JSON", type=args.json_object, default={})
     transition.add_argument("--reason", metavar="TEXT")
 
+
+def _add_messages(commands: "argparse._SubParsersAction[Any]") -> None:
     inbox = _command(commands, "inbox", "take the next message of another agent: aism inbox --wait 60")
     inbox.add_argument("--wait", metavar="S", type=args.seconds, default=0.0, help="longest wait (0: only look)")
     messages = _commands(commands.add_parser("message", help="write to other agents", epilog=_EXIT_CODES))
@@ -162,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("content", metavar="TEXT")
     send.add_argument("--thread", dest="thread_id", metavar="ID", type=args.identifier, help="what it belongs to")
 
+
+def _add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     given = _commands(commands.add_parser("command", help="take commands and answer them", epilog=_EXIT_CODES))
     take = _command(given, "next", "take the next command: aism command next --wait 60")
     take.add_argument("--wait", metavar="S", type=args.seconds, default=0.0, help="longest wait (0: only look)")
@@ -178,7 +208,16 @@ def _parser() -> argparse.ArgumentParser:
     fail.add_argument("--code", required=True, type=args.type_name)
     fail.add_argument("--message", metavar="TEXT")
     fail.add_argument("--final", dest="retryable", action="store_const", const=False, help="to try again is no use")
-    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[Any]") -> None:
+    text = "let a program do your commands: aism run --type builder -- ./build.sh"
+    run = _command(commands, "run", text)
+    run.add_argument("--type", required=True, type=args.type_name, help="what kind of agent you are")
+    run.add_argument("--label", metavar="NAME=VALUE", type=args.label, action="append", default=[])
+    run.add_argument("--concurrency", metavar="N", type=args.count, default=1, help="commands at a time (1)")
+    run.add_argument("--limit", metavar="S", type=args.seconds, help="end the program after so many seconds")
+    run.add_argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER)
 
 
 def _commands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[Any]":

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from aism_engine.errors import ConfigError, ServerUnavailableError
+from aism_engine.leash import leashed
 
 _HOST = "127.0.0.1"
 _LOG = "server.log"  # in the server's folder
@@ -28,21 +28,6 @@ _LOG_LINES = 20  # of it in an error
 _PORT_ATTEMPTS = 5  # arbitrary: each is lost only if somebody takes the port between our look and the server's bind
 _ASK_EVERY_S = 0.005
 _END_WITHIN_S = 3.0  # then by force; `aism-engine dev` promises to be gone within 5 s
-
-# Becomes the server: same process, same id. A `preexec_fn` could do this without an interpreter of its own, but is not
-# safe where there are threads, and warns of it from Python 3.12 on.
-_LEASH = """
-import ctypes, os, sys
-parent, *command = sys.argv[1:]
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-if os.getppid() != int(parent):
-    sys.exit("the parent has died before its server could start")
-try:
-    os.execv(command[0], command)
-except OSError as error:
-    sys.exit(f"cannot execute {command[0]}: {error}")
-"""
 
 
 def bundled_binary() -> Path:
@@ -164,7 +149,7 @@ class EmbeddedServer:
         with (folder / _LOG).open("ab") as log:
             length = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *server],
+                leashed(server),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -54,15 +54,15 @@ async def test_a_push_that_is_not_confirmed_is_pushed_again_and_counts_once(
     engine: Running, agent: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second copy has the same id, so the engine applies one of them."""
-    push, pushed = agent._push, list[bytes]()
+    push, pushed = agent.push, list[bytes]()
 
-    async def push_and_lose_the_first_reply(body: bytes) -> None:
-        await push(body)
-        pushed.append(body)
+    async def push_and_lose_the_first_reply(bodies: Sequence[bytes]) -> None:
+        await push(bodies)
+        pushed.extend(bodies)
         if len(pushed) == 1:
             raise ServerUnavailableError("connection", "lost")
 
-    monkeypatch.setattr(agent, "_push", push_and_lose_the_first_reply)
+    monkeypatch.setattr(agent, "push", push_and_lose_the_first_reply)
     answer = await agent.register("scribe")
     assert answer is not None
     assert (answer.ok, answer.state) == (True, "bootstrap")

@@ -46,20 +46,39 @@ async def outcome(engine: Running, kind: str, **payload: Any) -> tuple[str, str]
 
 
 @pytest.mark.parametrize(
-    ("program", "work", "result"),
+    ("program", "work", "result", "target"),
     [
         pytest.param(
             ["bash", "bare_agent.sh"],
             ("greet", {"name": "Ada"}),
             '{"done":"greet"}',
+            "deep_work",
             marks=pytest.mark.skipif(shutil.which("redis-cli") is None, reason="needs redis-cli"),
             id="bare_agent.sh",
         ),
-        pytest.param([sys.executable, "agent.py"], ("count", {"text": "one two three"}), '{"words":3}', id="agent.py"),
+        pytest.param(
+            [sys.executable, "agent.py"],
+            ("count", {"text": "one two three"}),
+            '{"words":3}',
+            "deep_work",
+            id="agent.py",
+        ),
+        pytest.param(
+            [sys.executable, "reviewer.py"],
+            ("review", {"branch": "main"}),
+            '{"branch":"main","verdict":"good"}',
+            "inbox",
+            id="reviewer.py",
+        ),
     ],
 )
 async def test_an_example_takes_commands_and_answers_them(
-    engine: Running, server: EmbeddedServer, program: list[str], work: tuple[str, dict[str, Any]], result: str
+    engine: Running,
+    server: EmbeddedServer,
+    program: list[str],
+    work: tuple[str, dict[str, Any]],
+    result: str,
+    target: str,
 ) -> None:
     """It is met, works, fails where it should, and moves where it is told to."""
     environ = {**os.environ, "AISM_REDIS_URL": server.url}
@@ -69,8 +88,8 @@ async def test_an_example_takes_commands_and_answers_them(
         kind, payload = work
         assert await outcome(engine, kind, **payload) == ("succeeded", result)
         assert (await outcome(engine, "fail"))[0] == "failed"
-        assert (await outcome(engine, "state_transition", target="deep_work"))[0] == "succeeded"
-        assert await engine.state(AGENT) == "deep_work"
+        assert (await outcome(engine, "state_transition", target=target))[0] == "succeeded"
+        assert await engine.state(AGENT) == target
     finally:
         agent.terminate()
         agent.wait()

@@ -61,5 +61,5 @@ def test_clocks_that_drift_apart_are_followed(steps: list[tuple[float, float, fl
         server += passed_s * (1 + drift)
         reading(time, clock, server, took_s)
         assert time.jumped_s == 0
-        assert server - 1e-6 <= time.now <= server + took_s + 1e-6
+        assert server - 1e-3 <= time.now <= server + took_s + 1e-3
         server += took_s

@@ -1,0 +1,70 @@
+"""What docs/agents.md says can be done is done here, as it stands there."""
+
+import asyncio
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+from structlog.testing import capture_logs
+
+from aism_engine.store.embedded import EmbeddedServer
+from tests.docs.reading import DOCS
+from tests.support.engine import Running, eventually, running_engine
+
+PAGE = (DOCS / "agents.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def environ(server: EmbeddedServer, prefix: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("AISM_")}
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return {**ours, "PATH": path, "AISM_REDIS_URL": server.url, "AISM_REDIS__PREFIX": prefix}
+
+
+async def test_every_call_of_the_tool_works(server: EmbeddedServer, prefix: str) -> None:
+    """In order, as one script, which ends at the first that fails; what it has said has come true."""
+    with capture_logs():
+        async with running_engine(server, prefix) as engine:
+            shell = await asyncio.create_subprocess_exec(
+                *("bash", "-euc", blocks("sh")[0]), env=environ(server, prefix), stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await shell.communicate()
+            assert shell.returncode == 0, out
+            assert b"a note to myself" in out
+            assert (await engine.record("scribe-1"))["liveness"] == "left"
+
+
+async def test_the_python_example_works(server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
+    """It is a whole program: it registers, works, and fails where it says so."""
+    program = tmp_path / "reviewer.py"
+    program.write_text(blocks("python")[0])
+    with capture_logs():
+        async with running_engine(server, prefix) as engine:
+            agent = await asyncio.create_subprocess_exec(
+                *(sys.executable, str(program)), env=environ(server, prefix), stdout=asyncio.subprocess.DEVNULL
+            )
+            try:
+                await eventually(lambda: engine.audit("agent_registered"), 10)
+                assert await outcome(engine, "c1", branch="main") == ("succeeded", '{"verdict":"good"}')
+                assert await outcome(engine, "c2") == ("failed", "no_branch")
+            finally:
+                agent.terminate()
+                await agent.wait()
+
+
+async def outcome(engine: Running, command_id: str, **payload: str) -> tuple[str, str]:
+    request = {"agent_id": "reviewer-1", "command": {"type": "review", "payload": payload}}
+    await engine.ask({"id": command_id, "type": "send", "payload": request})
+    await eventually(partial(has_ended, engine, command_id), 10)
+    record = await engine.command(command_id)
+    return record["status"], record.get("result") or record["code"]
+
+
+async def has_ended(engine: Running, command_id: str) -> bool:
+    return "ended_at" in await engine.command(command_id)
