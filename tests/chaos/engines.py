@@ -12,6 +12,10 @@ from typing import Any, Final
 
 _PROGRAM: Final = (sys.executable, "-c", "from aism_engine.cli.main import main; main()", "run")
 _WORST: Final = frozenset({"error", "critical"})
+_UNKNOWN: Final = 255
+"""What asyncio says of a process that was reaped by another: `Popen.send_signal` polls it, and may be the first. An
+engine has no such exit code.
+"""
 
 
 class EngineProcess:
@@ -74,7 +78,7 @@ class EngineProcess:
             # One that had not begun yet has nobody who would hear a SIGTERM; another fault may have killed it
             # meanwhile.
             code = self._process.returncode if self._process is not None and self._began else 0
-            if code not in {0, -signal.SIGKILL}:
+            if code not in {0, -signal.SIGKILL, _UNKNOWN}:
                 self.complaints.append({"event": "ended badly", "engine": self.name, "code": code})
 
     def pause(self) -> None:
