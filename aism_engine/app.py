@@ -81,7 +81,7 @@ class Engine:
         """Build it all; ConfigError where a machine is wrong. `handlers` decide on responses of types beyond ours."""
         clock = clock or SystemClock()
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(names=settings.sampler.label_values)
         self.notifier = Notifier.from_environ(os.environ if environ is None else environ)
 
         # --- the fleet in Redis, and in memory

@@ -219,6 +219,9 @@ class SamplerSettings(Section, frozen=True):
     """Reads depths for the metrics."""
 
     interval: Annotated[Seconds, Meta(description="Seconds between samples")] = 5.0
+    label_values: Annotated[
+        Count, Meta(description="Types of agents, states and types of commands told apart; the rest is `other`")
+    ] = 50
     safety_interval: Annotated[
         Seconds, Meta(description="Seconds between looks at whether Redis can lose what it is given")
     ] = 300.0

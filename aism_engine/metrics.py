@@ -1,14 +1,23 @@
-"""What the engine tells Prometheus. No id is ever a label, and every label comes from a closed set."""
+"""What the engine tells Prometheus: the catalogue is docs/metrics.md, which a test compares with what is here.
+
+No id is ever a label. A label comes from a closed set, or is one of few names and `other`.
+"""
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from aism_engine import __version__
+from aism_engine.labels import Census, Few
+from aism_engine.model.commands import ENDED, Step
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.effects import Fact
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONG_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+"""For what agents do: they take their time."""
 _SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 FLEET_MODES: Final = ("normal", "partial", "full")
 
@@ -16,8 +25,11 @@ FLEET_MODES: Final = ("normal", "partial", "full")
 class Metrics:
     """All metrics of one engine, in a registry of their own, so that two engines can live in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, names: int = 50) -> None:
+        """`names` is how many types of agents, states and types of commands are told apart, each."""
         self.registry = CollectorRegistry()
+        types, states, self._command_types = Few(names), Few(names), Few(names)
+        any_rule = Few(names)  # a closed set, in truth
         r = self.registry
         ProcessCollector(registry=r)
         build = Gauge("aism_build_info", "The version that runs, as a label; always 1", ["version"], registry=r)
@@ -45,10 +57,41 @@ class Metrics:
 
         self.machine_reloads = Counter("aism_machine_reloads", "Machines read anew", ["outcome"], registry=r)
         self.depth = Gauge("aism_depth", "How many lie in a queue, a stream or an index", ["where"], registry=r)
+        self.oldest_response = Gauge(
+            "aism_oldest_response_seconds",
+            "The oldest unread response is at most so old; 0 where there is none",
+            registry=r,
+        )
         self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
+        self.silent = Gauge("aism_agents_silent", "Agents that are silent, and not lost yet", registry=r)
+        self.standing = Census(
+            Gauge("aism_agents_in_state", "Agents by type and state", ["type", "state"], registry=r), types, states
+        )
+        self.divergences = Census(
+            Gauge(
+                "aism_divergences_open", "Divergences that are open, of the last round", ["rule", "type"], registry=r
+            ),
+            any_rule,
+            types,
+        )
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
-        self.divergences = Gauge(
-            "aism_divergences_open", "Divergences that are open, of the last round", ["rule", "type"], registry=r
+        self.oldest_undelivered = Gauge(
+            "aism_oldest_undelivered_command_seconds",
+            "Since the oldest command that lies in a list was accepted",
+            registry=r,
+        )
+        self.command_steps = Counter(
+            "aism_command_steps", "Steps of commands, by the status reached", ["type", "status"], registry=r
+        )
+        self.step_seconds = Histogram(
+            "aism_command_step_seconds",
+            "From one status of a command to the next",
+            ["before", "after"],
+            buckets=_LONG_SECONDS,
+            registry=r,
+        )
+        self.command_seconds = Histogram(
+            "aism_command_seconds", "From acceptance to the end", ["outcome"], buckets=_LONG_SECONDS, registry=r
         )
         self.mode = Gauge("aism_fleet_mode", "1 for the mode of the fleet, else 0", ["mode"], registry=r)
 
@@ -81,13 +124,23 @@ class Metrics:
 
     # --- the observers that parts of the engine call ------------------------------------------------------------------
 
-    def committed(self, decisions: Iterable[object], facts: Iterable[object], seconds: float, code: str) -> None:
+    def committed(self, decisions: Sequence[Decision], facts: Iterable[Fact], seconds: float, code: str) -> None:
         """Count a commit, by the protocol of `store.writer.CommitObserver`."""
         self.commits.labels(code).inc()
         self.commit_seconds.observe(seconds)
-        self.commit_size.observe(len(list(decisions)))
-        for event, count in Tally(fact.event for fact in facts).items():  # type: ignore[attr-defined]
+        self.commit_size.observe(len(decisions))
+        for event, count in Tally(fact.event for fact in facts).items():
             self.facts.labels(event).inc(count)
+        for decision in decisions:
+            for step in decision.steps:
+                self._stepped(step)
+
+    def _stepped(self, step: Step) -> None:
+        self.command_steps.labels(self._command_types(step.type), step.after).inc()
+        if step.before and step.seconds is not None:
+            self.step_seconds.labels(step.before, step.after).observe(step.seconds)
+        if step.after in ENDED:
+            self.command_seconds.labels(step.after).observe(step.age_s)
 
     def refused(self, code: str) -> None:
         self.commits.labels(code).inc()

@@ -11,7 +11,7 @@ raises ValueError: whoever takes a step has asked `may_become` before.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 from zlib import crc32
 
 from msgspec import Struct
@@ -55,6 +55,18 @@ Place: TypeAlias = Literal["later", "waiting", "queued", "taken"]
 """Where an open command is: not yet due, waiting its turn, in the list of its agent, or with its agent."""
 
 
+class Step(NamedTuple):
+    """What a command went through, for the metrics: from which status to which, and how many seconds it took; None
+    where nobody remembers when it began. From `` it was accepted.
+    """
+
+    type: str
+    before: str
+    after: str
+    seconds: float | None
+    age_s: float
+
+
 class Command(Struct, kw_only=True):
     """What the engine has in mind of a command while it is open; the record in Redis holds the rest. Instants are unix
     seconds by Redis `TIME`.
@@ -82,6 +94,8 @@ class Command(Struct, kw_only=True):
     max_attempts: int = 5
     on_lost: OnLost = "hold"
     group_id: str | None = None
+    stepped_at: float = 0.0
+    """When it came to its status, as far as this engine saw that; 0 where it did not. It is no part of the record."""
 
     @property
     def open(self) -> bool:
@@ -112,6 +126,12 @@ class Command(Struct, kw_only=True):
     def given(self) -> bool:
         """Whether its agent can have it, or have had it."""
         return self.attempt > 0
+
+    def stepped(self, before: str, now: float) -> Step:
+        """Note that it has come to the status it has now."""
+        seconds = now - self.stepped_at if self.stepped_at else None
+        self.stepped_at = now
+        return Step(self.type, before, self.status.value, seconds, now - self.accepted_at)
 
     # --- its steps --------------------------------------------------------------------------------------------------
 

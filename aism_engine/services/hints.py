@@ -61,6 +61,11 @@ class Backlog:
         self.passed = float("-inf")
         """Everything that lay in the queue at this instant of the monotonic clock has been applied."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether something lay there at the last look that has not been applied yet."""
+        return self._mark is not None
+
     def seen(self, at: float, length: int) -> None:
         """Note that at this instant of the monotonic clock, so many lay in the queue."""
         if length == 0:

@@ -103,6 +103,7 @@ class Reaper(Service):
 
     def _tell(self, assessment: Assessment) -> None:
         self._context.metrics.set_mode(assessment.mode)
+        self._context.metrics.silent.set(assessment.silent)
         if assessment.mode != self._mode:
             self._mode = assessment.mode
             log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent)

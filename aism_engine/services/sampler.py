@@ -8,7 +8,7 @@ import structlog
 
 from aism_engine.model.doctor.findings import Severity
 from aism_engine.model.doctor.server import CODES, examine_server
-from aism_engine.model.fleet import Liveness
+from aism_engine.model.fleet import Fleet, Liveness
 from aism_engine.services.base import Context, Service
 from aism_engine.store.diagnosis import Diagnosis
 
@@ -48,7 +48,15 @@ class Sampler(Service):
         by_liveness = Counter(agent.liveness for agent in fleet.agents.values())
         for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
+        metrics.standing.show(
+            {
+                (kind or "unregistered", state): count
+                for state, kinds in fleet.occupants.items()
+                for kind, count in kinds.items()
+            }
+        )
         metrics.commands.set(len(fleet.commands))
+        self._tell_ages(fleet)
         self._tell(f"{self._context.leadership.role}; {len(fleet.agents)} agents, {len(fleet.commands)} open commands")
         if began - self._examined_at >= self._safety_interval_s:
             await self._examine()
@@ -70,6 +78,15 @@ class Sampler(Service):
         for code in sorted(self._dangers - dangers):
             log.info("redis_safe", code=code)
         self._dangers = dangers
+
+    def _tell_ages(self, fleet: Fleet) -> None:
+        """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""
+        metrics, leads = self._context.metrics, self._context.leadership.token is not None
+        unread_s = self._clock.monotonic() - self._context.backlog.passed
+        metrics.oldest_response.set(unread_s if leads and self._context.backlog.waits else 0)
+        waiting = (agent.queued[0] for each in fleet.queued if (agent := fleet.agents[each]).queued)
+        accepted = [command.accepted_at for each in waiting if (command := fleet.commands.get(each))]
+        metrics.oldest_undelivered.set(self._store.now - min(accepted) if leads and accepted else 0)
 
     async def _compare_clocks(self) -> None:
         """Keep our time beside the server's, also while standing by, and say where they part."""

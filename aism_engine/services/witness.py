@@ -19,10 +19,6 @@ log = structlog.get_logger(component="witness")
 
 _CHUNK = 1000
 """Agents judged without a break: some 10 ms of the loop."""
-_TYPES = 50
-"""Types of agents that the gauge tells apart, an arbitrary number: agents choose their types, and a label must not
-grow without end. The others are together `other`.
-"""
 
 _NOTHING = Deeds()
 
@@ -42,9 +38,7 @@ class Witness(Service):
         self._watched_from = 0.0
         self._round: list[str] = []
         """Who is still to be looked at before all are looked at again."""
-        self._open: Counter[tuple[str, str]] = Counter()
-        self._types: set[str] = set()
-        self._shown: set[tuple[str, str]] = set()
+        self._open: Counter[tuple[str, ...]] = Counter()
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
@@ -114,17 +108,8 @@ class Witness(Service):
 
     def _show(self) -> None:
         """Tell how many are open, now that all have been looked at."""
-        gauge = self._context.metrics.divergences
-        counted: Counter[tuple[str, str]] = Counter()
-        for (rule, kind), count in self._open.items():
-            if len(self._types) < _TYPES:
-                self._types.add(kind)
-            counted[rule, kind if kind in self._types else "other"] += count
-        self._shown |= counted.keys()
-        for labels in self._shown:
-            gauge.labels(*labels).set(counted[labels])
+        self._context.metrics.divergences.show(self._open)
         self._open = Counter()
 
     async def stand_by(self) -> None:
         self._context.metrics.divergences.clear()
-        self._shown.clear()

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 from aism_engine.model import effects as fx
 from aism_engine.model.codec import encode
-from aism_engine.model.commands import Command, OnLost, Status
+from aism_engine.model.commands import Command, OnLost, Status, Step
 from aism_engine.model.decisions import standing
 from aism_engine.model.divergence import Thresholds
 from aism_engine.model.evidence import Via
@@ -63,6 +63,8 @@ class Decision(Struct):
     outcome: Outcome = "applied"
     code: str = ""
     effects: list[fx.Effect] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    """Those of commands, for the metrics."""
 
 
 class StateChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -285,8 +287,10 @@ class Scope:
         **named: Any,  # noqa: ANN401
     ) -> None:
         """Take a step of a command's life: its record, its deadline and its agent follow."""
-        due_at = command.due_at
+        due_at, before = command.due_at, command.status
         fields: dict[str, Any] = step(*arguments, **named)
+        if command.status is not before:
+            self.decision.steps.append(command.stepped(before.value, self.draft.now))
         self.add(fx.SaveCommand(command.command_id, fields))
         if command.due_at != due_at:
             self.add(fx.SetDeadline(command.deadline, command.due_at))
@@ -314,7 +318,9 @@ class Scope:
             return
         if withdraw and command.status is Status.QUEUED:
             self.add(fx.WithdrawCommand(command.agent_id, command.command_id))
+        before = command.status
         ended: dict[str, Any] = {**command.end(status, self.draft.now), **fields}
+        self.decision.steps.append(command.stepped(before.value, self.draft.now))
         self.draft.file(command)
         self.add(fx.SaveCommand(command.command_id, ended, self.rules.retention_s))
         self.add(fx.ClearDeadline(command.deadline))

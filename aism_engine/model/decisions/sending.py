@@ -85,6 +85,7 @@ def accept(
         queued = command.queue(draft.now, command.turn)
         scope.add(fx.PushCommand(agent.agent_id, body))
     draft.add_command(command)
+    scope.decision.steps.append(command.stepped("", draft.now))
     contents = {"payload": encode(spec.payload), "body": body}
     scope.add(fx.SaveCommand(command_id, {**command.record(), **queued, **contents, **links}))
     scope.add(fx.SetDeadline(command.deadline, command.due_at))

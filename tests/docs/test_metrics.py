@@ -1,0 +1,74 @@
+"""docs/metrics.md is what is exported, and what is exported is bounded."""
+
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from aism_engine.labels import OTHER
+from aism_engine.metrics import Metrics
+from aism_engine.model.commands import Step
+from aism_engine.model.decisions.common import Decision
+from tests.docs.reading import DOCS, names
+
+PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
+NAMES = 50
+
+
+def exported() -> dict[str, tuple[str, tuple[str, ...], str]]:
+    """Give the type, the labels and the help of each metric of ours, by its name."""
+    collectors: list[Any] = [each for each in Metrics().registry._collector_to_names if hasattr(each, "_labelnames")]
+    return {
+        each._name + ("_total" if each._type == "counter" else ""): (
+            each._type,
+            tuple(each._labelnames),
+            each._documentation,
+        )
+        for each in collectors
+    }
+
+
+def test_the_page_is_what_is_exported() -> None:
+    """Each metric with its type, its labels and its meaning, and no other."""
+    rows = [line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| `aism_")]
+    told = {names(row[0])[0]: (row[1].strip(), names(row[2]), row[3].strip()) for row in rows}
+    assert told == exported()
+
+
+def test_names_are_as_prometheus_wants_them() -> None:
+    """One prefix, base units, no unit that is none, and no id among the labels."""
+    for name, (_, labels, _) in exported().items():
+        assert name.startswith("aism_")
+        assert not any(unit in name for unit in ("_ms", "_milli", "_minutes", "_hours", "_kb"))
+        assert {"id", "agent", "agent_id", "command", "command_id"} & set(labels) == set()
+
+
+@pytest.mark.parametrize("what", ["agents", "commands", "divergences"])
+def test_a_million_names_do_not_grow_it(what: str) -> None:
+    """Agents invent types and states, operators commands: past the bound all of them are one, and none is lost."""
+    metrics = Metrics(names=NAMES)
+    count = 100_000 if what == "commands" else 1_000_000
+    if what == "agents":
+        metrics.standing.show({(f"type-{n}", f"state-{n}"): 1 for n in range(count)})
+        shown = metrics.registry.get_sample_value("aism_agents_in_state", {"type": OTHER, "state": OTHER})
+    elif what == "divergences":
+        metrics.divergences.show({("never_acks", f"type-{n}"): 1 for n in range(count)})
+        shown = metrics.registry.get_sample_value("aism_divergences_open", {"rule": "never_acks", "type": OTHER})
+    else:
+        steps = [Step(f"type-{n}", "", "queued", None, 0.0) for n in range(count)]
+        metrics.committed([Decision("send", steps=steps)], [], 0.001, "applied")
+        shown = metrics.registry.get_sample_value("aism_command_steps_total", {"type": OTHER, "status": "queued"})
+    assert shown == count - NAMES
+    assert len(generate_latest(metrics.registry)) < 100_000
+
+
+def test_what_is_not_there_any_more_is_zero() -> None:
+    """A state that everybody has left is shown as empty, not as it was."""
+    metrics = Metrics()
+    metrics.standing.show({("scribe", "inbox"): 3})
+    metrics.standing.show({("scribe", "idle"): 3})
+    values = [
+        metrics.registry.get_sample_value("aism_agents_in_state", {"type": "scribe", "state": state})
+        for state in ("inbox", "idle")
+    ]
+    assert values == [0, 3]
