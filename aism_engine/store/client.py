@@ -58,7 +58,9 @@ _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (OSError, "connection"),
 )
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
-_DENIED_IN_SCRIPT: Final = re.compile(r"^(ACL failure in script|The user executing the script can't)\b")
+_DENIED_IN_SCRIPT: Final = re.compile(
+    r"(^|@user_script: ?\d+: )(ACL failure in script|The user executing the script can't)\b"
+)
 
 
 def outage_of(error: BaseException) -> str | None:
@@ -70,7 +72,7 @@ def outage_of(error: BaseException) -> str | None:
         within = _IN_SCRIPT.search(str(error))  # before 7.0 the word stands behind the line of the script
         if within and (name := OUTAGES.get(within[1])):
             return name
-        if _DENIED_IN_SCRIPT.match(str(error)):  # it comes with the word ERR, which tells nothing
+        if _DENIED_IN_SCRIPT.search(str(error)):  # it comes with the word ERR, which tells nothing
             return "noperm"
     cause = error.__cause__ or error.__context__  # redis-py wraps what the socket, or the server, said
     if isinstance(cause, ConnectionRefusedError | TimeoutError | ReadOnlyError):
