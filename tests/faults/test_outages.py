@@ -190,7 +190,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def own(folder: Path) -> Iterator[EmbeddedServer]:
     """A server that may be treated badly, and loses nothing. It takes its time to load, and says so while it does."""
-    slow = ("--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024")
+    slow = ("--key-load-delay", "100")
     with EmbeddedServer(test_server_binary(), data_dir=folder, append_fsync="always", extra=slow) as server:
         yield server
 

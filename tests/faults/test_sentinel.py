@@ -30,10 +30,7 @@ measured.
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     with Site(test_server_binary(), tmp_path) as site:
-        for port in site.sentinels:
-            with Cli("127.0.0.1", port) as ask:
-                for name, period_ms in PACE.items():
-                    ask("SENTINEL", "DEBUG", name, period_ms)
+        site.pace(PACE)
         yield site
 
 
