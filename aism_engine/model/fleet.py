@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from enum import StrEnum
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 from msgspec import Struct, field
@@ -40,6 +40,16 @@ class Hold(StrEnum):
     """Commands are accepted, and wait."""
     DRAIN = "drain"
     """Commands are refused; those that were accepted are still handed out."""
+
+
+# Of what reads a record back: a new leader reads 100,000 of them within its first seconds, so each is made once.
+_LABELS: Final = msgspec.json.Decoder(dict[str, str])
+_CAPABILITIES: Final = msgspec.json.Decoder(tuple[str, ...])
+_COOLING: Final = msgspec.json.Decoder(dict[str, float])
+_DIVERGENCES: Final = msgspec.json.Decoder(dict[str, Divergence])
+_LIVENESS: Final = {each.value: each for each in Liveness}
+_HOLDS: Final = {each.value: each for each in Hold}
+_VIAS: Final[dict[str, Via | None]] = {"": None} | {via: via for via in get_args(Via)}
 
 
 class Agent(Struct, kw_only=True):
@@ -176,24 +186,24 @@ class Agent(Struct, kw_only=True):
             agent_id=agent_id,
             type=record["type"],
             registered=bool(record["registered"]),
-            labels=msgspec.json.decode(record["labels"], type=dict[str, str]),
-            capabilities=msgspec.json.decode(record["capabilities"], type=tuple[str, ...]),
+            labels=_LABELS.decode(record["labels"]),
+            capabilities=_CAPABILITIES.decode(record["capabilities"]),
             codec=record["codec"],
             state=record["state"],
             since=from_iso(record["since"]),
             declared=record["declared"] or None,
             declared_at=from_iso(record["declared_at"]) if record["declared_at"] else 0.0,
-            declared_via=msgspec.convert(record.get("declared_via") or None, Via | None),  # younger than some records
-            liveness=Liveness(record["liveness"]),
+            declared_via=_VIAS[record.get("declared_via", "")],  # younger than some records
+            liveness=_LIVENESS[record["liveness"]],
             lost_from=record["lost_from"] or None,
             lost_score=float(record["lost_score"]) if record["lost_score"] else None,
             lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
             met_at=from_iso(record["met_at"]),
-            hold=Hold(record["hold"]),
+            hold=_HOLDS[record["hold"]],
             waits_for=record.get("waits_for", ""),
-            cooling=msgspec.json.decode(record.get("cooling") or "{}", type=dict[str, float]),
+            cooling=_COOLING.decode(cooling) if (cooling := record.get("cooling")) else {},
             mail_waiting=int(record.get("mail_waiting") or 0),
-            divergences=msgspec.json.decode(record.get("divergences") or "{}", type=dict[str, Divergence]),
+            divergences=_DIVERGENCES.decode(divergences) if (divergences := record.get("divergences")) else {},
         )
 
 
@@ -277,8 +287,8 @@ class Fleet:
                 agent.file(command)
         self.occupants: dict[str, Counter[str | None]] = {}
         """How many agents of each kind are in each state."""
-        for agent in self.agents.values():
-            self._count(agent, 1)
+        for (state, kind), count in Counter((agent.state, agent.kind) for agent in self.agents.values()).items():
+            self.occupants.setdefault(state, Counter())[kind] = count
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Who has commands that wait."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}

@@ -169,7 +169,7 @@ class Store:
             return {}
         replies = await self._records(map(self.keys.command, command_ids), COMMAND_FIELDS)
         found = (
-            (command_id, _command(command_id, values)) for command_id, values in zip(command_ids, replies, strict=True)
+            (command_id, _command(command_id, packed)) for command_id, packed in zip(command_ids, replies, strict=True)
         )
         return {command_id: command for command_id, command in found if command is not None}
 
@@ -178,7 +178,7 @@ class Store:
         if not group_ids:
             return {}
         replies = await self._records(map(self.keys.group, group_ids), GROUP_FIELDS)
-        found = ((group_id, _group(group_id, values)) for group_id, values in zip(group_ids, replies, strict=True))
+        found = ((group_id, _group(group_id, packed)) for group_id, packed in zip(group_ids, replies, strict=True))
         return {group_id: group for group_id, group in found if group is not None}
 
     async def strays(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
@@ -200,7 +200,7 @@ class Store:
             scores = await self._client.zmscore(keys.deadlines, [f"{kind}:{name}" for kind, name in found])
         lost = [each for each, score in zip(found, scores, strict=True) if score is None]
         ends = await self._records((getattr(keys, kind)(name) for kind, name in lost), ["ended_at"])
-        still_open = {each for each, (ended_at,) in zip(lost, ends, strict=True) if not ended_at}
+        still_open = {each for each, packed in zip(lost, ends, strict=True) if packed == _EMPTY}
         commands, groups = ({name for kind, name in still_open if kind == wanted} for wanted in ("command", "group"))
         return int(cursor), commands, groups
 
@@ -380,12 +380,12 @@ class Store:
         ids: list[str],
         key: Callable[[str], str],
         fields: Sequence[str],
-        read: Callable[[str, Sequence[bytes]], T | None],
+        read: Callable[[str, bytes], T | None],
     ) -> AsyncIterator[T]:
         """Read the records of so many, but for those that are damaged. The server reads a page while we take in the one
         before it.
         """
-        ahead: asyncio.Future[list[list[bytes]]] | None = None
+        ahead: asyncio.Future[list[bytes]] | None = None
         pages = list(_chunks(ids))
         try:
             for number, page in enumerate(pages):
@@ -395,16 +395,16 @@ class Store:
                     ahead = asyncio.ensure_future(self._records(map(key, pages[number + 1]), fields))
                     for _ in range(_TURNS):
                         await asyncio.sleep(0)
-                for name, values in zip(page, records, strict=True):
-                    if (found := read(name, values)) is not None:
+                for name, packed in zip(page, records, strict=True):
+                    if (found := read(name, packed)) is not None:
                         yield found
         finally:
             if ahead is not None:
                 ahead.cancel()
 
-    async def _records(self, keys: Iterable[str], fields: Sequence[str]) -> list[list[bytes]]:
+    async def _records(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
         with naming_outages():
-            found: list[list[bytes]] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
+            found: list[bytes] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
         return found
 
     async def _causes(self) -> list[tuple[str, str]]:
@@ -451,6 +451,9 @@ class _Cause(msgspec.Struct):
 
 _FACTS = msgspec.json.Decoder(list[_Cause])
 _HEARD = msgspec.json.Decoder(list[tuple[str, str]])
+_VALUES = msgspec.msgpack.Decoder(list[str])
+"""Of a record, as records.lua packs it. Raises ValueError where one is no UTF-8."""
+_EMPTY = msgspec.msgpack.encode([""])
 
 
 def _heard(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
@@ -471,24 +474,23 @@ def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _agent(agent_id: str, values: Sequence[bytes]) -> Agent | None:
+def _agent(agent_id: str, packed: bytes) -> Agent | None:
     try:
-        return Agent.from_record(agent_id, dict(zip(AGENT_FIELDS, [value.decode() for value in values], strict=True)))
+        return Agent.from_record(agent_id, dict(zip(AGENT_FIELDS, _VALUES.decode(packed), strict=True)))
     except (KeyError, ValueError, msgspec.DecodeError):
         return None
 
 
-def _command(command_id: str, values: Sequence[bytes]) -> Command | None:
+def _command(command_id: str, packed: bytes) -> Command | None:
     try:
-        record = dict(zip(COMMAND_FIELDS, [value.decode() for value in values], strict=True))
-        return Command.from_record(command_id, record)
+        return Command.from_record(command_id, dict(zip(COMMAND_FIELDS, _VALUES.decode(packed), strict=True)))
     except (KeyError, ValueError):
         return None
 
 
-def _group(group_id: str, values: Sequence[bytes]) -> Group | None:
+def _group(group_id: str, packed: bytes) -> Group | None:
     try:
-        return Group.from_record(group_id, dict(zip(GROUP_FIELDS, [value.decode() for value in values], strict=True)))
+        return Group.from_record(group_id, dict(zip(GROUP_FIELDS, _VALUES.decode(packed), strict=True)))
     except (KeyError, ValueError):
         return None
 

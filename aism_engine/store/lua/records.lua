@@ -2,18 +2,23 @@
 --
 -- KEYS[1..] the hashes     ARGV[1] most bytes of a field     ARGV[2..] the fields
 --
--- Returns for each the values of the fields; '' for one that is absent, or too long, or where there is no hash.
+-- Returns for each the values of the fields, as one MessagePack array of strings; '' for one that is absent, or too long, or where there is no
+-- hash. Packed, a record is one reply and not as many as it has fields, and is read in one go.
 
 local limit = tonumber(ARGV[1])
 local fields = {unpack(ARGV, 2)}
 local found = {}
 for i, key in ipairs(KEYS) do
   local values = redis.pcall('HMGET', key, unpack(fields))
-  for j = 1, #fields do
-    local value = not values.err and values[j] or ''
-    values[j] = #value <= limit and value or ''
+  if values.err then
+    values = {}
   end
-  values.err = nil
-  found[i] = values
+  for j = 1, #fields do
+    local value = values[j]
+    if not value or #value > limit then
+      values[j] = ''
+    end
+  end
+  found[i] = cmsgpack.pack(values)
 end
 return found
