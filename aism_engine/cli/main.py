@@ -15,6 +15,7 @@ from aism_engine.cli import (
     dev,
     divergences,
     doctor,
+    health,
     history,
     holds,
     machines,
@@ -31,6 +32,7 @@ from aism_engine.cli.output import print_json
 app = options.Commands(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
 app.command()(run.run)
 app.command()(dev.dev)
+app.command()(health.health)
 app.command()(scenario.scenario)
 app.command()(send.send)
 for name in holds.HELP:

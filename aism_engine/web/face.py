@@ -16,7 +16,8 @@ AISM Engine
 
 /metrics   for Prometheus: text, or OpenMetrics where it is asked for
 /livez     200 while this process is worth keeping alive, else 503 (also /healthz)
-/readyz    200 while every check passes, else 503; ?verbose, or Accept: application/json, names them
+/readyz    200 while every check passes, else 503; ?verbose, or Accept: application/json, names them all
+           (in text with ?verbose and Accept: text/plain)
 """
 
 
@@ -64,8 +65,12 @@ def create_app(registry: CollectorRegistry, health: Health) -> Starlette:
     async def readyz(request: Request) -> Response:
         checks = health.checks()
         failed = [f"{name} ({check.detail})" for name, check in checks.items() if not check.ok]
-        if "verbose" not in request.query_params and "application/json" not in request.headers.get("accept", ""):
+        accept, verbose = request.headers.get("accept", ""), "verbose" in request.query_params
+        if not verbose and "application/json" not in accept:
             return _verdict(ok=not failed, detail=", ".join(failed))
+        if "text/plain" in accept:
+            lines = [f"{'ok    ' if check.ok else 'failed'} {name}: {check.detail}\n" for name, check in checks.items()]
+            return PlainTextResponse("".join(lines), 503 if failed else 200)
         answer = Readiness("failed" if failed else "ok", health.role(), checks)
         return Response(msgspec.json.encode(answer), 503 if failed else 200, media_type="application/json")
 

@@ -9,7 +9,7 @@ from tests.cli.conftest import Call
 
 COMMANDS = [
     *(["run"], ["dev"], ["send"], ["pause"], ["drain"], ["resume"], ["tail"], ["top"], ["history"], ["doctor"]),
-    *(["divergences"], ["scenario"], ["version"]),
+    *(["divergences"], ["health"], ["scenario"], ["version"]),
     *(["commands", "list"], ["commands", "show"], ["commands", "wait"], ["commands", "cancel"]),
     *(["dead-letters", each] for each in ("list", "show", "replay", "purge")),
     *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),

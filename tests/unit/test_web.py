@@ -239,3 +239,11 @@ async def test_a_stop_cuts_off_who_does_not_read(server: HttpServer, registry: C
 def count_to_the_end(client: socket.socket) -> int:
     """Return how many bytes there are until the other side has closed."""
     return sum(iter(lambda: len(client.recv(1 << 20)), 0))
+
+
+async def test_the_checks_come_in_text_where_that_is_asked_for(client: Client, engine: Engine) -> None:
+    """For people who have nothing but curl: each check on a line, in the same words."""
+    engine.found = {"redis": Check(ok=False, detail="refused"), "role": Check(ok=True, detail="standby")}
+    answer = await client.ask("/readyz?verbose", "text/plain")
+    assert (answer.status, answer.type) == (503, "text/plain; charset=utf-8")
+    assert answer.text == "failed redis: refused\nok     role: standby\n"
