@@ -148,7 +148,7 @@ class Batch:
             writes += pair
         return place
 
-    def _watch(self, place: int, member: str, score: float) -> None:
+    def _watch(self, place: int, member: str | bytes, score: float) -> None:
         self._watches += (place, member, repr(score))
         self._watch_owners.append(self._owner)
 
@@ -240,7 +240,7 @@ class Batch:
         self._write("ZADD", self._place(self._keys.deadlines, "z"), repr(effect.at), effect.member)
 
     def _clear_deadline(self, effect: fx.ClearDeadline) -> None:
-        self._write("ZREM", self._place(self._keys.deadlines, "z"), effect.member)
+        self._write("ZREM", self._place(self._keys.deadlines, "z"), _as_read(effect.member))
 
     def _publish(self, effect: fx.Publish) -> None:
         self._events.setdefault(getattr(self._keys, effect.channel), []).append(effect.body)
@@ -263,7 +263,7 @@ class Batch:
         self._watch(self._place(self._keys.heartbeats, "z"), effect.agent_id, effect.score)
 
     def _expect_deadline(self, effect: fx.ExpectDeadline) -> None:
-        self._watch(self._place(self._keys.deadlines, "z"), effect.member, effect.at)
+        self._watch(self._place(self._keys.deadlines, "z"), _as_read(effect.member), effect.at)
 
     _WRITERS: ClassVar[dict[type, Callable[["Batch", Any], None]]] = {
         fx.SaveAgent: _save_agent,
@@ -293,3 +293,8 @@ class Batch:
         fx.ExpectScore: _expect_score,
         fx.ExpectDeadline: _expect_deadline,
     }
+
+
+def _as_read(member: str) -> bytes:
+    """Write a deadline as it was read, though somebody's name for it be no UTF-8: it could not be removed else."""
+    return member.encode(errors="surrogateescape")

@@ -305,12 +305,12 @@ class Store:
         return found
 
     async def due(self, now: float, most: int) -> list[tuple[str, float]]:
-        """Read the deadlines that have come, the oldest first."""
+        """Read the deadlines that have come, the oldest first; a name that is no UTF-8 has surrogates."""
         with naming_outages():
             found = await self._client.zrangebyscore(
                 self.keys.deadlines, "-inf", now, start=0, num=most, withscores=True
             )
-        return [(_text(member), score) for member, score in found]
+        return [(member.decode(errors="surrogateescape"), score) for member, score in found]
 
     async def beating(self) -> int:
         """Count the members of the heartbeats."""

@@ -380,6 +380,18 @@ async def test_heartbeats_under_names_that_are_no_ids_are_left_out(engine: Runni
     assert await engine.call("SMEMBERS", engine.keys.index) in ({b"fine"}, [b"fine"])
 
 
+async def test_deadlines_that_are_nonsense_hold_no_other_up(server: EmbeddedServer, prefix: str) -> None:
+    """More of them than are read at once are the oldest, and some are no UTF-8: all are removed."""
+    async with running_engine(server, prefix, timekeeper__batch=2, timekeeper__grace=0.1) as engine:
+        nonsense = (b"\xff\xfe", b"command:\xff", b"group:\xff", b"stay:\xff", b"", "command:ghost", "nonsense")
+        await engine.call("ZADD", engine.keys.deadlines, *(part for each in nonsense for part in (1, each)))
+        await eventually(partial(_has_none, engine, engine.keys.deadlines))
+
+
+async def _has_none(engine: Running, key: str) -> bool:
+    return bool(await engine.call("EXISTS", key) == 0)
+
+
 async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
     server: EmbeddedServer, prefix: str
 ) -> None:
