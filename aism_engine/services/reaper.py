@@ -72,6 +72,11 @@ class Reaper(Service):
     async def wait(self) -> None:
         await asyncio.sleep(self._scan_interval_s)
 
+    async def stand_by(self) -> None:
+        self._mode = "normal"
+        self._context.metrics.set_mode(self._mode)
+        self._context.metrics.silent.set(0)
+
     def _decide(self, draft: Draft, assessment: Assessment, returned: list[str], failures: Failures) -> list[Decision]:
         losses = [
             decide_loss(draft, self._rules, loss.agent_id, loss.score, loss.silent_s)

@@ -44,7 +44,8 @@ class Sampler(Service):
         await self._compare_clocks()
         for where, depth in (await self._store.depths()).items():
             metrics.depth.labels(where).set(depth)
-        fleet = self._writer.fleet
+        leads = self._context.leadership.token is not None
+        fleet = self._writer.fleet if leads else Fleet()  # what a standby remembers is another's to tell
         by_liveness = Counter(agent.liveness for agent in fleet.agents.values())
         for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])

@@ -112,6 +112,22 @@ async def test_a_standby_is_ready_and_says_what_it_is(server: EmbeddedServer, pr
         assert [await each.metric("aism_epoch") for each in (leader, standby)] == [1, 1]
 
 
+async def test_who_leads_no_more_tells_nothing_of_the_fleet(server: EmbeddedServer, prefix: str) -> None:
+    """What it has measured is another's to tell now: two would be added up, and an alert would last for ever."""
+    haste = {"liveness__scan_interval": 0.05, "liveness__silent_after": 0.2, "liveness__brake_min_agents": 2}
+    async with running_engine(server, prefix, **haste, lease__ttl=60.0) as engine:
+        for agent_id in "abc":
+            await engine.call("ZADD", engine.keys.heartbeats, 1, agent_id)
+        await eventually(lambda: engine.metric("aism_fleet_mode", mode="full"))
+        await eventually(lambda: engine.metric("aism_agents", liveness="fresh") == 3)
+        for key in (engine.keys.epoch, engine.keys.lease):
+            await engine.call("SET", key, "2:another")
+        await eventually(lambda: engine.metric("aism_fleet_mode", mode="normal"))
+        await eventually(lambda: engine.metric("aism_agents", liveness="fresh") == 0)
+        assert (engine.engine.role(), engine.metric("aism_agents_silent")) == ("standby", 0)
+        assert engine.metric("aism_fleet_mode", mode="full") == 0
+
+
 async def test_a_lease_is_trusted_from_before_it_was_asked_for(server: EmbeddedServer, prefix: str) -> None:
     """However long the answer took: the server counts from some instant in between, so it never forgets a lease that
     its holder still trusts.
