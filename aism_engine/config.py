@@ -277,6 +277,8 @@ class LogsSettings(Section, frozen=True):
     level: Annotated[Level, Meta(description="Least level written: debug, info, warning or error")] = "info"
     format: Annotated[Format, Meta(description="json, console, or auto: console on a terminal, else json")] = "auto"
     queue: Annotated[Count, Meta(description="Most lines that wait for a slow reader; more are dropped")] = 10_000
+    repeats: Annotated[Count, Meta(description="Most lines of the same event in ten seconds; the rest is counted")] = 20
+    file: Annotated[str, Meta(description="File to write to, reopened at SIGUSR1; empty: standard error")] = ""
 
 
 class Settings(Section, frozen=True):

@@ -26,6 +26,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
 from aism_engine.clock import iso
+from aism_engine.flood import WINDOW_S, Flood
 from aism_engine.redact import redacted
 
 _LONGEST_TEXT = 16_384  # characters of one value: a queue that is bounded in lines has to be bounded in bytes too
@@ -44,20 +45,26 @@ def configure(
     level: str,
     format: str,  # noqa: A002  the name of the setting
     queue: int,
+    repeats: int = sys.maxsize,
     stream: TextIO | None = None,
+    file: str = "",
 ) -> "LogWriter":
-    """Send all logs of this process to `stream` (default: standard error). Close a former writer first.
+    """Send all logs of this process to `file`, or to `stream` (default: standard error). Close a former writer first.
+    Of the same event at most so many `repeats` are written in ten seconds. OSError where the file cannot be opened.
 
     `level` is debug, info, warning or error; `format` is json, console, or auto (console on a terminal, else json).
     """
+    if file:
+        stream = _opened(file)
     stream = sys.stderr if stream is None else stream
     line = _Line(_json if format == "json" or (format == "auto" and not stream.isatty()) else _console(stream))
     undo = ExitStack()
-    writer = LogWriter(stream, queue, line, undo)
+    writer = LogWriter(stream, queue, line, undo, repeats, file)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            writer.flood,
             structlog.processors.format_exc_info,
             line,
         ],
@@ -80,15 +87,18 @@ def configure(
 class LogWriter:
     """Writes lines to a stream from a thread of its own. `dropped` counts those that were not written."""
 
-    def __init__(self, stream: TextIO, bound: int, line: "_Line", undo: ExitStack) -> None:
+    def __init__(self, stream: TextIO, bound: int, line: "_Line", undo: ExitStack, repeats: int, file: str) -> None:
         self.dropped = 0
+        self.flood = Flood(repeats, lambda event: self.put(line(None, "", event)))
         self._stream = stream
+        self._file = file
         self._bound = bound
         self._line = line
         self._undo = undo
         self._lines: deque[tuple[str, int]] = deque()  # each with the number of lines dropped before it
         self._changed = threading.Condition()
         self._closed = False
+        self._old: list[TextIO] = []
         # A daemon: at exit nobody waits for a stream that is blocked, beyond the patience of `close`.
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -104,8 +114,26 @@ class LogWriter:
 
     debug = info = warning = error = critical = put  # what structlog calls
 
+    def reopen(self) -> None:
+        """Open the file anew, under the same name: the old one was moved away, to be kept or deleted.
+
+        Where that fails, it is written to as before, and a line says so.
+        """
+        if not self._file:
+            return
+        try:
+            new = _opened(self._file)
+        except OSError as error:
+            get_logger("logs").error("log_not_reopened", file=self._file, error=str(error))
+            return
+        with self._changed:
+            old, self._stream = self._stream, new
+            self._old.append(old)
+        get_logger("logs").info("log_reopened", file=self._file)
+
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, for at most so long, and undo what `configure` did to `logging`. Twice is as once."""
+        self.flood.finish()
         self._undo.close()
         with self._changed:
             self._closed = True
@@ -116,13 +144,17 @@ class LogWriter:
         told = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._closed)
+                self._changed.wait_for(lambda: self._lines or self._closed, timeout=WINDOW_S)
                 line, dropped = self._lines.popleft() if self._lines else (None, self.dropped)
+                closed = self._closed
+                while self._old:  # nobody writes to them any more but this thread
+                    self._old.pop().close()
+            self.flood.turn()
             if dropped > told and self._written(self._line(None, "", {**_NOTICE, "count": dropped - told})):
                 told = dropped
-            if line is None:
+            if line is None and closed:
                 return
-            if not self._written(line):
+            if line is not None and not self._written(line):
                 with self._changed:
                     self.dropped += 1
 
@@ -146,6 +178,10 @@ class LogWriter:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:  # somebody who shares the stream has made it so
                 select.select((), (descriptor,), ())
+
+
+def _opened(file: str) -> TextIO:
+    return open(file, "a", encoding="utf-8")  # noqa: PTH123  it is closed when it is reopened, or at the end
 
 
 class _Bridge(logging.Handler):

@@ -1,6 +1,7 @@
 """`aism-engine run`: the daemon."""
 
 import asyncio
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
@@ -30,7 +31,8 @@ def run(
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="json, console or auto.")] = None,
 ) -> Exit:
-    """Run the engine until SIGTERM or SIGINT. SIGHUP makes it read its machines anew, all of them or none.
+    """Run the engine until SIGTERM or SIGINT. SIGHUP makes it read its machines anew, all of them or none, SIGUSR1 open
+    its log file anew.
 
     A flag beats the environment, which beats the file; `aism-engine config show` tells what is in force. Redis need not
     be there yet: the engine waits for it and says so. Logs go to standard error.
@@ -49,7 +51,10 @@ def run(
         "logs.format": log_format,
     }
     settings = options.settings(config, flags).settings
-    writer = logs.configure(level=settings.logs.level, format=settings.logs.format, queue=settings.logs.queue)
+    told = settings.logs
+    writer = logs.configure(
+        level=told.level, format=told.format, queue=told.queue, repeats=told.repeats, file=told.file
+    )
 
     def machines() -> Machines:
         return load_machines(load(config, overrides=flags).settings.machines)
@@ -66,7 +71,8 @@ async def _serve(settings: Settings, machines: Callable[[], Machines], writer: L
 
     counting = asyncio.create_task(_count_dropped(writer, engine.metrics))
     try:
-        with signals.install(asyncio.get_running_loop(), stop, lambda: engine.reload_machines(machines)):
+        others = {signal.SIGHUP: lambda: engine.reload_machines(machines), signal.SIGUSR1: writer.reopen}
+        with signals.install(asyncio.get_running_loop(), stop, others):
             try:
                 await engine.run(stopping)
             finally:

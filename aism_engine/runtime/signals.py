@@ -1,10 +1,10 @@
-"""SIGTERM and SIGINT ask for one orderly stop; asking again neither hurries it nor starts a second one. SIGHUP asks for
-what was read from files to be read again.
+"""SIGTERM and SIGINT ask for one orderly stop; asking again neither hurries it nor starts a second one. What other
+signals ask for is done each time.
 """
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -16,10 +16,12 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def install(
-    loop: asyncio.AbstractEventLoop, stop: Callable[[str], None], reload: Callable[[], None] | None = None
+    loop: asyncio.AbstractEventLoop,
+    stop: Callable[[str], None],
+    others: Mapping[signal.Signals, Callable[[], None]] | None = None,
 ) -> Iterator[None]:
     """While the context lasts, call `stop` with the name of the first signal that comes; later ones are only logged.
-    `reload` is called at each SIGHUP.
+    `others` are called whenever their signal comes.
 
     Only in the main thread. At exit both signals mean again what they mean to Python: the end of the process.
     """
@@ -36,13 +38,13 @@ def install(
 
     for handled in HANDLED:
         loop.add_signal_handler(handled, receive, handled)
-    if reload is not None:
-        loop.add_signal_handler(signal.SIGHUP, reload)
+    for other, act in (others or {}).items():
+        loop.add_signal_handler(other, act)
     try:
         yield
     finally:
-        if reload is not None:
-            loop.remove_signal_handler(signal.SIGHUP)
+        for other in others or {}:
+            loop.remove_signal_handler(other)
         for handled in HANDLED:
             loop.remove_signal_handler(handled)
 

@@ -1,6 +1,7 @@
 """Laws of the daemon, as a process of its own."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -89,3 +90,29 @@ def test_sighup_reads_the_machines_anew(start: Start, server: EmbeddedServer, pr
     assert await_event(log, "machines_reloaded")["machines"] == {"journey": 1, "open": 1}
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
+
+
+def test_a_log_file_is_reopened_at_sigusr1(start: Start, server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
+    """What was moved away keeps what it had; from then on the new one is written to, and no line is lost."""
+    file, moved = tmp_path / "engine.log", tmp_path / "engine.log.1"
+    environ = {**os.environ, "AISM_LOGS__FILE": str(file)}
+    process = start("run", "--redis", server.url, "--prefix", prefix, "--http", "127.0.0.1:0", env=environ)
+    await_line(file, "lease_taken")
+    file.rename(moved)
+    process.send_signal(signal.SIGUSR1)
+    await_line(file, "log_reopened")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert (named(moved)[-1] != "engine_stopped", named(file)[-1]) == (True, "engine_stopped")
+    assert "engine_starting" in named(moved)
+
+
+def await_line(file: Path, event: str) -> None:
+    while not (file.exists() and event in named(file)):
+        time.sleep(0.01)
+
+
+def named(file: Path) -> list[str]:
+    """Give the events of a log file; the last line may not be whole yet."""
+    lines = file.read_text().splitlines(keepends=True)
+    return [json.loads(line)["event"] for line in lines if line.endswith("\n")]
