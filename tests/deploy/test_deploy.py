@@ -158,6 +158,18 @@ def test_every_alert_says_how_bad_what_and_why() -> None:
         assert found(r'description: "(.+)"$', alert)
 
 
+def test_every_alert_has_its_section_in_the_runbook() -> None:
+    """Whoever is woken finds the page by the link of the alert; no section is for an alert that is none."""
+    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    links = re.findall(r'- alert: (\w+)\n(?:.*\n)*?          runbook: "docs/runbook.md#(\w+)"', ALERTS)
+    assert (
+        [name for name, _ in links]
+        == re.findall(r"- alert: (\w+)", ALERTS)
+        == re.findall(r"^## (\w+)$", runbook, re.MULTILINE)
+    )
+    assert all(name.lower() == anchor for name, anchor in links)
+
+
 def test_promtool_finds_nothing_wrong() -> None:
     """`promtool check` accepts the configuration and the alerts."""
     run("promtool", "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml", needs="prometheus")

@@ -1,0 +1,127 @@
+"""A real Prometheus scrapes a real engine: an alert fires and clears, every query of the dashboard has an answer."""
+
+import asyncio
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+
+from aism_engine.store.embedded import EmbeddedServer
+from tests.support.engine import Running, eventually, running_engine
+from tests.support.server import test_server_binary
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SOON_S = 30.0
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"),
+    pytest.mark.timeout(180),
+]
+
+
+@pytest.fixture
+def own() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(test_server_binary(), append_fsync="always") as server:
+        yield server
+
+
+class Prometheus:
+    """One that runs, and what it knows."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+
+    async def ask(self, path: str, **query: str) -> Any:  # noqa: ANN401 - its data is what the question makes it
+        def read() -> Any:  # noqa: ANN401
+            try:
+                with urlopen(f"{self._url}{path}?{urlencode(query)}", timeout=5) as answer:  # noqa: S310  our own
+                    return json.load(answer)["data"]
+            except (URLError, ConnectionError):  # it is not there yet
+                return None
+
+        return await asyncio.to_thread(read)
+
+    async def firing(self) -> set[str]:
+        found = await self.ask("/api/v1/alerts")
+        return (
+            {each["labels"]["alertname"] for each in found["alerts"] if each["state"] == "firing"} if found else set()
+        )
+
+    async def values(self, expression: str) -> list[Any]:
+        found = await self.ask("/api/v1/query", query=expression)
+        return found["result"] if found else []
+
+
+@asynccontextmanager
+async def scraping(running: Running, folder: Path) -> AsyncIterator[Prometheus]:
+    """Start one with the rules that we ship, but for its patience: seconds where they say minutes."""
+    host, port = running.engine.http.address
+    for file in (DEPLOY / "prometheus").glob("*.yml"):
+        text = file.read_text(encoding="utf-8").replace("localhost:9464", f"{host}:{port}")
+        text = text.replace("scrape_interval: 15s", "scrape_interval: 500ms").replace("for: 1m", "for: 1s")
+        text = text.replace("evaluation_interval: 15s", "evaluation_interval: 500ms").replace("[5m]", "[30s]")
+        (folder / file.name).write_text(text, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        its_port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *("prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"),
+        *(f"--web.listen-address=127.0.0.1:{its_port}", "--log.level=error"),
+    )
+    try:
+        yield Prometheus(its_port)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_an_alert_fires_and_clears_and_the_dashboard_has_data(
+    own: EmbeddedServer, prefix: str, tmp_path: Path
+) -> None:
+    """All that stands in the panels is asked for while the fleet works; then Redis goes, and comes back."""
+    served = {"http__enabled": True, "http__port": 0}
+    async with running_engine(own, prefix, **served) as running, scraping(running, tmp_path) as prometheus:
+        working = asyncio.create_task(work(running))
+        queries = expressions()
+        assert len(queries) > 10
+        for query in queries:
+            await eventually(partial(prometheus.values, query), SOON_S)
+        assert "AismRedisUnavailable" not in await prometheus.firing()
+        working.cancel()
+        own.kill()
+
+        async def fires(*, expected: bool) -> bool:
+            return ("AismRedisUnavailable" in await prometheus.firing()) is expected
+
+        await eventually(partial(fires, expected=True), SOON_S)
+        own.start()
+        await eventually(partial(fires, expected=False), SOON_S)
+
+
+async def work(running: Running) -> None:
+    """Let one agent be given commands, and do them, for as long as it takes."""
+    await running.say({"type": "register", "agent_id": "a", "payload": {"type": "scribe"}})
+    await eventually(partial(running.record, "a"))
+    number = 0
+    while True:
+        number += 1
+        await running.ask(
+            {"id": f"c{number}", "type": "send", "payload": {"agent_id": "a", "command": {"type": "work"}}}
+        )
+        await running.say({"type": "result", "agent_id": "a", "command_id": f"c{number - 1}"})
+        await running.say(b"no message")
+        await asyncio.sleep(0.2)
+
+
+def expressions() -> list[str]:
+    """Read what the panels ask for, for all fleets."""
+    dashboard = json.loads((DEPLOY / "grafana/aism-fleet.json").read_text(encoding="utf-8"))
+    return [target["expr"].replace("$fleet", ".*") for panel in dashboard["panels"] for target in panel["targets"]]
