@@ -178,6 +178,12 @@ class Engine:
             grace_s=settings.timekeeper.grace,
             batch=settings.timekeeper.batch,
         )
+        monitor = LoopMonitor(
+            clock=clock,
+            notifier=self.notifier,
+            progress=lambda: not self._is_stuck(),
+            on_lag=self.metrics.loop_lag.observe,
+        )
         live = settings.liveness
         reaper = Reaper(
             context,
@@ -186,6 +192,7 @@ class Engine:
             {kind: _silence(limits) for kind, limits in live.by_type.items()},
             scan_interval_s=live.scan_interval,
             chunk=live.chunk,
+            stalled_s=monitor.take_max_lag_s,
         )
         self._census = Census(
             context,
@@ -218,12 +225,6 @@ class Engine:
             interval_s=settings.sampler.interval,
             safety_interval_s=settings.sampler.safety_interval,
             tell=self.notifier.status,
-        )
-        monitor = LoopMonitor(
-            clock=clock,
-            notifier=self.notifier,
-            progress=lambda: not self._is_stuck(),
-            on_lag=self.metrics.loop_lag.observe,
         )
         self._clock = clock
         self.http = HttpServer(create_app(self.metrics.registry, self), settings.http.host, settings.http.port)

@@ -25,7 +25,7 @@ FLEET_MODES: Final = ("normal", "partial", "full")
 class Metrics:
     """All metrics of one engine, in a registry of their own, so that two engines can live in one process."""
 
-    def __init__(self, *, names: int = 50) -> None:
+    def __init__(self, *, names: int = 50) -> None:  # noqa: PLR0915  a list
         """`names` is how many types of agents, states and types of commands are told apart, each."""
         self.registry = CollectorRegistry()
         types, states, self._command_types = Few(names), Few(names), Few(names)
@@ -64,6 +64,9 @@ class Metrics:
         )
         self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
         self.silent = Gauge("aism_agents_silent", "Agents that are silent, and not lost yet", registry=r)
+        self.skewed = Gauge(
+            "aism_agents_skewed", "Agents that beat with a clock ahead, or behind", ["direction"], registry=r
+        )
         self.standing = Census(
             Gauge("aism_agents_in_state", "Agents by type and state", ["type", "state"], registry=r), types, states
         )

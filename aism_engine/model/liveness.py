@@ -4,15 +4,23 @@ A heartbeat's score is evidence of change only. A scan sees the scores outside o
 not changed between two scans is silent for as long as we have watched it stand still. Whoever was blind (a start, a
 takeover, a stall, Redis away) has watched nothing: after `reset` everyone has the full grace again.
 
-What is assumed: an agent beats at least once in `lost_after - silent_after`. Of one whose score leaves the sane span
-while we watch, we know that it stood inside one scan before, and count it silent for `silent_after` already; for a
-clock that is behind by d seconds that is d too much.
+Where a score leaves the sane span tells when it moved last.
+- Into the future: since the last scan, for time alone carries none there. It is watched until it moves, also where the
+  time overtakes it meanwhile.
+- Into the past: it has stood still for as long as the span is wide, if its clock is right. One that came back into the
+  span a moment ago had moved then, so its clock is behind, and it is silent since then only.
+
+What is assumed: an agent beats at least once in `lost_after - silent_after`. Only of one whose score leaves into the
+past for the first time do we not know its clock, and take it for right; that is at most `silent_after` too much.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
+
+from aism_engine.model.clocks import MILLISECONDS_FROM
 
 Mode: TypeAlias = Literal["normal", "partial", "full"]
 
@@ -33,6 +41,24 @@ class Brake(Struct, frozen=True):
     losses_per_scan: int = 10
 
 
+class Span(Struct, frozen=True):
+    """What sane clocks write at `now`, unix seconds by the server's clock: nothing later."""
+
+    now: float
+    past_s: float
+
+    @property
+    def low(self) -> float:
+        return self.now - self.past_s
+
+    def has(self, score: float) -> bool:
+        return self.low <= _seconds(score) <= self.now
+
+    def is_behind(self, score: float) -> bool:
+        """Tell whether it lies in the future, and the span is behind it."""
+        return self.now < _seconds(score)
+
+
 class Loss(Struct, frozen=True):
     agent_id: str
     score: float
@@ -45,6 +71,9 @@ class Assessment(Struct, frozen=True):
     mode: Mode
     silent: int
     losses: list[Loss] = field(default_factory=list)
+    ahead: int = 0
+    """How many beat with a clock that is ahead, and how many with one that is behind."""
+    behind: int = 0
 
 
 class _Still(Struct):
@@ -58,12 +87,23 @@ class Watch:
     def __init__(self, brake: Brake) -> None:
         self._brake = brake
         self._still: dict[str, _Still] = {}
+        self._returned: dict[str, float] = {}
+        """Who has come back into the span not longer ago than it is wide, and when."""
         self._blind = True
 
     def reset(self) -> None:
         """Forget what was seen standing still: we could not have seen it move."""
         self._still.clear()
+        self._returned.clear()
         self._blind = True
+
+    def overtaken(self, outside: Mapping[str, float], span: Span) -> dict[str, float]:
+        """Give those whose scores have come to lie in the span by the passing of time, unless they have moved."""
+        return {
+            agent_id: still.score
+            for agent_id, still in self._still.items()
+            if agent_id not in outside and span.has(still.score)
+        }
 
     def assess(
         self,
@@ -73,36 +113,48 @@ class Watch:
         last_spoke: Callable[[str], float],
         now: float,
         *,
-        span_s: float,
+        span: Span,
         heard_until: float,
     ) -> Assessment:
-        """Judge one scan: the scores outside of the sane span of `span_s`, of `watched` agents in all.
+        """Judge one scan of `watched` agents: the scores outside of the span, and those overtaken that have not
+        moved since.
 
         What agents have said is known up to `heard_until`: silence counts up to then.
         """
         before, self._still = self._still, {}
-        silent, losses = 0, []
+        silent, ahead, behind, losses = 0, 0, 0, []
         for agent_id, score in outside.items():
             limit = limits(agent_id)
-            still = before.get(agent_id)
+            still = before.pop(agent_id, None)
             if still is None:
-                since = now if self._blind else now - span_s
-                still = _Still(score, since)
+                still = _Still(score, self._since(agent_id, score, now, span))
             elif still.score != score:
                 still = _Still(score, now)
             self._still[agent_id] = still
             silent_s = min(now, heard_until) - max(still.since, last_spoke(agent_id))
             if silent_s >= limit.silent_s:
                 silent += 1
+            elif span.is_behind(score):
+                ahead += 1
+            else:
+                behind += not span.has(score)
             if silent_s >= limit.lost_s:
                 losses.append(Loss(agent_id, score, silent_s))
+        self._returned = {agent_id: at for agent_id, at in self._returned.items() if now - at < span.past_s}
+        self._returned.update(dict.fromkeys(before, now))
         self._blind = False
         brake, mode = self._brake, self._mode(silent, watched)
         if mode == "full":
             losses = []
         elif mode == "partial":
             losses = sorted(losses, key=lambda loss: -loss.silent_s)[: brake.losses_per_scan]
-        return Assessment(mode, silent, losses)
+        return Assessment(mode, silent, losses, ahead, behind)
+
+    def _since(self, agent_id: str, score: float, now: float, span: Span) -> float:
+        """Give since when a score stands still that was in the span before, or was not looked at."""
+        if self._blind or span.is_behind(score):
+            return now
+        return max(now - span.past_s, self._returned.get(agent_id, -math.inf))
 
     def _mode(self, silent: int, watched: int) -> Mode:
         if watched < self._brake.min_agents:
@@ -110,3 +162,7 @@ class Watch:
         if silent > self._brake.full_ratio * watched:
             return "full"
         return "partial" if silent > self._brake.ratio * watched else "normal"
+
+
+def _seconds(score: float) -> float:
+    return score / 1000 if score >= MILLISECONDS_FROM else score

@@ -278,11 +278,11 @@ class Store:
             scores = await self._client.zmscore(self.keys.heartbeats, list(agent_ids))
         return dict(zip(agent_ids, scores, strict=True))
 
-    async def scores_outside(self, fresh_from: float, fresh_to: float, chunk: int) -> dict[str, float]:
+    async def scores_outside(self, fresh_from: float, fresh_to: float, chunk: int) -> tuple[dict[str, float], float]:
         """Read the heartbeats whose score is outside of what sane clocks write, in seconds or in milliseconds.
 
         Whoever beats with a sane clock is never read. Scores from 1e11 on are milliseconds: as seconds, that is the
-        year 5138.
+        year 5138. Gives also how many seconds the slowest page was in coming.
         """
         spans = (
             ("-inf", f"({fresh_from}"),
@@ -290,19 +290,21 @@ class Store:
             (str(MILLISECONDS_FROM), f"({fresh_from * 1000}"),
             (f"({fresh_to * 1000}", "+inf"),
         )
-        found: dict[str, float] = {}
+        found, slowest_s = dict[str, float](), 0.0
         for low, high in spans:
             offset = 0
             while True:
+                asked_at = self._clock.monotonic()
                 with naming_outages():
                     page = await self._client.zrangebyscore(
                         self.keys.heartbeats, low, high, start=offset, num=chunk, withscores=True
                     )
+                slowest_s = max(slowest_s, self._clock.monotonic() - asked_at)
                 found.update((_text(member), score) for member, score in page)
                 if len(page) < chunk:
                     break
                 offset += chunk
-        return found
+        return found, slowest_s
 
     async def due(self, now: float, most: int) -> list[tuple[str, float]]:
         """Read the deadlines that have come, the oldest first; a name that is no UTF-8 has surrogates."""
