@@ -23,6 +23,7 @@ from aism_engine.config import load
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.fleet import Draft
 from aism_engine.services.base import Service
+from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.store import Peek, Store
 from aism_engine.store.writer import Failures, Writer
 
@@ -40,6 +41,7 @@ READS: Final[Mapping[str, Mapping[str, str]]] = {
     "reaper": {"scores_outside": "peeked", "scores": "looked up"},
     "census": {"members": "peeked", "sightings": "looked up"},
     "witness": {"scores": "peeked"},
+    "reconciler": {"strays": "peeked"},
 }
 """For each service that commits, what it reads, and which step that is."""
 _TURNS: Final = 5
@@ -186,6 +188,8 @@ def run(overrides: Mapping[str, object], point: Point | None) -> None:
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         logs.configure(level="error", format="json", queue=1000, stream=nowhere)
         engine = Engine(settings, environ={})
+        reconciler = next(part for part in engine.components if isinstance(part, Reconciler))
+        reconciler._interval_s = 0.05
         if point is not None:
             fuse(engine, point)
         asyncio.run(engine.run(asyncio.Event()))

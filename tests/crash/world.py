@@ -90,6 +90,9 @@ class World(Reader):
         await self.until("noticed", lambda: self.audit("state_changed", agent_id="hand"))
         await self.ask(asked("c4", "send", agent_id="beater", command={"type": "work"}, options={"ttl": 0.3}))
         await self.until("expired", lambda: self.audit("command_expired"))
+        await self.ask(asked("c5", "send", agent_id="beater", command={"type": "work"}, options={"ttl": 1.0}))
+        await self.until("c5 queued", lambda: self.call("ZREM", keys.deadlines, "command:c5"))
+        await self.until("found again", lambda: self.has_expired("c5"))
         await self.until("forgotten", lambda: self.audit("agent_forgotten", agent_id="silent"))
         await self.until("gone", lambda: self.audit("agent_forgotten", agent_id="g"))
         await self.write_to_one_at_work()
@@ -175,6 +178,9 @@ class World(Reader):
         """Read what a group has come to: its status, and how many have succeeded and were cancelled."""
         record = await self._texts(self.keys.group(group_id))
         return tuple(record.get(name, "") for name in ("status", "succeeded", "cancelled"))
+
+    async def has_expired(self, command_id: str) -> bool:
+        return (await self.command(command_id)).get("status") == "expired"
 
     async def state_is(self, agent_id: str, state: str) -> bool:
         return await self.state(agent_id) == state
@@ -269,6 +275,8 @@ FACTS: Final = Counter(
         ("agent_met", "beater", "", "unknown"): 1,
         ("command_queued", "beater", "c4", ""): 1,
         ("command_expired", "beater", "command:c4", ""): 1,
+        ("command_queued", "beater", "c5", ""): 1,
+        ("command_expired", "beater", "command:c5", ""): 1,
         ("agent_met", "silent", "", "unknown"): 1,
         ("agent_lost", "silent", "", ""): 1,
         ("state_changed", "silent", "", "offline"): 1,
