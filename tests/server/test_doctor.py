@@ -324,7 +324,7 @@ async def test_a_fleet_at_work_is_in_order(server: EmbeddedServer, prefix: str, 
         )
         await engine.replied("g")
         await engine.say({"type": "result", "agent_id": "a-1", "command_id": "g.a-1", "payload": {}}, b"{")
-        await eventually(engine.dead_letters)
+        await eventually(engine.is_drained)
         found = await surveyed(redis_client, prefix)
     expected = Keyspace(prefix=prefix, looked_at=found.looked_at)
     assert found == expected
