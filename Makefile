@@ -45,7 +45,7 @@ chaos: $(STAMP) ## break engines, server and wire by a seeded schedule, and chec
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 BENCH := responses
-bench: $(STAMP) ## how fast it is, against a limit measured in the same run (BENCH=responses, commands, takeover, archive, codecs, start or scrape)
+bench: $(STAMP) ## how fast it is, against a limit measured in the same run (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
 	$(BIN)/python bench/$(BENCH).py $(ARGS)
 
 clean: ## remove what make made

@@ -64,6 +64,9 @@ class Metrics:
         )
         self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
         self.silent = Gauge("aism_agents_silent", "Agents that are silent, and not lost yet", registry=r)
+        self.strange_heartbeats = Gauge(
+            "aism_heartbeats_strange", "Members of the heartbeats that are no agent ids", registry=r
+        )
         self.skewed = Gauge(
             "aism_agents_skewed", "Agents that beat with a clock ahead, or behind", ["direction"], registry=r
         )

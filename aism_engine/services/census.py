@@ -7,7 +7,13 @@ from functools import partial
 import structlog
 
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_beat, decide_oblivion, decide_sighting, decide_standing
+from aism_engine.model.decisions.signs import (
+    decide_beat,
+    decide_oblivion,
+    decide_sighting,
+    decide_standing,
+    decide_unwatched,
+)
 from aism_engine.model.decisions.standing import is_amiss
 from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
 from aism_engine.model.names import is_identifier
@@ -33,6 +39,7 @@ class Census(Service):
         self._chunk = chunk
         self._hint = Hint()
         self._counted = -1
+        self._strange = 0
         self._walked_at = float("-inf")
 
     async def run_once(self) -> bool:
@@ -42,8 +49,8 @@ class Census(Service):
         due = began - self._walked_at >= self._metadata_every_s
         decisions: list[Decision] = []
         if beating != self._counted or due:
-            decisions += await self._walk(fleet)
             self._counted = beating
+            decisions += await self._walk(fleet)
         if due:
             decisions += await self._look_at_all(fleet)
             decisions += await self._set_right(fleet)
@@ -62,11 +69,14 @@ class Census(Service):
 
     async def _walk(self, fleet: Fleet) -> list[Decision]:
         decisions: list[Decision] = []
-        strange: list[str] = []
-        cursor = 0
+        strange, first, cursor = 0, "", 0
+        missing = {agent.agent_id for agent in fleet.agents.values() if agent.liveness is Liveness.FRESH}
         while True:
             cursor, page = await self._store.members(cursor, self._chunk)
-            strange += (member for member in page if not is_identifier(member))
+            missing -= page.keys()
+            for member in page:
+                if not is_identifier(member):
+                    strange, first = strange + 1, first or member
             news = {
                 member: score for member, score in page.items() if is_identifier(member) and _is_news(fleet, member)
             }
@@ -74,9 +84,28 @@ class Census(Service):
             decisions += await self._commit(fleet, news, lookups, partial(decide_beat, scores=news))
             if cursor == 0:
                 break
-        if strange:
-            log.warning("strange_heartbeats", count=len(strange), first=strange[0][:80])
+        if strange and strange != self._strange:
+            log.warning("strange_heartbeats", count=strange, first=first[:80])
+        self._tell_strange(strange)
+        return decisions + await self._unwatch(fleet, sorted(missing))
+
+    async def _unwatch(self, fleet: Fleet, missing: list[str]) -> list[Decision]:
+        """See to those whose heartbeat was removed by hand: of nothing nobody can say that it stands still."""
+        decisions: list[Decision] = []
+        for start in range(0, len(missing), self._chunk):
+            scores = await self._store.scores(missing[start : start + self._chunk])
+            gone = [agent_id for agent_id, score in scores.items() if score is None]
+            decisions += await self._commit(fleet, gone, Lookups(), decide_unwatched)
+        if decisions:
+            self._counted = -1  # one that beats has put it there again, maybe before we counted
         return decisions
+
+    def _tell_strange(self, count: int) -> None:
+        self._strange = count
+        self._context.metrics.strange_heartbeats.set(count)
+
+    async def stand_by(self) -> None:
+        self._tell_strange(0)
 
     async def _look_at_all(self, fleet: Fleet) -> list[Decision]:
         """Compare what agents have written by their own hand with what we hold of them."""

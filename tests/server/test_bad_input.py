@@ -378,6 +378,21 @@ async def test_heartbeats_under_names_that_are_no_ids_are_left_out(engine: Runni
     await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, "fine")
     await eventually(lambda: engine.record("fine"))
     assert await engine.call("SMEMBERS", engine.keys.index) in ({b"fine"}, [b"fine"])
+    await eventually(lambda: engine.metric("aism_heartbeats_strange") == 5)
+    assert await engine.call("ZCARD", engine.keys.heartbeats) == 6
+
+
+async def test_a_heartbeat_that_somebody_removes_leaves_nobody_fresh_for_ever(engine: Running) -> None:
+    """Of nothing nobody can say that it stands still; the next one is watched again."""
+
+    async def is_called(liveness: str) -> bool:
+        return (await engine.record("a")).get("liveness") == liveness
+
+    for score in (1_800_000_000, 1_800_000_001):
+        await engine.call("ZADD", engine.keys.heartbeats, score, "a")
+        await eventually(partial(is_called, "fresh"))
+        await engine.call("ZREM", engine.keys.heartbeats, "a")
+        await eventually(partial(is_called, "unknown"))
 
 
 async def test_deadlines_that_are_nonsense_hold_no_other_up(server: EmbeddedServer, prefix: str) -> None:

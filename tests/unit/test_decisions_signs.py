@@ -11,6 +11,7 @@ from aism_engine.model.decisions.signs import (
     decide_oblivion,
     decide_return,
     decide_sighting,
+    decide_unwatched,
 )
 from aism_engine.model.fleet import Draft, Liveness, Sighting
 from tests.support.model import NOW, World
@@ -53,6 +54,16 @@ def world() -> World:
 
 
 # Met
+
+
+def test_one_whose_heartbeat_was_removed_is_watched_no_more_until_it_beats_again(world: World) -> None:
+    """It cannot be lost by what is not there, and it is not called fresh for ever."""
+    for outcome in ("applied", "unchanged"):
+        draft = world.draft()
+        assert world.commit(draft, decide_unwatched(draft, world.rules, "a")).outcome == outcome
+        assert (world.agent().liveness, world.records["a"]["liveness"]) == (Liveness.UNKNOWN, "unknown")
+    beat(world, score=2.0)
+    assert world.agent().liveness is Liveness.FRESH
 
 
 def test_an_agent_known_by_nothing_but_a_heartbeat_is_taken_in() -> None:

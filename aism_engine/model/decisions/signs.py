@@ -36,6 +36,17 @@ def decide_beat(draft: Draft, rules: Rules, agent_id: str, scores: Mapping[str, 
     return decision
 
 
+def decide_unwatched(draft: Draft, rules: Rules, agent_id: str) -> Decision:
+    """Watch an agent no longer whose heartbeat is not there: somebody has removed it. Its next one is its first."""
+    decision = Decision("unwatched", "unchanged")
+    agent = draft.agent(agent_id)
+    if agent is not None and agent.liveness is Liveness.FRESH:
+        agent.liveness = Liveness.UNKNOWN
+        Scope(draft, rules, decision, "engine").add(fx.SaveAgent(agent_id, agent.absence()))
+        decision.outcome = "applied"
+    return decision
+
+
 def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_s: float) -> Decision:
     """Call an agent lost, unless its heartbeat has moved since `score` was read."""
     decision = Decision("loss")
