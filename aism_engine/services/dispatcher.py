@@ -8,6 +8,8 @@ from typing import Final
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_request
 from aism_engine.model.decisions.common import Decision
+from aism_engine.model.decisions.due import COMMANDS
+from aism_engine.model.decisions.handout import command_id_of
 from aism_engine.model.decisions.requests import SOURCE, bury_request, decide_request
 from aism_engine.model.fleet import Draft, Fleet, Lookups
 from aism_engine.model.selector import Selector
@@ -40,13 +42,16 @@ class Dispatcher(Intake[m.Request]):
             for message in messages
             if isinstance(message, m.Cancel) and message.payload.command_id is not None
         }
+        letters = await self._store.letters(
+            {message.payload.letter_id for message in messages if isinstance(message, m.Replay)}
+        )
+        given_up_on = (command_id_of(letter.raw) for letter in letters.values() if letter.source == COMMANDS)
+        commands |= {command_id for command_id in given_up_on if command_id is not None}
         return Lookups(
             sightings,
             await self._store.commands(commands - fleet.commands.keys()),
             answers=await self._store.answers([message.id for message in messages]),
-            letters=await self._store.letters(
-                {message.payload.letter_id for message in messages if isinstance(message, m.Replay)}
-            ),
+            letters=letters,
         )
 
     async def _hear_out(self, asked_at: float) -> None:

@@ -150,6 +150,22 @@ def test_after_the_last_attempt_it_is_dead_and_kept(world: World) -> None:
     assert (world.letters, world.command_records["r1"]["replay_of"], queue_of(world)) == ([], "c1", ["r1"])
 
 
+def test_a_replay_has_the_options_of_what_it_repeats(world: World) -> None:
+    """As long as the record of that is kept; otherwise it has those of the settings."""
+    options = {"ttl": 77, "ack_timeout": 7, "timeout": 8, "max_attempts": 1, "priority": "high", "on_lost": "fail"}
+    world.ask("send", "c1", command={"type": "work", "payload": {}}, options=options)
+    world.pop()
+    world.look()
+    world.pass_time(7)
+    world.pass_time(1)
+    assert world.status("c1") == "dead"
+    world.ask("replay", "r1", None, letter_id="1-0")
+    first, second = (world.command_records[command_id] for command_id in ("c1", "r1"))
+    names = ("ack_timeout", "timeout", "max_attempts", "priority", "on_lost")
+    assert [second[name] for name in names] == [first[name] for name in names]
+    assert world.fleet.commands["r1"].expires_at == world.now + 77
+
+
 def test_who_does_not_confirm_is_never_sent_a_command_twice(world: World) -> None:
     """After the time of execution it has failed."""
     world.say("register", type="scribe")

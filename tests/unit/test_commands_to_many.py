@@ -94,10 +94,12 @@ def test_a_group_is_cancelled_whole(world: World, before: bool) -> None:  # noqa
 
 
 def test_any_is_the_one_with_the_least_to_do(world: World) -> None:
-    """Of those that fit, and can take it."""
+    """Of those that fit, and can take it. What is for later keeps nobody busy now."""
     fleet_of(world, 3)
     world.send("c0", "w0")
     world.send("c1", "w2")
+    for number in range(3):
+        world.ask("send", f"later-{number}", "w1", command={"type": "x"}, options={"start_in": 60})
     world.ask("pause", "p", "w0")
     world.ask("send", "s", None, select="type=worker", any=True, command={"type": "x"})
     assert world.answer("s")["agent_id"] == "w1"

@@ -7,6 +7,7 @@ import msgspec
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_as, decode_response
+from aism_engine.model.commands import Command
 from aism_engine.model.decisions import due, responses
 from aism_engine.model.decisions.common import Fault, Scope, clip
 from aism_engine.model.decisions.sending import accept, find_agent
@@ -39,7 +40,9 @@ def replay(scope: Scope, request: m.Replay, _raw: bytes) -> dict[str, Any] | Fau
 
 
 def _send_anew(scope: Scope, request: m.Replay, letter: fx.Letter) -> dict[str, Any] | Fault:
-    """Send a command that was given up on once more, under a new id, linked to the old one."""
+    """Send a command that was given up on once more, under a new id, linked to the old one; with the options of that,
+    as long as its record is kept.
+    """
     try:
         body = decode_as(m.Command, letter.raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -48,9 +51,23 @@ def _send_anew(scope: Scope, request: m.Replay, letter: fx.Letter) -> dict[str, 
     if isinstance(agent, Fault):
         return agent
     spec = m.CommandSpec(type=body.type, payload=body.payload)
-    send = m.Send(id=request.id, payload=m.SendPayload(command=spec, agent_id=agent.agent_id))
+    options = _options_of(scope.draft.command(body.id))
+    send = m.Send(id=request.id, payload=m.SendPayload(command=spec, agent_id=agent.agent_id, options=options))
     reply = accept(scope, request.id, agent, send, replay_of=body.id)
     return reply if isinstance(reply, Fault) else {**reply, "outcome": "applied", "replay_of": body.id}
+
+
+def _options_of(command: Command | None) -> m.SendOptions:
+    if command is None:
+        return m.SendOptions()
+    return m.SendOptions(
+        ttl=command.expires_at - command.accepted_at,
+        ack_timeout=command.ack_timeout_s,
+        timeout=command.timeout_s,
+        max_attempts=command.max_attempts,
+        priority=command.priority,
+        on_lost=command.on_lost,
+    )
 
 
 def _say_again(scope: Scope, letter_id: str, letter: fx.Letter) -> dict[str, Any] | Fault:

@@ -37,8 +37,13 @@ def send(scope: Scope, request: m.Send, raw: bytes) -> dict[str, Any] | Fault:
     if not able:
         message = f"none of the {len(found)} agents that fit can take it now: they are held, full, or in another state"
         return Fault("send_refused", "none_available", message, {"fitting": len(found)})
-    chosen = min(able, key=lambda agent: (agent.load, crc32(f"{request.id} {agent.agent_id}".encode())))
+    chosen = min(able, key=lambda agent: (*_busy(agent), crc32(f"{request.id} {agent.agent_id}".encode())))
     return accept(scope, request.id, scope.draft.agent(chosen.agent_id) or chosen, request)
+
+
+def _busy(agent: Agent) -> tuple[int, int]:
+    """How much an agent has in flight, and how much waits for it. What is for later keeps nobody busy now."""
+    return agent.in_flight, len(agent.waiting)
 
 
 def accept(
