@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -158,6 +159,19 @@ async def test_nobody_is_lost_by_an_outage(own: EmbeddedServer, prefix: str) -> 
                 until = loop.time() + 0.05
                 await eventually(lambda: loop.time() > until)  # noqa: B023 - awaited at once
             assert await running.audit("agent_lost") == []
+
+
+async def test_a_stall_of_our_own_gives_everybody_the_full_grace_again(own: EmbeddedServer, prefix: str) -> None:
+    """However long an agent was silent before: in a machine that stands still it could not have beaten either."""
+    lost_after = 1.2
+    patient: dict[str, object] = {"lease__ttl": 30.0, "liveness__silent_after": 0.3, "liveness__lost_after": lost_after}
+    async with running_engine(own, prefix, **patient) as running:
+        await running.call("ZADD", running.keys.heartbeats, 1_800_000_000, "a")
+        await eventually(lambda: running.metric("aism_agents_silent") == 1)
+        time.sleep(2.5)  # noqa: ASYNC251  the loop stands still, as under SIGSTOP
+        resumed_at = running.engine.store.now
+        await eventually(lambda: running.audit("agent_lost"))
+        assert running.engine.store.now - resumed_at >= lost_after
 
 
 async def _watched(running: Running) -> bool:
