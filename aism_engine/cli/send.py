@@ -15,6 +15,7 @@ from aism_engine.cli.output import print_json
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
 from aism_engine.model.commands import OnLost, Priority
+from aism_engine.model.messages import MOST_ATTEMPTS
 from aism_engine.model.names import is_identifier, is_type_name
 from aism_engine.model.selector import Selector
 from aism_engine.store.operator import Operator
@@ -46,7 +47,9 @@ def send(  # noqa: PLR0913  each is a flag
     timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="From ack to outcome; then it has failed.")
     ] = None,
-    max_attempts: Annotated[int | None, typer.Option(metavar="N", min=1, help="How often it may be sent.")] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=MOST_ATTEMPTS, help="How often it may be sent.")
+    ] = None,
     priority: Annotated[Priority, typer.Option(help="What goes first where commands wait.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What becomes of it when its agent is lost.")] = None,
     at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Not before this instant.")] = None,

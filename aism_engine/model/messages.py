@@ -20,7 +20,10 @@ StateName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{STATE_NAME}\Z")]
 MeasureName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{MEASURE_NAME}\Z")]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
-Duration: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
+LONGEST_S: Final = 31_536_000
+"""Of every duration: a year."""
+MOST_ATTEMPTS: Final = 1000
+Duration: TypeAlias = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 LetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
 
@@ -153,12 +156,12 @@ class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
     ack_timeout: Duration | None = None
     timeout: Duration | None = None
     """Of the execution."""
-    max_attempts: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=MOST_ATTEMPTS)] | None = None
     priority: Priority = "normal"
     on_lost: OnLost | None = None
     start_at: str | None = None
     """Not before this instant, ISO 8601 with an offset."""
-    start_in: Annotated[float, Meta(ge=0, le=31_536_000)] | None = None
+    start_in: Annotated[float, Meta(ge=0, le=LONGEST_S)] | None = None
     """Not before so many seconds have passed."""
     quorum: Annotated[str, Meta(pattern=r"\A\d{1,7}%?\Z")] | None = None
     """How many of the selected have to succeed: `80%`, or a number; all."""
@@ -176,7 +179,7 @@ class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
     agent_id: Identifier | None = None
     select: SelectorText | None = None
     any: bool = False
-    """Give it to one of the selected, the one with the fewest open commands."""
+    """Give it to one of the selected, the one with the fewest commands in flight."""
     options: SendOptions = SendOptions()
 
     def __post_init__(self) -> None:
