@@ -23,20 +23,24 @@ import inspect
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import structlog
 import uuid_utils
 
-from aism_engine.agent.client import AgentClient, Command, MalformedError
+from aism_engine.agent.client import AgentClient, Answer, Command, MalformedError
 from aism_engine.errors import AismError, ServerUnavailableError
+
+T = TypeVar("T")
 
 log = structlog.get_logger(component="agent")
 
 _REMEMBERED: Final = 1000
 """Commands whose outcome is kept in mind, should they come again: an arbitrary number."""
+_LARGEST: Final = 1_000_000
+"""Bytes of a message: what is larger than consumer.max_message_bytes, 1 MiB unless set, is not read by the engine."""
 _PUSHED_AT_A_TIME: Final = 100
 _PAUSE_S: Final = 0.5
 """Between attempts while the server is away."""
@@ -82,6 +86,7 @@ class Agent:
         labels: Mapping[str, str] | None = None,
         url: str | None = None,
         prefix: str | None = None,
+        codec: str = "json",
         concurrency: int = 1,
         beat_every_s: float = 5.0,
         patience_s: float = 10.0,
@@ -95,6 +100,7 @@ class Agent:
         self.client = AgentClient(agent_id, url=url, prefix=prefix, instance=uuid_utils.uuid7().hex)
         self.type = type
         self._labels = dict(labels or {})
+        self._codec = codec
         self._concurrency = concurrency
         self._beat_every_s = beat_every_s
         self._patience_s = patience_s
@@ -151,7 +157,7 @@ class Agent:
         """Join the fleet; until the server and an engine are there, try again."""
         while not stopping.is_set():
             try:
-                answer = await self.client.register(self.type, labels=self._labels, capabilities=["ack"])
+                answer = await _unless(stopping, self._ask_to_join(reply=True))
             except (ServerUnavailableError, TimeoutError) as error:
                 log.warning("not_registered_yet", reason=str(error))
                 await asyncio.sleep(_PAUSE_S)
@@ -161,10 +167,19 @@ class Agent:
             log.info("registered", agent=self.client.agent_id, state=answer and answer.state)
             return
 
+    async def _ask_to_join(self, *, reply: bool) -> Answer | None:
+        return await self.client.register(
+            self.type, labels=self._labels, capabilities=["ack"], codec=self._codec, reply=reply
+        )
+
     async def _beat(self) -> None:
+        """Beat; and join again where the server has forgotten that we did, as after a restore or a flush."""
         while True:
             with suppress(ServerUnavailableError):
                 await self.client.heartbeat()
+                if not await self.client.is_registered():
+                    log.warning("registering_again", reason="the server does not know us any more")
+                    await self._ask_to_join(reply=False)
             await asyncio.sleep(self._beat_every_s)
 
     async def _leave(self) -> None:
@@ -245,6 +260,9 @@ class Agent:
             except (MalformedError, TypeError, ValueError) as error:  # the last two where it is nothing that JSON has
                 told = {"code": "malformed_outcome", "message": str(error), "retryable": False}
                 body = self.client.compose("error", told, command.id)
+            if len(body) > _LARGEST:
+                told = {"code": "result_too_large", "message": f"{len(body)} bytes, at most {_LARGEST} can be said"}
+                body = self.client.compose("error", {**told, "retryable": False}, command.id)
             if final:
                 self._outcomes[command.id] = body
                 while len(self._outcomes) > _REMEMBERED:
@@ -282,6 +300,16 @@ class Agent:
         if running:
             _, late = await asyncio.wait(running, timeout=self._patience_s)
             await _end(late)
+
+
+async def _unless(stopping: asyncio.Event, what: Coroutine[Any, Any, T]) -> T | None:
+    """Await something, unless we shall stop before."""
+    doing, waiting = asyncio.ensure_future(what), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([doing, waiting], return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        await _end([each for each in (doing, waiting) if not each.done()])
 
 
 async def _handled(handler: Handler, task: Task) -> Mapping[str, Any]:

@@ -106,6 +106,11 @@ class AgentClient:
         """Leave in order: our silence from here on is no loss."""
         return await self._say("goodbye", {"reason": reason}, reply=reply)
 
+    async def is_registered(self) -> bool:
+        """Tell whether the server holds that we have registered; the engine writes it down when we do."""
+        at = await self._insist(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
+        return at is not None
+
     async def state(self) -> str | None:
         """Read the state that the engine holds us to be in; None if it does not know us."""
         state = await self._insist(lambda: self._client.get(self._keys.state(self.agent_id)))

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class Executable:
         except TimeoutError:
             raise CommandFailedError("timeout", "not done in time: it was ended") from None
         finally:
-            await _end(process)
+            await _in_any_case(_end(process))
         if code != 0:
             raise CommandFailedError(f"exit_{code}" if code > 0 else f"signal_{-code}", errors or f"exit code {code}")
         return _result(output)
@@ -128,6 +128,18 @@ def _result(output: bytes) -> Mapping[str, Any]:
             return found
     text = output.decode(errors="replace").strip()
     return {"output": text} if text else {}
+
+
+async def _in_any_case(what: Coroutine[Any, Any, None]) -> None:
+    """Await something to its end, and hear of a cancellation after it."""
+    doing, cancelled = asyncio.ensure_future(what), False
+    while not doing.done():
+        try:
+            await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

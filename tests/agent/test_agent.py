@@ -251,6 +251,43 @@ async def test_it_waits_for_a_server_and_an_engine_to_come(own: EmbeddedServer, 
             await eventually(partial(running.audit, "agent_registered"))
 
 
+async def test_it_stops_at_once_though_nobody_answers(own: EmbeddedServer, prefix: str) -> None:
+    """No engine is there, and an answer is waited for half a minute: a signal is heard meanwhile."""
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    life = asyncio.create_task(an_agent(own, prefix, patience_s=0.2).run(stopping))
+    async with plain_client(own) as client:
+        await eventually(lambda: client.llen(f"{prefix}:engine:response_queue"))
+        began = loop.time()
+        stopping.set()
+        await asyncio.wait_for(life, 10)
+    assert loop.time() - began < 5
+
+
+async def test_who_was_forgotten_registers_again(own: EmbeddedServer, prefix: str) -> None:
+    """A server that was emptied knows it as before, with its type and what it can do."""
+    async with running_engine(own, prefix) as running, living(an_agent(own, prefix)):
+        await eventually(partial(running.audit, "agent_registered"))
+        await running.client.flushall()
+
+        async def is_known() -> bool:
+            return (await running.record(ID)).get("capabilities") == '["ack"]'
+
+        await eventually(is_known, 15)
+
+
+async def test_a_result_that_is_too_large_is_an_error(engine: Running, server: EmbeddedServer, prefix: str) -> None:
+    """Nobody would read it: its sender is told so, instead of nothing."""
+    agent = an_agent(server, prefix, codec="msgpack")
+
+    @agent.on("work")
+    def work(_: Task) -> dict[str, Any]:
+        return {"text": "\x01" * 250_000}
+
+    async with living(agent):
+        await send(engine, "c1")
+        assert (await until(engine, "c1", "failed"))["code"] == "result_too_large"
+
+
 def test_an_agent_needs_an_id_that_is_one() -> None:
     with pytest.raises(ValueError, match="no agent id"):
         Agent("a b", type="worker")

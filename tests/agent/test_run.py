@@ -87,6 +87,19 @@ async def test_it_and_its_children_are_ended(engine: Running, start: Start, tmp_
         assert (await until(engine, "c1", "failed"))["code"] == "timeout"
 
 
+async def test_nothing_is_left_though_the_agent_loses_patience_meanwhile(
+    engine: Running, start: Start, tmp_path: Path
+) -> None:
+    """The limit strikes, children do not listen, and then the agent shall stop, too: they are killed all the same."""
+    file = tmp_path / "pids"
+    child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
+    process = start(f"{child} & echo $$ >> {file}; wait", "--limit", "1")
+    await send(engine, "c1")
+    pids = await eventually(partial(written, file, 2), 15)
+    process.send_signal(signal.SIGTERM)
+    await eventually(lambda: not any(map(is_alive, pids)), 25)
+
+
 async def test_a_program_dies_with_its_agent_however_that_dies(engine: Running, start: Start, tmp_path: Path) -> None:
     """Kill -9 of `aism run` leaves nothing behind that works for nobody."""
     file = tmp_path / "pids"
