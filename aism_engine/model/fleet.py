@@ -76,6 +76,8 @@ class Agent(Struct, kw_only=True):
     hold: Hold = Hold.NONE
     cooling: dict[str, float] = field(default_factory=dict)
     """States that it may not enter again yet, and until when."""
+    explained: bool = True
+    """Whether its record may have a reason or a context of its last change. It is no part of the record itself."""
     waits_for: str = ""
     """Who has to act while it is in its state: `human`, `agent`, or nobody."""
     stay_until: float = 0.0
@@ -285,10 +287,10 @@ class Fleet:
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
                 agent.file(command)
-        self.occupants: dict[str, Counter[str | None]] = {}
+        self.occupants: dict[str, dict[str | None, int]] = {}
         """How many agents of each kind are in each state."""
         for (state, kind), count in Counter((agent.state, agent.kind) for agent in self.agents.values()).items():
-            self.occupants.setdefault(state, Counter())[kind] = count
+            self.occupants.setdefault(state, {})[kind] = count
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Who has commands that wait."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
@@ -318,12 +320,16 @@ class Fleet:
             del self.ended[next(iter(self.ended))]
 
     def _count(self, agent: Agent, change: int) -> None:
-        kinds = self.occupants.setdefault(agent.state, Counter())
-        kinds[agent.kind] += change
-        if not kinds[agent.kind]:
-            del kinds[agent.kind]
+        state, kind = agent.state, agent.kind
+        kinds = self.occupants.get(state)
+        if kinds is None:
+            kinds = self.occupants[state] = {}
+        if count := kinds.get(kind, 0) + change:
+            kinds[kind] = count
+        else:
+            del kinds[kind]
             if not kinds:
-                del self.occupants[agent.state]
+                del self.occupants[state]
 
     def forget(self, agent_id: str) -> None:
         if (agent := self.agents.pop(agent_id, None)) is not None:

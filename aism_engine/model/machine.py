@@ -125,16 +125,18 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         if not self.on_unknown:
             force_setattr(self, "on_unknown", self.initial)
 
-    def check(self, current: str, target: str, case: Case | None = None) -> Refusal | None:
+    def check(self, current: str, target: str, case: Case | Callable[[], Case] | None = None) -> Refusal | None:
         """Say why an agent in `current` may not go to `target`; None if it may, or if it is there already.
 
         Staying is no transition: it is for the caller to see that nothing changes. Without a case the arrows alone are
-        judged.
+        judged; one that is called for is made only where an arrow asks for anything.
         """
         if target == current:
             return None
         if target in self._arrows.get(current, self._rescue):
-            return None if case is None else self._judge(current, target, case)
+            if case is None or (current, target) in self._free:
+                return None
+            return self._judge(current, target, case() if callable(case) else case)
         if self.open and STATE_NAME.fullmatch(target):
             return None
         return self._refuse(current, target)
@@ -160,6 +162,17 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _arrows(self) -> dict[str, frozenset[str]]:
         return {name: frozenset(ways) for name, ways in self._ways.items()}
+
+    @cached_property
+    def _free(self) -> frozenset[tuple[str, str]]:
+        """The arrows that ask for nothing: most of them."""
+        return frozenset(
+            (name, target)
+            for name, ways in self._ways.items()
+            for target in ways
+            if not (self.states[name].min_stay or self.states[target].cooldown or self.states[target].max_agents)
+            and self.states[name].arrows.get(target, _PLAIN) == _PLAIN
+        )
 
     @cached_property
     def _rescue(self) -> frozenset[str]:

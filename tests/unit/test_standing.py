@@ -111,6 +111,15 @@ def test_a_context_that_is_required_has_to_be_there(desk: World) -> None:
     assert (desk.agent().state, desk.records["a"]["context"]) == ("work", '{"branch":"main"}')
 
 
+def test_what_was_said_of_a_change_is_not_said_of_the_next(desk: World) -> None:
+    """Reason and context are those of the last change, or none; a new leader leaves nothing old behind, either."""
+    go(desk, "work", reason="a chapter")
+    assert (desk.records["a"]["reason"], desk.records["a"]["context"]) == ("a chapter", '{"branch":"main"}')
+    desk.fleet = desk.reloaded()
+    go(desk, "inbox", context={})
+    assert (desk.records["a"]["reason"], desk.records["a"]["context"]) == ("", "")
+
+
 def test_of_a_large_context_its_digest_is_kept(desk: World) -> None:
     """The audit and the record stay small, whatever an agent says."""
     go(desk, "work", context={"branch": "x" * 10_000})

@@ -179,21 +179,15 @@ class Scope:
             draft.deeds(agent_id).distil()
         agent.state = state
         agent.since = draft.now
-        kept, details = kept_context(context)
-        self.add(
-            fx.SaveAgent(
-                agent_id,
-                {
-                    "state": state,
-                    "since": at,
-                    "reason": reason or "",
-                    "context": kept,
-                    **fields,
-                    **standing.cool(self, agent, old_state),
-                    **standing.settle(self, agent),
-                },
-            )
-        )
+        changed = {"state": state, "since": at, **fields}
+        changed |= standing.cool(self, agent, old_state)
+        changed |= standing.settle(self, agent)
+        details = None
+        if reason or context or agent.explained:
+            kept, details = kept_context(context)
+            changed |= {"reason": reason or "", "context": kept}
+            agent.explained = bool(reason or context)
+        self.add(fx.SaveAgent(agent_id, changed))
         self.add(fx.SetState(agent_id, state))
         fact = fx.Fact(
             event="state_changed",
@@ -253,7 +247,7 @@ class Scope:
         """
         declared = {"declared": target, "declared_at": self.draft.at, "declared_via": self.via}
         agent.declared, agent.declared_at, agent.declared_via = target, self.draft.now, self.via
-        refusal = self.machine(agent).check(agent.state, target, standing.case(self, agent, by, context or {}))
+        refusal = self.machine(agent).check(agent.state, target, lambda: standing.case(self, agent, by, context or {}))
         if refusal is None and target != agent.state:
             self.change_state(agent, target, "agent", declared, reason=reason, context=context)
         else:

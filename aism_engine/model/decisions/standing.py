@@ -62,8 +62,9 @@ def settle(scope: "Scope", agent: Agent) -> dict[str, str]:
     """Have everything be as the state in which the agent is now asks for: the deadline of its stay, and for whom it
     waits. Gives the fields of the record that change.
     """
-    _set_stay(scope, agent, stay_ends_at(scope, agent))
-    waits_for = scope.machine(agent).state(agent.state).waits_for
+    state = scope.machine(agent).state(agent.state)
+    _set_stay(scope, agent, agent.since + state.max_stay if state.max_stay else 0.0)
+    waits_for = state.waits_for
     if waits_for == agent.waits_for:
         return {}
     agent.waits_for = waits_for
