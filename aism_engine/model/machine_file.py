@@ -237,15 +237,12 @@ class _File:
     def _check_stay(self, name: str, keys: _Table, states: Collection[str]) -> None:
         path = ("states", name)
         for key in ("min_stay", "max_stay", "cooldown", "max_agents"):
-            if key in keys and not 0 < keys[key] <= _MOST:
-                self.say((*path, key), f"expected more than 0, and at most {_MOST:g}")
-        waits_for = keys.get("waits_for")
-        if waits_for == "":
-            self.say((*path, "waits_for"), 'expected "human" or "agent"')
+            if key in keys and not 0 <= keys[key] <= _MOST:
+                self.say((*path, key), f"expected 0, for none, to {_MOST:g}")
         longest, after = keys.get("max_stay", 0), keys.get("after_max_stay")
         if longest and longest < keys.get("min_stay", 0):
             self.say((*path, "max_stay"), "less than min_stay")
-        if after is None:
+        if not after:
             return
         if not longest:
             self.say((*path, "after_max_stay"), "there is no max_stay")

@@ -147,8 +147,8 @@ def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
     ("old", "new", "expected"),
     [
         ("version = 3", "version = 0", "full.toml:3: [machine] version: versions are counted from 1"),
-        ("min_stay = 5", "min_stay = 0", "full.toml:8: [states.inbox] min_stay: expected more than 0"),
-        ("max_stay = 600", "max_stay = nan", "full.toml:18: [states.work] max_stay: expected more than 0"),
+        ("min_stay = 5", "min_stay = -1", "full.toml:8: [states.inbox] min_stay: expected 0, for none, to 1e+09"),
+        ("max_stay = 600", "max_stay = nan", "full.toml:18: [states.work] max_stay: expected 0, for none, to"),
         ("max_agents = 2", "max_agents = 2.5", "full.toml:21: [states.work] max_agents: Expected `int`, got `float`"),
         ("max_stay = 600", "max_stay = 6\nmin_stay = 7", "full.toml:18: [states.work] max_stay: less than min_stay"),
         ("max_stay = 600\n", "", "full.toml:18: [states.work] after_max_stay: there is no max_stay"),
@@ -200,6 +200,16 @@ def test_a_machine_has_all_of_the_one_it_extends_but_for_what_it_writes_itself()
     assert child.allowed("inbox") == ("work", "talk", "rest")
     assert child.states["inbox"].arrows == found["full"].states["inbox"].arrows
     assert (grown.version, grown.states["rest"]) == (9, State(to=("inbox",), min_stay=1))
+
+
+def test_what_is_inherited_can_be_lifted() -> None:
+    """By what means none: 0, or an empty text."""
+    free = '[machine]\nname = "free"\nextends = "full"\n'
+    free += '[states.work]\nmax_stay = 0\nafter_max_stay = ""\ncooldown = 0\nmax_agents = 0\n'
+    free += '[states.inbox]\nmin_stay = 0\narrows = {}\n[states.talk]\nwaits_for = ""\n'
+    found = parse_all({"f.toml": FULL, "free.toml": free})["free"]
+    assert found.states["work"] == State("Works.", ("inbox", "done"), accepts_messages="later")
+    assert (found.states["inbox"].min_stay, found.states["inbox"].arrows, found.states["talk"].waits_for) == (0, {}, "")
 
 
 def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
