@@ -139,14 +139,17 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return self._judge(current, target, case() if callable(case) else case)
         if self.open and STATE_NAME.fullmatch(target):
             return None
-        return self._refuse(current, target)
+        return self._refuse(current, target, (case() if callable(case) else case))
 
-    def allowed(self, current: str) -> tuple[str, ...]:
-        """Where `current` leads, in the order of the file; `("*",)`, anywhere, in an open machine.
+    def allowed(self, current: str, by: Party | None = None) -> tuple[str, ...]:
+        """Where `current` leads, whoever or this party alone; in the order of the file; `("*",)`, anywhere, in an open
+        machine.
 
         From a state that this machine does not know, the one way leads to `on_unknown`.
         """
-        return (ANY,) if self.open else self._ways.get(current, (self.on_unknown,))
+        ways = (ANY,) if self.open else self._ways.get(current, (self.on_unknown,))
+        arrows = self.state(current).arrows
+        return ways if by is None else tuple(way for way in ways if by in arrows.get(way, _PLAIN).by)
 
     def knows(self, state: str) -> bool:
         return self.open or state in self.states
@@ -184,7 +187,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         arrow = start.arrows.get(target, _PLAIN)
 
         def refuse(code: Code, message: str, **more: Any) -> Refusal:  # noqa: ANN401 - fields of a refusal
-            return Refusal(code, message, current, target, self.allowed(current), **more)
+            return Refusal(code, message, current, target, self.allowed(current, case.by), **more)
 
         if case.by not in arrow.by:
             return refuse("wrong_party", f"{current} leads to {target} only by {' or '.join(arrow.by)}, not {case.by}")
@@ -206,9 +209,10 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             )
         return None
 
-    def _refuse(self, current: str, target: str) -> Refusal:
+    def _refuse(self, current: str, target: str, case: Case | None) -> Refusal:
         """Say why there is no such arrow."""
-        allowed = self.allowed(current)
+        by = None if case is None else case.by
+        allowed = self.allowed(current, by)
         if not STATE_NAME.fullmatch(target):
             requested = target if len(target) <= _LONGEST else f"{target[:_LONGEST]}…"
             message = f"{requested!r} cannot be the name of a state: {NAME_RULE}"
@@ -217,17 +221,21 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             message = f'machine {self.name} has no state "{target}"; its states are: {", ".join(self.states)}'
             suggestions = tuple(f"did you mean {name}" for name in guess(target, self.states))
             return Refusal("unknown_state", message, current, target, allowed, suggestions)
-        path = self._path(current, target)
-        leads = f"it leads to: {', '.join(allowed)}" if allowed else "it is final"
+        path = self._path(current, target, by)
+        leads = f"it leads to: {', '.join(allowed)}" if allowed else "it leads nowhere that is open to you"
+        if not self.allowed(current):
+            leads = "it is final"
         message = f"{current} does not lead to {target}; {leads}"
         return Refusal("not_allowed", message, current, target, allowed, (", then ".join(path),) if path else ())
 
-    def _path(self, current: str, target: str) -> tuple[str, ...]:
-        """Find a shortest way from `current` to `target`, without `current` itself; empty if there is none."""
+    def _path(self, current: str, target: str, by: Party | None) -> tuple[str, ...]:
+        """Find a shortest way from `current` to `target` that is open to this party, without `current` itself; empty if
+        there is none.
+        """
         came_from = {current: current}
         queue = [current]
         for state in queue:  # which grows as we go
-            new = [follower for follower in self.allowed(state) if follower not in came_from]
+            new = [follower for follower in self.allowed(state, by) if follower not in came_from]
             came_from.update(dict.fromkeys(new, state))
             queue += new
         path: list[str] = []

@@ -1,9 +1,13 @@
 """The laws of what a machine asks for beside its arrows: stays, cooldowns, room, contexts, parties, inheritance."""
 
+from typing import Any, get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aism_engine.errors import ConfigError
-from aism_engine.model.machine import PARTIES, Arrow, Case, Machine, State
+from aism_engine.model.machine import PARTIES, Arrow, Case, Kind, Machine, State
 from aism_engine.model.machine_file import parse, parse_all
 
 FULL = """\
@@ -125,7 +129,7 @@ def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) 
     soon = machine.check("inbox", "work", Case("agent", stayed_s=2.0))
     cooling = machine.check("inbox", "work", Case("agent", cooling_s=lambda _: 12.0))
     assert missing is not None
-    assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work", "talk"))
+    assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work",))  # to talk is for operators
     assert missing.message == "inbox leads to work with a context that has tokens (integer)"
     assert soon is not None
     assert soon.retry_after_s == 3.0
@@ -236,3 +240,104 @@ def test_a_machine_that_extends_itself_or_nobody_is_a_mistake() -> None:
         "b.toml:3: [machine] extends: a machine cannot extend itself: b extends c extends a extends b",
         "c.toml:3: [machine] extends: a machine cannot extend itself: c extends a extends b extends c",
     )
+
+
+# The law
+
+
+_names = st.sampled_from(["a", "b", "c", "d"])
+_seconds = st.sampled_from([0.0, 1.0, 5.0])
+_contexts: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
+    st.sampled_from(["x", "y"]), st.sampled_from([1, 1.5, "1", True, None, [], {}])
+)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    """Any machine of a few states, with whatever a state and an arrow can ask for."""
+    names = draw(st.lists(_names, min_size=2, max_size=4, unique=True))
+    states = {}
+    for name in names:
+        to = tuple(draw(st.lists(st.sampled_from([each for each in names if each != name]), unique=True)))
+        kinds = st.sampled_from(get_args(Kind))
+        arrows = {
+            target: Arrow(
+                draw(st.dictionaries(st.sampled_from(["x", "y"]), kinds, max_size=2)),
+                tuple(draw(st.lists(st.sampled_from(PARTIES), min_size=1, unique=True))),
+            )
+            for target in to
+            if draw(st.booleans())
+        }
+        states[name] = State(
+            to=to,
+            final=not to,
+            min_stay=draw(_seconds),
+            cooldown=draw(_seconds),
+            max_agents=draw(st.integers(0, 2)),
+            arrows=arrows,
+        )
+    return Machine(name="any", initial=names[0], states=states)
+
+
+@given(machines(), st.data())
+def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObject) -> None:
+    """As plainly as docs/machines.md has it: the first thing that is missing, and exactly how much of it."""
+    current = data.draw(st.sampled_from(sorted(machine.states)))
+    target = data.draw(_names)
+    left_s, occupants = data.draw(_seconds), data.draw(st.integers(0, 3))
+    case = Case(
+        data.draw(st.sampled_from(PARTIES)),
+        stayed_s=data.draw(_seconds),
+        context=data.draw(_contexts),
+        cooling_s=lambda _: left_s,
+        occupants=lambda _: occupants,
+    )
+    refusal = machine.check(current, target, case)
+    assert refusal == machine.check(current, target, lambda: case)
+    expected, missing, retry_after_s = reason(machine, current, target, case)
+    if expected is None:
+        assert refusal is None
+        return
+    assert refusal is not None
+    assert (refusal.code, refusal.missing, refusal.retry_after_s) == (expected, missing, retry_after_s)
+    assert set(refusal.allowed) == {
+        way for way in machine.states[current].to if case.by in machine.states[current].arrows.get(way, Arrow()).by
+    }
+
+
+def reason(machine: Machine, current: str, target: str, case: Case) -> tuple[str | None, dict[str, Any], float | None]:
+    """Judge a transition again, word by word: the code, what is missing of the context, and when to try again."""
+    start, goal = machine.states[current], machine.states.get(target)
+    arrow = start.arrows.get(target, Arrow())
+    missing = {key: kind for key, kind in arrow.requires.items() if kind not in kinds_of((case.context or {}).get(key))}
+    found: tuple[str | None, dict[str, Any], float | None] = (None, {}, None)
+    if target == current:
+        pass
+    elif goal is None:
+        found = ("unknown_state", {}, None)
+    elif target not in start.to:
+        found = ("not_allowed", {}, None)
+    elif case.by not in arrow.by:
+        found = ("wrong_party", {}, None)
+    elif missing:
+        found = ("context_missing", missing, None)
+    elif case.stayed_s < start.min_stay:
+        found = ("too_soon", {}, start.min_stay - case.stayed_s)
+    elif goal.cooldown > 0 and case.cooling_s(target) > 0:
+        found = ("cooling_down", {}, case.cooling_s(target))
+    elif goal.max_agents > 0 and case.occupants(target) >= goal.max_agents:
+        found = ("state_full", {}, None)
+    return found
+
+
+def kinds_of(value: object) -> set[str]:
+    """Say what JSON Schema calls a value."""
+    kinds: dict[type, set[str]] = {
+        bool: {"boolean"},
+        int: {"integer", "number"},
+        float: {"number"},
+        str: {"string"},
+        list: {"array"},
+        dict: {"object"},
+    }
+    return kinds.get(type(value), set())
