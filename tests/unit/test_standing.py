@@ -257,6 +257,7 @@ def test_where_the_engine_finds_no_room_it_tries_again_later() -> None:
     made.pass_time(60)
     assert (made.agent().state, made.told("transition_refused")[-1]["code"]) == ("work", "state_full")
     assert made.deadlines == {"stay:a": NOW + 120}
+    assert set_right(made).outcome == "unchanged"
     go(made, "inbox", "b")
     made.pass_time(60)
     assert made.agent().state == "rest"
@@ -284,6 +285,21 @@ def test_a_deadline_that_was_lost_is_set_again(desk: World) -> None:
     desk.fleet = desk.reloaded()
     assert set_right(desk).outcome == "applied"
     assert desk.deadlines == {"stay:a": NOW + 60}
+    assert set_right(desk).outcome == "unchanged"
+
+
+@pytest.mark.parametrize(("limit_s", "waited_s", "state"), [(30, 10, "work"), (10, 40, "rest"), (600, 40, "work")])
+def test_a_limit_that_was_changed_holds_for_who_is_there_already(
+    desk: World, limit_s: int, waited_s: int, state: str
+) -> None:
+    """Shorter or longer, from when it came; what is over by the new one is over soon: at the latest after one more."""
+    go(desk, "work")
+    desk.now += waited_s
+    desk.rules = world(DESK.replace("max_stay = 60", f"max_stay = {limit_s}")).rules
+    assert set_right(desk).outcome == "applied"
+    assert desk.deadlines == {"stay:a": NOW + limit_s}
+    desk.pass_time(0)
+    assert desk.agent().state == state
     assert set_right(desk).outcome == "unchanged"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from hashlib import sha1
+from math import ceil
 from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
@@ -395,7 +396,7 @@ def transition_fault(refusal: Refusal) -> Fault:
     if refusal.missing:
         details["missing"] = refusal.missing
     if refusal.retry_after_s is not None:
-        details["retry_after"] = round(refusal.retry_after_s, 3)
+        details["retry_after"] = ceil(refusal.retry_after_s * 1000) / 1000  # never too early
     return Fault("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)
 
 

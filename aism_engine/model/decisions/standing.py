@@ -86,7 +86,11 @@ def is_amiss(rules: "Rules", agent: Agent, now: float) -> bool:
     until = agent.since + state.max_stay if state.max_stay else 0.0
     if not machine.knows(agent.state) or state.waits_for != agent.waits_for:
         return True
-    return until > agent.stay_until and (until > now or bool(state.after_max_stay))
+    if until > agent.stay_until:
+        return until > now or bool(state.after_max_stay)
+    # The limit is shorter than it was; but not where the engine found no room, and tries again after another stay.
+    shorter = 0 < until < agent.stay_until - _ROUNDING_S
+    return shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 
 
 def _set_stay(scope: "Scope", agent: Agent, until: float) -> None:
