@@ -17,7 +17,7 @@ import structlog
 from aism_engine.clock import Clock, SystemClock
 from aism_engine.config import DivergenceSettings, LivenessLimits, MachinesSettings, Settings
 from aism_engine.errors import ConfigError
-from aism_engine.metrics import Metrics
+from aism_engine.metrics import Metrics, from_zero
 from aism_engine.model.clocks import Clocks
 from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import Handler
@@ -53,6 +53,7 @@ from aism_engine.store.diagnosis import Diagnosis
 from aism_engine.store.history import History
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
+from aism_engine.store.scripts import CommitCode
 from aism_engine.store.store import Store
 from aism_engine.store.subscription import Subscription
 from aism_engine.store.writer import Writer
@@ -82,6 +83,7 @@ class Engine:
         clock = clock or SystemClock()
         self.settings = settings
         self.metrics = Metrics(names=settings.sampler.label_values)
+        from_zero(self.metrics.commits, (code.name.lower() for code in CommitCode))
         self.notifier = Notifier.from_environ(os.environ if environ is None else environ)
 
         # --- the fleet in Redis, and in memory

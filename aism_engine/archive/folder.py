@@ -22,7 +22,7 @@ _BUFFER: Final = 1 << 20
 
 
 class ArchiveError(AismError):
-    """The archive cannot be used now. `trouble` names why: locked, foreign, no_space, denied, missing, io_error."""
+    """The archive cannot be used now. `trouble` names why: one of TROUBLES."""
 
     def __init__(self, trouble: str, detail: str) -> None:
         super().__init__(f"{trouble}: {detail}")
@@ -41,6 +41,7 @@ _TROUBLES: Final = {
     errno.ENOTDIR: "missing",
     errno.EEXIST: "missing",
 }
+TROUBLES: Final = (*sorted({*_TROUBLES.values(), "foreign", "locked", "io_error"}), "internal_error")
 
 
 def named(error: OSError) -> ArchiveError:

@@ -16,10 +16,11 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
-from aism_engine.archive.folder import ArchiveError
+from aism_engine.archive.folder import TROUBLES, ArchiveError
 from aism_engine.archive.reader import ArchiveReader
 from aism_engine.archive.writer import Archive
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
+from aism_engine.metrics import from_zero
 from aism_engine.model.audit import BEGINNING, Line, instant
 from aism_engine.services.base import Context, Service
 from aism_engine.store.history import Announcement, History, Tail
@@ -43,6 +44,7 @@ class Archivist(Service):
 
     def __init__(self, context: Context, history: History, directory: str, *, prefix: str, every_s: float) -> None:
         super().__init__(context)
+        from_zero(context.metrics.archive_errors, TROUBLES)
         self._history = history
         self._path = Path(directory)
         self._prefix = prefix

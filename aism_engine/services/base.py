@@ -10,9 +10,10 @@ import structlog
 
 from aism_engine.clock import Clock
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
-from aism_engine.metrics import Metrics
+from aism_engine.metrics import Metrics, from_zero
 from aism_engine.model.decisions.common import Decision, Rules
 from aism_engine.services.hints import Backlog
+from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.store import Store
 from aism_engine.store.writer import Writer
@@ -28,6 +29,7 @@ class Outages:
     def __init__(self, metrics: Metrics, tell: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._tell = tell
+        from_zero(metrics.outages, OUTAGE_NAMES)
         self._met: dict[str, str] = {}
         self._names: set[str] = set()
         self._served = False

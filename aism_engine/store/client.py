@@ -57,6 +57,7 @@ _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (RedisConnectionError, "connection"),
     (OSError, "connection"),
 )
+OUTAGE_NAMES: Final = tuple(sorted({*OUTAGES.values(), *(name for _, name in _BY_CLASS)}))
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
 _DENIED_IN_SCRIPT: Final = re.compile(
     r"(^|@user_script: ?\d+: )(ACL failure in script|The user executing the script can't)\b"

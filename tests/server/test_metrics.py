@@ -1,0 +1,71 @@
+"""Laws of what an engine at work exports, whatever others say to it."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from aism_engine.store.embedded import EmbeddedServer
+from tests.support.engine import Running, eventually, running_engine
+
+
+def series(running: Running) -> set[tuple[str, ...]]:
+    """Give each series that is exported: its name and its labels."""
+    return {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items())))
+        for metric in running.engine.metrics.registry.collect()
+        for sample in metric.samples
+    }
+
+
+def inventions(first: int, last: int) -> Iterator[dict[str, Any]]:
+    """Say something new in every field that an agent may choose."""
+    for n in range(first, last):
+        yield {"type": "register", "agent_id": f"a{n}", "payload": {"type": f"type-{n}", "labels": {f"l{n}": f"v{n}"}}}
+        yield {"type": "state_transition", "agent_id": f"u{n}", "payload": {"state": f"s{n}", "new_state": f"s{n}"}}
+        yield {"type": f"kind-{n}", "agent_id": f"a{n}"}
+        yield {"type": "error", "agent_id": f"a{n}", "payload": {"type": f"e{n}", "code": f"c{n}"}}
+        yield {"type": "message", "agent_id": f"a{n}", "payload": {"to": f"a{n}", "content": 1, "type": f"m{n}"}}
+        yield {"type": "goodbye", "agent_id": f"a{n}", "payload": {"reason": f"r{n}"}}
+
+
+async def invent(running: Running, first: int, last: int) -> None:
+    """Be an agent, and an operator, who never says the same twice; wait until all of it has been decided on."""
+    await running.say(*inventions(first, last))
+    for n in range(first, last):
+        command = {"type": f"work-{n}", "payload": {"type": f"p{n}"}}
+        await running.ask(
+            {"id": f"c{n}", "type": "send", "payload": {"agent_id": f"u{n}", "command": command}},
+            {"id": f"q{n}", "type": f"request-{n}", "payload": {}},
+        )
+        change = {"agent_id": f"u{n}", "old_state": f"x{n}", "new_state": f"y{n}"}
+        await running.call("PUBLISH", running.keys.state_changes, json.dumps(change))
+    await running.ask({"id": f"last-{last}", "type": "resume", "payload": {"all": True}, "reply": True})
+    await running.replied(f"last-{last}")
+    await eventually(running.is_drained)
+    await eventually(lambda: running.metric("aism_commands_open") == last)
+
+
+async def test_no_invention_is_a_series(server: EmbeddedServer, prefix: str) -> None:
+    """Whatever agents and operators make up, there are as many series after twice as much of it."""
+    async with running_engine(server, prefix, sampler__label_values=5) as running:
+        await invent(running, 0, 60)
+        before = series(running)
+        await invent(running, 60, 120)
+        assert series(running) - before == set()
+        assert running.metric("aism_agents_in_state", type="other", state="other") > 0
+        assert running.metric("aism_command_steps_total", type="other", status="queued") == 115
+
+
+async def test_what_can_be_counted_is_there_before_it_happens(server: EmbeddedServer, prefix: str) -> None:
+    """A counter that begins at 1 has not grown, to whoever watches it: the first outage would be no outage."""
+    async with running_engine(server, prefix) as running:
+        shown = series(running)
+    for name, label, value in (
+        ("aism_redis_outages_total", "outage", "refused"),
+        ("aism_commits_total", "code", "fenced"),
+        ("aism_machine_reloads_total", "outcome", "refused"),
+        ("aism_service_failures_total", "service", "consumer"),
+        ("aism_service_restarts_total", "service", "consumer"),
+    ):
+        assert (name, f"{label}={value}") in shown
+    assert [name for name, *_ in shown if name.endswith("_created")] == []
