@@ -26,9 +26,7 @@ RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
  && /build/bin/pip --python /opt/aism/bin/python install --no-deps /dist/*.whl
 
 # Modes are set here, whatever the umask of the checkout was.
-COPY deploy/docker/healthcheck.py /src/
-RUN install -D -m 644 config/engine.toml /etc/aism/engine.toml \
- && install -m 755 healthcheck.py /opt/aism/bin/healthcheck
+RUN install -D -m 644 config/engine.toml /etc/aism/engine.toml
 
 
 FROM ${PYTHON_IMAGE} AS runtime
@@ -57,7 +55,8 @@ EXPOSE 9464
 STOPSIGNAL SIGTERM
 
 # Live, not ready: who acts on this by a restart (Swarm does) must not restart the engine because Redis is away.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 CMD ["healthcheck", "/livez"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 \
+  CMD ["aism-engine", "health", "--live", "--config", "/etc/aism/engine.toml"]
 
 ENTRYPOINT ["aism-engine"]
 CMD ["run", "--config", "/etc/aism/engine.toml"]

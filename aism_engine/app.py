@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from aism_engine.clock import Clock, SystemClock
-from aism_engine.config import DivergenceSettings, LivenessLimits, MachinesSettings, Settings
+from aism_engine.config import DivergenceSettings, LivenessLimits, Loaded, MachinesSettings, Settings, load
 from aism_engine.errors import ConfigError
 from aism_engine.metrics import Metrics, from_zero
 from aism_engine.model.clocks import Clocks
@@ -319,6 +319,13 @@ class Engine:
     def _is_stuck(self) -> bool:
         leads = self.leadership.token is not None
         return leads and self._clock.monotonic() - self._consumer.stepped_at > _STUCK_S
+
+
+def load_checked(config: Path | None = None, flags: Mapping[str, object] | None = None) -> Loaded:
+    """Load the settings and check the machines; a flag of None was not given. Raises ConfigError with all problems."""
+    loaded = load(config, overrides=flags)
+    load_machines(loaded.settings.machines)
+    return loaded
 
 
 def load_machines(settings: MachinesSettings) -> Machines:

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from aism_engine.app import load_machines
+from aism_engine.app import load_checked, load_machines
 from aism_engine.cli import options
 from aism_engine.cli.output import print_json, print_table
 from aism_engine.config import load
@@ -31,7 +31,7 @@ def check(
       aism-engine config check /etc/aism/engine.toml
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     try:
-        loaded = options.settings(file)
+        loaded = load_checked(file)
     except ConfigError as error:
         if json:
             print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from aism_engine import logs
 from aism_engine.agent.simulated import Simulation
-from aism_engine.app import Engine
+from aism_engine.app import Engine, load_checked
 from aism_engine.cli import options
 from aism_engine.cli.dashboard import Lines, Show, Table
 from aism_engine.cli.exits import Exit, RefusedError
@@ -75,7 +75,7 @@ def dev(
             _started(EmbeddedServer(port=port, data_dir=data_dir)) as server,
         ):
             flags = {**_SETTINGS, "redis.url": server.url, "http.host": host, "http.port": http_port}
-            settings = options.settings(flags=flags).settings
+            settings = load_checked(flags=flags).settings
             url, prefix = settings.redis.url, settings.redis.prefix
             simulation = Simulation(agents, seed=chosen, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen)

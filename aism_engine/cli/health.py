@@ -1,10 +1,11 @@
 """`aism-engine health`: ask an engine how it is, for people and for container health checks."""
 
 import http.client
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 import typer
+from msgspec import Struct
 
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit, RefusedError
@@ -13,6 +14,24 @@ from aism_engine.config import load
 
 _PATIENCE_S: Final = 3.0
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  who listens everywhere listens here, too
+
+
+class Alive(Struct):
+    """What /livez answers. This and what follows is web/face.py once more: to import that takes longer than to ask."""
+
+    status: str
+
+
+class Check(Struct):
+    ok: bool
+    detail: str
+
+
+class Ready(Alive):
+    """What /readyz answers."""
+
+    role: str
+    checks: dict[str, Check]
 
 
 def health(
@@ -28,7 +47,7 @@ def health(
     """Ask an engine whether it is ready: exit code 0, or 1 where a check fails or nobody answers.
 
     A standby is ready, and says so. With --live the answer is that of /livez: a Redis that is away is no reason to
-    restart an engine.
+    restart an engine. It asks where the settings say that an engine listens: in a container that is the one in it.
 
     \b
     Example:
@@ -37,32 +56,34 @@ def health(
     """  # noqa: D301  \b keeps the lines of the example apart
     host, port = options.address(address) if address is not None else (None, None)
     settings = load(config, overrides={"http.host": host, "http.port": port}).settings.http
+    if address is None and not settings.enabled:
+        raise RefusedError("http.enabled is off, as configured: no engine answers; name one with --http HOST:PORT")
+    if settings.port == 0:
+        raise RefusedError("http.port is 0, which is any free one: the log has it; name it with --http HOST:PORT")
     found = _asked(_EVERYWHERE.get(settings.host, settings.host), settings.port, live=live)
     if json:
         print_json(found)
-    elif live:
-        typer.echo(found["status"])
-    else:
-        typer.echo(f"{found['status']}, {found['role']}\n")
-        rows = ((name, "ok" if check["ok"] else "failed", check["detail"]) for name, check in found["checks"].items())
+    elif isinstance(found, Ready):
+        typer.echo(f"{found.status}, {found.role}\n")
+        rows = ((name, "ok" if check.ok else "failed", check.detail) for name, check in found.checks.items())
         print_table(("CHECK", "IS", "DETAIL"), rows)
-    return Exit.DONE if found["status"] == "ok" else Exit.REFUSED
+    else:
+        typer.echo(found.status)
+    return Exit.DONE if found.status == "ok" else Exit.REFUSED
 
 
-def _asked(host: str, port: int, *, live: bool) -> dict[str, Any]:
+def _asked(host: str, port: int, *, live: bool) -> "Alive":
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)
     try:
         connection.request("GET", "/livez" if live else "/readyz?verbose", headers={"Accept": "application/json"})
         answer = connection.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise RefusedError(f"no engine answers at {host}:{port}: {error}; name it with --http HOST:PORT") from None
+        raise RefusedError(f"no engine answers at {where}: {error}; name it with --http HOST:PORT") from None
     finally:
         connection.close()
-    if live:
-        return {"status": "ok" if answer.status == http.client.OK else "failed"}
     try:
-        found: dict[str, Any] = msgspec.json.decode(body)
+        return msgspec.json.decode(body, type=Alive if live else Ready)
     except msgspec.DecodeError:
-        raise RefusedError(f"what answers at {host}:{port} is no engine of ours") from None
-    return found
+        raise RefusedError(f"what answers at {where} is no engine of ours") from None

@@ -16,7 +16,7 @@ from aism_engine.cli.session import ask, with_operator
 from aism_engine.model.names import is_identifier
 from aism_engine.store.operator import Operator
 
-HELP: Final = {
+_HELP: Final = {
     "pause": """Hold back commands: new ones are accepted and wait, nothing is handed out until `resume`.
 
     What lies in an agent's list already stays there.
@@ -41,7 +41,7 @@ HELP: Final = {
 _STANDS: Final = {"pause": "is paused", "drain": "is drained", "": "takes commands"}
 
 
-def hold(kind: str) -> Callable[..., Exit]:
+def _hold(kind: str) -> Callable[..., Exit]:
     """Make the command of this name."""
 
     def command(  # noqa: PLR0913  each is a flag
@@ -71,8 +71,11 @@ def hold(kind: str) -> Callable[..., Exit]:
             typer.echo(f"{kind}: {told(found)}" if to_many else _stands(found))
         return code_of(found) if to_many else Exit.DONE
 
-    command.__doc__ = HELP[kind]
+    command.__doc__ = _HELP[kind]
     return command
+
+
+pause, drain, resume = map(_hold, _HELP)
 
 
 def _target(agent_id: str | None, selector: str | None, *, all_: bool) -> dict[str, Any]:

@@ -3,53 +3,17 @@
 import platform
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
 
 import typer
 
 from aism_engine import __version__
-from aism_engine.cli import (
-    agents,
-    commands,
-    config,
-    dead_letters,
-    dev,
-    divergences,
-    doctor,
-    health,
-    history,
-    holds,
-    machines,
-    options,
-    run,
-    scenario,
-    send,
-    tail,
-    top,
-)
+from aism_engine.cli import options
 from aism_engine.cli.exits import Exit, complain, report
 from aism_engine.cli.output import print_json
 
-app = options.Commands(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
-app.command()(run.run)
-app.command()(dev.dev)
-app.command()(health.health)
-app.command()(scenario.scenario)
-app.command()(send.send)
-for name in holds.HELP:
-    app.command(name)(holds.hold(name))
-app.command()(tail.tail)
-app.command()(top.top)
-app.command()(divergences.divergences)
-app.command()(history.history)
-app.command()(doctor.doctor)
-app.add_typer(agents.app, name="agents")
-app.add_typer(commands.app, name="commands")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(machines.app, name="machines")
-app.add_typer(config.app, name="config")
 
-
-@app.command()
 def version(*, json: options.Json = False) -> None:
     """Print which version this is."""
     if json:
@@ -58,10 +22,52 @@ def version(*, json: options.Json = False) -> None:
         typer.echo(__version__)
 
 
+COMMANDS: Final = {
+    "run": "run:run",
+    "dev": "dev:dev",
+    "health": "health:health",
+    "scenario": "scenario:scenario",
+    "send": "send:send",
+    "pause": "holds:pause",
+    "drain": "holds:drain",
+    "resume": "holds:resume",
+    "tail": "tail:tail",
+    "top": "top:top",
+    "divergences": "divergences:divergences",
+    "history": "history:history",
+    "doctor": "doctor:doctor",
+    "version": "main:version",
+    "agents": "agents:app",
+    "commands": "commands:app",
+    "dead-letters": "dead_letters:app",
+    "machines": "machines:app",
+    "config": "config:app",
+}
+"""Each command, or group of them, and where it is."""
+
+
+def build(first: str = "") -> options.Commands:
+    """Build the command line; where its first word names a command, with that one alone.
+
+    All that is needed for all of them takes half a second to import, and `health` is called every few seconds.
+    """
+    app = options.Commands(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
+    app.callback()(lambda: None)  # a single command would be the whole, without its name
+    for name in (first,) if first in COMMANDS else COMMANDS:
+        module, _, attribute = COMMANDS[name].partition(":")
+        found = getattr(import_module(f"aism_engine.cli.{module}"), attribute)
+        if isinstance(found, options.Commands):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command, and exit with its code. Errors are a line on standard error, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = app(arguments, prog_name="aism-engine", standalone_mode=False)
+        code = build(*arguments[:1])(arguments, prog_name="aism-engine", standalone_mode=False)
     except typer.TyperException as error:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
         complain(f"{error.format_message().rstrip('.')}; try {command} --help")

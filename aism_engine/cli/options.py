@@ -1,14 +1,12 @@
 """The options that commands share, and what they are made into."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from aism_engine.app import load_machines
 from aism_engine.cli.exits import EXIT_CODES
-from aism_engine.config import Loaded, load
 
 Redis: TypeAlias = Annotated[
     str | None, typer.Option("--redis", metavar="URL", help="The server; else AISM_REDIS_URL, else localhost.")
@@ -40,10 +38,3 @@ def address(text: str) -> tuple[str, str]:
     if not colon:
         raise typer.BadParameter(f"expected HOST:PORT, got {text!r}")
     return host.strip("[]"), port
-
-
-def settings(config: Path | None = None, flags: Mapping[str, object] | None = None) -> Loaded:
-    """Load the settings and check the machines; a flag of None was not given. Raises ConfigError with all problems."""
-    loaded = load(config, overrides=flags)
-    load_machines(loaded.settings.machines)
-    return loaded

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aism_engine import logs
-from aism_engine.app import Engine, load_machines
+from aism_engine.app import Engine, load_checked, load_machines
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.loop import run_to_end
@@ -50,7 +50,7 @@ def run(
         "logs.level": log_level,
         "logs.format": log_format,
     }
-    settings = options.settings(config, flags).settings
+    settings = load_checked(config, flags).settings
     told = settings.logs
     writer = logs.configure(
         level=told.level, format=told.format, queue=told.queue, repeats=told.repeats, file=told.file

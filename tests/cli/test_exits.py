@@ -1,9 +1,12 @@
 """Laws of how commands end."""
 
+import subprocess
+import sys
+
 import pytest
 
+from aism_engine.cli import main
 from aism_engine.cli.exits import EXIT_CODES, Exit, report
-from aism_engine.cli.main import app
 from aism_engine.errors import GaveUpError
 from tests.cli.conftest import Call
 
@@ -98,9 +101,25 @@ def test_a_bug_is_not_dressed_up_as_an_answer() -> None:
 
 def test_all_commands_are_tested() -> None:
     """The list above is complete."""
+    app = main.build()
     names = [[command.name or command.callback.__name__] for command in app.registered_commands if command.callback]
     for group in app.registered_groups:
         assert group.typer_instance is not None
         commands = group.typer_instance.registered_commands
         names += [[str(group.name), each.name or each.callback.__name__] for each in commands if each.callback]
     assert sorted(names) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("first", sorted(main.COMMANDS))
+async def test_a_command_is_the_same_by_itself(cli: Call, first: str) -> None:
+    """Each is imported alone where it is named, and is there, with the same words, among all."""
+    alone, among_all = await cli(first, "--help"), await cli("--help")
+    assert alone.out.startswith(f"Usage: aism-engine {first} ")
+    assert f"\n  {first} " in among_all.out
+
+
+def test_health_imports_next_to_nothing() -> None:
+    """It is called every few seconds for as long as a container lives: it must not cost half a second of a core."""
+    script = "import sys; from aism_engine.cli.main import build; build('health'); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert {"asyncio", "redis", "rich", "starlette", "structlog", "prometheus_client", "uvicorn"} & set(found) == set()

@@ -4,6 +4,7 @@ The files are read as text: there is no parser of YAML among the requirements, a
 Checks by a tool of the field are skipped, with the package to install, where the tool is absent.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -81,11 +82,22 @@ def test_the_builder_knows_all_of_the_build_backend() -> None:
 def test_everything_listens_and_looks_at_one_port() -> None:
     """The default of http.port is what the image exposes, compose publishes and Prometheus scrapes."""
     port = str(SETTINGS.http.port)
-    healthcheck = (ROOT / "deploy/docker/healthcheck.py").read_text(encoding="utf-8")
     assert found(r"^EXPOSE (\d+)$", DOCKERFILE) == port
     assert found(r"AISM_HTTP_PORT:-(\d+)\}:\1", COMPOSE) == port
-    assert found(r'AISM_HTTP__PORT", "(\d+)"', healthcheck) == port
     assert found(r"localhost:(\d+)", (PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8")) == port
+
+
+def test_health_is_asked_of_the_engine_that_runs() -> None:
+    """The checks of the image and of compose are commands that exist, with the configuration of that engine."""
+    running = json.loads(found(r"^CMD (\[.+\])$", DOCKERFILE))
+    for pattern, text in (
+        (r"HEALTHCHECK .*\\\n +CMD (\[.+\])$", DOCKERFILE),
+        (r'test: (\["CMD", "aism.+\])$', COMPOSE),
+    ):
+        program, command, *options = [word for word in json.loads(found(pattern, text)) if word != "CMD"]
+        known = run(Path(sys.executable).with_name(program), command, "--help")
+        assert {option for option in options if option.startswith("--")} <= set(re.findall(r"--[a-z-]+", known))
+        assert options[-2:] == running[-2:] == ["--config", "/etc/aism/engine.toml"]
 
 
 def test_whoever_stops_the_engine_waits_longer_than_it_takes() -> None:

@@ -247,3 +247,39 @@ async def test_the_checks_come_in_text_where_that_is_asked_for(client: Client, e
     answer = await client.ask("/readyz?verbose", "text/plain")
     assert (answer.status, answer.type) == (503, "text/plain; charset=utf-8")
     assert answer.text == "failed redis: refused\nok     role: standby\n"
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/json", "json"),
+        ("application/*;q=0.9, text/plain;q=0.2", "json"),
+        ("application/json, text/plain;q=0.5", "json"),
+        ("text/plain, application/json;q=0.5", "plain"),
+        ("text/*, application/json;q=nonsense", "plain"),
+        ("application/json;q=0, */*", "plain"),
+        ("text/plain;q=0, */*", "json"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/readyz?verbose"])
+async def test_what_is_preferred_is_given(client: Client, path: str, accept: str, expected: str) -> None:
+    """JSON or text by Accept, as RFC 9110 weighs it, wherever there are both."""
+    answer = await client.ask(path, accept)
+    assert (answer.status, expected in answer.type) == (200, True)
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "text/html", "image/*", "text/plain, application/json"])
+async def test_who_prefers_nothing_gets_what_is_usual(client: Client, accept: str | None) -> None:
+    """A line of text, and of ?verbose JSON."""
+    types = [
+        (await client.ask(path, accept)).type.partition(";")[0] for path in ("/livez", "/readyz", "/readyz?verbose")
+    ]
+    assert types == ["text/plain", "text/plain", "application/json"]
+
+
+async def test_liveness_in_json_has_a_status(client: Client, engine: Engine) -> None:
+    """Like readiness, without what does not matter to it."""
+    assert json.loads((await client.ask("/livez", "application/json")).text) == {"status": "ok"}
+    engine.alive = False
+    dead = await client.ask("/livez", "application/json")
+    assert (dead.status, json.loads(dead.text)) == (503, {"status": "failed"})
