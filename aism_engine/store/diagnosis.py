@@ -20,7 +20,8 @@ from aism_engine.model.doctor.surroundings import ConfigFile, Sentinel, Surround
 from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, connect, naming_outages, where
 from aism_engine.store.keys import Keys
-from aism_engine.store.lookout import Tell, text
+from aism_engine.store.lookout import Tell
+from aism_engine.store.records import text
 from aism_engine.store.rights import needed, refused
 from aism_engine.store.scripts import COMMIT, CommitCode
 from aism_engine.store.survey import Survey

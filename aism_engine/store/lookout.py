@@ -12,14 +12,15 @@ import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import SystemClock
+from aism_engine.model.clocks import MILLISECONDS_FROM
 from aism_engine.model.commands import Command
 from aism_engine.model.effects import Letter
 from aism_engine.model.fleet import Agent
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.store import MILLISECONDS_FROM, Store, read_letter
+from aism_engine.store.records import CHUNK, chunks, text
+from aism_engine.store.store import Store, read_letter
 
-CHUNK: Final = 1000
 _RATES_OVER_S: Final = 10.0
 _RATES_FROM: Final = 1000
 """Rates are those of so many seconds, and where more is decided of so many commits."""
@@ -227,14 +228,6 @@ class Lookout:
                 counted.update(str(fact.get("event")) for fact in msgspec.json.decode(fields.get(b"facts", b"[]")))
         span_s = max(now - since, 0.001)
         return {event: round(count / span_s, 1) for event, count in counted.most_common()}
-
-
-def chunks(ids: Sequence[str]) -> list[Sequence[str]]:
-    return [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
-
-
-def text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")
 
 
 def _age_s(now: float, score: float | None) -> float | None:

@@ -15,7 +15,8 @@ from aism_engine.clock import iso
 from aism_engine.store.client import Client, connect_url, naming_outages
 from aism_engine.store.history import History
 from aism_engine.store.keys import Keys
-from aism_engine.store.lookout import CHUNK, Lookout
+from aism_engine.store.lookout import Lookout
+from aism_engine.store.records import CHUNK
 from aism_engine.store.subscription import Subscription
 
 _SLICE_S: Final = 2.0

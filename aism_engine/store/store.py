@@ -4,27 +4,28 @@ All reads here are bounded: in count, and where messages are read in bytes as we
 `ServerUnavailableError`, with the outage by its name, while the server cannot serve; none retries.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from redis.exceptions import ResponseError
 
 from aism_engine.clock import Clock
 from aism_engine.errors import ServerUnavailableError
+from aism_engine.model.clocks import MILLISECONDS_FROM
 from aism_engine.model.commands import COMMAND_FIELDS, Command
 from aism_engine.model.decisions.common import digest
 from aism_engine.model.decisions.handout import HEAD_BYTES
 from aism_engine.model.effects import Letter
-from aism_engine.model.fleet import AGENT_FIELDS, Agent, Fleet, Hold, Sighting
+from aism_engine.model.fleet import Sighting
 from aism_engine.model.groups import GROUP_FIELDS, Group
 from aism_engine.model.messages import Labels
 from aism_engine.model.names import is_state_name, is_type_name
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
+from aism_engine.store.loading import Loaded, load_fleet
+from aism_engine.store.records import Records, command_of, group_of, is_empty, text
 from aism_engine.store.scripts import (
     COMMIT,
     HEADS,
@@ -32,25 +33,12 @@ from aism_engine.store.scripts import (
     LEASE,
     PEEK,
     PROBE,
-    RECORDS,
     RELEASE,
     SIGHT,
     CommitCode,
     LeaseCode,
 )
 from aism_engine.store.server_time import ServerTime
-
-T = TypeVar("T")
-_CHUNK: Final = 1000
-_TURNS: Final = 3
-"""Turns of the loop that redis-py needs to send a request."""
-_FIELD_BYTES: Final = 65_536
-"""Longest field of a record that is read: labels may be long, and anyone may have written anything."""
-_AUDIT_PAGE: Final = 100
-_CAUSES: Final = 10_000
-"""How many messages of the past a new leader reads, at least, to know a second copy: an arbitrary number. A commit of a
-busy fleet holds hundreds, that of a quiet one holds one.
-"""
 
 
 class Peek(NamedTuple):
@@ -85,6 +73,7 @@ class Store:
     def __init__(self, client: Client, keys: Keys, clock: Clock) -> None:
         self.keys = keys
         self._client = client
+        self._records = Records(client)
         self._clock = clock
         self.time = ServerTime(clock)
         self.lease_left_s = 0.0
@@ -167,9 +156,10 @@ class Store:
         """Read the records of commands, but for what is large in them; one that is damaged is as good as none."""
         if not command_ids:
             return {}
-        replies = await self._records(map(self.keys.command, command_ids), COMMAND_FIELDS)
+        replies = await self._records.read(map(self.keys.command, command_ids), COMMAND_FIELDS)
         found = (
-            (command_id, _command(command_id, packed)) for command_id, packed in zip(command_ids, replies, strict=True)
+            (command_id, command_of(command_id, packed))
+            for command_id, packed in zip(command_ids, replies, strict=True)
         )
         return {command_id: command for command_id, command in found if command is not None}
 
@@ -177,8 +167,8 @@ class Store:
         """Read the records of groups; one that is damaged is as good as none."""
         if not group_ids:
             return {}
-        replies = await self._records(map(self.keys.group, group_ids), GROUP_FIELDS)
-        found = ((group_id, _group(group_id, packed)) for group_id, packed in zip(group_ids, replies, strict=True))
+        replies = await self._records.read(map(self.keys.group, group_ids), GROUP_FIELDS)
+        found = ((group_id, group_of(group_id, packed)) for group_id, packed in zip(group_ids, replies, strict=True))
         return {group_id: group for group_id, group in found if group is not None}
 
     async def strays(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
@@ -193,14 +183,14 @@ class Store:
         except ResponseError as error:
             raise ServerUnavailableError("noperm", str(error)) from error
         with naming_outages():
-            found = [("command", _text(key[len(command) :])) for key in page if key.startswith(command)]
-            found += [("group", _text(key[len(group) :])) for key in page if key.startswith(group)]
+            found = [("command", text(key[len(command) :])) for key in page if key.startswith(command)]
+            found += [("group", text(key[len(group) :])) for key in page if key.startswith(group)]
             if not found:
                 return int(cursor), set(), set()
             scores = await self._client.zmscore(keys.deadlines, [f"{kind}:{name}" for kind, name in found])
         lost = [each for each, score in zip(found, scores, strict=True) if score is None]
-        ends = await self._records((getattr(keys, kind)(name) for kind, name in lost), ["ended_at"])
-        still_open = {each for each, packed in zip(lost, ends, strict=True) if packed == _EMPTY}
+        ends = await self._records.read((getattr(keys, kind)(name) for kind, name in lost), ["ended_at"])
+        still_open = {each for each, packed in zip(lost, ends, strict=True) if is_empty(packed)}
         commands, groups = ({name for kind, name in still_open if kind == wanted} for wanted in ("command", "group"))
         return int(cursor), commands, groups
 
@@ -300,7 +290,7 @@ class Store:
                         self.keys.heartbeats, low, high, start=offset, num=chunk, withscores=True
                     )
                 slowest_s = max(slowest_s, self._clock.monotonic() - asked_at)
-                found.update((_text(member), score) for member, score in page)
+                found.update((text(member), score) for member, score in page)
                 if len(page) < chunk:
                     break
                 offset += chunk
@@ -323,7 +313,7 @@ class Store:
         """Walk over all members of the heartbeats, and their scores; a cursor of 0 begins, and ends, the walk."""
         with naming_outages():
             cursor, page = await self._client.zscan(self.keys.heartbeats, cursor, count=chunk)
-        return int(cursor), {_text(member): float(score) for member, score in page}
+        return int(cursor), {text(member): float(score) for member, score in page}
 
     async def depths(self) -> dict[str, int]:
         """Measure everything that has a length."""
@@ -348,82 +338,9 @@ class Store:
         with naming_outages():
             await HEARD(self._client, [queue, heard], [epoch, number, *messages])
 
-    # --- taking over ------------------------------------------------------------------------------------------------
-
-    async def load(self, recent_ids: int) -> tuple[Fleet, str, int]:
-        """Read the whole fleet, the id of the last commit, and how many records were damaged.
-
-        To be called by a leader alone: nobody else can write meanwhile, since the epoch is its own.
-        """
-        with naming_outages():
-            ledger = await self._client.get(self.keys.ledger)
-            agent_ids = [_text(member) for member in await self._client.smembers(self.keys.index)]
-            deadlines = dict(await self._client.zrange(self.keys.deadlines, 0, -1, withscores=True))
-            hold = await self._client.hget(self.keys.holds, "fleet")
-        agents = [agent async for agent in self._each(agent_ids, self.keys.agent, AGENT_FIELDS, _agent)]
-        command_ids, group_ids = list(_named(deadlines, "command")), list(_named(deadlines, "group"))
-        commands = [
-            command
-            async for command in self._each(command_ids, self.keys.command, COMMAND_FIELDS, _command)
-            if command.open
-        ]
-        groups = [group async for group in self._each(group_ids, self.keys.group, GROUP_FIELDS, _group)]
-        held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
-        fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
-        for agent_id in _named(deadlines, "stay"):
-            if (agent := fleet.agents.get(agent_id)) is not None:
-                agent.stay_until = deadlines[f"stay:{agent_id}".encode()]
-        for agent_id, cause in await self._causes():
-            fleet.remember(agent_id, cause)
-        return fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents)
-
-    async def _each(
-        self,
-        ids: list[str],
-        key: Callable[[str], str],
-        fields: Sequence[str],
-        read: Callable[[str, bytes], T | None],
-    ) -> AsyncIterator[T]:
-        """Read the records of so many, but for those that are damaged. The server reads a page while we take in the one
-        before it.
-        """
-        ahead: asyncio.Future[list[bytes]] | None = None
-        pages = list(_chunks(ids))
-        try:
-            for number, page in enumerate(pages):
-                records = await (ahead or self._records(map(key, page), fields))
-                ahead = None
-                if number + 1 < len(pages):
-                    ahead = asyncio.ensure_future(self._records(map(key, pages[number + 1]), fields))
-                    for _ in range(_TURNS):
-                        await asyncio.sleep(0)
-                for name, packed in zip(page, records, strict=True):
-                    if (found := read(name, packed)) is not None:
-                        yield found
-        finally:
-            if ahead is not None:
-                ahead.cancel()
-
-    async def _records(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
-        with naming_outages():
-            found: list[bytes] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
-        return found
-
-    async def _causes(self) -> list[tuple[str, str]]:
-        """Read whose messages were heard last, by their ids, the oldest first."""
-        causes: list[tuple[str, str]] = []
-        last = b"+"
-        while len(causes) < _CAUSES:
-            with naming_outages():
-                entries = await self._client.execute_command(
-                    "XREVRANGE", self.keys.audit, last, "-", "COUNT", _AUDIT_PAGE
-                )
-            for _, fields in entries:  # redis-py has made a dict of them
-                causes += reversed(_heard(fields))
-            if len(entries) < _AUDIT_PAGE:
-                break
-            last = b"(" + entries[-1][0]
-        return causes[::-1]
+    async def load(self, recent_ids: int) -> Loaded:
+        """Read the whole fleet; to be called by a leader alone."""
+        return await load_fleet(self._client, self.keys, recent_ids)
 
     async def _pipeline(self, calls: Iterable[tuple[Argument, ...]]) -> list[Any]:
         """Send many reads at once. The error of one is its reply; an outage is everybody's."""
@@ -435,79 +352,9 @@ class Store:
         return replies
 
 
-MILLISECONDS_FROM: Final = 100_000_000_000
-
-
-class _Cause(msgspec.Struct):
-    """Of a fact, what tells that its agent has said something, and that it was applied."""
-
-    event: str
-    agent_id: str = ""
-    by: str = ""
-    cause: str = ""
-
-    @property
-    def tells(self) -> bool:
-        return self.by == "agent" and self.event != "dead_letter" and "" not in {self.agent_id, self.cause}
-
-
-_FACTS = msgspec.json.Decoder(list[_Cause])
-_HEARD = msgspec.json.Decoder(list[tuple[str, str]])
-_VALUES = msgspec.msgpack.Decoder(list[str])
-"""Of a record, as records.lua packs it. Raises ValueError where one is no UTF-8."""
-_EMPTY = msgspec.msgpack.encode([""])
-
-
-def _heard(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
-    """Read one entry of the audit; one that is none of ours tells nothing."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        facts = _FACTS.decode(entry.get(b"facts", b"[]"))
-        heard = _HEARD.decode(entry.get(b"heard", b"[]"))
-        return [*((fact.agent_id, fact.cause) for fact in facts if fact.tells), *heard]
-    return []
-
-
-def _chunks(ids: list[str]) -> Iterator[list[str]]:
-    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
-
-
-def _text(value: bytes) -> str:
-    """Read a name that anyone may have written: what is no UTF-8 is shown escaped, and so is no agent id."""
-    return value.decode(errors="backslashreplace")
-
-
-def _agent(agent_id: str, packed: bytes) -> Agent | None:
-    try:
-        return Agent.from_record(agent_id, dict(zip(AGENT_FIELDS, _VALUES.decode(packed), strict=True)))
-    except (KeyError, ValueError, msgspec.DecodeError):
-        return None
-
-
-def _command(command_id: str, packed: bytes) -> Command | None:
-    try:
-        return Command.from_record(command_id, dict(zip(COMMAND_FIELDS, _VALUES.decode(packed), strict=True)))
-    except (KeyError, ValueError):
-        return None
-
-
-def _group(group_id: str, packed: bytes) -> Group | None:
-    try:
-        return Group.from_record(group_id, dict(zip(GROUP_FIELDS, _VALUES.decode(packed), strict=True)))
-    except (KeyError, ValueError):
-        return None
-
-
-def _named(members: Iterable[bytes], kind: str) -> Iterator[str]:
-    """Give the names of those deadlines that are of one kind."""
-    for member in members:
-        found, _, name = _text(member).partition(":")
-        if found == kind:
-            yield name
-
-
 def read_letter(fields: Mapping[bytes, bytes]) -> Letter | None:
     """Read a dead letter back; none where somebody has put something else there."""
-    texts = {_text(name): _text(value) for name, value in fields.items() if name != b"raw"}
+    texts = {text(name): text(value) for name, value in fields.items() if name != b"raw"}
     try:
         return Letter(
             code=texts["code"],
@@ -528,7 +375,7 @@ def _sighting(kind: bytes, labels: bytes, state: bytes, score: bytes) -> Sightin
         named = msgspec.json.decode(labels or b"{}", type=Labels)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         named = {}
-    found_type, found_state = _text(kind), _text(state)
+    found_type, found_state = text(kind), text(state)
     return Sighting(
         type=found_type if is_type_name(found_type) else None,
         labels=named,

@@ -17,7 +17,8 @@ from aism_engine.model.doctor.keyspace import Keyspace
 from aism_engine.model.names import is_identifier
 from aism_engine.store.client import Client, naming_outages, outage_of
 from aism_engine.store.keys import Keys
-from aism_engine.store.lookout import CHUNK, Tell, text
+from aism_engine.store.lookout import Tell
+from aism_engine.store.records import CHUNK, text
 
 _OPEN: Final = frozenset(status.value.encode() for status in OPEN)
 _OF_AGENTS: Final = {

@@ -1,0 +1,98 @@
+"""Records: hashes of which many are read at once, each as one reply. What somebody has damaged is left out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from aism_engine.model.commands import COMMAND_FIELDS, Command
+from aism_engine.model.fleet import AGENT_FIELDS, Agent
+from aism_engine.model.groups import GROUP_FIELDS, Group
+from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.scripts import RECORDS
+
+T = TypeVar("T")
+CHUNK: Final = 1000
+_TURNS: Final = 3
+"""Turns of the loop that redis-py needs to send a request."""
+_FIELD_BYTES: Final = 65_536
+"""Longest field of a record that is read: labels may be long, and anyone may have written anything."""
+_VALUES = msgspec.msgpack.Decoder(list[str])
+"""Of a record, as records.lua packs it. Raises ValueError where one is no UTF-8."""
+
+
+class Records:
+    """Reads the records of one fleet. Raises `ServerUnavailableError` while the server cannot serve."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def read(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
+        """Read some fields of each, packed: for the functions below."""
+        with naming_outages():
+            found: list[bytes] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
+        return found
+
+    async def each(
+        self,
+        ids: Sequence[str],
+        key: Callable[[str], str],
+        fields: Sequence[str],
+        parse: Callable[[str, bytes], T | None],
+    ) -> AsyncIterator[T]:
+        """Read the records of any number, page by page. The server reads a page while we take in the one before it."""
+        ahead: asyncio.Future[list[bytes]] | None = None
+        pages = list(chunks(ids))
+        try:
+            for number, page in enumerate(pages):
+                records = await (ahead or self.read(map(key, page), fields))
+                ahead = None
+                if number + 1 < len(pages):
+                    ahead = asyncio.ensure_future(self.read(map(key, pages[number + 1]), fields))
+                    for _ in range(_TURNS):
+                        await asyncio.sleep(0)
+                for name, packed in zip(page, records, strict=True):
+                    if (found := parse(name, packed)) is not None:
+                        yield found
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+
+
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+
+
+def text(value: bytes) -> str:
+    """Read a name that anyone may have written: what is no UTF-8 is shown escaped, and so is no agent id."""
+    return value.decode(errors="backslashreplace")
+
+
+def is_empty(packed: bytes) -> bool:
+    """Tell whether a record of one field has nothing in it, or cannot be read."""
+    return packed == _EMPTY
+
+
+_EMPTY: Final = msgspec.msgpack.encode([""])
+
+
+def agent_of(agent_id: str, packed: bytes) -> Agent | None:
+    try:
+        return Agent.from_record(agent_id, dict(zip(AGENT_FIELDS, _VALUES.decode(packed), strict=True)))
+    except (KeyError, ValueError, msgspec.DecodeError):
+        return None
+
+
+def command_of(command_id: str, packed: bytes) -> Command | None:
+    try:
+        return Command.from_record(command_id, dict(zip(COMMAND_FIELDS, _VALUES.decode(packed), strict=True)))
+    except (KeyError, ValueError):
+        return None
+
+
+def group_of(group_id: str, packed: bytes) -> Group | None:
+    try:
+        return Group.from_record(group_id, dict(zip(GROUP_FIELDS, _VALUES.decode(packed), strict=True)))
+    except (KeyError, ValueError):
+        return None
