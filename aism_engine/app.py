@@ -135,10 +135,13 @@ class Engine:
         )
         listener = Listener(
             context,
-            Subscription(self._clients["pubsub"], (keys.responses, keys.requests, keys.state_changes)),
+            Subscription(
+                self._clients["pubsub"], (keys.responses, keys.requests, keys.state_changes, keys.measurements)
+            ),
             responses,
             requests,
             most=settings.consumer.batch_messages,
+            measures_per_s=settings.measurements.heard_per_second,
         )
         self._consumer = Consumer(
             context,
@@ -378,6 +381,7 @@ def _rules(settings: Settings, handlers: Mapping[str, Handler]) -> Rules:
         on_lost=settings.commands.on_lost,
         reply_ttl_s=settings.dispatcher.reply_ttl,
         inbox_keep=settings.agents.inbox_keep,
+        max_measures=settings.measurements.max_names,
         max_hops=settings.messages.max_hops,
         pair_per_s=settings.messages.pair_per_second,
         pair_burst=settings.messages.pair_burst,

@@ -126,6 +126,15 @@ class MessagesSettings(Section, frozen=True):
     pair_burst: Annotated[Count, Meta(description="Messages from one agent to another, at once")] = 100
 
 
+class MeasurementsSettings(Section, frozen=True):
+    """What agents measure: the latest value of each name is kept."""
+
+    max_names: Annotated[Count, Meta(description="Most names kept of an agent; further ones are refused")] = 64
+    heard_per_second: Annotated[
+        Count, Meta(description="Most measurements heard on the channel in a second; more are left unheard")
+    ] = 5000
+
+
 class LivenessLimits(Section, frozen=True):
     """How long the agents of one type may be silent."""
 
@@ -220,7 +229,8 @@ class SamplerSettings(Section, frozen=True):
 
     interval: Annotated[Seconds, Meta(description="Seconds between samples")] = 5.0
     label_values: Annotated[
-        Count, Meta(description="Types of agents, states and types of commands told apart; the rest is `other`")
+        Count,
+        Meta(description="Types of agents and of commands, states, measurements told apart; the rest is `other`"),
     ] = 50
     safety_interval: Annotated[
         Seconds, Meta(description="Seconds between looks at whether Redis can lose what it is given")
@@ -244,7 +254,7 @@ class HistorySettings(Section, frozen=True):
     ] = 604_800.0
     dead_letters_keep: Annotated[Count, Meta(description="Dead letters kept")] = 10_000
     dead_letters_for: Annotated[Seconds, Meta(description="Seconds for which a dead letter is kept")] = 2_592_000.0
-    events: Annotated[bool, Meta(description="Whether the engine publishes state changes")] = True
+    events: Annotated[bool, Meta(description="Whether the engine publishes state changes and measurements")] = True
 
     def __post_init__(self) -> None:
         if self.audit_keep_max < self.audit_keep:
@@ -291,6 +301,7 @@ class Settings(Section, frozen=True):
     dispatcher: DispatcherSettings = DispatcherSettings()
     agents: AgentsSettings = AgentsSettings()
     messages: MessagesSettings = MessagesSettings()
+    measurements: MeasurementsSettings = MeasurementsSettings()
     liveness: LivenessSettings = LivenessSettings()
     commands: CommandsSettings = CommandsSettings()
     timekeeper: TimekeeperSettings = TimekeeperSettings()

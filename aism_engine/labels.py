@@ -1,12 +1,16 @@
 """Labels whose values others choose: agents invent types and states, operators commands. A label must not grow without
 end, so the first so many values keep their own name, and all others together are `other`.
+
+Here, too: what agents measure, rolled up under such labels.
 """
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from math import inf
 from typing import Final
 
-from prometheus_client import Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
 OTHER: Final = "other"
 
@@ -47,3 +51,65 @@ class Census:
         """Show nothing: nobody counts any more."""
         self._gauge.clear()
         self._shown.clear()
+
+
+class Rollup:
+    """What agents measured, by their type and the name of it: of how many, their mean, the least and the largest.
+
+    Of all names that are `other` it shows only how many: their values have nothing in common.
+    """
+
+    def __init__(self, types: Few, names: Few, registry: CollectorRegistry) -> None:
+        def gauge(name: str, what: str) -> Gauge:
+            return Gauge(f"aism_measurement_{name}", what, ["type", "name"], registry=registry)
+
+        self._types, self._names = types, names
+        self._agents = gauge("agents", "Agents that have measured it, and are not away")
+        self._gauges = {
+            "mean": gauge("mean", "Mean of their latest values"),
+            "least": gauge("min", "Least of their latest values"),
+            "most": gauge("max", "Largest of their latest values"),
+        }
+        self._shown: set[tuple[str, str]] = set()
+        self._spreads: dict[tuple[str, str], _Spread] = {}
+
+    def add(self, kind: str, values: Mapping[str, float]) -> None:
+        """Add the latest values of one agent to what will be shown."""
+        kind = self._types(kind)
+        for name, value in values.items():
+            labels = (kind, self._names(name))
+            spread = self._spreads.get(labels)
+            if spread is None:
+                spread = self._spreads[labels] = _Spread()
+            spread.add(value)
+
+    def show(self) -> None:
+        """Show what was added since the last time, and nothing else."""
+        spreads, self._spreads = self._spreads, {}
+        for labels in self._shown - spreads.keys():
+            for gauge in (self._agents, *self._gauges.values()):
+                with suppress(KeyError):  # of `other` there is only one
+                    gauge.remove(*labels)
+        self._shown = set(spreads)
+        for labels, spread in spreads.items():
+            self._agents.labels(*labels).set(spread.count)
+            if labels[1] != OTHER:
+                for name, gauge in self._gauges.items():
+                    gauge.labels(*labels).set(getattr(spread, name))
+
+
+class _Spread:
+    __slots__ = ("count", "least", "most", "total")
+
+    def __init__(self) -> None:
+        self.count, self.total, self.least, self.most = 0, 0.0, inf, -inf
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.least = min(self.least, value)
+        self.most = max(self.most, value)

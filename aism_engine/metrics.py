@@ -10,7 +10,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from aism_engine import __version__
-from aism_engine.labels import Census, Few
+from aism_engine.labels import Census, Few, Rollup
 from aism_engine.model.commands import ENDED, Step
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.effects import Fact
@@ -34,7 +34,7 @@ class Metrics:
     """All metrics of one engine, in a registry of their own, so that two engines can live in one process."""
 
     def __init__(self, *, names: int = 50) -> None:  # noqa: PLR0915  a list
-        """`names` is how many types of agents, states and types of commands are told apart, each."""
+        """`names` is how many types of agents and of commands, states and measurements are told apart, each."""
         self.registry = CollectorRegistry()
         types, states, self._command_types = Few(names), Few(names), Few(names)
         any_rule = Few(names)  # a closed set, in truth
@@ -92,6 +92,7 @@ class Metrics:
             any_rule,
             types,
         )
+        self.measurements = Rollup(types, Few(names), r)
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
         self.oldest_undelivered = Gauge(
             "aism_oldest_undelivered_command_seconds",
@@ -141,6 +142,7 @@ class Metrics:
         self.log_dropped = Counter("aism_log_lines_dropped", "Log lines that nobody read fast enough", registry=r)
 
         from_zero(self.machine_reloads, ("applied", "refused"))
+        from_zero(self.heard, ("declaration", "measurement", "merged", "malformed", "dropped"))
 
     # --- the observers that parts of the engine call ------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from enum import StrEnum
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import Struct, field
@@ -256,6 +256,9 @@ def _mark(message_id: str) -> bytes:
     return hash(message_id).to_bytes(_MARK_BYTES, "little", signed=True)
 
 
+NOTHING_MEASURED: Final[Mapping[str, Any]] = {}
+
+
 class Fleet:
     """All agents, their open commands, and the ids of the messages last seen from each."""
 
@@ -264,6 +267,7 @@ class Fleet:
         agents: Iterable[Agent] = (),
         commands: Iterable[Command] = (),
         groups: Iterable[Group] = (),
+        measurements: Mapping[str, dict[str, float]] = NOTHING_MEASURED,
         *,
         hold: Hold = Hold.NONE,
         recent_ids: int = 64,
@@ -271,6 +275,8 @@ class Fleet:
         self.agents = {agent.agent_id: agent for agent in agents}
         self.commands = {command.command_id: command for command in sorted(commands, key=lambda each: each.turn)}
         self.groups = {group.group_id: group for group in groups}
+        self.measurements = dict(measurements)
+        """The latest value of each name, by agent; none of these is ever changed in place."""
         self.hold = hold
         self.turn = max((command.turn for command in self.commands.values()), default=0)
         """The last turn that was given."""
@@ -336,6 +342,7 @@ class Fleet:
             self._count(agent, -1)
         self.spoke.pop(agent_id, None)
         self.deeds.pop(agent_id, None)
+        self.measurements.pop(agent_id, None)
         self._recent.pop(agent_id, None)
         for agents in (self.waiting, self.queued, self.freed):
             agents.discard(agent_id)
@@ -372,6 +379,7 @@ class Draft:
         self._commands: dict[str, Command] = {}
         self._heard: dict[str, list[str]] = {}
         self._deeds: dict[str, Deeds] = {}
+        self._measurements: dict[str, dict[str, float]] = {}
         self._mail: Counter[str] = Counter()
         self._buckets: dict[Pair, Bucket] = {}
         self._hops: dict[Place, int] = {}
@@ -401,6 +409,7 @@ class Draft:
 
     def remove_agent(self, agent_id: str) -> None:
         self._agents[agent_id] = None
+        self._measurements[agent_id] = {}  # it may be met again in the same batch
         self._added -= 1
 
     def command(self, command_id: str) -> Command | None:
@@ -488,6 +497,14 @@ class Draft:
             deeds = self._deeds[agent_id] = Deeds() if known is None else copy(known)
         return deeds
 
+    def measurements(self, agent_id: str) -> Mapping[str, float]:
+        """Give the latest value of each name that the agent has measured."""
+        changed = self._measurements.get(agent_id)
+        return self._fleet.measurements.get(agent_id, NOTHING_MEASURED) if changed is None else changed
+
+    def measure(self, agent_id: str, values: Mapping[str, float]) -> None:
+        self._measurements[agent_id] = {**self.measurements(agent_id), **values}
+
     def mail_of(self, agent_id: str) -> int:
         """Count the messages that an agent has not read, as far as it has been looked up."""
         return self.lookups.unread.get(agent_id, 0) + self._mail[agent_id]
@@ -533,6 +550,9 @@ class Draft:
                     fleet.remember(agent_id, message_id)
         fleet.traffic.settle(self._buckets, self._hops)
         fleet.deeds.update((agent_id, deeds) for agent_id, deeds in self._deeds.items() if agent_id in fleet.agents)
+        fleet.measurements.update(
+            (agent_id, values) for agent_id, values in self._measurements.items() if agent_id in fleet.agents
+        )
 
     def _settle_commands(self) -> None:
         fleet = self._fleet

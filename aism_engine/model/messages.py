@@ -18,6 +18,9 @@ Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
 TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
 StateName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{STATE_NAME}\Z")]
 MeasureName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{MEASURE_NAME}\Z")]
+MOST_MEASURES: Final = 32
+"""In one message."""
+Measures: TypeAlias = Annotated[dict[MeasureName, float], Meta(max_length=MOST_MEASURES)]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
 LONGEST_S: Final = 31_536_000
@@ -121,7 +124,7 @@ class Message(_Response, frozen=True, kw_only=True, tag="message"):
 
 
 class Measurement(_Response, frozen=True, kw_only=True, tag="measurement"):
-    payload: Annotated[dict[MeasureName, float], Meta(max_length=32)] = field(default_factory=dict)
+    payload: Measures = field(default_factory=dict)
 
 
 class Custom(_Response, frozen=True, kw_only=True, tag=False, tag_field=None):

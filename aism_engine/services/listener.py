@@ -1,20 +1,18 @@
-"""The listener: what is only published. It wakes the consumer and the dispatcher, and puts agents' own state changes
-into the queue.
+"""The listener: what is only published. It wakes the consumer and the dispatcher, and puts what agents publish of their
+states and measurements into the queue.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import structlog
-import uuid_utils
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model.codec import decode_as, encode
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
+from aism_engine.services.publications import Publications
 from aism_engine.store.subscription import Subscription
 
 log = structlog.get_logger(component="listener")
@@ -23,42 +21,56 @@ _OURS: Final = b'"source":"engine"'
 _CONFIRM_S: Final = 0.1
 """How long a subscription may take to be confirmed; past that the poll has to do."""
 
+_SECOND: Final = 1.0
+_NONSENSE_PER_S: Final = 1
+"""Of what is no measurement, how much is buried: enough for its sender to see, whatever comes."""
+
 _DEAF_S: Final = 5.0
 """Between attempts to listen where that is forbidden: an arbitrary number."""
-
-
-class Heard(msgspec.Struct):
-    """A state change that an agent published: the consumer will judge its values."""
-
-    agent_id: Any = None
-    new_state: Any = None
 
 
 class Listener(Service):
     """Hears hints and declarations. Losing all of them costs latency, and what was only published.
 
-    An agent's own state change becomes a message on the response queue, marked `via: pubsub`: it is decided in order,
-    behind what the agent pushed before, and exactly once from there on. What is no JSON object goes into the queue as
-    it is, and is buried there with its reason.
+    An agent's own state change, or measurement, becomes a message on the response queue, marked `via: pubsub`: it is
+    decided in order, behind what the agent pushed before, and exactly once from there on. What is no JSON object goes
+    into the queue as it is, and is buried there with its reason.
+
+    To hear one costs 20 µs, whatever it says. When more measurements come in a second than we may hear, we leave their
+    channel until the second is over: a flood of them costs no more than that, and nobody else anything.
     """
 
     name = "listener"
 
     def __init__(
-        self, context: Context, subscription: Subscription, responses: Hint, requests: Hint, *, most: int
+        self,
+        context: Context,
+        subscription: Subscription,
+        responses: Hint,
+        requests: Hint,
+        *,
+        most: int,
+        measures_per_s: int,
     ) -> None:
         super().__init__(context)
         self._subscription = subscription
         self._most = most
+        self._measures_per_s = measures_per_s
+        self._second_began = 0.0
+        self._measures_heard = 0
+        """In the second that runs, the engine's own among them."""
+        self._is_flooded = False
+        self._nonsense_left = 0
         keys = self._store.keys
         self._hints = {keys.responses.encode(): responses, keys.requests.encode(): requests}
-        self._state_changes = keys.state_changes.encode()
+        self._responses = responses
+        self._measurements = keys.measurements.encode()
         self._confirmed = asyncio.Event()
         self._pushed = 0
         self._is_deaf = False
         # A busy consumer hears neither its hint nor the engine's own events: one costs 20 µs, and there is one for each
         # state change.
-        responses.connect(*self._switch((keys.responses, keys.state_changes)))
+        responses.connect(*self._switch((keys.responses, keys.state_changes, keys.measurements)))
         requests.connect(*self._switch((keys.requests,)))
 
     async def run_once(self) -> bool:
@@ -71,25 +83,74 @@ class Listener(Service):
                 raise
             return await self._go_deaf(error)
         self._is_deaf = False
-        declarations: list[bytes] = []
+        await self._begin_second()
+        publications = Publications(nonsense=self._nonsense_left)
         for channel, data in heard:
-            if channel is None:  # a confirmation: after a reconnection there was a gap
-                self._confirmed.set()
-                for hint in self._hints.values():
-                    hint.ring()
-            elif (hint := self._hints.get(channel)) is not None:  # type: ignore[assignment]
-                hint.ring()
-            elif channel == self._state_changes and _OURS not in data:
-                declarations.append(declaration(data))
-        token = self._context.leadership.token
-        if declarations and token is not None:
-            self._pushed += 1
-            await self._store.push_heard(token, self._pushed, declarations)
-            self._context.metrics.heard.labels("declaration").inc(len(declarations))
-            self._hints[self._store.keys.responses.encode()].ring()
+            self._take(channel, data, publications)
+        if self._is_shut_out:
+            await self._shut_out()
+        await self._pass_on(publications)
         if heard:
             self._worked(began, ())
         return True
+
+    def _take(self, channel: bytes | None, data: bytes, publications: Publications) -> None:
+        if channel is None:  # a confirmation: after a reconnection there was a gap
+            self._confirmed.set()
+            for hint in self._hints.values():
+                hint.ring()
+        elif (hint := self._hints.get(channel)) is not None:  # type: ignore[assignment]
+            hint.ring()
+        elif channel == self._measurements:
+            self._take_measurement(data, publications)
+        elif _OURS not in data:
+            publications.declare(data)
+
+    async def _pass_on(self, publications: Publications) -> None:
+        messages, token = publications.close(), self._context.leadership.token
+        self._nonsense_left = max(0, self._nonsense_left - publications.heard["malformed"])
+        if token is None:
+            return
+        if messages:
+            self._pushed += 1
+            await self._store.push_heard(token, self._pushed, messages)
+            self._responses.ring()
+        for outcome, count in publications.heard.items():
+            self._context.metrics.heard.labels(outcome).inc(count)
+
+    # --- a flood of measurements --------------------------------------------------------------------------------------
+
+    def _take_measurement(self, data: bytes, publications: Publications) -> None:
+        self._measures_heard += 1
+        if self._is_shut_out:
+            publications.heard["dropped"] += 1
+        elif _OURS not in data:
+            publications.measure(data)
+
+    @property
+    def _is_shut_out(self) -> bool:
+        """Whether more measurements have come in this second than we may hear."""
+        return self._measures_heard > self._measures_per_s
+
+    async def _begin_second(self) -> None:
+        """Begin to count anew when a second is over, and listen to measurements again."""
+        now = self._clock.monotonic()
+        if now - self._second_began < _SECOND:
+            return
+        if self._is_flooded and not self._is_shut_out:
+            self._is_flooded = False
+            log.info("measurements_flood_over")
+        self._second_began, self._measures_heard, self._nonsense_left = now, 0, _NONSENSE_PER_S
+        if self._is_flooded and not self._responses.muted:
+            await self._subscription.join((self._store.keys.measurements,))
+
+    async def _shut_out(self) -> None:
+        if not self._is_flooded:
+            self._is_flooded = True
+            log.warning("measurements_flooded", limit=self._measures_per_s, consequence="more are left unheard")
+        await self._subscription.leave((self._store.keys.measurements,))
+
+    # --- coming and going ---------------------------------------------------------------------------------------------
 
     async def _go_deaf(self, error: ServerUnavailableError) -> bool:
         """Do without: what is only published is a hint, and a server that forbids us to listen serves all the same."""
@@ -117,28 +178,11 @@ class Listener(Service):
 
         async def on() -> None:
             self._confirmed.clear()
-            await self._subscription.join(channels)
+            barred = self._store.keys.measurements if self._is_shut_out else None
+            wanted = [channel for channel in channels if channel != barred]
+            await self._subscription.join(wanted)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CONFIRM_S):
                     await self._confirmed.wait()
 
         return off, on
-
-
-def declaration(published: bytes) -> bytes:
-    """Turn a published state change into the message that it stands for; what is none is passed on as it is.
-
-    What is passed on can be no message either, and will be buried: it could not be decoded, or is no object.
-    """
-    try:
-        heard = decode_as(Heard, published)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return published
-    message = {
-        "id": str(uuid_utils.uuid7()),
-        "type": "state_transition",
-        "agent_id": heard.agent_id if isinstance(heard.agent_id, str) else None,
-        "payload": {"target": heard.new_state if isinstance(heard.new_state, str) else None},
-        "via": "pubsub",
-    }
-    return encode(message)

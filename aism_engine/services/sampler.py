@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -13,6 +14,9 @@ from aism_engine.services.base import Context, Service
 from aism_engine.store.diagnosis import Diagnosis
 
 log = structlog.get_logger(component="sampler")
+
+_ROLLED_UP: Final = 1000
+"""Agents whose measurements are summed up without a break: a millisecond or so of the loop."""
 
 
 class Sampler(Service):
@@ -57,6 +61,7 @@ class Sampler(Service):
             }
         )
         metrics.commands.set(len(fleet.commands))
+        await self._roll_up(fleet)
         self._tell_ages(fleet)
         self._tell(f"{self._context.leadership.role}; {len(fleet.agents)} agents, {len(fleet.commands)} open commands")
         if began - self._examined_at >= self._safety_interval_s:
@@ -79,6 +84,17 @@ class Sampler(Service):
         for code in sorted(self._dangers - dangers):
             log.info("redis_safe", code=code)
         self._dangers = dangers
+
+    async def _roll_up(self, fleet: Fleet) -> None:
+        """Sum up what agents have measured, without holding up others."""
+        rollup = self._context.metrics.measurements
+        for number, (agent_id, values) in enumerate(list(fleet.measurements.items())):
+            agent = fleet.agents.get(agent_id)
+            if agent is not None and agent.liveness not in {Liveness.LOST, Liveness.LEFT}:
+                rollup.add(agent.kind or "unregistered", values)
+            if number % _ROLLED_UP == 0:
+                await asyncio.sleep(0)
+        rollup.show()
 
     def _tell_ages(self, fleet: Fleet) -> None:
         """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""

@@ -11,7 +11,7 @@ from aism_engine.model.fleet import AGENT_FIELDS, Fleet, Hold
 from aism_engine.model.groups import GROUP_FIELDS
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import Records, agent_of, command_of, group_of, text
+from aism_engine.store.records import Records, agent_of, command_of, group_of, measurements_of, text
 
 _AUDIT_PAGE: Final = 100
 _CAUSES: Final = 10_000
@@ -42,8 +42,9 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> Loaded:
         command async for command in records.each(command_ids, keys.command, COMMAND_FIELDS, command_of) if command.open
     ]
     groups = [group async for group in records.each(group_ids, keys.group, GROUP_FIELDS, group_of)]
+    measured = dict([each async for each in records.each(agent_ids, keys.agent_measurements, (), measurements_of)])
     held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
-    fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
+    fleet = Fleet(agents, commands, groups, measured, hold=held, recent_ids=recent_ids)
     for agent_id in _named(deadlines, "stay"):
         if (agent := fleet.agents.get(agent_id)) is not None:
             agent.stay_until = deadlines[f"stay:{agent_id}".encode()]

@@ -18,7 +18,7 @@ from aism_engine.model.effects import Letter
 from aism_engine.model.fleet import Agent
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import CHUNK, chunks, text
+from aism_engine.store.records import CHUNK, chunks, measurements_in, text
 from aism_engine.store.store import Store, read_letter
 
 _RATES_OVER_S: Final = 10.0
@@ -109,7 +109,7 @@ class Lookout:
                     heartbeat_age_s=_age_s(now, scores[agent_id]),
                     queued=queued if isinstance(queued, int) else None,
                     commands=commands.get(agent_id, []),
-                    measurements=_numbers(measurements),
+                    measurements=_measurements(measurements),
                 )
                 found.append(seen)
         return found
@@ -245,9 +245,6 @@ def _agent(agent_id: str, record: Any) -> Agent | None:  # noqa: ANN401  a reply
         return None
 
 
-def _numbers(reply: Any) -> dict[str, float]:  # noqa: ANN401
-    numbers: dict[str, float] = {}
-    for name, value in reply.items() if isinstance(reply, dict) else ():
-        with suppress(ValueError):
-            numbers[text(name)] = float(value)
-    return numbers
+def _measurements(reply: Any) -> dict[str, float]:  # noqa: ANN401
+    pairs = reply.items() if isinstance(reply, dict) else ()
+    return measurements_in((text(name), text(value)) for name, value in pairs)

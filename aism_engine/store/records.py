@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from math import isfinite
 from typing import Final, TypeVar
 
 import msgspec
@@ -9,6 +11,7 @@ import msgspec
 from aism_engine.model.commands import COMMAND_FIELDS, Command
 from aism_engine.model.fleet import AGENT_FIELDS, Agent
 from aism_engine.model.groups import GROUP_FIELDS, Group
+from aism_engine.model.names import is_measure_name
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.scripts import RECORDS
 
@@ -29,7 +32,7 @@ class Records:
         self._client = client
 
     async def read(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
-        """Read some fields of each, packed: for the functions below."""
+        """Read some fields of each, or without `fields` all behind their names; packed, for the functions below."""
         with naming_outages():
             found: list[bytes] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
         return found
@@ -96,3 +99,23 @@ def group_of(group_id: str, packed: bytes) -> Group | None:
         return Group.from_record(group_id, dict(zip(GROUP_FIELDS, _VALUES.decode(packed), strict=True)))
     except (KeyError, ValueError):
         return None
+
+
+def measurements_of(agent_id: str, packed: bytes) -> tuple[str, dict[str, float]] | None:
+    """Read what an agent has measured; anyone may have written to it."""
+    try:
+        values = _VALUES.decode(packed)
+    except (ValueError, msgspec.DecodeError):
+        return None
+    measured = measurements_in(zip(values[::2], values[1::2], strict=True))
+    return (agent_id, measured) if measured else None
+
+
+def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """Keep what is a measurement: a name, and a number in decimal that is finite."""
+    found: dict[str, float] = {}
+    for name, value in pairs:
+        with suppress(ValueError):
+            if is_measure_name(name) and isfinite(number := float(value)):
+                found[name] = number
+    return found

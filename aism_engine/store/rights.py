@@ -41,7 +41,7 @@ _USES: Final = {
     "agent": "HSET HMGET DEL TYPE",
     "state": "MGET MSET GETRANGE DEL TYPE",
     "metadata": "HSET HGET DEL TYPE",
-    "agent_measurements": "HSET DEL TYPE",
+    "agent_measurements": "HSET HGETALL DEL TYPE",
     "commands": "LPUSH LREM LINDEX DEL TYPE",
     "inbox": "LPUSH LLEN DEL TYPE",
     "mail": "LPUSH LLEN LMOVE DEL TYPE",
@@ -57,7 +57,7 @@ _PROBED: Final = (
 )
 """What `probe.lua` tries, on a key of its own."""
 _PUBLISHED: Final = ("state_changes", "errors", "measurements")
-_HEARD: Final = ("responses", "requests", "state_changes")
+_HEARD: Final = ("responses", "requests", "state_changes", "measurements")
 _CANNOT_ASK: Final = -1
 _ALONE: Final[tuple[Words, ...]] = (
     ("PING",),

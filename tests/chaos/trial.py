@@ -170,6 +170,7 @@ def _environ(made: Plan, keys: Keys) -> dict[str, str]:
         "AISM_CONSUMER__BATCH_MESSAGES": str(made.batch_messages),
         "AISM_CONSUMER__MAX_MESSAGE_BYTES": str(OVERSIZED),
         "AISM_AGENTS__INBOX_KEEP": "100000",
+        "AISM_MEASUREMENTS__MAX_NAMES": "100000",
         "AISM_MESSAGES__PAIR_BURST": "100000",
         "AISM_AGENTS__METADATA_EVERY": "0.5",
         "AISM_LIVENESS__SCAN_INTERVAL": "0.2",

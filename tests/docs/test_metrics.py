@@ -44,9 +44,9 @@ def test_names_are_as_prometheus_wants_them() -> None:
         assert {"id", "agent", "agent_id", "command", "command_id"} & set(labels) == set()
 
 
-@pytest.mark.parametrize("what", ["agents", "commands", "divergences"])
+@pytest.mark.parametrize("what", ["agents", "commands", "divergences", "measurements"])
 def test_a_million_names_do_not_grow_it(what: str) -> None:
-    """Agents invent types and states, operators commands: past the bound all of them are one, and none is lost."""
+    """Agents invent types, states, measurements, operators commands: past the bound they are one, and none is lost."""
     metrics = Metrics(names=NAMES)
     count = 100_000 if what == "commands" else 1_000_000
     if what == "agents":
@@ -56,6 +56,11 @@ def test_a_million_names_do_not_grow_it(what: str) -> None:
     elif what == "divergences":
         metrics.divergences.show({("never_acks", f"type-{n}"): 1 for n in range(count)})
         shown = metrics.registry.get_sample_value("aism_divergences_open", {"rule": "never_acks", "type": OTHER})
+    elif what == "measurements":
+        for n in range(count):
+            metrics.measurements.add(f"type-{n}", {f"name-{n}": n})
+        metrics.measurements.show()
+        shown = metrics.registry.get_sample_value("aism_measurement_agents", {"type": OTHER, "name": OTHER})
     else:
         steps = [Step(f"type-{n}", "", "queued", None, 0.0) for n in range(count)]
         metrics.committed([Decision("send", steps=steps)], [], 0.001, "applied")
@@ -90,3 +95,26 @@ def test_a_restart_is_told_from_a_failure() -> None:
     assert counted() == [1, 0]
     metrics.started("census")
     assert counted() == [1, 1]
+
+
+def test_what_is_measured_is_rolled_up_by_type_and_name() -> None:
+    """How many, their mean, the least and the largest; what nobody has any more is gone, not zero."""
+    metrics = Metrics(names=2)
+
+    def shown(what: str, kind: str, name: str) -> float | None:
+        return metrics.registry.get_sample_value(f"aism_measurement_{what}", {"type": kind, "name": name})
+
+    for kind, values in (
+        ("scribe", {"tokens": 2.0}),
+        ("scribe", {"tokens": -4.0, "cpu": 1.0}),
+        ("smith", {"cpu": 0.5}),
+    ):
+        metrics.measurements.add(kind, values)
+    metrics.measurements.show()
+    assert [shown(what, "scribe", "tokens") for what in ("agents", "mean", "min", "max")] == [2, -1, -4, 2]
+    assert [shown("max", kind, "cpu") for kind in ("scribe", "smith")] == [1, 0.5]
+
+    metrics.measurements.add("scribe", {"cpu": 3.0, "heat": 9.0, "noise": 7.0})  # two names are told apart
+    metrics.measurements.show()
+    assert [shown(what, "scribe", "tokens") for what in ("agents", "mean", "min", "max")] == [None] * 4
+    assert [shown(what, "scribe", OTHER) for what in ("agents", "mean")] == [2, None]

@@ -148,7 +148,7 @@ class Running(Reader):
         keys = self.keys
         await eventually(lambda: self.engine.leadership.token)
         await self.engine.writer.loaded()
-        channels = (keys.responses, keys.requests, keys.state_changes)
+        channels = (keys.responses, keys.requests, keys.state_changes, keys.measurements)
 
         async def heard() -> bool:
             counts = await self.call("PUBSUB", "NUMSUB", *channels)

@@ -198,7 +198,7 @@ class World:
     def snapshot(self) -> object:
         """All of the fleet in memory, to compare."""
         fleet = self.fleet
-        return copy.deepcopy((fleet.agents, fleet.commands, fleet.spoke, fleet._recent))
+        return copy.deepcopy((fleet.agents, fleet.commands, fleet.spoke, fleet._recent, fleet.measurements))
 
     def reloaded(self) -> Fleet:
         """The fleet as the next leader would load it from what was written."""
@@ -215,7 +215,8 @@ class World:
             for group_id, record in self.group_records.items()
             if f"group:{group_id}" in self.deadlines
         )
-        return Fleet(agents, (command for command in commands if command.open), groups, hold=Hold(self.hold))
+        open_commands = (command for command in commands if command.open)
+        return Fleet(agents, open_commands, groups, self.measurements, hold=Hold(self.hold))
 
     def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
         match effect:

@@ -16,6 +16,7 @@ from tests.support.model import World
 ENDS = frozenset(Status) - OPEN
 AGENTS = ("a", "b")
 COMMANDS = ("c1", "c2", "c3")
+MEASURES = 2
 STATES = ("inbox", "deep_work", "idle", "offline", "bootstrap", "nirvana")
 Step: TypeAlias = tuple[str, str, dict[str, Any]]
 
@@ -45,6 +46,7 @@ _responses = st.one_of(
     _said("state_transition", target=_states),
     _said("message", to=_agents, content=st.none()),
     _said("measurement", tokens=st.integers(0, 9)),
+    _said("measurement", cpu=st.integers(0, 9), heat=st.integers(0, 9)),
 )
 _kinds = st.sampled_from(["work", "state_transition"])
 _sends = st.tuples(
@@ -55,6 +57,10 @@ _others: st.SearchStrategy[Step] = st.tuples(
 )
 _waits = st.tuples(st.just("wait"), _agents, st.fixed_dictionaries({"seconds": st.sampled_from([1, 1800, 3600])}))
 _steps = st.lists(_responses | _sends | _others | _waits, max_size=30)
+
+
+def _world() -> World:
+    return World(max_measures=MEASURES)
 
 
 def decided(world: World, draft: Draft, step: Step) -> Decision:
@@ -90,7 +96,7 @@ def take(world: World, step: Step) -> None:
 @given(_steps)
 def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[Step]) -> None:
     """Whatever is said, sent, expired or forgotten, in whatever order; and an open one always has its deadline."""
-    world = World()
+    world = _world()
     world.say("heartbeat", "a")
     world.say("register", "b", type="scribe")
     ended: dict[str, dict[str, str | bytes]] = {}
@@ -111,7 +117,7 @@ def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[S
 @given(_steps)
 def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
     """The next leader loads from Redis exactly what this one has in mind."""
-    world = World()
+    world = _world()
     for step in steps:
         take(world, step)
     loaded = world.reloaded()
@@ -121,6 +127,7 @@ def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
     for command in world.fleet.commands.values():
         command.stepped_at = 0.0  # what this engine alone has seen
     assert loaded.commands == world.fleet.commands
+    assert loaded.measurements == {agent_id: values for agent_id, values in world.fleet.measurements.items() if values}
     assert world.index == world.fleet.agents.keys()
     assert world.states == {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}
 
@@ -129,7 +136,7 @@ def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
 @settings(max_examples=60)
 def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(steps: list[Step], step: Step) -> None:
     """A decision never outlives the write it asked for."""
-    world = World()
+    world = _world()
     for each in steps:
         take(world, each)
     before = world.snapshot()
@@ -141,7 +148,7 @@ def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(steps: list[Step
 @settings(max_examples=60)
 def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(steps: list[Step], batch: list[Step]) -> None:
     """The second message of a batch sees what the first one did; how they are batched changes nothing."""
-    together, apart = World(), World()
+    together, apart = _world(), _world()
     for step in steps:
         take(together, step)
         take(apart, step)
@@ -152,6 +159,7 @@ def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(steps: list[Step],
         draft = apart.draft()
         apart.commit(draft, decided(apart, draft, step))
     assert together.facts == apart.facts
+    assert together.measurements == apart.measurements
     assert together.snapshot() == apart.snapshot()
     assert (together.records, together.states, together.command_records) == (
         apart.records,
@@ -163,7 +171,7 @@ def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(steps: list[Step],
 @given(_steps)
 def test_the_changes_of_an_agents_state_form_a_chain(steps: list[Step]) -> None:
     """Each change in the audit begins where the one before it ended."""
-    world = World()
+    world = _world()
     for step in steps:
         take(world, step)
     states: dict[str, str] = {}
@@ -176,3 +184,19 @@ def test_the_changes_of_an_agents_state_form_a_chain(steps: list[Step]) -> None:
         if fact.event in {"state_changed", "agent_met"}:
             states[agent_id] = fact.new_state or ""
     assert {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}.items() <= states.items()
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("uvwxyz"), st.integers(0, 9), max_size=4), max_size=12))
+def test_who_measures_under_too_many_names_keeps_those_it_has(said: list[dict[str, Any]]) -> None:
+    """So many are kept, the first ones; each has the value that was measured last, and what is refused is named."""
+    world, expected = _world(), dict[str, float]()
+    for number, values in enumerate(said):
+        kept = {name: value for name, value in values.items() if name in expected}
+        new = [name for name in values if name not in expected][: MEASURES - len(expected)]
+        expected |= kept | {name: values[name] for name in new}
+        decision = world.say("measurement", id=f"m{number}", reply=True, **values)
+        refused = sorted(values.keys() - expected.keys())
+        answer = world.answer(f"m{number}", "a")
+        assert (decision.outcome == "refused", answer["ok"]) == (bool(refused), not refused)
+        assert answer.get("error", {}).get("details", {}).get("refused", []) == refused
+    assert world.measurements.get("a", {}) == expected

@@ -48,6 +48,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     on_lost: OnLost = "hold"
     reply_ttl_s: float = 300.0
     inbox_keep: int = 1000
+    max_measures: int = 64
     max_hops: int = 64
     pair_per_s: float = 10.0
     pair_burst: int = 100
