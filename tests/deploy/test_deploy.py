@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/aism-engine.service"
 PROMETHEUS = ROOT / "deploy/prometheus"
 ALERTS = (PROMETHEUS / "aism-alerts.yml").read_text(encoding="utf-8")
+RULES = (PROMETHEUS / "aism-rules.yml").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -146,14 +147,31 @@ def installed(folder: Path) -> Path:
 
 
 def test_alerts_ask_for_metrics_and_labels_that_exist() -> None:
-    """A metric that was renamed takes its alert along: one that asks for nothing would never fire."""
+    """A metric that was renamed takes its alert, its panel and its recording rule along: none asks for nothing."""
     known = {**Metrics().registry._names_to_collectors}
-    asked = re.findall(r"\b(aism_\w+)(?:\{(\w+)!?=)?", "\n".join(expressions()))
-    assert asked
-    for name, label in asked:
-        collector = known.get(name)
-        assert isinstance(collector, MetricWrapperBase), name
-        assert label in ("", *collector._labelnames), (name, label)
+    for asking in (*expressions(), *recorded().values(), *queries()):
+        asked = re.findall(r"(?<!:)\b(aism_\w+)(?:\{([^}]*)\})?", asking)
+        for name, labels in asked:
+            collector = known.get(name)
+            assert isinstance(collector, MetricWrapperBase), name
+            assert set(re.findall(r"(\w+)!?=", labels)) <= {*collector._labelnames, "fleet"}, (name, labels)
+
+
+def test_every_alert_has_its_panel() -> None:
+    """What an alert looks at can be seen: whoever is woken sees since when, and how bad it is."""
+    shown = "\n".join(queries())
+    for name, expression in recorded().items():
+        shown = shown.replace(name, expression)
+    for expression in expressions():
+        assert metrics(expression)
+        assert metrics(expression) <= metrics(shown)
+
+
+def test_every_recording_rule_and_alert_is_tried() -> None:
+    """Each has its made-up series, on which promtool sees it fire, or computes it."""
+    names = re.findall(r"- alert: (\S+)", ALERTS) + list(recorded())
+    tried = Path(__file__).with_name("alerts.test.yml").read_text(encoding="utf-8")
+    assert [name for name in names if not re.search(rf"{name}\b", tried)] == []
 
 
 async def test_alerts_look_at_depths_that_are_measured(redis_client: Redis, prefix: str) -> None:
@@ -163,11 +181,11 @@ async def test_alerts_look_at_depths_that_are_measured(redis_client: Redis, pref
 
 
 def test_every_alert_says_how_bad_what_and_why() -> None:
-    """Each alert has a severity, a summary and a description."""
+    """Each alert has a severity, a summary, and a description that ends with what to do first."""
     for alert in re.split(r"^ +- alert: ", ALERTS, flags=re.MULTILINE)[1:]:
         assert found(r"severity: (\w+)", alert) in {"critical", "warning"}
         assert found(r'summary: "(.+)"$', alert)
-        assert found(r'description: "(.+)"$', alert)
+        assert found(r'description: ".+ First: (.+)\."$', alert)
 
 
 def test_every_alert_has_its_section_in_the_runbook() -> None:
@@ -194,6 +212,22 @@ def test_alerts_fire_when_they_should() -> None:
 
 def expressions() -> list[str]:
     return re.findall(r"^ +expr: (.+?)(?=^ +(?:for|labels): )", ALERTS, re.MULTILINE | re.DOTALL)
+
+
+def recorded() -> dict[str, str]:
+    """Read what is computed once, and from what."""
+    return dict(re.findall(r"record: (\S+)\n +expr: (.+)$", RULES, re.MULTILINE))
+
+
+def queries() -> list[str]:
+    """Read what the panels of the dashboard ask for."""
+    dashboard = json.loads((ROOT / "deploy/grafana/aism-fleet.json").read_text(encoding="utf-8"))
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def metrics(query: str) -> set[str]:
+    """Find the metrics that are asked for: ours, and the two that tell whether a process is there, and since when."""
+    return set(re.findall(r"(?<!:)\b(aism_\w+|up|process_start_time_seconds)\b", query))
 
 
 def numbers(version: str) -> tuple[int, ...]:
