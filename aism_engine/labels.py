@@ -75,12 +75,12 @@ class Rollup:
 
     def add(self, kind: str, values: Mapping[str, float]) -> None:
         """Add the latest values of one agent to what will be shown."""
-        kind = self._types(kind)
+        kind, names, spreads = self._types(kind), self._names, self._spreads
         for name, value in values.items():
-            labels = (kind, self._names(name))
-            spread = self._spreads.get(labels)
+            labels = (kind, names(name))
+            spread = spreads.get(labels)
             if spread is None:
-                spread = self._spreads[labels] = _Spread()
+                spread = spreads[labels] = _Spread()
             spread.add(value)
 
     def show(self) -> None:

@@ -16,7 +16,10 @@ from aism_engine.store.diagnosis import Diagnosis
 log = structlog.get_logger(component="sampler")
 
 _ROLLED_UP: Final = 1000
-"""Agents whose measurements are summed up without a break: a millisecond or so of the loop."""
+"""Agents whose measurements are summed up without a break: a few milliseconds of the loop."""
+_ROLLUP_SHARE: Final = 0.01
+"""Of a core, what that may take."""
+_AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
 class Sampler(Service):
@@ -42,6 +45,7 @@ class Sampler(Service):
         self._dangers: set[str] = set()
         self._tell = tell
         self._has_jumped = False
+        self._roll_up_at = float("-inf")
 
     async def run_once(self) -> bool:
         metrics, began = self._context.metrics, self._clock.monotonic()
@@ -61,7 +65,8 @@ class Sampler(Service):
             }
         )
         metrics.commands.set(len(fleet.commands))
-        await self._roll_up(fleet)
+        if began >= self._roll_up_at or not fleet.measurements:
+            await self._roll_up(fleet)
         self._tell_ages(fleet)
         self._tell(f"{self._context.leadership.role}; {len(fleet.agents)} agents, {len(fleet.commands)} open commands")
         if began - self._examined_at >= self._safety_interval_s:
@@ -86,15 +91,18 @@ class Sampler(Service):
         self._dangers = dangers
 
     async def _roll_up(self, fleet: Fleet) -> None:
-        """Sum up what agents have measured, without holding up others."""
-        rollup = self._context.metrics.measurements
-        for number, (agent_id, values) in enumerate(list(fleet.measurements.items())):
-            agent = fleet.agents.get(agent_id)
-            if agent is not None and agent.liveness not in {Liveness.LOST, Liveness.LEFT}:
-                rollup.add(agent.kind or "unregistered", values)
-            if number % _ROLLED_UP == 0:
-                await asyncio.sleep(0)
+        """Sum up what agents have measured, without holding up others: where many do, less often."""
+        rollup, measured, spent_s = self._context.metrics.measurements, list(fleet.measurements.items()), 0.0
+        for start in range(0, len(measured), _ROLLED_UP):
+            began = self._clock.monotonic()
+            for agent_id, values in measured[start : start + _ROLLED_UP]:
+                agent = fleet.agents.get(agent_id)
+                if agent is not None and agent.liveness not in _AWAY:
+                    rollup.add(agent.kind or "unregistered", values)
+            spent_s += self._clock.monotonic() - began
+            await asyncio.sleep(0)
         rollup.show()
+        self._roll_up_at = self._clock.monotonic() + spent_s / _ROLLUP_SHARE
 
     def _tell_ages(self, fleet: Fleet) -> None:
         """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from functools import lru_cache
 from math import isfinite
 from typing import Final, TypeVar
 
@@ -21,6 +21,8 @@ _TURNS: Final = 3
 """Turns of the loop that redis-py needs to send a request."""
 _FIELD_BYTES: Final = 65_536
 """Longest field of a record that is read: labels may be long, and anyone may have written anything."""
+_MEASURE_NAMES: Final = 4096
+"""Names of measurements that are looked at once: many agents have few of them."""
 _VALUES = msgspec.msgpack.Decoder(list[str])
 """Of a record, as records.lua packs it. Raises ValueError where one is no UTF-8."""
 
@@ -114,8 +116,18 @@ def measurements_of(agent_id: str, packed: bytes) -> tuple[str, dict[str, float]
 def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     """Keep what is a measurement: a name, and a number in decimal that is finite."""
     found: dict[str, float] = {}
-    for name, value in pairs:
-        with suppress(ValueError):
-            if is_measure_name(name) and isfinite(number := float(value)):
+    for word, value in pairs:
+        if name := _measure_name(word):
+            try:
+                number = float(value)
+            except ValueError:
+                continue
+            if isfinite(number):
                 found[name] = number
     return found
+
+
+@lru_cache(_MEASURE_NAMES)
+def _measure_name(name: str) -> str:
+    """Give the name, one string for all who measure it; empty where it is none."""
+    return name if is_measure_name(name) else ""
