@@ -1,5 +1,5 @@
 """Labels whose values others choose: agents invent types and states, operators commands. A label must not grow without
-end, so the first so many values keep their own name, and all others together are `other`.
+end, so the first so many values keep their own name, and all others together are `other`. Nor must a product of two.
 
 Here, too: what agents measure, rolled up under such labels.
 """
@@ -19,30 +19,51 @@ class Few:
     """Gives a name its label."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._known: set[str] = set()
 
     def __call__(self, name: str) -> str:
         if name not in self._known:
-            if len(self._known) >= self._most:
+            if len(self._known) >= self.most:
                 return OTHER
             self._known.add(name)
         return name
 
 
+class Pairs:
+    """Gives two names their labels. Fifty types in fifty states are 2,500 series: the first so many pairs keep their
+    names, all others together are `other` and `other`.
+    """
+
+    EACH: Final = 8
+    """Pairs for each name that is told apart: all types that are may be in each of the eight states of the journey."""
+
+    def __init__(self, first: Few, second: Few) -> None:
+        self._first, self._second = first, second
+        self._most = self.EACH * max(first.most, second.most)
+        self._known: set[tuple[str, str]] = set()
+
+    def __call__(self, first: str, second: str) -> tuple[str, str]:
+        pair = (self._first(first), self._second(second))
+        if pair not in self._known:
+            if len(self._known) >= self._most:
+                return (OTHER, OTHER)
+            self._known.add(pair)
+        return pair
+
+
 class Census:
     """A gauge of what was counted all at once. What was there at the last count, and is not now, is 0."""
 
-    def __init__(self, gauge: Gauge, *names: Few) -> None:
-        """`names` are for the labels, in their order."""
+    def __init__(self, gauge: Gauge, pairs: Pairs) -> None:
         self._gauge = gauge
-        self._names = names
-        self._shown: set[tuple[str, ...]] = set()
+        self._pairs = pairs
+        self._shown: set[tuple[str, str]] = set()
 
-    def show(self, counts: Mapping[tuple[str, ...], int]) -> None:
-        shown = Counter[tuple[str, ...]]()
-        for values, count in counts.items():
-            shown[tuple(name(value) for name, value in zip(self._names, values, strict=True))] += count
+    def show(self, counts: Mapping[tuple[str, str], int]) -> None:
+        shown = Counter[tuple[str, str]]()
+        for (first, second), count in counts.items():
+            shown[self._pairs(first, second)] += count
         self._shown |= shown.keys()
         for labels in self._shown:
             self._gauge.labels(*labels).set(shown[labels])
@@ -59,11 +80,11 @@ class Rollup:
     Of all names that are `other` it shows only how many: their values have nothing in common.
     """
 
-    def __init__(self, types: Few, names: Few, registry: CollectorRegistry) -> None:
+    def __init__(self, pairs: Pairs, registry: CollectorRegistry) -> None:
         def gauge(name: str, what: str) -> Gauge:
             return Gauge(f"aism_measurement_{name}", what, ["type", "name"], registry=registry)
 
-        self._types, self._names = types, names
+        self._pairs = pairs
         self._agents = gauge("agents", "Agents that have measured it, and are not away")
         self._gauges = {
             "mean": gauge("mean", "Mean of their latest values"),
@@ -75,9 +96,9 @@ class Rollup:
 
     def add(self, kind: str, values: Mapping[str, float]) -> None:
         """Add the latest values of one agent to what will be shown."""
-        kind, names, spreads = self._types(kind), self._names, self._spreads
+        pairs, spreads = self._pairs, self._spreads
         for name, value in values.items():
-            labels = (kind, names(name))
+            labels = pairs(kind, name)
             spread = spreads.get(labels)
             if spread is None:
                 spread = spreads[labels] = _Spread()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from aism_engine import __version__
-from aism_engine.labels import Census, Few, Rollup
+from aism_engine.labels import Census, Few, Pairs, Rollup
 from aism_engine.model.commands import ENDED, Step
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.effects import Fact
@@ -83,16 +83,16 @@ class Metrics:
             "aism_agents_skewed", "Agents that beat with a clock ahead, or behind", ["direction"], registry=r
         )
         self.standing = Census(
-            Gauge("aism_agents_in_state", "Agents by type and state", ["type", "state"], registry=r), types, states
+            Gauge("aism_agents_in_state", "Agents by type and state", ["type", "state"], registry=r),
+            Pairs(types, states),
         )
         self.divergences = Census(
             Gauge(
                 "aism_divergences_open", "Divergences that are open, of the last round", ["rule", "type"], registry=r
             ),
-            any_rule,
-            types,
+            Pairs(any_rule, types),
         )
-        self.measurements = Rollup(types, Few(names), r)
+        self.measurements = Rollup(Pairs(types, Few(names)), r)
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
         self.oldest_undelivered = Gauge(
             "aism_oldest_undelivered_command_seconds",

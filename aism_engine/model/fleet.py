@@ -297,6 +297,10 @@ class Fleet:
         """How many agents of each kind are in each state."""
         for (state, kind), count in Counter((agent.state, agent.kind) for agent in self.agents.values()).items():
             self.occupants.setdefault(state, {})[kind] = count
+        self.liveness = Counter(agent.liveness for agent in self.agents.values())
+        """How many agents are fresh, lost and so on: to count 100,000 takes 10 ms of the loop."""
+        self.away = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
+        """Who is back when its heartbeat moves."""
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Who has commands that wait."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
@@ -340,11 +344,12 @@ class Fleet:
     def forget(self, agent_id: str) -> None:
         if (agent := self.agents.pop(agent_id, None)) is not None:
             self._count(agent, -1)
+            self.liveness[agent.liveness] -= 1
         self.spoke.pop(agent_id, None)
         self.deeds.pop(agent_id, None)
         self.measurements.pop(agent_id, None)
         self._recent.pop(agent_id, None)
-        for agents in (self.waiting, self.queued, self.freed):
+        for agents in (self.away, self.waiting, self.queued, self.freed):
             agents.discard(agent_id)
 
     def replace(self, agent: Agent) -> None:
@@ -354,6 +359,14 @@ class Fleet:
             if before is not None:
                 self._count(before, -1)
             self._count(agent, 1)
+        if before is None or before.liveness is not agent.liveness:
+            if before is not None:
+                self.liveness[before.liveness] -= 1
+            self.liveness[agent.liveness] += 1
+        if agent.lost_score is None:
+            self.away.discard(agent_id)
+        else:
+            self.away.add(agent_id)
         self.agents[agent_id] = agent
         if agent.queued:
             self.queued.add(agent_id)

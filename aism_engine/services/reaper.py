@@ -69,7 +69,7 @@ class Reaper(Service):
             }
         assessment = self._watch.assess(
             watched,
-            sum(agent.liveness is Liveness.FRESH for agent in fleet.agents.values()),
+            fleet.liveness[Liveness.FRESH],
             lambda agent_id: self._by_type.get(fleet.agents[agent_id].type, self._limits),
             lambda agent_id: began - server_now + fleet.spoke.get(agent_id, fleet.loaded_at),
             began,
@@ -132,7 +132,7 @@ class Reaper(Service):
 
     async def _returned(self, fleet: Fleet, outside: Mapping[str, float]) -> list[str]:
         """Find who is away, and has beaten since: by what was read, and where that lacks it, by its own score."""
-        away = {agent.agent_id: agent.lost_score for agent in fleet.agents.values() if agent.lost_score is not None}
+        away = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.away}
         scores = {agent_id: outside.get(agent_id) for agent_id in away}
         scores |= await self._scores([agent_id for agent_id, score in scores.items() if score is None])
         return [agent_id for agent_id, score in scores.items() if score is not None and score != away[agent_id]][

@@ -1,7 +1,6 @@
 """The sampler: depths and counts, on a timer, so that a scrape never has to ask Redis."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -54,9 +53,8 @@ class Sampler(Service):
             metrics.depth.labels(where).set(depth)
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # what a standby remembers is another's to tell
-        by_liveness = Counter(agent.liveness for agent in fleet.agents.values())
         for liveness in Liveness:
-            metrics.agents.labels(liveness.value).set(by_liveness[liveness])
+            metrics.agents.labels(liveness.value).set(fleet.liveness[liveness])
         metrics.standing.show(
             {
                 (kind or "unregistered", state): count

@@ -38,7 +38,7 @@ class Witness(Service):
         self._watched_from = 0.0
         self._round: list[str] = []
         """Who is still to be looked at before all are looked at again."""
-        self._open: Counter[tuple[str, ...]] = Counter()
+        self._open: Counter[tuple[str, str]] = Counter()
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()

@@ -31,6 +31,7 @@ def inventions(first: int, last: int) -> Iterator[dict[str, Any]]:
 async def invent(running: Running, first: int, last: int) -> None:
     """Be an agent, and an operator, who never says the same twice; wait until all of it has been decided on."""
     await running.say(*inventions(first, last))
+    await eventually(running.is_drained)  # a command to an agent that is not known is refused
     for n in range(first, last):
         command = {"type": f"work-{n}", "payload": {"type": f"p{n}"}}
         await running.ask(

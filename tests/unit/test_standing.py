@@ -371,6 +371,8 @@ def test_whatever_happens_each_agent_is_where_its_machine_allows(
         a: (x.state, x.cooling, x.stay_until) for a, x in made.fleet.agents.items()
     }
     assert loaded.occupants == made.fleet.occupants
+    assert loaded.liveness == made.fleet.liveness
+    assert loaded.away == made.fleet.away
 
 
 def check_reason(machine: Machine, current: str, target: str, code: str) -> None:
