@@ -74,8 +74,12 @@ class Metrics:
             "The oldest unread response is at most so old; 0 where there is none",
             registry=r,
         )
-        self.agents = Gauge("aism_agents", "Agents by liveness", ["liveness"], registry=r)
-        self.silent = Gauge("aism_agents_silent", "Agents that are silent, and not lost yet", registry=r)
+        self.agents = Gauge(
+            "aism_agents", "Agents by liveness; who is silent is not counted as fresh", ["liveness"], registry=r
+        )
+        self.silent = Gauge(
+            "aism_agents_silent", "Agents that are silent, and not lost yet, as of the last scan", registry=r
+        )
         self.strange_heartbeats = Gauge(
             "aism_heartbeats_strange", "Members of the heartbeats that are no agent ids", registry=r
         )

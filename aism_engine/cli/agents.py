@@ -10,7 +10,7 @@ from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.output import age, pairs, print_fields, print_json, print_table
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.fleet import Agent, Liveness
+from aism_engine.model.fleet import Agent, ShownLiveness
 from aism_engine.store.lookout import Seen
 from aism_engine.store.operator import Operator
 
@@ -23,7 +23,7 @@ def list_(
     *,
     state: Annotated[str | None, typer.Option(metavar="STATE", help="Only those in this state.")] = None,
     kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those of this type.")] = None,
-    liveness: Annotated[Liveness | None, typer.Option(help="Only those.")] = None,
+    liveness: Annotated[ShownLiveness | None, typer.Option(help="Only those.")] = None,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
@@ -32,14 +32,12 @@ def list_(
 
     \b
     Example:
-      aism-engine agents list --type architect --liveness lost
+      aism-engine agents list --type architect --liveness silent
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     found = [
         seen
         for seen in with_operator(redis, prefix, Operator.agents)
-        if state in {None, seen.agent.state}
-        and kind in {None, seen.agent.type}
-        and liveness in {None, seen.agent.liveness}
+        if state in {None, seen.agent.state} and kind in {None, seen.agent.type} and liveness in {None, seen.liveness}
     ]
     if json:
         print_json([_described(seen) for seen in found])
@@ -71,7 +69,7 @@ def show(
         ("state", f"{agent.state}, for {age(time.time() - agent.since)}"),
         ("waits for", agent.waits_for),
         ("declared", _declared(agent)),
-        ("liveness", agent.liveness.value),
+        ("liveness", _liveness(seen)),
         ("lost from", agent.lost_from),
         ("heartbeat", f"{age(seen.heartbeat_age_s)} ago" if seen.heartbeat_age_s is not None else "never"),
         ("met", iso(agent.met_at)),
@@ -125,8 +123,14 @@ def _row(seen: Seen) -> tuple[object, ...]:
     heartbeat = age(seen.heartbeat_age_s)
     return (
         *(agent.agent_id, agent.type, agent.state, since, agent.waits_for),
-        *(agent.liveness.value, heartbeat, len(seen.commands), seen.queued),
+        *(seen.liveness.value, heartbeat, len(seen.commands), seen.queued),
     )
+
+
+def _liveness(seen: Seen) -> str:
+    if seen.silent_since is None:
+        return seen.liveness.value
+    return f"{seen.liveness.value}, for {age(time.time() - seen.silent_since)}"
 
 
 def _declared(agent: Agent) -> str | None:
@@ -150,7 +154,8 @@ def _described(seen: Seen) -> dict[str, Any]:
         "declared": agent.declared,
         "declared_at": iso(agent.declared_at) if agent.declared_at else None,
         "declared_via": agent.declared_via,
-        "liveness": agent.liveness,
+        "liveness": seen.liveness,
+        "silent_since": iso(seen.silent_since) if seen.silent_since is not None else None,
         "lost_from": agent.lost_from,
         "met_at": iso(agent.met_at),
         "heartbeat_age_s": seen.heartbeat_age_s,

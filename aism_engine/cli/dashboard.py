@@ -20,7 +20,7 @@ from aism_engine.store.client import where
 
 log = logs.get_logger("dev")
 
-_COLOURS: Final = {"fresh": "green", "lost": "red", "left": "dim", "unknown": "yellow"}
+_COLOURS: Final = {"fresh": "green", "silent": "yellow", "lost": "red", "left": "dim", "unknown": "yellow"}
 _DONE: Final = {
     "responses": "responses_applied",
     "state changes": "state_changes",
@@ -120,7 +120,8 @@ def _agents(fleet: Fleet, most: int) -> Grid:
         table.add_column(name, justify="right" if name in {"SINCE", "OPEN"} else "left", no_wrap=True)
     agents = sorted(fleet.agents.values(), key=lambda agent: agent.agent_id)
     for agent in agents[:most]:
-        liveness = Text(agent.liveness.value, _COLOURS.get(agent.liveness.value, ""))
+        shown = fleet.shown(agent).value
+        liveness = Text(shown, _COLOURS.get(shown, ""))
         since = age(max(0.0, time.time() - agent.since))
         table.add_row(agent.agent_id, agent.type, agent.state, since, liveness, str(len(agent.open_commands)))
     if len(agents) > most:

@@ -85,6 +85,13 @@ class ForgetAgent(Struct, frozen=True, gc=False):
     agent_id: str
 
 
+class SaveSilences(Struct, frozen=True, gc=False):
+    """Show these agents as silent, each since its instant, and those no longer."""
+
+    since: dict[str, float]
+    over: list[str]
+
+
 class SaveCommand(Struct, frozen=True, gc=False):
     """Set these fields of the command's record; `keep_s` bounds its life once the command has ended."""
 
@@ -219,6 +226,7 @@ Effect: TypeAlias = (
     | SaveMetadata
     | SaveMeasurements
     | ForgetAgent
+    | SaveSilences
     | SaveCommand
     | PushCommand
     | ReleaseCommand

@@ -32,6 +32,16 @@ class Liveness(StrEnum):
     """Said goodbye: its silence is in order."""
 
 
+class ShownLiveness(StrEnum):
+    """Liveness as people and programs are shown it: who is fresh by its record may be silent at the moment."""
+
+    UNKNOWN = "unknown"
+    FRESH = "fresh"
+    SILENT = "silent"
+    LOST = "lost"
+    LEFT = "left"
+
+
 class Hold(StrEnum):
     """What an operator has stopped."""
 
@@ -285,6 +295,8 @@ class Fleet:
         self.spoke: dict[str, float] = {}
         """When each agent was last heard on the queue, since the fleet was loaded."""
         self.loaded_at = 0.0
+        self.silent: dict[str, float] = {}
+        """Whom Redis shows as silent, and since when. One that is not fresh any more is taken out by the next scan."""
         self.deeds: dict[str, Deeds] = {}
         """What each agent was seen to do since then; to read, a draft alone changes it."""
         self.traffic = Traffic()
@@ -307,6 +319,17 @@ class Fleet:
         """In whose list something lies."""
         self.freed = set(self.waiting)
         """Who has commands that wait, and has changed since somebody last looked whether they may be handed out."""
+
+    def shown(self, agent: Agent) -> ShownLiveness:
+        return shown_liveness(agent, agent.agent_id in self.silent)
+
+    def count_shown(self) -> Counter[ShownLiveness]:
+        """Count the agents as they are shown, without walking over all of them."""
+        counts = Counter({ShownLiveness(liveness.value): count for liveness, count in self.liveness.items()})
+        silent = [agent for agent_id in self.silent if (agent := self.agents.get(agent_id)) is not None]
+        counts[ShownLiveness.SILENT] = sum(self.shown(agent) is ShownLiveness.SILENT for agent in silent)
+        counts[ShownLiveness.FRESH] -= counts[ShownLiveness.SILENT]
+        return counts
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message was among the last ones of its agent."""
@@ -401,6 +424,7 @@ class Draft:
         """What is answered to the requests of this batch."""
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
+        self._silences: dict[str, float | None] = {}
         self._turn = fleet.turn
 
     @property
@@ -518,6 +542,10 @@ class Draft:
     def measure(self, agent_id: str, values: Mapping[str, float]) -> None:
         self._measurements[agent_id] = {**self.measurements(agent_id), **values}
 
+    def note_silence(self, agent_id: str, since: float | None) -> None:
+        """Note that an agent is silent since then; None: that it is so no more."""
+        self._silences[agent_id] = since
+
     def mail_of(self, agent_id: str) -> int:
         """Count the messages that an agent has not read, as far as it has been looked up."""
         return self.lookups.unread.get(agent_id, 0) + self._mail[agent_id]
@@ -553,6 +581,11 @@ class Draft:
             else:
                 fleet.replace(agent)
         self._settle_commands()
+        for agent_id, since in self._silences.items():
+            if since is None:
+                fleet.silent.pop(agent_id, None)
+            else:
+                fleet.silent[agent_id] = since
         if self.hold != fleet.hold:
             fleet.hold = self.hold
             fleet.freed |= fleet.waiting
@@ -580,3 +613,10 @@ class Draft:
                 fleet.groups.pop(group_id, None)
             else:
                 fleet.groups[group_id] = group
+
+
+def shown_liveness(agent: Agent, is_silent: bool) -> ShownLiveness:  # noqa: FBT001  read as: its record, and this
+    """Say how an agent is to people: silence is no part of its record, and counts while it is fresh alone."""
+    if is_silent and agent.liveness is Liveness.FRESH:
+        return ShownLiveness.SILENT
+    return ShownLiveness(agent.liveness.value)

@@ -68,12 +68,16 @@ class Loss(Struct, frozen=True):
 class Assessment(Struct, frozen=True):
     """What a scan comes to: whom to call lost now, how many are silent, and how far we trust ourselves."""
 
-    mode: Mode
-    silent: int
+    mode: Mode = "normal"
+    silent_since: dict[str, float] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     ahead: int = 0
     """How many beat with a clock that is ahead, and how many with one that is behind."""
     behind: int = 0
+
+    @property
+    def silent(self) -> int:
+        return len(self.silent_since)
 
 
 class _Still(Struct):
@@ -122,7 +126,8 @@ class Watch:
         What agents have said is known up to `heard_until`: silence counts up to then.
         """
         before, self._still = self._still, {}
-        silent, ahead, behind, losses = 0, 0, 0, []
+        silent, losses = dict[str, float](), list[Loss]()
+        ahead = behind = 0
         for agent_id, score in outside.items():
             limit = limits(agent_id)
             still = before.pop(agent_id, None)
@@ -131,9 +136,10 @@ class Watch:
             elif still.score != score:
                 still = _Still(score, now)
             self._still[agent_id] = still
-            silent_s = min(now, heard_until) - max(still.since, last_spoke(agent_id))
+            since = max(still.since, last_spoke(agent_id))
+            silent_s = min(now, heard_until) - since
             if silent_s >= limit.silent_s:
-                silent += 1
+                silent[agent_id] = since
             elif span.is_behind(score):
                 ahead += 1
             else:
@@ -143,7 +149,7 @@ class Watch:
         self._returned = {agent_id: at for agent_id, at in self._returned.items() if now - at < span.past_s}
         self._returned.update(dict.fromkeys(before, now))
         self._blind = False
-        brake, mode = self._brake, self._mode(silent, watched)
+        brake, mode = self._brake, self._mode(len(silent), watched)
         if mode == "full":
             losses = []
         elif mode == "partial":

@@ -1,22 +1,26 @@
 """The reaper: agents that have been silent too long; never the ones we merely failed to hear."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_loss, decide_return
+from aism_engine.model.decisions.signs import decide_loss, decide_return, decide_silences
 from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness
 from aism_engine.model.liveness import Assessment, Limits, Loss, Span, Watch
 from aism_engine.services.base import Context, Service
-from aism_engine.store.writer import Failures
+from aism_engine.store.writer import Decide, Failures
 
+T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
 
 _REST: Final = 9
-"""A scan is followed by so many times what it took, at least: to read 100,000 silent agents takes a while."""
+"""A scan is followed by so many times what it took: to read 100,000 silent agents takes a while."""
+_LONGEST_REST: Final = 0.1
+"""Of lost_after: no rest is longer, also where a scan took long because we were stopped in the middle of it."""
 
 
 class Reaper(Service):
@@ -44,6 +48,7 @@ class Reaper(Service):
         self._chunk = chunk
         self._stalled_s = stalled_s
         self._narrowest_s = min(limit.silent_s for limit in (limits, *by_type.values()))
+        self._longest_rest_s = _LONGEST_REST * min(limit.lost_s for limit in (limits, *by_type.values()))
         self._scanned_at = float("-inf")
         self._scanned_as: str | None = None
         self._took_s = 0.0
@@ -51,9 +56,9 @@ class Reaper(Service):
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
-        began = self._clock.monotonic()
-        self._notice_blindness(began)
         server_now = await self._store.read_time()
+        began = self._clock.monotonic()  # the same instant: a stop before it is seen, as one that has blinded us
+        self._notice_blindness(began)
         # A clock that is ahead is looked at each time: its last beat would seem fresh for longer than it is.
         span = Span(server_now, self._narrowest_s)
         outside, slowest_s = await self._store.scores_outside(span.low, span.now, self._chunk)
@@ -77,47 +82,87 @@ class Reaper(Service):
             heard_until=self._context.backlog.passed,
         )
         self._tell(assessment)
-        losses = assessment.losses[: self._chunk]  # the others at the next scan: a commit holds up everybody else's
-        returned = await self._returned(fleet, outside)
+        losses, returned = assessment.losses, await self._returned(fleet, outside)
         self._took_s = self._clock.monotonic() - began
-        decisions: list[Decision] = []
-        if losses or returned:
-            decisions = await self._writer.write(
-                lambda draft, failures: self._decide(draft, losses, returned, failures), on=fleet
-            )
+        decisions = await self._settle(fleet, losses, returned, server_now)
+        silent = {agent_id: at + server_now - began for agent_id, at in assessment.silent_since.items()}
+        for loss in losses:
+            silent.pop(loss.agent_id, None)
+        decisions += await self._show_silent(fleet, silent)
         self._worked(began, decisions)
         return False
 
     async def wait(self) -> None:
-        await asyncio.sleep(max(self._scan_interval_s, _REST * self._took_s))
+        await asyncio.sleep(self._rest_s)
 
     async def stand_by(self) -> None:
-        self._tell(Assessment("normal", 0))
+        self._tell(Assessment())
 
-    def _decide(self, draft: Draft, losses: list[Loss], returned: list[str], failures: Failures) -> list[Decision]:
+    async def _settle(self, fleet: Fleet, losses: list[Loss], returned: list[str], seen_at: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        for gone, back in self._chunks(losses, returned):
+            decide = partial(self._decide, fleet=fleet, losses=gone, returned=back, seen_at=seen_at)
+            decisions += await self._write(fleet, decide)
+        return decisions
+
+    def _decide(
+        self,
+        draft: Draft,
+        failures: Failures,
+        *,
+        fleet: Fleet,
+        losses: Sequence[Loss],
+        returned: Sequence[str],
+        seen_at: float,
+    ) -> list[Decision]:
+        mute = [loss for loss in losses if fleet.spoke.get(loss.agent_id, 0.0) <= seen_at]  # nor has said a word since
         decisions = [
             decide_loss(draft, self._rules, loss.agent_id, loss.score, loss.silent_s)
             if number not in failures
             else Decision("loss", "unchanged")  # it has beaten meanwhile, or cannot be written: the next scan sees
-            for number, loss in enumerate(losses)
+            for number, loss in enumerate(mute)
         ]
         return decisions + [
             decide_return(draft, self._rules, agent_id) if number not in failures else Decision("return", "unchanged")
-            for number, agent_id in enumerate(returned, len(losses))
+            for number, agent_id in enumerate(returned, len(mute))
         ]
+
+    async def _show_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
+        """Write down what has changed since it was last written: while nobody falls silent or returns, nothing."""
+        fallen, over = list(silent.keys() - fleet.silent.keys()), list(fleet.silent.keys() - silent.keys())
+        decisions: list[Decision] = []
+        for some, others in self._chunks(fallen, over):
+            since = {agent_id: silent[agent_id] for agent_id in some}
+            decisions += await self._write(fleet, partial(_decide_silences, since=since, over=others))
+        return decisions
+
+    def _chunks(self, some: Sequence[T], others: Sequence[str]) -> Iterator[tuple[Sequence[T], Sequence[str]]]:
+        for start in range(0, max(len(some), len(others)), self._chunk):
+            yield some[start : start + self._chunk], others[start : start + self._chunk]
+
+    async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
+        """Write so much, for a commit holds up everybody else's. While it goes on as it should we are not blind."""
+        began = self._clock.monotonic()
+        decisions = await self._writer.write(decide, on=fleet)
+        if (took_s := self._clock.monotonic() - began) <= self._tolerated_s:
+            self._scanned_at += took_s
+        return decisions
 
     def _notice_blindness(self, now: float) -> None:
         """Start the watch anew after a spell in which we saw nothing: a start, a takeover, a stall, Redis away."""
         token = self._context.leadership.token
         gap_s, stalled_s = now - self._scanned_at, self._stalled_s()
-        expected_s = max(self._scan_interval_s, _REST * self._took_s)
-        if token != self._scanned_as or gap_s > expected_s + self._tolerated_s or stalled_s > self._tolerated_s:
+        if token != self._scanned_as or gap_s > self._rest_s + self._tolerated_s or stalled_s > self._tolerated_s:
             self._scanned_as = token
             self._reset(max(gap_s, stalled_s))
 
     def _reset(self, gap_s: float) -> None:
         self._watch.reset()
         log.info("watch_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
+
+    @property
+    def _rest_s(self) -> float:
+        return max(self._scan_interval_s, min(_REST * self._took_s, self._longest_rest_s))
 
     @property
     def _tolerated_s(self) -> float:
@@ -135,9 +180,7 @@ class Reaper(Service):
         away = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.away}
         scores = {agent_id: outside.get(agent_id) for agent_id in away}
         scores |= await self._scores([agent_id for agent_id, score in scores.items() if score is None])
-        return [agent_id for agent_id, score in scores.items() if score is not None and score != away[agent_id]][
-            : self._chunk
-        ]
+        return [agent_id for agent_id, score in scores.items() if score is not None and score != away[agent_id]]
 
     def _tell(self, assessment: Assessment) -> None:
         self._context.metrics.set_mode(assessment.mode)
@@ -151,3 +194,11 @@ class Reaper(Service):
 
 def _is_watched(agent: Agent | None) -> bool:
     return agent is not None and agent.liveness is Liveness.FRESH
+
+
+def _decide_silences(
+    draft: Draft, failures: Failures, *, since: Mapping[str, float], over: Sequence[str]
+) -> list[Decision]:
+    if failures:  # the key is none of ours: it cannot be shown, and everything else goes on
+        return [Decision("silence", "refused", failures[0][0])]
+    return [decide_silences(draft, since, over)]

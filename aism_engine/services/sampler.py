@@ -8,7 +8,7 @@ import structlog
 
 from aism_engine.model.doctor.findings import Severity
 from aism_engine.model.doctor.server import CODES, examine_server
-from aism_engine.model.fleet import Fleet, Liveness
+from aism_engine.model.fleet import Fleet, Liveness, ShownLiveness
 from aism_engine.services.base import Context, Service
 from aism_engine.store.diagnosis import Diagnosis
 
@@ -53,8 +53,9 @@ class Sampler(Service):
             metrics.depth.labels(where).set(depth)
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # what a standby remembers is another's to tell
-        for liveness in Liveness:
-            metrics.agents.labels(liveness.value).set(fleet.liveness[liveness])
+        by_liveness = fleet.count_shown()
+        for liveness in ShownLiveness:
+            metrics.agents.labels(liveness.value).set(by_liveness[liveness])
         metrics.standing.show(
             {
                 (kind or "unregistered", state): count

@@ -180,6 +180,13 @@ class Batch:
         self._write("SREM", self._place(keys.index, "e"), agent_id)
         self._write("ZREM", self._place(keys.heartbeats, "z"), agent_id)
 
+    def _save_silences(self, effect: fx.SaveSilences) -> None:
+        place = self._place(self._keys.silent, "z", ours=False)  # people read it, nothing else hangs on it
+        pairs = [word for agent_id, since in effect.since.items() for word in (repr(since), agent_id)]
+        for command, words in (("ZADD", pairs), ("ZREM", effect.over)):
+            for start in range(0, len(words), _MOST_ARGUMENTS):
+                self._write(command, place, *words[start : start + _MOST_ARGUMENTS])
+
     def _save_command(self, effect: fx.SaveCommand) -> None:
         place = self._hash(self._keys.command(effect.command_id), effect.fields)
         if effect.keep_s is not None:
@@ -272,6 +279,7 @@ class Batch:
         fx.SaveMetadata: _save_metadata,
         fx.SaveMeasurements: _save_measurements,
         fx.ForgetAgent: _forget_agent,
+        fx.SaveSilences: _save_silences,
         fx.SaveCommand: _save_command,
         fx.PushCommand: _push_command,
         fx.ReleaseCommand: _release_command,

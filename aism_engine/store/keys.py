@@ -14,6 +14,7 @@ class Keys:
         self.errors = f"{prefix}:events:errors"
         self.measurements = f"{prefix}:events:measurements"
         self.heartbeats = f"{prefix}:agents:heartbeats"
+        self.silent = f"{prefix}:engine:silent"
         self.index = f"{prefix}:agents:index"
         self.deadlines = f"{prefix}:engine:deadlines"
         self.audit = f"{prefix}:engine:audit"

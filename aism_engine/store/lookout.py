@@ -15,7 +15,7 @@ from aism_engine.clock import SystemClock
 from aism_engine.model.clocks import MILLISECONDS_FROM
 from aism_engine.model.commands import Command
 from aism_engine.model.effects import Letter
-from aism_engine.model.fleet import Agent
+from aism_engine.model.fleet import Agent, Liveness, ShownLiveness, shown_liveness
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK, chunks, measurements_in, text
@@ -40,6 +40,12 @@ class Seen(Struct, frozen=True, kw_only=True):
     commands: list[Command] = field(default_factory=list)
     """Those that are open, the oldest first."""
     measurements: dict[str, float] = field(default_factory=dict)
+    silent_since: float | None = None
+    """Since when it gives no sign of life, as the engine has seen it; None: it does. Unix seconds by Redis `TIME`."""
+
+    @property
+    def liveness(self) -> ShownLiveness:
+        return shown_liveness(self.agent, self.silent_since is not None)
 
 
 class Overview(Struct, frozen=True, kw_only=True):
@@ -76,11 +82,12 @@ class Lookout:
     async def agents(self) -> list[Seen]:
         """Look at all agents, in the order of their ids."""
         ids = await self._ids()
-        commands = await self._of_agents()
-        return [seen for chunk in chunks(ids) for seen in await self._look(chunk, commands)]
+        commands, silent = await self._of_agents(), await self._store.silent()
+        return [seen for chunk in chunks(ids) for seen in await self._look(chunk, commands, silent)]
 
     async def agent(self, agent_id: str) -> Seen | None:
-        return next(iter(await self._look([agent_id], await self._of_agents())), None)
+        found = await self._look([agent_id], await self._of_agents(), await self._store.silent())
+        return next(iter(found), None)
 
     async def _ids(self) -> list[str]:
         with naming_outages():
@@ -92,7 +99,9 @@ class Lookout:
             found.setdefault(command.agent_id, []).append(command)
         return found
 
-    async def _look(self, ids: Sequence[str], commands: Mapping[str, list[Command]]) -> list[Seen]:
+    async def _look(
+        self, ids: Sequence[str], commands: Mapping[str, list[Command]], silent: Mapping[str, float]
+    ) -> list[Seen]:
         keys, pipeline = self._keys, self._client.pipeline(transaction=False)
         for agent_id in ids:
             pipeline.hgetall(keys.agent(agent_id))
@@ -110,6 +119,7 @@ class Lookout:
                     queued=queued if isinstance(queued, int) else None,
                     commands=commands.get(agent_id, []),
                     measurements=_measurements(measurements),
+                    silent_since=silent.get(agent_id) if agent.liveness is Liveness.FRESH else None,
                 )
                 found.append(seen)
         return found
@@ -174,15 +184,19 @@ class Lookout:
         """Count everything."""
         keys, now, ids = self._keys, await self._store.read_time(), await self._ids()
         counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold", "waits_for")}
+        silent, fresh = await self._store.silent(), Liveness.FRESH.value.encode()
         for chunk in chunks(ids):
             pipeline = self._client.pipeline(transaction=False)
             for agent_id in chunk:
                 pipeline.hmget(keys.agent(agent_id), *counted)
             with naming_outages():
                 replies = await pipeline.execute(raise_on_error=False)
-            for values in replies:
-                for counter, value in zip(counted.values(), values if isinstance(values, list) else (), strict=False):
-                    counter[text(value or b"")] += 1
+            for agent_id, values in zip(chunk, replies, strict=True):
+                row = dict(zip(counted, values if isinstance(values, list) else (), strict=False))
+                if row.get("liveness") == fresh and agent_id in silent:
+                    row["liveness"] = ShownLiveness.SILENT.value.encode()
+                for name, value in row.items():
+                    counted[name][text(value or b"")] += 1
             if tell is not None:
                 tell(f"{sum(counted['type'].values())} of {len(ids)} agents read")
         commands = await self.open_commands(tell)

@@ -5,6 +5,8 @@ All reads here are bounded: in count, and where messages are read in bytes as we
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -268,6 +270,17 @@ class Store:
             scores = await self._client.zmscore(self.keys.heartbeats, list(agent_ids))
         return dict(zip(agent_ids, scores, strict=True))
 
+    async def silent(self) -> dict[str, float]:
+        """Read who was last seen to be silent, and since when; where somebody has put something else there, nobody."""
+        try:
+            with naming_outages():
+                found = await self._client.zrange(self.keys.silent, 0, -1, withscores=True)
+        except ServerUnavailableError as error:
+            if error.outage != "wrong_type":
+                raise
+            return {}
+        return {text(member): score for member, score in found}
+
     async def scores_outside(self, fresh_from: float, fresh_to: float, chunk: int) -> tuple[dict[str, float], float]:
         """Read the heartbeats whose score is outside of what sane clocks write, in seconds or in milliseconds.
 
@@ -340,7 +353,9 @@ class Store:
 
     async def load(self, recent_ids: int) -> Loaded:
         """Read the whole fleet; to be called by a leader alone."""
-        return await load_fleet(self._client, self.keys, recent_ids)
+        loaded = await load_fleet(self._client, self.keys, recent_ids)
+        loaded.fleet.silent = await self.silent()
+        return loaded
 
     async def _pipeline(self, calls: Iterable[tuple[Argument, ...]]) -> list[Any]:
         """Send many reads at once. The error of one is its reply; an outage is everybody's."""
@@ -371,14 +386,25 @@ def read_letter(fields: Mapping[bytes, bytes]) -> Letter | None:
 
 
 def _sighting(kind: bytes, labels: bytes, state: bytes, score: bytes) -> Sighting:
-    try:
-        named = msgspec.json.decode(labels or b"{}", type=Labels)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        named = {}
-    found_type, found_state = text(kind), text(state)
     return Sighting(
-        type=found_type if is_type_name(found_type) else None,
-        labels=named,
-        state=found_state if is_state_name(found_state) else None,
-        score=float(score) if score else None,
+        type=_type(kind), labels=_labels(labels), state=_state(state), score=float(score) if score else None
     )
+
+
+def _labels(packed: bytes) -> dict[str, str]:
+    if packed:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.decode(packed, type=Labels)
+    return {}
+
+
+@lru_cache(maxsize=1024)  # a large fleet is looked at again and again, and has few types and states
+def _type(value: bytes) -> str | None:
+    found = text(value)
+    return found if is_type_name(found) else None
+
+
+@lru_cache(maxsize=1024)
+def _state(value: bytes) -> str | None:
+    found = text(value)
+    return found if is_state_name(found) else None

@@ -43,6 +43,7 @@ _SINGLE: Final = {
     "oversized": "list",
     "heartbeats": "zset",
     "index": "set",
+    "silent": "zset",
     "deadlines": "zset",
     "audit": "stream",
     "archives": "hash",

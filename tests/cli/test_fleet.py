@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.agent.client import AgentClient
+from aism_engine.clock import from_iso
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Call
 from tests.support.engine import Running, eventually, running_engine
@@ -72,6 +74,22 @@ async def test_people_get_a_table(fleet: Call) -> None:
 async def test_a_list_can_be_narrowed(fleet: Call, flags: list[str], count: int) -> None:
     """All that is asked for has to fit."""
     assert len((await fleet("agents", "list", "--json", *flags)).json) == count
+
+
+async def test_who_is_silent_is_listed_as_such_and_not_as_fresh(
+    fleet: Call, server: EmbeddedServer, prefix: str
+) -> None:
+    """For people and for programs, with since when; its clock is an hour ahead, and has no say in it."""
+    with capture_logs():
+        async with running_engine(server, prefix, liveness__silent_after=0.3, liveness__lost_after=60.0) as engine:
+            await engine.call("ZADD", engine.keys.heartbeats, time.time() + 3600, AGENT)
+            await eventually(lambda: AGENT in engine.engine.writer.fleet.silent)
+            (found,) = (await fleet("agents", "list", "--json", "--liveness", "silent")).json
+            assert (found["agent_id"], found["liveness"]) == (AGENT, "silent")
+            assert abs(from_iso(found["silent_since"]) - time.time()) < 30
+            assert (await fleet("agents", "list", "--json", "--liveness", "fresh")).json == []
+            assert "silent, for " in (await fleet("agents", "show", AGENT)).out
+            assert (await fleet("top", "--once", "--json")).json["by_liveness"] == {"silent": 1}
 
 
 @pytest.mark.usefixtures("agent")

@@ -209,8 +209,12 @@ def _is_ours(line: dict[str, str]) -> bool:
 async def test_a_server_that_refuses_writes_is_waited_for(
     own: EmbeddedServer, prefix: str, outage: str, begin: tuple[str, ...], end: tuple[str, ...]
 ) -> None:
-    """By the name of its state, which is no failure of ours; nothing is half written."""
-    async with running_engine(own, prefix) as running:
+    """By the name of its state, which is no failure of ours; nothing is half written.
+
+    Nobody can say anything meanwhile, but an agent falls silent: that is to be written down.
+    """
+    async with running_engine(own, prefix, liveness__silent_after=0.3) as running:
+        await running.call("ZADD", running.keys.heartbeats, time.time(), "b")
         await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "before"}})
         await eventually(partial(_is, running, "a", "before"))
         await running.call(*begin)

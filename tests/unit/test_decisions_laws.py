@@ -129,6 +129,7 @@ def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
     assert loaded.commands == world.fleet.commands
     assert loaded.measurements == {agent_id: values for agent_id, values in world.fleet.measurements.items() if values}
     assert world.index == world.fleet.agents.keys()
+    assert (+loaded.liveness, loaded.away) == (+world.fleet.liveness, world.fleet.away)
     assert world.states == {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}
 
 

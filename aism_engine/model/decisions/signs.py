@@ -1,6 +1,6 @@
 """What heartbeats show: an agent met for the first time, one lost, one that has come back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aism_engine.model import effects as fx
@@ -70,6 +70,16 @@ def decide_loss(draft: Draft, rules: Rules, agent_id: str, score: float, silent_
     else:
         scope.add(fx.SaveAgent(agent_id, fields))
     return decision
+
+
+def decide_silences(draft: Draft, since: Mapping[str, float], over: Iterable[str]) -> Decision:
+    """Show who has fallen silent, and who is so no more: no part of their records, and no line of the audit."""
+    gone = list(over)
+    for agent_id, at in since.items():
+        draft.note_silence(agent_id, at)
+    for agent_id in gone:
+        draft.note_silence(agent_id, None)
+    return Decision("silence", effects=[fx.SaveSilences(dict(since), gone)])
 
 
 def decide_return(draft: Draft, rules: Rules, agent_id: str) -> Decision:

@@ -1,0 +1,111 @@
+"""An engine process that is stopped (SIGSTOP, as by a debugger, a frozen container, a host that swaps) and continued:
+what it did not see proves nothing.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import pytest
+
+from aism_engine.clock import from_iso
+from aism_engine.store.embedded import EmbeddedServer
+from tests.support.engine import Reader, eventually, plain_client
+from tests.support.faults import daemon
+
+LOST_AFTER_S: Final = 2.0
+SHORT: Final[dict[str, object]] = {
+    "liveness__silent_after": 0.5,
+    "liveness__lost_after": LOST_AFTER_S,
+    "liveness__scan_interval": 0.1,
+}
+BEATING: Final = {"sane": (0.0, 1), "in-ms": (0.0, 1000), "ahead": (7200.0, 1), "behind": (-7200.0, 1000)}
+"""Who beats all the while: by how much its clock is off, and how many of its units make a second."""
+
+
+@pytest.fixture
+async def reader(server: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
+    async with plain_client(server) as client:
+        yield Reader(client, prefix)
+
+
+class _Beats:
+    """Agents that beat, ten times a second."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.number = 0
+
+    async def now(self) -> float:
+        seconds, microseconds = await self._reader.call("TIME")
+        return int(seconds) + int(microseconds) / 1_000_000
+
+    async def beat(self, *others: str) -> None:
+        now = await self.now()
+        scores = {agent_id: (now + skew_s) * unit for agent_id, (skew_s, unit) in BEATING.items()}
+        for agent_id, score in (scores | dict.fromkeys(others, now)).items():
+            await self._reader.call("ZADD", self._reader.keys.heartbeats, repr(score), agent_id)
+        self.number += 1
+
+    async def wait_more(self, seconds: float) -> None:
+        """Wait until all have gone on beating for so long."""
+        until, number = await self.now() + seconds, self.number
+
+        async def is_past() -> bool:
+            return await self.now() > until
+
+        await eventually(is_past, seconds + 20)
+        assert self.number > number
+
+
+@asynccontextmanager
+async def _beating(reader: Reader) -> AsyncIterator[_Beats]:
+    beats = _Beats(reader)
+
+    async def go_on() -> None:
+        while True:
+            await beats.beat()
+            await asyncio.sleep(0.1)
+
+    await beats.beat("gone", "later")
+    task = asyncio.create_task(go_on())
+    try:
+        yield beats
+    finally:
+        task.cancel()
+
+
+@pytest.mark.parametrize("lease_ttl", [60.0, 1.5], ids=["leading", "having-lost-its-lease"])
+async def test_who_beats_while_the_engine_is_stopped_is_not_lost_and_who_does_not_is(
+    server: EmbeddedServer, reader: Reader, prefix: str, lease_ttl: float
+) -> None:
+    """However long it stood, more than once, whether its lease was over or not: no agent that beats is called lost, by
+    whatever clock; one that has stopped is, when the engine has watched it for the whole grace, and soon after.
+    """
+    async with (
+        _beating(reader) as beats,
+        daemon(server.url, prefix, **SHORT, lease__ttl=lease_ttl, lease__renew_every=0.3) as engine,
+    ):
+        await eventually(lambda: reader.call("ZSCORE", reader.keys.silent, "gone"), 20)
+        for number in (1, 2):
+            resets = engine.count("watch_reset", component="reaper")
+            engine.signal(signal.SIGSTOP)
+            await beats.wait_more(LOST_AFTER_S + 1)
+            resumed_at = await beats.now()
+            engine.signal(signal.SIGCONT)
+            await engine.wait_event("watch_reset", component="reaper", times=resets + 1)
+            assert await reader.audit("agent_lost") == [], number
+        await eventually(lambda: _lost(reader, 2), LOST_AFTER_S + 10)
+        lost = await reader.audit("agent_lost")
+        assert {fact["agent_id"] for fact in lost} == {"gone", "later"}
+        waited_s = [from_iso(fact["at"]) - resumed_at for fact in lost]
+        assert min(waited_s) >= LOST_AFTER_S - 0.01
+        assert max(waited_s) < LOST_AFTER_S + 5  # a busy machine may be late, by far less than another grace each scan
+        await beats.wait_more(LOST_AFTER_S)
+        assert len(await reader.audit("agent_lost")) == len(lost)
+
+
+async def _lost(reader: Reader, count: int) -> bool:
+    return len(await reader.audit("agent_lost")) == count
