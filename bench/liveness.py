@@ -1,5 +1,6 @@
 """The share of a core that liveness costs: an engine whose fleet beats, each agent every ten seconds, and then falls
-silent all at once; each beside the same engine with nobody at all.
+silent all at once; each beside the same engine with nobody at all, and for as long as it takes the engine to go over
+everything once (`agents.metadata_every`).
 
 Everything is real: a server of its own, `Engine` with the settings that are shipped. The agents are another process, so
 only the engine is measured.
@@ -27,7 +28,6 @@ from aism_engine.store.keys import Keys
 
 async def share(seconds: float) -> float:
     """Watch the engine, and give the share of a core that it takes."""
-    await asyncio.sleep(3)
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     await asyncio.sleep(seconds)
     after, took = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - began
@@ -60,11 +60,13 @@ async def main(agents: int, seconds: float) -> None:
         )
         client, keys, stopping = connect(settings.redis, "bench"), Keys(), asyncio.Event()
         running = asyncio.create_task(Engine(settings).run(stopping))
+        await asyncio.sleep(3)
         idle = await share(seconds)
         figures: dict[str, object] = {"agents": agents, "idle": f"{idle:.2%}"}
         agent = multiprocessing.get_context("spawn").Process(target=beat, args=(server.url, agents, agents // 10))
         agent.start()
         await taken_in(client, keys, agents)
+        await asyncio.sleep(settings.liveness.silent_after + 5)  # all have been seen to beat, and are known
         figures["beating"] = f"{await share(seconds) - idle:.2%}"
         agent.kill()
         agent.join()
@@ -79,7 +81,7 @@ async def main(agents: int, seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--agents", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each is watched")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long each is watched")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     options = parser.parse_args()
     uvloop.run(main(options.agents, options.seconds))

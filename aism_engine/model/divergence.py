@@ -237,6 +237,22 @@ RULES: Final[Mapping[str, Callable[[View, Thresholds], Judgement]]] = {
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
+def may_have_news(agent: Agent, deeds: Deeds, beats: Beats | None, limits: Thresholds) -> bool:
+    """Tell at a glance whether any rule may have something to open or to close: of most agents, at any time, none has.
+    Who is told so is judged by the rules; a test looks for one that is not told so and ought to be.
+    """
+    if agent.divergences or deeds.unacked or deeds.unfinished or deeds.returns or deeds.over_since:
+        return True
+    if beats is not None and beats.turns:
+        return True
+    says = agent.declared
+    if says is None:
+        return False
+    if says != agent.state:
+        return agent.declared_via not in {None, "queue"}
+    return says in limits.working_states or says in limits.absent_states
+
+
 def news(view: View, limits: Thresholds) -> Iterator[tuple[str, Finding | Refuted]]:
     """Give what is to be opened, and what is to be closed. Who is away claims nothing."""
     agent = view.agent

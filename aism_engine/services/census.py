@@ -15,7 +15,7 @@ from aism_engine.model.decisions.signs import (
     decide_unwatched,
 )
 from aism_engine.model.decisions.standing import is_amiss
-from aism_engine.model.fleet import Draft, Fleet, Liveness, Lookups
+from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness, Lookups
 from aism_engine.model.names import is_identifier
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
@@ -74,12 +74,13 @@ class Census(Service):
         while True:
             cursor, page = await self._store.members(cursor, self._chunk)
             missing -= page.keys()
-            for member in page:
-                if not is_identifier(member):
+            news: dict[str, float] = {}
+            for member, score in page.items():
+                agent = fleet.agents.get(member)
+                if agent is None and not is_identifier(member):
                     strange, first = strange + 1, first or member
-            news = {
-                member: score for member, score in page.items() if is_identifier(member) and _is_news(fleet, member)
-            }
+                elif _is_news(agent):
+                    news[member] = score
             lookups = Lookups(await self._store.sightings(news.keys() - fleet.agents.keys()))
             decisions += await self._commit(fleet, news, lookups, partial(decide_beat, scores=news))
             if cursor == 0:
@@ -118,7 +119,7 @@ class Census(Service):
                 agent_id
                 for agent_id, seen in lookups.sightings.items()
                 if (agent := fleet.agents.get(agent_id))
-                and (seen.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
+                and (seen.type or agent.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
             }
             decisions += await self._commit(fleet, changed, lookups, decide_sighting, looked_at)
         return decisions
@@ -171,8 +172,7 @@ class Census(Service):
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 
 
-def _is_news(fleet: Fleet, agent_id: str) -> bool:
-    agent = fleet.agents.get(agent_id)
+def _is_news(agent: Agent | None) -> bool:
     if agent is None or agent.liveness is Liveness.UNKNOWN:
         return True
     return agent.liveness is Liveness.LEFT and agent.lost_score is None

@@ -9,7 +9,7 @@ import structlog
 from aism_engine.model.clocks import Clocks
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.divergences import Sight, decide_divergences, view_of
-from aism_engine.model.divergence import news
+from aism_engine.model.divergence import may_have_news, news
 from aism_engine.model.evidence import Deeds
 from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness
 from aism_engine.services.base import Context, Service
@@ -74,26 +74,29 @@ class Witness(Service):
         beating = {agent.agent_id: agent for agent in agents if agent.liveness is Liveness.FRESH}
         asked_at = self._store.now
         scores = await self._store.scores(beating.keys())
-        for agent_id, score in scores.items():
+        seen_at, absent = self._store.now, self._rules.divergence.absent_states
+        for agent, score in zip(beating.values(), scores.values(), strict=True):
             if score is not None:
-                self._clocks.look(agent_id, score, asked_at, self._store.now, self._absent_since(beating[agent_id]))
+                absent_since = agent.since if agent.declared == agent.state and agent.state in absent else 0.0
+                self._clocks.look(agent.agent_id, score, asked_at, seen_at, absent_since)
         unread_s = self._clock.monotonic() - self._context.backlog.passed
         sight = Sight(self._store.now - unread_s, self._watched_from)
-        doubted = [agent.agent_id for agent in agents if self._is_news(fleet, agent, sight)]
+        deeds, limits = fleet.deeds, self._rules.divergence
+        suspects = [
+            agent
+            for agent in agents
+            if may_have_news(agent, deeds.get(agent.agent_id, _NOTHING), self._clocks.of(agent.agent_id), limits)
+        ]
+        doubted = [agent.agent_id for agent in suspects if self._is_news(fleet, agent, sight)]
         decisions = await self._commit(fleet, doubted, sight) if doubted else []
-        for agent_id in agent_ids:
-            if (agent := fleet.agents.get(agent_id)) is not None and agent.divergences:
+        for suspect in suspects:  # looked up again: a commit has exchanged those that have changed
+            if (agent := fleet.agents.get(suspect.agent_id)) is not None and agent.divergences:
                 self._open.update((rule, agent.type) for rule in agent.divergences)
         return decisions
 
-    def _absent_since(self, agent: Agent) -> float:
-        is_absent = agent.state in self._rules.divergence.absent_states and agent.declared == agent.state
-        return agent.since if is_absent else 0.0
-
     def _is_news(self, fleet: Fleet, agent: Agent, sight: Sight) -> bool:
-        deeds = fleet.deeds.get(agent.agent_id, _NOTHING)
-        view = view_of(agent, deeds, sight, self._clocks.of(agent.agent_id))
-        return next(news(view, self._rules.divergence), None) is not None
+        deeds, beats = fleet.deeds.get(agent.agent_id, _NOTHING), self._clocks.of(agent.agent_id)
+        return next(news(view_of(agent, deeds, sight, beats), self._rules.divergence), None) is not None
 
     async def _commit(self, fleet: Fleet, agent_ids: list[str], sight: Sight) -> list[Decision]:
         def decide(draft: Draft, failures: Failures) -> list[Decision]:

@@ -11,7 +11,8 @@ from aism_engine.model.clocks import Clocks
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.divergences import Sight, decide_divergences
 from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_sighting
-from aism_engine.model.divergence import RULES, Thresholds
+from aism_engine.model.divergence import RULES, Thresholds, may_have_news
+from aism_engine.model.evidence import Deeds
 from aism_engine.model.fleet import Sighting
 from tests.support.model import NOW, World
 
@@ -44,8 +45,13 @@ class Watched(World):
         self.clocks.look("a", score, self.now, self.now, agent.since if absent else 0.0)
 
     def judge(self) -> Decision:
+        """Judge it; whatever comes of that, a glance has shown before that something might."""
         draft, sight = self.draft(), Sight(self.now - self.unread_s, self.watched_from)
-        return self.commit(draft, decide_divergences(draft, self.rules, "a", sight, self.clocks.of("a")))
+        beats, deeds = self.clocks.of("a"), self.fleet.deeds.get("a", Deeds())
+        suspected = may_have_news(self.agent(), deeds, beats, self.rules.divergence)
+        decision = self.commit(draft, decide_divergences(draft, self.rules, "a", sight, beats))
+        assert suspected or decision.outcome == "unchanged"
+        return decision
 
     def later(self, seconds: float = LONG) -> set[str]:
         """Let time pass, and nothing else; give what is open then."""
