@@ -20,6 +20,7 @@ import structlog
 import uvloop
 
 from aism_engine.app import Engine
+from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import Settings, load
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer
@@ -83,5 +84,6 @@ if __name__ == "__main__":
     parser.add_argument("--agents", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each is watched")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    spare_the_fleet()  # as `aism-engine run` does
     options = parser.parse_args()
     uvloop.run(main(options.agents, options.seconds))

@@ -22,6 +22,7 @@ import structlog
 import uvloop
 
 from aism_engine.app import Engine, load_machines
+from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import Settings, load
 from aism_engine.model.codec import decode_response
 from aism_engine.model.decisions.common import Rules
@@ -144,5 +145,6 @@ async def main() -> None:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    spare_the_fleet()  # as `aism-engine run` does
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

@@ -8,7 +8,6 @@ of a batch sees what the first one did.
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from enum import StrEnum
 from typing import Any, Final, get_args
 
@@ -219,6 +218,8 @@ class Agent(Struct, kw_only=True):
         )
 
 
+copy: Final = msgspec.structs.replace
+"""Of a struct, at half the price of copy.copy: each message costs two."""
 AGENT_FIELDS: Final = tuple(Agent(agent_id="", state="", since=0.0, met_at=0.0).record())
 """The fields of a record, in order."""
 
@@ -415,6 +416,7 @@ class Draft:
         self._commands: dict[str, Command] = {}
         self._heard: dict[str, list[str]] = {}
         self._deeds: dict[str, Deeds] = {}
+        self._acted: set[str] = set()
         self._measurements: dict[str, dict[str, float]] = {}
         self._mail: Counter[str] = Counter()
         self._buckets: dict[Pair, Bucket] = {}
@@ -526,12 +528,18 @@ class Draft:
         if message_id is not None:
             ids.append(message_id)
 
+    def act(self, agent_id: str) -> None:
+        """Note that the agent has done something: of most messages that is all there is to note."""
+        self._acted.add(agent_id)
+
     def deeds(self, agent_id: str) -> Deeds:
         """Get what the agent was seen to do, to add to it."""
         deeds = self._deeds.get(agent_id)
         if deeds is None:
             known = self._fleet.deeds.get(agent_id)
             deeds = self._deeds[agent_id] = Deeds() if known is None else copy(known)
+        if agent_id in self._acted:
+            deeds.acted = self.now
         return deeds
 
     def measurements(self, agent_id: str) -> Mapping[str, float]:
@@ -596,6 +604,11 @@ class Draft:
                     fleet.remember(agent_id, message_id)
         fleet.traffic.settle(self._buckets, self._hops)
         fleet.deeds.update((agent_id, deeds) for agent_id, deeds in self._deeds.items() if agent_id in fleet.agents)
+        for agent_id in self._acted & fleet.agents.keys():
+            deeds = fleet.deeds.get(agent_id)
+            if deeds is None:
+                deeds = fleet.deeds[agent_id] = Deeds()
+            deeds.acted = self.now
         fleet.measurements.update(
             (agent_id, values) for agent_id, values in self._measurements.items() if agent_id in fleet.agents
         )

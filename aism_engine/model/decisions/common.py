@@ -106,6 +106,8 @@ class Fault(Struct, frozen=True):
 class Scope:
     """One decision in the making: the draft it changes, the rules it obeys, who caused it, and with which message."""
 
+    __slots__ = ("add", "by", "cause", "decision", "draft", "rules", "via")
+
     def __init__(self, draft: Draft, rules: Rules, decision: Decision, by: fx.Party, cause: str | None = None) -> None:
         self.draft = draft
         self.rules = rules
@@ -215,9 +217,14 @@ class Scope:
             )
             self.add(fx.Publish("state_changes", encode(event)))
         standing.release_mail(self, agent)
-        for command_id in agent.open_commands if source != "lost" else ():
-            command = draft.command(command_id)
-            if command is not None and command.target == state and command.given:
+        if source != "lost" and agent.load:
+            self._end_what_asked_for(agent)
+
+    def _end_what_asked_for(self, agent: Agent) -> None:
+        """End the commands that asked the agent to go where it is now."""
+        for command_id in agent.open_commands:
+            command = self.draft.command(command_id)
+            if command is not None and command.target == agent.state and command.given:
                 self.end_command(command, Status.SUCCEEDED)
 
     def come_back(self, agent: Agent) -> None:

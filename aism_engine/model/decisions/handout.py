@@ -52,7 +52,7 @@ def decide_deliveries(draft: Draft, rules: Rules, agent_id: str, head: bytes, un
     for command in taken:
         scope.advance(command, command.deliver, draft.now, acks=agent.acks)
         scope.tell_command(command)
-        draft.deeds(agent_id).acted = draft.now
+        draft.act(agent_id)
         decision.outcome = "applied"
     return decision
 

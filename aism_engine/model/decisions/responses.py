@@ -44,11 +44,10 @@ def decide_response(
         decision.outcome = "duplicate"
         return decision
     draft.heard(agent_id, response.id)
-    deeds = draft.deeds(agent_id)
     if not isinstance(response, m.Heartbeat):
-        deeds.acted = draft.now
+        draft.act(agent_id)
     if response.instance is not None:
-        deeds.speak_as(response.instance, draft.now)
+        draft.deeds(agent_id).speak_as(response.instance, draft.now)
     if response.via == "pubsub":
         scope.via = "channel"
     if agent.liveness in _AWAY and not isinstance(response, m.Register | m.Goodbye):
