@@ -597,12 +597,16 @@ class Draft:
         if self.hold != fleet.hold:
             fleet.hold = self.hold
             fleet.freed |= fleet.waiting
+        fleet.traffic.settle(self._buckets, self._hops)
+        self._settle_evidence()
+
+    def _settle_evidence(self) -> None:
+        fleet = self._fleet
         for agent_id, ids in self._heard.items():
             if agent_id in fleet.agents:
                 fleet.spoke[agent_id] = self.now
                 for message_id in ids:
                     fleet.remember(agent_id, message_id)
-        fleet.traffic.settle(self._buckets, self._hops)
         fleet.deeds.update((agent_id, deeds) for agent_id, deeds in self._deeds.items() if agent_id in fleet.agents)
         for agent_id in self._acted & fleet.agents.keys():
             deeds = fleet.deeds.get(agent_id)
