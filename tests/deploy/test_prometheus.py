@@ -117,6 +117,7 @@ async def work(running: Running) -> None:
             {"id": f"c{number}", "type": "send", "payload": {"agent_id": "a", "command": {"type": "work"}}}
         )
         await running.say({"type": "result", "agent_id": "a", "command_id": f"c{number - 1}"})
+        await running.say({"type": "measurement", "agent_id": "a", "payload": {"tokens": number}})
         await running.say(b"no message")
         await asyncio.sleep(0.2)
 
