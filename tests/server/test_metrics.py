@@ -21,7 +21,7 @@ def inventions(first: int, last: int) -> Iterator[dict[str, Any]]:
     """Say something new in every field that an agent may choose."""
     for n in range(first, last):
         yield {"type": "register", "agent_id": f"a{n}", "payload": {"type": f"type-{n}", "labels": {f"l{n}": f"v{n}"}}}
-        yield {"type": "state_transition", "agent_id": f"u{n}", "payload": {"state": f"s{n}", "new_state": f"s{n}"}}
+        yield {"type": "state_transition", "agent_id": f"u{n}", "payload": {"target": f"s{n}"}}
         yield {"type": f"kind-{n}", "agent_id": f"a{n}"}
         yield {"type": "error", "agent_id": f"a{n}", "payload": {"type": f"e{n}", "code": f"c{n}"}}
         yield {"type": "message", "agent_id": f"a{n}", "payload": {"to": f"a{n}", "content": 1, "type": f"m{n}"}}
