@@ -37,6 +37,15 @@ _CODES: Final[tuple[tuple[type[Exception], Exit], ...]] = (
     (OSError, Exit.REFUSED),
 )
 
+_HINT: Final = "Is it running? Name it with --redis URL or AISM_REDIS_URL."
+_HINTS: Final = {
+    "noauth": "Give user and password: --redis redis://USER:PASSWORD@HOST:PORT, or in AISM_REDIS_URL.",
+    "noperm": "aism-engine doctor names the rights that are missing.",
+    "loading": "It reads its data: try again in a moment.",
+    "wrong_type": "aism-engine doctor names the key.",
+}
+"""What to do about an outage, where it is not that nobody is there."""
+
 
 def report(error: Exception) -> Exit:
     """Tell people what went wrong, on standard error, and give the exit code for it. A bug of ours is raised again."""
@@ -45,7 +54,8 @@ def report(error: Exception) -> Exit:
         raise error
     if code is Exit.UNAVAILABLE:
         reason = str(error).rstrip(".")
-        complain(f"Redis cannot serve us: {reason}. Is it running? Name it with --redis URL or AISM_REDIS_URL.")
+        outage = getattr(error, "outage", "")
+        complain(f"Redis cannot serve us: {reason}. {_HINTS.get(outage, _HINT)}")
     else:
         complain(getattr(error, "strerror", None) or str(error))
     return code

@@ -26,6 +26,8 @@ from aism_engine.store.rights import needed, refused
 from aism_engine.store.scripts import COMMIT, CommitCode
 from aism_engine.store.survey import Survey
 
+_DATABASES: Final = 64
+"""Looked at, besides our own: an arbitrary number, servers have 16."""
 _PINGS: Final = 50
 _TIMES: Final = 5
 _COMMITS: Final = 20
@@ -47,6 +49,8 @@ class Diagnosis:
         server, surroundings, keyspace = await self.server(), await self._surroundings(config_file), None
         try:
             keyspace = await Survey(self._client, self._keys, most=most, tell=tell).walk() if most else None
+            if keyspace is not None:
+                keyspace.twins = await self._twins(server)
         except ServerUnavailableError as error:
             if error.outage != "noperm":
                 raise
@@ -70,6 +74,25 @@ class Diagnosis:
             config |= {text(key): text(value) for key, value in _pairs(found)}
         settings = self._settings
         return Server(info=info, config=config, prefix=settings.prefix, watched=bool(settings.sentinels))
+
+    async def _twins(self, server: Server) -> list[int]:
+        """Find the other databases in which there is a fleet of our prefix: to channels, all databases are one."""
+        own, found = int(self._client.connection_pool.connection_kwargs.get("db") or 0), []
+        numbers = sorted(int(name[2:]) for name in server.info if name[:2] == "db" and name[2:].isdigit())
+        for number in [each for each in numbers if each != own][:_DATABASES]:
+            client = connect(self._settings, "")
+            client.connection_pool.connection_kwargs["db"] = number
+            try:
+                with naming_outages():
+                    if await client.execute_command("EXISTS", self._keys.epoch):
+                        found.append(number)
+            except ServerUnavailableError as error:
+                if error.outage != "noperm":
+                    raise
+                self._silent["SELECT"] = str(error.__cause__)
+            finally:
+                await client.aclose()
+        return found
 
     async def _surroundings(self, config_file: ConfigFile | None) -> Surroundings:
         """Measure the way to the server, ask for our rights, and ask the sentinels."""

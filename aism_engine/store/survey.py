@@ -236,9 +236,21 @@ class Survey:
     async def _walk_heartbeats(self) -> None:
         async for page in self._pages("ZSCAN", self._keys.heartbeats):
             self._found.beating += len(page)
-            for member, _ in page:
-                if not is_identifier(text(member)):
-                    self._found.strange_members.add(text(member))
+            members = [text(member) for member, _ in page]
+            for member in members:
+                if not is_identifier(member):
+                    self._found.strange_members.add(member)
+            await self._look_for_unknown([member for member in members if is_identifier(member)])
+
+    async def _look_for_unknown(self, members: Sequence[str]) -> None:
+        index, heartbeats = self._keys.index, self._keys.heartbeats
+        known = await self._calls([("SISMEMBER", index, member) for member in members])
+        missing = [member for member, there in zip(members, known, strict=True) if there == 0]
+        beating = await self._calls([("ZSCORE", heartbeats, member) for member in missing])
+        known = await self._calls([("SISMEMBER", index, member) for member in missing])
+        for member, score, there in zip(missing, beating, known, strict=True):
+            if score is not None and there == 0:
+                self._found.unknown_members.add(member)
 
     async def _pages(self, command: str, key: str) -> Any:  # noqa: ANN401  pages of members, or of pairs
         cursor, walked = 0, 0

@@ -61,3 +61,12 @@ async def test_the_file_of_settings_is_looked_at(
     found = {finding["code"]: finding["severity"] for finding in done.json["findings"]}
     assert found["config_file"] == expected
     assert "hush" not in done.out
+
+
+async def test_a_wrong_password_is_told_from_a_server_that_is_away(cli: Call, safe: EmbeddedServer) -> None:
+    """What is said is what helps."""
+    done = await cli("doctor", "--redis", safe.url.replace("//", "//nobody:hush@"))
+    assert (done.code, done.out, done.err.count("\n")) == (69, "", 1)
+    assert "password" in done.err
+    assert "Is it running?" not in done.err
+    assert "hush" not in done.err

@@ -367,6 +367,34 @@ async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix
     assert (await surveyed(redis_client, f"{prefix}:blue:deep")).fleets_above == [prefix, f"{prefix}:blue"]
 
 
+async def test_who_beats_and_is_not_known_is_found(redis_client: Client, prefix: str) -> None:
+    """Nobody watches it: it is never given a command, and never lost."""
+    keys = Keys(prefix)
+    await redis_client.execute_command("SADD", keys.index, "a-1")
+    await redis_client.execute_command("ZADD", keys.heartbeats, 1, "a-1", 1, "a-2", 1, "no id")
+    found = await surveyed(redis_client, prefix)
+    assert (found.beating, found.unknown_members.examples, found.strange_members.examples) == (3, ["a-2"], ["no id"])
+
+
+async def test_a_fleet_of_the_same_name_in_another_database_is_found(
+    own: EmbeddedServer, boss: Client, prefix: str
+) -> None:
+    """Its keys are apart, but all channels are one: what its agents publish is heard here."""
+    beside = Redis.from_url(own.url.replace("/0", "/3"), protocol=2)
+    try:
+        await beside.set(Keys(prefix).epoch, "1:x")
+        await beside.set(Keys("another").epoch, "1:x")
+        keyspace = (await facts_of(own.url, prefix)).keyspace
+        assert keyspace is not None
+        assert keyspace.twins == [3]
+        keyspace = (await facts_of(own.url.replace("/0", "/3"), prefix)).keyspace
+        assert keyspace is not None
+        assert keyspace.twins == []
+        await boss.execute_command("FLUSHALL")
+    finally:
+        await beside.aclose()
+
+
 async def test_an_index_of_the_wrong_type_is_one_finding(redis_client: Client, prefix: str) -> None:
     """And the walk goes on."""
     keys = Keys(prefix)

@@ -31,8 +31,8 @@ def judge(checks: Sequence[Check[Any]], code: str, facts: object) -> Verdict | N
     return verdict
 
 
-def buffers(pubsub: str) -> dict[str, str]:
-    return {"client-output-buffer-limit": f"normal 0 0 0 slave 268435456 67108864 60 pubsub {pubsub}"}
+def buffers(pubsub: str, *, normal: str = "0") -> dict[str, str]:
+    return {"client-output-buffer-limit": f"normal {normal} 0 0 slave 268435456 67108864 60 pubsub {pubsub}"}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,8 @@ def buffers(pubsub: str) -> dict[str, str]:
         ("output_buffers", {}, buffers("33554432 8388608 60"), OK),
         ("output_buffers", {}, buffers("32mb 8mb 60"), OK),
         ("output_buffers", {}, buffers("0 0 0"), WARNING),
+        ("output_buffers", {}, buffers("33554432 8388608 60", normal="1mb"), WARNING),
+        ("output_buffers", {}, buffers("33554432 8388608 60", normal="1gb"), OK),
         ("output_buffers", {}, buffers("1048576 0 0"), WARNING),
         ("output_buffers", {}, buffers("33554432 4096 60"), WARNING),
         ("output_buffers", {}, {"client-output-buffer-limit": "strange"}, None),
@@ -198,6 +200,7 @@ SOME = Some(count=7, examples=["a", "b"])
         *((check.code, {}, OK) for check in keys.CHECKS),
         ("prefix", {"fleets_above": ["aism"]}, WARNING),
         ("prefix", {"fleets_below": SOME}, WARNING),
+        ("prefix", {"twins": [1, 7]}, WARNING),
         ("foreign_keys", {"foreign": SOME}, WARNING),
         ("key_types", {"wrong_type": SOME}, DANGER),
         ("orphaned_agents", {"stray_agents": SOME}, NOTE),
@@ -209,12 +212,25 @@ SOME = Some(count=7, examples=["a", "b"])
         ("no_expiry", {"for_ever": SOME}, WARNING),
         ("no_expiry", {"lease_for_ever": True}, DANGER),
         ("heartbeats", {"strange_members": SOME}, NOTE),
+        ("heartbeats", {"unknown_members": SOME}, NOTE),
+        ("heartbeats", {"beating": 7}, OK),
     ],
 )
 def test_the_keys_of_a_fleet_are_judged(code: str, facts: dict[str, Any], expected: Severity) -> None:
     """What hangs together is in order; what will never end is a danger."""
     verdict = judge(keys.CHECKS, code, Keyspace(prefix="aism:b", **facts))
     assert expected == (verdict and verdict.severity)
+
+
+def test_who_may_not_call_scripts_is_told_to_look_again() -> None:
+    """Without them the server cannot be asked for the other rights; no digest of a script is shown to anybody."""
+    refused = [("EVAL", "return 1", "0"), ("EVALSHA", "0" * 40, "0"), ("EVALSHA", "0" * 40, "1", "aism:engine:epoch")]
+    around = Surroundings(where="there", refused=refused, needed=[*refused, ("PING",)])
+    verdict = judge(surroundings.CHECKS, "rights", around)
+    assert verdict is not None
+    assert verdict.what == "it may not: EVAL, EVALSHA, EVALSHA aism:engine:epoch"
+    assert "+eval +evalsha" in verdict.mend
+    assert "then look again" in verdict.mend
 
 
 def test_examples_are_bounded() -> None:

@@ -36,6 +36,8 @@ class Keyspace(Struct, kw_only=True):
     """Prefixes with an engine, of which ours is a part."""
     fleets_below: Some = field(default_factory=Some)
     """Prefixes with an engine that begin as ours does."""
+    twins: list[int] = []
+    """Other databases of the server in which there is a fleet of this prefix."""
     foreign: Some = field(default_factory=Some)
     """Keys that no engine of this version writes."""
     wrong_type: Some = field(default_factory=Some)
@@ -53,6 +55,8 @@ class Keyspace(Struct, kw_only=True):
     lease_for_ever: bool = False
     strange_members: Some = field(default_factory=Some)
     """Members of the heartbeats that are no agent ids."""
+    unknown_members: Some = field(default_factory=Some)
+    """Members of the heartbeats that are not in the index."""
     beating: int = 0
 
 
@@ -62,6 +66,12 @@ def _prefix(space: Keyspace) -> Verdict:
         return warning(
             f"there is a fleet {heads}, and {space.prefix} lies under its prefix",
             "Give each fleet a prefix that begins like no other's: aism-a and aism-b, not aism and aism:b.",
+        )
+    if space.twins:
+        numbers = ", ".join(map(str, space.twins))
+        return warning(
+            f"there is a fleet {space.prefix} in another database of this server, too: {numbers}",
+            "Give each fleet a prefix of its own: what is published is heard in every database.",
         )
     if space.fleets_below.count:
         return warning(
@@ -77,6 +87,8 @@ def _foreign_keys(space: Keyspace) -> Verdict:
             f"{counted(space.foreign.count, 'key')} of no kind that this version knows: {space.foreign}",
             "If another version of the engine wrote them, leave them to it; else move them to a prefix of their own.",
         )
+    if space.looked_at == 0:
+        return ok("there are no keys yet")
     return ok(f"{counted(space.looked_at, 'key')}, all of a kind that this version knows")
 
 
@@ -142,14 +154,22 @@ def _no_expiry(space: Keyspace) -> Verdict:
 def _heartbeats(space: Keyspace) -> Verdict:
     if space.strange_members.count:
         return note(
-            f"{counted(space.strange_members.count, 'member')} that are no agent ids: {space.strange_members}",
+            f"{counted(space.strange_members.count, 'member is no agent id', 'members are no agent ids')}: "
+            f"{space.strange_members}",
             "Find out who writes them, and ZREM them: the engine passes over them.",
         )
-    return ok(f"{counted(space.beating, 'member')}, each of them an agent id")
+    if space.unknown_members.count:
+        return note(
+            f"{counted(space.unknown_members.count, 'agent that beats is', 'agents that beat are')} not in the index: "
+            f"{space.unknown_members}",
+            "An engine that leads takes them in within seconds, unless agents.auto_register is off, or the fleet has "
+            "agents.max_agents.",
+        )
+    return ok(f"{counted(space.beating, 'agent')} beat, and each is known" if space.beating else "nobody beats")
 
 
 CHECKS: Final = (
-    Check("prefix", "Fleets that share a head share ACL patterns, and may meet in a key.", _prefix),
+    Check("prefix", "Fleets that share a head share ACL patterns, and may meet in a key or a channel.", _prefix),
     Check("foreign_keys", "Whoever writes there may one day write a key of ours.", _foreign_keys),
     Check("key_types", "A key of the wrong type stops the engine, or whatever is said to that agent.", _key_types),
     Check("orphaned_agents", "Nobody reads these keys, and nobody forgets them.", _orphaned_agents),
@@ -158,5 +178,9 @@ CHECKS: Final = (
     Check(
         "no_expiry", "What never expires fills the memory, and a lease that does not is never another's.", _no_expiry
     ),
-    Check("heartbeats", "They are read, again and again, and come to nothing.", _heartbeats),
+    Check(
+        "heartbeats",
+        "Who beats and is not known is not watched: it is never given a command, and never lost.",
+        _heartbeats,
+    ),
 )

@@ -10,7 +10,7 @@ SAMPLE: Final = "aism-doctor"
 """Stands for every id: that of an agent, a command, a message."""
 _CHANNELS: Final = frozenset({"PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE"})
 _WITH_SUBCOMMAND: Final = frozenset({"CLIENT", "XINFO"})
-_EVALS: Final = frozenset({"EVAL", "EVALSHA"})
+EVALS: Final = frozenset({"EVAL", "EVALSHA"})
 
 
 def lacking(refused: Iterable[Sequence[str]], needed: Iterable[Sequence[str]]) -> list[str]:
@@ -34,6 +34,11 @@ def lacking(refused: Iterable[Sequence[str]], needed: Iterable[Sequence[str]]) -
     return [*sorted(commands), *sorted(targets, key=lambda rule: (rule[0] == "&", rule))]
 
 
+def told(words: Sequence[str]) -> str:
+    """Write down for people what is refused: of a call of a script, on which key."""
+    return f"{words[0]} {_target(words)}".rstrip() if words[0] in EVALS else " ".join(words)
+
+
 def _command(words: Sequence[str]) -> str:
     subcommand = f"|{words[1]}" if words[0] in _WITH_SUBCOMMAND else ""
     return f"{words[0]}{subcommand}".lower()
@@ -42,7 +47,7 @@ def _command(words: Sequence[str]) -> str:
 def _target(words: Sequence[str]) -> str:
     """Give the key or channel that a command is about."""
     name = words[0]
-    if name in _EVALS:
+    if name in EVALS:
         return words[3] if len(words) > 3 else ""  # noqa: PLR2004  script, number of keys, key
     place = 2 if name in _WITH_SUBCOMMAND else 1
     return words[place] if len(words) > place and name != "CLIENT" else ""

@@ -34,6 +34,8 @@ SETTINGS: Final = (
 
 _NEARLY_FULL: Final = 0.8
 _LAGGING_S: Final = 10
+_NORMAL_HARD: Final = 64 * 1024 * 1024
+"""Bytes: some answers at once to what the engine asks for at most, such as 100,000 records in pages."""
 _PUBSUB_HARD: Final = 32 * 1024 * 1024
 _PUBSUB_SOFT: Final = 8 * 1024 * 1024
 """Bytes: the server's own defaults, which hold some hundred thousand events."""
@@ -211,6 +213,12 @@ def _output_buffers(server: Server) -> Verdict | None:
         return None
     hard, soft, seconds = map(_bytes, limits["pubsub"])
     mend = 'CONFIG SET client-output-buffer-limit "pubsub 33554432 8388608 60".'
+    normal = _bytes(limits.get("normal", ["0"])[0])
+    if 0 < normal < _NORMAL_HARD:
+        return warning(
+            f"every client is cut off at {megabytes(normal)}, the engine too when it reads much at once",
+            'CONFIG SET client-output-buffer-limit "normal 0 0 0".',
+        )
     if hard == soft == 0:
         return warning("for subscribers there is no limit: one that does not read fills the memory", mend)
     told = f"a subscriber is cut off at {megabytes(hard)}, or at {megabytes(soft)} for {seconds} s"

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from aism_engine.model.doctor.findings import Check, Verdict, counted, danger, named, note, ok, warning
-from aism_engine.model.doctor.rights import lacking
+from aism_engine.model.doctor.rights import EVALS, lacking, told
 
 _CLOCKS_APART_S: Final = 1.0
 _CLOCKS_FAR_APART_S: Final = 30.0
@@ -66,8 +66,10 @@ def _rights(around: Surroundings) -> Verdict | None:
     if not around.refused:
         return ok("it may do all that the engine does")
     missing = lacking(around.refused, around.needed)
-    shown = named(len(around.refused), [" ".join(words) for words in around.refused[:5]])
-    what, mend = f"it may not: {shown}", f"ACL SETUSER <user> {' '.join(missing)}"
+    shown = list(dict.fromkeys(told(words) for words in around.refused))
+    what, mend = f"it may not: {named(len(shown), shown[:5])}", f"ACL SETUSER <user> {' '.join(missing)}"
+    if all(words[0] in EVALS for words in around.refused):  # without scripts there is no asking for the others
+        mend += "; then look again: more may be missing (docs/doctor.md has all that an engine needs)"
     only_hears_less = all(words[0] in _TO_HEAR for words in around.refused)
     return warning(what, mend) if only_hears_less else danger(what, mend)
 
