@@ -97,7 +97,8 @@ def _machine(file: "_File", files: Mapping[str, "_File"]) -> Machine | None:
         line.append(ancestor)
         head = {**ancestor.head, **head}
         states = {
-            name: {**ancestor.states.get(name, {}), **states.get(name, {})} for name in {**ancestor.states, **states}
+            name: _extended(ancestor.states.get(name, {}), states.get(name, {}))
+            for name in {**ancestor.states, **states}
         }
     file.check(head, states)
     if any(each.problems for each in line):
@@ -112,6 +113,18 @@ def _machine(file: "_File", files: Mapping[str, "_File"]) -> Machine | None:
             for name, keys in states.items()
         },
     )
+
+
+def _extended(inherited: "_Table", written: "_Table") -> "_Table":
+    """Give the keys of a state that extends another, also arrow by arrow; one to where it leads no more falls away."""
+    kept, anew, ways = inherited.get("arrows", {}), written.get("arrows"), written.get("to", ["*"])
+    if anew == {}:
+        kept = {}
+    elif "*" not in ways:
+        kept = {target: arrow for target, arrow in kept.items() if target in ways}
+    anew = anew or {}
+    arrows = {target: {**kept.get(target, {}), **anew.get(target, {})} for target in {**kept, **anew}}
+    return {**inherited, **written, "arrows": arrows}
 
 
 class _File:

@@ -216,13 +216,30 @@ def test_what_is_inherited_can_be_lifted() -> None:
     assert (found.states["inbox"].min_stay, found.states["inbox"].arrows, found.states["talk"].waits_for) == (0, {}, "")
 
 
+def test_an_arrow_is_inherited_by_itself() -> None:
+    """What is written of one changes no other, and of itself only the keys that are written; where a state leads no
+    more, nothing is asked.
+    """
+    head = '[machine]\nname = "{}"\nextends = "{}"\n'
+    base = '[machine]\nname = "base"\ninitial = "a"\n[states.a]\nto = ["b", "c"]\n'
+    base += '[states.a.arrows.b]\nrequires = { plan = "string" }\nby = ["agent"]\n'
+    base += '[states.a.arrows.c]\nby = ["operator"]\n[states.b]\nto = ["a"]\n[states.c]\nto = ["a"]\n'
+    one = head.format("one", "base") + '[states.a.arrows.b]\nby = ["engine"]\n'
+    two = head.format("two", "one") + '[states.a]\nto = ["b"]\n[states.b]\nto = ["a", "c"]\n'
+    found = parse_all({"base.toml": base, "one.toml": one, "two.toml": two})
+    b, c = Arrow(requires={"plan": "string"}, by=("engine",)), Arrow(by=("operator",))
+    assert found["one"].states["a"].arrows == {"b": b, "c": c}
+    assert found["two"].states["a"].arrows == {"b": b}
+
+
 def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
     """At the line that changes it, or at `extends` where it has none of its own."""
     cut = CHILD.replace('to = ["work", "talk", "rest"]', 'to = ["work", "rest"]')
+    cut = cut.replace("max_stay = 60", 'to = ["done"]')
     reason = "cannot be reached, neither from initial nor from an on_... entry"
     assert problems(child=cut, full=FULL) == (
         f"child.toml:3: [states.talk]: {reason}",
-        'child.toml:8: [states.inbox] arrows.talk: inbox does not lead to "talk"',
+        'child.toml:5: [states.work] after_max_stay: work does not lead to "inbox"',
     )
 
 
