@@ -5,7 +5,7 @@ Nothing that is decided reads a clock of its own: the instant of a decision is R
 
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Clock(Protocol):
@@ -37,6 +37,10 @@ class FakeClock:
 
     def wall(self) -> float:
         return self.now
+
+
+ROUNDING_S: Final = 0.002
+"""By how much an instant that was written and read back may be off: `iso` has milliseconds."""
 
 
 def iso(instant: float) -> str:

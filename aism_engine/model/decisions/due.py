@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from aism_engine.clock import ROUNDING_S
 from aism_engine.model import effects as fx
 from aism_engine.model.codec import decode_as, encode
 from aism_engine.model.commands import Command, Status
@@ -12,8 +13,6 @@ from aism_engine.model.fleet import Agent, Draft
 SOURCE: Final = "deadlines"
 COMMANDS: Final = "commands"
 """Source of the dead letters that are commands."""
-_ROUNDING_S: Final = 0.002
-"""Instants are written with milliseconds."""
 
 
 def decide_due(draft: Draft, rules: Rules, member: str, at: float, *, spoilt: frozenset[str] = frozenset()) -> Decision:
@@ -27,7 +26,7 @@ def decide_due(draft: Draft, rules: Rules, member: str, at: float, *, spoilt: fr
     scope.add(fx.ExpectDeadline(member, at))
     kind, _, name = member.partition(":")
     if kind == "command" and (command := draft.command(name)) is not None and command.open:
-        _command_is_due(scope, command, at + _ROUNDING_S, spoilt)
+        _command_is_due(scope, command, at + ROUNDING_S, spoilt)
     elif kind == "group" and (group := draft.group(name)) is not None:
         while not group.ended:  # what became of the rest can't be known any more
             scope.count(name, "expired")

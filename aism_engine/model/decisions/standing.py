@@ -8,6 +8,7 @@ machine, so that a deadline which was lost is set again.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from aism_engine.clock import ROUNDING_S
 from aism_engine.model import effects as fx
 from aism_engine.model.fleet import Agent
 from aism_engine.model.machine import PREVIOUS, Case
@@ -89,7 +90,7 @@ def is_amiss(rules: "Rules", agent: Agent, now: float) -> bool:
     if until > agent.stay_until:
         return until > now or bool(state.after_max_stay)
     # The limit is shorter than it was; but not where the engine found no room, and tries again after another stay.
-    shorter = 0 < until < agent.stay_until - _ROUNDING_S
+    shorter = 0 < until < agent.stay_until - ROUNDING_S
     return shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 
 
@@ -105,7 +106,7 @@ def end_stay(scope: "Scope", agent: Agent) -> None:
     """Do what is to be done when the longest stay is over: tell of it, and move the agent where its machine says so."""
     machine, until = scope.machine(agent), stay_ends_at(scope, agent)
     state = machine.state(agent.state)
-    if not until or scope.draft.now < until - _ROUNDING_S:
+    if not until or scope.draft.now < until - ROUNDING_S:
         scope.decision.outcome = "unchanged"
         agent.stay_until = -1.0  # whatever the deadlines have, it is to be set right
         _set_stay(scope, agent, until)
@@ -122,10 +123,6 @@ def end_stay(scope: "Scope", agent: Agent) -> None:
     else:
         scope.refuse_transition(agent, refusal)
         _set_stay(scope, agent, scope.draft.now + state.max_stay)  # then it is tried again
-
-
-_ROUNDING_S = 0.002
-"""Instants are written with milliseconds."""
 
 
 def cool(scope: "Scope", agent: Agent, left: str) -> dict[str, str]:
