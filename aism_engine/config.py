@@ -7,6 +7,7 @@ Durations are seconds, sizes are bytes. `reference()` writes config/engine.toml 
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from aism_engine.errors import ConfigError
-from aism_engine.redact import redacted
+from aism_engine.redact import NOT_PLAIN, is_plain, redacted
 
 # The upper bounds are arbitrary: they keep out infinity and slips of the hand, not big fleets.
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
@@ -62,6 +63,8 @@ class RedisSettings(Section, frozen=True):
     sentinel_password: Annotated[str, Meta(description="Password of the sentinels, if they want one")] = ""
 
     def __post_init__(self) -> None:
+        if not is_plain(self.url):
+            raise ValueError(f"url: {NOT_PLAIN}")
         if self.sentinels and not self.sentinel_master:
             raise ValueError("sentinel_master: must name the primary where there are sentinels")
 
@@ -459,7 +462,10 @@ def _converted_table(kind: Any, raw: object, where: str, problems: list[str], *,
 
 
 def _shown(value: object) -> str:
-    return redacted(repr(value))[:_LONGEST_SHOWN]
+    text = redacted(repr(value))
+    if "://" not in text:  # a URL that lacks its head may hold a password all the same
+        text = re.sub(r":\S*@", ":***@", text)
+    return text[:_LONGEST_SHOWN]
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ from aism_engine.redact import redacted
 
 _LONGEST_TEXT = 16_384  # characters of one value: a queue that is bounded in lines has to be bounded in bytes too
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # steers a terminal, or is no Unicode
+_SECRET = re.compile(r"passw|secret|authorization|credential", re.IGNORECASE)
 _NOTICE = {"level": "warning", "event": "log_lines_dropped", "component": "logs"}
 _UNLOGGABLE = {"level": "error", "event": "unloggable_line", "component": "logs"}
 
@@ -212,7 +213,12 @@ class _Line:
 def _shaped(event: EventDict) -> EventDict:
     head = {"time": iso(time.time()), "level": event["level"], "event": event["event"]}
     head["component"] = event.get("component", "unknown")
-    return {key: _plain(value) for key, value in {**head, **event, **head}.items()}
+    return {key: _named(key, value) for key, value in {**head, **event, **head}.items()}
+
+
+def _named(name: str, value: object) -> object:
+    """Hide what is called a secret, wherever it comes from: libraries log settings and headers."""
+    return "***" if value and _SECRET.search(name) else _plain(value)
 
 
 def _plain(value: object) -> object:
@@ -221,7 +227,7 @@ def _plain(value: object) -> object:
         case None | bool() | int() | float():
             return value
         case Mapping():
-            return {str(_plain(str(key))): _plain(item) for key, item in value.items()}
+            return {str(_plain(str(key))): _named(str(key), item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
     text = redacted(repr(value) if isinstance(value, BaseException) else str(value))

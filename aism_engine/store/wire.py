@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import hiredis
 
 from aism_engine.errors import ServerUnavailableError
+from aism_engine.redact import NOT_PLAIN, is_plain, redacted
 from aism_engine.store.words import OUTAGES
 
 Word: TypeAlias = str | bytes | float
@@ -36,10 +37,12 @@ class Wire:
     @classmethod
     def open(cls, url: str) -> Self:
         """Connect, and log in. `url` is redis://, rediss:// or unix://; ValueError where it is none of them."""
+        if not is_plain(url):
+            raise ValueError(NOT_PLAIN)
         where = urlsplit(url)
         options = dict(parse_qsl(where.query))
         if where.scheme not in _SCHEMES or (where.scheme == "unix" and not where.path):
-            raise ValueError(f"expected redis://HOST, rediss://HOST or unix:///PATH, got {url!r}")
+            raise ValueError(f"expected redis://HOST, rediss://HOST or unix:///PATH, got {redacted(url)!r}")
         try:
             wire = cls(_connect(where, options))
         except OSError as error:

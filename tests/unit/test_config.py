@@ -213,6 +213,38 @@ def test_a_problem_shows_no_password() -> None:
     ]
 
 
+@pytest.mark.parametrize("url", ["me:s3cret@host", ":s3cret@host:6379/0"])
+def test_a_problem_shows_no_password_where_the_url_lacks_its_head(url: str) -> None:
+    """Who forgets redis:// has not meant to show it."""
+    (problem,) = problems_of(environ={"AISM_REDIS_URL": url})
+    assert "s3cret" not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://:s3/cret@h", "redis://:s3#cret@h:1", "redis://me:s3?cret@h", "redis://me:s3 cret@h"),
+        *("redis://me:3/cret@h", "redis://me:3#cret@h", "redis://me:3?cret@h", "redis://h:s3cret", "redis://h/s3cret"),
+    ],
+)
+def test_a_password_that_tears_its_url_apart_is_refused_and_not_shown(url: str) -> None:
+    """It would be read as a port, a database or an option, and end in a traceback with the half of it."""
+    (problem,) = problems_of(environ={"AISM_REDIS_URL": url})
+    assert "%2F" in problem
+    assert "cret" not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://h", "redis://h/", "redis://h:1/7", "rediss://me:s%2Fc%23r%3Ft@h:1/0?ssl_cert_reqs=none&password=x"),
+        *("redis://[::1]:1/0", "redis://:p@ss@h", "unix:///run/redis.sock?db=3", "unix://me:p@/run/redis.sock"),
+    ],
+)
+def test_a_url_that_means_one_thing_is_taken(url: str) -> None:
+    assert load(environ={"AISM_REDIS_URL": url}).settings.redis.url == url
+
+
 @given(key=st.sampled_from(KEYS), text=st.text() | st.sampled_from(["{}", "[" * 100_000, '{"a": {}}', "null", "1e999"]))
 def test_any_text_is_taken_or_refused_with_its_key(key: str, text: str) -> None:
     """Whatever a variable holds: a setting, or problems that all name the variable and the key."""

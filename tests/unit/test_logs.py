@@ -134,6 +134,15 @@ def test_no_password_is_written_wherever_it_hides(logged: Logged) -> None:
     assert text.count("redis://me:***@host:6379/0") >= 8
 
 
+def test_what_is_called_a_secret_is_not_written(logged: Logged) -> None:
+    """Libraries log settings and headers as they have them; that there is none is no secret."""
+    headers = {"Authorization": "Bearer s3cret", "Accept": "*/*"}
+    log.info("asked", credentials="s3cret", headers=headers, client_secret="")
+    line = logged.line()
+    assert (line["credentials"], line["headers"]) == ("***", {"Authorization": "***", "Accept": "*/*"})
+    assert line["client_secret"] == ""
+
+
 def test_logging_never_raises(logged: Logged) -> None:
     """Values that JSON does not know become text; those that can't be rendered at all are told of."""
 
