@@ -7,7 +7,7 @@ from aism_engine.model.decisions.handout import command_id_of, decide_deliveries
 from aism_engine.model.fleet import Draft, Fleet
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
-from aism_engine.store.writer import Failures
+from aism_engine.store.writer import one_by_one
 
 
 class Courier(Service):
@@ -83,12 +83,4 @@ class Courier(Service):
     async def _commit(
         self, fleet: Fleet, agent_ids: Sequence[str], decide_one: Callable[[Draft, str], Decision]
     ) -> list[Decision]:
-        def decide(draft: Draft, failures: Failures) -> list[Decision]:
-            return [
-                decide_one(draft, agent_id)
-                if number not in failures
-                else Decision("courier", "refused", failures[number][0])
-                for number, agent_id in enumerate(agent_ids)
-            ]
-
-        return await self._writer.write(decide, on=fleet)
+        return await self._writer.write(one_by_one("courier", agent_ids, decide_one), on=fleet)

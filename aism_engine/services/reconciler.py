@@ -10,11 +10,10 @@ from typing import Final
 import structlog
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.stray import decide_stray
-from aism_engine.model.fleet import Draft, Lookups
+from aism_engine.model.fleet import Lookups
 from aism_engine.services.base import Context, Service
-from aism_engine.store.writer import Failures
+from aism_engine.store.writer import one_by_one
 
 log = structlog.get_logger(component="reconciler")
 
@@ -57,14 +56,7 @@ class Reconciler(Service):
             groups=await self._store.groups(groups - fleet.groups.keys()),
         )
 
-        def decide(draft: Draft, failures: Failures) -> list[Decision]:
-            return [
-                decide_stray(draft, self._rules, member)
-                if number not in failures
-                else Decision("stray", "refused", failures[number][0])
-                for number, member in enumerate(members)
-            ]
-
+        decide = one_by_one("stray", members, lambda draft, member: decide_stray(draft, self._rules, member))
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
         if found := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=found, first=members[0])

@@ -8,12 +8,11 @@ from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
 from aism_engine.model.fleet import Draft, Lookups
 from aism_engine.services.base import Context, Service
-from aism_engine.store.writer import Failures
+from aism_engine.store.writer import one_by_one
 
 _MOST_BYTES: Final = 4_194_304
 """Of commands that are taken out of their lists in one commit: an arbitrary number."""
-
-
+_IDLE: Final = frozenset({"unchanged", "refused"})
 _BLIND_S: Final = 1.0
 """So much longer than usual between two looks: we have been blind. An arbitrary number."""
 
@@ -49,24 +48,22 @@ class Timekeeper(Service):
         again = [name for member, _ in due if _is_to_be_sent_again(fleet.commands.get(name := _name(member)))]
         lookups = Lookups(bodies=await self._store.bodies(again, _MOST_BYTES))
 
-        def decide(draft: Draft, failures: Failures) -> list[Decision]:
-            return [
-                Decision("deadline", "unchanged")
-                if failures.get(number, ("",))[0] == "score_moved"
-                else decide_due(draft, self._rules, member, at, spoilt=self._spoilt(member, failures.get(number)))
-                for number, (member, at) in enumerate(due)
-            ]
-
+        decide = one_by_one("deadline", due, self._decide, self._decide_again)
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
         self._worked(began, decisions)
-        return any(decision.outcome != "unchanged" for decision in decisions) and len(due) == self._batch
+        return any(decision.outcome not in _IDLE for decision in decisions) and len(due) == self._batch
 
-    def _spoilt(self, member: str, failure: tuple[str, str] | None) -> frozenset[str]:
-        """Tell what of a command has a key of the wrong type."""
-        if failure is None:
-            return frozenset()
-        is_record = self._store.keys.command(_name(member)) in failure[1]
-        return frozenset({"record"}) if is_record else frozenset({"list"})
+    def _decide(self, draft: Draft, due: tuple[str, float]) -> Decision:
+        return decide_due(draft, self._rules, *due)
+
+    def _decide_again(self, draft: Draft, due: tuple[str, float], failure: tuple[str, str]) -> Decision:
+        code, reason = failure
+        if code == "score_moved":
+            return Decision("deadline", "unchanged")
+        if code != "wrong_type":
+            return Decision("deadline", "refused", code)  # it stays due, and is told of each time
+        is_record = self._store.keys.command(_name(due[0])) in reason
+        return decide_due(draft, self._rules, *due, spoilt=frozenset({"record" if is_record else "list"}))
 
     async def wait(self) -> None:
         await asyncio.sleep(self._poll_interval_s)

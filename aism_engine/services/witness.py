@@ -13,7 +13,7 @@ from aism_engine.model.divergence import may_have_news, news
 from aism_engine.model.evidence import Deeds
 from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness
 from aism_engine.services.base import Context, Service
-from aism_engine.store.writer import Failures
+from aism_engine.store.writer import one_by_one
 
 log = structlog.get_logger(component="witness")
 
@@ -99,15 +99,10 @@ class Witness(Service):
         return next(news(view_of(agent, deeds, sight, beats), self._rules.divergence), None) is not None
 
     async def _commit(self, fleet: Fleet, agent_ids: list[str], sight: Sight) -> list[Decision]:
-        def decide(draft: Draft, failures: Failures) -> list[Decision]:
-            return [
-                decide_divergences(draft, self._rules, agent_id, sight, self._clocks.of(agent_id))
-                if number not in failures
-                else Decision("divergence", "refused", failures[number][0])
-                for number, agent_id in enumerate(agent_ids)
-            ]
+        def decide_one(draft: Draft, agent_id: str) -> Decision:
+            return decide_divergences(draft, self._rules, agent_id, sight, self._clocks.of(agent_id))
 
-        return await self._writer.write(decide, on=fleet)
+        return await self._writer.write(one_by_one("divergence", agent_ids, decide_one), on=fleet)
 
     def _show(self) -> None:
         """Tell how many are open, now that all have been looked at."""

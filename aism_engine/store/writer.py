@@ -15,8 +15,8 @@ cancellation goes on after it.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 import uuid_utils
@@ -40,6 +40,7 @@ _ATTEMPTS: Final = 3
 slow.
 """
 
+T = TypeVar("T")
 Failures: TypeAlias = Mapping[int, tuple[str, str]]
 """What could not be committed before: the number of a decision, to its code and the reason."""
 Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
@@ -58,6 +59,35 @@ class DecisionError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"decision {number} raised")
         self.number = number
+
+
+def one_by_one(
+    kind: str,
+    things: Sequence[T],
+    decide_one: Callable[[Draft, T], Decision],
+    failed: Callable[[Draft, T, tuple[str, str]], Decision] | None = None,
+) -> Decide:
+    """Decide on many things by themselves. Where one cannot be committed, or raises, the others go on, and `failed`
+    says what becomes of it: unless told, a refusal of this kind that changes nothing.
+    """
+
+    def decide(draft: Draft, failures: Failures) -> list[Decision]:
+        decisions = []
+        for number, thing in enumerate(things):
+            failure = failures.get(number)
+            try:
+                if failure is None:
+                    decision = decide_one(draft, thing)
+                elif failed is None:
+                    decision = Decision(kind, "refused", failure[0])
+                else:
+                    decision = failed(draft, thing, failure)
+            except Exception as error:
+                raise DecisionError(number) from error
+            decisions.append(decision)
+        return decisions
+
+    return decide
 
 
 class CommitObserver(Protocol):

@@ -11,6 +11,10 @@ from typing import Any, Final
 
 import pytest
 
+from aism_engine.model.decisions.common import Decision, Rules
+from aism_engine.model.decisions.due import decide_due
+from aism_engine.model.fleet import Draft
+from aism_engine.services import timekeeper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -163,6 +167,31 @@ async def test_the_same_request_has_the_same_answer_also_of_the_next_engine(
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deadline_at_which_a_decision_raises_holds_no_other_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours, met by one command, is told of each time; others expire, and no service is started anew."""
+    for each in ("cursed", "plain"):
+        await shop.hire(f"w-{each}")
+
+    def decide(draft: Draft, rules: Rules, member: str, at: float, **spoilt: frozenset[str]) -> Decision:
+        if member == "command:cursed":
+            raise ZeroDivisionError("oh")
+        return decide_due(draft, rules, member, at, **spoilt)
+
+    monkeypatch.setattr(timekeeper, "decide_due", decide)
+    for each in ("cursed", "plain"):
+        await shop.send(each, f"w-{each}", ttl=SOON_S)
+    await eventually(lambda: shop.audit("command_expired"))
+    assert [fact["command_id"] for fact in await shop.audit("command_expired")] == ["plain"]
+    monkeypatch.undo()
+    await eventually(partial(_has_expired, shop, "cursed"))
+
+
+async def _has_expired(shop: Shop, command_id: str) -> bool:
+    return (await shop.command(command_id))["status"] == "expired"
 
 
 async def test_who_takes_it_and_says_nothing_gets_it_again_and_then_it_is_dead(shop: Shop) -> None:
