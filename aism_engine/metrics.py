@@ -100,7 +100,7 @@ class Metrics:
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
         self.oldest_undelivered = Gauge(
             "aism_oldest_undelivered_command_seconds",
-            "Since the oldest command that lies in a list was accepted",
+            "Since the oldest command that its agent has not taken was accepted, or its time came",
             registry=r,
         )
         self.command_steps = Counter(

@@ -5,7 +5,7 @@ confirmed. A draft is thrown away otherwise, so a decision can never outlive the
 of a batch sees what the first one did.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
@@ -126,6 +126,13 @@ class Agent(Struct, kw_only=True):
     def in_flight(self) -> int:
         """How many commands count against its credit. Who does not confirm owes us nothing once it has taken one."""
         return len(self.queued) + (len(self.taken) if self.acks else 0)
+
+    @property
+    def untaken(self) -> list[str]:
+        """The command that has lain in its list for longest, and of each priority the one that waits for longest."""
+        waiting = self.waiting
+        places = {bisect_left(waiting, (rank,)) for rank in RANKS.values()} if waiting else ()
+        return [*self.queued[:1], *(waiting[place][2] for place in places if place < len(waiting))]
 
     def unfile(self, command_id: str) -> None:
         if command_id in self.queued:

@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from aism_engine.model.commands import Command
 from aism_engine.model.doctor.findings import Severity
 from aism_engine.model.doctor.server import CODES, examine_server
 from aism_engine.model.fleet import Fleet, Liveness, ShownLiveness
@@ -14,8 +15,8 @@ from aism_engine.store.diagnosis import Diagnosis
 
 log = structlog.get_logger(component="sampler")
 
-_ROLLED_UP: Final = 1000
-"""Agents whose measurements are summed up without a break: a few milliseconds of the loop."""
+_AT_A_TIME: Final = 1000
+"""Agents that are gone over without a break: a few milliseconds of the loop."""
 _ROLLUP_SHARE: Final = 0.01
 """Of a core, what that may take."""
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
@@ -66,7 +67,7 @@ class Sampler(Service):
         metrics.commands.set(len(fleet.commands))
         if began >= self._roll_up_at or not fleet.measurements:
             await self._roll_up(fleet)
-        self._tell_ages(fleet)
+        await self._tell_ages(fleet)
         self._tell(f"{self._context.leadership.role}; {len(fleet.agents)} agents, {len(fleet.commands)} open commands")
         if began - self._examined_at >= self._safety_interval_s:
             await self._examine()
@@ -92,9 +93,9 @@ class Sampler(Service):
     async def _roll_up(self, fleet: Fleet) -> None:
         """Sum up what agents have measured, without holding up others: where many do, less often."""
         rollup, measured, spent_s = self._context.metrics.measurements, list(fleet.measurements.items()), 0.0
-        for start in range(0, len(measured), _ROLLED_UP):
+        for start in range(0, len(measured), _AT_A_TIME):
             began = self._clock.monotonic()
-            for agent_id, values in measured[start : start + _ROLLED_UP]:
+            for agent_id, values in measured[start : start + _AT_A_TIME]:
                 agent = fleet.agents.get(agent_id)
                 if agent is not None and agent.liveness not in _AWAY:
                     rollup.add(agent.kind or "unregistered", values)
@@ -103,14 +104,18 @@ class Sampler(Service):
         rollup.show()
         self._roll_up_at = self._clock.monotonic() + spent_s / _ROLLUP_SHARE
 
-    def _tell_ages(self, fleet: Fleet) -> None:
+    async def _tell_ages(self, fleet: Fleet) -> None:
         """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""
         metrics, leads = self._context.metrics, self._context.leadership.token is not None
         unread_s = self._clock.monotonic() - self._context.backlog.passed
         metrics.oldest_response.set(unread_s if leads and self._context.backlog.waits else 0)
-        waiting = (agent.queued[0] for each in fleet.queued if (agent := fleet.agents[each]).queued)
-        accepted = [command.accepted_at for each in waiting if (command := fleet.commands.get(each))]
-        metrics.oldest_undelivered.set(self._store.now - min(accepted) if leads and accepted else 0)
+        oldest, agent_ids = self._store.now, list(fleet.queued | fleet.waiting)
+        for start in range(0, len(agent_ids), _AT_A_TIME):
+            agents = [agent for each in agent_ids[start : start + _AT_A_TIME] if (agent := fleet.agents.get(each))]
+            commands = [command for agent in agents for each in agent.untaken if (command := fleet.commands.get(each))]
+            oldest = min([oldest, *(_due_since(command) for command in commands)])
+            await asyncio.sleep(0)
+        metrics.oldest_undelivered.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
 
     async def _compare_clocks(self) -> None:
         """Keep our time beside the server's, also while standing by, and say where they part."""
@@ -123,3 +128,8 @@ class Sampler(Service):
                 log.warning("clock_jumped", seconds=round(jumped_s, 3), consequence="deadlines keep to the time before")
             else:
                 log.info("clock_agrees")
+
+
+def _due_since(command: Command) -> float:
+    """Give since when a command could have been taken: of one that was scheduled, that is not when it was accepted."""
+    return command.stepped_at or command.accepted_at if command.place == "waiting" else command.accepted_at

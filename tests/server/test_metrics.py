@@ -70,3 +70,31 @@ async def test_what_can_be_counted_is_there_before_it_happens(server: EmbeddedSe
     ):
         assert (name, f"{label}={value}") in shown
     assert [name for name, *_ in shown if name.endswith("_created")] == []
+
+
+async def test_a_command_that_nobody_takes_grows_old(server: EmbeddedServer, prefix: str) -> None:
+    """Whether it lies in a list or waits for the end of a pause; one that is taken, or not due yet, does not."""
+    async with running_engine(server, prefix) as running:
+
+        async def send(command_id: str, agent_id: str, **options: object) -> None:
+            payload = {"agent_id": agent_id, "command": {"type": "work"}, "options": options}
+            await running.ask({"id": command_id, "type": "send", "payload": payload, "reply": True})
+            assert (await running.replied(command_id))["ok"]
+
+        def age_s() -> float:
+            return running.metric("aism_oldest_undelivered_command_seconds")
+
+        for agent_id in ("lists", "waits"):
+            await running.say({"type": "register", "agent_id": agent_id, "payload": {"type": "scribe"}})
+        await eventually(lambda: running.metric("aism_agents", liveness="unknown") == 2)
+        await send("later", "lists", start_in=3600)
+        await eventually(lambda: running.metric("aism_commands_open") == 1)
+        assert age_s() == 0
+        await send("listed", "lists")
+        await eventually(lambda: age_s() > 0.05)
+        await running.call("RPOP", running.keys.commands("lists"))
+        await eventually(lambda: age_s() == 0)
+        await running.ask({"id": "p", "type": "pause", "payload": {"agent_id": "waits"}, "reply": True})
+        await running.replied("p")
+        await send("waiting", "waits")
+        await eventually(lambda: age_s() > 0.05)
