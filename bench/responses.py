@@ -27,7 +27,8 @@ from aism_engine.config import Settings, load
 from aism_engine.model.codec import decode_response
 from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import decide_response
-from aism_engine.model.fleet import Draft, Fleet
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer

@@ -10,7 +10,7 @@ from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.output import age, pairs, print_fields, print_json, print_table
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.fleet import Agent, ShownLiveness
+from aism_engine.model.agent import Agent, ShownLiveness
 from aism_engine.store.lookout import Seen
 from aism_engine.store.operator import Operator
 

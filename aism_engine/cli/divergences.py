@@ -10,8 +10,8 @@ from aism_engine.cli import options
 from aism_engine.cli.output import age, print_json, print_table
 from aism_engine.cli.session import with_operator
 from aism_engine.clock import from_iso
+from aism_engine.model.agent import Agent
 from aism_engine.model.divergence import RULES
-from aism_engine.model.fleet import Agent
 from aism_engine.store.operator import Operator
 
 

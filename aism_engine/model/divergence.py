@@ -17,9 +17,9 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from msgspec import Struct, field
 
 from aism_engine.clock import iso
+from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.clocks import Beats
 from aism_engine.model.evidence import Confidence, Deeds
-from aism_engine.model.fleet import Agent, Liveness
 
 Rule: TypeAlias = Literal[
     "idle_at_work", "beats_offline", "forbidden_state", "never_acks", "never_finishes", "two_voices", "undistilled"

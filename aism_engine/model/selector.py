@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
-from aism_engine.model.fleet import Agent
+from aism_engine.model.agent import Agent
 
 Operator: TypeAlias = Literal["in", "notin", "exists", "absent"]
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import structlog
 
+from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.signs import (
     decide_beat,
@@ -15,7 +16,8 @@ from aism_engine.model.decisions.signs import (
     decide_unwatched,
 )
 from aism_engine.model.decisions.standing import is_amiss
-from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness, Lookups
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.model.names import is_identifier
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint

@@ -6,7 +6,8 @@ from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_response
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.responses import SOURCE, bury_response, decide_response
-from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
 from aism_engine.services.intake import Intake, Limits

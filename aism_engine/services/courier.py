@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.handout import command_id_of, decide_deliveries, decide_handout
-from aism_engine.model.fleet import Draft, Fleet
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
 from aism_engine.store.writer import one_by_one

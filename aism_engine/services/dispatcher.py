@@ -11,7 +11,8 @@ from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import COMMANDS
 from aism_engine.model.decisions.handout import command_id_of
 from aism_engine.model.decisions.requests import SOURCE, bury_request, decide_request
-from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.model.selector import Selector
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint

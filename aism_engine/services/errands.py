@@ -9,7 +9,8 @@ from aism_engine.model.codec import MalformedError, decode_request
 from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.errands import Errand, decide_errand, refuse_errand
 from aism_engine.model.decisions.sending import child_id
-from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.services.base import Context
 from aism_engine.services.hints import Hint
 from aism_engine.services.intake import Intake, Limits

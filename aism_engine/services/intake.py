@@ -9,7 +9,8 @@ from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.model.codec import MalformedError
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.responses import bury_oversized
-from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
 from aism_engine.store.store import Peek

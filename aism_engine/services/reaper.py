@@ -7,9 +7,11 @@ from typing import Final, TypeVar
 
 import structlog
 
+from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.signs import decide_loss, decide_return, decide_silences
-from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet
 from aism_engine.model.liveness import Assessment, Limits, Loss, Span, Watch
 from aism_engine.services.base import Context, Service
 from aism_engine.store.writer import Decide, Failures

@@ -6,10 +6,11 @@ from typing import Final
 
 import structlog
 
+from aism_engine.model.agent import Liveness, ShownLiveness
 from aism_engine.model.commands import Command
 from aism_engine.model.doctor.findings import Severity
 from aism_engine.model.doctor.server import CODES, examine_server
-from aism_engine.model.fleet import Fleet, Liveness, ShownLiveness
+from aism_engine.model.fleet import Fleet
 from aism_engine.services.base import Context, Service
 from aism_engine.store.diagnosis import Diagnosis
 

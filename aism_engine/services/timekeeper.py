@@ -6,7 +6,8 @@ from typing import Final
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
-from aism_engine.model.fleet import Draft, Lookups
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Lookups
 from aism_engine.services.base import Context, Service
 from aism_engine.store.writer import one_by_one
 

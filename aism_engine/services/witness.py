@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import structlog
 
+from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.clocks import Clocks
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.divergences import Sight, decide_divergences, view_of
 from aism_engine.model.divergence import may_have_news, news
+from aism_engine.model.draft import Draft
 from aism_engine.model.evidence import Deeds
-from aism_engine.model.fleet import Agent, Draft, Fleet, Liveness
+from aism_engine.model.fleet import Fleet
 from aism_engine.services.base import Context, Service
 from aism_engine.store.writer import one_by_one
 

@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from aism_engine.model.agent import AGENT_FIELDS, Hold
 from aism_engine.model.commands import COMMAND_FIELDS
-from aism_engine.model.fleet import AGENT_FIELDS, Fleet, Hold
+from aism_engine.model.fleet import Fleet
 from aism_engine.model.groups import GROUP_FIELDS
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys

@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import SystemClock
+from aism_engine.model.agent import Agent, Liveness, ShownLiveness, shown_liveness
 from aism_engine.model.clocks import MILLISECONDS_FROM
 from aism_engine.model.commands import Command
 from aism_engine.model.effects import Letter
-from aism_engine.model.fleet import Agent, Liveness, ShownLiveness, shown_liveness
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK, chunks, measurements_in, text

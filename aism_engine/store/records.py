@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from aism_engine.model.agent import AGENT_FIELDS, Agent
 from aism_engine.model.commands import COMMAND_FIELDS, Command
-from aism_engine.model.fleet import AGENT_FIELDS, Agent
 from aism_engine.model.groups import GROUP_FIELDS, Group
 from aism_engine.model.names import is_measure_name
 from aism_engine.store.client import Client, naming_outages

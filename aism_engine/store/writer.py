@@ -24,8 +24,9 @@ import uuid_utils
 from aism_engine.clock import Clock
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.model.decisions.common import Decision
+from aism_engine.model.draft import Draft
 from aism_engine.model.effects import Fact
-from aism_engine.model.fleet import Draft, Fleet, Lookups
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.store.batch import OURS, Batch, Bounds, Taken
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode

@@ -21,7 +21,7 @@ from aism_engine import logs
 from aism_engine.app import Engine
 from aism_engine.config import load
 from aism_engine.model.decisions.common import Decision
-from aism_engine.model.fleet import Draft
+from aism_engine.model.draft import Draft
 from aism_engine.services.base import Service
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.store import Peek, Store

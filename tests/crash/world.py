@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from aism_engine.model.fleet import Agent
+from aism_engine.model.agent import Agent
 from tests.support.engine import Client, Reader, eventually
 
 MOST_BYTES: Final = 10_000

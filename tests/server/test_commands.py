@@ -13,7 +13,7 @@ import pytest
 
 from aism_engine.model.decisions.common import Decision, Rules
 from aism_engine.model.decisions.due import decide_due
-from aism_engine.model.fleet import Draft
+from aism_engine.model.draft import Draft
 from aism_engine.services import timekeeper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer

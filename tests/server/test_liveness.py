@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Final
 
-from aism_engine.model.fleet import ShownLiveness
+from aism_engine.model.agent import ShownLiveness
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys

@@ -16,7 +16,7 @@ from aism_engine.model.codec import MalformedError
 from aism_engine.model.decisions.common import Decision, Rules, digest
 from aism_engine.model.decisions.requests import decide_request
 from aism_engine.model.decisions.responses import bury_response, decide_response
-from aism_engine.model.fleet import Draft
+from aism_engine.model.draft import Draft
 from aism_engine.store.batch import Bounds, Taken
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer

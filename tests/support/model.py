@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from aism_engine.model import effects as fx
+from aism_engine.model.agent import Agent, Hold, Sighting
 from aism_engine.model.codec import MalformedError, decode_as, decode_request, decode_response, encode
 from aism_engine.model.commands import Command
 from aism_engine.model.decisions.common import Decision, Rules
@@ -15,7 +16,8 @@ from aism_engine.model.decisions.errands import Errand, decide_errand
 from aism_engine.model.decisions.handout import decide_deliveries, decide_handout
 from aism_engine.model.decisions.requests import bury_request, decide_request
 from aism_engine.model.decisions.responses import bury_response, decide_response
-from aism_engine.model.fleet import Agent, Draft, Fleet, Hold, Lookups, Sighting
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.model.groups import Group
 from aism_engine.model.machine import Machine, Machines
 from aism_engine.model.machine_file import parse

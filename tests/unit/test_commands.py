@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from aism_engine.clock import iso
+from aism_engine.model.agent import Liveness, Sighting
 from aism_engine.model.commands import ENDED, OPEN, Command, Status
 from aism_engine.model.decisions.handout import decide_deliveries
 from aism_engine.model.decisions.signs import decide_loss
-from aism_engine.model.fleet import Liveness, Sighting
 from tests.support.model import AT, NOW, World, queue_of
 
 

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from aism_engine.model.agent import Agent, Sighting
 from aism_engine.model.commands import ENDED, Command, Status
 from aism_engine.model.decisions.signs import decide_loss
-from aism_engine.model.fleet import Agent, Sighting
 from tests.support.model import World, queue_of
 
 AGENTS = ("a", "b")

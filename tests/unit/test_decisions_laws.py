@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aism_engine.model.agent import Sighting
 from aism_engine.model.commands import OPEN, Status
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_return
-from aism_engine.model.fleet import Draft, Sighting
+from aism_engine.model.draft import Draft
 from tests.support.model import World
 
 ENDS = frozenset(Status) - OPEN

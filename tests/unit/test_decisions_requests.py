@@ -7,9 +7,11 @@ import pytest
 
 from aism_engine.clock import iso
 from aism_engine.model import messages as m
+from aism_engine.model.agent import Sighting
 from aism_engine.model.decisions.requests import decide_request
 from aism_engine.model.decisions.responses import decide_response
-from aism_engine.model.fleet import Draft, Lookups, Sighting
+from aism_engine.model.draft import Draft
+from aism_engine.model.fleet import Lookups
 from tests.support.model import AT, NOW, World
 
 

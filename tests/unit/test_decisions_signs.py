@@ -3,6 +3,7 @@
 import pytest
 
 from aism_engine.model import effects as fx
+from aism_engine.model.agent import Liveness, Sighting
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
 from aism_engine.model.decisions.signs import (
@@ -13,7 +14,7 @@ from aism_engine.model.decisions.signs import (
     decide_sighting,
     decide_unwatched,
 )
-from aism_engine.model.fleet import Draft, Liveness, Sighting
+from aism_engine.model.draft import Draft
 from tests.support.model import NOW, World
 
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aism_engine.model.agent import Sighting
 from aism_engine.model.clocks import Clocks
 from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.divergences import Sight, decide_divergences
 from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_sighting
 from aism_engine.model.divergence import RULES, Thresholds, may_have_news
 from aism_engine.model.evidence import Deeds
-from aism_engine.model.fleet import Sighting
 from tests.support.model import NOW, World
 
 LONG: Final = 100_000.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.model.fleet import Agent, Liveness
+from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.selector import Requirement, Selector
 
 

@@ -8,12 +8,13 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct, field
 
 from aism_engine.model import effects as fx
+from aism_engine.model.agent import Agent, Liveness, Sighting
 from aism_engine.model.codec import encode
 from aism_engine.model.commands import Command, OnLost, Status, Step
 from aism_engine.model.decisions import standing
 from aism_engine.model.divergence import Thresholds
+from aism_engine.model.draft import Draft
 from aism_engine.model.evidence import Via
-from aism_engine.model.fleet import Agent, Draft, Liveness, Sighting
 from aism_engine.model.machine import Machine, Machines, Refusal
 
 HEAD_BYTES: Final = 4096

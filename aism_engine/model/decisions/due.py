@@ -4,11 +4,12 @@ from typing import Any, Final
 
 from aism_engine.clock import ROUNDING_S
 from aism_engine.model import effects as fx
+from aism_engine.model.agent import Agent
 from aism_engine.model.codec import decode_as, encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import Decision, Rules, Scope, digest
 from aism_engine.model.decisions.standing import end_stay
-from aism_engine.model.fleet import Agent, Draft
+from aism_engine.model.draft import Draft
 
 SOURCE: Final = "deadlines"
 COMMANDS: Final = "commands"

@@ -8,7 +8,7 @@ from aism_engine.model import messages as m
 from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope
 from aism_engine.model.decisions.controls import cancel_command, hold_agent
 from aism_engine.model.decisions.sending import accept, child_id, find_agent
-from aism_engine.model.fleet import Draft
+from aism_engine.model.draft import Draft
 
 
 class Errand(Struct, frozen=True, kw_only=True):

@@ -9,10 +9,10 @@ from typing import Any
 
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
+from aism_engine.model.agent import Agent
 from aism_engine.model.codec import encode
 from aism_engine.model.decisions import standing
 from aism_engine.model.decisions.common import Fault, Scope
-from aism_engine.model.fleet import Agent
 from aism_engine.model.mail import Bucket
 
 

@@ -10,7 +10,7 @@ from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, cl
 from aism_engine.model.decisions.controls import cancel, hold
 from aism_engine.model.decisions.letters import purge, replay
 from aism_engine.model.decisions.sending import send
-from aism_engine.model.fleet import Draft
+from aism_engine.model.draft import Draft
 
 SOURCE: Final = "request_queue"
 _UNANSWERABLE: Final = frozenset({"wrong_type"})

@@ -5,12 +5,13 @@ from typing import Any, Final, TypeAlias
 
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
+from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions import mail
 from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
 from aism_engine.model.decisions.standing import settle
-from aism_engine.model.fleet import Agent, Draft, Liveness
+from aism_engine.model.draft import Draft
 
 SOURCE: Final = "response_queue"
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})

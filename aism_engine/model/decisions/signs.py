@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aism_engine.model import effects as fx
+from aism_engine.model.agent import Liveness
 from aism_engine.model.commands import Status
 from aism_engine.model.decisions.common import Decision, Rules, Scope
 from aism_engine.model.decisions.standing import is_amiss, settle
-from aism_engine.model.fleet import Draft, Liveness
+from aism_engine.model.draft import Draft
 
 _JITTER_S: Final = 0.5
 """By how much two of our readings of the server's time may stand in the wrong order."""

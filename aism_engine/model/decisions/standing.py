@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aism_engine.clock import ROUNDING_S
 from aism_engine.model import effects as fx
-from aism_engine.model.fleet import Agent
+from aism_engine.model.agent import Agent
 from aism_engine.model.machine import PREVIOUS, Case
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from aism_engine.model import effects as fx
 from aism_engine.model.decisions.common import Decision, Rules, Scope
-from aism_engine.model.fleet import Draft
+from aism_engine.model.draft import Draft
 
 
 def decide_stray(draft: Draft, rules: Rules, member: str) -> Decision:
