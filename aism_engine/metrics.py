@@ -48,7 +48,11 @@ class Metrics:
 
         self.work = Counter("aism_work", "What a service decided", ["service", "type", "outcome"], registry=r)
         self.run_seconds = Histogram(
-            "aism_run_seconds", "One step of a service, idle ones left out", ["service"], buckets=_SECONDS, registry=r
+            "aism_run_seconds",
+            "One step of a service; of those that poll, one that found something",
+            ["service"],
+            buckets=_SECONDS,
+            registry=r,
         )
         self.last_success = Gauge(
             "aism_last_success_timestamp_seconds", "When a service last finished a step", ["service"], registry=r
@@ -171,14 +175,14 @@ class Metrics:
     def refused(self, code: str) -> None:
         self.commits.labels(code).inc()
 
-    def worked(self, service: str, seconds: float, outcomes: Mapping[Any, int], at: float) -> None:
-        """Count one step of a service: each `(type, outcome, code)` to how many."""
-        if outcomes:
+    def worked(self, service: str, seconds: float | None, outcomes: Mapping[Any, int], at: float) -> None:
+        """Count one step of a service: each `(type, outcome, code)` to how many. `seconds` is None of one not timed."""
+        if seconds is not None:
             self.run_seconds.labels(service).observe(seconds)
-            for (kind, outcome, code), count in outcomes.items():
-                self.work.labels(service, kind, outcome).inc(count)
-                if outcome == "buried":
-                    self.dead_letters.labels(code).inc(count)
+        for (kind, outcome, code), count in outcomes.items():
+            self.work.labels(service, kind, outcome).inc(count)
+            if outcome == "buried":
+                self.dead_letters.labels(code).inc(count)
         self.last_success.labels(service).set(at)
 
     def started(self, name: str) -> None:

@@ -40,6 +40,7 @@ class Archivist(Service):
     """Copies the audit into the directory, from the last line that stands there."""
 
     name = "archivist"
+    polls = False
     leads_only = False
 
     def __init__(self, context: Context, history: History, directory: str, *, prefix: str, every_s: float) -> None:

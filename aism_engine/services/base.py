@@ -93,6 +93,8 @@ class Service(ABC):
 
     name: str
     leads_only = True
+    polls = True
+    """Looks many times a second, most often for nothing: its idle steps are not timed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -143,7 +145,8 @@ class Service(ABC):
 
     def _worked(self, began: float, decisions: Iterable[Decision]) -> None:
         outcomes = Counter((decision.kind, decision.outcome, decision.code) for decision in decisions)
-        self._context.metrics.worked(self.name, self._clock.monotonic() - began, outcomes, self._clock.wall())
+        seconds = self._clock.monotonic() - began if outcomes or not self.polls else None
+        self._context.metrics.worked(self.name, seconds, outcomes, self._clock.wall())
 
 
 def _is_cancelled() -> bool:

@@ -30,6 +30,7 @@ class Census(Service):
     """Walks over the heartbeats when their number has changed, and over everything once in `metadata_every_s`."""
 
     name = "census"
+    polls = False
 
     def __init__(
         self, context: Context, *, interval_s: float, metadata_every_s: float, forget_after_s: float, chunk: int

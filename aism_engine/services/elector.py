@@ -23,6 +23,7 @@ class Elector(Service):
     """
 
     name = "elector"
+    polls = False
     leads_only = False
 
     def __init__(self, context: Context, store: Store, *, ttl_s: float, renew_every_s: float) -> None:

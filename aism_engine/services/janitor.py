@@ -21,6 +21,7 @@ class Janitor(Service):
     """Trims, and forgets the archives that have said nothing for so long that nobody waits for them."""
 
     name = "janitor"
+    polls = False
 
     def __init__(
         self,

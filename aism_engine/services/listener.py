@@ -90,8 +90,7 @@ class Listener(Service):
         if self._is_shut_out:
             await self._shut_out()
         await self._pass_on(publications)
-        if heard:
-            self._worked(began, ())
+        self._worked(began, ())
         return True
 
     def _take(self, channel: bytes | None, data: bytes, publications: Publications) -> None:

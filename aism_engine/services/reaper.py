@@ -29,6 +29,7 @@ class Reaper(Service):
     """Calls agents lost, and back. Judges only what it has watched itself: see model/liveness.py."""
 
     name = "reaper"
+    polls = False
 
     def __init__(
         self,

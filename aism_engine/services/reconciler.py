@@ -27,6 +27,7 @@ class Reconciler(Service):
     """Walks round over all keys, a page at a time, and takes in again what is open and has no deadline."""
 
     name = "reconciler"
+    polls = False
 
     def __init__(self, context: Context, *, interval_s: float = 2.0) -> None:
         super().__init__(context)

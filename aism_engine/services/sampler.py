@@ -27,6 +27,7 @@ class Sampler(Service):
     """Measures what has a length, leading or standing by."""
 
     name = "sampler"
+    polls = False
     leads_only = False
 
     def __init__(

@@ -29,6 +29,7 @@ class Witness(Service):
     """Looks at so many agents at a time, in turns, so that its cost does not grow with the fleet: the round does."""
 
     name = "witness"
+    polls = False
 
     def __init__(self, context: Context, clocks: Clocks, *, interval_s: float, at_a_time: int) -> None:
         super().__init__(context)

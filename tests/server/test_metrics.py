@@ -1,9 +1,12 @@
 """Laws of what an engine at work exports, whatever others say to it."""
 
 import json
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+from aism_engine.services.base import Service
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
 
@@ -98,3 +101,24 @@ async def test_a_command_that_nobody_takes_grows_old(server: EmbeddedServer, pre
         await running.replied("p")
         await send("waiting", "waits")
         await eventually(lambda: age_s() > 0.05)
+
+
+async def test_every_service_says_when_it_last_worked_and_how_long_it_takes(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """With nothing to do at all: who stands still is told from who has nothing to do."""
+    async with running_engine(server, prefix) as running:
+        services = [each for each in running.engine.components if isinstance(each, Service)]
+
+        def last_at(service: Service) -> float:
+            return running.metric("aism_last_success_timestamp_seconds", service=service.name)
+
+        for service in services:
+            await eventually(partial(last_at, service))
+            if not service.polls:
+                assert running.metric("aism_run_seconds_count", service=service.name) > 0, service.name
+            else:
+                assert running.metric("aism_run_seconds_count", service=service.name) == 0, service.name
+        before = time.time()
+        often = [each for each in services if each.name in {"consumer", "elector", "listener", "sampler"}]
+        await eventually(lambda: min(map(last_at, often)) > before)
