@@ -116,7 +116,9 @@ class AgentsSettings(Section, frozen=True):
     max_agents: Annotated[Count, Meta(description="Most agents known at a time")] = 200_000
     inbox_keep: Annotated[Count, Meta(description="Most unread messages of an agent; more are refused")] = 1000
     forget_after: Annotated[Seconds, Meta(description="An agent away for so many seconds is forgotten")] = 604_800.0
-    metadata_every: Annotated[Seconds, Meta(description="Seconds between readings of the metadata hashes")] = 60.0
+    metadata_every: Annotated[
+        Seconds, Meta(description="Seconds between readings of the metadata hashes, at least")
+    ] = 60.0
 
 
 class MessagesSettings(Section, frozen=True):

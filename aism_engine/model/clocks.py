@@ -48,7 +48,7 @@ class Clocks:
 
     def keep(self, agent_ids: Collection[str]) -> None:
         """Forget those that are not among these."""
-        for agent_id in self._beats.keys() - agent_ids:
+        for agent_id in [each for each in self._beats if each not in agent_ids]:
             del self._beats[agent_id]
 
     def of(self, agent_id: str) -> Beats | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -25,9 +26,17 @@ from aism_engine.store.writer import Failures
 
 log = structlog.get_logger(component="census")
 
+_WALK_SHARE: Final = 0.1
+_ROUND_SHARE: Final = 0.02
+"""Of the time, what it may take to go over the heartbeats while their number changes, and over everything."""
+_LONGEST: Final = 10
+"""Times `metadata_every_s`, the longest rest, also where a round took long because we were stopped in it."""
+
 
 class Census(Service):
-    """Walks over the heartbeats when their number has changed, and over everything once in `metadata_every_s`."""
+    """Walks over the heartbeats when their number has changed, and over everything once in `metadata_every_s`; of a
+    large fleet less often, so that it takes no more than its share of the time.
+    """
 
     name = "census"
     polls = False
@@ -43,22 +52,27 @@ class Census(Service):
         self._hint = Hint()
         self._counted = -1
         self._strange = 0
-        self._walked_at = float("-inf")
+        self._walk_at = self._round_at = float("-inf")
+        """Not before these instants it goes over the heartbeats, or over everything, again."""
+        self._written_s = 0.0
+        """How long the step in hand has waited for its commits: they are work, not looking."""
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         began = self._clock.monotonic()
         beating = await self._store.beating()
-        due = began - self._walked_at >= self._metadata_every_s
+        due, self._written_s = began >= self._round_at, 0.0
         decisions: list[Decision] = []
-        if beating != self._counted or due:
+        if due or (beating != self._counted and began >= self._walk_at):
             self._counted = beating
             decisions += await self._walk(fleet)
+            self._walk_at = self._clock.monotonic() + min(self._metadata_every_s, self._looked_s(began) / _WALK_SHARE)
         if due:
             decisions += await self._look_at_all(fleet)
             decisions += await self._set_right(fleet)
             decisions += await self._forget_the_long_gone(fleet)
-            self._walked_at = began
+            rest_s = min(_LONGEST * self._metadata_every_s, self._looked_s(began) / _ROUND_SHARE)
+            self._round_at = began + max(self._metadata_every_s, rest_s)
         self._worked(began, decisions)
         return False
 
@@ -67,8 +81,11 @@ class Census(Service):
 
     def look_again(self) -> None:
         """Go over everything once more, now: the machines have changed."""
-        self._walked_at = float("-inf")
+        self._round_at = float("-inf")
         self._hint.ring()
+
+    def _looked_s(self, began: float) -> float:
+        return self._clock.monotonic() - began - self._written_s
 
     async def _walk(self, fleet: Fleet) -> list[Decision]:
         decisions: list[Decision] = []
@@ -76,7 +93,7 @@ class Census(Service):
         missing = {agent.agent_id for agent in fleet.agents.values() if agent.liveness is Liveness.FRESH}
         while True:
             cursor, page = await self._store.members(cursor, self._chunk)
-            missing -= page.keys()
+            missing.difference_update(page)  # `-=` would go over all that are missing, for each page
             news: dict[str, float] = {}
             for member, score in page.items():
                 agent = fleet.agents.get(member)
@@ -84,7 +101,8 @@ class Census(Service):
                     strange, first = strange + 1, first or member
                 elif _is_news(agent):
                     news[member] = score
-            lookups = Lookups(await self._store.sightings(news.keys() - fleet.agents.keys()))
+            unknown = [member for member in news if member not in fleet.agents]
+            lookups = Lookups(await self._store.sightings(unknown))
             decisions += await self._commit(fleet, news, lookups, partial(decide_beat, scores=news))
             if cursor == 0:
                 break
@@ -171,7 +189,9 @@ class Census(Service):
                 for number, agent_id in enumerate(ids)
             ]
 
+        began = self._clock.monotonic()
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
+        self._written_s += self._clock.monotonic() - began
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 
 

@@ -387,14 +387,16 @@ def read_letter(fields: Mapping[bytes, bytes]) -> Letter | None:
 
 def _sighting(kind: bytes, labels: bytes, state: bytes, score: bytes) -> Sighting:
     return Sighting(
-        type=_type(kind), labels=_labels(labels), state=_state(state), score=float(score) if score else None
+        type=_type(kind),
+        labels=_labels(labels) if labels else {},
+        state=_state(state),
+        score=float(score) if score else None,
     )
 
 
 def _labels(packed: bytes) -> dict[str, str]:
-    if packed:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return msgspec.json.decode(packed, type=Labels)
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(packed, type=Labels)
     return {}
 
 
