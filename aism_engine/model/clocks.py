@@ -66,18 +66,20 @@ class Clocks:
         if absent_since != beats.absent_since:
             beats.absent_since, beats.beating = absent_since, None
         if seconds != beats.score:
-            self._turn(beats, (seconds - seen_at, seconds - beats.looked_at), seen_at)
+            before, offset = beats.offset, (seconds - seen_at, seconds - beats.looked_at)
+            beats.offset = offset
+            if before is not None:
+                if offset[0] > before[1] + self._difference_s:
+                    _lean(beats, 1, seen_at)
+                elif offset[1] < before[0] - self._difference_s:
+                    _lean(beats, -1, seen_at)
             if absent_since and beats.looked_at >= absent_since:
                 beats.beating = (beats.beating[0] if beats.beating else seen_at, beats.looked_at)
             beats.score, beats.beat_at = seconds, seen_at
         beats.looked_at = asked_at
 
-    def _turn(self, beats: Beats, offset: tuple[float, float], now: float) -> None:
-        before, beats.offset = beats.offset, offset
-        if before is None:
-            return
-        apart = self._difference_s
-        leans = 1 if offset[0] > before[1] + apart else -1 if offset[1] < before[0] - apart else 0
-        if leans:
-            beats.turns = (*(beats.turns if leans != beats.leant else ()), now)[-_KEPT:]
-            beats.leant = leans
+
+def _lean(beats: Beats, leans: int, now: float) -> None:
+    """Note that the offset has moved: the one way, or the other."""
+    beats.turns = (*(beats.turns if leans != beats.leant else ()), now)[-_KEPT:]
+    beats.leant = leans

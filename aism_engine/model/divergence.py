@@ -237,13 +237,13 @@ RULES: Final[Mapping[str, Callable[[View, Thresholds], Judgement]]] = {
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
-def may_have_news(agent: Agent, deeds: Deeds, beats: Beats | None, limits: Thresholds) -> bool:
+def may_have_news(agent: Agent, deeds: Deeds | None, beats: Beats | None, limits: Thresholds) -> bool:
     """Tell at a glance whether any rule may have something to open or to close: of most agents, at any time, none has.
     Who is told so is judged by the rules; a test looks for one that is not told so and ought to be.
     """
-    if agent.divergences or deeds.unacked or deeds.unfinished or deeds.returns or deeds.over_since:
+    if agent.divergences or (beats is not None and beats.turns):
         return True
-    if beats is not None and beats.turns:
+    if deeds is not None and (deeds.unacked or deeds.unfinished or deeds.returns or deeds.over_since):
         return True
     says = agent.declared
     if says is None:

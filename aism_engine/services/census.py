@@ -27,7 +27,7 @@ from aism_engine.store.writer import Failures
 log = structlog.get_logger(component="census")
 
 _WALK_SHARE: Final = 0.1
-_ROUND_SHARE: Final = 0.02
+_ROUND_SHARE: Final = 0.01
 """Of the time, what it may take to go over the heartbeats while their number changes, and over everything."""
 _LONGEST: Final = 10
 """Times `metadata_every_s`, the longest rest, also where a round took long because we were stopped in it."""

@@ -74,21 +74,21 @@ class Witness(Service):
 
     async def _look(self, fleet: Fleet, agent_ids: Sequence[str]) -> list[Decision]:
         agents = [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]
-        beating = {agent.agent_id: agent for agent in agents if agent.liveness is Liveness.FRESH}
+        beating = [agent for agent in agents if agent.liveness is Liveness.FRESH]
         asked_at = self._store.now
-        scores = await self._store.scores(beating.keys())
-        seen_at, absent = self._store.now, self._rules.divergence.absent_states
-        for agent, score in zip(beating.values(), scores.values(), strict=True):
+        scores = await self._store.scores([agent.agent_id for agent in beating])
+        seen_at, absent, look = self._store.now, self._rules.divergence.absent_states, self._clocks.look
+        for agent, score in zip(beating, scores.values(), strict=True):
             if score is not None:
                 absent_since = agent.since if agent.declared == agent.state and agent.state in absent else 0.0
-                self._clocks.look(agent.agent_id, score, asked_at, seen_at, absent_since)
+                look(agent.agent_id, score, asked_at, seen_at, absent_since)
         unread_s = self._clock.monotonic() - self._context.backlog.passed
         sight = Sight(self._store.now - unread_s, self._watched_from)
-        deeds, limits = fleet.deeds, self._rules.divergence
+        deeds_of, beats_of, limits = fleet.deeds.get, self._clocks.of, self._rules.divergence
         suspects = [
             agent
             for agent in agents
-            if may_have_news(agent, deeds.get(agent.agent_id, _NOTHING), self._clocks.of(agent.agent_id), limits)
+            if may_have_news(agent, deeds_of(agent.agent_id), beats_of(agent.agent_id), limits)
         ]
         doubted = [agent.agent_id for agent in suspects if self._is_news(fleet, agent, sight)]
         decisions = await self._commit(fleet, doubted, sight) if doubted else []

@@ -13,7 +13,6 @@ from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.divergences import Sight, decide_divergences
 from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_sighting
 from aism_engine.model.divergence import RULES, Thresholds, may_have_news
-from aism_engine.model.evidence import Deeds
 from tests.support.model import NOW, World
 
 LONG: Final = 100_000.0
@@ -47,7 +46,7 @@ class Watched(World):
     def judge(self) -> Decision:
         """Judge it; whatever comes of that, a glance has shown before that something might."""
         draft, sight = self.draft(), Sight(self.now - self.unread_s, self.watched_from)
-        beats, deeds = self.clocks.of("a"), self.fleet.deeds.get("a", Deeds())
+        beats, deeds = self.clocks.of("a"), self.fleet.deeds.get("a")
         suspected = may_have_news(self.agent(), deeds, beats, self.rules.divergence)
         decision = self.commit(draft, decide_divergences(draft, self.rules, "a", sight, beats))
         assert suspected or decision.outcome == "unchanged"
