@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from aism_engine.clock import Clock, SystemClock
-from aism_engine.config import DivergenceSettings, LivenessLimits, Loaded, MachinesSettings, Settings, load
+from aism_engine.config import Loaded, load
 from aism_engine.errors import ConfigError
 from aism_engine.metrics import Metrics, from_zero
 from aism_engine.model.clocks import Clocks
@@ -47,6 +47,7 @@ from aism_engine.services.reconciler import Reconciler
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.services.witness import Witness
+from aism_engine.settings import DivergenceSettings, LivenessLimits, MachinesSettings, Settings
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import connect, where
 from aism_engine.store.diagnosis import Diagnosis

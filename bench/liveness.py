@@ -21,7 +21,8 @@ import uvloop
 
 from aism_engine.app import Engine
 from aism_engine.cli.loop import spare_the_fleet
-from aism_engine.config import Settings, load
+from aism_engine.config import load
+from aism_engine.settings import Settings
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys

@@ -23,12 +23,13 @@ import uvloop
 
 from aism_engine.app import Engine, load_machines
 from aism_engine.cli.loop import spare_the_fleet
-from aism_engine.config import Settings, load
+from aism_engine.config import load
 from aism_engine.model.codec import decode_response
 from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import decide_response
 from aism_engine.model.draft import Draft
 from aism_engine.model.fleet import Fleet
+from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer

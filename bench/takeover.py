@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 import uvloop
 
-from aism_engine.config import RedisSettings
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys

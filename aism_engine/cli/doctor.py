@@ -13,11 +13,12 @@ from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.output import print_json
 from aism_engine.cli.progress import Progress
-from aism_engine.config import RedisSettings, load
+from aism_engine.config import load
 from aism_engine.model.doctor.examination import Facts, examine
 from aism_engine.model.doctor.findings import Finding, Severity
 from aism_engine.model.doctor.surroundings import ConfigFile
 from aism_engine.redact import redacted
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, where
 from aism_engine.store.diagnosis import Diagnosis
 

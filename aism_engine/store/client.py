@@ -34,9 +34,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aism_engine.config import RedisSettings
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
+from aism_engine.settings import RedisSettings
 from aism_engine.store.words import OUTAGES
 
 Client: TypeAlias = Any

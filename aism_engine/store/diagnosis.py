@@ -12,11 +12,11 @@ from urllib.parse import quote
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
-from aism_engine.config import RedisSettings
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.doctor.examination import Facts
 from aism_engine.model.doctor.server import SETTINGS, Server
 from aism_engine.model.doctor.surroundings import ConfigFile, Sentinel, Surroundings
+from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, connect, naming_outages, where
 from aism_engine.store.keys import Keys

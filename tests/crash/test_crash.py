@@ -18,9 +18,9 @@ import pytest
 from redis.exceptions import RedisError
 
 from aism_engine.app import Engine
-from aism_engine.config import Settings
 from aism_engine.model import messages as m
 from aism_engine.services.base import Service
+from aism_engine.settings import Settings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.crash.engine import COMMIT_STEPS, CRASHED, READS, Point, run
 from tests.crash.world import MOST_BYTES, World, verdict

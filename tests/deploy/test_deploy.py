@@ -18,8 +18,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from redis.asyncio import Redis
 
 from aism_engine.clock import SystemClock
-from aism_engine.config import Settings
 from aism_engine.metrics import Metrics
+from aism_engine.settings import Settings
 from aism_engine.store.keys import Keys
 from aism_engine.store.store import Store
 

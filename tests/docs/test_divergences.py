@@ -2,9 +2,9 @@
 
 from typing import Final, get_args
 
-from aism_engine.config import DivergenceSettings
 from aism_engine.model import divergence
 from aism_engine.model.evidence import Confidence, Via
+from aism_engine.settings import DivergenceSettings
 from tests.docs.reading import DOCS, calls, fields_of, literals, names, table
 
 PAGE: Final = (DOCS / "divergences.md").read_text(encoding="utf-8")

@@ -15,13 +15,13 @@ import pytest
 
 from aism_engine.app import Engine
 from aism_engine.cli.exits import Exit
-from aism_engine.config import Settings
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions.common import StateChange, Trouble
 from aism_engine.model.machine import Refusal
+from aism_engine.settings import Settings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.docs.reading import (
     CODE,

@@ -9,8 +9,8 @@ from typing import Final, TypeAlias
 
 import pytest
 
-from aism_engine.config import RedisSettings
 from aism_engine.errors import ServerUnavailableError
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, naming_outages
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Reader, Running, eventually, launched, plain_client

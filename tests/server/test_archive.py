@@ -21,8 +21,8 @@ from aism_engine.archive.folder import ArchiveError
 from aism_engine.archive.reader import ArchiveReader
 from aism_engine.archive.writer import Archive
 from aism_engine.clock import from_iso
-from aism_engine.config import RedisSettings
 from aism_engine.model.audit import Cursor
+from aism_engine.settings import RedisSettings
 from aism_engine.store import history as store_history
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer

@@ -11,11 +11,11 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from aism_engine.config import RedisSettings
 from aism_engine.model.doctor.examination import Facts, examine
 from aism_engine.model.doctor.findings import Severity
 from aism_engine.model.doctor.keyspace import Keyspace
 from aism_engine.model.doctor.rights import lacking
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
 from aism_engine.store.diagnosis import Diagnosis
 from aism_engine.store.embedded import EmbeddedServer

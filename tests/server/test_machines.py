@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.app import load_machines
-from aism_engine.config import MachinesSettings
+from aism_engine.settings import MachinesSettings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Reader, Running, eventually, plain_client, running_engine
 

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from aism_engine.config import RedisSettings
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.subscription import Subscription

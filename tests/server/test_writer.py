@@ -8,7 +8,6 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aism_engine.clock import FakeClock, SystemClock
-from aism_engine.config import RedisSettings
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
@@ -17,6 +16,7 @@ from aism_engine.model.decisions.common import Decision, Rules, digest
 from aism_engine.model.decisions.requests import decide_request
 from aism_engine.model.decisions.responses import bury_response, decide_response
 from aism_engine.model.draft import Draft
+from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Bounds, Taken
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer

@@ -3,8 +3,8 @@
 import pytest
 from redis import exceptions as rx
 
-from aism_engine.config import RedisSettings
 from aism_engine.errors import ServerUnavailableError
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, naming_outages, outage_of, where
 
 _62 = "Error running script (call to f_83c3f68e704422a76a586eb2d9fccf45d0b27ac1): @user_script:54: "

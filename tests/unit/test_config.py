@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import convert, to_builtins
 
-from aism_engine.config import LeaseSettings, LivenessLimits, LivenessSettings, Settings, descriptions, load, reference
+from aism_engine.config import descriptions, load, reference
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
+from aism_engine.settings import LeaseSettings, LivenessLimits, LivenessSettings, Settings
 
 KEYS = sorted(descriptions())
 counts = st.none() | st.integers(1, 1_000_000_000)
