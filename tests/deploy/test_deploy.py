@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from redis.asyncio import Redis
 
@@ -35,11 +36,14 @@ SETTINGS = Settings()
 EXECUTABLE = "/opt/aism/bin/aism-engine"
 
 
-def run(*command: str | Path, needs: str = "") -> str:
-    """Run a tool and return all that it says; it must succeed. Without it, skip and name the Debian package."""
+def run(*command: str | Path, needs: str = "", given: str = "") -> str:
+    """Run a tool and return all that it says; it must succeed. Without it, skip and name the Debian package.
+
+    `given` is what it reads.
+    """
     if needs and shutil.which(str(command[0])) is None:
         pytest.skip(f"{command[0]} is not installed: apt-get install {needs}")
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=False)
     output = ended.stdout + ended.stderr
     assert ended.returncode == 0, output
     return output
@@ -203,6 +207,11 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
 def test_promtool_finds_nothing_wrong() -> None:
     """`promtool check` accepts the configuration and the alerts."""
     run("promtool", "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml", needs="prometheus")
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics() -> None:
+    """Names, units, types and help of what is exported are as Prometheus itself wants them."""
+    run("promtool", "check", "metrics", needs="prometheus", given=generate_latest(Metrics().registry).decode())
 
 
 def test_alerts_fire_when_they_should() -> None:
