@@ -10,10 +10,13 @@ from typing import Final
 
 import pytest
 
-from aism_engine.clock import from_iso
+from aism_engine.clock import SystemClock, from_iso
+from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.engine import Reader, eventually, plain_client
+from tests.support.cues import Request
+from tests.support.engine import Reader, eventually, plain_client, running_engine
 from tests.support.faults import daemon
+from tests.support.proxy import FaultProxy
 
 LOST_AFTER_S: Final = 2.0
 SHORT: Final[dict[str, object]] = {
@@ -109,3 +112,41 @@ async def test_who_beats_while_the_engine_is_stopped_is_not_lost_and_who_does_no
 
 async def _lost(reader: Reader, count: int) -> bool:
     return len(await reader.audit("agent_lost")) == count
+
+
+async def test_a_scan_that_was_held_up_is_followed_by_the_next_one_soon(server: EmbeddedServer, prefix: str) -> None:
+    """A scan rests in proportion to what it took, but no longer than a tenth of lost_after: it may have taken so long
+    because we were stopped, or the server was, and nobody is judged while it rests.
+    """
+    async with (
+        FaultProxy(server.port) as proxy,
+        running_engine(server, prefix, redis__url=proxy.url, **SHORT) as engine,
+    ):
+        reaper = next(part for part in engine.engine.components if isinstance(part, Reaper))
+        cue = proxy.hold_reply(_is_scan)
+        await cue.wait_answered()
+        held_at, clock = reaper.stepped_at, SystemClock()
+        await eventually(lambda: clock.monotonic() > held_at + 1)
+        cue.release()
+        await eventually(lambda: reaper.stepped_at > held_at, LOST_AFTER_S)
+        assert reaper.stepped_at < clock.monotonic()
+
+
+async def test_a_scan_reads_nobody_who_beats_with_a_sane_clock(server: EmbeddedServer, prefix: str) -> None:
+    """In seconds or in milliseconds: what the server answers is empty as long as all of them beat."""
+    async with (
+        FaultProxy(server.port) as proxy,
+        running_engine(server, prefix, redis__url=proxy.url, liveness__silent_after=30.0) as engine,
+    ):
+        for number in range(100):
+            seconds, microseconds = await engine.call("TIME")
+            score = (int(seconds) + int(microseconds) / 1_000_000 - 1) * (1000 if number % 2 else 1)
+            await engine.call("ZADD", engine.keys.heartbeats, repr(score), f"a{number}")
+        await eventually(lambda: engine.metric("aism_agents", liveness="fresh") == 100)
+        scans = proxy.watch(_is_scan)
+        await scans.wait_answered(40)
+        assert all(reply == [] for reply in scans.replies)
+
+
+def _is_scan(request: Request) -> bool:
+    return request[0] == b"ZRANGEBYSCORE" and request[1].endswith(b":agents:heartbeats")

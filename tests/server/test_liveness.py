@@ -118,7 +118,6 @@ async def test_all_who_fall_silent_at_once_are_shown_and_counted(server: Embedde
     ids = [f"a{number}" for number in range(25)]
     async with running_engine(server, prefix, **HASTY, liveness__chunk=10) as running:
         await beat(running, *ids)
-        await eventually(partial(_is_counted, running, "fresh", 25))
         await running.say({"type": "state_transition", "agent_id": "mute", "payload": {"target": "idle"}})
         await eventually(partial(_is_counted, running, "silent", 25))
         await eventually(lambda: running.metric("aism_agents_silent") == 25)
@@ -127,10 +126,45 @@ async def test_all_who_fall_silent_at_once_are_shown_and_counted(server: Embedde
         assert counts == {"unknown": 1, "fresh": 0, "silent": 25, "lost": 0, "left": 0}
         overview = await Lookout(running.client, running.keys).overview()
         assert overview.by_liveness == {"silent": 25, "unknown": 1}
-        await beat(running, *ids[5:])
-        await eventually(partial(_is_counted, running, "fresh", 20))
+
+        async def are_back() -> bool:
+            await beat(running, *ids[5:])
+            return _is_counted(running, "fresh", 20)
+
+        await eventually(are_back)
         assert running.metric("aism_agents", liveness="silent") == 5
 
 
 def _is_counted(running: Running, liveness: str, count: int) -> bool:
     return running.metric("aism_agents", liveness=liveness) == count
+
+
+async def test_who_is_lost_stays_so_through_a_restart_and_comes_back_with_its_next_beat(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """The long dead do not come back to life with a new engine, nor are they lost a second time."""
+    hasty = {"liveness__silent_after": 0.2, "liveness__lost_after": 0.6}
+    async with running_engine(server, prefix, **hasty) as running:
+        await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "at-work"}})
+        await beat(running, "a")
+        await wait_shown(running, "a", "lost")
+    async with running_engine(server, prefix, **hasty) as running:
+        reaper = next(part for part in running.engine.components if isinstance(part, Reaper))
+        await eventually(partial(_has_scanned, reaper, 20, set()))
+        assert await shown(running, "a") == "lost"
+        assert len(await running.audit("agent_lost")) == 1
+        await beat(running, "a")
+        await wait_shown(running, "a", "fresh")
+        assert await running.state("a") == "at-work"
+
+
+async def test_who_has_never_beaten_is_not_watched(server: EmbeddedServer, prefix: str) -> None:
+    """Its liveness is unknown, however long it says nothing; with its first beat the watch begins."""
+    async with running_engine(server, prefix, liveness__silent_after=0.1, liveness__lost_after=0.3) as running:
+        await running.say({"type": "register", "agent_id": "a", "payload": {"type": "scribe"}})
+        await wait_shown(running, "a", "unknown")
+        reaper = next(part for part in running.engine.components if isinstance(part, Reaper))
+        await eventually(partial(_has_scanned, reaper, 20, set()))
+        assert await shown(running, "a") == "unknown"
+        await beat(running, "a")
+        await wait_shown(running, "a", "lost")
