@@ -98,7 +98,7 @@ class Publications:
         try:
             said = decode_as(_Claimed, published)
             self.messages.append(_message("measurement", said.agent_id, said.values))
-        except _ERRORS:
+        except (*_ERRORS, TypeError):  # MessagePack has values and keys that JSON has not
             self.messages.append(published)
 
 

@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.msgpack import Ext
 
 from aism_engine.services.publications import Publications
 
@@ -59,6 +61,15 @@ def test_a_message_has_no_more_names_than_it_may() -> None:
     assert merged == {f"n{n}": n for n in range(70)} | {"n0": -69}
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(Ext(5, b"x"))
+ENCODERS = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+
+
+def containing(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    keys = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.tuples(st.integers())
+    return st.lists(values) | st.dictionaries(keys, values)
+
+
 NONSENSE = {
     "no JSON": b"\xff",
     "no object": b"[1]",
@@ -69,7 +80,23 @@ NONSENSE = {
     "an infinity": b'{"agent_id":"a","values":{"x":1e999}}',
     "too many names": measured("a", **{f"n{n}": n for n in range(33)}),
     "too deep": b'{"agent_id":"a","values":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a key that JSON has not": b"\x82\xa8agent_id\xa1a\xa6values\x81\xc0\x02",
+    "a value that JSON has not": b"\x82\xa8agent_id\xa1a\xa6values\xd4\x05x",
 }
+
+
+@given(st.dictionaries(st.sampled_from(["agent_id", "values", "new_state"]), st.recursive(SCALARS, containing)))
+def test_whatever_is_published_raises_nothing(published: dict[str, Any]) -> None:
+    """On either channel, in either format: what raised would end the listener, and with it the engine."""
+    for codec in ("json", "msgpack"):
+        try:
+            body = ENCODERS[codec](published)
+        except (TypeError, OverflowError):
+            continue
+        publications = Publications(nonsense=1)
+        publications.measure(body)
+        publications.declare(body)
+        assert len(publications.close()) <= 2
 
 
 @pytest.mark.parametrize("published", NONSENSE.values(), ids=NONSENSE.keys())
