@@ -22,7 +22,7 @@ from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.model.names import is_identifier
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
-from aism_engine.store.writer import Failures
+from aism_engine.store.writer import one_by_one
 
 log = structlog.get_logger(component="census")
 
@@ -179,18 +179,12 @@ class Census(Service):
     ) -> list[Decision]:
         if not agent_ids:
             return []
-        ids = sorted(agent_ids)
 
-        def decide(draft: Draft, failures: Failures) -> list[Decision]:
-            return [
-                decide_one(draft, self._rules, agent_id, *arguments)
-                if number not in failures
-                else Decision("census", "refused", failures[number][0])
-                for number, agent_id in enumerate(ids)
-            ]
+        def decide(draft: Draft, agent_id: str) -> Decision:
+            return decide_one(draft, self._rules, agent_id, *arguments)
 
         began = self._clock.monotonic()
-        decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
+        decisions = await self._writer.write(one_by_one("census", sorted(agent_ids), decide), on=fleet, lookups=lookups)
         self._written_s += self._clock.monotonic() - began
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 

@@ -14,7 +14,7 @@ from aism_engine.model.draft import Draft
 from aism_engine.model.fleet import Fleet
 from aism_engine.model.liveness import Assessment, Limits, Loss, Span, Watch
 from aism_engine.services.base import Context, Service
-from aism_engine.store.writer import Decide, Failures
+from aism_engine.store.writer import Decide, Failures, one_by_one
 
 T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
@@ -119,16 +119,13 @@ class Reaper(Service):
         seen_at: float,
     ) -> list[Decision]:
         mute = [loss for loss in losses if fleet.spoke.get(loss.agent_id, 0.0) <= seen_at]  # nor has said a word since
-        decisions = [
-            decide_loss(draft, self._rules, loss.agent_id, loss.score, loss.silent_s)
-            if number not in failures
-            else Decision("loss", "unchanged")  # it has beaten meanwhile, or cannot be written: the next scan sees
-            for number, loss in enumerate(mute)
-        ]
-        return decisions + [
-            decide_return(draft, self._rules, agent_id) if number not in failures else Decision("return", "unchanged")
-            for number, agent_id in enumerate(returned, len(mute))
-        ]
+        about: list[Loss | str] = [*mute, *returned]
+        return one_by_one("loss", about, self._decide_one, _leave)(draft, failures)
+
+    def _decide_one(self, draft: Draft, about: Loss | str) -> Decision:
+        if isinstance(about, str):
+            return decide_return(draft, self._rules, about)
+        return decide_loss(draft, self._rules, about.agent_id, about.score, about.silent_s)
 
     async def _show_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
         """Write down what has changed since it was last written: while nobody falls silent or returns, nothing."""
@@ -197,6 +194,11 @@ class Reaper(Service):
 
 def _is_watched(agent: Agent | None) -> bool:
     return agent is not None and agent.liveness is Liveness.FRESH
+
+
+def _leave(_draft: Draft, about: Loss | str, _failure: tuple[str, str]) -> Decision:
+    """Leave one that has beaten meanwhile, or cannot be written: the next scan sees."""
+    return Decision("return" if isinstance(about, str) else "loss", "unchanged")
 
 
 def _decide_silences(
