@@ -12,7 +12,7 @@ import structlog
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.services.base import Context, Service
 from aism_engine.services.hints import Hint
-from aism_engine.services.publications import Publications
+from aism_engine.services.publications import Publications, loudest
 from aism_engine.store.subscription import Subscription
 
 log = structlog.get_logger(component="listener")
@@ -24,6 +24,8 @@ _CONFIRM_S: Final = 0.1
 _SECOND: Final = 1.0
 _NONSENSE_PER_S: Final = 1
 """Of what is no measurement, how much is buried: enough for its sender to see, whatever comes."""
+_WEIGHS_ONE: Final = 1024
+"""Bytes that count as one measurement more: to read and decode so many costs about as much as to hear one."""
 
 _DEAF_S: Final = 5.0
 """Between attempts to listen where that is forbidden: an arbitrary number."""
@@ -36,8 +38,9 @@ class Listener(Service):
     decided in order, behind what the agent pushed before, and exactly once from there on. What is no JSON object goes
     into the queue as it is, and is buried there with its reason.
 
-    To hear one costs 20 µs, whatever it says. When more measurements come in a second than we may hear, we leave their
-    channel until the second is over: a flood of them costs no more than that, and nobody else anything.
+    To hear one costs 20 µs, whatever it says, and a long one more. When more measurements come in a second than we may
+    hear, we leave their channel until the second is over: a flood of them costs no more than that, and nobody else
+    anything.
     """
 
     name = "listener"
@@ -58,7 +61,7 @@ class Listener(Service):
         self._measures_per_s = measures_per_s
         self._second_began = 0.0
         self._measures_heard = 0
-        """In the second that runs, the engine's own among them."""
+        """In the second that runs, the engine's own among them; a long one counts as several."""
         self._is_flooded = False
         self._nonsense_left = 0
         keys = self._store.keys
@@ -88,7 +91,7 @@ class Listener(Service):
         for channel, data in heard:
             self._take(channel, data, publications)
         if self._is_shut_out:
-            await self._shut_out()
+            await self._shut_out([data for channel, data in heard if channel == self._measurements])
         await self._pass_on(publications)
         self._worked(began, ())
         return True
@@ -120,11 +123,14 @@ class Listener(Service):
     # --- a flood of measurements --------------------------------------------------------------------------------------
 
     def _take_measurement(self, data: bytes, publications: Publications) -> None:
-        self._measures_heard += 1
-        if self._is_shut_out:
-            publications.heard["dropped"] += 1
-        elif _OURS not in data:
+        has_room = self._measures_heard < self._measures_per_s  # for one that is long, too: else it had none ever
+        self._measures_heard += 1 + len(data) // _WEIGHS_ONE
+        if _OURS in data:
+            return
+        if has_room:
             publications.measure(data)
+        else:
+            publications.heard["dropped"] += 1
 
     @property
     def _is_shut_out(self) -> bool:
@@ -140,13 +146,18 @@ class Listener(Service):
             self._is_flooded = False
             log.info("measurements_flood_over")
         self._second_began, self._measures_heard, self._nonsense_left = now, 0, _NONSENSE_PER_S
-        if self._is_flooded and not self._responses.muted:
+        if not self._responses.muted:  # else it is joined with the others, when the consumer is idle
             await self._subscription.join((self._store.keys.measurements,))
 
-    async def _shut_out(self) -> None:
+    async def _shut_out(self, last: Sequence[bytes]) -> None:
         if not self._is_flooded:
             self._is_flooded = True
-            log.warning("measurements_flooded", limit=self._measures_per_s, consequence="more are left unheard")
+            log.warning(
+                "measurements_flooded",
+                limit=self._measures_per_s,
+                consequence="more are left unheard",
+                loudest=loudest(last),
+            )
         await self._subscription.leave((self._store.keys.measurements,))
 
     # --- coming and going ---------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """What agents only publish, turned into the messages that it stands for: the consumer will judge them."""
 
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from math import isfinite
 from typing import Any, Final
 
@@ -21,6 +23,10 @@ class _Declared(msgspec.Struct):
 class _Measured(msgspec.Struct):
     agent_id: Identifier
     values: Measures
+
+
+class _Signed(msgspec.Struct):
+    agent_id: Identifier
 
 
 class _Claimed(msgspec.Struct):
@@ -100,6 +106,15 @@ class Publications:
             self.messages.append(_message("measurement", said.agent_id, said.values))
         except (*_ERRORS, TypeError):  # MessagePack has values and keys that JSON has not
             self.messages.append(published)
+
+
+def loudest(published: Iterable[bytes]) -> str | None:
+    """Tell by whom most of it is, as far as it says."""
+    counts = Counter[str]()
+    for each in published:
+        with suppress(*_ERRORS):
+            counts[decode_as(_Signed, each).agent_id] += 1
+    return max(counts, key=counts.__getitem__, default=None)
 
 
 def _message(kind: str, agent_id: object, payload: object, **fields: str) -> bytes:

@@ -128,8 +128,52 @@ async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
             assert 0 < heard <= limit * (seconds + 1)
             await eventually(partial(is_heard_again, engine))
             await eventually(lambda: any(entry["event"] == "measurements_flood_over" for entry in logs))
-    told = [entry["event"] for entry in logs if entry["event"].startswith("measurements_")]
-    assert told == ["measurements_flooded", "measurements_flood_over"]
+    told = [entry for entry in logs if entry["event"].startswith("measurements_")]
+    assert [entry["event"] for entry in told] == ["measurements_flooded", "measurements_flood_over"]
+    assert told[0]["loudest"] == "a"
+
+
+async def test_a_flood_is_measured_in_bytes_as_well(server: EmbeddedServer, prefix: str) -> None:
+    """A few that are long are as good as many; one of them is always heard, however little may be."""
+    async with running_engine(server, prefix, measurements__heard_per_second=2) as engine:
+        long = json.dumps({"agent_id": "a", "values": {"tokens": 1}, "more": "x" * 100_000})
+        await publish(engine, *[long] * 10)
+        await eventually(lambda: engine.metric("aism_heard_total", outcome="dropped"))
+        await eventually(partial(has, engine, "a", {"tokens": 1.0}))
+        dropped = engine.metric("aism_heard_total", outcome="dropped")
+        assert sum(engine.metric("aism_heard_total", outcome=each) for each in ("measurement", "merged")) < dropped
+
+
+async def test_the_engines_own_events_are_no_ones_measurements_that_were_dropped(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """To hear them costs as much, and so they count; but nothing is lost when they are not heard."""
+    with capture_logs() as logs:
+        async with running_engine(server, prefix, measurements__heard_per_second=10) as engine:
+            await publish(engine, *[b'{"agent_id":"a","values":{"x":1},"source":"engine"}'] * 200)
+            await eventually(lambda: any(entry["event"] == "measurements_flooded" for entry in logs))
+            await eventually(partial(is_heard_again, engine))
+            assert engine.metric("aism_heard_total", outcome="dropped") == 0
+
+
+async def test_measurements_are_heard_again_whatever_comes_at_once(server: EmbeddedServer, prefix: str) -> None:
+    """Floods, a consumer that is busy and mutes the channels, connections that are cut: in any order."""
+    limits = {"measurements__heard_per_second": 20, "consumer__batch_messages": 4}
+    async with running_engine(server, prefix, **limits) as engine:
+        for turn in range(40):
+            await publish(engine, *(measured(f"a{n % 7}", n=n) for n in range(30)))
+            await engine.say(*({"type": "measurement", "agent_id": "b", "payload": {"n": n}} for n in range(turn + 1)))
+            if turn % 5 == 4:
+                await engine.call("CLIENT", "KILL", "TYPE", "pubsub")
+        await eventually(engine.is_drained)
+        for number in range(2):
+            agent_id = f"late{number}"
+
+            async def is_kept(agent_id: str = agent_id) -> bool:
+                await publish(engine, measured(agent_id, n=1))
+                return bool(await kept(engine, agent_id))
+
+            await eventually(is_kept)
 
 
 async def test_of_nonsense_one_a_second_is_buried(server: EmbeddedServer, prefix: str) -> None:
