@@ -479,6 +479,13 @@ def test_measurements_keep_the_latest_and_are_told(scribe: World) -> None:
     ]
 
 
+def test_only_of_what_was_heard_on_the_channel_no_event_follows(scribe: World) -> None:
+    """Whatever else an agent says of the way it took, nobody has heard it yet."""
+    for via in ("pubsub", "http"):
+        scribe.say("measurement", payload={via: 1}, via=via)
+    assert [event["values"] for event in scribe.events("measurements")] == [{"http": 1.0}]
+
+
 def test_a_reply_says_that_it_went_well_and_where_the_agent_is(scribe: World) -> None:
     """Only if it was asked for, and only under an id; in the format that the agent reads."""
     scribe.say("heartbeat", id="m1")

@@ -319,7 +319,7 @@ def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: byte
             draft.deeds(agent_id).measure_context(context, limits.context_limit, draft.now)
         draft.measure(agent_id, values)
         scope.add(fx.SaveMeasurements(agent_id, values))
-        if scope.rules.events and response.via is None:  # else all who listen have heard it already
+        if scope.rules.events and response.via != "pubsub":  # else all who listen have heard it already
             event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
             scope.add(fx.Publish("measurements", encode(event)))
     return _refuse_measures(scope, agent_id, surplus) if surplus else None
