@@ -1,8 +1,8 @@
 """The sampler: depths and counts, on a timer, so that a scrape never has to ask Redis."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -16,8 +16,13 @@ from aism_engine.store.diagnosis import Diagnosis
 
 log = structlog.get_logger(component="sampler")
 
+_Measured: TypeAlias = tuple[str, Mapping[str, float]]
+"""An agent, and the latest value of each name."""
+
 _AT_A_TIME: Final = 1000
 """Agents that are gone over without a break: a few milliseconds of the loop."""
+_VALUES_AT_A_TIME: Final = 4000
+"""Of what they measured: likewise."""
 _ROLLUP_SHARE: Final = 0.01
 """Of a core, what that may take."""
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
@@ -94,10 +99,10 @@ class Sampler(Service):
 
     async def _roll_up(self, fleet: Fleet) -> None:
         """Sum up what agents have measured, without holding up others: where many do, less often."""
-        rollup, measured, spent_s = self._context.metrics.measurements, list(fleet.measurements.items()), 0.0
-        for start in range(0, len(measured), _AT_A_TIME):
+        rollup, spent_s = self._context.metrics.measurements, 0.0
+        for measured in _in_parts(list(fleet.measurements.items())):
             began = self._clock.monotonic()
-            for agent_id, values in measured[start : start + _AT_A_TIME]:
+            for agent_id, values in measured:
                 agent = fleet.agents.get(agent_id)
                 if agent is not None and agent.liveness not in _AWAY:
                     rollup.add(agent.kind or "unregistered", values)
@@ -130,6 +135,17 @@ class Sampler(Service):
                 log.warning("clock_jumped", seconds=round(jumped_s, 3), consequence="deadlines keep to the time before")
             else:
                 log.info("clock_agrees")
+
+
+def _in_parts(measured: Sequence[_Measured]) -> Iterator[Sequence[_Measured]]:
+    """Part what agents measured so that each part is a few milliseconds: one has a value, another has sixty."""
+    start, weight = 0, 0
+    for number, (_, values) in enumerate(measured):
+        weight += 1 + len(values)
+        if weight >= _VALUES_AT_A_TIME:
+            yield measured[start : number + 1]
+            start, weight = number + 1, 0
+    yield measured[start:]
 
 
 def _due_since(command: Command) -> float:
