@@ -43,7 +43,7 @@ def spare_the_fleet() -> None:
     With Python's own thresholds loading it takes a quarter longer, and each full collection stalls the loop, with
     100,000 agents for 160 to 350 ms. What the engine makes besides dies young, and needs no collector.
     """
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 5, 400)
 
 
 def _left_behind(loop: asyncio.AbstractEventLoop) -> bool:
