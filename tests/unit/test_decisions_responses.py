@@ -58,6 +58,16 @@ def test_without_auto_register_only_a_register_lets_in() -> None:
     decision = world.say("heartbeat")
     assert (decision.outcome, decision.code) == ("buried", "unknown_agent")
     assert (world.index, [letter.agent_id for letter in world.letters]) == (set(), ["a"])
+
+
+def test_what_strangers_only_publish_of_their_measurements_washes_no_letter_away() -> None:
+    """It is refused, and the refusal counted; what they push is buried, and so is a state that they publish."""
+    world = World(auto_register=False)
+    decision = world.say("measurement", tokens=1, via="pubsub")
+    assert (decision.outcome, decision.code) == ("refused", "unknown_agent")
+    assert (world.index, world.letters) == (set(), [])
+    decisions = [world.say("measurement", tokens=1), world.say("state_transition", target="calm", via="pubsub")]
+    assert [decision.outcome for decision in decisions] == ["buried"] * 2
     assert world.say("register", type="scribe").outcome == "applied"
     assert world.say("heartbeat").outcome == "applied"
 

@@ -75,7 +75,12 @@ def bury_response(draft: Draft, rules: Rules, error: MalformedError, raw: bytes)
 
 
 def _refuse(scope: Scope, code: str, reason: str, response: m.Response | m.Custom, raw: bytes) -> Decision:
-    """Bury what comes from an agent that is not taken in."""
+    """Bury what comes from an agent that is not taken in; but for what it only publishes of its measurements, every
+    second perhaps: that would wash all other letters away.
+    """
+    if response.via == "pubsub" and isinstance(response, m.Measurement):
+        scope.decision.outcome, scope.decision.code = "refused", code
+        return scope.decision
     scope.bury(code, reason, raw, source=SOURCE, agent_id=response.agent_id)
     if response.reply and response.id is not None:
         scope.answer(response.agent_id, response.id, {"ok": False, "error": Fault("message_refused", code, reason)})
