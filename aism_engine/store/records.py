@@ -45,10 +45,14 @@ class Records:
         key: Callable[[str], str],
         fields: Sequence[str],
         parse: Callable[[str, bytes], T | None],
+        *,
+        most: int = CHUNK,
     ) -> AsyncIterator[T]:
-        """Read the records of any number, page by page. The server reads a page while we take in the one before it."""
+        """Read the records of any number, at `most` so many at once. The server reads a page while we take in the one
+        before it.
+        """
         ahead: asyncio.Future[list[bytes]] | None = None
-        pages = list(chunks(ids))
+        pages = list(chunks(ids, most))
         try:
             for number, page in enumerate(pages):
                 records = await (ahead or self.read(map(key, page), fields))
@@ -65,8 +69,8 @@ class Records:
                 ahead.cancel()
 
 
-def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+def chunks(ids: Sequence[str], most: int = CHUNK) -> Iterator[Sequence[str]]:
+    return (ids[start : start + most] for start in range(0, len(ids), most))
 
 
 def text(value: bytes) -> str:

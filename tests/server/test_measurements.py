@@ -68,6 +68,16 @@ async def test_prometheus_sees_them_by_type_also_of_the_next_leader(server: Embe
         await eventually(lambda: rolled_up(engine, "scribe") == [2, 20, 10, 30])
 
 
+async def test_a_new_leader_reads_those_of_all_agents(server: EmbeddedServer, prefix: str) -> None:
+    """However many there are: they are read some agents at a time."""
+    expected = {f"a{number}": {"tokens": float(number)} for number in range(600)}
+    async with running_engine(server, prefix) as engine:
+        await engine.say(*({"type": "measurement", "agent_id": a, "payload": values} for a, values in expected.items()))
+        await eventually(engine.is_drained)
+    async with running_engine(server, prefix) as engine:
+        assert (await engine.engine.writer.loaded()).measurements == expected
+
+
 async def test_what_anyone_wrote_there_keeps_no_engine_from_loading_the_rest(
     server: EmbeddedServer, prefix: str
 ) -> None:
