@@ -117,6 +117,38 @@ def forget(
         typer.echo(f"{agent_id} is forgotten")
 
 
+@app.command("confirm-losses")
+def confirm_losses(
+    *,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="For the audit.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="S", help="Longest wait for the engine's answer.")] = 10,
+    redis: options.Redis = None,
+    prefix: options.Prefix = None,
+    json: options.Json = False,
+) -> None:
+    """Tell an engine that doubts itself that who is silent now is truly gone.
+
+    It calls them lost then as it always does, after liveness.lost_after, however many they are. Who falls silent
+    later is not meant by it.
+
+    \b
+    Example:
+      aism-engine agents list --liveness silent
+      aism-engine agents confirm-losses --reason "the rack was switched off"
+    """  # noqa: D301
+    payload = {} if reason is None else {"reason": reason}
+    reply = with_operator(
+        redis, prefix, lambda operator: ask(operator, "confirm_losses", payload, timeout_s=timeout, json=json)
+    )
+    if json:
+        print_json(reply)
+    elif reply["silent"]:
+        agents = "1 agent is" if reply["silent"] == 1 else f"{reply['silent']} agents are"
+        typer.echo(f"{agents} silent: who shows nothing for liveness.lost_after is called lost")
+    else:
+        typer.echo("nobody is silent: there is nothing to confirm")
+
+
 def _row(seen: Seen) -> tuple[object, ...]:
     agent = seen.agent
     since = age(time.time() - agent.since)

@@ -35,6 +35,7 @@ class Draft:
         self._heard: dict[str, list[str]] = {}
         self._deeds: dict[str, Deeds] = {}
         self._acted: set[str] = set()
+        self._losses_confirmed = False
         self._measurements: dict[str, dict[str, float]] = {}
         self._mail: Counter[str] = Counter()
         self._buckets: dict[Pair, Bucket] = {}
@@ -168,6 +169,14 @@ class Draft:
     def measure(self, agent_id: str, values: Mapping[str, float]) -> None:
         self._measurements[agent_id] = {**self.measurements(agent_id), **values}
 
+    @property
+    def silent(self) -> int:
+        """How many are shown as silent."""
+        return len(self._fleet.silent)
+
+    def confirm_losses(self) -> None:
+        self._losses_confirmed = True
+
     def note_silence(self, agent_id: str, since: float | None) -> None:
         """Note that an agent is silent since then; None: that it is so no more."""
         self._silences[agent_id] = since
@@ -215,6 +224,8 @@ class Draft:
         if self.hold != fleet.hold:
             fleet.hold = self.hold
             fleet.freed |= fleet.waiting
+        if self._losses_confirmed:
+            fleet.losses_confirmed_at = self.now
         fleet.traffic.settle(self._buckets, self._hops)
         self._settle_evidence()
 

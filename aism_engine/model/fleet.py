@@ -75,6 +75,8 @@ class Fleet:
         self.loaded_at = 0.0
         self.silent: dict[str, float] = {}
         """Whom Redis shows as silent, and since when. One that is not fresh any more is taken out by the next scan."""
+        self.losses_confirmed_at = float("-inf")
+        """When an operator last said that who was silent then is gone: of this leader's time, and no part of Redis."""
         self.deeds: dict[str, Deeds] = {}
         """What each agent was seen to do since then; to read, a draft alone changes it."""
         self.traffic = Traffic()

@@ -94,6 +94,8 @@ class Watch:
         self._returned: dict[str, float] = {}
         """Who has come back into the span not longer ago than it is wide, and when."""
         self._blind = True
+        self.confirmed_at = -math.inf
+        """Who was silent at this instant, and has been since, is gone by an operator's word: no doubt holds that up."""
 
     def reset(self) -> None:
         """Forget what was seen standing still: we could not have seen it move."""
@@ -126,7 +128,7 @@ class Watch:
         What agents have said is known up to `heard_until`: silence counts up to then.
         """
         before, self._still = self._still, {}
-        silent, losses = dict[str, float](), list[Loss]()
+        silent, losses, confirmed = dict[str, float](), list[Loss](), list[Loss]()
         ahead = behind = 0
         for agent_id, score in outside.items():
             limit = limits(agent_id)
@@ -145,7 +147,8 @@ class Watch:
             else:
                 behind += not span.has(score)
             if silent_s >= limit.lost_s:
-                losses.append(Loss(agent_id, score, silent_s))
+                is_confirmed = since + limit.silent_s <= self.confirmed_at
+                (confirmed if is_confirmed else losses).append(Loss(agent_id, score, silent_s))
         self._returned = {agent_id: at for agent_id, at in self._returned.items() if now - at < span.past_s}
         self._returned.update(dict.fromkeys(before, now))
         self._blind = False
@@ -154,7 +157,7 @@ class Watch:
             losses = []
         elif mode == "partial":
             losses = sorted(losses, key=lambda loss: -loss.silent_s)[: brake.losses_per_scan]
-        return Assessment(mode, silent, losses, ahead, behind)
+        return Assessment(mode, silent, confirmed + losses, ahead, behind)
 
     def _since(self, agent_id: str, score: float, now: float, span: Span) -> float:
         """Give since when a score stands still that was in the span before, or was not looked at."""

@@ -232,6 +232,10 @@ class ForgetPayload(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
 
 
+class ConfirmLossesPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    reason: str | None = None
+
+
 class _Request(Struct, frozen=True, kw_only=True, tag_field="type"):
     id: Identifier
     reply: bool = True
@@ -275,7 +279,11 @@ class Forget(_Request, frozen=True, kw_only=True, tag="forget"):
     payload: ForgetPayload
 
 
-Request: TypeAlias = Send | Cancel | Pause | Drain | Resume | Replay | Purge | Forget
+class ConfirmLosses(_Request, frozen=True, kw_only=True, tag="confirm_losses"):
+    payload: ConfirmLossesPayload
+
+
+Request: TypeAlias = Send | Cancel | Pause | Drain | Resume | Replay | Purge | Forget | ConfirmLosses
 
 _KINDS: Final = {member: str(member.__struct_config__.tag) for member in (*get_args(Response), *get_args(Request))}
 

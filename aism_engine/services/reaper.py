@@ -75,6 +75,7 @@ class Reaper(Service):
                 for agent_id, score in (await self._scores(list(overtaken))).items()
                 if score == overtaken[agent_id] and _is_watched(fleet.agents.get(agent_id))
             }
+        self._watch.confirmed_at = began - server_now + fleet.losses_confirmed_at
         assessment = self._watch.assess(
             watched,
             fleet.liveness[Liveness.FRESH],

@@ -15,7 +15,7 @@ COMMANDS = [
     *(["divergences"], ["health"], ["scenario"], ["version"]),
     *(["commands", "list"], ["commands", "show"], ["commands", "wait"], ["commands", "cancel"]),
     *(["dead-letters", each] for each in ("list", "show", "replay", "purge")),
-    *(["agents", "list"], ["agents", "show"], ["agents", "forget"]),
+    *(["agents", "list"], ["agents", "show"], ["agents", "forget"], ["agents", "confirm-losses"]),
     *(["machines", "check"], ["machines", "graph"], ["machines", "list"], ["machines", "show"]),
     *(["config", "check"], ["config", "show"]),
 ]

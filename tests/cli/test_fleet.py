@@ -92,6 +92,18 @@ async def test_who_is_silent_is_listed_as_such_and_not_as_fresh(
             assert (await fleet("top", "--once", "--json")).json["by_liveness"] == {"silent": 1}
 
 
+async def test_an_operator_can_say_that_the_silent_are_gone(fleet: Call, server: EmbeddedServer, prefix: str) -> None:
+    """It says how many that means, for people and for programs, and that there is nobody where there is none."""
+    with capture_logs():
+        async with running_engine(server, prefix, liveness__silent_after=0.3, liveness__lost_after=60.0) as engine:
+            none = await fleet("agents", "confirm-losses")
+            assert (none.code, none.out) == (0, "nobody is silent: there is nothing to confirm\n")
+            await engine.call("ZADD", engine.keys.heartbeats, time.time() + 3600, AGENT)
+            await eventually(lambda: AGENT in engine.engine.writer.fleet.silent)
+            assert (await fleet("agents", "confirm-losses", "--reason", "gone", "--json")).json["silent"] == 1
+            assert (await fleet("agents", "confirm-losses")).out.startswith("1 agent is silent: ")
+
+
 @pytest.mark.usefixtures("agent")
 async def test_an_agent_can_be_forgotten(fleet: Call) -> None:
     """It is gone from the list; to forget or show it again is refused."""

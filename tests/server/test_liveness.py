@@ -168,3 +168,28 @@ async def test_who_has_never_beaten_is_not_watched(server: EmbeddedServer, prefi
         assert await shown(running, "a") == "unknown"
         await beat(running, "a")
         await wait_shown(running, "a", "lost")
+
+
+async def test_an_operators_word_ends_the_doubt_about_those_who_are_silent_now(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """In full nobody is lost, until an operator says that it is true: then all of them are at once, and it is over."""
+    gone = [f"a{number}" for number in range(30)]
+    settings = HASTY | {"liveness__lost_after": 0.9}
+    async with running_engine(server, prefix, **settings) as running:
+        await beat(running, *gone)
+        await eventually(lambda: running.metric("aism_fleet_mode", mode="full"))
+        reaper = next(part for part in running.engine.components if isinstance(part, Reaper))
+        judged_at, scans = running.engine.store.now + 1.5, set[float]()
+        await eventually(lambda: running.engine.store.now > judged_at and _has_scanned(reaper, 2, scans))
+        assert await running.audit("agent_lost") == []
+        await running.ask({"type": "confirm_losses", "id": "ask", "payload": {"reason": "the rack is off"}})
+        assert (await running.replied("ask"))["silent"] == len(gone)
+        await eventually(partial(_are_lost, running, len(gone)))
+        await eventually(lambda: running.metric("aism_fleet_mode", mode="normal"))
+        (fact,) = await running.audit("losses_confirmed")
+        assert (fact["by"], fact["reason"], fact["details"]) == ("operator", "the rack is off", {"silent": len(gone)})
+
+
+async def _are_lost(running: Running, count: int) -> bool:
+    return len(await running.audit("agent_lost")) == count

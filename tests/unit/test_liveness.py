@@ -215,6 +215,35 @@ def test_in_doubt_of_itself_it_calls_nobody_lost_until_agents_speak_again() -> N
     assert lost(scan(watch, 1000.0, few, watched=20)) == list(few)
 
 
+def test_what_an_operator_confirms_is_no_matter_of_doubt() -> None:
+    """Whoever was silent then is lost at its time, however many they are, and the longest silent no sooner than others;
+    who falls silent later, or was heard since, is not meant.
+    """
+    watch = seeing()
+    outside = {f"a{number}": 7.0 for number in range(20)}
+    scan(watch, 1.0, outside)
+    outside |= {f"b{number}": 7.0 for number in range(20)}
+    scan(watch, 20.0, outside)
+    watch.confirmed_at = 19.9
+    assert lost(scan(watch, 29.0, outside)) == []
+    heard = {"a0": 19.0}
+    found = scan(watch, 60.0, outside, spoke=heard)
+    assert (found.mode, lost(found)) == ("full", [f"a{number}" for number in range(1, 20)])
+    watch.confirmed_at = 60.0
+    assert sorted(lost(scan(watch, 66.0, outside, spoke=heard))) == sorted(outside)
+
+
+def test_a_confirmation_is_void_for_what_was_watched_anew_since() -> None:
+    """After a blind spell nobody is silent: what was said of those who were says nothing of these."""
+    watch = seeing()
+    outside = {f"a{number}": 7.0 for number in range(20)}
+    scan(watch, 40.0, outside)
+    watch.confirmed_at = 40.0
+    watch.reset()
+    scan(watch, 41.0, outside)
+    assert lost(scan(watch, 200.0, outside)) == []
+
+
 def test_only_those_who_are_silent_for_long_enough_count() -> None:
     """A fleet whose clocks are all off is not a silent one."""
     watch = Watch(Brake())

@@ -1,4 +1,4 @@
-"""What an operator takes back or holds up: cancel, pause, drain, resume."""
+"""What an operator takes back, holds up or confirms: cancel, pause, drain, resume, confirm_losses."""
 
 from typing import Any, Final
 
@@ -104,5 +104,15 @@ def _notice(scope: Scope, request: m.Cancel, command: Command) -> bytes:
     return encode(message, "json" if agent is None else agent.codec)
 
 
-def _reason(payload: m.HoldPayload | m.CancelPayload) -> str | None:
+def confirm_losses(scope: Scope, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
+    """Take an operator's word for it that who is silent now is truly gone: no brake holds their losses up."""
+    draft = scope.draft
+    draft.confirm_losses()
+    silent = draft.silent
+    scope.decision.outcome = "applied" if silent else "unchanged"
+    scope.record("losses_confirmed", reason=_reason(request.payload), details={"silent": silent})
+    return {"ok": True, "silent": silent}
+
+
+def _reason(payload: m.HoldPayload | m.CancelPayload | m.ConfirmLossesPayload) -> str | None:
     return clip(payload.reason or "") or None

@@ -7,7 +7,7 @@ from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, clip
-from aism_engine.model.decisions.controls import cancel, hold
+from aism_engine.model.decisions.controls import cancel, confirm_losses, hold
 from aism_engine.model.decisions.letters import purge, replay
 from aism_engine.model.decisions.sending import send
 from aism_engine.model.draft import Draft
@@ -74,4 +74,5 @@ _HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | Fault]]] = {
     m.Replay: replay,
     m.Purge: purge,
     m.Forget: _forget,
+    m.ConfirmLosses: confirm_losses,
 }
