@@ -6,12 +6,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from aism_engine.app import load_checked, load_machines
 from aism_engine.cli import options
 from aism_engine.cli.output import print_json, print_table
 from aism_engine.config import load
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
+from aism_engine.rules import load_checked, load_machines
 
 app = options.Commands(help="Check the settings, or show them.")
 

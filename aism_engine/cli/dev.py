@@ -12,7 +12,7 @@ from rich.console import Console
 
 from aism_engine import logs
 from aism_engine.agent.simulated import Simulation
-from aism_engine.app import Engine, load_checked
+from aism_engine.app import Engine
 from aism_engine.cli import options
 from aism_engine.cli.dashboard import Lines, Show, Table
 from aism_engine.cli.exits import Exit, RefusedError
@@ -20,6 +20,7 @@ from aism_engine.cli.figures import Figures, figures
 from aism_engine.cli.loop import run_to_end
 from aism_engine.cli.output import print_fields, print_json
 from aism_engine.errors import ServerUnavailableError
+from aism_engine.rules import load_checked
 from aism_engine.runtime import signals
 from aism_engine.store.embedded import EmbeddedServer
 

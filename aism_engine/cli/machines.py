@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from aism_engine.app import load_machines
 from aism_engine.cli import options
 from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.machine_text import drawn, terms
@@ -14,6 +13,7 @@ from aism_engine.config import load
 from aism_engine.errors import ConfigError
 from aism_engine.model.machine import Machine, Machines
 from aism_engine.model.machine_file import ENTRIES, read_all
+from aism_engine.rules import load_machines
 
 app = options.Commands(help="Check state machines, or show those in use.")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aism_engine import logs
-from aism_engine.app import Engine, load_checked, load_machines
+from aism_engine.app import Engine
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.loop import run_to_end
@@ -17,6 +17,7 @@ from aism_engine.config import load
 from aism_engine.logs import LogWriter
 from aism_engine.metrics import Metrics
 from aism_engine.model.machine import Machines
+from aism_engine.rules import load_checked, load_machines
 from aism_engine.runtime import signals
 from aism_engine.settings import Settings
 
