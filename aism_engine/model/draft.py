@@ -163,8 +163,12 @@ class Draft:
 
     def measurements(self, agent_id: str) -> Mapping[str, float]:
         """Give the latest value of each name that the agent has measured."""
-        changed = self._measurements.get(agent_id)
-        return self._fleet.measurements.get(agent_id, NOTHING_MEASURED) if changed is None else changed
+        fleet = self._fleet
+        if (changed := self._measurements.get(agent_id)) is not None:
+            return changed
+        if agent_id in fleet.to_recall:
+            return self.lookups.measurements.get(agent_id, NOTHING_MEASURED)
+        return fleet.measurements.get(agent_id, NOTHING_MEASURED)
 
     def measure(self, agent_id: str, values: Mapping[str, float]) -> None:
         self._measurements[agent_id] = {**self.measurements(agent_id), **values}
@@ -242,9 +246,9 @@ class Draft:
             if deeds is None:
                 deeds = fleet.deeds[agent_id] = Deeds()
             deeds.acted = self.now
-        fleet.measurements.update(
-            (agent_id, values) for agent_id, values in self._measurements.items() if agent_id in fleet.agents
-        )
+        for agent_id in self._measurements.keys() & fleet.agents.keys():
+            fleet.measurements[agent_id] = self._measurements[agent_id]
+            fleet.to_recall.discard(agent_id)
 
     def _settle_commands(self) -> None:
         fleet = self._fleet

@@ -28,6 +28,7 @@ class Lookups(Struct):
     unread: dict[str, int] = field(default_factory=dict)
     """How many messages an agent has not read, or is not let have yet."""
     groups: dict[str, Group] = field(default_factory=dict)
+    measurements: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 _ENDED: Final = 4096
@@ -55,7 +56,6 @@ class Fleet:
         agents: Iterable[Agent] = (),
         commands: Iterable[Command] = (),
         groups: Iterable[Group] = (),
-        measurements: Mapping[str, dict[str, float]] = NOTHING_MEASURED,
         *,
         hold: Hold = Hold.NONE,
         recent_ids: int = 64,
@@ -63,8 +63,10 @@ class Fleet:
         self.agents = {agent.agent_id: agent for agent in agents}
         self.commands = {command.command_id: command for command in sorted(commands, key=lambda each: each.turn)}
         self.groups = {group.group_id: group for group in groups}
-        self.measurements = dict(measurements)
+        self.measurements: dict[str, dict[str, float]] = {}
         """The latest value of each name, by agent; none of these is ever changed in place."""
+        self.to_recall = set(self.agents)
+        """Whose measurements have not been read since the load: it must not take longer for them."""
         self.hold = hold
         self.turn = max((command.turn for command in self.commands.values()), default=0)
         """The last turn that was given."""
@@ -132,6 +134,15 @@ class Fleet:
         if len(self.ended) > _ENDED:
             del self.ended[next(iter(self.ended))]
 
+    def recall(self, agent_id: str, values: dict[str, float]) -> None:
+        """Add what an agent had measured before the load, unless it is known by now. No decision changes by it: those
+        that need it have it looked up.
+        """
+        if agent_id in self.to_recall:
+            self.to_recall.discard(agent_id)
+            if values:
+                self.measurements[agent_id] = values
+
     def _count(self, agent: Agent, change: int) -> None:
         state, kind = agent.state, agent.kind
         kinds = self.occupants.get(state)
@@ -151,6 +162,7 @@ class Fleet:
         self.spoke.pop(agent_id, None)
         self.deeds.pop(agent_id, None)
         self.measurements.pop(agent_id, None)
+        self.to_recall.discard(agent_id)
         self._recent.pop(agent_id, None)
         for agents in (self.away, self.waiting, self.queued, self.freed):
             agents.discard(agent_id)

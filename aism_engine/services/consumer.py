@@ -29,10 +29,12 @@ class Consumer(Intake[m.Response | m.Custom]):
             if message.command_id is not None and message.command_id not in fleet.commands
         }
         recipients = {message.payload.to for message in messages if isinstance(message, m.Message)}
+        measuring = {message.agent_id for message in messages if isinstance(message, m.Measurement)} & fleet.to_recall
         return Lookups(
             await self._store.sightings(strangers),
             await self._store.commands(ended),
             unread=await self._store.unread(recipients),
+            measurements=await self._store.measurements(measuring),
         )
 
     def decide(self, draft: Draft, message: m.Response | m.Custom, raw: bytes) -> Decision:

@@ -48,11 +48,13 @@ class Dispatcher(Intake[m.Request]):
         )
         given_up_on = (command_id_of(letter.raw) for letter in letters.values() if letter.source == COMMANDS)
         commands |= {command_id for command_id in given_up_on if command_id is not None}
+        saying = {letter.agent_id for letter in letters.values() if letter.agent_id is not None}
         return Lookups(
             sightings,
             await self._store.commands(commands - fleet.commands.keys()),
             answers=await self._store.answers([message.id for message in messages]),
             letters=letters,
+            measurements=await self._store.measurements(saying & fleet.to_recall),
         )
 
     async def _hear_out(self, asked_at: float) -> None:

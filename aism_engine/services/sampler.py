@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, TypeAlias
 
 import structlog
@@ -13,6 +14,7 @@ from aism_engine.model.doctor.server import CODES, examine_server
 from aism_engine.model.fleet import Fleet
 from aism_engine.services.base import Context, Service
 from aism_engine.store.diagnosis import Diagnosis
+from aism_engine.store.records import MEASURED_AT_ONCE
 
 log = structlog.get_logger(component="sampler")
 
@@ -23,6 +25,8 @@ _AT_A_TIME: Final = 1000
 """Agents that are gone over without a break: a few milliseconds of the loop."""
 _VALUES_AT_A_TIME: Final = 4000
 """Of what they measured: likewise."""
+_RECALL_SHARE: Final = 0.02
+"""Of the time, what a new leader takes to read what agents had measured before."""
 _ROLLUP_SHARE: Final = 0.01
 """Of a core, what that may take."""
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
@@ -72,6 +76,7 @@ class Sampler(Service):
             }
         )
         metrics.commands.set(len(fleet.commands))
+        await self._recall(fleet)
         if began >= self._roll_up_at or not fleet.measurements:
             await self._roll_up(fleet)
         await self._tell_ages(fleet)
@@ -96,6 +101,14 @@ class Sampler(Service):
         for code in sorted(self._dangers - dangers):
             log.info("redis_safe", code=code)
         self._dangers = dangers
+
+    async def _recall(self, fleet: Fleet) -> None:
+        """Read what agents had measured before this engine led, some of it at each step."""
+        until = self._clock.monotonic() + _RECALL_SHARE * self._interval_s
+        while fleet.to_recall and self._clock.monotonic() < until:
+            page = list(islice(fleet.to_recall, MEASURED_AT_ONCE))
+            for agent_id, values in (await self._store.measurements(page)).items():
+                fleet.recall(agent_id, values)
 
     async def _roll_up(self, fleet: Fleet) -> None:
         """Sum up what agents have measured, without holding up others: where many do, less often."""

@@ -12,11 +12,8 @@ from aism_engine.model.fleet import Fleet
 from aism_engine.model.groups import GROUP_FIELDS
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import Records, agent_of, command_of, group_of, measurements_of, text
+from aism_engine.store.records import Records, agent_of, command_of, group_of, text
 
-_MEASURED_AT_ONCE: Final = 250
-"""Agents of which what they measured is read at once: with 64 names each, 7 ms of the server, and as much of the loop.
-"""
 _AUDIT_PAGE: Final = 100
 _CAUSES: Final = 10_000
 """How many messages of the past a new leader reads, at least, to know a second copy: an arbitrary number. A commit of a
@@ -46,16 +43,8 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> Loaded:
         command async for command in records.each(command_ids, keys.command, COMMAND_FIELDS, command_of) if command.open
     ]
     groups = [group async for group in records.each(group_ids, keys.group, GROUP_FIELDS, group_of)]
-    measured = dict(
-        [
-            each
-            async for each in records.each(
-                agent_ids, keys.agent_measurements, (), measurements_of, most=_MEASURED_AT_ONCE
-            )
-        ]
-    )
     held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
-    fleet = Fleet(agents, commands, groups, measured, hold=held, recent_ids=recent_ids)
+    fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
     for agent_id in _named(deadlines, "stay"):
         if (agent := fleet.agents.get(agent_id)) is not None:
             agent.stay_until = deadlines[f"stay:{agent_id}".encode()]

@@ -42,7 +42,7 @@ _USES: Final = {
     "agent": "HSET HMGET DEL TYPE",
     "state": "MGET MSET GETRANGE DEL TYPE",
     "metadata": "HSET HGET DEL TYPE",
-    "agent_measurements": "HSET HGETALL DEL TYPE",
+    "agent_measurements": "HSET HGETALL HLEN DEL TYPE",
     "commands": "LPUSH LREM LINDEX DEL TYPE",
     "inbox": "LPUSH LLEN DEL TYPE",
     "mail": "LPUSH LLEN LMOVE DEL TYPE",

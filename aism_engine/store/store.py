@@ -27,7 +27,7 @@ from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.loading import Loaded, load_fleet
-from aism_engine.store.records import Records, command_of, group_of, is_empty, text
+from aism_engine.store.records import MEASURED_AT_ONCE, Records, command_of, group_of, is_empty, measurements_of, text
 from aism_engine.store.scripts import (
     COMMIT,
     HEADS,
@@ -172,6 +172,13 @@ class Store:
         replies = await self._records.read(map(self.keys.group, group_ids), GROUP_FIELDS)
         found = ((group_id, group_of(group_id, packed)) for group_id, packed in zip(group_ids, replies, strict=True))
         return {group_id: group for group_id, group in found if group is not None}
+
+    async def measurements(self, agent_ids: Collection[str]) -> dict[str, dict[str, float]]:
+        """Read what each of these agents has measured: the latest value of each name."""
+        found = self._records.each(
+            list(agent_ids), self.keys.agent_measurements, (), measurements_of, most=MEASURED_AT_ONCE
+        )
+        return {agent_id: {} for agent_id in agent_ids} | {agent_id: values async for agent_id, values in found}
 
     async def strays(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
         """Walk over all keys, for the commands and groups that are open and have no deadline; a cursor of 0 begins, and

@@ -165,6 +165,7 @@ class World:
                 dict(self.kept_answers),
                 dict(self.stream),
                 {each: len(self.inboxes.get(each, ())) + len(self.mail.get(each, ())) for each in self.fleet.agents},
+                measurements={each: self.measurements.get(each, {}) for each in self.fleet.to_recall},
             ),
         )
 
@@ -217,8 +218,7 @@ class World:
             for group_id, record in self.group_records.items()
             if f"group:{group_id}" in self.deadlines
         )
-        open_commands = (command for command in commands if command.open)
-        return Fleet(agents, open_commands, groups, self.measurements, hold=Hold(self.hold))
+        return Fleet(agents, (command for command in commands if command.open), groups, hold=Hold(self.hold))
 
     def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
         match effect:

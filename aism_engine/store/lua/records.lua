@@ -3,17 +3,20 @@
 -- KEYS[1..] the hashes     ARGV[1] most bytes of a field     ARGV[2..] the fields; none: all, each behind its name
 --
 -- Returns for each the values of the fields, as one MessagePack array of strings; '' for one that is absent, or too long, or where there is no
--- hash. Packed, a record is one reply and not as many as it has fields, and is read in one go.
+-- hash. Of all fields none are given where there are more than 10,000: no hash of ours has so many. Packed, a record is one reply and not as many as it has fields, and is read in one go.
 
 local limit = tonumber(ARGV[1])
 local fields = {unpack(ARGV, 2)}
 local found = {}
 for i, key in ipairs(KEYS) do
-  local values
+  local values = {}
   if #fields > 0 then
     values = redis.pcall('HMGET', key, unpack(fields))
   else
-    values = redis.pcall('HGETALL', key)
+    local length = redis.pcall('HLEN', key)
+    if type(length) == 'number' and length <= 10000 then
+      values = redis.pcall('HGETALL', key)
+    end
   end
   if values.err then
     values = {}
