@@ -100,7 +100,7 @@ class Metrics:
             ),
             Pairs(any_rule, types),
         )
-        self.measurements = Rollup(Pairs(types, Few(names)), r)
+        self.measurements = Rollup(types, Pairs.EACH * names, r)
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
         self.oldest_undelivered = Gauge(
             "aism_oldest_undelivered_command_seconds",
