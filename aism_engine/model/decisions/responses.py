@@ -1,6 +1,6 @@
 """What it means when an agent says something: one function for each type of response."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from aism_engine.model import effects as fx
@@ -8,7 +8,7 @@ from aism_engine.model import messages as m
 from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions import mail
+from aism_engine.model.decisions import mail, measurements
 from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
 from aism_engine.model.decisions.standing import settle
 from aism_engine.model.draft import Draft
@@ -313,47 +313,6 @@ def _message(scope: Scope, agent: Agent, response: m.Message, raw: bytes) -> Fau
     return mail.send(scope, agent, recipient, response, response.id or digest(raw).partition(":")[0])
 
 
-def _measurement(scope: Scope, agent: Agent, response: m.Measurement, _raw: bytes) -> Fault | None:
-    draft, agent_id = scope.draft, agent.agent_id
-    values, surplus = _within(scope.rules.max_measures, draft.measurements(agent_id), response.payload)
-    if not values:
-        scope.decision.outcome = "unchanged"
-    else:
-        limits = scope.rules.divergence
-        if (context := values.get(limits.context_measurement)) is not None:
-            draft.deeds(agent_id).measure_context(context, limits.context_limit, draft.now)
-        draft.measure(agent_id, values)
-        scope.add(fx.SaveMeasurements(agent_id, values))
-        if scope.rules.events and response.via != "pubsub":  # else all who listen have heard it already
-            event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
-            scope.add(fx.Publish("measurements", encode(event)))
-    return _refuse_measures(scope, agent_id, surplus) if surplus else None
-
-
-def _within(
-    most: int, known: Mapping[str, float], measured: dict[str, float]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Part what an agent measured: what is kept, and the names that are too many. One that is known always has room."""
-    if len(known) + len(measured) <= most:
-        return measured, {}
-    room, kept = most - len(known), {}
-    for name, value in measured.items():
-        if name in known or room > 0:
-            kept[name] = value
-            room -= name not in known
-    return kept, {name: value for name, value in measured.items() if name not in kept}
-
-
-def _refuse_measures(scope: Scope, agent_id: str, surplus: Iterable[str]) -> Fault:
-    """Say that an agent has measured under as many names as are kept of one; what it has had until now is kept up."""
-    code, most = "too_many_measures", scope.rules.max_measures
-    scope.decision.outcome, scope.decision.code = "refused", code
-    message = f"measurements.max_names = {most} names of {agent_id} are kept already: others are not"
-    details = {"refused": sorted(surplus), "max_names": most}
-    scope.trouble(code, message, agent_id=agent_id, details=details)
-    return Fault("measurement_refused", code, message, details)
-
-
 _HANDLERS: Final[dict[type, Handler]] = {
     m.Register: _register,
     m.Heartbeat: _heartbeat,
@@ -364,5 +323,5 @@ _HANDLERS: Final[dict[type, Handler]] = {
     m.Error: _error,
     m.StateTransition: _state_transition,
     m.Message: _message,
-    m.Measurement: _measurement,
+    m.Measurement: measurements.keep,
 }
