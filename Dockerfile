@@ -46,8 +46,11 @@ COPY --from=builder /etc/aism /etc/aism
 COPY --from=builder /opt/aism /opt/aism
 
 # Nothing is written to disk: run it with a read-only root. Inside a container loopback is nobody, hence the address.
+# An answer of DNS that comes after redis.connect_timeout is of no use, and who waits 5 s for it, as the C library does by
+# itself, comes back to Redis so much later.
 ENV PATH=/opt/aism/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
+    RES_OPTIONS="timeout:1 attempts:2" \
     AISM_HTTP__HOST=0.0.0.0
 USER 10001:10001
 WORKDIR /

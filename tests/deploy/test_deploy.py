@@ -112,6 +112,13 @@ def test_whoever_stops_the_engine_waits_longer_than_it_takes() -> None:
     assert int(found(r"stop_grace_period: (\d+)s$", COMPOSE)) > longest
 
 
+@pytest.mark.parametrize("text", [DOCKERFILE, UNIT.read_text(encoding="utf-8")], ids=["image", "unit"])
+def test_nobody_waits_for_dns_longer_than_for_a_connection(text: str) -> None:
+    """A lookup that nobody answers ends within redis.connect_timeout: its thread is free for the next attempt."""
+    seconds, attempts = (int(found(rf"RES_OPTIONS=.*\b{option}:(\d+)", text)) for option in ("timeout", "attempts"))
+    assert seconds * attempts <= SETTINGS.redis.connect_timeout
+
+
 @pytest.mark.parametrize("profile", [(), ("--profile", "demo")])
 def test_compose_reads_its_file(profile: tuple[str, ...]) -> None:
     """The compose file is one, with the demo and without."""
