@@ -7,11 +7,11 @@ from pathlib import Path
 
 from aism_engine.config import Loaded, load
 from aism_engine.errors import ConfigError
-from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import Handler
 from aism_engine.model.divergence import RULES, Thresholds
 from aism_engine.model.machine import Machines
 from aism_engine.model.machine_file import parse_all
+from aism_engine.model.rules import Rules
 from aism_engine.settings import DivergenceSettings, MachinesSettings, Settings
 
 

@@ -25,10 +25,10 @@ from aism_engine.app import Engine
 from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import load
 from aism_engine.model.codec import decode_response
-from aism_engine.model.decisions.common import Rules
 from aism_engine.model.decisions.responses import decide_response
 from aism_engine.model.draft import Draft
 from aism_engine.model.fleet import Fleet
+from aism_engine.model.rules import Rules
 from aism_engine.rules import load_machines
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds

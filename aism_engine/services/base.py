@@ -11,7 +11,8 @@ import structlog
 from aism_engine.clock import Clock
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.metrics import Metrics, from_zero
-from aism_engine.model.decisions.common import Decision, Rules
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.rules import Rules
 from aism_engine.services.hints import Backlog
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership

@@ -17,12 +17,12 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.model.agent import Sighting
 from aism_engine.model.clocks import MILLISECONDS_FROM
 from aism_engine.model.commands import COMMAND_FIELDS, Command
-from aism_engine.model.decisions.common import digest
 from aism_engine.model.decisions.handout import HEAD_BYTES
 from aism_engine.model.effects import Letter
 from aism_engine.model.groups import GROUP_FIELDS, Group
 from aism_engine.model.messages import Labels
 from aism_engine.model.names import is_state_name, is_type_name
+from aism_engine.model.texts import digest
 from aism_engine.store.batch import Argument, Taken
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys

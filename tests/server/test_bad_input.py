@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from aism_engine.model.decisions.common import digest
+from aism_engine.model.texts import digest
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, running_engine

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import pytest
 
-from aism_engine.model.decisions.common import Decision, Rules
+from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
 from aism_engine.services import timekeeper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer

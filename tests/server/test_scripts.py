@@ -12,7 +12,8 @@ from redis.exceptions import NoScriptError
 from aism_engine.clock import SystemClock
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision, digest
+from aism_engine.model.decisions.common import Decision
+from aism_engine.model.texts import digest
 from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import OURS, Batch, Bounds, Taken
 from aism_engine.store.client import connect

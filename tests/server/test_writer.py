@@ -12,10 +12,12 @@ from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError
-from aism_engine.model.decisions.common import Decision, Rules, digest
+from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.requests import decide_request
 from aism_engine.model.decisions.responses import bury_response, decide_response
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
+from aism_engine.model.texts import digest
 from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Bounds, Taken
 from aism_engine.store.client import connect

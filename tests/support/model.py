@@ -10,7 +10,7 @@ from aism_engine.model import effects as fx
 from aism_engine.model.agent import Agent, Hold, Sighting
 from aism_engine.model.codec import MalformedError, decode_as, decode_request, decode_response, encode
 from aism_engine.model.commands import Command
-from aism_engine.model.decisions.common import Decision, Rules
+from aism_engine.model.decisions.common import Decision
 from aism_engine.model.decisions.due import decide_due
 from aism_engine.model.decisions.errands import Errand, decide_errand
 from aism_engine.model.decisions.handout import decide_deliveries, decide_handout
@@ -21,6 +21,7 @@ from aism_engine.model.fleet import Fleet, Lookups
 from aism_engine.model.groups import Group
 from aism_engine.model.machine import Machine, Machines
 from aism_engine.model.machine_file import parse
+from aism_engine.model.rules import Rules
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"

@@ -8,7 +8,7 @@ import pytest
 from aism_engine.clock import iso
 from aism_engine.model import effects as fx
 from aism_engine.model.agent import Liveness, Sighting
-from aism_engine.model.decisions.common import digest
+from aism_engine.model.texts import digest
 from tests.support.model import AT, NOW, World
 
 

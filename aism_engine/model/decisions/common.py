@@ -1,8 +1,6 @@
 """The moves that decisions share. Each changes the draft and adds the effects that make the change true in Redis."""
 
 from collections.abc import Callable, Mapping
-from hashlib import sha1
-from math import ceil
 from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
@@ -10,53 +8,20 @@ from msgspec import Struct, field
 from aism_engine.model import effects as fx
 from aism_engine.model.agent import Agent, Liveness, Sighting
 from aism_engine.model.codec import encode
-from aism_engine.model.commands import Command, OnLost, Status, Step
+from aism_engine.model.commands import Command, Status, Step
 from aism_engine.model.decisions import standing
-from aism_engine.model.divergence import Thresholds
+from aism_engine.model.decisions.faults import Fault, transition_fault
 from aism_engine.model.draft import Draft
 from aism_engine.model.evidence import Via
-from aism_engine.model.machine import Machine, Machines, Refusal
+from aism_engine.model.machine import Machine, Refusal
+from aism_engine.model.rules import Rules
+from aism_engine.model.texts import clip, digest
 
-HEAD_BYTES: Final = 4096
-"""Of a message, what its digest covers: SHA-1 of 20 MB stalls a server for 94 ms, and the length tells the rest apart.
-"""
-
-_CLIP: Final = 2000
 _UNCHANGED: Final[Mapping[str, str]] = {}
 _CONTEXT_BYTES: Final = 4096
 """Of the context of a transition, what is kept: an arbitrary number. Of a larger one the digest and the size are."""
 
 Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "buried"]
-
-
-class Rules(Struct, frozen=True, kw_only=True):
-    """The settings that decisions depend on. Durations in seconds."""
-
-    machines: Machines
-    auto_register: bool = True
-    max_agents: int = 200_000
-    command_ttl_s: float = 3600.0
-    retention_s: float = 86_400.0
-    max_result_bytes: int = 16_384
-    max_queued: int = 1000
-    max_in_flight: int = 32
-    ack_timeout_s: float = 30.0
-    timeout_s: float = 3600.0
-    extend_on_progress: bool = True
-    max_attempts: int = 5
-    backoff_initial_s: float = 1.0
-    backoff_max_s: float = 60.0
-    on_lost: OnLost = "hold"
-    reply_ttl_s: float = 300.0
-    inbox_keep: int = 1000
-    max_measures: int = 64
-    max_hops: int = 64
-    pair_per_s: float = 10.0
-    pair_burst: int = 100
-    events: bool = True
-    divergence: Thresholds = Thresholds()
-    handlers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """What to do with responses of types that are not ours: see `responses.Handler`."""
 
 
 class Decision(Struct):
@@ -92,16 +57,6 @@ class Trouble(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: str | None = None
     command_id: str | None = None
     details: dict[str, Any] | None = None
-
-
-class Fault(Struct, frozen=True):
-    """Why something was refused, in the error shape that replies carry."""
-
-    type: str
-    code: str
-    message: str
-    details: dict[str, Any] = field(default_factory=dict)
-    suggestions: tuple[str, ...] = ()
 
 
 class Scope:
@@ -396,19 +351,6 @@ class Scope:
         return fault
 
 
-def transition_fault(refusal: Refusal) -> Fault:
-    details: dict[str, Any] = {
-        "current": refusal.current,
-        "requested": refusal.requested,
-        "allowed": refusal.allowed,
-    }
-    if refusal.missing:
-        details["missing"] = refusal.missing
-    if refusal.retry_after_s is not None:
-        details["retry_after"] = ceil(refusal.retry_after_s * 1000) / 1000  # never too early
-    return Fault("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)
-
-
 def kept_context(context: Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
     """Give what is kept of the context of a transition: in the record, and in the details of its fact."""
     if not context:
@@ -417,13 +359,3 @@ def kept_context(context: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]
     if len(encoded) <= _CONTEXT_BYTES:
         return encoded.decode(), {"context": context}
     return "", {"context_digest": digest(encoded), "context_size": len(encoded)}
-
-
-def clip(text: str) -> str:
-    """Keep the head of a text of an agent's, for the audit: 2,000 characters, an arbitrary number."""
-    return text if len(text) <= _CLIP else f"{text[:_CLIP]}…"
-
-
-def digest(raw: bytes) -> str:
-    """Name a message by the SHA-1 of its first 4 KiB and its length; `peek.lua` and `commit.lua` compute the same."""
-    return f"{sha1(raw[:HEAD_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"

@@ -7,9 +7,11 @@ from aism_engine.model import messages as m
 from aism_engine.model.agent import Hold
 from aism_engine.model.codec import encode
 from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import Fault, Scope, clip
+from aism_engine.model.decisions.common import Scope
+from aism_engine.model.decisions.faults import Fault
 from aism_engine.model.decisions.sending import child_id, find_agent, select, to_all
 from aism_engine.model.groups import Group
+from aism_engine.model.texts import clip
 
 _HOLDS: Final = {m.Pause: Hold.PAUSE, m.Drain: Hold.DRAIN, m.Resume: Hold.NONE}
 

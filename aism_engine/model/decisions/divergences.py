@@ -9,10 +9,11 @@ from aism_engine.clock import from_iso
 from aism_engine.model import effects as fx
 from aism_engine.model.agent import Agent
 from aism_engine.model.clocks import Beats
-from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.divergence import Finding, Refuted, View, news
 from aism_engine.model.draft import Draft
 from aism_engine.model.evidence import Deeds, Divergence
+from aism_engine.model.rules import Rules
 
 
 class Sight(Struct, frozen=True):

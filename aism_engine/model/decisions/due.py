@@ -7,9 +7,11 @@ from aism_engine.model import effects as fx
 from aism_engine.model.agent import Agent
 from aism_engine.model.codec import decode_as, encode
 from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import Decision, Rules, Scope, digest
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.standing import end_stay
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
+from aism_engine.model.texts import digest
 
 SOURCE: Final = "deadlines"
 COMMANDS: Final = "commands"

@@ -5,10 +5,12 @@ from typing import Any
 from msgspec import Struct
 
 from aism_engine.model import messages as m
-from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.controls import cancel_command, hold_agent
+from aism_engine.model.decisions.faults import Fault
 from aism_engine.model.decisions.sending import accept, child_id, find_agent
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
 
 
 class Errand(Struct, frozen=True, kw_only=True):

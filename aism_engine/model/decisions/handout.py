@@ -6,8 +6,9 @@ from typing import Final
 import msgspec
 
 from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
 
 _JSON_ID: Final = re.compile(rb'\A\{"id":"([A-Za-z0-9._-]+)"')
 HEAD_BYTES: Final = 192

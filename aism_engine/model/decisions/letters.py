@@ -9,8 +9,10 @@ from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, decode_as, decode_response
 from aism_engine.model.commands import Command
 from aism_engine.model.decisions import due, responses
-from aism_engine.model.decisions.common import Fault, Scope, clip
+from aism_engine.model.decisions.common import Scope
+from aism_engine.model.decisions.faults import Fault
 from aism_engine.model.decisions.sending import accept, find_agent
+from aism_engine.model.texts import clip
 
 _KIND = "replay_refused"
 

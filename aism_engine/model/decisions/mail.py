@@ -12,7 +12,8 @@ from aism_engine.model import messages as m
 from aism_engine.model.agent import Agent
 from aism_engine.model.codec import encode
 from aism_engine.model.decisions import standing
-from aism_engine.model.decisions.common import Fault, Scope
+from aism_engine.model.decisions.common import Scope
+from aism_engine.model.decisions.faults import Fault
 from aism_engine.model.mail import Bucket
 
 

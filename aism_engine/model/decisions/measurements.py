@@ -6,7 +6,8 @@ from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.agent import Agent
 from aism_engine.model.codec import encode
-from aism_engine.model.decisions.common import Fault, Scope
+from aism_engine.model.decisions.common import Scope
+from aism_engine.model.decisions.faults import Fault
 
 
 def keep(scope: Scope, agent: Agent, response: m.Measurement, _raw: bytes) -> Fault | None:

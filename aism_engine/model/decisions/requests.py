@@ -6,11 +6,14 @@ from typing import Any, Final
 from aism_engine.model import effects as fx
 from aism_engine.model import messages as m
 from aism_engine.model.codec import MalformedError, encode
-from aism_engine.model.decisions.common import Decision, Fault, Rules, Scope, clip
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.controls import cancel, confirm_losses, hold
+from aism_engine.model.decisions.faults import Fault
 from aism_engine.model.decisions.letters import purge, replay
 from aism_engine.model.decisions.sending import send
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
+from aism_engine.model.texts import clip
 
 SOURCE: Final = "request_queue"
 _UNANSWERABLE: Final = frozenset({"wrong_type"})

@@ -9,9 +9,12 @@ from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.codec import MalformedError, encode
 from aism_engine.model.commands import Command, Status
 from aism_engine.model.decisions import mail, measurements
-from aism_engine.model.decisions.common import Decision, Fault, Outcome, Rules, Scope, clip, digest
+from aism_engine.model.decisions.common import Decision, Outcome, Scope
+from aism_engine.model.decisions.faults import Fault
 from aism_engine.model.decisions.standing import settle
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
+from aism_engine.model.texts import clip, digest
 
 SOURCE: Final = "response_queue"
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})

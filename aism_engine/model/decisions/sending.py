@@ -10,7 +10,8 @@ from aism_engine.model import messages as m
 from aism_engine.model.agent import Agent, Liveness
 from aism_engine.model.codec import encode
 from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import Fault, Scope, transition_fault
+from aism_engine.model.decisions.common import Scope
+from aism_engine.model.decisions.faults import Fault, transition_fault
 from aism_engine.model.groups import Group, quorum
 from aism_engine.model.machine import Case, Refusal
 from aism_engine.model.selector import Selector

@@ -6,9 +6,10 @@ from typing import Final
 from aism_engine.model import effects as fx
 from aism_engine.model.agent import Liveness
 from aism_engine.model.commands import Status
-from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.decisions.standing import is_amiss, settle
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
 
 _JITTER_S: Final = 0.5
 """By how much two of our readings of the server's time may stand in the wrong order."""

@@ -12,9 +12,10 @@ from aism_engine.clock import ROUNDING_S
 from aism_engine.model import effects as fx
 from aism_engine.model.agent import Agent
 from aism_engine.model.machine import PREVIOUS, Case
+from aism_engine.model.rules import Rules
 
 if TYPE_CHECKING:
-    from aism_engine.model.decisions.common import Rules, Scope
+    from aism_engine.model.decisions.common import Scope
 
 
 def case(scope: "Scope", agent: Agent, by: fx.Party, context: Mapping[str, Any] | None) -> Case:
@@ -76,7 +77,7 @@ def unwatch_stay(scope: "Scope", agent: Agent) -> None:
     _set_stay(scope, agent, 0.0)
 
 
-def is_amiss(rules: "Rules", agent: Agent, now: float) -> bool:
+def is_amiss(rules: Rules, agent: Agent, now: float) -> bool:
     """Tell whether an agent is not as its machine has it: in a state that is none, waiting for somebody else, or
     without the deadline of its stay.
 

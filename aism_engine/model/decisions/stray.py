@@ -1,8 +1,9 @@
 """What it means that something open has no deadline: its record is there, the index has lost it."""
 
 from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision, Rules, Scope
+from aism_engine.model.decisions.common import Decision, Scope
 from aism_engine.model.draft import Draft
+from aism_engine.model.rules import Rules
 
 
 def decide_stray(draft: Draft, rules: Rules, member: str) -> Decision:
