@@ -38,9 +38,11 @@ LABEL org.opencontainers.image.title="AISM Engine" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# A number that is fixed, so that a cluster's policy can name it; no home, no shell.
+# A number that is fixed, so that a cluster's policy can name it; no home, no shell. The directory is for an archive: a
+# new volume that is mounted there takes its owner over, and would be root's otherwise.
 RUN groupadd --gid 10001 aism \
- && useradd --uid 10001 --gid aism --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin aism
+ && useradd --uid 10001 --gid aism --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin aism \
+ && install -d -o aism -g aism -m 700 /var/lib/aism-engine
 
 COPY --from=builder /etc/aism /etc/aism
 COPY --from=builder /opt/aism /opt/aism

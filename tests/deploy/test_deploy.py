@@ -112,6 +112,13 @@ def test_whoever_stops_the_engine_waits_longer_than_it_takes() -> None:
     assert int(found(r"stop_grace_period: (\d+)s$", COMPOSE)) > longest
 
 
+def test_an_archive_has_one_place() -> None:
+    """What systemd makes for the engine is in the image, too, and is its user's: a volume there can be written."""
+    directory = found(r"^StateDirectory=(.+)$", UNIT.read_text(encoding="utf-8"))
+    user = found(r"useradd .* (\w+) \\$", DOCKERFILE)
+    assert found(rf"install -d -o {user} -g {user} -m 700 (\S+)$", DOCKERFILE) == f"/var/lib/{directory}"
+
+
 @pytest.mark.parametrize("text", [DOCKERFILE, UNIT.read_text(encoding="utf-8")], ids=["image", "unit"])
 def test_nobody_waits_for_dns_longer_than_for_a_connection(text: str) -> None:
     """A lookup that nobody answers ends within redis.connect_timeout: its thread is free for the next attempt."""
