@@ -68,6 +68,7 @@ class World(Reader):
             asked("c2", "send", agent_id="b", command={"type": "work"}, options={"ttl": 0.3}),
             asked("c3", "send", agent_id="nobody", command={"type": "work"}),
             asked("f1", "forget", agent_id="b"),
+            asked("l1", "confirm_losses"),
             b"no request at all",
             OVERSIZED_REQUEST,
         )
@@ -251,6 +252,7 @@ FACTS: Final = Counter(
         ("command_acked", "w1", "w1-2", ""): 1,
         ("command_succeeded", "w1", "w1-3", ""): 1,
         ("group_succeeded", "", "w1-3", ""): 1,
+        ("losses_confirmed", "", "l1", ""): 1,
         ("request_refused", "", "y1", ""): 1,
         ("letters_purged", "", "z1", ""): 1,
         ("state_changed", "astray", "", "offline"): 1,

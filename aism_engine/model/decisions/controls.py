@@ -110,10 +110,8 @@ def confirm_losses(scope: Scope, request: m.ConfirmLosses, _raw: bytes) -> dict[
     """Take an operator's word for it that who is silent now is truly gone: no brake holds their losses up."""
     draft = scope.draft
     draft.confirm_losses()
-    silent = draft.silent
-    scope.decision.outcome = "applied" if silent else "unchanged"
-    scope.record("losses_confirmed", reason=_reason(request.payload), details={"silent": silent})
-    return {"ok": True, "silent": silent}
+    scope.record("losses_confirmed", reason=_reason(request.payload), details={"silent": draft.silent})
+    return {"ok": True, "silent": draft.silent}
 
 
 def _reason(payload: m.HoldPayload | m.CancelPayload | m.ConfirmLossesPayload) -> str | None:
