@@ -32,6 +32,11 @@ async def engine(server: EmbeddedServer, prefix: str, archive: Path) -> AsyncIte
         keep: dict[str, object] = {"history__audit_keep": 3, "history__trim_every": 0.02}
         dirs: dict[str, object] = {"history__archive_dir": str(archive), "history__archive_every": 0.02}
         async with running_engine(server, prefix, **keep, **dirs) as engine:
+
+            async def announced() -> bool:  # before that nothing is kept for the archive
+                return bool(await engine.call("EXISTS", engine.keys.archives))
+
+            await eventually(announced)
             yield engine
 
 
@@ -58,6 +63,7 @@ def facts(done: Done) -> list[dict[str, Any]]:
 async def test_the_archive_and_the_audit_are_one(fleet: Call, archive: Path) -> None:
     """Every fact once, in order, with the entry that it stands in: no hole and no double where the two meet."""
     done = await fleet("history", AGENT, "--archive", str(archive), "--json")
+    assert (done.code, done.err) == (0, "")
     told = facts(done)
     changes = [(fact["old_state"], fact["new_state"]) for fact in told if fact["event"] == "state_changed"]
     states = [old for old, _ in changes] + [changes[-1][1]]
