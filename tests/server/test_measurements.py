@@ -3,6 +3,7 @@ and nonsense are bounded.
 """
 
 import json
+import time
 from functools import partial
 
 from structlog.testing import capture_logs
@@ -134,14 +135,14 @@ async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
     limit = 50
     with capture_logs() as logs:
         async with running_engine(server, prefix, measurements__heard_per_second=limit) as engine:
-            began = engine.engine.store._clock.monotonic()
+            began = time.monotonic()
             await publish(engine, *(measured("a", n=n) for n in range(5000)))
             await eventually(lambda: engine.metric("aism_heard_total", outcome="dropped"))
             change = json.dumps({"agent_id": "b", "new_state": "calm"})
             await engine.call("PUBLISH", engine.keys.state_changes, change)
             await eventually(partial(is_calm, engine, "b"))
             heard = sum(engine.metric("aism_heard_total", outcome=each) for each in ("measurement", "merged"))
-            seconds = 1 + int(engine.engine.store._clock.monotonic() - began)
+            seconds = 1 + int(time.monotonic() - began)
             assert 0 < heard <= limit * (seconds + 1)
             await eventually(partial(is_heard_again, engine))
             await eventually(lambda: any(entry["event"] == "measurements_flood_over" for entry in logs))
