@@ -24,7 +24,7 @@ from aism_engine.redact import redacted
 from aism_engine.settings import Settings
 
 
-class Loaded(NamedTuple):
+class LoadedSettings(NamedTuple):
     """The settings in force, and the source of each: dotted key -> default, file PATH, env VARIABLE or flag."""
 
     settings: Settings
@@ -50,7 +50,7 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
-) -> Loaded:
+) -> LoadedSettings:
     """Read all sources. `overrides` maps dotted keys to values or their text; None stands for a flag not given.
 
     Raises ConfigError with every problem of every source.
@@ -83,7 +83,7 @@ def load(
             problems.append(f"{', '.join(sorted(origins))}: {section}.{error}")
     if problems:
         raise ConfigError(problems)
-    return Loaded(Settings(**sections), sources)
+    return LoadedSettings(Settings(**sections), sources)
 
 
 def descriptions() -> dict[str, str]:

@@ -26,7 +26,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
 from aism_engine.clock import iso
-from aism_engine.flood import WINDOW_S, Flood
+from aism_engine.log_rate_limit import WINDOW_S, LogRateLimit
 from aism_engine.redact import redacted
 
 _LONGEST_TEXT = 16_384  # characters of one value: a queue that is bounded in lines has to be bounded in bytes too
@@ -90,7 +90,7 @@ class LogWriter:
 
     def __init__(self, stream: TextIO, bound: int, line: "_Line", undo: ExitStack, repeats: int, file: str) -> None:
         self.dropped = 0
-        self.flood = Flood(repeats, lambda event: self.put(line(None, "", event)))
+        self.flood = LogRateLimit(repeats, lambda event: self.put(line(None, "", event)))
         self._stream = stream
         self._file = file
         self._bound = bound

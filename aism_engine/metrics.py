@@ -10,10 +10,10 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from aism_engine import __version__
-from aism_engine.labels import Census, Few, Pairs, Rollup
-from aism_engine.model.commands import ENDED, Step
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.effects import Fact
+from aism_engine.domain.commands.command import ENDED, StatusChange
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.effects import Fact
+from aism_engine.metric_labels import BoundedLabel, BoundedLabelPair, CountGauge, MeasurementStats
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -36,8 +36,8 @@ class Metrics:
     def __init__(self, *, names: int = 50) -> None:  # noqa: PLR0915  a list
         """`names` is how many types of agents and of commands, states and measurements are told apart, each."""
         self.registry = CollectorRegistry()
-        types, states, self._command_types = Few(names), Few(names), Few(names)
-        any_rule = Few(names)  # a closed set, in truth
+        types, states, self._command_types = BoundedLabel(names), BoundedLabel(names), BoundedLabel(names)
+        any_rule = BoundedLabel(names)  # a closed set, in truth
         self._started: set[str] = set()
         r = self.registry
         ProcessCollector(registry=r)
@@ -90,17 +90,17 @@ class Metrics:
         self.skewed = Gauge(
             "aism_agents_skewed", "Agents that beat with a clock ahead, or behind", ["direction"], registry=r
         )
-        self.standing = Census(
+        self.standing = CountGauge(
             Gauge("aism_agents_in_state", "Agents by type and state", ["type", "state"], registry=r),
-            Pairs(types, states),
+            BoundedLabelPair(types, states),
         )
-        self.divergences = Census(
+        self.divergences = CountGauge(
             Gauge(
                 "aism_divergences_open", "Divergences that are open, of the last round", ["rule", "type"], registry=r
             ),
-            Pairs(any_rule, types),
+            BoundedLabelPair(any_rule, types),
         )
-        self.measurements = Rollup(types, Pairs.EACH * names, r)
+        self.measurements = MeasurementStats(types, BoundedLabelPair.EACH * names, r)
         self.commands = Gauge("aism_commands_open", "Commands that have not ended", registry=r)
         self.oldest_undelivered = Gauge(
             "aism_oldest_undelivered_command_seconds",
@@ -162,10 +162,10 @@ class Metrics:
         for event, count in Tally(fact.event for fact in facts).items():
             self.facts.labels(event).inc(count)
         for decision in decisions:
-            for step in decision.steps:
-                self._stepped(step)
+            for step in decision.status_changes:
+                self._count_status_change(step)
 
-    def _stepped(self, step: Step) -> None:
+    def _count_status_change(self, step: StatusChange) -> None:
         self.command_steps.labels(self._command_types(step.type), step.after).inc()
         if step.before and step.seconds is not None:
             self.step_seconds.labels(step.before, step.after).observe(step.seconds)

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from aism_engine.archive.reader import ArchiveReader
-from aism_engine.archive.writer import Archive
+from aism_engine.ops.archive.archive_reader import ArchiveReader
+from aism_engine.ops.archive.archive_writer import Archive
+from aism_engine.ops.audit_stream import History, Tail
 from aism_engine.store.client import connect_url
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.history import History, Tail
 from aism_engine.store.keys import Keys
 
 _FACT = {

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from aism_engine.model import messages as m
-from aism_engine.model.codec import decode_request, decode_response, encode
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import decode_request, decode_response, encode
 
 CODECS: Final = ("json", "msgpack")
 _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -76,11 +76,11 @@ ASKED: Final[Mapping[str, dict[str, object]]] = {
     },
     "request: forget": {"id": _ID, "type": "forget", "payload": {"agent_id": "architect-a1b2c3"}, "timestamp": _AT},
 }
-COMMANDS: Final[Mapping[str, m.Command]] = {
-    "command: state_transition": m.Command(
+COMMANDS: Final[Mapping[str, m.CommandMessage]] = {
+    "command: state_transition": m.CommandMessage(
         id=_ID, type="state_transition", payload={"target": "deep_work"}, timestamp=_AT
     ),
-    "command: review": m.Command(id=_ID, type="review", payload={"change": 4711}, timestamp=_AT, deadline=_AT),
+    "command: review": m.CommandMessage(id=_ID, type="review", payload={"change": 4711}, timestamp=_AT, deadline=_AT),
 }
 
 

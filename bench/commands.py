@@ -18,9 +18,9 @@ import msgspec
 import structlog
 import uvloop
 
-from aism_engine.app import Engine
 from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import load
+from aism_engine.engine import Engine
 from aism_engine.settings import Settings
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer
@@ -71,7 +71,7 @@ async def hold(client: Client, keys: Keys, deadlines: int, agents: int) -> None:
         payload = {"select": "type=worker", "command": {"type": "work"}, "options": options}
         request = {"id": f"later-{round_}", "type": "send", "payload": payload}
         await client.lpush(keys.request_queue, msgspec.json.encode(request))
-    while await client.llen(keys.request_queue) or await client.llen(keys.errands):  # noqa: ASYNC110
+    while await client.llen(keys.request_queue) or await client.llen(keys.fanout):  # noqa: ASYNC110
         await asyncio.sleep(0.1)
 
 

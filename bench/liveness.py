@@ -1,6 +1,6 @@
 """The share of a core that liveness costs: an engine whose fleet beats, each agent every ten seconds, and then falls
 silent all at once; each beside the same engine with nobody at all, and for as long as it takes the engine to go over
-everything once (`agents.metadata_every`).
+everything once (`registrar.metadata_interval`).
 
 Everything is real: a server of its own, `Engine` with the settings that are shipped. The agents are another process, so
 only the engine is measured.
@@ -19,9 +19,9 @@ import redis
 import structlog
 import uvloop
 
-from aism_engine.app import Engine
 from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import load
+from aism_engine.engine import Engine
 from aism_engine.settings import Settings
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer

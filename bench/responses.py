@@ -21,15 +21,15 @@ import msgspec
 import structlog
 import uvloop
 
-from aism_engine.app import Engine
 from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import load
-from aism_engine.model.codec import decode_response
-from aism_engine.model.decisions.responses import decide_response
-from aism_engine.model.draft import Draft
-from aism_engine.model.fleet import Fleet
-from aism_engine.model.rules import Rules
-from aism_engine.rules import load_machines
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Fleet
+from aism_engine.domain.policy import Policy
+from aism_engine.domain.protocol.codec import decode_response
+from aism_engine.domain.responses import decide_response
+from aism_engine.engine import Engine
+from aism_engine.policy_loader import load_machines
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
@@ -57,23 +57,23 @@ def responses(count: int, agents: int) -> list[bytes]:
     ]
 
 
-async def fill(client: Client, keys: Keys, backlog: list[bytes]) -> None:
+async def fill(client: Client, keys: Keys, watermark: list[bytes]) -> None:
     await client.flushall()
-    for start in range(0, len(backlog), 1000):
-        await client.lpush(keys.response_queue, *backlog[start : start + 1000])
+    for start in range(0, len(watermark), 1000):
+        await client.lpush(keys.response_queue, *watermark[start : start + 1000])
 
 
-def prepared(backlog: list[bytes], keys: Keys, settings: Settings) -> list[bytes]:
+def prepared(watermark: list[bytes], keys: Keys, settings: Settings) -> list[bytes]:
     """Decide, build and pack all commits of the backlog."""
-    rules, fleet, packed = Rules(machines=load_machines(settings.machines)), Fleet(), []
-    size, previous = settings.consumer.batch_messages, ""
-    for number, start in enumerate(range(0, len(backlog), size)):
-        raws = backlog[start : start + size]
+    rules, fleet, packed = Policy(machines=load_machines(settings.machines)), Fleet(), []
+    size, previous = settings.response_consumer.batch_messages, ""
+    for number, start in enumerate(range(0, len(watermark), size)):
+        raws = watermark[start : start + size]
         draft = Draft(fleet, time.time())
         batch = Batch(keys, Bounds(1_000_000, 10_000, 16))
         batch.add(decide_response(draft, rules, decode_response(raw), raw) for raw in raws)
         commit_id = f"commit-{number}"
-        taken = Peek(keys.response_queue, raws, "", len(backlog), 0.0).taken
+        taken = Peek(keys.response_queue, raws, "", len(watermark), 0.0).taken
         call_keys, arguments = batch.call(TOKEN, commit_id, previous, taken)
         call: Any = ("EVALSHA", COMMIT.digest, len(call_keys), *call_keys, *arguments)
         packed.append(hiredis.pack_command(call))
@@ -82,12 +82,14 @@ def prepared(backlog: list[bytes], keys: Keys, settings: Settings) -> list[bytes
     return packed
 
 
-async def limit(server: EmbeddedServer, client: Client, keys: Keys, backlog: list[bytes], settings: Settings) -> float:
+async def limit(
+    server: EmbeddedServer, client: Client, keys: Keys, watermark: list[bytes], settings: Settings
+) -> float:
     """Drive all commits back to back; gives responses per second."""
-    await fill(client, keys, backlog)
+    await fill(client, keys, watermark)
     await client.script_load(COMMIT.text)
     await client.set(keys.epoch, TOKEN)
-    calls = prepared(backlog, keys, settings)
+    calls = prepared(watermark, keys, settings)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     replies = hiredis.Reader()
     began = time.perf_counter()
@@ -99,15 +101,15 @@ async def limit(server: EmbeddedServer, client: Client, keys: Keys, backlog: lis
     seconds = time.perf_counter() - began
     writer.close()
     assert await client.llen(keys.response_queue) == 0
-    return len(backlog) / seconds
+    return len(watermark) / seconds
 
 
-async def engine(client: Client, keys: Keys, backlog: list[bytes], settings: Settings) -> float:
+async def engine(client: Client, keys: Keys, watermark: list[bytes], settings: Settings) -> float:
     """Let one engine drain the backlog; gives responses per second, from its first commit to its last."""
-    await fill(client, keys, backlog)
+    await fill(client, keys, watermark)
     subject, stopping = Engine(settings), asyncio.Event()
     running = asyncio.create_task(subject.run(stopping))
-    while await client.llen(keys.response_queue) == len(backlog):  # noqa: ASYNC110 - it is watched from outside
+    while await client.llen(keys.response_queue) == len(watermark):  # noqa: ASYNC110 - it is watched from outside
         await asyncio.sleep(0.001)
     began, left = time.perf_counter(), await client.llen(keys.response_queue)
     while await client.llen(keys.response_queue):  # noqa: ASYNC110
@@ -126,7 +128,7 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    backlog = responses(options.responses, options.agents)
+    watermark = responses(options.responses, options.agents)
     with EmbeddedServer(append_only=False) as server:
         flags = {"redis.url": server.url, "http.port": 0, "logs.level": "warning"}
         settings = load(overrides=flags).settings
@@ -134,8 +136,8 @@ async def main() -> None:
         client = connect(settings.redis, "bench", timeout_s=60)
         pairs = []
         for _ in range(options.runs):
-            most = await limit(server, client, keys, backlog, settings)
-            got = await engine(client, keys, backlog, settings)
+            most = await limit(server, client, keys, watermark, settings)
+            got = await engine(client, keys, watermark, settings)
             pairs.append((got, most))
             if not options.json:
                 print(f"engine {got:>9,.0f}/s   limit {most:>9,.0f}/s   ratio {got / most:.2f}")

@@ -18,9 +18,9 @@ import structlog
 import uvloop
 from prometheus_client import generate_latest
 
-from aism_engine.app import Engine
 from aism_engine.cli.loop import spare_the_fleet
 from aism_engine.config import load
+from aism_engine.engine import Engine
 from aism_engine.settings import Settings
 from aism_engine.store.client import Client, connect
 from aism_engine.store.embedded import EmbeddedServer
@@ -56,7 +56,7 @@ async def main(agents: int, scrapes: int) -> None:
         client, keys, stopping, engine = connect(settings.redis, "bench"), Keys(), asyncio.Event(), Engine(settings)
         running = asyncio.create_task(engine.run(stopping))
         await register(client, keys, agents)
-        await asyncio.sleep(settings.sampler.interval + 1)
+        await asyncio.sleep(settings.sampler.poll_interval + 1)
         host, port = engine.http.address
         took: list[float] = []
         for _ in range(scrapes):

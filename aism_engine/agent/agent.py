@@ -30,7 +30,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import structlog
 import uuid_utils
 
-from aism_engine.agent.client import AgentClient, Answer, Command, MalformedError
+from aism_engine.agent.client import AgentClient, CommandMessage, MalformedError, Reply
 from aism_engine.errors import AismError, ServerUnavailableError
 
 T = TypeVar("T")
@@ -40,15 +40,15 @@ log = structlog.get_logger(component="agent")
 _REMEMBERED: Final = 1000
 """Commands whose outcome is kept in mind, should they come again: an arbitrary number."""
 _LARGEST: Final = 1_000_000
-"""Bytes of a message: what is larger than consumer.max_message_bytes, 1 MiB unless set, is not read by the engine."""
+"""Bytes of a message: what is larger than protocol.max_message_bytes, 1 MiB unless set, is not read by the engine."""
 _PUSHED_AT_A_TIME: Final = 100
 _PAUSE_S: Final = 0.5
 """Between attempts while the server is away."""
 _LOOK_EVERY_S: Final = 1.0
 """For commands that call off what all hands are busy with."""
 
-Result: TypeAlias = Mapping[str, Any] | None
-Handler: TypeAlias = Callable[["Task"], Result | Awaitable[Result]]
+TaskResult: TypeAlias = Mapping[str, Any] | None
+TaskHandler: TypeAlias = Callable[["Task"], TaskResult | Awaitable[TaskResult]]
 
 
 class CommandFailedError(AismError):
@@ -62,7 +62,7 @@ class CommandFailedError(AismError):
 class Task:
     """A command in the hands of its handler."""
 
-    def __init__(self, command: Command, say: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, command: CommandMessage, say: Callable[..., Awaitable[None]]) -> None:
         self.command = command
         self._say = say
 
@@ -104,20 +104,20 @@ class Agent:
         self._concurrency = concurrency
         self._beat_every_s = beat_every_s
         self._patience_s = patience_s
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, TaskHandler] = {}
         self._outbox = asyncio.Queue[bytes](outbox)
         self._free = asyncio.Semaphore(concurrency)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._called_off: set[str] = set()
         self._outcomes = OrderedDict[str, bytes]()
 
-    def on(self, command_type: str) -> Callable[[Handler], Handler]:
+    def on(self, command_type: str) -> Callable[[TaskHandler], TaskHandler]:
         """Let a function handle the commands of a type; `*` those of any type that has no handler of its own.
 
         A plain function runs in a thread, where nothing can interrupt it.
         """
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: TaskHandler) -> TaskHandler:
             self._handlers[command_type] = handler
             return handler
 
@@ -167,7 +167,7 @@ class Agent:
             log.info("registered", agent=self.client.agent_id, state=answer and answer.state)
             return
 
-    async def _ask_to_join(self, *, reply: bool) -> Answer | None:
+    async def _ask_to_join(self, *, reply: bool) -> Reply | None:
         return await self.client.register(
             self.type, labels=self._labels, capabilities=["ack"], codec=self._codec, reply=reply
         )
@@ -223,7 +223,7 @@ class Agent:
             if command is not None:
                 await self._accept(command)
 
-    async def _accept(self, command: Command) -> None:
+    async def _accept(self, command: CommandMessage) -> None:
         if command.type == "cancel":
             self._call_off(str(command.payload.get("command_id")))
             return
@@ -250,7 +250,7 @@ class Agent:
             self._called_off.add(command_id)
             task.cancel()
 
-    async def _work(self, command: Command) -> None:
+    async def _work(self, command: CommandMessage) -> None:
         """Confirm a command, let its handler do it, and say what came of it."""
         try:
             await self._say("ack", {}, command.id)
@@ -273,7 +273,7 @@ class Agent:
             del self._running[command.id]
             self._free.release()
 
-    async def _outcome(self, command: Command) -> tuple[str, Mapping[str, Any], bool]:
+    async def _outcome(self, command: CommandMessage) -> tuple[str, Mapping[str, Any], bool]:
         """Let the handler work; gives what is to be said of it, and whether that is the end of it."""
         handler = self._handlers.get(command.type) or self._handlers.get("*")
         if handler is None and command.type == "state_transition":
@@ -312,7 +312,7 @@ async def _unless(stopping: asyncio.Event, what: Coroutine[Any, Any, T]) -> T | 
         await _end([each for each in (doing, waiting) if not each.done()])
 
 
-async def _handled(handler: Handler, task: Task) -> Mapping[str, Any]:
+async def _handled(handler: TaskHandler, task: Task) -> Mapping[str, Any]:
     if inspect.iscoroutinefunction(handler):
         found = await handler(task)
     else:

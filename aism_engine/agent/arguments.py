@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from aism_engine.model.names import is_identifier, is_measure_name, is_state_name, is_type_name
+from aism_engine.domain.protocol.names import is_identifier, is_measurement_name, is_state_name, is_type_name
 
 
 def _named(what: str, is_one: Callable[[str], bool]) -> Callable[[str], str]:
@@ -20,7 +20,7 @@ def _named(what: str, is_one: Callable[[str], bool]) -> Callable[[str], str]:
 identifier = _named("an id", is_identifier)
 type_name = _named("a name", is_type_name)
 state_name = _named("the name of a state", is_state_name)
-_measure_name = _named("the name of a measurement", is_measure_name)
+_measure_name = _named("the name of a measurement", is_measurement_name)
 
 
 def _number(text: str, least: float, most: float) -> float:

@@ -19,10 +19,10 @@ import uuid_utils
 from msgspec import Struct
 
 from aism_engine.clock import iso
+from aism_engine.domain.protocol.codec import MalformedError, decode_response
+from aism_engine.domain.protocol.messages import CommandMessage
+from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model.codec import MalformedError, decode_response
-from aism_engine.model.messages import Command
-from aism_engine.model.names import is_identifier
 from aism_engine.store.client import connect_url, naming_outages
 from aism_engine.store.keys import Keys
 
@@ -38,7 +38,7 @@ _LOOKED_AT: Final = 64
 """The newest commands of our list that are searched for one that calls another off: an arbitrary number."""
 
 
-class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the engine says to a message that asked for a reply. `state` is the agent's, after it."""
 
     id: str
@@ -93,7 +93,7 @@ class AgentClient:
         capabilities: Sequence[str] = (),
         codec: str = "json",
         reply: bool = True,
-    ) -> Answer | None:
+    ) -> Reply | None:
         """Join the fleet, or start afresh in it, as an agent of this type."""
         payload = {"type": kind, "labels": labels or {}, "capabilities": list(capabilities), "codec": codec}
         return await self._say("register", payload, reply=reply)
@@ -102,7 +102,7 @@ class AgentClient:
         """Show that we live. Any clock will do: the engine sees that the score moves."""
         await self._insist(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
 
-    async def goodbye(self, reason: str | None = None, *, reply: bool = False) -> Answer | None:
+    async def goodbye(self, reason: str | None = None, *, reply: bool = False) -> Reply | None:
         """Leave in order: our silence from here on is no loss."""
         return await self._say("goodbye", {"reason": reason}, reply=reply)
 
@@ -118,7 +118,7 @@ class AgentClient:
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
-    async def next_command(self, wait_s: float) -> Command | None:
+    async def next_command(self, wait_s: float) -> CommandMessage | None:
         """Take the oldest command, waiting for one at most so long. What is no command is reported and passed over."""
         ends_at = time.monotonic() + wait_s
         while True:
@@ -126,7 +126,7 @@ class AgentClient:
             raw = await self._pop(self._keys.commands(self.agent_id), min(left_s, _SLICE_S))
             if raw is not None:
                 try:
-                    return _decode(raw, Command)
+                    return _decode(raw, CommandMessage)
                 except msgspec.MsgspecError as error:
                     await self.error("malformed_command", str(error))
             elif left_s <= _SLICE_S:
@@ -138,7 +138,7 @@ class AgentClient:
         with naming_outages():
             for raw in await self._client.lrange(key, 0, _LOOKED_AT - 1):
                 try:
-                    command = _decode(raw, Command)
+                    command = _decode(raw, CommandMessage)
                 except msgspec.MsgspecError:
                     continue
                 about = str(command.payload.get("command_id"))
@@ -146,18 +146,18 @@ class AgentClient:
                     found.add(about)
         return found
 
-    async def ack(self, command_id: str, *, reply: bool = False) -> Answer | None:
+    async def ack(self, command_id: str, *, reply: bool = False) -> Reply | None:
         """Say that we have the command and will see to it."""
         return await self._say("ack", {}, command_id, reply=reply)
 
     async def progress(
         self, command_id: str, *, percent: float | None = None, note: str | None = None, reply: bool = False
-    ) -> Answer | None:
+    ) -> Reply | None:
         return await self._say("progress", {"percent": percent, "note": note}, command_id, reply=reply)
 
     async def result(
         self, command_id: str, payload: Mapping[str, Any] | None = None, *, reply: bool = False
-    ) -> Answer | None:
+    ) -> Reply | None:
         """Say that the command is done; to a `state_transition`, that we are in its target."""
         return await self._say("result", payload or {}, command_id, reply=reply)
 
@@ -169,7 +169,7 @@ class AgentClient:
         command_id: str | None = None,
         retryable: bool | None = None,
         reply: bool = False,
-    ) -> Answer | None:
+    ) -> Reply | None:
         """Say that something went wrong: with a command, or with ourselves."""
         payload = {"code": code, "message": message, "retryable": retryable}
         return await self._say("error", payload, command_id, reply=reply)
@@ -184,12 +184,12 @@ class AgentClient:
         reason: str | None = None,
         command_id: str | None = None,
         reply: bool = True,
-    ) -> Answer | None:
+    ) -> Reply | None:
         """Declare a change of our state; with `command_id`, also as the answer to the command that asked for it."""
         payload = {"target": target, "context": context or {}, "reason": reason}
         return await self._say("state_transition", payload, command_id, reply=reply)
 
-    async def measure(self, values: Mapping[str, float], *, reply: bool = False) -> Answer | None:
+    async def measure(self, values: Mapping[str, float], *, reply: bool = False) -> Reply | None:
         """Report figures by name; the engine keeps the latest of each."""
         return await self._say("measurement", values, reply=reply)
 
@@ -226,18 +226,18 @@ class AgentClient:
 
     async def _say(
         self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool
-    ) -> Answer | None:
+    ) -> Reply | None:
         body = self.compose(kind, payload, command_id, reply=reply)
         await self._insist(lambda: self.push([body]))
-        return await self._answer(msgspec.json.decode(body)["id"]) if reply else None
+        return await self._send_reply(msgspec.json.decode(body)["id"]) if reply else None
 
-    async def _answer(self, message_id: str) -> Answer:
+    async def _send_reply(self, message_id: str) -> Reply:
         key = self._keys.agent_reply(self.agent_id, message_id)
         ends_at = time.monotonic() + self._answer_timeout_s
         while (left_s := ends_at - time.monotonic()) > 0:
             raw = await self._pop(key, min(left_s, _SLICE_S))
             if raw is not None:
-                return _decode(raw, Answer)
+                return _decode(raw, Reply)
         raise TimeoutError(f"the engine has not answered {message_id} within {self._answer_timeout_s:g} s")
 
     async def _pop(self, key: str, wait_s: float) -> bytes | None:
@@ -265,4 +265,4 @@ def _decode(raw: bytes, kind: type[T]) -> T:
     return msgspec.json.decode(raw, type=kind) if raw[:1] == b"{" else msgspec.msgpack.decode(raw, type=kind)
 
 
-__all__ = ["AgentClient", "Answer", "Command", "MalformedError"]
+__all__ = ["AgentClient", "CommandMessage", "MalformedError", "Reply"]

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 from aism_engine.agent import arguments as args
-from aism_engine.agent.thin import ThinClient
+from aism_engine.agent.sync_client import SyncClient
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 
-Call: TypeAlias = Callable[[ThinClient, argparse.Namespace], "dict[str, Any] | None"]
+Call: TypeAlias = Callable[[SyncClient, argparse.Namespace], "dict[str, Any] | None"]
 
 DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = 0, 1, 2, 64, 69
 _EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> int:
     client = None
     try:
-        client = ThinClient(options.agent, options.redis, options.prefix)
+        client = SyncClient(options.agent, options.redis, options.prefix)
         found = options.call(client, options)
     except ServerUnavailableError as error:
         return _complain(f"Redis cannot serve us: {redacted(str(error))}", UNAVAILABLE)
@@ -77,30 +77,30 @@ def _reason(answer: dict[str, Any]) -> str:
 def _says(kind: str, *fields: str) -> Call:
     """Say something with these of the arguments in its payload, about the command with the `id` that was given."""
 
-    def call(client: ThinClient, o: argparse.Namespace) -> dict[str, Any]:
+    def call(client: SyncClient, o: argparse.Namespace) -> dict[str, Any]:
         payload = {name: getattr(o, name) for name in fields}
         return client.say(kind, payload, getattr(o, "id", None), o.timeout)
 
     return call
 
 
-def _register(client: ThinClient, o: argparse.Namespace) -> dict[str, Any]:
+def _register(client: SyncClient, o: argparse.Namespace) -> dict[str, Any]:
     payload = {"type": o.type, "labels": dict(o.label), "capabilities": o.capability}
     return client.say("register", payload, None, o.timeout)
 
 
-def _heartbeat(client: ThinClient, _: argparse.Namespace) -> dict[str, Any]:
+def _heartbeat(client: SyncClient, _: argparse.Namespace) -> dict[str, Any]:
     client.beat()
     return {"ok": True}
 
 
-def _state(client: ThinClient, _: argparse.Namespace) -> dict[str, Any]:
+def _state(client: SyncClient, _: argparse.Namespace) -> dict[str, Any]:
     return {"agent_id": client.agent_id, "state": client.state()}
 
 
-def _run_executable(client: ThinClient, o: argparse.Namespace) -> dict[str, Any]:
+def _run_executable(client: SyncClient, o: argparse.Namespace) -> dict[str, Any]:
     from aism_engine.agent.agent import Agent  # noqa: PLC0415  slow to import, and this call lives long
-    from aism_engine.agent.run import run  # noqa: PLC0415
+    from aism_engine.agent.executable import run  # noqa: PLC0415
 
     program = o.program[1:] if o.program[:1] == ["--"] else o.program
     if not program:

@@ -10,11 +10,11 @@ from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.output import age, pairs, print_fields, print_json, print_table
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.agent import Agent, ShownLiveness
-from aism_engine.store.lookout import Seen
-from aism_engine.store.operator import Operator
+from aism_engine.domain.agents.agent import AgentRecord, ShownLiveness
+from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.inspector import AgentView
 
-app = options.Commands(help="Show the agents of the fleet, or forget one.")
+app = options.CommandGroup(help="Show the agents of the fleet, or forget one.")
 _AgentId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 
 
@@ -36,7 +36,7 @@ def list_(
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     found = [
         seen
-        for seen in with_operator(redis, prefix, Operator.agents)
+        for seen in with_operator(redis, prefix, AdminClient.agents)
         if state in {None, seen.agent.state} and kind in {None, seen.agent.type} and liveness in {None, seen.liveness}
     ]
     if json:
@@ -72,7 +72,7 @@ def show(
         ("liveness", _liveness(seen)),
         ("lost from", agent.lost_from),
         ("heartbeat", f"{age(seen.heartbeat_age_s)} ago" if seen.heartbeat_age_s is not None else "never"),
-        ("met", iso(agent.met_at)),
+        ("met", iso(agent.first_seen_at)),
         ("labels", pairs(agent.labels)),
         ("capabilities", ", ".join(agent.capabilities)),
         ("measurements", pairs(seen.measurements)),
@@ -149,7 +149,7 @@ def confirm_losses(
         typer.echo("nobody is silent: there is nothing to confirm")
 
 
-def _row(seen: Seen) -> tuple[object, ...]:
+def _row(seen: AgentView) -> tuple[object, ...]:
     agent = seen.agent
     since = age(time.time() - agent.since)
     heartbeat = age(seen.heartbeat_age_s)
@@ -159,19 +159,19 @@ def _row(seen: Seen) -> tuple[object, ...]:
     )
 
 
-def _liveness(seen: Seen) -> str:
+def _liveness(seen: AgentView) -> str:
     if seen.silent_since is None:
         return seen.liveness.value
     return f"{seen.liveness.value}, for {age(time.time() - seen.silent_since)}"
 
 
-def _declared(agent: Agent) -> str | None:
+def _declared(agent: AgentRecord) -> str | None:
     if agent.declared is None:
         return None
     return f"{agent.declared}, {age(time.time() - agent.declared_at)} ago, by {agent.declared_via or 'queue'}"
 
 
-def _described(seen: Seen) -> dict[str, Any]:
+def _described(seen: AgentView) -> dict[str, Any]:
     """Build what programs get: the names are published, and so for ever."""
     agent = seen.agent
     return {
@@ -189,7 +189,7 @@ def _described(seen: Seen) -> dict[str, Any]:
         "liveness": seen.liveness,
         "silent_since": iso(seen.silent_since) if seen.silent_since is not None else None,
         "lost_from": agent.lost_from,
-        "met_at": iso(agent.met_at),
+        "met_at": iso(agent.first_seen_at),
         "heartbeat_age_s": seen.heartbeat_age_s,
         "queued": seen.queued,
         "mail_waiting": agent.mail_waiting,

@@ -10,13 +10,13 @@ from aism_engine.cli.exits import Exit
 from aism_engine.cli.instants import read_duration
 from aism_engine.cli.outcomes import code_of, outcome, told, wait
 from aism_engine.cli.output import age, print_fields, print_json, print_table
-from aism_engine.cli.progress import Progress
+from aism_engine.cli.progress import ProgressLine
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.commands import Command, Status
-from aism_engine.store.operator import Operator
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.ops.admin_client import AdminClient
 
-app = options.Commands(help="List commands, show one, wait for it, or cancel it.")
+app = options.CommandGroup(help="List commands, show one, wait for it, or cancel it.")
 _Id = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Of a command, or of a group.")]
 
 
@@ -41,9 +41,9 @@ def list_(  # noqa: PLR0913  each is a flag
     Example:
       aism-engine commands list --agent architect-a1b2c3 --status waiting --status scheduled
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
-    progress = Progress()
+    progress = ProgressLine()
     try:
-        look = Operator.all_commands if ended else Operator.open_commands
+        look = AdminClient.all_commands if ended else AdminClient.open_commands
         everything = with_operator(redis, prefix, lambda operator: look(operator, progress.tell))
     finally:
         progress.clear()
@@ -121,7 +121,7 @@ def cancel(
     """  # noqa: D301
     longest_s = read_duration("--timeout", timeout)
 
-    async def act(operator: Operator) -> dict[str, Any]:
+    async def act(operator: AdminClient) -> dict[str, Any]:
         ends_at = time.monotonic() + longest_s
         kind = "command_id" if await operator.command(name) or not await operator.group(name) else "group_id"
         payload = {kind: name} | ({"reason": reason} if reason is not None else {})

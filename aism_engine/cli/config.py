@@ -10,10 +10,10 @@ from aism_engine.cli import options
 from aism_engine.cli.output import print_json, print_table
 from aism_engine.config import load
 from aism_engine.errors import ConfigError
+from aism_engine.policy_loader import load_machines, load_settings_and_machines
 from aism_engine.redact import redacted
-from aism_engine.rules import load_checked, load_machines
 
-app = options.Commands(help="Check the settings, or show them.")
+app = options.CommandGroup(help="Check the settings, or show them.")
 
 
 @app.command()
@@ -31,7 +31,7 @@ def check(
       aism-engine config check /etc/aism/engine.toml
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     try:
-        loaded = load_checked(file)
+        loaded = load_settings_and_machines(file)
     except ConfigError as error:
         if json:
             print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})

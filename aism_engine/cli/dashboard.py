@@ -12,10 +12,10 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from aism_engine import logs
-from aism_engine.app import Engine
 from aism_engine.cli.figures import depths, figures
 from aism_engine.cli.output import age
-from aism_engine.model.fleet import Fleet
+from aism_engine.domain.fleet import Fleet
+from aism_engine.engine import Engine
 from aism_engine.store.client import where
 
 log = logs.get_logger("dev")

@@ -11,14 +11,14 @@ from aism_engine.cli import options
 from aism_engine.cli.exits import Exit, RefusedError
 from aism_engine.cli.instants import read_duration, read_instant
 from aism_engine.cli.output import age, print_fields, print_json, print_table
-from aism_engine.cli.progress import Progress
+from aism_engine.cli.progress import ProgressLine
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.audit import instant
-from aism_engine.model.effects import Letter
-from aism_engine.store.operator import Operator
+from aism_engine.domain.effects import DeadLetter
+from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.audit_log import instant
 
-app = options.Commands(help="List dead letters, show one, replay or purge them.")
+app = options.CommandGroup(help="List dead letters, show one, replay or purge them.")
 
 _AT_ONCE: Final = 1000
 """Letters in a request to purge."""
@@ -50,18 +50,18 @@ class Filter(Struct, frozen=True):
     def given(self) -> bool:
         return any((self.ids, self.codes, self.source, self.agent_id, self.since, self.until))
 
-    async def read(self, operator: Operator, progress: Progress) -> list[tuple[str, Letter]]:
+    async def read(self, operator: AdminClient, progress: ProgressLine) -> list[tuple[str, DeadLetter]]:
         since = "-" if self.since is None else f"{self.since * 1000:.0f}"
         until = "+" if self.until is None else f"({self.until * 1000:.0f}"
         found = []
-        async for letter_id, letter in operator.letters(since, until):
+        async for dead_letter_id, letter in operator.letters(since, until):
             if (
-                (not self.ids or letter_id in self.ids)
+                (not self.ids or dead_letter_id in self.ids)
                 and (not self.codes or letter.code in self.codes)
                 and self.source in {None, letter.source}
                 and self.agent_id in {None, letter.agent_id}
             ):
-                found.append((letter_id, letter))
+                found.append((dead_letter_id, letter))
                 progress.tell(f"{len(found)} dead letters read")
         progress.clear()
         return found
@@ -100,15 +100,22 @@ def list_(  # noqa: PLR0913  each is a flag
     Example:
       aism-engine dead-letters list --code attempts_exhausted --since 1d
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
-    wanted, progress = _filter(None, code, source, agent, since, until), Progress()
+    wanted, progress = _filter(None, code, source, agent, since, until), ProgressLine()
     found = with_operator(redis, prefix, lambda operator: wanted.read(operator, progress))
     shown = found[-limit:]
     if json:
         print_json([_described(*each) for each in shown])
         return
     rows = (
-        (letter_id, age(time.time() - instant(letter_id)), letter.code, letter.source, letter.agent_id, letter.reason)
-        for letter_id, letter in shown
+        (
+            dead_letter_id,
+            age(time.time() - instant(dead_letter_id)),
+            letter.code,
+            letter.source,
+            letter.agent_id,
+            letter.reason,
+        )
+        for dead_letter_id, letter in shown
     )
     print_table(("LETTER", "AGE", "CODE", "SOURCE", "AGENT", "REASON"), rows)
     if len(shown) < len(found):
@@ -117,7 +124,7 @@ def list_(  # noqa: PLR0913  each is a flag
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     *,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
@@ -129,10 +136,10 @@ def show(
     Example:
       aism-engine dead-letters show 1763884800000-0
     """  # noqa: D301
-    letters = with_operator(redis, prefix, lambda operator: _all_of(operator, letter_id))
+    letters = with_operator(redis, prefix, lambda operator: _all_of(operator, dead_letter_id))
     if not letters:
-        raise RefusedError(f"there is no dead letter {letter_id}; aism-engine dead-letters list shows all")
-    found = _described(letter_id, letters[0])
+        raise RefusedError(f"there is no dead letter {dead_letter_id}; aism-engine dead-letters list shows all")
+    found = _described(dead_letter_id, letters[0])
     if json:
         print_json(found)
     else:
@@ -165,18 +172,22 @@ def replay(  # noqa: PLR0913  each is a flag
       aism-engine dead-letters replay --code unknown_agent --since 2h
     """  # noqa: D301
     wanted = _meant(_filter(ids, code, source, agent, since, until), all_=all_)
-    timeout_s, progress = read_duration("--timeout", timeout), Progress()
+    timeout_s, progress = read_duration("--timeout", timeout), ProgressLine()
 
-    async def act(operator: Operator) -> list[dict[str, Any]]:
+    async def act(operator: AdminClient) -> list[dict[str, Any]]:
         found, outcomes = await wanted.read(operator, progress), []
-        missing = sorted(wanted.ids - {letter_id for letter_id, _ in found})
-        for letter_id in (*missing, *(letter_id for letter_id, _ in found)):
+        missing = sorted(wanted.ids - {dead_letter_id for dead_letter_id, _ in found})
+        for dead_letter_id in (*missing, *(dead_letter_id for dead_letter_id, _ in found)):
             try:
-                reply = await ask(operator, "replay", {"letter_id": letter_id}, timeout_s=timeout_s, json=False)
+                reply = await ask(
+                    operator, "replay", {"dead_letter_id": dead_letter_id}, timeout_s=timeout_s, json=False
+                )
             except RefusedError as error:
                 reply = {"outcome": "refused", "reason": str(error).removeprefix("refused: ")}
             kept = ("outcome", "code", "reason", "command_id", "replay_of")
-            outcomes.append({"letter_id": letter_id, **{name: reply[name] for name in kept if reply.get(name)}})
+            outcomes.append(
+                {"dead_letter_id": dead_letter_id, **{name: reply[name] for name in kept if reply.get(name)}}
+            )
             progress.tell(f"{len(outcomes)} of {len(found)} replayed")
         return outcomes
 
@@ -218,12 +229,12 @@ def purge(  # noqa: PLR0913  each is a flag
       aism-engine dead-letters purge --until 30d --reason "too old to matter"
     """  # noqa: D301
     wanted = _meant(_filter(ids, code, source, agent, since, until), all_=all_)
-    timeout_s, progress = read_duration("--timeout", timeout), Progress()
+    timeout_s, progress = read_duration("--timeout", timeout), ProgressLine()
 
-    async def act(operator: Operator) -> int:
-        found = [letter_id for letter_id, _ in await wanted.read(operator, progress)]
+    async def act(operator: AdminClient) -> int:
+        found = [dead_letter_id for dead_letter_id, _ in await wanted.read(operator, progress)]
         for start in range(0, len(found), _AT_ONCE):
-            payload: dict[str, Any] = {"letter_ids": found[start : start + _AT_ONCE]}
+            payload: dict[str, Any] = {"dead_letter_ids": found[start : start + _AT_ONCE]}
             payload |= {"reason": reason} if reason is not None else {}
             await ask(operator, "purge", payload, timeout_s=timeout_s, json=json)
             progress.tell(f"{start} of {len(found)} purged")
@@ -236,8 +247,8 @@ def purge(  # noqa: PLR0913  each is a flag
     print_json({"purged": purged}) if json else typer.echo(f"{purged} purged")
 
 
-async def _all_of(operator: Operator, letter_id: str) -> list[Letter]:
-    return [letter async for _, letter in operator.letters(letter_id, letter_id)]
+async def _all_of(operator: AdminClient, dead_letter_id: str) -> list[DeadLetter]:
+    return [letter async for _, letter in operator.letters(dead_letter_id, dead_letter_id)]
 
 
 def _meant(wanted: Filter, *, all_: bool) -> Filter:
@@ -246,11 +257,11 @@ def _meant(wanted: Filter, *, all_: bool) -> Filter:
     return wanted
 
 
-def _described(letter_id: str, letter: Letter) -> dict[str, Any]:
+def _described(dead_letter_id: str, letter: DeadLetter) -> dict[str, Any]:
     """Build what programs get: the names are published, and so for ever."""
     return {
-        "letter_id": letter_id,
-        "buried_at": iso(instant(letter_id)),
+        "dead_letter_id": dead_letter_id,
+        "buried_at": iso(instant(dead_letter_id)),
         "code": letter.code,
         "reason": letter.reason,
         "source": letter.source,

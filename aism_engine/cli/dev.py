@@ -11,17 +11,17 @@ import typer
 from rich.console import Console
 
 from aism_engine import logs
-from aism_engine.agent.simulated import Simulation
-from aism_engine.app import Engine
 from aism_engine.cli import options
 from aism_engine.cli.dashboard import Lines, Show, Table
 from aism_engine.cli.exits import Exit, RefusedError
 from aism_engine.cli.figures import Figures, figures
 from aism_engine.cli.loop import run_to_end
 from aism_engine.cli.output import print_fields, print_json
+from aism_engine.engine import Engine
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.rules import load_checked
+from aism_engine.policy_loader import load_settings_and_machines
 from aism_engine.runtime import signals
+from aism_engine.scenarios.simulated_agents import Simulation
 from aism_engine.store.embedded import EmbeddedServer
 
 log = logs.get_logger("dev")
@@ -30,7 +30,7 @@ _SETTINGS: Final = {
     "liveness.silent_after": 1.5,
     "liveness.lost_after": 4.0,
     "liveness.scan_interval": 0.5,
-    "sampler.interval": 0.5,
+    "sampler.poll_interval": 0.5,
     "supervisor.shutdown_timeout": 2.0,
 }
 """Shorter than in earnest, so that there is something to see: and all of it has to be gone within 5 s of Ctrl-C."""
@@ -76,7 +76,7 @@ def dev(
             _started(EmbeddedServer(port=port, data_dir=data_dir)) as server,
         ):
             flags = {**_SETTINGS, "redis.url": server.url, "http.host": host, "http.port": http_port}
-            settings = load_checked(flags=flags).settings
+            settings = load_settings_and_machines(flags=flags).settings
             url, prefix = settings.redis.url, settings.redis.prefix
             simulation = Simulation(agents, seed=chosen, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen)

@@ -10,9 +10,9 @@ from aism_engine.cli import options
 from aism_engine.cli.output import age, print_json, print_table
 from aism_engine.cli.session import with_operator
 from aism_engine.clock import from_iso
-from aism_engine.model.agent import Agent
-from aism_engine.model.divergence import RULES
-from aism_engine.store.operator import Operator
+from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.agents.divergence import RULES
+from aism_engine.ops.admin_client import AdminClient
 
 
 def _rule(value: str | None) -> str | None:
@@ -41,7 +41,7 @@ def divergences(
     """  # noqa: D301  \b keeps the lines of the example apart
     found = [
         each
-        for seen in with_operator(redis, prefix, Operator.agents)
+        for seen in with_operator(redis, prefix, AdminClient.agents)
         if kind in {None, seen.agent.type}
         for each in described(seen.agent)
         if rule in {None, each["rule"]}
@@ -65,7 +65,7 @@ def divergences(
     print_table(("AGENT", "TYPE", "RULE", "CONFIDENCE", "OPEN FOR", "REASON"), rows)
 
 
-def described(agent: Agent) -> list[dict[str, Any]]:
+def described(agent: AgentRecord) -> list[dict[str, Any]]:
     """Build what programs get of an agent's open divergences: the names are published, and so for ever."""
     return [
         {"agent_id": agent.agent_id, "type": agent.type, "rule": rule, **to_builtins(divergence)}

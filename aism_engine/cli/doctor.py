@@ -12,15 +12,15 @@ import typer
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.output import print_json
-from aism_engine.cli.progress import Progress
+from aism_engine.cli.progress import ProgressLine
 from aism_engine.config import load
-from aism_engine.model.doctor.examination import Facts, examine
-from aism_engine.model.doctor.findings import Finding, Severity
-from aism_engine.model.doctor.surroundings import ConfigFile
+from aism_engine.ops.diagnosis import Diagnosis
+from aism_engine.ops.doctor.examination import DoctorFacts, examine
+from aism_engine.ops.doctor.findings import Finding, Severity
+from aism_engine.ops.doctor.surroundings import ConfigFile
 from aism_engine.redact import redacted
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, where
-from aism_engine.store.diagnosis import Diagnosis
 
 _WIDTH: Final = 110
 
@@ -56,8 +56,8 @@ def doctor(
     return Exit.REFUSED if dangerous else Exit.DONE
 
 
-async def _look(settings: RedisSettings, file: ConfigFile | None, most: int) -> Facts:
-    client, progress = connect(settings, ""), Progress()
+async def _look(settings: RedisSettings, file: ConfigFile | None, most: int) -> DoctorFacts:
+    client, progress = connect(settings, ""), ProgressLine()
     try:
         return await Diagnosis(client, settings).facts(file, most=most, tell=progress.tell)
     finally:

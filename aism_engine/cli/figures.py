@@ -20,7 +20,7 @@ class Figures(Struct, frozen=True):
 
 def figures(metrics: Metrics, seconds: float) -> Figures:
     """Read the figures of an engine that has worked for so many seconds."""
-    applied = _count(metrics, "aism_work_total", service="consumer", outcome="applied")
+    applied = _count(metrics, "aism_work_total", service="response_consumer", outcome="applied")
     return Figures(
         responses_applied=applied,
         commands_dispatched=_count(metrics, "aism_facts_total", event="command_queued"),

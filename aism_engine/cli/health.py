@@ -17,7 +17,7 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  who li
 
 
 class Alive(Struct):
-    """What /livez answers. This and what follows is web/face.py once more: to import that takes longer than to ask."""
+    """Reply of /livez. The structs of http/routes.py are repeated here: importing them takes longer than the request."""
 
     status: str
 

@@ -10,22 +10,22 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from aism_engine.archive import folder
-from aism_engine.archive.reader import ArchiveReader
 from aism_engine.cli import options
 from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.instants import read_instant
 from aism_engine.cli.output import print_fields, print_json, print_table
-from aism_engine.cli.progress import Progress
+from aism_engine.cli.progress import ProgressLine
 from aism_engine.cli.session import with_operator
 from aism_engine.cli.tail import described
 from aism_engine.clock import from_iso, iso
 from aism_engine.config import load
-from aism_engine.model.audit import BEGINNING, Cursor, Line, day, instant
-from aism_engine.model.history import Present, Standing, Timeline
-from aism_engine.model.names import is_identifier
-from aism_engine.store.history import Tail
-from aism_engine.store.operator import Operator
+from aism_engine.domain.protocol.names import is_identifier
+from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.archive import directory
+from aism_engine.ops.archive.archive_reader import ArchiveReader
+from aism_engine.ops.audit_log import BEGINNING, Cursor, Line, day, instant
+from aism_engine.ops.audit_stream import Tail
+from aism_engine.ops.timeline import Present, Standing, Timeline
 
 _LOOK_EVERY_S: Final = 0.2
 _SLACK_S: Final = 60.0
@@ -61,7 +61,7 @@ def history(  # noqa: PLR0913  each is a flag
 ) -> None:
     """Tell what has become of an agent or a command: each fact on a line.
 
-    The archive (of --archive, or the setting history.archive_dir) and the audit in Redis are read as one. Where
+    The archive (of --archive, or the setting archive.directory) and the audit in Redis are read as one. Where
     something is missing in between, a line says so.
 
     \b
@@ -78,10 +78,10 @@ def history(  # noqa: PLR0913  each is a flag
         raise typer.BadParameter("--at stands alone: it is one instant")
     if follow and until is not None:
         raise typer.BadParameter("--follow goes on, --until ends: give one of them")
-    flags = {"redis.url": redis, "redis.prefix": prefix, "history.archive_dir": archive}
+    flags = {"redis.url": redis, "redis.prefix": prefix, "archive.directory": archive}
     settings = load(config, overrides=flags).settings
-    server, path = settings.redis, settings.history.archive_dir
-    progress = Progress()
+    server, path = settings.redis, settings.archive.directory
+    progress = ProgressLine()
     source = _Source(name, _reader(path, server.prefix, progress) if path else None, progress)
     try:
         if at is not None:
@@ -110,14 +110,14 @@ def history(  # noqa: PLR0913  each is a flag
 class _Source:
     """The archive and the audit, as one log, narrowed to the lines that name an id, or tell of something missing."""
 
-    def __init__(self, name: str, reader: ArchiveReader | None, progress: Progress) -> None:
+    def __init__(self, name: str, reader: ArchiveReader | None, progress: ProgressLine) -> None:
         self.name = name
         self.first = ""
         """The oldest entry that is kept."""
         self._reader = reader
         self.progress = progress
 
-    async def lines(self, operator: Operator, span: _Span, *, follow: bool = False) -> AsyncGenerator[Line]:
+    async def lines(self, operator: AdminClient, span: _Span, *, follow: bool = False) -> AsyncGenerator[Line]:
         cursor, reader = Cursor(), self._reader
         if reader is not None:
             days = (_day(span.since - _SLACK_S, ""), _day(span.until + 86400, "9999-12-31"))
@@ -145,10 +145,10 @@ class _Source:
         return self._reader.known(entries) if self._reader is not None else set()
 
 
-def _reader(path: str, prefix: str, progress: Progress) -> ArchiveReader:
+def _reader(path: str, prefix: str, progress: ProgressLine) -> ArchiveReader:
     folder_path = Path(path)
     try:
-        found = folder.identity(folder_path)
+        found = directory.identity(folder_path)
     except OSError as error:
         raise RefusedError(f"there is no archive in {path}: {error.strerror}") from None
     if found.prefix != prefix:
@@ -163,7 +163,7 @@ def _day(at: float, otherwise: str) -> str:
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-async def _tell(operator: Operator, source: _Source, span: _Span, *, follow: bool, json: bool) -> int:
+async def _tell(operator: AdminClient, source: _Source, span: _Span, *, follow: bool, json: bool) -> int:
     """Print what is told, and count it."""
     told = 0
     async with aclosing(source.lines(operator, span, follow=follow)) as lines:
@@ -209,7 +209,7 @@ def _written(fact: dict[str, Any]) -> str:
 # --- an instant -------------------------------------------------------------------------------------------------------
 
 
-async def _stood(operator: Operator, source: _Source, at: float) -> Standing:
+async def _stood(operator: AdminClient, source: _Source, at: float) -> Standing:
     """Replay all that is kept. What is so now is read first: what changes meanwhile is then among the facts."""
     present, timeline = None, Timeline(source.name)
     if (seen := await operator.agent(source.name)) is not None:

@@ -13,8 +13,8 @@ from aism_engine.cli.outcomes import code_of, told, wait
 from aism_engine.cli.output import print_json
 from aism_engine.cli.send import selected
 from aism_engine.cli.session import ask, with_operator
-from aism_engine.model.names import is_identifier
-from aism_engine.store.operator import Operator
+from aism_engine.domain.protocol.names import is_identifier
+from aism_engine.ops.admin_client import AdminClient
 
 _HELP: Final = {
     "pause": """Hold back commands: new ones are accepted and wait, nothing is handed out until `resume`.
@@ -58,7 +58,7 @@ def _hold(kind: str) -> Callable[..., Exit]:
         payload = _target(agent_id, select, all_=all_) | ({"reason": reason} if reason is not None else {})
         longest_s = read_duration("--timeout", timeout)
 
-        async def act(operator: Operator) -> dict[str, Any]:
+        async def act(operator: AdminClient) -> dict[str, Any]:
             ends_at = time.monotonic() + longest_s
             reply = await ask(operator, kind, payload, timeout_s=longest_s, json=json)
             return await wait(operator, reply["group_id"], ends_at) if "group_id" in reply else reply

@@ -6,7 +6,7 @@ from typing import Final
 
 import typer
 
-from aism_engine.model.messages import LONGEST_S
+from aism_engine.domain.protocol.messages import MAX_DURATION_S
 
 _DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -36,7 +36,7 @@ def read_duration(option: str, text: str) -> float:
     """Read `90s`, `10m`, `2h`, `1d` or `500ms`; a number alone is seconds; above 0, at most a year."""
     found = _DURATION.match(text)
     seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
-    if not 0 < seconds <= LONGEST_S:
-        most = f"more than 0, like 30s, 10m, 2h or 1d, and at most {LONGEST_S // _UNITS['d']}d"
+    if not 0 < seconds <= MAX_DURATION_S:
+        most = f"more than 0, like 30s, 10m, 2h or 1d, and at most {MAX_DURATION_S // _UNITS['d']}d"
         raise typer.BadParameter(f"{option}: expected {most}, got {text!r}")
     return seconds

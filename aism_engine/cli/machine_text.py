@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from aism_engine.model.machine import PARTIES, Machine
+from aism_engine.domain.machines.machine import PARTIES, Machine
 
 _INDENT: Final = "    "
 

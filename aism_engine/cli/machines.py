@@ -10,12 +10,12 @@ from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.machine_text import drawn, terms
 from aism_engine.cli.output import print_fields, print_json, print_table
 from aism_engine.config import load
+from aism_engine.domain.machines.loader import ENTRIES, read_all
+from aism_engine.domain.machines.machine import Machine, Machines
 from aism_engine.errors import ConfigError
-from aism_engine.model.machine import Machine, Machines
-from aism_engine.model.machine_file import ENTRIES, read_all
-from aism_engine.rules import load_machines
+from aism_engine.policy_loader import load_machines
 
-app = options.Commands(help="Check state machines, or show those in use.")
+app = options.CommandGroup(help="Check state machines, or show those in use.")
 
 
 @app.command()

@@ -46,17 +46,17 @@ COMMANDS: Final = {
 """Each command, or group of them, and where it is."""
 
 
-def build(first: str = "") -> options.Commands:
+def build(first: str = "") -> options.CommandGroup:
     """Build the command line; where its first word names a command, with that one alone.
 
     All that is needed for all of them takes half a second to import, and `health` is called every few seconds.
     """
-    app = options.Commands(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
+    app = options.CommandGroup(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
     app.callback()(lambda: None)  # a single command would be the whole, without its name
     for name in (first,) if first in COMMANDS else COMMANDS:
         module, _, attribute = COMMANDS[name].partition(":")
         found = getattr(import_module(f"aism_engine.cli.{module}"), attribute)
-        if isinstance(found, options.Commands):
+        if isinstance(found, options.CommandGroup):
             app.add_typer(found, name=name)
         else:
             app.command(name)(found)

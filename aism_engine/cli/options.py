@@ -20,7 +20,7 @@ Config: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 
 
-class Commands(typer.Typer):
+class CommandGroup(typer.Typer):
     """A group of commands, each of which tells its exit codes in its help."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  as typer has it

@@ -8,10 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from aism_engine.cli.exits import Exit, RefusedError, TimedOutError
-from aism_engine.cli.progress import Progress
-from aism_engine.model.commands import OPEN
-from aism_engine.model.groups import OUTCOMES
-from aism_engine.store.operator import Operator
+from aism_engine.cli.progress import ProgressLine
+from aism_engine.domain.commands.command import OPEN
+from aism_engine.domain.commands.group import OUTCOMES
+from aism_engine.ops.admin_client import AdminClient
 
 _LOOK_EVERY_S: Final = 0.1
 _OPEN: Final = frozenset({*(status.value for status in OPEN), "open"})
@@ -20,7 +20,7 @@ _CONTENTS: Final = ("payload", "result")
 _COUNTS: Final = ("total", "needed", *OUTCOMES)
 
 
-async def outcome(operator: Operator, name: str) -> dict[str, Any]:
+async def outcome(operator: AdminClient, name: str) -> dict[str, Any]:
     """Read how a command or a group stands, as programs get it. Raises RefusedError where there is none of that id."""
     if record := await operator.command(name):
         contents = {each: msgspec.json.decode(record[each]) for each in _CONTENTS if record.get(each)}
@@ -31,9 +31,9 @@ async def outcome(operator: Operator, name: str) -> dict[str, Any]:
     raise RefusedError(f"there is no command {name}, and no group: it never was, or its record has gone")
 
 
-async def wait(operator: Operator, name: str, ends_at: float) -> dict[str, Any]:
+async def wait(operator: AdminClient, name: str, ends_at: float) -> dict[str, Any]:
     """Wait until it is known what becomes of a command, or of enough of a group. Raises TimedOutError."""
-    progress = Progress()
+    progress = ProgressLine()
     try:
         while (found := await outcome(operator, name))["status"] in _OPEN:
             if time.monotonic() >= ends_at:

@@ -10,7 +10,7 @@ _EVERY_S: Final = 0.2
 _WIDTH: Final = 79
 
 
-class Progress:
+class ProgressLine:
     """One line on standard error, written over and over, from a second on; `clear` takes it away."""
 
     def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:

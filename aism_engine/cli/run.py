@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 from aism_engine import logs
-from aism_engine.app import Engine
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.loop import run_to_end
 from aism_engine.config import load
+from aism_engine.domain.machines.machine import Machines
+from aism_engine.engine import Engine
 from aism_engine.logs import LogWriter
 from aism_engine.metrics import Metrics
-from aism_engine.model.machine import Machines
-from aism_engine.rules import load_checked, load_machines
+from aism_engine.policy_loader import load_machines, load_settings_and_machines
 from aism_engine.runtime import signals
 from aism_engine.settings import Settings
 
@@ -52,7 +52,7 @@ def run(
         "logs.level": log_level,
         "logs.format": log_format,
     }
-    settings = load_checked(config, flags).settings
+    settings = load_settings_and_machines(config, flags).settings
     told = settings.logs
     writer = logs.configure(
         level=told.level, format=told.format, queue=told.queue, repeats=told.repeats, file=told.file

@@ -14,11 +14,11 @@ from aism_engine.cli.outcomes import code_of, told, wait
 from aism_engine.cli.output import print_json
 from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
-from aism_engine.model.commands import OnLost, Priority
-from aism_engine.model.messages import MOST_ATTEMPTS
-from aism_engine.model.names import is_identifier, is_type_name
-from aism_engine.model.selector import Selector
-from aism_engine.store.operator import Operator
+from aism_engine.domain.commands.command import OnLost, Priority
+from aism_engine.domain.commands.selector import Selector
+from aism_engine.domain.protocol.messages import MAX_ATTEMPTS
+from aism_engine.domain.protocol.names import is_identifier, is_type_name
+from aism_engine.ops.admin_client import AdminClient
 
 _WAIT_S: Final = 10.0
 _QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
@@ -48,7 +48,7 @@ def send(  # noqa: PLR0913  each is a flag
         str | None, typer.Option(metavar="TIME", help="From ack to outcome; then it has failed.")
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=MOST_ATTEMPTS, help="How often it may be sent.")
+        int | None, typer.Option(metavar="N", min=1, max=MAX_ATTEMPTS, help="How often it may be sent.")
     ] = None,
     priority: Annotated[Priority, typer.Option(help="What goes first where commands wait.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What becomes of it when its agent is lost.")] = None,
@@ -102,7 +102,7 @@ def send(  # noqa: PLR0913  each is a flag
     }
     longest_s = read_duration("--wait-for", wait_for)
 
-    async def act(operator: Operator) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    async def act(operator: AdminClient) -> tuple[dict[str, Any], dict[str, Any] | None]:
         ends_at = time.monotonic() + longest_s
         reply = await ask(operator, "send", request, request_id=request_id, timeout_s=longest_s, json=json)
         return reply, await wait(operator, _name(reply), ends_at) if wait_ else None

@@ -7,24 +7,24 @@ from typing import Any, TypeVar
 from aism_engine.cli.exits import RefusedError, TimedOutError
 from aism_engine.cli.output import print_json
 from aism_engine.config import load
-from aism_engine.store.operator import Operator
+from aism_engine.ops.admin_client import AdminClient
 
 T = TypeVar("T")
 
 
-def with_operator(redis: str | None, prefix: str | None, act: Callable[[Operator], Awaitable[T]]) -> T:
+def with_operator(redis: str | None, prefix: str | None, act: Callable[[AdminClient], Awaitable[T]]) -> T:
     """Connect to the server and the fleet that are meant (by flags, the environment, or default), and act there."""
     server = load(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
 
     async def session() -> T:
-        async with Operator.at(server.url, server.prefix) as operator:
+        async with AdminClient.at(server.url, server.prefix) as operator:
             return await act(operator)
 
     return asyncio.run(session())
 
 
 async def ask(
-    operator: Operator,
+    operator: AdminClient,
     kind: str,
     payload: Mapping[str, Any],
     *,

@@ -10,7 +10,7 @@ import typer
 from aism_engine.cli import options
 from aism_engine.cli.output import print_json
 from aism_engine.cli.session import with_operator
-from aism_engine.store.operator import Operator
+from aism_engine.ops.admin_client import AdminClient
 
 _HEAD: Final = frozenset({"event", "at", "timestamp", "agent_id", "old_state", "new_state"})
 
@@ -35,7 +35,7 @@ def tail(
       aism-engine tail --type state_changed --type agent_lost --json
     """  # noqa: D301  \b keeps the lines of the example apart
 
-    async def act(operator: Operator) -> None:
+    async def act(operator: AdminClient) -> None:
         left = count
         async with aclosing(operator.events()) as events:
             async for found in events:

@@ -14,10 +14,10 @@ from rich.text import Text
 from aism_engine.cli import commands, options
 from aism_engine.cli.instants import read_duration
 from aism_engine.cli.output import age, print_json
-from aism_engine.cli.progress import Progress
+from aism_engine.cli.progress import ProgressLine
 from aism_engine.cli.session import with_operator
-from aism_engine.store.lookout import Overview
-from aism_engine.store.operator import Operator
+from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.inspector import Overview
 
 
 def top(
@@ -40,8 +40,8 @@ def top(
     """  # noqa: D301  \b keeps the lines of the example apart
     every_s, console = read_duration("--interval", interval), Console()
 
-    async def watch(operator: Operator) -> None:
-        progress = Progress()
+    async def watch(operator: AdminClient) -> None:
+        progress = ProgressLine()
         with Live(console=console, auto_refresh=False, screen=False) as live:
             while True:
                 began = time.monotonic()

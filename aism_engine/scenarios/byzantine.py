@@ -12,14 +12,14 @@ from typing import Any, Final, TypeAlias
 
 from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
+from aism_engine.ops.admin_client import AdminClient
 from aism_engine.scenarios.stage import Outcome, Stage, staged
-from aism_engine.store.operator import Operator
 
 _PATIENCE_S: Final = 2.0
 _SETTINGS: Final = {
-    "divergence.interval": 0.2,
+    "divergence.poll_interval": 0.2,
     "divergence.idle_evidence_after": _PATIENCE_S,
-    "commands.delivery_interval": 0.1,
+    "dispatcher.poll_interval": 0.1,
 }
 _LASTS_S: Final = 3 * _PATIENCE_S
 """Long enough for an honest agent to be accused, if any was."""
@@ -48,7 +48,7 @@ class Figures(Outcome, frozen=True):
 
 
 async def play() -> Figures:
-    async with staged("workers", _SETTINGS) as stage, Operator.at(stage.url, stage.prefix) as operator:
+    async with staged("workers", _SETTINGS) as stage, AdminClient.at(stage.url, stage.prefix) as operator:
         lives: dict[str, Life] = {
             **dict.fromkeys(_BUSY, _work),
             _SLOW: lambda agent: _work(agent, takes_s=2 * _PATIENCE_S),
@@ -114,7 +114,7 @@ async def _measure(agent: AgentClient) -> None:
         await asyncio.sleep(0.3 * _PATIENCE_S)
 
 
-async def _command(operator: Operator, agent_id: str) -> None:
+async def _command(operator: AdminClient, agent_id: str) -> None:
     """Give an agent something to do, again and again; whoever is full, or unknown yet, is asked again later."""
     while True:
         payload = {"agent_id": agent_id, "command": {"type": "work"}}

@@ -23,7 +23,7 @@ _AGENTS: Final = 6
 _ROUNDS: Final = 3
 _MOST: Final = 1000
 _SETTINGS: Final = {
-    "divergence.interval": 0.2,
+    "divergence.poll_interval": 0.2,
     "divergence.distill_after": 0.1,
     "divergence.context_limit": float(LIMIT),
     "divergence.idle_evidence_after": 3600.0,

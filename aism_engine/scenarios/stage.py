@@ -10,12 +10,12 @@ from typing import Any, Final
 from msgspec import Struct
 
 from aism_engine.agent.client import AgentClient
-from aism_engine.app import Engine
 from aism_engine.config import load
-from aism_engine.model.audit import BEGINNING, line
+from aism_engine.engine import Engine
+from aism_engine.ops.audit_log import BEGINNING, line
+from aism_engine.ops.audit_stream import History
 from aism_engine.store.client import Client, connect_url
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.history import History
 from aism_engine.store.keys import Keys
 from aism_engine.store.subscription import Subscription
 
@@ -92,8 +92,8 @@ async def staged(machine: str, overrides: Mapping[str, object]) -> AsyncIterator
             "machines.directory": str(folder),
             "machines.default": machine,
             "machines.unregistered": machine,
-            "history.audit_keep": 1_000_000,  # it is the evidence
-            "history.audit_keep_max": 2_000_000,
+            "retention.audit_entries": 1_000_000,  # it is the evidence
+            "retention.audit_entries_max": 2_000_000,
             **overrides,
         }
         engine = Engine(load(environ={}, overrides=flags).settings, environ={})

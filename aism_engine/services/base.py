@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import structlog
 
 from aism_engine.clock import Clock
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.policy import Policy
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.metrics import Metrics, from_zero
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.rules import Rules
-from aism_engine.services.hints import Backlog
+from aism_engine.services.wakeup import Watermark
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.store import Store
@@ -65,14 +65,14 @@ class Outages:
 
 
 @dataclass
-class Rulebook:
+class PolicyHolder:
     """The rules in force. They are exchanged as a whole, between two decisions."""
 
-    rules: Rules
+    policy: Policy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class ServiceContext:
     """What every service needs. The elector alone has a store of its own, whose timeouts are short."""
 
     clock: Clock
@@ -81,8 +81,8 @@ class Context:
     outages: Outages
     store: Store
     writer: Writer
-    rulebook: Rulebook
-    backlog: Backlog
+    policy_holder: PolicyHolder
+    watermark: Watermark
     backoff_max_s: float = 1.0
 
 
@@ -97,18 +97,18 @@ class Service(ABC):
     polls = True
     """Looks many times a second, most often for nothing: its idle steps are not timed."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceContext) -> None:
         self._context = context
         self._clock = context.clock
         self._store = context.store
         self._writer = context.writer
-        self.stepped_at = context.clock.monotonic()
+        self.status_since = context.clock.monotonic()
         """When the last step began: a service that stands still while it leads is stuck."""
 
     @property
-    def _rules(self) -> Rules:
+    def _policy(self) -> Policy:
         """The rules as they are now: whoever decides on several things takes them once."""
-        return self._context.rulebook.rules
+        return self._context.policy_holder.policy
 
     @abstractmethod
     async def run_once(self) -> bool:
@@ -128,7 +128,7 @@ class Service(ABC):
                 context.outages.leave(self.name)
                 await self.stand_by()
                 await context.leadership.wait_leading()
-            self.stepped_at = self._clock.monotonic()
+            self.status_since = self._clock.monotonic()
             try:
                 more = await self.run_once()
             except ServerUnavailableError as error:

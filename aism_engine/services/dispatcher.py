@@ -1,85 +1,87 @@
-"""The dispatcher: what operators ask for, from the tail of the request queue."""
+"""The courier: hands out commands that wait for their agents, and sees which have left their lists."""
 
-import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Final
+from collections.abc import Callable, Sequence
 
-from aism_engine.model import messages as m
-from aism_engine.model.codec import MalformedError, decode_request
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.due import COMMANDS
-from aism_engine.model.decisions.handout import command_id_of
-from aism_engine.model.decisions.requests import SOURCE, bury_request, decide_request
-from aism_engine.model.draft import Draft
-from aism_engine.model.fleet import Fleet, Lookups
-from aism_engine.model.selector import Selector
-from aism_engine.services.base import Context
-from aism_engine.services.hints import Hint
-from aism_engine.services.intake import Intake, Limits
-
-_HEAR_OUT_S: Final = 1.0
-_LOOK_EVERY_S: Final = 0.01
+from aism_engine.domain.commands.delivery import command_id_of, decide_deliveries, decide_dispatch
+from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Fleet
+from aism_engine.services.base import Service, ServiceContext
+from aism_engine.services.wakeup import Wakeup
+from aism_engine.store.writer import one_by_one
 
 
-class Dispatcher(Intake[m.Request]):
-    """Accepts requests, or says why not. Accepted means: the record is committed, the command is on its way."""
+class Dispatcher(Service):
+    """Wakes up when an agent may have room for what waits, and looks into the lists on a timer, at so many a time."""
 
     name = "dispatcher"
 
-    def __init__(self, context: Context, hint: Hint, errands: Hint, limits: Limits) -> None:
-        super().__init__(context, hint, SOURCE, limits, decode_request)
-        self._errands = errands
+    def __init__(self, context: ServiceContext, hint: Wakeup, *, poll_interval_s: float, batch: int) -> None:
+        super().__init__(context)
+        self._hint = hint
+        self._poll_interval_s = poll_interval_s
+        self._batch = batch
+        self._round: list[str] = []
+        """In whose lists there is still to be looked, before all are looked at again."""
+        self._looked_at = float("-inf")
 
-    async def look_up(self, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
-        asked_at = self._clock.monotonic()
-        named = {agent_id for message in messages if (agent_id := getattr(message.payload, "agent_id", None))}
-        sightings = await self._store.sightings(named - fleet.agents.keys())
-        if not all(seen.exists for seen in sightings.values()) or any(_fits_nobody(fleet, each) for each in messages):
-            await self._hear_out(asked_at)
-        commands = {message.id for message in messages if isinstance(message, m.Send)}
-        commands |= {
-            message.payload.command_id
-            for message in messages
-            if isinstance(message, m.Cancel) and message.payload.command_id is not None
-        }
-        letters = await self._store.letters(
-            {message.payload.letter_id for message in messages if isinstance(message, m.Replay)}
+    async def run_once(self) -> bool:
+        fleet = await self._writer.loaded()
+        began = self._clock.monotonic()
+        decisions = await self._hand_out(fleet)
+        if began - self._looked_at >= self._poll_interval_s:
+            decisions += await self._look(fleet)
+            self._looked_at = began
+        self._worked(began, decisions)
+        return bool(fleet.freed)
+
+    async def wait(self) -> None:
+        await self._hint.wait(self._poll_interval_s)
+
+    async def _hand_out(self, fleet: Fleet) -> list[Decision]:
+        freed = [fleet.freed.pop() for _ in range(min(self._batch, len(fleet.freed)))]
+        agent_ids = [agent_id for agent_id in freed if self._may_have_more(fleet, agent_id)]
+        if not agent_ids:
+            return []
+        share = max(1, self._batch // len(agent_ids))
+        try:
+            return await self._commit(
+                fleet, agent_ids, lambda draft, agent_id: decide_dispatch(draft, self._policy, agent_id, share)
+            )
+        except BaseException:
+            fleet.freed.update(agent_id for agent_id in agent_ids if agent_id in fleet.waiting)
+            raise
+
+    async def _look(self, fleet: Fleet) -> list[Decision]:
+        """Measure what has been taken. What is pushed while we look counts the next time."""
+        self._round = self._round or list(fleet.queued)
+        agent_ids = [agent_id for agent_id in self._round[: self._batch] if agent_id in fleet.queued]
+        self._round = self._round[self._batch :]
+        until = fleet.turn
+        heads = await self._store.heads(agent_ids)
+        moved = [agent_id for agent_id, head in heads.items() if self._has_moved(fleet, agent_id, head, until)]
+        if not moved:
+            return []
+        return await self._commit(
+            fleet,
+            moved,
+            lambda draft, agent_id: decide_deliveries(draft, self._policy, agent_id, heads[agent_id], until),
         )
-        given_up_on = (command_id_of(letter.raw) for letter in letters.values() if letter.source == COMMANDS)
-        commands |= {command_id for command_id in given_up_on if command_id is not None}
-        saying = {letter.agent_id for letter in letters.values() if letter.agent_id is not None}
-        return Lookups(
-            sightings,
-            await self._store.commands(commands - fleet.commands.keys()),
-            answers=await self._store.answers([message.id for message in messages]),
-            letters=letters,
-            measurements=await self._store.measurements(saying & fleet.to_recall),
-        )
 
-    async def _hear_out(self, asked_at: float) -> None:
-        """Let the consumer read what lay in its queue when we were asked: a stranger may have registered there."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_HEAR_OUT_S):
-                while self._context.backlog.passed < asked_at:  # noqa: ASYNC110  it is told at each look
-                    await asyncio.sleep(_LOOK_EVERY_S)
+    def _may_have_more(self, fleet: Fleet, agent_id: str) -> bool:
+        draft = Draft(fleet, self._store.now)
+        agent = draft.agent(agent_id)
+        ctx = DecisionContext(draft, self._policy, Decision("handout"), "engine")
+        return agent is not None and bool(agent.waiting) and ctx.may_dispatch(agent)
 
-    def applied(self, count: int) -> None:  # noqa: ARG002
-        self._errands.ring()  # among them there may have been a request to many
+    def _has_moved(self, fleet: Fleet, agent_id: str, head: bytes, until: int) -> bool:
+        agent = fleet.agents.get(agent_id)
+        if agent is None or (head and agent.queued and command_id_of(head) == agent.queued[0]):
+            return False
+        draft = Draft(fleet, self._store.now)
+        return decide_deliveries(draft, self._policy, agent_id, head, until).outcome == "applied"
 
-    def decide(self, draft: Draft, message: m.Request, raw: bytes) -> Decision:
-        return decide_request(draft, self._rules, message, raw)
-
-    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
-        return bury_request(draft, self._rules, error, raw)
-
-
-def _fits_nobody(fleet: Fleet, request: m.Request) -> bool:
-    """Tell whether a selector means nobody that we know of yet; one that cannot be read is not to be waited for."""
-    text: str | None = getattr(request.payload, "select", None)
-    if text is None:
-        return False
-    with suppress(ValueError):
-        selector = Selector.parse(text)
-        return not any(selector.matches(agent) for agent in fleet.agents.values())
-    return False
+    async def _commit(
+        self, fleet: Fleet, agent_ids: Sequence[str], decide_one: Callable[[Draft, str], Decision]
+    ) -> list[Decision]:
+        return await self._writer.write(one_by_one("dispatcher", agent_ids, decide_one), on=fleet)

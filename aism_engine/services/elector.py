@@ -7,7 +7,7 @@ import structlog
 import uuid_utils
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.services.base import Context, Service
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.scripts import LeaseCode
 from aism_engine.store.store import Store
 
@@ -26,7 +26,7 @@ class Elector(Service):
     polls = False
     leads_only = False
 
-    def __init__(self, context: Context, store: Store, *, ttl_s: float, renew_every_s: float) -> None:
+    def __init__(self, context: ServiceContext, store: Store, *, ttl_s: float, renew_every_s: float) -> None:
         super().__init__(context)
         self._lease_store = store
         self._ttl_s = ttl_s

@@ -1,8 +1,8 @@
 """The janitor: trims the audit to what is to be kept, but never past what an archive has still to read; and the dead
 letters that are too old.
 
-Each commit by itself trims at the hard bound, `history.audit_keep_max`, whoever is behind: memory has an end. Between
-the two bounds lies what archives may be late by.
+Each commit itself trims at the hard bound, `retention.audit_entries_max`, even if an archive is behind, so that memory
+is bounded. An archive may be late by the difference between the two bounds.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import asyncio
 import structlog
 
 from aism_engine.clock import iso
-from aism_engine.services.base import Context, Service
-from aism_engine.store.history import Announcement, History, held_back
+from aism_engine.ops.audit_stream import Announcement, History, held_back
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.scripts import TrimCode
 
 log = structlog.get_logger(component="janitor")
@@ -25,7 +25,7 @@ class Janitor(Service):
 
     def __init__(
         self,
-        context: Context,
+        context: ServiceContext,
         history: History,
         *,
         interval_s: float,

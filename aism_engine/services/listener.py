@@ -10,9 +10,9 @@ from typing import Final
 import structlog
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.services.base import Context, Service
-from aism_engine.services.hints import Hint
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.services.publications import Publications, loudest
+from aism_engine.services.wakeup import Wakeup
 from aism_engine.store.subscription import Subscription
 
 log = structlog.get_logger(component="listener")
@@ -47,10 +47,10 @@ class Listener(Service):
 
     def __init__(
         self,
-        context: Context,
+        context: ServiceContext,
         subscription: Subscription,
-        responses: Hint,
-        requests: Hint,
+        responses: Wakeup,
+        requests: Wakeup,
         *,
         most: int,
         measures_per_s: int,
@@ -115,7 +115,7 @@ class Listener(Service):
             return
         if messages:
             self._pushed += 1
-            await self._store.push_heard(token, self._pushed, messages)
+            await self._store.push_published(token, self._pushed, messages)
             self._responses.ring()
         for outcome, count in publications.heard.items():
             self._context.metrics.heard.labels(outcome).inc(count)

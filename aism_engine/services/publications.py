@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 import uuid_utils
 
-from aism_engine.model.codec import decode_as, encode
-from aism_engine.model.messages import MOST_MEASURES, Identifier, Measures
+from aism_engine.domain.protocol.codec import decode_as, encode
+from aism_engine.domain.protocol.messages import MAX_MEASUREMENTS, Identifier, Measurements
 
 _ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -22,7 +22,7 @@ class _Declared(msgspec.Struct):
 
 class _Measured(msgspec.Struct):
     agent_id: Identifier
-    values: Measures
+    values: Measurements
 
 
 class _Signed(msgspec.Struct):
@@ -78,7 +78,7 @@ class Publications:
             self._pass_on(published)
             return
         latest = self._latest.get(said.agent_id)
-        if latest is not None and len(latest.keys() | said.values.keys()) <= MOST_MEASURES:
+        if latest is not None and len(latest.keys() | said.values.keys()) <= MAX_MEASUREMENTS:
             latest.update(said.values)
             self.heard["merged"] += 1
         else:

@@ -7,13 +7,13 @@ from typing import Final, TypeVar
 
 import structlog
 
-from aism_engine.model.agent import Agent, Liveness
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_loss, decide_return, decide_silences
-from aism_engine.model.draft import Draft
-from aism_engine.model.fleet import Fleet
-from aism_engine.model.liveness import Assessment, Limits, Loss, Span, Watch
-from aism_engine.services.base import Context, Service
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.agents.liveness import Assessment, Loss, ScoreRange, SilenceLimits, SilenceTracker
+from aism_engine.domain.agents.presence import decide_lost, decide_returned, decide_silent
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Fleet
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.writer import Decide, Failures, one_by_one
 
 T = TypeVar("T")
@@ -26,17 +26,17 @@ _LONGEST_REST: Final = 0.1
 
 
 class Reaper(Service):
-    """Calls agents lost, and back. Judges only what it has watched itself: see model/liveness.py."""
+    """Calls agents lost, and back. Judges only what it has watched itself: see domain/agents/liveness.py."""
 
     name = "reaper"
     polls = False
 
     def __init__(
         self,
-        context: Context,
-        watch: Watch,
-        limits: Limits,
-        by_type: Mapping[str, Limits],
+        context: ServiceContext,
+        watch: SilenceTracker,
+        limits: SilenceLimits,
+        by_type: Mapping[str, SilenceLimits],
         *,
         scan_interval_s: float,
         chunk: int,
@@ -63,7 +63,7 @@ class Reaper(Service):
         began = self._clock.monotonic()  # the same instant: a stop before it is seen, as one that has blinded us
         self._notice_blindness(began)
         # A clock that is ahead is looked at each time: its last beat would seem fresh for longer than it is.
-        span = Span(server_now, self._narrowest_s)
+        span = ScoreRange(server_now, self._narrowest_s)
         outside, slowest_s = await self._store.scores_outside(span.low, span.now, self._chunk)
         self._scanned_at = self._clock.monotonic()
         if slowest_s > self._tolerated_s:  # the server stood still meanwhile, or the way to it: nobody could beat
@@ -83,7 +83,7 @@ class Reaper(Service):
             lambda agent_id: began - server_now + fleet.spoke.get(agent_id, fleet.loaded_at),
             began,
             span=span,
-            heard_until=self._context.backlog.passed,
+            heard_until=self._context.watermark.passed,
         )
         self._tell(assessment)
         losses, returned = assessment.losses, await self._returned(fleet, outside)
@@ -125,8 +125,8 @@ class Reaper(Service):
 
     def _decide_one(self, draft: Draft, about: Loss | str) -> Decision:
         if isinstance(about, str):
-            return decide_return(draft, self._rules, about)
-        return decide_loss(draft, self._rules, about.agent_id, about.score, about.silent_s)
+            return decide_returned(draft, self._policy, about)
+        return decide_lost(draft, self._policy, about.agent_id, about.score, about.silent_s)
 
     async def _show_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
         """Write down what has changed since it was last written: while nobody falls silent or returns, nothing."""
@@ -193,7 +193,7 @@ class Reaper(Service):
             log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent)
 
 
-def _is_watched(agent: Agent | None) -> bool:
+def _is_watched(agent: AgentRecord | None) -> bool:
     return agent is not None and agent.liveness is Liveness.FRESH
 
 
@@ -207,4 +207,4 @@ def _decide_silences(
 ) -> list[Decision]:
     if failures:  # the key is none of ours: it cannot be shown, and everything else goes on
         return [Decision("silence", "refused", failures[0][0])]
-    return [decide_silences(draft, since, over)]
+    return [decide_silent(draft, since, over)]

@@ -9,10 +9,10 @@ from typing import Final
 
 import structlog
 
+from aism_engine.domain.commands.orphans import decide_orphan
+from aism_engine.domain.fleet import Lookups
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model.decisions.stray import decide_stray
-from aism_engine.model.fleet import Lookups
-from aism_engine.services.base import Context, Service
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.writer import one_by_one
 
 log = structlog.get_logger(component="reconciler")
@@ -29,7 +29,7 @@ class Reconciler(Service):
     name = "reconciler"
     polls = False
 
-    def __init__(self, context: Context, *, interval_s: float = 2.0) -> None:
+    def __init__(self, context: ServiceContext, *, interval_s: float = 2.0) -> None:
         super().__init__(context)
         self._interval_s = interval_s
         self._cursor = 0
@@ -40,7 +40,7 @@ class Reconciler(Service):
         fleet = await self._writer.loaded()
         began = self._clock.monotonic()
         try:
-            self._cursor, commands, groups = await self._store.strays(self._cursor, _PAGE)
+            self._cursor, commands, groups = await self._store.orphans(self._cursor, _PAGE)
         except ServerUnavailableError as error:
             if error.outage != "noperm":
                 raise
@@ -57,7 +57,7 @@ class Reconciler(Service):
             groups=await self._store.groups(groups - fleet.groups.keys()),
         )
 
-        decide = one_by_one("stray", members, lambda draft, member: decide_stray(draft, self._rules, member))
+        decide = one_by_one("stray", members, lambda draft, member: decide_orphan(draft, self._policy, member))
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
         if found := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=found, first=members[0])

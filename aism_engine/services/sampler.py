@@ -7,13 +7,13 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from aism_engine.model.agent import Liveness, ShownLiveness
-from aism_engine.model.commands import Command
-from aism_engine.model.doctor.findings import Severity
-from aism_engine.model.doctor.server import CODES, examine_server
-from aism_engine.model.fleet import Fleet
-from aism_engine.services.base import Context, Service
-from aism_engine.store.diagnosis import Diagnosis
+from aism_engine.domain.agents.agent import Liveness, ShownLiveness
+from aism_engine.domain.commands.command import Command
+from aism_engine.domain.fleet import Fleet
+from aism_engine.ops.diagnosis import Diagnosis
+from aism_engine.ops.doctor.findings import Severity
+from aism_engine.ops.doctor.server import CODES, examine_server
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.records import MEASURED_AT_ONCE
 
 log = structlog.get_logger(component="sampler")
@@ -41,7 +41,7 @@ class Sampler(Service):
 
     def __init__(
         self,
-        context: Context,
+        context: ServiceContext,
         diagnosis: Diagnosis,
         *,
         interval_s: float,
@@ -127,12 +127,17 @@ class Sampler(Service):
     async def _tell_ages(self, fleet: Fleet) -> None:
         """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""
         metrics, leads = self._context.metrics, self._context.leadership.token is not None
-        unread_s = self._clock.monotonic() - self._context.backlog.passed
-        metrics.oldest_response.set(unread_s if leads and self._context.backlog.waits else 0)
+        unread_s = self._clock.monotonic() - self._context.watermark.passed
+        metrics.oldest_response.set(unread_s if leads and self._context.watermark.waits else 0)
         oldest, agent_ids = self._store.now, list(fleet.queued | fleet.waiting)
         for start in range(0, len(agent_ids), _AT_A_TIME):
             agents = [agent for each in agent_ids[start : start + _AT_A_TIME] if (agent := fleet.agents.get(each))]
-            commands = [command for agent in agents for each in agent.untaken if (command := fleet.commands.get(each))]
+            commands = [
+                command
+                for agent in agents
+                for each in agent.oldest_undelivered
+                if (command := fleet.commands.get(each))
+            ]
             oldest = min([oldest, *(_due_since(command) for command in commands)])
             await asyncio.sleep(0)
         metrics.oldest_undelivered.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
@@ -163,4 +168,4 @@ def _in_parts(measured: Sequence[_Measured]) -> Iterator[Sequence[_Measured]]:
 
 def _due_since(command: Command) -> float:
     """Give since when a command could have been taken: of one that was scheduled, that is not when it was accepted."""
-    return command.stepped_at or command.accepted_at if command.place == "waiting" else command.accepted_at
+    return command.status_since or command.accepted_at if command.place == "waiting" else command.accepted_at

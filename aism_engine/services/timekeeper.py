@@ -3,12 +3,12 @@
 import asyncio
 from typing import Final
 
-from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.due import decide_due
-from aism_engine.model.draft import Draft
-from aism_engine.model.fleet import Lookups
-from aism_engine.services.base import Context, Service
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Lookups
+from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.writer import one_by_one
 
 _MOST_BYTES: Final = 4_194_304
@@ -25,7 +25,7 @@ class Timekeeper(Service):
 
     name = "timekeeper"
 
-    def __init__(self, context: Context, *, poll_interval_s: float, grace_s: float, batch: int) -> None:
+    def __init__(self, context: ServiceContext, *, poll_interval_s: float, grace_s: float, batch: int) -> None:
         super().__init__(context)
         self._poll_interval_s = poll_interval_s
         self._grace_s = grace_s
@@ -41,7 +41,9 @@ class Timekeeper(Service):
         self._looked_at = began
         if began < self._acts_from:
             return False
-        unread_s = began - self._context.backlog.passed  # however far behind the consumer is: time goes on for it alone
+        unread_s = (
+            began - self._context.watermark.passed
+        )  # however far behind the consumer is: time goes on for it alone
         due = await self._store.due(now - unread_s, self._batch)
         if not due:
             self._worked(began, ())
@@ -55,7 +57,7 @@ class Timekeeper(Service):
         return any(decision.outcome not in _IDLE for decision in decisions) and len(due) == self._batch
 
     def _decide(self, draft: Draft, due: tuple[str, float]) -> Decision:
-        return decide_due(draft, self._rules, *due)
+        return decide_deadline(draft, self._policy, *due)
 
     def _decide_again(self, draft: Draft, due: tuple[str, float], failure: tuple[str, str]) -> Decision:
         code, reason = failure
@@ -64,7 +66,7 @@ class Timekeeper(Service):
         if code != "wrong_type":
             return Decision("deadline", "refused", code)  # it stays due, and is told of each time
         is_record = self._store.keys.command(_name(due[0])) in reason
-        return decide_due(draft, self._rules, *due, spoilt=frozenset({"record" if is_record else "list"}))
+        return decide_deadline(draft, self._policy, *due, spoilt=frozenset({"record" if is_record else "list"}))
 
     async def wait(self) -> None:
         await asyncio.sleep(self._poll_interval_s)

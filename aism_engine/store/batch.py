@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision
+from aism_engine.domain import effects as fx
+from aism_engine.domain.decision import Decision
 from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
@@ -20,7 +20,7 @@ OURS: Final = -1
 """The owner of keys that belong to no one decision: the audit, the dead letters, the indexes."""
 
 
-class Taken(NamedTuple):
+class SourceTrim(NamedTuple):
     """What a batch was peeked from: it leaves the queue in the commit of its decisions."""
 
     queue: str
@@ -72,7 +72,9 @@ class Batch:
         """
         self._heard = list(heard)
 
-    def call(self, token: str, commit_id: str, previous: str, taken: Taken | None) -> tuple[list[str], list[Argument]]:
+    def call(
+        self, token: str, commit_id: str, previous: str, taken: SourceTrim | None
+    ) -> tuple[list[str], list[Argument]]:
         """Build KEYS and ARGV of `commit.lua`, once: its header says what they are."""
         told = {
             (fact.agent_id, fact.cause) for fact in self.facts if fact.by == "agent" and fact.event != "dead_letter"
@@ -85,7 +87,7 @@ class Batch:
                 entry += ("heard", msgspec.json.encode(untold))
             self._write("XADD", self._place(self._keys.audit, "x"), "MAXLEN", "~", self._bounds.audit, "*", *entry)
         keys = self._keys
-        taken = taken or Taken(keys.response_queue, 0, "", "")
+        taken = taken or SourceTrim(keys.response_queue, 0, "", "")
         if taken.oversized:
             self._place(keys.oversized, "l")  # so that its type is checked with the others
         head: list[Argument] = [
@@ -180,7 +182,7 @@ class Batch:
         self._write("SREM", self._place(keys.index, "e"), agent_id)
         self._write("ZREM", self._place(keys.heartbeats, "z"), agent_id)
 
-    def _save_silences(self, effect: fx.SaveSilences) -> None:
+    def _save_silent(self, effect: fx.SaveSilent) -> None:
         place = self._place(self._keys.silent, "z", ours=False)  # people read it, nothing else hangs on it
         pairs = [word for agent_id, since in effect.since.items() for word in (repr(since), agent_id)]
         for command, words in (("ZADD", pairs), ("ZREM", effect.over)):
@@ -209,20 +211,20 @@ class Batch:
         if effect.keep_s is not None:
             self._write("PEXPIRE", place, int(effect.keep_s * 1000))
 
-    def _add_errands(self, effect: fx.AddErrands) -> None:
-        place = self._place(self._keys.errands, "l")
+    def _add_fanout_targets(self, effect: fx.AddFanoutTargets) -> None:
+        place = self._place(self._keys.fanout, "l")
         for start in range(0, len(effect.bodies), _MOST_ARGUMENTS):
             self._write("LPUSH", place, *effect.bodies[start : start + _MOST_ARGUMENTS])
 
     def _save_hold(self, effect: fx.SaveHold) -> None:
         self._write("HSET", self._place(self._keys.holds, "h"), "fleet", effect.hold)
 
-    def _save_answer(self, effect: fx.SaveAnswer) -> None:
-        place = self._place(self._keys.request_answer(effect.request_id), "k", ours=False)
+    def _save_request_reply(self, effect: fx.SaveRequestReply) -> None:
+        place = self._place(self._keys.saved_reply(effect.request_id), "k", ours=False)
         self._write("SET", place, effect.body, "PX", int(effect.keep_s * 1000))
 
-    def _remove_letters(self, effect: fx.RemoveLetters) -> None:
-        self._write("XDEL", self._place(self._keys.dead_letters, "x"), *effect.letter_ids)
+    def _remove_dead_letters(self, effect: fx.RemoveDeadLetters) -> None:
+        self._write("XDEL", self._place(self._keys.dead_letters, "x"), *effect.dead_letter_ids)
 
     def _deliver(self, effect: fx.Deliver) -> None:
         self._write("LPUSH", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), effect.body)
@@ -234,7 +236,7 @@ class Batch:
         waiting = self._place(self._keys.mail(effect.agent_id), "l", ours=False)
         self._write("FORWARD", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), waiting)
 
-    def _answer(self, effect: fx.Answer) -> None:
+    def _send_reply(self, effect: fx.SendReply) -> None:
         keys, message_id = self._keys, effect.message_id
         key = (
             keys.request_reply(message_id) if effect.agent_id is None else keys.agent_reply(effect.agent_id, message_id)
@@ -255,7 +257,7 @@ class Batch:
     def _record(self, effect: fx.Record) -> None:
         self.facts.append(effect.fact)
 
-    def _bury(self, effect: fx.Bury) -> None:
+    def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
         letter = effect.letter
         fields: Sequence[Argument] = (
             *("code", letter.code, "reason", letter.reason, "source", letter.source),
@@ -279,25 +281,25 @@ class Batch:
         fx.SaveMetadata: _save_metadata,
         fx.SaveMeasurements: _save_measurements,
         fx.ForgetAgent: _forget_agent,
-        fx.SaveSilences: _save_silences,
+        fx.SaveSilent: _save_silent,
         fx.SaveCommand: _save_command,
         fx.PushCommand: _push_command,
         fx.ReleaseCommand: _release_command,
         fx.WithdrawCommand: _withdraw_command,
         fx.SaveGroup: _save_group,
-        fx.AddErrands: _add_errands,
+        fx.AddFanoutTargets: _add_fanout_targets,
         fx.SaveHold: _save_hold,
-        fx.SaveAnswer: _save_answer,
-        fx.RemoveLetters: _remove_letters,
+        fx.SaveRequestReply: _save_request_reply,
+        fx.RemoveDeadLetters: _remove_dead_letters,
         fx.Deliver: _deliver,
         fx.KeepMail: _keep_mail,
         fx.ReleaseMail: _release_mail,
-        fx.Answer: _answer,
+        fx.SendReply: _send_reply,
         fx.SetDeadline: _set_deadline,
         fx.ClearDeadline: _clear_deadline,
         fx.Publish: _publish,
         fx.Record: _record,
-        fx.Bury: _bury,
+        fx.AddDeadLetter: _add_dead_letter,
         fx.ExpectScore: _expect_score,
         fx.ExpectDeadline: _expect_deadline,
     }

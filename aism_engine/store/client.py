@@ -37,7 +37,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 from aism_engine.settings import RedisSettings
-from aism_engine.store.words import OUTAGES
+from aism_engine.store.redis_error_codes import OUTAGES
 
 Client: TypeAlias = Any
 """A `redis.asyncio.Redis`. Its annotations describe the synchronous client at the same time, and so say nothing that

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from aism_engine.die_with_parent import die_with_parent
 from aism_engine.errors import ConfigError, ServerUnavailableError
-from aism_engine.leash import leashed
 
 _HOST = "127.0.0.1"
 _LOG = "server.log"  # in the server's folder
@@ -149,7 +149,7 @@ class EmbeddedServer:
         with (folder / _LOG).open("ab") as log:
             length = log.tell()
             self._process = subprocess.Popen(
-                leashed(server),
+                die_with_parent(server),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -28,7 +28,7 @@ class Keys:
         self._agent = f"{prefix}:agent:"
         self._record = f"{prefix}:engine:agent:"
         self.holds = f"{prefix}:engine:holds"
-        self.errands = f"{prefix}:engine:errands"
+        self.fanout = f"{prefix}:engine:fanout"
         self._command = f"{prefix}:engine:command:"
 
     def commands(self, agent_id: str) -> str:
@@ -64,5 +64,5 @@ class Keys:
     def group(self, group_id: str) -> str:
         return f"{self.prefix}:engine:group:{group_id}"
 
-    def request_answer(self, request_id: str) -> str:
+    def saved_reply(self, request_id: str) -> str:
         return f"{self.prefix}:engine:request:{request_id}"

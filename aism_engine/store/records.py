@@ -8,10 +8,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from aism_engine.model.agent import AGENT_FIELDS, Agent
-from aism_engine.model.commands import COMMAND_FIELDS, Command
-from aism_engine.model.groups import GROUP_FIELDS, Group
-from aism_engine.model.names import is_measure_name
+from aism_engine.domain.agents.agent import AGENT_FIELDS, AgentRecord
+from aism_engine.domain.commands.command import COMMAND_FIELDS, Command
+from aism_engine.domain.commands.group import GROUP_FIELDS, Group
+from aism_engine.domain.protocol.names import is_measurement_name
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.scripts import RECORDS
 
@@ -89,9 +89,9 @@ def is_empty(packed: bytes) -> bool:
 _EMPTY: Final = msgspec.msgpack.encode([""])
 
 
-def agent_of(agent_id: str, packed: bytes) -> Agent | None:
+def agent_of(agent_id: str, packed: bytes) -> AgentRecord | None:
     try:
-        return Agent.from_record(agent_id, dict(zip(AGENT_FIELDS, _VALUES.decode(packed), strict=True)))
+        return AgentRecord.from_record(agent_id, dict(zip(AGENT_FIELDS, _VALUES.decode(packed), strict=True)))
     except (KeyError, ValueError, msgspec.DecodeError):
         return None
 
@@ -137,4 +137,4 @@ def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
 @lru_cache(_MEASURE_NAMES)
 def _measure_name(name: str) -> str:
     """Give the name, one string for all who measure it; empty where it is none."""
-    return name if is_measure_name(name) else ""
+    return name if is_measurement_name(name) else ""

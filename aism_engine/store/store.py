@@ -13,30 +13,30 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from aism_engine.clock import Clock
+from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.agents.heartbeats import MILLISECONDS_FROM
+from aism_engine.domain.commands.command import COMMAND_FIELDS, Command
+from aism_engine.domain.commands.delivery import HEAD_BYTES
+from aism_engine.domain.commands.group import GROUP_FIELDS, Group
+from aism_engine.domain.effects import DeadLetter
+from aism_engine.domain.protocol.messages import Labels
+from aism_engine.domain.protocol.names import is_state_name, is_type_name
+from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model.agent import Sighting
-from aism_engine.model.clocks import MILLISECONDS_FROM
-from aism_engine.model.commands import COMMAND_FIELDS, Command
-from aism_engine.model.decisions.handout import HEAD_BYTES
-from aism_engine.model.effects import Letter
-from aism_engine.model.groups import GROUP_FIELDS, Group
-from aism_engine.model.messages import Labels
-from aism_engine.model.names import is_state_name, is_type_name
-from aism_engine.model.texts import digest
-from aism_engine.store.batch import Argument, Taken
+from aism_engine.store.batch import Argument, SourceTrim
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.loading import Loaded, load_fleet
+from aism_engine.store.loader import LoadedFleet, load_fleet
 from aism_engine.store.records import MEASURED_AT_ONCE, Records, command_of, group_of, is_empty, measurements_of, text
 from aism_engine.store.scripts import (
     COMMIT,
-    HEADS,
-    HEARD,
     LEASE,
     PEEK,
+    PEEK_HEADS,
     PROBE,
+    PUSH_PUBLISHED,
+    READ_SNAPSHOTS,
     RELEASE,
-    SIGHT,
     CommitCode,
     LeaseCode,
 )
@@ -57,10 +57,12 @@ class Peek(NamedTuple):
     """
 
     @property
-    def taken(self) -> Taken:
+    def taken(self) -> SourceTrim:
         if self.oversized:
-            return Taken(self.queue, 1, self.oversized, self.oversized, oversized=True)
-        return Taken(self.queue, len(self.messages), digest(self.messages[0]), digest(self.messages[-1]))
+            return SourceTrim(self.queue, 1, self.oversized, self.oversized, oversized=True)
+        return SourceTrim(
+            self.queue, len(self.messages), message_digest(self.messages[0]), message_digest(self.messages[-1])
+        )
 
 
 class CommitReply(NamedTuple):
@@ -143,7 +145,7 @@ class Store:
 
     # --- what a batch has to know -----------------------------------------------------------------------------------
 
-    async def sightings(self, agent_ids: Collection[str]) -> dict[str, Sighting]:
+    async def snapshots(self, agent_ids: Collection[str]) -> dict[str, AgentSnapshot]:
         """Read what agents have set by their own hand. What is of the wrong type, or too long, is as good as none."""
         if not agent_ids:
             return {}
@@ -151,7 +153,7 @@ class Store:
         for agent_id in agent_ids:
             keys += (self.keys.metadata(agent_id), self.keys.state(agent_id))
         with naming_outages():
-            found = await SIGHT(self._client, keys, list(agent_ids))
+            found = await READ_SNAPSHOTS(self._client, keys, list(agent_ids))
         return {agent_id: _sighting(*seen) for agent_id, seen in zip(agent_ids, found, strict=True)}
 
     async def commands(self, command_ids: Collection[str]) -> dict[str, Command]:
@@ -180,7 +182,7 @@ class Store:
         )
         return {agent_id: {} for agent_id in agent_ids} | {agent_id: values async for agent_id, values in found}
 
-    async def strays(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
+    async def orphans(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
         """Walk over all keys, for the commands and groups that are open and have no deadline; a cursor of 0 begins, and
         ends, the walk. Raises ServerUnavailableError, `noperm`, also where the server has no SCAN.
         """
@@ -229,7 +231,9 @@ class Store:
         if not agent_ids:
             return {}
         with naming_outages():
-            found = await HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES])
+            found = await PEEK_HEADS(
+                self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES]
+            )
         return {agent_id: head for agent_id, head in zip(agent_ids, found, strict=True) if head is not None}
 
     async def unread(self, agent_ids: Collection[str]) -> dict[str, int]:
@@ -250,17 +254,17 @@ class Store:
         if not request_ids:
             return {}
         with naming_outages():
-            found = await self._client.mget([self.keys.request_answer(request_id) for request_id in request_ids])
+            found = await self._client.mget([self.keys.saved_reply(request_id) for request_id in request_ids])
         return {request_id: answer for request_id, answer in zip(request_ids, found, strict=True) if answer is not None}
 
-    async def letters(self, letter_ids: Collection[str]) -> dict[str, Letter]:
+    async def letters(self, dead_letter_ids: Collection[str]) -> dict[str, DeadLetter]:
         """Read dead letters by their ids in the stream."""
-        found: dict[str, Letter] = {}
-        for letter_id in letter_ids:
+        found: dict[str, DeadLetter] = {}
+        for dead_letter_id in dead_letter_ids:
             with naming_outages():
-                entries = await self._client.xrange(self.keys.dead_letters, letter_id, letter_id)
+                entries = await self._client.xrange(self.keys.dead_letters, dead_letter_id, dead_letter_id)
             if entries and (letter := read_letter(entries[0][1])) is not None:
-                found[letter_id] = letter
+                found[dead_letter_id] = letter
         return found
 
     async def group_request(self, group_id: str) -> bytes | None:
@@ -350,15 +354,15 @@ class Store:
         replies = await self._pipeline(list(calls.values()))
         return {name: reply for name, reply in zip(calls, replies, strict=True) if isinstance(reply, int)}
 
-    async def push_heard(self, token: str, number: int, messages: Sequence[bytes]) -> None:
+    async def push_published(self, token: str, number: int, messages: Sequence[bytes]) -> None:
         """Put what was heard on a channel into the response queue, the first one first: the `number`th time under this
         token. It comes to nothing where what was heard later is there already: it may be lost, and not turned round.
         """
         queue, heard, epoch = self.keys.response_queue, self.keys.heard, token.partition(":")[0]
         with naming_outages():
-            await HEARD(self._client, [queue, heard], [epoch, number, *messages])
+            await PUSH_PUBLISHED(self._client, [queue, heard], [epoch, number, *messages])
 
-    async def load(self, recent_ids: int) -> Loaded:
+    async def load(self, recent_ids: int) -> LoadedFleet:
         """Read the whole fleet; to be called by a leader alone."""
         loaded = await load_fleet(self._client, self.keys, recent_ids)
         loaded.fleet.silent = await self.silent()
@@ -374,11 +378,11 @@ class Store:
         return replies
 
 
-def read_letter(fields: Mapping[bytes, bytes]) -> Letter | None:
+def read_letter(fields: Mapping[bytes, bytes]) -> DeadLetter | None:
     """Read a dead letter back; none where somebody has put something else there."""
     texts = {text(name): text(value) for name, value in fields.items() if name != b"raw"}
     try:
-        return Letter(
+        return DeadLetter(
             code=texts["code"],
             reason=texts["reason"],
             source=texts["source"],
@@ -392,8 +396,8 @@ def read_letter(fields: Mapping[bytes, bytes]) -> Letter | None:
         return None
 
 
-def _sighting(kind: bytes, labels: bytes, state: bytes, score: bytes) -> Sighting:
-    return Sighting(
+def _sighting(kind: bytes, labels: bytes, state: bytes, score: bytes) -> AgentSnapshot:
+    return AgentSnapshot(
         type=_type(kind),
         labels=_labels(labels) if labels else {},
         state=_state(state),

@@ -22,12 +22,12 @@ import structlog
 import uuid_utils
 
 from aism_engine.clock import Clock
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.effects import Fact
+from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.draft import Draft
-from aism_engine.model.effects import Fact
-from aism_engine.model.fleet import Fleet, Lookups
-from aism_engine.store.batch import OURS, Batch, Bounds, Taken
+from aism_engine.store.batch import OURS, Batch, Bounds, SourceTrim
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode
 from aism_engine.store.store import CommitReply, Store
@@ -150,7 +150,12 @@ class Writer:
             return self._store.now
 
     async def write(
-        self, decide: Decide, *, on: Fleet | None = None, lookups: Lookups | None = None, taken: Taken | None = None
+        self,
+        decide: Decide,
+        *,
+        on: Fleet | None = None,
+        lookups: Lookups | None = None,
+        taken: SourceTrim | None = None,
     ) -> list[Decision]:
         """Decide and commit, whole; gives the decisions as they were committed, none if the queue has moved meanwhile.
 
@@ -169,7 +174,7 @@ class Writer:
             raise
 
     async def _write(
-        self, decide: Decide, on: Fleet | None, lookups: Lookups | None, taken: Taken | None
+        self, decide: Decide, on: Fleet | None, lookups: Lookups | None, taken: SourceTrim | None
     ) -> list[Decision]:
         async with self._lock:
             token = await self._load()
@@ -220,9 +225,9 @@ class Writer:
             for number in set(map(batch.owner_of_watch, reply.details)):
                 _blame(failures, number, "score_moved", "it has moved since it was read")
         else:
-            self._void(reply.code)
+            self._invalidate(reply.code)
 
-    async def _send(self, batch: Batch, token: str, commit_id: str, taken: Taken | None) -> CommitReply:
+    async def _send(self, batch: Batch, token: str, commit_id: str, taken: SourceTrim | None) -> CommitReply:
         """Send a commit; where there is no answer to it, send it again.
 
         An answer that says no (OOM, READONLY, …) is an answer: nothing was written. After silence it remains unknown,
@@ -265,7 +270,7 @@ class Writer:
             )
         return token
 
-    def _void(self, code: CommitCode) -> None:
+    def _invalidate(self, code: CommitCode) -> None:
         """Drop everything in hand."""
         self._loaded_for = None
         log.warning("fleet_dropped", reason=code.name.lower())

@@ -179,7 +179,7 @@ async def test_two_processes_under_one_id_are_noticed_and_a_tool_beside_one_is_n
         return AgentClient(AGENT, url=server.url, prefix=prefix, answer_timeout_s=5, instance=instance)
 
     async with (
-        running_engine(server, prefix, divergence__interval=0.02) as engine,
+        running_engine(server, prefix, divergence__poll_interval=0.02) as engine,
         client("one") as one,
         client("two") as two,
         client(None) as tool,

@@ -22,7 +22,7 @@ Start: TypeAlias = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
-    async with running_engine(server, prefix, commands__delivery_interval=0.05) as running:
+    async with running_engine(server, prefix, dispatcher__poll_interval=0.05) as running:
         yield running
 
 

@@ -7,8 +7,8 @@ from random import Random
 from typing import Any
 
 from aism_engine.agent.client import AgentClient
-from aism_engine.agent.simulated import _WAYS, SimulatedAgent, Simulation
-from aism_engine.rules import load_machines
+from aism_engine.policy_loader import load_machines
+from aism_engine.scenarios.simulated_agents import _WAYS, SimulatedAgent, Simulation
 from aism_engine.settings import MachinesSettings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import eventually, running_engine

@@ -20,7 +20,7 @@ from tests.chaos.schedule import Plan
 HUBS: Final = ("hub-0", "hub-1")
 """Agents that are there before the load begins, to write to."""
 _RECENT: Final = 24
-"""How many messages back a second copy may be: well within `consumer.recent_ids`."""
+"""How many messages back a second copy may be: well within `protocol.recent_ids`."""
 
 
 class Agent:

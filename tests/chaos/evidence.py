@@ -116,7 +116,7 @@ async def collect(client: Any, keys: Keys, evidence: Evidence) -> None:  # noqa:
         evidence.groups[request_id] = _texts(await client.hgetall(keys.group(request_id)))
     evidence.left["response queue"] = await client.llen(keys.response_queue)
     evidence.left["request queue"] = await client.llen(keys.request_queue)
-    evidence.left["errands"] = await client.llen(keys.errands)
+    evidence.left["fanout"] = await client.llen(keys.fanout)
     evidence.left["deadlines"] = await client.zcard(keys.deadlines)
 
 

@@ -64,7 +64,7 @@ class Mind:
             case "state_transition":
                 effects = self._declare(subject)
             case "ack" | "progress" | "result" | "error" if command_id is not None:
-                effects = self._answer(kind, command_id)
+                effects = self._send_reply(kind, command_id)
             case "error":
                 effects = (Effect("agent_error"),)
             case "message":
@@ -86,7 +86,7 @@ class Mind:
             return (Effect("transition_refused", target),)
         return self._go(target)
 
-    def _answer(self, kind: str, command_id: str) -> tuple[Effect, ...]:
+    def _send_reply(self, kind: str, command_id: str) -> tuple[Effect, ...]:
         status = self.commands.get(command_id)
         if status is None:
             return (LETTER,)

@@ -16,7 +16,7 @@ from tests.chaos.schedule import Plan
 from tests.chaos.workers import WORKERS, Foreman, Notes, Worker
 
 OVERSIZED: Final = 20_000
-"""`consumer.max_message_bytes` of the engines."""
+"""`protocol.max_message_bytes` of the engines."""
 PATIENCE_S: Final = 30.0
 """For everything to be done once all is calm; what is not done by then is left over."""
 _KINDS: Final = ("journey", "journey", "journey", "open", "soldier", "journey", "open", "voice")
@@ -84,7 +84,7 @@ class Load:
         queues = [
             keys.request_queue,
             keys.response_queue,
-            keys.errands,
+            keys.fanout,
             *(keys.commands(agent.journal.agent_id) for agent in self._agents),
         ]
         while time.monotonic() < deadline:

@@ -196,7 +196,7 @@ async def test_open_divergences_are_listed_and_shown_with_their_agent(
 ) -> None:
     """What is said and what is seen, for people and for programs; a rule that does not exist is a wrong usage."""
     where = ("--redis", server.url, "--prefix", prefix)
-    quick = {"divergence__interval": 0.02, "divergence__idle_evidence_after": 0.05}
+    quick = {"divergence__poll_interval": 0.02, "divergence__idle_evidence_after": 0.05}
     async with running_engine(server, prefix, **quick) as engine:
         moves = ({"type": "state_transition", "payload": {"target": state}} for state in ("inbox", "deep_work"))
         await engine.say(

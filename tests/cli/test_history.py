@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from aism_engine.agent.client import AgentClient
 from aism_engine.cli.exits import Exit
-from aism_engine.cli.progress import Progress
+from aism_engine.cli.progress import ProgressLine
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Call, Done, Start
 from tests.support.engine import Running, eventually, running_engine
@@ -29,8 +29,8 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 async def engine(server: EmbeddedServer, prefix: str, archive: Path) -> AsyncIterator[Running]:
     with capture_logs():
-        keep: dict[str, object] = {"history__audit_keep": 3, "history__trim_every": 0.02}
-        dirs: dict[str, object] = {"history__archive_dir": str(archive), "history__archive_every": 0.02}
+        keep: dict[str, object] = {"retention__audit_entries": 3, "retention__trim_interval": 0.02}
+        dirs: dict[str, object] = {"archive__directory": str(archive), "archive__poll_interval": 0.02}
         async with running_engine(server, prefix, **keep, **dirs) as engine:
 
             async def announced() -> bool:  # before that nothing is kept for the archive
@@ -82,9 +82,9 @@ async def test_the_setting_names_the_archive_too(
     """By a file or the environment, as for the engine."""
     expected = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
     file = tmp_path / "engine.toml"
-    await asyncio.to_thread(file.write_text, f'[history]\narchive_dir = "{archive}"\n')
+    await asyncio.to_thread(file.write_text, f'[archive]\ndirectory = "{archive}"\n')
     assert facts(await fleet("history", AGENT, "--config", str(file), "--json")) == expected
-    monkeypatch.setenv("AISM_HISTORY__ARCHIVE_DIR", str(archive))
+    monkeypatch.setenv("AISM_ARCHIVE__DIRECTORY", str(archive))
     assert facts(await fleet("history", agent.agent_id, "--json")) == expected
 
 
@@ -141,7 +141,7 @@ async def test_it_follows_what_happens(
 
 async def test_a_gap_is_told_where_it_is(fleet: Call, engine: Running, agent: AgentClient, archive: Path) -> None:
     """Between the facts around it, in words or as it is written in the archive."""
-    archivist = next(each for each in engine.engine.components if each.name == "archivist")
+    archivist = next(each for each in engine.engine.components if each.name == "archiver")
     archivist._path = archive.parent / "elsewhere"  # type: ignore[attr-defined]
     await archivist._give_up()  # type: ignore[attr-defined]
     await agent.transition("distill")
@@ -249,7 +249,7 @@ class Terminal(io.StringIO):
 def test_progress_is_shown_from_a_second_on(stream: Callable[[], io.StringIO], *, shown: bool) -> None:
     """On a terminal, now and then, and it leaves nothing behind; a pipe sees none of it."""
     now, written = 0.0, stream()
-    progress = Progress(written, lambda: now)
+    progress = ProgressLine(written, lambda: now)
     progress.tell("early")
     now = 1.1
     progress.tell("late")

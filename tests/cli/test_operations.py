@@ -21,7 +21,7 @@ WORKERS: Final = ("w-0", "w-1", "w-2")
 async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
     """An engine with three workers who acknowledge; they take and answer what the test lets them."""
     with capture_logs():
-        async with running_engine(server, prefix, commands__delivery_interval=0.02) as engine:
+        async with running_engine(server, prefix, dispatcher__poll_interval=0.02) as engine:
             for number, worker in enumerate(WORKERS):
                 labels = {"team": "ab"[number % 2]}
                 await engine.say(said(worker, "register", type="worker", labels=labels, capabilities=["ack"]))
@@ -223,7 +223,7 @@ async def letters(engine: Running) -> dict[str, str]:
 
     async def buried() -> dict[str, str] | None:
         found = await engine.client.xrange(engine.keys.dead_letters)
-        codes = {fields[b"code"].decode(): letter_id.decode() for letter_id, fields in found}
+        codes = {fields[b"code"].decode(): dead_letter_id.decode() for dead_letter_id, fields in found}
         return codes if len(codes) == 3 else None
 
     found = await eventually(buried)
@@ -257,7 +257,7 @@ async def test_what_is_replayed_goes_through_the_front_door(
     assert await engine.call("LLEN", engine.keys.inbox("late")) == 1
     done = await fleet("dead-letters", "replay", "--all", "--json")
     assert done.code == 1
-    assert {each["letter_id"]: each["outcome"] for each in done.json} == {
+    assert {each["dead_letter_id"]: each["outcome"] for each in done.json} == {
         letters["invalid_json"]: "refused",
         letters["unknown_command"]: "buried",
     }
@@ -298,7 +298,7 @@ async def test_top_counts_what_is_there(fleet: Call, engine: Running) -> None:
         {"bootstrap": 3},
     )
     assert found["commands"] == {"acked": 1, "scheduled": 1}
-    assert found["queues"] == {"responses": 0, "requests": 0, "errands": 0, "deadlines": 2, "dead_letters": 0}
+    assert found["queues"] == {"responses": 0, "requests": 0, "fanout": 0, "deadlines": 2, "dead_letters": 0}
     assert [each["command_id"] for each in found["slowest"]] == ["slow"]
     assert found["rates"]["command_acked"] > 0
     assert found["leader"].startswith("1:")

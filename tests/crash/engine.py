@@ -18,10 +18,10 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from aism_engine import logs
-from aism_engine.app import Engine
 from aism_engine.config import load
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.draft import Draft
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.engine import Engine
 from aism_engine.services.base import Service
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.store import Peek, Store
@@ -33,15 +33,15 @@ CRASHED: Final = 86
 """The exit code of one that ended at its step."""
 COMMIT_STEPS: Final = ("decided", "built", "sent", "committed", "applied")
 READS: Final[Mapping[str, Mapping[str, str]]] = {
-    "consumer": {"peek": "peeked", "sightings": "looked up", "commands": "looked up"},
-    "dispatcher": {"peek": "peeked", "sightings": "looked up", "commands": "looked up"},
-    "errands": {"peek": "peeked", "group_request": "looked up"},
-    "courier": {"heads": "peeked"},
+    "response_consumer": {"peek": "peeked", "snapshots": "looked up", "commands": "looked up"},
+    "request_consumer": {"peek": "peeked", "snapshots": "looked up", "commands": "looked up"},
+    "fanout": {"peek": "peeked", "group_request": "looked up"},
+    "dispatcher": {"heads": "peeked"},
     "timekeeper": {"due": "peeked", "bodies": "looked up"},
     "reaper": {"scores_outside": "peeked", "scores": "looked up"},
-    "census": {"members": "peeked", "sightings": "looked up"},
-    "witness": {"scores": "peeked"},
-    "reconciler": {"strays": "peeked"},
+    "registrar": {"members": "peeked", "snapshots": "looked up"},
+    "divergence_checker": {"scores": "peeked"},
+    "reconciler": {"orphans": "peeked"},
 }
 """For each service that commits, what it reads, and which step that is."""
 _TURNS: Final = 5
@@ -172,14 +172,14 @@ def _fuse_elector(elector: Any, laid: Fuse) -> None:  # noqa: ANN401
 
 
 def _fuse_listener(listener: Any, laid: Fuse) -> None:  # noqa: ANN401
-    push_heard = listener._store.push_heard
+    push_published = listener._store.push_published
 
     async def fused_push(*arguments: Any) -> None:  # noqa: ANN401
         laid.reach("listener", "heard")
-        await laid.send("listener", frozenset(), push_heard(*arguments))
+        await laid.send("listener", frozenset(), push_published(*arguments))
         laid.reach("listener", "pushed")
 
-    listener._store.push_heard = fused_push
+    listener._store.push_published = fused_push
 
 
 def run(overrides: Mapping[str, object], point: Point | None) -> None:

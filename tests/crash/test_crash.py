@@ -17,8 +17,8 @@ from typing import Any, Final, get_args
 import pytest
 from redis.exceptions import RedisError
 
-from aism_engine.app import Engine
-from aism_engine.model import messages as m
+from aism_engine.domain.protocol import messages as m
+from aism_engine.engine import Engine
 from aism_engine.services.base import Service
 from aism_engine.settings import Settings
 from aism_engine.store.embedded import EmbeddedServer
@@ -27,20 +27,20 @@ from tests.crash.world import MOST_BYTES, World, verdict
 from tests.support.engine import eventually, plain_client
 
 KINDS: Final = {
-    "consumer": (
+    "response_consumer": (
         *("register", "heartbeat", "goodbye", "ack", "progress", "result", "error", "state_transition", "message"),
         *("measurement", "malformed", "oversized"),
     ),
-    "dispatcher": (
+    "request_consumer": (
         *("send", "cancel", "pause", "drain", "resume", "replay", "purge", "forget", "confirm_losses"),
         *("malformed", "oversized"),
     ),
-    "errands": ("errand",),
-    "courier": ("handout", "delivery"),
+    "fanout": ("fanout_target",),
+    "dispatcher": ("handout", "delivery"),
     "timekeeper": ("deadline",),
     "reaper": ("loss", "return", "silence"),
-    "census": ("beat", "sighting", "oblivion", "standing"),
-    "witness": ("divergence",),
+    "registrar": ("beat", "sighting", "oblivion", "standing"),
+    "divergence_checker": ("divergence",),
     "reconciler": ("stray",),
 }
 """What each service commits, by the kinds of its decisions."""
@@ -77,22 +77,22 @@ class Phoenix:
             "redis.url": url,
             "redis.prefix": prefix,
             "http.enabled": False,
-            "consumer.max_message_bytes": MOST_BYTES,
+            "protocol.max_message_bytes": MOST_BYTES,
             "lease.ttl": 0.5,
             "lease.renew_every": 0.1,
-            "consumer.poll_interval": 0.02,
-            "dispatcher.poll_interval": 0.02,
-            "dispatcher.errands_interval": 0.02,
-            "commands.delivery_interval": 0.05,
+            "response_consumer.poll_interval": 0.02,
+            "request_consumer.poll_interval": 0.02,
+            "fanout.poll_interval": 0.02,
+            "dispatcher.poll_interval": 0.05,
             "commands.backoff_initial": 0.1,
             "timekeeper.poll_interval": 0.05,
             "timekeeper.grace": 0.1,
             "liveness.silent_after": 0.4,
             "liveness.lost_after": 1.2,
             "liveness.scan_interval": 0.1,
-            "agents.forget_after": 1.0,
-            "agents.metadata_every": 0.2,
-            "divergence.interval": 0.1,
+            "retention.absent_agent_ttl": 1.0,
+            "registrar.metadata_interval": 0.2,
+            "divergence.poll_interval": 0.1,
             "divergence.contradiction_after": 0.2,
             "supervisor.restarts": 0,
         }
@@ -143,7 +143,7 @@ def test_no_service_that_commits_is_left_out() -> None:
 
 def test_no_kind_of_message_is_left_out() -> None:
     """What the consumer and the dispatcher decide on is what can be said and asked, and what cannot be read."""
-    for service, types in (("consumer", m.Response), ("dispatcher", m.Request)):
+    for service, types in (("response_consumer", m.Response), ("request_consumer", m.Request)):
         tags = {member.__struct_config__.tag for member in get_args(types)}
         assert set(KINDS[service]) == tags | {"malformed", "oversized"}
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from aism_engine.model.agent import Agent
+from aism_engine.domain.agents.agent import AgentRecord
 from tests.support.engine import Client, Reader, eventually
 
 MOST_BYTES: Final = 10_000
@@ -28,8 +28,13 @@ class World(Reader):
 
     async def prepare(self) -> None:
         """Leave an agent from another time, in a state that its machine does not know."""
-        astray = Agent(
-            agent_id="astray", type="scribe", registered=True, state="nowhere", since=await self.now(), met_at=0.0
+        astray = AgentRecord(
+            agent_id="astray",
+            type="scribe",
+            registered=True,
+            state="nowhere",
+            since=await self.now(),
+            first_seen_at=0.0,
         )
         self.beating.add("astray")
         await self.call("SADD", self.keys.index, "astray")
@@ -157,17 +162,17 @@ class World(Reader):
             said(first, 3, "result", command_id="g1.w1"),
         )
         await self.until("the group done", lambda: self.audit("group_succeeded"))
-        letters = {raw: letter_id.decode() for letter_id, raw in await self.letters()}
+        letters = {raw: dead_letter_id.decode() for dead_letter_id, raw in await self.letters()}
         await self.ask(
-            asked("y1", "replay", letter_id=letters[b"no message at all"]),
-            asked("z1", "purge", letter_ids=[letters[b"no request at all"]]),
+            asked("y1", "replay", dead_letter_id=letters[b"no message at all"]),
+            asked("z1", "purge", dead_letter_ids=[letters[b"no request at all"]]),
         )
         await self.until("purged", lambda: self.audit("letters_purged"))
 
     async def letters(self) -> list[tuple[bytes, bytes]]:
         """Read the ids and the original bytes of the dead letters."""
         found = await self.call("XRANGE", self.keys.dead_letters, "-", "+")
-        return [(letter_id, fields[b"raw"]) for letter_id, fields in found]
+        return [(dead_letter_id, fields[b"raw"]) for dead_letter_id, fields in found]
 
     async def until(self, what: str, condition: Callable[[], Awaitable[Any]]) -> None:
         try:
@@ -329,7 +334,7 @@ async def verdict(world: World) -> list[str]:
         "progress of c1": ((await world.command("c1")).get("percent"), "50"),
         "the group": ((await world.group("g1")), ("succeeded", "1", "1")),
         "commands of the workers": (await world.call("EXISTS", *map(world.keys.commands, ("w1", "w2"))), 0),
-        "errands": (await world.call("LLEN", world.keys.errands), 0),
+        "fanout": (await world.call("LLEN", world.keys.fanout), 0),
         "inbox of the hermit": (await world.inbox("hermit"), ["writer-1", "writer-2", "writer-3"]),
         "waiting for the hermit": (await world.call("EXISTS", world.keys.mail("hermit")), 0),
         "divergences of the liar": ((await world.record("liar"))["divergences"], ""),

@@ -87,7 +87,7 @@ async def test_an_alert_fires_and_clears_and_the_dashboard_has_data(
     own: EmbeddedServer, prefix: str, tmp_path: Path
 ) -> None:
     """All that stands in the panels is asked for while the fleet works; then Redis goes, and comes back."""
-    served = {"http__enabled": True, "http__port": 0, "history__archive_dir": str(tmp_path / "archive")}
+    served = {"http__enabled": True, "http__port": 0, "archive__directory": str(tmp_path / "archive")}
     async with running_engine(own, prefix, **served) as running, scraping(running, tmp_path) as prometheus:
         working = asyncio.create_task(work(running))
         queries = expressions()

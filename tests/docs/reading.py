@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aism_engine.model.commands import Status
+from aism_engine.domain.commands.command import Status
 from aism_engine.store.keys import Keys
 from aism_engine.store.writer import wrong_type
 
@@ -132,7 +132,12 @@ def codes_of_dead_letters() -> set[str]:
     """Collect the codes under which anything is buried."""
     found = set()
     refusals = ("_refuse", 1, "code")
-    for name, place, keyword in (("bury", 0, "code"), refusals, ("MalformedError", 0, "code"), ("Letter", -1, "code")):
+    for name, place, keyword in (
+        ("bury", 0, "code"),
+        refusals,
+        ("MalformedError", 0, "code"),
+        ("DeadLetter", -1, "code"),
+    ):
         for call, around in calls(name):
             node = argument(call, place, keyword) if place >= 0 else argument(call, 99, keyword)
             found |= literals(node, around)

@@ -2,13 +2,13 @@
 
 from typing import Final, get_args
 
-from aism_engine.model import divergence
-from aism_engine.model.evidence import Confidence, Via
-from aism_engine.settings import DivergenceSettings
+from aism_engine.domain.agents import divergence
+from aism_engine.domain.agents.activity import Confidence, Via
+from aism_engine.domain.policy import DivergenceSettings
 from tests.docs.reading import DOCS, calls, fields_of, literals, names, table
 
 PAGE: Final = (DOCS / "divergences.md").read_text(encoding="utf-8")
-_SHARED: Final = {"interval", "at_a_time"}
+_SHARED: Final = {"poll_interval", "batch"}
 
 
 def test_every_rule_is_there() -> None:
@@ -27,7 +27,7 @@ def test_every_setting_stands_with_its_rule() -> None:
 def test_every_rule_is_as_sure_as_it_says() -> None:
     """The confidence of what a rule finds is that of the page."""
     given: dict[str, set[str]] = {}
-    for call, place in calls("Finding"):
+    for call, place in calls("Diverged"):
         for keyword in call.keywords:
             if keyword.arg == "confidence":
                 given.setdefault(place.name, set()).update(literals(keyword.value, place))  # type: ignore[attr-defined]

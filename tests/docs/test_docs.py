@@ -13,14 +13,14 @@ from typing import Final
 import msgspec
 import pytest
 
-from aism_engine.app import Engine
 from aism_engine.cli.exits import Exit
-from aism_engine.model import effects as fx
-from aism_engine.model import messages as m
-from aism_engine.model.agent import Agent, Liveness
-from aism_engine.model.commands import Command, Status
-from aism_engine.model.decisions.common import StateChange, Trouble
-from aism_engine.model.machine import Refusal
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.decision import ErrorEvent, StateChange
+from aism_engine.domain.machines.machine import Refusal
+from aism_engine.domain.protocol import messages as m
+from aism_engine.engine import Engine
 from aism_engine.settings import Settings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.docs.reading import (
@@ -117,12 +117,12 @@ def test_every_field_of_a_request_is_documented() -> None:
 
 def test_every_field_of_a_command_is_documented() -> None:
     """A command as the agent pops it has the fields of its struct."""
-    assert first_column("Fields of a command") == list(fields_of(m.Command))
+    assert first_column("Fields of a command") == list(fields_of(m.CommandMessage))
 
 
 def test_every_form_of_a_name_is_documented() -> None:
     """The patterns of ids, types, states and measurements stand in the protocol as the code has them."""
-    for form in (m.Identifier, m.TypeName, m.StateName, m.MeasureName):
+    for form in (m.Identifier, m.TypeName, m.StateName, m.MeasurementName):
         pattern = next(meta.pattern for meta in typing.get_args(form) if isinstance(meta, msgspec.Meta))
         assert pattern is not None
         assert f"`{pattern.removeprefix(chr(92) + 'A').removesuffix(chr(92) + 'Z')}`" in PROTOCOL
@@ -133,7 +133,7 @@ def test_every_form_of_a_name_is_documented() -> None:
 
 def test_the_record_of_an_agent_is_documented() -> None:
     """Each field of the record has a place in its table, and each kind of liveness is named."""
-    record = Agent(agent_id="a", state="s", since=0.0, met_at=0.0).record()
+    record = AgentRecord(agent_id="a", state="s", since=0.0, first_seen_at=0.0).record()
     said = {"reason", "context"}  # of the last change, for people alone
     assert set(first_column("`aism:engine:agent:{agent_id}`")) == {*record, *said}
     liveness = next(row[1] for row in table("`aism:engine:agent:{agent_id}`") if row[0] == "`liveness`")
@@ -147,8 +147,7 @@ def test_the_record_of_a_command_is_documented() -> None:
     written = {"payload", "body", "acked_at", "progress_at", "percent", "note", "ended_at", "code", "reason"}
     written |= {"queued_at", "delivered_at", "replay_of", "result", "result_digest", "result_size"}
     assert documented == set(record) | written
-    places = {"decisions", "model"}
-    decisions = "".join(path.read_text(encoding="utf-8") for path in SOURCES if path.parent.name in places)
+    decisions = "".join(path.read_text(encoding="utf-8") for path in SOURCES if "domain" in path.parts)
     assert all(re.search(rf'["\']{name}["\']|\b{name}=', decisions) for name in documented - set(record))
     status = next(row[1] for row in table("`aism:engine:command:{command_id}`") if names(row[0]) == ("status",))
     assert set(names(status)) == {status.value for status in Status}
@@ -158,7 +157,7 @@ def test_the_record_of_a_command_is_documented() -> None:
     ("channel", "fields"),
     [
         ("state_changes", set(fields_of(StateChange))),
-        ("errors", set(fields_of(Trouble))),
+        ("errors", set(fields_of(ErrorEvent))),
         ("measurements", {"agent_id", "values", "timestamp", "source"}),
     ],
 )
@@ -199,7 +198,7 @@ def test_every_code_of_a_dead_letter_is_documented() -> None:
 
 def test_every_field_of_a_dead_letter_is_documented() -> None:
     """A dead letter has the fields of its struct."""
-    assert sorted(first_column("Fields of a dead letter")) == sorted(fields_of(fx.Letter))
+    assert sorted(first_column("Fields of a dead letter")) == sorted(fields_of(fx.DeadLetter))
 
 
 def test_every_code_of_a_refusal_is_documented() -> None:
@@ -209,12 +208,12 @@ def test_every_code_of_a_refusal_is_documented() -> None:
     kinds = {"kind": {"*KIND*_refused"}, "_KIND": {"replay_refused"}}  # of whatever asks for the agents it means
     passed_on: Mapping[str, set[str]] = {
         "refusal.code": refusals,
-        "scope.decision.code": buried,  # that of _command_of, which has buried the message
+        "ctx.decision.code": buried,  # that of _command_of, which has buried the message
         "error.code": {"*any code of a dead letter*"},
         "code": {"*any code of a dead letter*"},  # that of _refuse, which buries the message with it
     }
     expected = set()
-    for call, place in calls("Fault"):
+    for call, place in calls("ErrorReply"):
         kind, code = argument(call, 0, "type"), argument(call, 1, "code")
         assert code is not None
         given = literals(code, place) or passed_on[ast.unparse(code)]
@@ -225,7 +224,7 @@ def test_every_code_of_a_refusal_is_documented() -> None:
 
 def test_every_code_of_the_errors_channel_is_documented() -> None:
     """What trouble() is told in words of the code's own stands at the channel."""
-    told = {text for call, place in calls("trouble") for text in literals(argument(call, 0, "code"), place)}
+    told = {text for call, place in calls("publish_error") for text in literals(argument(call, 0, "code"), place)}
     told |= {text for call, place in calls("_end") for text in literals(argument(call, 3, "code"), place)}
     row = next(row for row in table("`aism:events:errors`") if "`code`" in row[0])
     assert told == set(names(row[1])) - {"error"}
@@ -272,7 +271,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 
 
 def test_the_parts_are_documented_in_start_order() -> None:
-    """The table of parts is the list of components in app.py."""
+    """The table of parts is the list of components in engine.py."""
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     documented = [row[0].strip("`") for row in table("The parts", page)]
     assert documented == [component.name for component in Engine(Settings(), environ={}).components]

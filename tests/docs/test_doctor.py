@@ -3,12 +3,12 @@
 import re
 from typing import Final
 
-from aism_engine.model.doctor.examination import CODES
-from aism_engine.model.doctor.findings import Severity
-from aism_engine.model.doctor.rights import lacking
+from aism_engine.ops.acl import needed
+from aism_engine.ops.doctor.examination import CODES
+from aism_engine.ops.doctor.findings import Severity
+from aism_engine.ops.doctor.permissions import lacking
+from aism_engine.ops.keyspace_scan import DEADLINES
 from aism_engine.store.keys import Keys
-from aism_engine.store.rights import needed
-from aism_engine.store.survey import DEADLINES
 from tests.docs.reading import DOCS, ROOT, first_column, names, table
 
 PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
@@ -44,7 +44,9 @@ def test_every_command_of_the_engine_is_among_the_rights() -> None:
     store = ROOT / "aism_engine/store"
     lua = "".join(path.read_text(encoding="utf-8") for path in (store / "lua").glob("*.lua"))
     batch = (store / "batch.py").read_text(encoding="utf-8")
-    clients = "".join((store / f"{name}.py").read_text(encoding="utf-8") for name in ("store", "history"))
+    clients = "".join(
+        (ROOT / "aism_engine" / name).read_text(encoding="utf-8") for name in ("store/store.py", "ops/audit_stream.py")
+    )
     used = {*re.findall(r"redis\.p?call\('(\w+)'", lua), *re.findall(r"_write\(\s*\"(\w+)\"", batch)}
     used |= {name.upper() for name in re.findall(r"_client\.(\w+)\(", clients)} - {"EXECUTE_COMMAND", "PIPELINE"}
     used |= set(re.findall(r"execute_command\(\s*\"(\w+)\"", clients))

@@ -3,8 +3,8 @@
 import re
 from typing import get_args
 
-from aism_engine.model.machine import PARTIES, Code, Kind, Machine
-from aism_engine.model.machine_file import ARROW_KEYS, MACHINE_KEYS, STATE_KEYS, parse_all
+from aism_engine.domain.machines.loader import ARROW_KEYS, MACHINE_KEYS, STATE_KEYS, parse_all
+from aism_engine.domain.machines.machine import PARTIES, Code, Kind, Machine
 from tests.docs.reading import DOCS, first_column, table
 
 PAGE = (DOCS / "machines.md").read_text(encoding="utf-8")

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from aism_engine.labels import OTHER, Pairs
+from aism_engine.domain.agents.divergence import RULES
+from aism_engine.domain.commands.command import Status, StatusChange
+from aism_engine.domain.decision import Decision
+from aism_engine.metric_labels import OTHER, BoundedLabelPair
 from aism_engine.metrics import Metrics
-from aism_engine.model.commands import Status, Step
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.divergence import RULES
 from tests.docs.reading import DOCS, names
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_a_million_names_do_not_grow_it(what: str) -> None:
     each_with_each = ((f"one-{n // 1000}", f"two-{n % 1000}") for n in range(count))
     if what == "agents":
         metrics.standing.show(dict.fromkeys(each_with_each, 1))
-        name, most = "aism_agents_in_state", Pairs.EACH * NAMES
+        name, most = "aism_agents_in_state", BoundedLabelPair.EACH * NAMES
     elif what == "divergences":
         metrics.divergences.show({("never_acks", f"type-{n}"): 1 for n in range(count)})
         name = "aism_divergences_open"
@@ -59,10 +59,10 @@ def test_a_million_names_do_not_grow_it(what: str) -> None:
         for kind, measurement in each_with_each:
             metrics.measurements.add(kind, {measurement: 1})
         metrics.measurements.show()
-        name, most = "aism_measurement_agents", Pairs.EACH * NAMES
+        name, most = "aism_measurement_agents", BoundedLabelPair.EACH * NAMES
     else:
-        steps = [Step(f"type-{n}", "", "queued", None, 0.0) for n in range(count)]
-        metrics.committed([Decision("send", steps=steps)], [], 0.001, "applied")
+        status_changes = [StatusChange(f"type-{n}", "", "queued", None, 0.0) for n in range(count)]
+        metrics.committed([Decision("send", status_changes=status_changes)], [], 0.001, "applied")
     (shown,) = (metric for metric in metrics.registry.collect() if metric.name == name)
     assert sum(sample.value for sample in shown.samples) == count
     assert len(shown.samples) == most + 1
@@ -78,8 +78,8 @@ def test_a_scrape_is_bounded_whatever_is_invented() -> None:
     for kind, measurement in pairs:
         metrics.measurements.add(kind, {measurement: 1})
     metrics.measurements.show()
-    steps = [Step(f"type-{n}", "", status.value, None, 0.0) for status in Status for n in range(1000)]
-    metrics.committed([Decision("send", steps=steps)], [], 0.001, "applied")
+    status_changes = [StatusChange(f"type-{n}", "", status.value, None, 0.0) for status in Status for n in range(1000)]
+    metrics.committed([Decision("send", status_changes=status_changes)], [], 0.001, "applied")
     assert sum(len(metric.samples) for metric in metrics.registry.collect()) < 3500
 
 
@@ -101,13 +101,13 @@ def test_a_restart_is_told_from_a_failure() -> None:
 
     def counted() -> list[float | None]:
         value = metrics.registry.get_sample_value
-        return [value(f"aism_service_{what}_total", {"service": "census"}) for what in ("failures", "restarts")]
+        return [value(f"aism_service_{what}_total", {"service": "registrar"}) for what in ("failures", "restarts")]
 
-    metrics.started("census")
+    metrics.started("registrar")
     assert counted() == [0, 0]
-    metrics.failed("census", RuntimeError())
+    metrics.failed("registrar", RuntimeError())
     assert counted() == [1, 0]
-    metrics.started("census")
+    metrics.started("registrar")
     assert counted() == [1, 1]
 
 

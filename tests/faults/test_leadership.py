@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
-from aism_engine.app import Engine
 from aism_engine.clock import FakeClock
 from aism_engine.config import load
+from aism_engine.engine import Engine
 from aism_engine.services.elector import Elector
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.scripts import LEASE as SCRIPT

@@ -125,11 +125,11 @@ async def test_a_scan_that_was_held_up_is_followed_by_the_next_one_soon(server: 
         reaper = next(part for part in engine.engine.components if isinstance(part, Reaper))
         cue = proxy.hold_reply(_is_scan)
         await cue.wait_answered()
-        held_at, clock = reaper.stepped_at, SystemClock()
+        held_at, clock = reaper.status_since, SystemClock()
         await eventually(lambda: clock.monotonic() > held_at + 1)
         cue.release()
-        await eventually(lambda: reaper.stepped_at > held_at, LOST_AFTER_S)
-        assert reaper.stepped_at < clock.monotonic()
+        await eventually(lambda: reaper.status_since > held_at, LOST_AFTER_S)
+        assert reaper.status_since < clock.monotonic()
 
 
 async def test_a_scan_reads_nobody_who_beats_with_a_sane_clock(server: EmbeddedServer, prefix: str) -> None:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
-from aism_engine.services.consumer import Consumer
+from aism_engine.services.response_consumer import ResponseConsumer
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Client, Running, eventually, plain_client, running_engine
 from tests.support.faults import Load
@@ -254,6 +254,6 @@ async def _get(engine: Running, path: str) -> tuple[int, str]:
 
 async def _step_again(engine: Running) -> None:
     """Wait until the consumer has tried once more."""
-    consumer = next(each for each in engine.engine.components if isinstance(each, Consumer))
-    before = consumer.stepped_at
-    await eventually(lambda: consumer.stepped_at > before)
+    consumer = next(each for each in engine.engine.components if isinstance(each, ResponseConsumer))
+    before = consumer.status_since
+    await eventually(lambda: consumer.status_since > before)

@@ -27,12 +27,12 @@ from tests.support.server import test_server_binary
 WITHIN_S: Final = 5.0
 BLACK_HOLE_S: Final = float(os.environ.get("AISM_TEST_BLACK_HOLE_S", "3"))
 SHIPPED: Final[dict[str, object]] = {
-    "consumer__poll_interval": 0.05,
-    "dispatcher__poll_interval": 0.05,
+    "response_consumer__poll_interval": 0.05,
+    "request_consumer__poll_interval": 0.05,
     "timekeeper__poll_interval": 0.5,
     "liveness__scan_interval": 1.0,
-    "agents__metadata_every": 60.0,
-    "sampler__interval": 5.0,
+    "registrar__metadata_interval": 60.0,
+    "sampler__poll_interval": 5.0,
     "redis__retry_backoff_max": 1.0,
 }
 

@@ -88,7 +88,7 @@ async def test_an_engine_follows_a_failover(
 ) -> None:
     """It goes on at the new primary, each response once and in order, within 5 s; the pauses are those shipped."""
     load = Load()
-    async with following(site, prefix, redis__retry_backoff_max=1.0, consumer__poll_interval=0.05) as pair:
+    async with following(site, prefix, redis__retry_backoff_max=1.0, response_consumer__poll_interval=0.05) as pair:
         await load.say(pair.primary, 3)
         await load.wait_applied_once(pair.primary)
         await pair.replicated()

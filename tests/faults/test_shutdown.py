@@ -120,14 +120,14 @@ async def test_the_commit_in_hand_is_finished(
         await load.say(reader, 20)
         await cue.wait_struck()
         engine.signal(signal.SIGTERM)
-        await engine.wait_event("component_stopped", component="dispatcher")
+        await engine.wait_event("component_stopped", component="request_consumer")
         cue.release()
         await _end(engine, record_property)
         await load.wait_applied_once(reader)
         names = [each["event"] for each in engine.events]
         assert names.index("lease_released") > names.index("component_stopped")
         stopped = [each["component"] for each in engine.events if each["event"] == "component_stopped"]
-        assert stopped.index("consumer") < stopped.index("elector")
+        assert stopped.index("response_consumer") < stopped.index("elector")
 
 
 Away: TypeAlias = Callable[[EmbeddedServer, FaultProxy], None]

@@ -14,15 +14,15 @@ import pytest
 from redis.asyncio import Redis
 
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.scripts import SIGHT, CommitCode
+from aism_engine.store.scripts import READ_SNAPSHOTS, CommitCode
 from tests.support.engine import Client, Running, eventually, launched, running_engine
 from tests.support.faults import IS_COMMIT, IS_LEASE, Load, calls
 from tests.support.proxy import Cue, FaultProxy, Way
 from tests.support.server import test_server_binary
 
-HASTY: dict[str, object] = {"redis__socket_timeout": 0.3, "agents__metadata_every": 60.0}
+HASTY: dict[str, object] = {"redis__socket_timeout": 0.3, "registrar__metadata_interval": 60.0}
 """Settings of an engine that soon gives up waiting, and commits nothing but responses."""
-PATIENT: dict[str, object] = {"redis__socket_timeout": 30.0, "agents__metadata_every": 60.0, "lease__ttl": 60.0}
+PATIENT: dict[str, object] = {"redis__socket_timeout": 30.0, "registrar__metadata_interval": 60.0, "lease__ttl": 60.0}
 """Settings of an engine that gives nothing up, and keeps its lease, in the time of a test."""
 
 
@@ -134,7 +134,7 @@ async def test_a_look_at_an_agent_that_a_late_commit_overtakes_proves_nothing(
     state that was read is the one from before it: no declaration of the agent's.
     """
     async with running_engine(
-        server, prefix, redis__url=proxy.url, redis__socket_timeout=0.3, agents__metadata_every=0.02
+        server, prefix, redis__url=proxy.url, redis__socket_timeout=0.3, registrar__metadata_interval=0.02
     ) as engine:
         load = Load(agents=1)
         await load.say(engine, 1)
@@ -142,7 +142,7 @@ async def test_a_look_at_an_agent_that_a_late_commit_overtakes_proves_nothing(
         cue = proxy.hold_request(IS_COMMIT, times=3)
         await load.say(engine, 1)
         await cue.wait_struck(3)
-        look = proxy.hold_reply(calls(SIGHT))
+        look = proxy.hold_reply(calls(READ_SNAPSHOTS))
         await look.wait_answered()
         cue.release()
         await cue.wait_answered(3)

@@ -6,9 +6,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision
-from aism_engine.store.batch import Bounds, Taken
+from aism_engine.domain import effects as fx
+from aism_engine.domain.decision import Decision
+from aism_engine.store.batch import Bounds, SourceTrim
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import CommitCode
 
@@ -30,7 +30,7 @@ class Attempt(NamedTuple):
     token: str
     decisions: tuple[Decision, ...]
     heard: tuple[tuple[str, str], ...]
-    taken: Taken | None
+    taken: SourceTrim | None
 
 
 class Answer(NamedTuple):
@@ -231,22 +231,22 @@ class RedisModel:
         if effect.keep_s is not None:
             self.expiring.add(key)
 
-    def _add_errands(self, effect: fx.AddErrands) -> None:
+    def _add_fanout_targets(self, effect: fx.AddFanoutTargets) -> None:
         for body in effect.bodies:
-            self._push(self.keys.errands, body)
+            self._push(self.keys.fanout, body)
 
-    def _save_answer(self, effect: fx.SaveAnswer) -> None:
-        key = self.keys.request_answer(effect.request_id)
+    def _save_request_reply(self, effect: fx.SaveRequestReply) -> None:
+        key = self.keys.saved_reply(effect.request_id)
         self.drop(key)
         self.values[key] = effect.body
         self.expiring.add(key)
 
-    def _answer(self, effect: fx.Answer) -> None:
+    def _send_reply(self, effect: fx.SendReply) -> None:
         key = self._reply(effect.agent_id, effect.message_id)
         self._push(key, effect.body)
         self.expiring.add(key)
 
-    def _bury(self, effect: fx.Bury) -> None:
+    def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
         letter = effect.letter
         fields = {name: getattr(letter, name) for name in ("code", "reason", "source", "raw", "digest", "size")}
         if letter.agent_id is not None:
@@ -276,16 +276,16 @@ _DOINGS: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.ReleaseCommand: RedisModel._release,
     fx.WithdrawCommand: RedisModel._withdraw,
     fx.SaveGroup: RedisModel._save_group,
-    fx.AddErrands: RedisModel._add_errands,
+    fx.AddFanoutTargets: RedisModel._add_fanout_targets,
     fx.SaveHold: lambda model, do: model._hash(model.keys.holds, {"fleet": do.hold}),
-    fx.SaveAnswer: RedisModel._save_answer,
+    fx.SaveRequestReply: RedisModel._save_request_reply,
     fx.Deliver: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body),
     fx.KeepMail: lambda model, do: model._push(model.keys.mail(do.agent_id), do.body),
     fx.ReleaseMail: RedisModel._release_mail,
-    fx.Answer: RedisModel._answer,
+    fx.SendReply: RedisModel._send_reply,
     fx.SetDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).update({do.member: do.at}),
     fx.ClearDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).pop(do.member, None),
-    fx.Bury: RedisModel._bury,
+    fx.AddDeadLetter: RedisModel._add_dead_letter,
 }
 
 
@@ -311,18 +311,18 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
         model.keys.command(do.command_id): "hash",
     },
     fx.SaveGroup: lambda model, do: {model.keys.group(do.group_id): "hash"},
-    fx.AddErrands: lambda model, _do: {model.keys.errands: "list"},
+    fx.AddFanoutTargets: lambda model, _do: {model.keys.fanout: "list"},
     fx.SaveHold: lambda model, _do: {model.keys.holds: "hash"},
-    fx.SaveAnswer: lambda model, do: {model.keys.request_answer(do.request_id): "string"},
+    fx.SaveRequestReply: lambda model, do: {model.keys.saved_reply(do.request_id): "string"},
     fx.Deliver: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
     fx.KeepMail: lambda model, do: {model.keys.mail(do.agent_id): "list"},
     fx.ReleaseMail: lambda model, do: {model.keys.inbox(do.agent_id): "list", model.keys.mail(do.agent_id): "list"},
-    fx.Answer: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
+    fx.SendReply: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
     fx.SetDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
     fx.ClearDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
     fx.ExpectDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
     fx.ExpectScore: lambda model, _do: {model.keys.heartbeats: "zset"},
-    fx.Bury: lambda model, _do: {model.keys.dead_letters: "stream"},
+    fx.AddDeadLetter: lambda model, _do: {model.keys.dead_letters: "stream"},
 }
 
 

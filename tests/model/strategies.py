@@ -2,8 +2,8 @@
 
 import hypothesis.strategies as st
 
-from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision
+from aism_engine.domain import effects as fx
+from aism_engine.domain.decision import Decision
 
 agents = st.sampled_from(["a", "b"])
 ids = st.sampled_from(["m1", "m2"])
@@ -24,7 +24,7 @@ facts = st.builds(
     cause=ids,
 )
 letters = st.builds(
-    fx.Letter,
+    fx.DeadLetter,
     code=texts,
     reason=texts,
     source=texts,
@@ -46,18 +46,18 @@ effects = st.one_of(
     st.builds(fx.ReleaseCommand, agents, ids),
     st.builds(fx.WithdrawCommand, agents, ids, st.none() | bodies),
     st.builds(fx.SaveGroup, ids, fields, st.none() | st.just(60.0)),
-    st.builds(fx.AddErrands, st.lists(bodies, min_size=1, max_size=3)),
+    st.builds(fx.AddFanoutTargets, st.lists(bodies, min_size=1, max_size=3)),
     st.builds(fx.SaveHold, st.sampled_from(["", "pause"])),
-    st.builds(fx.SaveAnswer, ids, bodies, st.just(60.0)),
+    st.builds(fx.SaveRequestReply, ids, bodies, st.just(60.0)),
     st.builds(fx.Deliver, agents, bodies),
     st.builds(fx.KeepMail, agents, bodies),
     st.builds(fx.ReleaseMail, agents),
-    st.builds(fx.Answer, st.none() | agents, ids, bodies, st.just(60.0)),
+    st.builds(fx.SendReply, st.none() | agents, ids, bodies, st.just(60.0)),
     st.builds(fx.SetDeadline, members, scores),
     st.builds(fx.ClearDeadline, members),
     st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
     st.builds(fx.Record, facts),
-    st.builds(fx.Bury, letters),
+    st.builds(fx.AddDeadLetter, letters),
     st.builds(fx.ExpectScore, agents, scores),
     st.builds(fx.ExpectDeadline, members, scores),
 )

@@ -19,10 +19,10 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from aism_engine.clock import SystemClock
+from aism_engine.domain.decision import Decision
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model.decisions.common import Decision
 from aism_engine.settings import RedisSettings
-from aism_engine.store.batch import OURS, Batch, Bounds, Taken
+from aism_engine.store.batch import OURS, Batch, Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -45,7 +45,7 @@ class StoreMachine(RuleBasedStateMachine):
     url: ClassVar[str] = ""
     attempts: Bundle[Attempt] = Bundle("attempts")
     """Commits that were sent, and may arrive once more at any time."""
-    peeks: Bundle[Taken] = Bundle("peeks")
+    peeks: Bundle[SourceTrim] = Bundle("peeks")
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self._commit(decided, (), "in step", taken)
 
     @rule(target=attempts, decided=some_decisions, taken=consumes(peeks), behind=positions)
-    def consume_late(self, decided: tuple[Decision, ...], taken: Taken, behind: str) -> Attempt:
+    def consume_late(self, decided: tuple[Decision, ...], taken: SourceTrim, behind: str) -> Attempt:
         """A commit of what was peeked at some time ago."""
         return self._commit(decided, (), behind, taken)
 
@@ -211,7 +211,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._send(attempt)
 
     def _commit(
-        self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], behind: str, taken: Taken | None
+        self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], behind: str, taken: SourceTrim | None
     ) -> Attempt:
         self.count += 1
         previous = self.model.text(self.keys.ledger) if behind != "out of step" else "unheard of"

@@ -16,22 +16,22 @@ from typing import Any, Final
 import pytest
 from structlog.testing import capture_logs
 
-from aism_engine.archive import folder
-from aism_engine.archive.folder import ArchiveError
-from aism_engine.archive.reader import ArchiveReader
-from aism_engine.archive.writer import Archive
 from aism_engine.clock import from_iso
-from aism_engine.model.audit import Cursor
+from aism_engine.ops import audit_stream as store_history
+from aism_engine.ops.archive import directory
+from aism_engine.ops.archive.archive_reader import ArchiveReader
+from aism_engine.ops.archive.archive_writer import Archive
+from aism_engine.ops.archive.directory import ArchiveError
+from aism_engine.ops.audit_log import Cursor
+from aism_engine.ops.audit_stream import Announcement, History, Tail
 from aism_engine.settings import RedisSettings
-from aism_engine.store import history as store_history
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.history import Announcement, History, Tail
 from aism_engine.store.scripts import TrimCode
 from tests.support.engine import Client, Reader, eventually, launched, plain_client, running_engine
 from tests.support.faults import Load, daemon
 
-FAST: Final[dict[str, object]] = {"history__archive_every": 0.02, "history__trim_every": 0.02}
+FAST: Final[dict[str, object]] = {"archive__poll_interval": 0.02, "retention__trim_interval": 0.02}
 DAY: Final = from_iso("2026-11-22T00:00:00Z")
 
 
@@ -119,7 +119,7 @@ async def reader(server: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon after a trouble."""
-    monkeypatch.setattr("aism_engine.services.archivist._TROUBLED_S", 0.02)
+    monkeypatch.setattr("aism_engine.services.archiver._TROUBLED_S", 0.02)
 
 
 async def audit_of(reader: Reader) -> list[str]:
@@ -418,7 +418,7 @@ async def test_an_engine_archives_all_that_it_does(server: EmbeddedServer, prefi
     """Across restarts: the archive is the audit, line for line, and the metrics tell of it."""
     path, load = tmp_path / "archive", Load()
     for _ in range(3):
-        async with running_engine(server, prefix, history__archive_dir=str(path), **FAST) as engine:
+        async with running_engine(server, prefix, archive__directory=str(path), **FAST) as engine:
             await load.say(engine, 200)
             await load.wait_applied_once(engine)
             await eventually(is_whole(engine, path))
@@ -440,9 +440,9 @@ async def test_a_standby_archives_too_and_goes_on_when_it_leads(
     """Two engines, two directories, each with everything once; the leader is killed in the middle of a load."""
     load, one, other = Load(), tmp_path / "one", tmp_path / "other"
     lease = {"lease__ttl": 1.0, "lease__renew_every": 0.2}
-    async with daemon(server.url, prefix, history__archive_dir=str(one), **FAST, **lease) as leader:
+    async with daemon(server.url, prefix, archive__directory=str(one), **FAST, **lease) as leader:
         await leader.wait_event("lease_taken")
-        async with daemon(server.url, prefix, history__archive_dir=str(other), **FAST, **lease) as standby:
+        async with daemon(server.url, prefix, archive__directory=str(other), **FAST, **lease) as standby:
             await standby.wait_event("archive_opened")
             await load.say(reader, 2000)
             await eventually(lambda: reader.call("XLEN", reader.keys.audit))
@@ -451,7 +451,7 @@ async def test_a_standby_archives_too_and_goes_on_when_it_leads(
             await standby.wait_event("fleet_loaded")
             await load.wait_applied_once(reader)
             await eventually(is_whole(reader, other))
-        async with daemon(server.url, prefix, history__archive_dir=str(one), **FAST, **lease):
+        async with daemon(server.url, prefix, archive__directory=str(one), **FAST, **lease):
             await eventually(is_whole(reader, one))
 
 
@@ -463,11 +463,11 @@ async def test_an_engine_that_is_killed_again_and_again_loses_and_doubles_nothin
     lease = {"lease__ttl": 0.5, "lease__renew_every": 0.1}
     for _ in range(4):
         await load.say(reader, 3000)
-        async with daemon(server.url, prefix, history__archive_dir=str(path), **FAST, **lease) as engine:
+        async with daemon(server.url, prefix, archive__directory=str(path), **FAST, **lease) as engine:
             await engine.wait_event("archive_opened")
             await eventually(partial(has_grown, path, len(commits_of_growing(path))))
             engine.signal(signal.SIGKILL)
-    async with daemon(server.url, prefix, history__archive_dir=str(path), **FAST, **lease):
+    async with daemon(server.url, prefix, archive__directory=str(path), **FAST, **lease):
         await load.wait_applied_once(reader, within_s=20)
         await eventually(is_whole(reader, path))
 
@@ -477,8 +477,8 @@ async def test_the_audit_is_trimmed_behind_the_archives_alone(
 ) -> None:
     """To `audit_keep`, as soon as all have read it; one that is behind holds it, up to `audit_keep_max`."""
     path = tmp_path / "archive"
-    bounds = {"history__audit_keep": 20, "history__audit_keep_max": 500}
-    async with running_engine(server, prefix, history__archive_dir=str(path), **FAST, **bounds) as engine:
+    bounds = {"retention__audit_entries": 20, "retention__audit_entries_max": 500}
+    async with running_engine(server, prefix, archive__directory=str(path), **FAST, **bounds) as engine:
         history = engine.engine.components[-1]._history  # type: ignore[attr-defined]
         length: Callable[[], Awaitable[int]] = lambda: engine.call("XLEN", engine.keys.audit)  # noqa: E731
         await history.announce("gone", Announcement("0-0", engine.engine.store.now))
@@ -507,8 +507,8 @@ async def test_the_audit_is_trimmed_behind_the_archives_alone(
 async def test_a_gap_at_the_hard_bound_is_told(server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
     """An engine that was away for too long says how much it has missed, in its archive, its log and its metrics."""
     path, load = tmp_path / "archive", Load(agents=1)
-    bounds = {"history__audit_keep": 10, "history__audit_keep_max": 100}
-    async with running_engine(server, prefix, history__archive_dir=str(path), **FAST, **bounds) as engine:
+    bounds = {"retention__audit_entries": 10, "retention__audit_entries_max": 100}
+    async with running_engine(server, prefix, archive__directory=str(path), **FAST, **bounds) as engine:
         await load.say(engine, 1)
         await eventually(is_whole(engine, path))
     async with plain_client(server) as client:
@@ -516,7 +516,7 @@ async def test_a_gap_at_the_hard_bound_is_told(server: EmbeddedServer, prefix: s
             added = ("MAXLEN", "=", "100", "*", "commit", f"x{number}", "epoch", "1", "facts", "[]")
             await Reader(client, prefix).call("XADD", Reader(client, prefix).keys.audit, *added)
     with capture_logs() as logs:
-        async with running_engine(server, prefix, history__archive_dir=str(path), **FAST, **bounds) as engine:
+        async with running_engine(server, prefix, archive__directory=str(path), **FAST, **bounds) as engine:
             await eventually(lambda: engine.metric("aism_archive_gaps_total") == 1)
             counts = (await engine.engine.components[-1]._history.page("0-0")).added is not None  # type: ignore[attr-defined]
             assert engine.metric("aism_archive_lost_entries_total") == (200 if counts else 0)
@@ -531,7 +531,7 @@ async def test_an_archive_that_has_said_nothing_for_long_is_not_waited_for(serve
         await client.hset(reader.keys.archives, "old", b'{"cursor":"0-0","at":1.0,"host":"h"}')
         await client.hset(reader.keys.archives, "bad", b'{"cursor":"soon","at":1.0}')
         with capture_logs() as logs:
-            async with running_engine(server, prefix, history__audit_keep=5, **FAST) as engine:
+            async with running_engine(server, prefix, retention__audit_entries=5, **FAST) as engine:
                 for number in range(20):
                     await client.xadd(engine.keys.audit, {"commit": f"c{number}", "facts": "[]"})
 
@@ -550,7 +550,7 @@ async def test_a_directory_that_cannot_be_written_stops_nothing(
     path, load = tmp_path / "archive", Load()
     path.write_text("in the way")
     with capture_logs() as logs:
-        async with running_engine(server, prefix, history__archive_dir=str(path), **FAST) as engine:
+        async with running_engine(server, prefix, archive__directory=str(path), **FAST) as engine:
             await eventually(lambda: engine.metric("aism_archive_errors_total", trouble="missing") >= 2)
             assert engine.metric("aism_archive_up") == 0
             await load.say(engine, 100)
@@ -576,8 +576,8 @@ async def test_a_full_disk_loses_nothing(
             raise OSError(28, "No space left on device")
         return write(descriptor, content)
 
-    monkeypatch.setattr("aism_engine.archive.writer.os.write", half)
-    async with running_engine(server, prefix, history__archive_dir=str(path), **FAST) as engine:
+    monkeypatch.setattr("aism_engine.ops.archive.archive_writer.os.write", half)
+    async with running_engine(server, prefix, archive__directory=str(path), **FAST) as engine:
         await load.say(engine, 50)
         await eventually(is_whole(engine, path))
         full = True
@@ -593,11 +593,9 @@ async def test_two_engines_with_one_directory(server: EmbeddedServer, prefix: st
     """One archives, the other says that it is locked and works; it takes over when the first has gone."""
     path, load = tmp_path / "archive", Load()
     async with AsyncExitStack() as engines:
-        first = await engines.enter_async_context(
-            running_engine(server, prefix, history__archive_dir=str(path), **FAST)
-        )
+        first = await engines.enter_async_context(running_engine(server, prefix, archive__directory=str(path), **FAST))
         await eventually(lambda: first.metric("aism_archive_up") == 1)
-        async with launched(server, prefix, history__archive_dir=str(path), **FAST) as second:
+        async with launched(server, prefix, archive__directory=str(path), **FAST) as second:
             await eventually(lambda: second.metric("aism_archive_errors_total", trouble="locked") >= 1)
             await engines.aclose()
             await load.say(second, 50)
@@ -611,7 +609,7 @@ async def test_a_clean_stop_leaves_the_cursor_at_the_last_line(
 ) -> None:
     """Synced, announced, and the directory given back."""
     path = tmp_path / "archive"
-    async with running_engine(server, prefix, history__archive_dir=str(path), **FAST) as engine:
+    async with running_engine(server, prefix, archive__directory=str(path), **FAST) as engine:
         await Load().say(engine, 50)
         await eventually(is_whole(engine, path))
         history = engine.engine.components[-1]._history  # type: ignore[attr-defined]
@@ -623,7 +621,7 @@ async def test_a_clean_stop_leaves_the_cursor_at_the_last_line(
         await eventually(announced)
     archive = Archive.open(path, prefix)
     assert archive.cursor.id == last
-    assert folder.identity(path).prefix == prefix
+    assert directory.identity(path).prefix == prefix
     archive.close()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from aism_engine.model.texts import digest
+from aism_engine.domain.text import message_digest
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, running_engine
@@ -92,13 +92,13 @@ async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
     assert found == {
         "code": code.encode(),
         "raw": raw[:4096] if code == "oversized" else raw,
-        "digest": digest(raw).encode(),
+        "digest": message_digest(raw).encode(),
         "size": str(len(raw)).encode(),
         "source": b"response_queue",
     }
     assert letter["reason"]
     assert (event["code"], event["message"]) == (code, letter["reason"].decode())
-    assert event["details"] == {"digest": digest(raw), "size": len(raw)}
+    assert event["details"] == {"digest": message_digest(raw), "size": len(raw)}
     assert [fact["code"] for fact in await engine.audit("dead_letter")] == [code]
     await eventually(lambda: engine.metric("aism_dead_letters_total", code=code) == 1)
     kept = await engine.call("LRANGE", engine.keys.oversized, 0, -1)
@@ -139,12 +139,18 @@ async def test_the_oversized_that_are_kept_are_bounded(server: EmbeddedServer, p
     """The newest stay; the dead letter of one that has gone still names it."""
     large = [bytes([48 + number]) * 3000 for number in range(6)]
     async with running_engine(
-        server, prefix, consumer__max_message_bytes=2000, consumer__oversized_keep=2, consumer__batch_bytes=10_000
+        server,
+        prefix,
+        protocol__max_message_bytes=2000,
+        retention__oversized_messages=2,
+        response_consumer__batch_bytes=10_000,
     ) as engine:
         await engine.say(*large)
         await eventually(engine.is_drained)
         assert await engine.call("LRANGE", engine.keys.oversized, 0, -1) == [large[5], large[4]]
-        assert [letter["digest"].decode() for letter in await engine.dead_letters()] == [digest(raw) for raw in large]
+        assert [letter["digest"].decode() for letter in await engine.dead_letters()] == [
+            message_digest(raw) for raw in large
+        ]
 
 
 async def test_a_message_of_exactly_the_limit_is_handled(engine: Running) -> None:

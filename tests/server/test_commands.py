@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import pytest
 
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.due import decide_due
-from aism_engine.model.draft import Draft
-from aism_engine.model.rules import Rules
+from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.policy import Policy
 from aism_engine.services import timekeeper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer
@@ -25,7 +25,7 @@ from tests.support.server import test_server_binary
 
 WORKER: Final = "w-0"
 QUICK: Final[dict[str, object]] = {
-    "commands__delivery_interval": 0.02,
+    "dispatcher__poll_interval": 0.02,
     "commands__backoff_initial": 0.02,
     "commands__backoff_max": 0.02,
 }
@@ -82,7 +82,7 @@ class Shop(Running):
         assert found is not None
         return found
 
-    async def steps(self, command_id: str) -> list[str]:
+    async def status_changes(self, command_id: str) -> list[str]:
         facts = await self.audit()
         return [
             fact["event"].removeprefix("command_")
@@ -116,7 +116,7 @@ async def test_every_step_is_in_the_audit_and_in_the_record(shop: Shop) -> None:
     await shop.becomes("c", "acked")
     await shop.tell("result", command_id="c", payload={"lines": 3})
     record = await shop.becomes("c", "succeeded")
-    assert await shop.steps("c") == ["queued", "delivered", "acked", "succeeded"]
+    assert await shop.status_changes("c") == ["queued", "delivered", "acked", "succeeded"]
     instants = [record[name] for name in ("accepted_at", "queued_at", "delivered_at", "acked_at", "ended_at")]
     assert instants == sorted(instants)
     assert delivered["delivered_at"] == record["delivered_at"]
@@ -149,7 +149,7 @@ async def test_an_outcome_counts_once_and_from_whom_it_was_asked(shop: Shop) -> 
         await shop.tell(kind, command_id="c", payload=payload)
     await eventually(shop.is_drained)
     assert await shop.command("c") == before
-    assert (await shop.steps("c"))[-1] == "succeeded"
+    assert (await shop.status_changes("c"))[-1] == "succeeded"
 
 
 async def test_the_same_request_has_the_same_answer_also_of_the_next_engine(
@@ -177,12 +177,12 @@ async def test_a_deadline_at_which_a_decision_raises_holds_no_other_up(
     for each in ("cursed", "plain"):
         await shop.hire(f"w-{each}")
 
-    def decide(draft: Draft, rules: Rules, member: str, at: float, **spoilt: frozenset[str]) -> Decision:
+    def decide(draft: Draft, rules: Policy, member: str, at: float, **spoilt: frozenset[str]) -> Decision:
         if member == "command:cursed":
             raise ZeroDivisionError("oh")
-        return decide_due(draft, rules, member, at, **spoilt)
+        return decide_deadline(draft, rules, member, at, **spoilt)
 
-    monkeypatch.setattr(timekeeper, "decide_due", decide)
+    monkeypatch.setattr(timekeeper, "decide_deadline", decide)
     for each in ("cursed", "plain"):
         await shop.send(each, f"w-{each}", ttl=SOON_S)
     await eventually(lambda: shop.audit("command_expired"))
@@ -218,7 +218,7 @@ async def test_who_does_not_confirm_is_never_sent_it_again(shop: Shop) -> None:
     await shop.pop("plain")
     await shop.becomes("c", "delivered")
     await asyncio.sleep(AFTER_S)
-    assert (await shop.steps("c"), await shop.listed("plain")) == (["queued", "delivered"], [])
+    assert (await shop.status_changes("c"), await shop.listed("plain")) == (["queued", "delivered"], [])
 
 
 async def test_what_is_begun_and_not_done_in_time_has_failed(shop: Shop) -> None:
@@ -259,7 +259,7 @@ async def test_a_success_that_waits_beats_the_clock_that_ran_out_meanwhile(serve
     await asyncio.sleep(AFTER_S)
     async with open_shop(server, prefix) as shop:
         await shop.becomes("c", "succeeded")
-        assert "expired" not in await shop.steps("c")
+        assert "expired" not in await shop.status_changes("c")
 
 
 async def test_what_is_for_later_is_given_once_by_whoever_leads_then(server: EmbeddedServer, prefix: str) -> None:
@@ -272,12 +272,12 @@ async def test_what_is_for_later_is_given_once_by_whoever_leads_then(server: Emb
     async with open_shop(server, prefix) as shop:
         await asyncio.sleep(AFTER_S)
         assert await shop.listed() == ["c"]
-        assert await shop.steps("c") == ["scheduled", "waiting", "queued"]
+        assert await shop.status_changes("c") == ["scheduled", "waiting", "queued"]
 
 
 async def test_dead_letters_are_bounded_in_age(server: EmbeddedServer, prefix: str) -> None:
     """What is too old goes by itself, and nothing that is younger."""
-    async with open_shop(server, prefix, history__dead_letters_for=3600, history__trim_every=0.05) as shop:
+    async with open_shop(server, prefix, retention__dead_letter_ttl=3600, retention__trim_interval=0.05) as shop:
         now, _ = await shop.client.time()
         for at in (now - 7200, now - 3601, now - 3000):
             await shop.call("XADD", shop.keys.dead_letters, f"{at}000-0", "code", "old")
@@ -411,7 +411,7 @@ async def test_a_request_to_many_survives_the_death_of_its_engine_without_a_hole
                 await eventually(partial(_leads, fleet), 20.0)
             reply = await fleet.replied("all", 20.0)
             assert reply["targets"] == count
-            await eventually(partial(_counts, fleet, "LLEN", keys.errands, 0), 30.0)
+            await eventually(partial(_counts, fleet, "LLEN", keys.fanout, 0), 30.0)
             lists = [await fleet.call("LRANGE", keys.commands(f"w-{n}"), 0, -1) for n in range(count)]
             assert Counter(len(each) for each in lists) == {1: count}
             assert {json.loads(each[0])["id"] for each in lists} == {f"all.w-{n}" for n in range(count)}

@@ -11,17 +11,17 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from aism_engine.model.doctor.examination import Facts, examine
-from aism_engine.model.doctor.findings import Severity
-from aism_engine.model.doctor.keyspace import Keyspace
-from aism_engine.model.doctor.rights import lacking
+from aism_engine.ops.acl import needed, refused
+from aism_engine.ops.diagnosis import Diagnosis
+from aism_engine.ops.doctor.examination import DoctorFacts, examine
+from aism_engine.ops.doctor.findings import Severity
+from aism_engine.ops.doctor.keyspace import Keyspace
+from aism_engine.ops.doctor.permissions import lacking
+from aism_engine.ops.keyspace_scan import KeyspaceScan, named
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
-from aism_engine.store.diagnosis import Diagnosis
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from aism_engine.store.rights import needed, refused
-from aism_engine.store.survey import Survey, named
 from tests.docs.reading import DOCS, keys_of_code
 from tests.support.engine import Client, eventually, launched, plain_client, running_engine
 from tests.support.sentinels import MASTER, Site
@@ -204,7 +204,7 @@ async def test_an_engine_can_work_with_the_rights_that_are_named(
 ) -> None:
     """The list is complete: with nothing else a whole life is lived, and no command is ever forbidden."""
     async with user(boss, own, *all_rules(prefix)) as url:
-        async with launched(own, prefix, redis__url=url, consumer__max_message_bytes=2000) as engine:
+        async with launched(own, prefix, redis__url=url, protocol__max_message_bytes=2000) as engine:
             keys = engine.keys
             for number in (1, 2):
                 register = {"type": "scribe", "capabilities": ["ack"], "labels": {"n": str(number)}}
@@ -237,7 +237,7 @@ async def test_an_engine_can_work_with_the_rights_that_are_named(
                     ("cancel", {"group_id": "q0"}),
                     ("pause", {"all": True}),
                     ("resume", {"all": True}),
-                    ("replay", {"letter_id": await _letter(engine.call, keys)}),
+                    ("replay", {"dead_letter_id": await _letter(engine.call, keys)}),
                     ("purge", {"until": "9999999999999-0"}),
                     ("forget", {"agent_id": "a-2"}),
                 )
@@ -260,7 +260,7 @@ async def _letter(call: Any, keys: Keys) -> str:  # noqa: ANN401
     return str(entries[0][0].decode())
 
 
-async def facts_of(url: str, prefix: str) -> Facts:
+async def facts_of(url: str, prefix: str) -> DoctorFacts:
     settings = RedisSettings(url=url, prefix=prefix)
     client = connect(settings, "")
     try:
@@ -294,7 +294,7 @@ async def test_the_doctor_sees_everything_with_the_rights_that_its_page_names(
 
 
 async def surveyed(client: Client, prefix: str, most: int = 100_000) -> Keyspace:
-    return await Survey(client, Keys(prefix), most=most).walk()
+    return await KeyspaceScan(client, Keys(prefix), most=most).walk()
 
 
 def test_every_key_of_the_engine_is_known_by_its_name() -> None:

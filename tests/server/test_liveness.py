@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Final
 
-from aism_engine.model.agent import ShownLiveness
+from aism_engine.domain.agents.agent import ShownLiveness
+from aism_engine.ops.inspector import Inspector
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from aism_engine.store.lookout import Lookout
 from tests.support.engine import Running, eventually, launched, running_engine
 
 HASTY: Final[dict[str, object]] = {"liveness__silent_after": 0.3, "liveness__lost_after": 3600.0}
@@ -22,7 +22,7 @@ async def beat(running: Running, *agent_ids: str) -> float:
 
 
 async def shown(running: Running, agent_id: str) -> str | None:
-    seen = await Lookout(running.client, Keys(running.keys.prefix)).agent(agent_id)
+    seen = await Inspector(running.client, Keys(running.keys.prefix)).agent(agent_id)
     return None if seen is None else seen.liveness.value
 
 
@@ -40,7 +40,7 @@ async def test_who_is_silent_is_shown_as_such_until_it_beats_again(server: Embed
         beaten_at = await beat(running, "a")
         await wait_shown(running, "a", "fresh")
         await wait_shown(running, "a", "silent")
-        seen = await Lookout(running.client, running.keys).agent("a")
+        seen = await Inspector(running.client, running.keys).agent("a")
         assert seen is not None
         assert seen.silent_since is not None
         assert abs(seen.silent_since - beaten_at) < 1
@@ -64,7 +64,7 @@ async def test_to_be_silent_costs_one_write_and_no_line_of_the_audit(server: Emb
 
 
 def _has_scanned(reaper: Reaper, times: int, scans: set[float]) -> bool:
-    scans.add(reaper.stepped_at)
+    scans.add(reaper.status_since)
     return len(scans) > times
 
 
@@ -116,7 +116,7 @@ async def test_the_next_leader_takes_over_who_was_silent_and_judges_anew(server:
 async def test_all_who_fall_silent_at_once_are_shown_and_counted(server: EmbeddedServer, prefix: str) -> None:
     """In as many commits as it takes, within one scan; every count of liveness says the same, and they add up."""
     ids = [f"a{number}" for number in range(25)]
-    async with running_engine(server, prefix, **HASTY, liveness__chunk=10) as running:
+    async with running_engine(server, prefix, **HASTY, liveness__batch=10) as running:
         await beat(running, *ids)
         await running.say({"type": "state_transition", "agent_id": "mute", "payload": {"target": "idle"}})
         await eventually(partial(_is_counted, running, "silent", 25))
@@ -124,7 +124,7 @@ async def test_all_who_fall_silent_at_once_are_shown_and_counted(server: Embedde
         await eventually(lambda: running.metric("aism_agents", liveness="unknown") == 1)
         counts = {each.value: running.metric("aism_agents", liveness=each.value) for each in ShownLiveness}
         assert counts == {"unknown": 1, "fresh": 0, "silent": 25, "lost": 0, "left": 0}
-        overview = await Lookout(running.client, running.keys).overview()
+        overview = await Inspector(running.client, running.keys).overview()
         assert overview.by_liveness == {"silent": 25, "unknown": 1}
 
         async def are_back() -> bool:

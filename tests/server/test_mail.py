@@ -52,7 +52,7 @@ async def test_what_waits_outlives_its_engine_and_comes_in_order(server: Embedde
 
 async def test_a_full_inbox_refuses_and_loses_nothing(server: EmbeddedServer, prefix: str) -> None:
     """Its sender is told; what was there stays, and there is room again once something is read."""
-    async with running_engine(server, prefix, agents__inbox_keep=2) as engine:
+    async with running_engine(server, prefix, mail__max_unread=2) as engine:
         await engine.say({"type": "register", "agent_id": "b", "payload": {"type": "scribe"}})
         for number in (1, 2, 3):
             await tell(engine, f"m{number}", number)
@@ -71,7 +71,7 @@ async def test_a_full_inbox_refuses_and_loses_nothing(server: EmbeddedServer, pr
 
 async def test_two_that_answer_each_other_for_ever_come_to_an_end(server: EmbeddedServer, prefix: str) -> None:
     """In one thread, as fast as they can: at the last hop the engine refuses the answer."""
-    async with running_engine(server, prefix, messages__max_hops=20) as engine:
+    async with running_engine(server, prefix, mail__max_hops=20) as engine:
         pair = ["a", "b"]
         await engine.say({"type": "heartbeat", "agent_id": "b"})
         for number in range(21):

@@ -134,7 +134,7 @@ async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
     """No more is heard in a second than may be, what is published elsewhere is heard meanwhile, and it ends."""
     limit = 50
     with capture_logs() as logs:
-        async with running_engine(server, prefix, measurements__heard_per_second=limit) as engine:
+        async with running_engine(server, prefix, measurements__published_per_second=limit) as engine:
             began = time.monotonic()
             await publish(engine, *(measured("a", n=n) for n in range(5000)))
             await eventually(lambda: engine.metric("aism_heard_total", outcome="dropped"))
@@ -153,7 +153,7 @@ async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
 
 async def test_a_flood_is_measured_in_bytes_as_well(server: EmbeddedServer, prefix: str) -> None:
     """A few that are long are as good as many; one of them is always heard, however little may be."""
-    async with running_engine(server, prefix, measurements__heard_per_second=2) as engine:
+    async with running_engine(server, prefix, measurements__published_per_second=2) as engine:
         long = json.dumps({"agent_id": "a", "values": {"tokens": 1}, "more": "x" * 100_000})
         await publish(engine, *[long] * 10)
         await eventually(lambda: engine.metric("aism_heard_total", outcome="dropped"))
@@ -167,7 +167,7 @@ async def test_the_engines_own_events_are_no_ones_measurements_that_were_dropped
 ) -> None:
     """To hear them costs as much, and so they count; but nothing is lost when they are not heard."""
     with capture_logs() as logs:
-        async with running_engine(server, prefix, measurements__heard_per_second=10) as engine:
+        async with running_engine(server, prefix, measurements__published_per_second=10) as engine:
             await publish(engine, *[b'{"agent_id":"a","values":{"x":1},"source":"engine"}'] * 200)
             await eventually(lambda: any(entry["event"] == "measurements_flooded" for entry in logs))
             await eventually(partial(is_heard_again, engine))
@@ -176,7 +176,7 @@ async def test_the_engines_own_events_are_no_ones_measurements_that_were_dropped
 
 async def test_measurements_are_heard_again_whatever_comes_at_once(server: EmbeddedServer, prefix: str) -> None:
     """Floods, a consumer that is busy and mutes the channels, connections that are cut: in any order."""
-    limits = {"measurements__heard_per_second": 20, "consumer__batch_messages": 4}
+    limits = {"measurements__published_per_second": 20, "response_consumer__batch_messages": 4}
     async with running_engine(server, prefix, **limits) as engine:
         for turn in range(40):
             await publish(engine, *(measured(f"a{n % 7}", n=n) for n in range(30)))

@@ -68,8 +68,8 @@ async def test_what_can_be_counted_is_there_before_it_happens(server: EmbeddedSe
         ("aism_redis_outages_total", "outage", "refused"),
         ("aism_commits_total", "code", "fenced"),
         ("aism_machine_reloads_total", "outcome", "refused"),
-        ("aism_service_failures_total", "service", "consumer"),
-        ("aism_service_restarts_total", "service", "consumer"),
+        ("aism_service_failures_total", "service", "response_consumer"),
+        ("aism_service_restarts_total", "service", "response_consumer"),
     ):
         assert (name, f"{label}={value}") in shown
     assert [name for name, *_ in shown if name.endswith("_created")] == []
@@ -120,5 +120,5 @@ async def test_every_service_says_when_it_last_worked_and_how_long_it_takes(
             else:
                 assert running.metric("aism_run_seconds_count", service=service.name) == 0, service.name
         before = time.time()
-        often = [each for each in services if each.name in {"consumer", "elector", "listener", "sampler"}]
+        often = [each for each in services if each.name in {"response_consumer", "elector", "listener", "sampler"}]
         await eventually(lambda: min(map(last_at, often)) > before)

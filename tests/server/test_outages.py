@@ -91,7 +91,9 @@ async def test_a_server_that_is_restarted_is_served_again(own: EmbeddedServer, p
 
 async def test_a_backlog_survives_a_server_that_is_killed_under_load(own: EmbeddedServer, prefix: str) -> None:
     """Every response is applied exactly once, also those that were in flight, though both queues were being drained."""
-    async with running_engine(own, prefix, consumer__batch_messages=16, dispatcher__batch_messages=4) as running:
+    async with running_engine(
+        own, prefix, response_consumer__batch_messages=16, request_consumer__batch_messages=4
+    ) as running:
         count = 2000
         move, forget = {"type": "state_transition", "agent_id": "a"}, {"type": "forget", "payload": {"agent_id": "x"}}
         await running.say(*({**move, "id": f"m{n}", "payload": {"target": f"s{n}"}} for n in range(count)))

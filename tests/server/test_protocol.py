@@ -118,7 +118,7 @@ async def test_a_response_is_applied_with_and_without_its_notification(
 
 async def test_a_notification_is_answered_at_once(server: EmbeddedServer, prefix: str, agent: Agent) -> None:
     """Long before the next poll, for responses as for requests."""
-    slow: dict[str, object] = {"consumer__poll_interval": 30.0, "dispatcher__poll_interval": 30.0}
+    slow: dict[str, object] = {"response_consumer__poll_interval": 30.0, "request_consumer__poll_interval": 30.0}
     async with running_engine(server, prefix, **slow) as engine:
         keys = engine.keys
         for number in range(3):
@@ -309,8 +309,8 @@ async def test_a_success_that_waits_in_the_queue_beats_the_deadline(
         await engine.ask(send("c1"))
         await engine.replied("c1")
     # While no engine runs, the agent answers behind a long backlog, and the deadline passes.
-    backlog = [{"type": "measurement", "agent_id": f"a{n}", "payload": {"x": n}} for n in range(3000)]
-    await agent("LPUSH", engine.keys.response_queue, *map(text, backlog))
+    watermark = [{"type": "measurement", "agent_id": f"a{n}", "payload": {"x": n}} for n in range(3000)]
+    await agent("LPUSH", engine.keys.response_queue, *map(text, watermark))
     await agent("LPUSH", engine.keys.response_queue, text({"type": "result", "agent_id": "a", "command_id": "c1"}))
     await agent("ZADD", engine.keys.deadlines, 1, "command:c1")
     async with running_engine(server, prefix) as engine:
@@ -481,7 +481,7 @@ async def test_what_an_engine_knew_the_next_one_knows(server: EmbeddedServer, pr
         await engine.say(move, {"type": "result", "agent_id": "a", "id": "m4", "command_id": "c1"})
         await eventually(lambda: engine.audit("command_succeeded"))
         assert await engine.state("a") == "idle"
-        duplicates = {"service": "consumer", "type": "state_transition", "outcome": "duplicate"}
+        duplicates = {"service": "response_consumer", "type": "state_transition", "outcome": "duplicate"}
         await eventually(lambda: engine.metric("aism_work_total", **duplicates) == 1)
         await engine.ask(send("c1"))
         assert (await engine.replied("c1"))["status"] == "queued"  # as it was answered the first time
@@ -509,12 +509,12 @@ async def test_every_response_of_a_large_backlog_is_applied_once_and_in_order(
     await ear("SUBSCRIBE", engine.keys.state_changes)
     states = [f"s{number}" for number in range(3000)]
     move = {"type": "state_transition"}
-    backlog = [
+    watermark = [
         text(move | {"agent_id": f"a{number % 7}", "id": f"m{number}", "payload": {"target": state}})
         for number, state in enumerate(states)
     ]
-    for start in range(0, len(backlog), 500):
-        await agent("LPUSH", engine.keys.response_queue, *backlog[start : start + 500])
+    for start in range(0, len(watermark), 500):
+        await agent("LPUSH", engine.keys.response_queue, *watermark[start : start + 500])
     await eventually(lambda: _audited(engine, len(states)), 20)
     assert [fact["new_state"] for fact in await engine.audit("state_changed")] == states
     assert [(await ear.hear())["new_state"] for _ in states] == states

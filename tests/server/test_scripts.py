@@ -10,12 +10,12 @@ import pytest
 from redis.exceptions import NoScriptError
 
 from aism_engine.clock import SystemClock
+from aism_engine.domain import effects as fx
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.model import effects as fx
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.texts import digest
 from aism_engine.settings import RedisSettings
-from aism_engine.store.batch import OURS, Batch, Bounds, Taken
+from aism_engine.store.batch import OURS, Batch, Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -42,7 +42,7 @@ class Desk(Reader):
         token: str = TOKEN,
         commit_id: str = "L1",
         previous: str = LEDGER,
-        taken: Taken | None = None,
+        taken: SourceTrim | None = None,
     ) -> CommitReply:
         batch = Batch(self.keys, BOUNDS)
         batch.add([Decision("test", effects=list(effects))])
@@ -69,8 +69,10 @@ class Desk(Reader):
         found: list[bytes] = await self.call("LRANGE", self.keys.response_queue, 0, -1)
         return found[::-1]
 
-    def taken(self, *messages: bytes) -> Taken:
-        return Taken(self.keys.response_queue, len(messages), digest(messages[0]), digest(messages[-1]))
+    def taken(self, *messages: bytes) -> SourceTrim:
+        return SourceTrim(
+            self.keys.response_queue, len(messages), message_digest(messages[0]), message_digest(messages[-1])
+        )
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
     await desk.call("HSET", keys.command("w"), "body", "withdraw")
     await desk.call("ZADD", keys.deadlines, 7, "command:old")
     (old_letter,) = [await desk.call("XADD", keys.dead_letters, "*", "code", "old")]
-    letter = fx.Letter(code="x", reason="y", source="z", raw=b"\x00\xff", digest="d", size=2, agent_id="a")
+    letter = fx.DeadLetter(code="x", reason="y", source="z", raw=b"\x00\xff", digest="d", size=2, agent_id="a")
     reply = await desk.commit(
         fx.SaveAgent("a", {"state": "inbox", "since": "now"}),
         fx.IndexAgent("a"),
@@ -134,10 +136,10 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         fx.WithdrawCommand("b", "w", b"it is not there"),
         fx.ReleaseCommand("b", "w"),
         fx.SaveGroup("g", {"total": "2"}, keep_s=60.0),
-        fx.AddErrands([b"one", b"two"]),
+        fx.AddFanoutTargets([b"one", b"two"]),
         fx.SaveHold("pause"),
-        fx.SaveAnswer("r", b"yes", 60.0),
-        fx.RemoveLetters((old_letter.decode(),)),
+        fx.SaveRequestReply("r", b"yes", 60.0),
+        fx.RemoveDeadLetters((old_letter.decode(),)),
         fx.Deliver("a", b"one"),
         fx.Deliver("a", b"two"),
         fx.KeepMail("a", b"three"),
@@ -145,13 +147,13 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         fx.ReleaseMail("a"),
         fx.ReleaseMail("b"),
         fx.KeepMail("a", b"five"),
-        fx.Answer("a", "m1", b"yes", 60.0),
-        fx.Answer(None, "r1", b"no", 60.0),
+        fx.SendReply("a", "m1", b"yes", 60.0),
+        fx.SendReply(None, "r1", b"no", 60.0),
         fx.SetDeadline("command:new", 1_800_000_000.25),
         fx.ExpectDeadline("command:old", 7.0),
         fx.ClearDeadline("command:old"),
         fx.Record(FACT),
-        fx.Bury(letter),
+        fx.AddDeadLetter(letter),
     )
     assert reply == CommitReply(CommitCode.APPLIED, [], 0)
     found = {
@@ -166,9 +168,9 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         "pushed": await desk.call("LRANGE", keys.commands("a"), 0, -1),
         "withdrawn": await desk.call("LRANGE", keys.commands("b"), 0, -1),
         "group": await desk.call("HGETALL", keys.group("g")),
-        "errands": await desk.call("LRANGE", keys.errands, 0, -1),
+        "fanout": await desk.call("LRANGE", keys.fanout, 0, -1),
         "hold": await desk.call("HGET", keys.holds, "fleet"),
-        "answer": await desk.call("GET", keys.request_answer("r")),
+        "answer": await desk.call("GET", keys.saved_reply("r")),
         "inbox": await desk.call("LRANGE", keys.inbox("a"), 0, -1),
         "mail": await desk.call("LRANGE", keys.mail("a"), 0, -1),
         "answers": [
@@ -191,7 +193,7 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         "pushed": [b"second", b"first"],
         "withdrawn": [b"withdraw", b"it is not there", b"keep", b"keep"],
         "group": {b"total": b"2"},
-        "errands": [b"two", b"one"],
+        "fanout": [b"two", b"one"],
         "hold": b"pause",
         "answer": b"yes",
         "inbox": [b"four", b"three", b"two", b"one"],
@@ -259,8 +261,8 @@ async def test_an_oversized_message_is_moved_whole_to_a_bounded_list(desk: Desk)
     for number in range(5):
         whole = b"%d" % number * 5000
         await desk.fill(whole)
-        name = digest(whole)
-        taken = Taken(desk.keys.response_queue, 1, name, name, oversized=True)
+        name = message_digest(whole)
+        taken = SourceTrim(desk.keys.response_queue, 1, name, name, oversized=True)
         reply = await desk.commit(commit_id=f"L{number + 1}", previous=f"L{number}", taken=taken)
         assert reply == CommitReply(CommitCode.APPLIED, [], 0)
     kept = await desk.call("LRANGE", desk.keys.oversized, 0, -1)
@@ -358,7 +360,7 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "stream": ("XADD", "{}", "*", "x", "y"),
     "set": ("SADD", "{}", "x"),
 }
-LETTER = fx.Letter(code="x", reason="y", source="z", raw=b"", digest="d", size=0)
+LETTER = fx.DeadLetter(code="x", reason="y", source="z", raw=b"", digest="d", size=0)
 _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the state": ("string", lambda keys: keys.state("b"), fx.SetState("b", "x")),
     "the record": ("hash", lambda keys: keys.agent("b"), fx.SaveAgent("b", {"x": "y"})),
@@ -369,20 +371,20 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "what it is withdrawn by": ("hash", lambda keys: keys.command("x"), fx.WithdrawCommand("b", "x")),
     "what is released": ("list", lambda keys: keys.commands("b"), fx.ReleaseCommand("b", "x")),
     "a group": ("hash", lambda keys: keys.group("g"), fx.SaveGroup("g", {"x": "y"})),
-    "the errands": ("list", lambda keys: keys.errands, fx.AddErrands([b"x"])),
+    "the errands": ("list", lambda keys: keys.fanout, fx.AddFanoutTargets([b"x"])),
     "the holds": ("hash", lambda keys: keys.holds, fx.SaveHold("pause")),
-    "an answer": ("string", lambda keys: keys.request_answer("r"), fx.SaveAnswer("r", b"x", 5.0)),
-    "the letters that are removed": ("stream", lambda keys: keys.dead_letters, fx.RemoveLetters(("1-1",))),
+    "an answer": ("string", lambda keys: keys.saved_reply("r"), fx.SaveRequestReply("r", b"x", 5.0)),
+    "the letters that are removed": ("stream", lambda keys: keys.dead_letters, fx.RemoveDeadLetters(("1-1",))),
     "the inbox": ("list", lambda keys: keys.inbox("b"), fx.Deliver("b", b"x")),
     "what waits": ("list", lambda keys: keys.mail("b"), fx.ReleaseMail("b")),
-    "a reply": ("list", lambda keys: keys.agent_reply("b", "m"), fx.Answer("b", "m", b"x", 5.0)),
-    "an operator's reply": ("list", lambda keys: keys.request_reply("r"), fx.Answer(None, "r", b"x", 5.0)),
+    "a reply": ("list", lambda keys: keys.agent_reply("b", "m"), fx.SendReply("b", "m", b"x", 5.0)),
+    "an operator's reply": ("list", lambda keys: keys.request_reply("r"), fx.SendReply(None, "r", b"x", 5.0)),
     "a command": ("hash", lambda keys: keys.command("c"), fx.SaveCommand("c", {"x": "y"})),
     "the index": ("set", lambda keys: keys.index, fx.IndexAgent("b")),
     "the deadlines": ("zset", lambda keys: keys.deadlines, fx.SetDeadline("x", 1.0)),
     "the heartbeats": ("zset", lambda keys: keys.heartbeats, fx.ForgetAgent("b")),
     "the audit": ("stream", lambda keys: keys.audit, fx.Record(FACT)),
-    "the dead letters": ("stream", lambda keys: keys.dead_letters, fx.Bury(LETTER)),
+    "the dead letters": ("stream", lambda keys: keys.dead_letters, fx.AddDeadLetter(LETTER)),
 }
 
 
@@ -431,7 +433,7 @@ async def test_a_list_of_the_oversized_of_the_wrong_type_writes_nothing(desk: De
     whole = b"x" * 5000
     await desk.fill(whole)
     await desk.call("SET", desk.keys.oversized, "not a list")
-    taken = Taken(desk.keys.response_queue, 1, digest(whole), digest(whole), oversized=True)
+    taken = SourceTrim(desk.keys.response_queue, 1, message_digest(whole), message_digest(whole), oversized=True)
     assert await desk.refuses(lambda: desk.commit(*CHANGE, taken=taken)) == CommitCode.WRONG_TYPE
 
 
@@ -489,7 +491,9 @@ async def test_a_peek_takes_nothing_away_and_reads_the_oldest_first(desk: Desk) 
     assert (peek.messages, peek.oversized, peek.length) == (messages[:2], "", 3)
     assert 0 <= peek.now - (int(seconds) + int(microseconds) / 1e6) < 10
     assert await desk.queue() == messages
-    assert peek.taken == Taken(desk.keys.response_queue, 2, digest(messages[0]), digest(messages[1]))
+    assert peek.taken == SourceTrim(
+        desk.keys.response_queue, 2, message_digest(messages[0]), message_digest(messages[1])
+    )
 
 
 async def test_a_peek_at_nothing_finds_nothing(desk: Desk) -> None:
@@ -531,8 +535,10 @@ async def test_an_oversized_message_is_shown_by_its_head_and_digest(desk: Desk, 
     await desk.fill(b"small", whole, b"later")
     assert await peeked(desk, limit=100) == [5]
     peek = await desk.store.peek(desk.keys.response_queue, most=10, most_bytes=10**7, limit=100, skip=1)
-    assert (peek.messages, peek.oversized, peek.length) == ([whole[:4096]], digest(whole), 3)
-    assert peek.taken == Taken(desk.keys.response_queue, 1, digest(whole), digest(whole), oversized=True)
+    assert (peek.messages, peek.oversized, peek.length) == ([whole[:4096]], message_digest(whole), 3)
+    assert peek.taken == SourceTrim(
+        desk.keys.response_queue, 1, message_digest(whole), message_digest(whole), oversized=True
+    )
 
 
 async def test_a_message_of_exactly_the_limit_is_read(desk: Desk) -> None:
@@ -548,13 +554,13 @@ async def test_python_and_lua_name_a_message_alike(desk: Desk, size: int) -> Non
     for whole in (b"x" * size, (bytes(range(256)) * 400)[:size], b"\x00" * size):
         await desk.fill(whole)
         peek = await desk.store.peek(desk.keys.response_queue, most=1, most_bytes=1, limit=-1)
-        assert peek.oversized == digest(whole)
+        assert peek.oversized == message_digest(whole)
         await desk.call("DEL", desk.keys.response_queue)
 
 
 async def test_two_messages_with_one_head_differ_by_their_length(desk: Desk) -> None:
     """Of one message that replaced another in the same batch, the head or the length tells."""
-    assert digest(b"x" * 5000) != digest(b"x" * 5001)
+    assert message_digest(b"x" * 5000) != message_digest(b"x" * 5001)
     await desk.fill(b"x" * 5000)
     taken = desk.taken(b"x" * 5001)
     assert await desk.refuses(lambda: desk.commit(*CHANGE, taken=taken)) == CommitCode.SOURCE_MOVED
@@ -637,7 +643,7 @@ async def test_what_was_heard_is_queued_in_order_or_never(desk: Desk) -> None:
         ("2:you", 1, b"d"),
         ("1:me", 4, b"stale"),
     ):
-        await desk.store.push_heard(token, number, [message, message + b"'"])
+        await desk.store.push_published(token, number, [message, message + b"'"])
     queued = await desk.call("LRANGE", desk.keys.response_queue, 0, -1)
     assert queued[::-1] == [b"a", b"a'", b"c", b"c'", b"d", b"d'"]
     assert await desk.call("GET", desk.keys.heard) == b"2:1"

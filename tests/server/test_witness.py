@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import pytest
 
-from aism_engine.model.divergence import RULES
-from aism_engine.services.witness import Witness
+from aism_engine.domain.agents.divergence import RULES
+from aism_engine.services.divergence_checker import DivergenceChecker
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
 
 QUICK: Final[dict[str, object]] = {
-    "divergence__interval": 0.05,
+    "divergence__poll_interval": 0.05,
     "divergence__idle_evidence_after": 0.3,
     "divergence__beating_after": 0.2,
     "divergence__contradiction_after": 0.1,
@@ -24,7 +24,7 @@ QUICK: Final[dict[str, object]] = {
     "commands__ack_timeout": 0.05,
     "commands__backoff_initial": 0.01,
     "commands__timeout": 0.05,
-    "commands__delivery_interval": 0.01,
+    "dispatcher__poll_interval": 0.01,
     "commands__max_attempts": 100,
 }
 
@@ -38,14 +38,20 @@ async def enter(engine: Running, *states: str) -> None:
         await speak(engine, "state_transition", {"target": state})
 
 
-async def beat(engine: Running, over: asyncio.Event, *offsets_s: float) -> None:
-    """Beat, by clocks that are so far off, in turns."""
+async def beat(engine: Running, over: asyncio.Event) -> None:
     at = 1_800_000_000.0
     while not over.is_set():
-        for offset_s in offsets_s:
-            at += 0.01
-            await engine.call("ZADD", engine.keys.heartbeats, at + offset_s, "a")
-            await asyncio.sleep(0.06)
+        at += 0.01
+        await engine.call("ZADD", engine.keys.heartbeats, at, "a")
+        await asyncio.sleep(0.06)
+
+
+async def alternate_instances(engine: Running, over: asyncio.Event) -> None:
+    """Speak as two processes under one id, in turns."""
+    while not over.is_set():
+        for instance in ("first", "second"):
+            await engine.say({"type": "heartbeat", "agent_id": "a", "instance": instance})
+        await asyncio.sleep(0.06)
 
 
 async def take(engine: Running, over: asyncio.Event, *, ack: bool) -> None:
@@ -70,7 +76,7 @@ async def lie(engine: Running, rule: str, over: asyncio.Event) -> None:
             await enter(engine, "inbox", "deep_work")
         case "beats_offline":
             await enter(engine, "inbox", "logout", "offline")
-            await beat(engine, over, 0.0)
+            await beat(engine, over)
         case "forbidden_state":
             await enter(engine, "inbox")
             await eventually(partial(engine.state, "a"))
@@ -78,7 +84,7 @@ async def lie(engine: Running, rule: str, over: asyncio.Event) -> None:
         case "never_acks" | "never_finishes":
             await take(engine, over, ack=rule == "never_finishes")
         case "two_voices":
-            await beat(engine, over, 0.0, 3600.0)
+            await alternate_instances(engine, over)
         case "undistilled":
             await speak(engine, "measurement", {"context_tokens": 1_000_000})
 
@@ -128,10 +134,10 @@ async def test_a_blind_spell_gives_everybody_the_full_grace_again(server: Embedd
     """However long an agent was idle while we did not look: only what we saw since then counts."""
     after_s = 0.3
     async with running_engine(
-        server, prefix, divergence__interval=1000.0, divergence__idle_evidence_after=after_s
+        server, prefix, divergence__poll_interval=1000.0, divergence__idle_evidence_after=after_s
     ) as engine:
         store = engine.engine.store
-        witness = next(part for part in engine.engine.components if isinstance(part, Witness))
+        witness = next(part for part in engine.engine.components if isinstance(part, DivergenceChecker))
 
         async def looks_after(seconds: float) -> list[dict[str, Any]]:
             began = store.now

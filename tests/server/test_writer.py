@@ -8,18 +8,18 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aism_engine.clock import FakeClock, SystemClock
+from aism_engine.domain import effects as fx
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.policy import Policy
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import MalformedError
+from aism_engine.domain.requests import decide_request
+from aism_engine.domain.responses import dead_letter_response, decide_response
+from aism_engine.domain.text import message_digest
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
-from aism_engine.model import effects as fx
-from aism_engine.model import messages as m
-from aism_engine.model.codec import MalformedError
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.requests import decide_request
-from aism_engine.model.decisions.responses import bury_response, decide_response
-from aism_engine.model.draft import Draft
-from aism_engine.model.rules import Rules
-from aism_engine.model.texts import digest
 from aism_engine.settings import RedisSettings
-from aism_engine.store.batch import Bounds, Taken
+from aism_engine.store.batch import Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.leadership import Leadership
@@ -29,7 +29,7 @@ from aism_engine.store.writer import Decide, DecisionError, Failures, Writer
 from tests.support.engine import Client, Reader, eventually
 from tests.support.model import machines
 
-RULES = Rules(machines=machines())
+RULES = Policy(machines=machines())
 
 
 class Wire:
@@ -101,13 +101,15 @@ class Office(Reader):
         await self.call("SET", self.keys.epoch, token)
         self.leadership.hold(token, self.clock.monotonic() + 60)
 
-    async def hear(self, *messages: m.Response, taken: Taken | None = None) -> list[Decision]:
+    async def hear(self, *messages: m.Response, taken: SourceTrim | None = None) -> list[Decision]:
         return await self.writer.write(hearing(*messages), taken=taken)
 
-    async def put(self, *messages: bytes) -> Taken:
+    async def put(self, *messages: bytes) -> SourceTrim:
         """Push messages, to be taken by a commit."""
         await self.call("LPUSH", self.keys.response_queue, *messages)
-        return Taken(self.keys.response_queue, len(messages), digest(messages[0]), digest(messages[-1]))
+        return SourceTrim(
+            self.keys.response_queue, len(messages), message_digest(messages[0]), message_digest(messages[-1])
+        )
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def hearing(*messages: m.Response) -> Decide:
         return [
             decide_response(draft, RULES, message, b"raw")
             if number not in failures
-            else bury_response(draft, RULES, MalformedError(*failures[number]), b"raw")
+            else dead_letter_response(draft, RULES, MalformedError(*failures[number]), b"raw")
             for number, message in enumerate(messages)
         ]
 
@@ -210,7 +212,7 @@ async def test_a_decision_that_raises_is_told_so_and_the_others_go_on(office: Of
         if 1 not in failures:
             raise DecisionError(1) from ZeroDivisionError("oh")
         error = MalformedError(*failures[1])
-        return [*first, bury_response(draft, RULES, error, b"raw"), *hearing(beat("b"))(draft, {})]
+        return [*first, dead_letter_response(draft, RULES, error, b"raw"), *hearing(beat("b"))(draft, {})]
 
     await office.writer.write(decide)
     assert list(office.writer.fleet.agents) == ["a", "b"]
@@ -401,7 +403,10 @@ async def test_the_next_leader_knows_what_the_last_one_knew(office: Office) -> N
     await office.lead("2:you")
     fleet = await office.another().loaded()
     for agent in known.agents.values():  # times are kept to the millisecond
-        agent.since, agent.met_at = (fleet.agents[agent.agent_id].since, fleet.agents[agent.agent_id].met_at)
+        agent.since, agent.first_seen_at = (
+            fleet.agents[agent.agent_id].since,
+            fleet.agents[agent.agent_id].first_seen_at,
+        )
         assert abs(agent.declared_at - fleet.agents[agent.agent_id].declared_at) < 0.002
         agent.declared_at = fleet.agents[agent.agent_id].declared_at
         agent.explained = True  # what this engine alone knows better

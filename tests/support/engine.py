@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aism_engine.app import Engine
 from aism_engine.config import load
+from aism_engine.engine import Engine
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 
@@ -22,13 +22,13 @@ Client: TypeAlias = Any
 
 _FAST: Final[dict[str, object]] = {
     "http.enabled": False,
-    "consumer.poll_interval": 0.01,
-    "dispatcher.poll_interval": 0.01,
+    "response_consumer.poll_interval": 0.01,
+    "request_consumer.poll_interval": 0.01,
     "timekeeper.poll_interval": 0.02,
     "timekeeper.grace": 0.05,
     "liveness.scan_interval": 0.05,
-    "agents.metadata_every": 0.1,
-    "sampler.interval": 0.05,
+    "registrar.metadata_interval": 0.1,
+    "sampler.poll_interval": 0.05,
     "redis.retry_backoff_max": 0.2,
     "supervisor.restarts": 0,  # a service that raises fails the test
 }

@@ -6,22 +6,24 @@ from collections import defaultdict
 from importlib.resources import files
 from typing import Any
 
-from aism_engine.model import effects as fx
-from aism_engine.model.agent import Agent, Hold, Sighting
-from aism_engine.model.codec import MalformedError, decode_as, decode_request, decode_response, encode
-from aism_engine.model.commands import Command
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.due import decide_due
-from aism_engine.model.decisions.errands import Errand, decide_errand
-from aism_engine.model.decisions.handout import decide_deliveries, decide_handout
-from aism_engine.model.decisions.requests import bury_request, decide_request
-from aism_engine.model.decisions.responses import bury_response, decide_response
-from aism_engine.model.draft import Draft
-from aism_engine.model.fleet import Fleet, Lookups
-from aism_engine.model.groups import Group
-from aism_engine.model.machine import Machine, Machines
-from aism_engine.model.machine_file import parse
-from aism_engine.model.rules import Rules
+from msgspec.structs import replace
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Hold
+from aism_engine.domain.commands.command import Command
+from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
+from aism_engine.domain.commands.fanout import FanoutTarget, decide_fanout_target
+from aism_engine.domain.commands.group import Group
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Fleet, Lookups
+from aism_engine.domain.machines.loader import parse
+from aism_engine.domain.machines.machine import Machine, Machines
+from aism_engine.domain.policy import Policy
+from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_request, decode_response, encode
+from aism_engine.domain.requests import dead_letter_request, decide_request
+from aism_engine.domain.responses import dead_letter_response, decide_response
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"
@@ -49,14 +51,26 @@ def machines() -> Machines:
     return Machines(named, default="journey", unregistered="open", by_type={"clerk": "clerk"})
 
 
+def policy_with(**settings: Any) -> Policy:  # noqa: ANN401 - the type depends on the setting
+    """Build a policy from whole fields (`machines`, `handlers`, a section), or from settings by their bare names."""
+    sections = {name: getattr(Policy(machines=machines()), name) for name in Policy.__struct_fields__}
+    for name, value in settings.items():
+        if name in sections:
+            sections[name] = value
+            continue
+        owner = next(section for section, struct in sections.items() if hasattr(type(struct), name))
+        sections[owner] = replace(sections[owner], **{name: value})
+    return Policy(**sections)
+
+
 class World:
     """The fleet in memory, and beside it everything that was written, as Redis would have it."""
 
-    def __init__(self, **rules: Any) -> None:  # noqa: ANN401 - the fields of Rules
-        self.rules = Rules(**{"machines": machines(), **rules})
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - the type depends on the setting
+        self.policy = policy_with(**settings)
         self.now = NOW
         self.fleet = Fleet()
-        self.sightings: dict[str, Sighting] = {}
+        self.snapshots: dict[str, AgentSnapshot] = {}
         """What agents have written by their own hand."""
         self.records: dict[str, dict[str, str]] = {}
         self.index: set[str] = set()
@@ -74,12 +88,12 @@ class World:
         self.answers: dict[tuple[str | None, str], bytes] = {}
         self.deadlines: dict[str, float] = {}
         self.group_records: dict[str, dict[str, str | bytes]] = {}
-        self.errands: list[bytes] = []
+        self.fanout: list[bytes] = []
         self.hold = ""
         self.kept_answers: dict[str, bytes] = {}
         self.published: list[tuple[str, dict[str, Any]]] = []
         self.facts: list[fx.Fact] = []
-        self.stream: dict[str, fx.Letter] = {}
+        self.stream: dict[str, fx.DeadLetter] = {}
         """The dead letters, by their ids in the stream."""
         self.buried = 0
 
@@ -97,14 +111,14 @@ class World:
     def decide_on(self, draft: Draft, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
         """Decide on what an agent says, over a draft that may have heard more already."""
         raw = json.dumps(_message({"type": kind, "agent_id": agent_id}, fields)).encode()
-        return decide_response(draft, self.rules, decode_response(raw, self.rules.handlers), raw)
+        return decide_response(draft, self.policy, decode_response(raw, self.policy.handlers), raw)
 
     def ask(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
         """An operator asks for something, and it is committed. What is no field of a request is one of its payload."""
         target = {} if agent_id is None else {"agent_id": agent_id}
         message = _message({"type": kind, "id": request_id, "payload": {}}, target | fields, ("reply", "traceparent"))
         raw, draft = json.dumps(message).encode(), self.draft()
-        return self.commit(draft, decide_request(draft, self.rules, decode_request(raw), raw))
+        return self.commit(draft, decide_request(draft, self.policy, decode_request(raw), raw))
 
     def send(self, command_id: str, agent_id: str = "a", kind: str = "work", **payload: Any) -> Decision:  # noqa: ANN401
         return self.ask("send", command_id, agent_id, command={"type": kind, "payload": payload})
@@ -117,25 +131,27 @@ class World:
     def look(self, agent_id: str = "a") -> Decision:
         """The engine looks at what lies in an agent's list."""
         draft, head = self.draft(), (self.lists[agent_id] or [b""])[-1]
-        return self.commit(draft, decide_deliveries(draft, self.rules, agent_id, head, self.fleet.turn))
+        return self.commit(draft, decide_deliveries(draft, self.policy, agent_id, head, self.fleet.turn))
 
     def hand_out(self, agent_id: str = "a", most: int = 100) -> Decision:
         """The engine hands out what waits for an agent, as far as it may."""
         draft = self.draft()
-        return self.commit(draft, decide_handout(draft, self.rules, agent_id, most))
+        return self.commit(draft, decide_dispatch(draft, self.policy, agent_id, most))
 
     def do_errands(self) -> list[Decision]:
         """The engine does what requests to many have left to do."""
-        return [self._do_errand(self.errands.pop(0)) for _ in range(len(self.errands))]
+        return [self._do_errand(self.fanout.pop(0)) for _ in range(len(self.fanout))]
 
     def _do_errand(self, raw: bytes) -> Decision:
-        draft, errand = self.draft(), decode_as(Errand, raw)
-        request = decode_request(_bytes(self.group_records[errand.group_id]["request"]))
-        return self.commit(draft, decide_errand(draft, self.rules, errand, request))
+        draft, target = self.draft(), decode_as(FanoutTarget, raw)
+        request = decode_request(_bytes(self.group_records[target.group_id]["request"]))
+        return self.commit(draft, decide_fanout_target(draft, self.policy, target, request))
 
     def bury(self, code: str, raw: bytes, *, asked: bool = False, **known: Any) -> Decision:  # noqa: ANN401
         draft, error = self.draft(), MalformedError(code, "because", **known)
-        return self.commit(draft, (bury_request if asked else bury_response)(draft, self.rules, error, raw))
+        return self.commit(
+            draft, (dead_letter_request if asked else dead_letter_response)(draft, self.policy, error, raw)
+        )
 
     def pass_time(self, seconds: float) -> list[Decision]:
         """Let time pass, and whatever falls due be done."""
@@ -145,7 +161,7 @@ class World:
 
     def fall_due(self, member: str, at: float) -> Decision:
         draft = self.draft()
-        return self.commit(draft, decide_due(draft, self.rules, member, at))
+        return self.commit(draft, decide_deadline(draft, self.policy, member, at))
 
     # --- what is so ---------------------------------------------------------------------------------------------------
 
@@ -160,7 +176,7 @@ class World:
             self.fleet,
             self.now,
             Lookups(
-                dict(self.sightings),
+                dict(self.snapshots),
                 ended,
                 bodies,
                 dict(self.kept_answers),
@@ -178,10 +194,10 @@ class World:
         return decision
 
     @property
-    def letters(self) -> list[fx.Letter]:
+    def letters(self) -> list[fx.DeadLetter]:
         return list(self.stream.values())
 
-    def agent(self, agent_id: str = "a") -> Agent:
+    def agent(self, agent_id: str = "a") -> AgentRecord:
         return self.fleet.agents[agent_id]
 
     def status(self, command_id: str) -> str:
@@ -211,7 +227,7 @@ class World:
             for command_id, record in self.command_records.items()
             if f"command:{command_id}" in self.deadlines
         )
-        agents = [Agent.from_record(agent_id, self.records[agent_id]) for agent_id in self.index]
+        agents = [AgentRecord.from_record(agent_id, self.records[agent_id]) for agent_id in self.index]
         for agent in agents:
             agent.stay_until = self.deadlines.get(f"stay:{agent.agent_id}", 0.0)
         groups = (
@@ -236,7 +252,7 @@ class World:
             case fx.ForgetAgent(agent_id):
                 everything: tuple[dict[str, Any], ...] = (
                     *(self.records, self.states, self.metadata, self.measurements),
-                    *(self.lists, self.inboxes, self.mail, self.sightings),
+                    *(self.lists, self.inboxes, self.mail, self.snapshots),
                 )
                 for part in everything:
                     part.pop(agent_id, None)
@@ -257,22 +273,22 @@ class World:
                 self.lists[agent_id] = left
             case fx.SaveGroup(group_id, fields, _):
                 self.group_records[group_id] = self.group_records.get(group_id, {}) | fields
-            case fx.AddErrands(bodies):
-                self.errands += bodies
+            case fx.AddFanoutTargets(bodies):
+                self.fanout += bodies
             case fx.SaveHold(hold):
                 self.hold = hold
-            case fx.SaveAnswer(request_id, body):
+            case fx.SaveRequestReply(request_id, body):
                 self.kept_answers[request_id] = body
-            case fx.RemoveLetters(letter_ids):
-                for letter_id in letter_ids:
-                    self.stream.pop(letter_id, None)
+            case fx.RemoveDeadLetters(dead_letter_ids):
+                for dead_letter_id in dead_letter_ids:
+                    self.stream.pop(dead_letter_id, None)
             case fx.Deliver(agent_id, body):
                 self.inboxes[agent_id].insert(0, body)
             case fx.KeepMail(agent_id, body):
                 self.mail[agent_id].insert(0, body)
             case fx.ReleaseMail(agent_id):
                 self.inboxes[agent_id] = self.mail.pop(agent_id, []) + self.inboxes[agent_id]
-            case fx.Answer(agent_id, message_id, body):
+            case fx.SendReply(agent_id, message_id, body):
                 self.answers[agent_id, message_id] = body
             case fx.SetDeadline(member, at):
                 self.deadlines[member] = at
@@ -282,11 +298,11 @@ class World:
                 self.published.append((channel, json.loads(body)))
             case fx.Record(fact):
                 self.facts.append(fact)
-            case fx.Bury(letter):
+            case fx.AddDeadLetter(letter):
                 self.buried += 1
                 self.stream[f"{self.buried}-0"] = letter
             case fx.ExpectScore(agent_id, score):
-                assert self.sightings[agent_id].score == score
+                assert self.snapshots[agent_id].score == score
             case fx.ExpectDeadline(member, at):
                 assert self.deadlines[member] == at
 

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from aism_engine.clock import iso
-from aism_engine.model.agent import Liveness, Sighting
-from aism_engine.model.commands import ENDED, OPEN, Command, Status
-from aism_engine.model.decisions.handout import decide_deliveries
-from aism_engine.model.decisions.signs import decide_loss
+from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
+from aism_engine.domain.agents.presence import decide_lost
+from aism_engine.domain.commands.command import ENDED, OPEN, Command, Status
+from aism_engine.domain.commands.delivery import decide_deliveries
 from tests.support.model import AT, NOW, World, queue_of
 
 
 @pytest.fixture
 def world() -> World:
     """A registered agent `a` that confirms, and two commands of credit."""
-    world = World(max_in_flight=2, max_attempts=2, ack_timeout_s=10, timeout_s=100, backoff_initial_s=1)
+    world = World(max_in_flight=2, max_attempts=2, ack_timeout=10, timeout=100, backoff_initial=1)
     world.say("register", type="scribe", capabilities=["ack"])
     world.facts.clear()
     return world
@@ -97,7 +97,7 @@ def test_what_is_pushed_after_the_look_is_not_taken_by_an_empty_list(world: Worl
     until = world.fleet.turn
     world.send("c1")
     draft = world.draft()
-    world.commit(draft, decide_deliveries(draft, world.rules, "a", b"", until))
+    world.commit(draft, decide_deliveries(draft, world.policy, "a", b"", until))
     assert world.status("c1") == "queued"
 
 
@@ -146,7 +146,7 @@ def test_after_the_last_attempt_it_is_dead_and_kept(world: World) -> None:
     assert (world.status("c1"), world.command_records["c1"]["code"]) == ("dead", "attempts_exhausted")
     (letter,) = world.letters
     assert (letter.source, letter.agent_id, json.loads(letter.raw)["attempt"]) == ("commands", "a", 2)
-    assert world.ask("replay", "r1", None, letter_id="1-0").outcome == "applied"
+    assert world.ask("replay", "r1", None, dead_letter_id="1-0").outcome == "applied"
     assert (world.letters, world.command_records["r1"]["replay_of"], queue_of(world)) == ([], "c1", ["r1"])
 
 
@@ -159,7 +159,7 @@ def test_a_replay_has_the_options_of_what_it_repeats(world: World) -> None:
     world.pass_time(7)
     world.pass_time(1)
     assert world.status("c1") == "dead"
-    world.ask("replay", "r1", None, letter_id="1-0")
+    world.ask("replay", "r1", None, dead_letter_id="1-0")
     first, second = (world.command_records[command_id] for command_id in ("c1", "r1"))
     names = ("ack_timeout", "timeout", "max_attempts", "priority", "on_lost")
     assert [second[name] for name in names] == [first[name] for name in names]
@@ -330,20 +330,20 @@ def test_a_late_acknowledgement_takes_the_second_copy_out_of_the_list(world: Wor
 
 def test_who_is_lost_already_is_not_given_what_is_to_fail_when_it_is_lost(world: World) -> None:
     """It would wait for one who may never return; what is to be held is accepted."""
-    world.sightings["a"] = Sighting(score=1.0)
+    world.snapshots["a"] = AgentSnapshot(score=1.0)
     draft = world.draft()
-    world.commit(draft, decide_loss(draft, world.rules, "a", 1.0, 60.0))
+    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 60.0))
     decision = world.ask("send", "fails", command={"type": "x"}, options={"on_lost": "fail"})
     assert (decision.code, world.send("held").outcome) == ("agent_lost", "applied")
 
 
 def test_when_its_agent_is_lost_it_is_held_or_fails(world: World) -> None:
     """As its sender wanted."""
-    world.sightings["a"] = Sighting(score=1.0)
+    world.snapshots["a"] = AgentSnapshot(score=1.0)
     world.send("held")
     world.ask("send", "fails", command={"type": "x"}, options={"on_lost": "fail"})
     draft = world.draft()
-    world.commit(draft, decide_loss(draft, world.rules, "a", 1.0, 60.0))
+    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 60.0))
     assert world.agent().liveness is Liveness.LOST
     assert (world.status("held"), world.status("fails"), queue_of(world)) == ("queued", "failed", ["held"])
 

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aism_engine.model.agent import Agent, Sighting
-from aism_engine.model.commands import ENDED, Command, Status
-from aism_engine.model.decisions.signs import decide_loss
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot
+from aism_engine.domain.agents.presence import decide_lost
+from aism_engine.domain.commands.command import ENDED, Command, Status
 from tests.support.model import World, queue_of
 
 AGENTS = ("a", "b")
@@ -21,11 +21,11 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(max_in_flight=2, max_attempts=2, ack_timeout_s=10, timeout_s=50, command_ttl_s=200)
+        self.world = World(max_in_flight=2, max_attempts=2, ack_timeout=10, timeout=50, ttl=200)
         self.world.say("register", "a", type="worker", capabilities=["ack"])
         self.world.say("register", "b", type="worker")
         for agent_id in AGENTS:
-            self.world.sightings[agent_id] = Sighting(score=1.0)
+            self.world.snapshots[agent_id] = AgentSnapshot(score=1.0)
         self.asked = 0
         self.popped: list[str] = []
 
@@ -97,7 +97,7 @@ class Life(RuleBasedStateMachine):
     @rule(agent_id=st.sampled_from(AGENTS))
     def lose(self, agent_id: str) -> None:
         draft = self.world.draft()
-        self.world.commit(draft, decide_loss(draft, self.world.rules, agent_id, 1.0, 60.0))
+        self.world.commit(draft, decide_lost(draft, self.world.policy, agent_id, 1.0, 60.0))
 
     @rule(seconds=st.sampled_from([0.5, 5, 30, 120]))
     def wait(self, seconds: float) -> None:
@@ -162,7 +162,7 @@ def _rounded(command: Command) -> Command:
     return Command.from_record(command.command_id, command.record())
 
 
-def _places(agent: Agent) -> tuple[object, ...]:
+def _places(agent: AgentRecord) -> tuple[object, ...]:
     return (agent.later, agent.waiting, agent.queued, agent.taken)
 
 

@@ -144,4 +144,4 @@ def test_a_group_that_is_open_is_not_made_twice_when_its_answer_has_gone(world: 
     world.do_errands()
     world.kept_answers.clear()
     assert world.ask("send", "g", None, select="type=worker", command={"type": "x"}).outcome == "duplicate"
-    assert (world.errands, world.answer("g")["targets"]) == ([], 2)
+    assert (world.fanout, world.answer("g")["targets"]) == ([], 2)

@@ -53,17 +53,20 @@ def test_the_last_source_that_names_a_setting_wins(
     """Default, file, environment, flag: whichever subset is given, the last of it holds and is named as the source."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "engine.toml")
-        path.write_text("" if in_file is None else f"[consumer]\nbatch_messages = {in_file}\n")
-        environ = {} if in_environment is None else {"AISM_CONSUMER__BATCH_MESSAGES": str(in_environment)}
-        loaded = load(path, environ=environ, overrides={"consumer.batch_messages": in_flags})
+        path.write_text("" if in_file is None else f"[response_consumer]\nbatch_messages = {in_file}\n")
+        environ = {} if in_environment is None else {"AISM_RESPONSE_CONSUMER__BATCH_MESSAGES": str(in_environment)}
+        loaded = load(path, environ=environ, overrides={"response_consumer.batch_messages": in_flags})
     given_values = [
         (512, "default"),
         (in_file, f"file {path}"),
-        (in_environment, "env AISM_CONSUMER__BATCH_MESSAGES"),
+        (in_environment, "env AISM_RESPONSE_CONSUMER__BATCH_MESSAGES"),
         (in_flags, "flag"),
     ]
     expected = [(value, source) for value, source in given_values if value is not None][-1]
-    assert (loaded.settings.consumer.batch_messages, loaded.sources["consumer.batch_messages"]) == expected
+    assert (
+        loaded.settings.response_consumer.batch_messages,
+        loaded.sources["response_consumer.batch_messages"],
+    ) == expected
 
 
 def test_the_short_variable_of_the_server_yields_to_the_long_one() -> None:
@@ -91,12 +94,12 @@ def test_text_is_understood_by_the_type_of_its_setting() -> None:
         "AISM_LIVENESS__BY_TYPE": '{"scribe": {"silent_after": 60, "lost_after": 180}}',
     }
     settings = load(
-        environ=environ, overrides={"machines.by_type": '{"scribe": "open"}', "history.events": False}
+        environ=environ, overrides={"machines.by_type": '{"scribe": "open"}', "protocol.publish_events": False}
     ).settings
     assert (settings.lease.ttl, settings.http.enabled, settings.redis.protocol) == (7.0, False, 3)
     assert settings.redis.prefix == "42"
     assert settings.liveness.by_type == {"scribe": LivenessLimits(silent_after=60.0, lost_after=180.0)}
-    assert (settings.machines.by_type, settings.history.events) == ({"scribe": "open"}, False)
+    assert (settings.machines.by_type, settings.protocol.publish_events) == ({"scribe": "open"}, False)
 
 
 def test_the_file_is_taken_by_its_types(file: Path) -> None:
@@ -110,8 +113,9 @@ def test_the_file_is_taken_by_its_types(file: Path) -> None:
 
 def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
     """One line for each: where it is, the key, what was expected, what it got; also where a later source overrides."""
+    unknown = "batch_mesages"
     file.write_text(
-        "[lease]\nttl = -1\n[leese]\n[consumer]\nbatch_mesages = 1\n"
+        f"[lease]\nttl = -1\n[leese]\n[response_consumer]\n{unknown} = 1\n"
         "[logs]\nlevel = 'loud'\n[liveness.by_type]\nscribe = 3\n"
     )
     environ = {
@@ -123,14 +127,14 @@ def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
     assert problems_of(file, environ, redis__protocol=4, sampler__pause=1) == [
         f"file {file}: lease.ttl: expected `float` > 0.0, got -1",
         f"file {file}: leese: unknown section, did you mean lease?",
-        f"file {file}: consumer.batch_mesages: unknown setting, did you mean consumer.batch_messages?",
+        f"file {file}: response_consumer.{unknown}: unknown setting, did you mean response_consumer.batch_messages?",
         f"file {file}: logs.level: expected 'debug' or 'info' or 'warning' or 'error', got 'loud'",
         f"file {file}: liveness.by_type.scribe: expected a table, got 3",
         "env AISM_HTTP__PROT: http.prot: unknown setting, did you mean http.port?",
         "env AISM_LOGS__QUEUE: logs.queue: expected `int`, got 'many'",
         "env AISM_MACHINES__BY_TYPE: machines.by_type: expected a table, got '{'",
         "flag: redis.protocol: expected 2 or 3, got 4",
-        "flag: sampler.pause: unknown setting, did you mean sampler.interval?",
+        "flag: sampler.pause: unknown setting, did you mean sampler.label_values?",
     ]
 
 

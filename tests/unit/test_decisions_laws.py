@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aism_engine.model.agent import Sighting
-from aism_engine.model.commands import OPEN, Status
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_return
-from aism_engine.model.draft import Draft
+from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.agents.presence import decide_first_heartbeat, decide_lost, decide_returned
+from aism_engine.domain.commands.command import OPEN, Status
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
 from tests.support.model import World
 
 ENDS = frozenset(Status) - OPEN
@@ -61,17 +61,17 @@ _steps = st.lists(_responses | _sends | _others | _waits, max_size=30)
 
 
 def _world() -> World:
-    return World(max_measures=MEASURES)
+    return World(max_names=MEASURES)
 
 
 def decided(world: World, draft: Draft, step: Step) -> Decision:
     """Decide on one step over a draft; nothing is committed."""
     kind, agent_id, fields = step
-    rules = world.rules
+    rules = world.policy
     others: dict[str, Callable[[], Decision]] = {
-        "beat": lambda: decide_beat(draft, rules, agent_id, {agent_id: 1.0}),
-        "lose": lambda: decide_loss(draft, rules, agent_id, 1.0, 45.0),
-        "return": lambda: decide_return(draft, rules, agent_id),
+        "beat": lambda: decide_first_heartbeat(draft, rules, agent_id, {agent_id: 1.0}),
+        "lose": lambda: decide_lost(draft, rules, agent_id, 1.0, 45.0),
+        "return": lambda: decide_returned(draft, rules, agent_id),
     }
     return others[kind]() if kind in others else world.decide_on(draft, kind, agent_id, **fields)
 
@@ -89,19 +89,19 @@ def take(world: World, step: Step) -> None:
         case "wait":
             world.pass_time(fields["seconds"])
         case _:
-            world.sightings.setdefault(agent_id, Sighting(score=1.0))
+            world.snapshots.setdefault(agent_id, AgentSnapshot(score=1.0))
             draft = world.draft()
             world.commit(draft, decided(world, draft, step))
 
 
 @given(_steps)
-def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[Step]) -> None:
+def test_every_command_ends_at_most_once_and_its_end_never_changes(status_changes: list[Step]) -> None:
     """Whatever is said, sent, expired or forgotten, in whatever order; and an open one always has its deadline."""
     world = _world()
     world.say("heartbeat", "a")
     world.say("register", "b", type="scribe")
     ended: dict[str, dict[str, str | bytes]] = {}
-    for step in steps:
+    for step in status_changes:
         take(world, step)
         for command_id, record in ended.items():
             assert world.command_records[command_id] == record
@@ -116,17 +116,17 @@ def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[S
 
 
 @given(_steps)
-def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
+def test_what_is_in_memory_is_what_was_written(status_changes: list[Step]) -> None:
     """The next leader loads from Redis exactly what this one has in mind."""
     world = _world()
-    for step in steps:
+    for step in status_changes:
         take(world, step)
     loaded = world.reloaded()
     for agent in world.fleet.agents.values():
         agent.explained = True  # what this engine alone knows better
     assert loaded.agents == world.fleet.agents
     for command in world.fleet.commands.values():
-        command.stepped_at = 0.0  # what this engine alone has seen
+        command.status_since = 0.0  # what this engine alone has seen
     assert loaded.commands == world.fleet.commands
     for agent_id in list(loaded.to_recall):
         loaded.recall(agent_id, world.measurements.get(agent_id, {}))
@@ -138,10 +138,10 @@ def test_what_is_in_memory_is_what_was_written(steps: list[Step]) -> None:
 
 @given(_steps, _responses | _others.filter(lambda step: step[0] != "forget"))
 @settings(max_examples=60)
-def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(steps: list[Step], step: Step) -> None:
+def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(status_changes: list[Step], step: Step) -> None:
     """A decision never outlives the write it asked for."""
     world = _world()
-    for each in steps:
+    for each in status_changes:
         take(world, each)
     before = world.snapshot()
     decided(world, world.draft(), step)
@@ -150,10 +150,10 @@ def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(steps: list[Step
 
 @given(_steps, st.lists(_responses, min_size=2, max_size=12))
 @settings(max_examples=60)
-def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(steps: list[Step], batch: list[Step]) -> None:
+def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(status_changes: list[Step], batch: list[Step]) -> None:
     """The second message of a batch sees what the first one did; how they are batched changes nothing."""
     together, apart = _world(), _world()
-    for step in steps:
+    for step in status_changes:
         take(together, step)
         take(apart, step)
     draft = together.draft()
@@ -173,10 +173,10 @@ def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(steps: list[Step],
 
 
 @given(_steps)
-def test_the_changes_of_an_agents_state_form_a_chain(steps: list[Step]) -> None:
+def test_the_changes_of_an_agents_state_form_a_chain(status_changes: list[Step]) -> None:
     """Each change in the audit begins where the one before it ended."""
     world = _world()
-    for step in steps:
+    for step in status_changes:
         take(world, step)
     states: dict[str, str] = {}
     for fact in world.facts:

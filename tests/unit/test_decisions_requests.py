@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from aism_engine.clock import iso
-from aism_engine.model import messages as m
-from aism_engine.model.agent import Sighting
-from aism_engine.model.decisions.requests import decide_request
-from aism_engine.model.decisions.responses import decide_response
-from aism_engine.model.draft import Draft
-from aism_engine.model.fleet import Lookups
+from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Lookups
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.requests import decide_request
+from aism_engine.domain.responses import decide_response
 from tests.support.model import AT, NOW, World
 
 
@@ -121,17 +121,17 @@ def test_a_command_that_ends_between_the_look_and_the_decision_is_known(world: W
     looked_up = Lookups()
     world.say("result", command_id="c1")
     again = m.Send(id="c1", payload=m.SendPayload(m.CommandSpec("work"), "a"))
-    assert decide_request(Draft(world.fleet, NOW, looked_up), world.rules, again, b"").outcome == "duplicate"
+    assert decide_request(Draft(world.fleet, NOW, looked_up), world.policy, again, b"").outcome == "duplicate"
     late = m.Ack(agent_id="a", command_id="c1")
-    assert decide_response(Draft(world.fleet, NOW, looked_up), world.rules, late, b"").outcome == "late"
+    assert decide_response(Draft(world.fleet, NOW, looked_up), world.policy, late, b"").outcome == "late"
 
 
 def test_an_agent_that_has_left_any_trace_is_taken_in(world: World) -> None:
     """One known by nothing but a heartbeat, its metadata or its state key can be commanded."""
-    world.sightings |= {
-        "beats": Sighting(score=17.0),
-        "described": Sighting(type="architect", labels={"team": "x"}),
-        "stated": Sighting(state="thinking"),
+    world.snapshots |= {
+        "beats": AgentSnapshot(score=17.0),
+        "described": AgentSnapshot(type="architect", labels={"team": "x"}),
+        "stated": AgentSnapshot(state="thinking"),
     }
     for agent_id in ("beats", "described", "stated"):
         world.send(f"c-{agent_id}", agent_id)
@@ -155,7 +155,7 @@ def test_nobody_is_made_up_by_being_commanded(world: World) -> None:
 def test_without_auto_register_a_trace_is_not_enough() -> None:
     """Only who has registered can be commanded."""
     world = World(auto_register=False)
-    world.sightings["a"] = Sighting(score=17.0)
+    world.snapshots["a"] = AgentSnapshot(score=17.0)
     assert world.send("c1").code == "unknown_agent"
 
 
@@ -163,7 +163,7 @@ def test_a_full_fleet_takes_nobody_in_by_command() -> None:
     """The bound holds at every door."""
     world = World(max_agents=1)
     world.say("heartbeat", "a")
-    world.sightings["b"] = Sighting(score=17.0)
+    world.snapshots["b"] = AgentSnapshot(score=17.0)
     assert (world.send("c1", "b").code, world.send("c2", "a").outcome) == ("fleet_full", "applied")
 
 

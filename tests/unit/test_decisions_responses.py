@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from aism_engine.clock import iso
-from aism_engine.model import effects as fx
-from aism_engine.model.agent import Liveness, Sighting
-from aism_engine.model.texts import digest
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
+from aism_engine.domain.text import message_digest
 from tests.support.model import AT, NOW, World
 
 
@@ -44,7 +44,7 @@ def test_an_agent_never_met_is_taken_in_whatever_it_says(world: World) -> None:
 
 def test_what_it_has_written_by_its_own_hand_is_kept(world: World) -> None:
     """Its type and labels from its metadata, its state from its state key, which is left alone."""
-    world.sightings["a"] = Sighting(type="architect", labels={"team": "x"}, state="thinking", score=17.0)
+    world.snapshots["a"] = AgentSnapshot(type="architect", labels={"team": "x"}, state="thinking", score=17.0)
     world.say("heartbeat")
     agent = world.agent()
     assert (agent.type, agent.labels, agent.state) == ("architect", {"team": "x"}, "thinking")
@@ -202,7 +202,7 @@ def test_an_agent_that_never_registers_may_be_in_any_state(world: World) -> None
 
 def test_without_events_a_change_is_recorded_all_the_same() -> None:
     """The audit is the record; the channel can be turned down."""
-    world = World(events=False)
+    world = World(publish_events=False)
     world.say("register", type="scribe")
     assert (world.published, [fact["new_state"] for fact in world.told("state_changed")]) == ([], ["bootstrap"])
 
@@ -318,7 +318,7 @@ def test_a_result_that_is_too_large_is_named_and_not_kept() -> None:
     world.send("c3")
     world.say("result", command_id="c3", payload={"text": "x" * 10})
     record, whole = world.command_records["c3"], b'{"text":"xxxxxxxxxx"}'
-    assert ("result" in record, record["result_digest"], record["result_size"]) == (False, digest(whole), "21")
+    assert ("result" in record, record["result_digest"], record["result_size"]) == (False, message_digest(whole), "21")
     assert record["status"] == "succeeded"
 
 
@@ -420,7 +420,7 @@ def test_a_command_that_does_not_exist_buries_the_message(scribe: World, kind: s
     assert (decision.outcome, decision.code) == ("buried", "unknown_command")
     letter = scribe.letters[0]
     assert (letter.code, letter.agent_id, json.loads(letter.raw)["id"]) == ("unknown_command", "a", "m9")
-    assert (letter.size, letter.digest) == (len(letter.raw), digest(letter.raw))
+    assert (letter.size, letter.digest) == (len(letter.raw), message_digest(letter.raw))
     assert scribe.answer("m9", "a")["error"]["code"] == "unknown_command"
     assert scribe.agent().state == "inbox"
 
@@ -513,17 +513,17 @@ def test_a_malformed_message_is_buried_whole(world: World) -> None:
     decision = world.bury("invalid_utf8", raw, agent_id="a")
     assert (decision.outcome, decision.code) == ("buried", "invalid_utf8")
     assert world.letters == [
-        fx.Letter(
+        fx.DeadLetter(
             code="invalid_utf8",
             reason="because",
             source="response_queue",
             raw=raw,
-            digest=digest(raw),
+            digest=message_digest(raw),
             size=len(raw),
             agent_id="a",
         )
     ]
-    details = {"digest": digest(raw), "size": len(raw)}
+    details = {"digest": message_digest(raw), "size": len(raw)}
     assert world.events("errors") == [
         {
             "code": "invalid_utf8",
@@ -549,8 +549,8 @@ def test_a_malformed_message_is_buried_whole(world: World) -> None:
 def test_an_operators_own_type_goes_to_its_handler() -> None:
     """The handler uses the same moves as we do."""
 
-    def sneeze(scope, agent, response, _raw):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        scope.record("sneezed", agent_id=agent.agent_id, reason=response.payload)
+    def sneeze(ctx, agent, response, _raw):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        ctx.record("sneezed", agent_id=agent.agent_id, reason=response.payload)
 
     world = World(handlers={"sneeze": sneeze})
     assert world.say("sneeze", payload="loudly").kind == "custom"

@@ -2,43 +2,43 @@
 
 import pytest
 
-from aism_engine.model import effects as fx
-from aism_engine.model.agent import Liveness, Sighting
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.due import decide_due
-from aism_engine.model.decisions.signs import (
-    decide_beat,
-    decide_loss,
-    decide_oblivion,
-    decide_return,
-    decide_sighting,
-    decide_unwatched,
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
+from aism_engine.domain.agents.presence import (
+    decide_expired_agent,
+    decide_first_heartbeat,
+    decide_heartbeat_removed,
+    decide_lost,
+    decide_returned,
+    decide_snapshot,
 )
-from aism_engine.model.draft import Draft
+from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
 from tests.support.model import NOW, World
 
 
 def beat(world: World, agent_id: str = "a", score: float = 1.0) -> Decision:
     """A heartbeat is seen of an agent that is not watched yet."""
-    seen = world.sightings.get(agent_id, Sighting())
-    world.sightings[agent_id] = Sighting(seen.type, seen.labels, seen.state, score)
+    seen = world.snapshots.get(agent_id, AgentSnapshot())
+    world.snapshots[agent_id] = AgentSnapshot(seen.type, seen.labels, seen.state, score)
     draft = world.draft()
-    return world.commit(draft, decide_beat(draft, world.rules, agent_id, {agent_id: score}))
+    return world.commit(draft, decide_first_heartbeat(draft, world.policy, agent_id, {agent_id: score}))
 
 
 def lose(world: World, agent_id: str = "a", score: float = 1.0) -> Decision:
     draft = world.draft()
-    return world.commit(draft, decide_loss(draft, world.rules, agent_id, score, 45.0))
+    return world.commit(draft, decide_lost(draft, world.policy, agent_id, score, 45.0))
 
 
-def come_back(world: World, agent_id: str = "a") -> Decision:
+def mark_returned(world: World, agent_id: str = "a") -> Decision:
     draft = world.draft()
-    return world.commit(draft, decide_return(draft, world.rules, agent_id))
+    return world.commit(draft, decide_returned(draft, world.policy, agent_id))
 
 
 def look(world: World, agent_id: str = "a", looked_at: float = NOW + 60) -> Decision:
     draft = world.draft()
-    return world.commit(draft, decide_sighting(draft, world.rules, agent_id, looked_at))
+    return world.commit(draft, decide_snapshot(draft, world.policy, agent_id, looked_at))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_one_whose_heartbeat_was_removed_is_watched_no_more_until_it_beats_again
     """It cannot be lost by what is not there, and it is not called fresh for ever."""
     for outcome in ("applied", "unchanged"):
         draft = world.draft()
-        assert world.commit(draft, decide_unwatched(draft, world.rules, "a")).outcome == outcome
+        assert world.commit(draft, decide_heartbeat_removed(draft, world.policy, "a")).outcome == outcome
         assert (world.agent().liveness, world.records["a"]["liveness"]) == (Liveness.UNKNOWN, "unknown")
     beat(world, score=2.0)
     assert world.agent().liveness is Liveness.FRESH
@@ -135,7 +135,7 @@ def test_one_that_returns_is_where_it_was(world: World, how: str) -> None:
     lose(world)
     world.facts.clear()
     if how == "beats":
-        come_back(world)
+        mark_returned(world)
     else:
         world.say("heartbeat")
     agent = world.agent()
@@ -145,7 +145,7 @@ def test_one_that_returns_is_where_it_was(world: World, how: str) -> None:
         "agent_returned",
         "state_changed",
     ]
-    assert come_back(world).outcome == "unchanged"
+    assert mark_returned(world).outcome == "unchanged"
 
 
 def test_what_one_that_returns_says_counts_from_where_it_was(world: World) -> None:
@@ -163,7 +163,7 @@ def test_a_machine_may_send_one_that_returns_elsewhere() -> None:
     beat(world)
     lose(world)
     assert (world.agent().state, world.records["a"]["liveness"]) == ("busy", "lost")
-    come_back(world)
+    mark_returned(world)
     assert (world.agent().state, world.agent().liveness) == ("waiting", Liveness.FRESH)
 
 
@@ -172,7 +172,7 @@ def test_one_that_is_lost_can_still_say_goodbye(world: World) -> None:
     lose(world)
     world.say("goodbye")
     assert (world.agent().liveness, world.agent().state, world.agent().lost_from) == (Liveness.LEFT, "offline", None)
-    assert come_back(world).outcome == "unchanged"
+    assert mark_returned(world).outcome == "unchanged"
 
 
 def test_one_that_is_away_for_long_is_forgotten(world: World) -> None:
@@ -188,7 +188,7 @@ def test_one_that_is_away_for_long_is_forgotten(world: World) -> None:
 
 def oblivion(world: World) -> Decision:
     draft = world.draft()
-    return world.commit(draft, decide_oblivion(draft, world.rules, "a"))
+    return world.commit(draft, decide_expired_agent(draft, world.policy, "a"))
 
 
 # What agents write themselves
@@ -198,7 +198,7 @@ def test_metadata_is_taken_over_where_it_has_changed() -> None:
     """Of one that never registered both type and labels; that is no news twice."""
     world = World()
     world.say("heartbeat")
-    world.sightings["a"] = Sighting(type="architect", labels={"team": "x"}, state="unknown")
+    world.snapshots["a"] = AgentSnapshot(type="architect", labels={"team": "x"}, state="unknown")
     assert look(world).outcome == "applied"
     assert (world.agent().type, world.agent().labels) == ("architect", {"team": "x"})
     assert (world.records["a"]["type"], world.records["a"]["labels"]) == ("architect", '{"team":"x"}')
@@ -210,19 +210,19 @@ def test_metadata_is_taken_over_where_it_has_changed() -> None:
 
 def test_who_registered_stays_what_it_registered_as(world: World) -> None:
     """Its labels it may change; its machine hangs on its type."""
-    world.sightings["a"] = Sighting(type="emperor", labels={"team": "y"}, state="deep_work")
+    world.snapshots["a"] = AgentSnapshot(type="emperor", labels={"team": "y"}, state="deep_work")
     look(world)
     assert (world.agent().type, world.agent().labels) == ("scribe", {"team": "y"})
 
 
 def test_a_state_key_that_an_agent_has_set_is_a_declaration(world: World) -> None:
     """Allowed, it holds; not allowed, it is refused and the key is put back. It is noticed, and never a conflict."""
-    world.sightings["a"] = Sighting(state="distill")
+    world.snapshots["a"] = AgentSnapshot(state="distill")
     look(world)
     assert (world.agent().state, world.agent().declared) == ("distill", "distill")
     assert [fact["source"] for fact in world.told("state_changed")] == ["agent"]
     world.states["a"] = "bootstrap"
-    world.sightings["a"] = Sighting(state="bootstrap")
+    world.snapshots["a"] = AgentSnapshot(state="bootstrap")
     look(world)
     assert (world.agent().state, world.agent().declared, world.states["a"]) == ("distill", "bootstrap", "distill")
     assert [fact["code"] for fact in world.told("transition_refused")] == ["not_allowed"]
@@ -232,13 +232,13 @@ def test_a_state_that_the_engine_has_changed_since_the_look_proves_nothing(world
     """What was read may be older than what we wrote."""
     world.now = NOW + 60
     world.say("state_transition", target="inbox")
-    world.sightings["a"] = Sighting(state="deep_work")
+    world.snapshots["a"] = AgentSnapshot(state="deep_work")
     assert look(world, looked_at=NOW + 60).effects == []
 
 
 def test_a_look_at_a_stranger_or_without_a_finding_is_nothing(world: World) -> None:
     """There is nobody to compare with."""
-    world.sightings.clear()
+    world.snapshots.clear()
     assert (look(world).effects, look(world, "nobody").effects) == ([], [])
 
 
@@ -287,5 +287,5 @@ def test_an_expiry_is_decided_from_the_fleet_and_not_from_the_record(world: Worl
     world.send("c1")
     stale = world.draft().lookups
     world.say("result", command_id="c1")
-    decision = decide_due(Draft(world.fleet, world.now, stale), world.rules, "command:c1", NOW + 3600)
+    decision = decide_deadline(Draft(world.fleet, world.now, stale), world.policy, "command:c1", NOW + 3600)
     assert decision.outcome == "late"

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.model.agent import Sighting
-from aism_engine.model.clocks import Clocks
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.divergences import Sight, decide_divergences
-from aism_engine.model.decisions.signs import decide_beat, decide_loss, decide_sighting
-from aism_engine.model.divergence import RULES, Thresholds, may_have_news
+from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.agents.divergence import RULES, may_have_changes
+from aism_engine.domain.agents.divergence_decisions import ObservationWindow, decide_divergences
+from aism_engine.domain.agents.heartbeats import AbsentHeartbeats
+from aism_engine.domain.agents.presence import decide_first_heartbeat, decide_lost, decide_snapshot
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.policy import DivergenceSettings
 from tests.support.model import NOW, World
 
 LONG: Final = 100_000.0
@@ -22,33 +23,34 @@ LONG: Final = 100_000.0
 class Watched(World):
     """A fleet, and the witness that looks at its agent `a`."""
 
-    def __init__(self, *rules: str, **limits: Any) -> None:  # noqa: ANN401 - fields of Thresholds
-        super().__init__(divergence=Thresholds(rules=frozenset(rules or RULES), **limits), ack_timeout_s=30.0)
+    def __init__(self, *rules: str, **limits: Any) -> None:  # noqa: ANN401 - settings of [divergence]
+        switches: dict[str, Any] = {rule: rule in (rules or RULES) for rule in RULES}
+        super().__init__(divergence=DivergenceSettings(**switches, **limits), ack_timeout=30.0)
         self.watched_from = NOW
         self.unread_s = 0.0
         """How far behind the consumer is."""
-        self.clocks = Clocks(10.0)
+        self.heartbeats = AbsentHeartbeats()
 
     def begin(self, *states: str, capabilities: tuple[str, ...] = ()) -> None:
         self.say("register", type="scribe", capabilities=capabilities)
         for state in states:
             self.say("state_transition", target=state)
-        self.sightings["a"] = Sighting(score=1.0)
+        self.snapshots["a"] = AgentSnapshot(score=1.0)
         draft = self.draft()
-        self.commit(draft, decide_beat(draft, self.rules, "a", {"a": 1.0}))
+        self.commit(draft, decide_first_heartbeat(draft, self.policy, "a", {"a": 1.0}))
 
     def beat(self, score: float) -> None:
         """The heartbeat is seen as it stands now."""
         agent = self.agent()
-        absent = agent.declared == agent.state == "offline"
-        self.clocks.look("a", score, self.now, self.now, agent.since if absent else 0.0)
+        if agent.declared == agent.state == "offline":
+            self.heartbeats.observe("a", score, self.now, self.now, agent.since)
 
     def judge(self) -> Decision:
         """Judge it; whatever comes of that, a glance has shown before that something might."""
-        draft, sight = self.draft(), Sight(self.now - self.unread_s, self.watched_from)
-        beats, deeds = self.clocks.of("a"), self.fleet.deeds.get("a")
-        suspected = may_have_news(self.agent(), deeds, beats, self.rules.divergence)
-        decision = self.commit(draft, decide_divergences(draft, self.rules, "a", sight, beats))
+        draft, sight = self.draft(), ObservationWindow(self.now - self.unread_s, self.watched_from)
+        beats, activity = self.heartbeats.get("a"), self.fleet.activity.get("a")
+        suspected = may_have_changes(self.agent(), activity, self.policy.divergence)
+        decision = self.commit(draft, decide_divergences(draft, self.policy, "a", sight, beats))
         assert suspected or decision.outcome == "unchanged"
         return decision
 
@@ -119,13 +121,6 @@ def two_instances(world: Watched) -> None:
         world.say("heartbeat", instance=instance)
 
 
-def two_clocks(world: Watched) -> None:
-    world.begin("inbox")
-    for second in range(20):
-        world.now += 1
-        world.beat(world.now + (3600 if second % 2 else 0))
-
-
 def full_context(world: Watched) -> None:
     world.begin("inbox")
     world.say("measurement", context_tokens=150_001)
@@ -157,7 +152,6 @@ LIES: Final[list[tuple[str, Callable[[Watched], None], Callable[[Watched], objec
     ("never_acks", no_acks, lambda world: world.say("register", type="scribe")),
     ("never_finishes", no_ends, _finish_one),
     ("two_voices", two_instances, _keep_quiet),
-    ("two_voices", two_clocks, _keep_quiet),
     ("undistilled", full_context, lambda world: world.say("state_transition", target="distill")),
     ("undistilled", full_context, lambda world: world.say("measurement", context_tokens=150_000)),
 ]
@@ -197,7 +191,7 @@ def test_a_rule_that_is_off_says_nothing_and_closes_what_it_opened(
     world = Watched(rule)
     lie(world)
     world.judge()
-    world.rules = Watched("two_voices" if rule != "two_voices" else "undistilled").rules
+    world.policy = Watched("two_voices" if rule != "two_voices" else "undistilled").policy
     world.judge()
     assert world.told_of == [("opened", rule), ("closed", rule)]
 
@@ -209,7 +203,7 @@ def test_who_goes_away_claims_nothing_any_more(rule: str, lie: Callable[[Watched
     lie(world)
     world.judge()
     draft = world.draft()
-    world.commit(draft, decide_loss(draft, world.rules, "a", 1.0, 45.0))
+    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 45.0))
     world.judge()
     assert world.told_of == [("opened", rule), ("closed", rule)]
     assert world.later() == set()
@@ -228,7 +222,7 @@ def test_what_was_not_seen_or_not_read_proves_nothing(
     world = Watched(rule)
     lie(world)
     world.watched_from = world.now + 1
-    world.clocks.reset()
+    world.heartbeats.reset()
     assert world.judge().outcome == "unchanged"
 
 
@@ -240,7 +234,7 @@ def test_an_open_divergence_outlives_a_takeover(rule: str, lie: Callable[[Watche
     world.judge()
     before = world.agent().divergences
     world.fleet = world.reloaded()
-    world.clocks.reset()
+    world.heartbeats.reset()
     world.watched_from = world.now
     world.unread_s = float("inf")  # nothing has been read yet
     assert (world.judge().outcome, world.agent().divergences) == ("unchanged", before)
@@ -266,7 +260,7 @@ def test_who_was_moved_has_claimed_nothing() -> None:
     world = Watched("idle_at_work", "beats_offline")
     world.begin("inbox", "logout")
     draft = world.draft()
-    world.commit(draft, decide_loss(draft, world.rules, "a", 1.0, 45.0))
+    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 45.0))
     world.say("heartbeat")
     for _ in range(200):
         world.now += 1
@@ -281,9 +275,9 @@ def test_a_refused_question_is_no_contradiction() -> None:
     world.begin("inbox")
     world.say("state_transition", target="nirvana")
     assert world.later() == set()
-    world.sightings["a"] = Sighting(state="nirvana", score=1.0)
+    world.snapshots["a"] = AgentSnapshot(state="nirvana", score=1.0)
     draft = world.draft()
-    world.commit(draft, decide_sighting(draft, world.rules, "a", world.now))
+    world.commit(draft, decide_snapshot(draft, world.policy, "a", world.now))
     assert (world.agent().declared_via, world.later()) == ("key", {"forbidden_state"})
 
 
@@ -331,43 +325,15 @@ def test_the_gap_before_a_registration_is_no_lie() -> None:
 _PAUSES = st.lists(st.floats(0, 5000), min_size=1, max_size=40)
 
 
-_LOOK = st.tuples(st.floats(0.01, 5000), st.floats(0, 5000), st.floats(0, 5000))
-
-
-@given(st.floats(-1e6, 1e6), st.lists(_LOOK, max_size=60))
-def test_one_clock_is_never_taken_for_two(offset_s: float, looks: list[tuple[float, float, float]]) -> None:
-    """Whatever it shows, however long its agent pauses, however late we look, and however long that takes."""
-    clocks, now = Clocks(10.0), NOW
-    for beat_after_s, ask_after_s, answer_after_s in looks:
-        now += beat_after_s
-        score, asked_at = now + offset_s, now + ask_after_s
-        now = asked_at + answer_after_s
-        clocks.look("a", score, asked_at, now)
-    beats = clocks.of("a")
-    assert beats is None or beats.turns == ()
-
-
-def test_a_beat_from_before_its_absence_is_none_in_it() -> None:
-    """What has moved since a look that lies before the declaration may have moved before it, too."""
-    clocks = Clocks(10.0)
-    for score, looked_at, absent_since in ((1.0, 100.0, 0.0), (2.0, 110.0, 105.0)):
-        clocks.look("a", score, looked_at, looked_at, absent_since)
-    assert (beats := clocks.of("a")) is not None
-    assert beats.beating is None
-    clocks.look("a", 3.0, 120.0, 120.0, 105.0)
-    assert beats.beating == (120.0, 110.0)
-
-
-@given(st.floats(100, 1e6), st.booleans(), st.floats(0.5, 5))
-def test_two_clocks_are_always_told_apart(apart_s: float, first: bool, every_s: float) -> None:  # noqa: FBT001
-    """As long as they are further apart than our looks, and take turns."""
-    world = Watched("two_voices")
-    world.begin("inbox")
-    for number in range(16):
-        world.now += every_s
-        world.beat(world.now + (apart_s if first == bool(number % 2) else 0))
-        world.judge()
-    assert world.told_of == [("opened", "two_voices")]
+def test_a_heartbeat_from_before_the_absence_does_not_count() -> None:
+    """A score that moved since a reading before the declaration may have moved before the declaration."""
+    heartbeats = AbsentHeartbeats()
+    for score, read_at in ((1.0, 100.0), (2.0, 110.0)):
+        heartbeats.observe("a", score, read_at, read_at, absent_since=105.0)
+    assert (found := heartbeats.get("a")) is not None
+    assert found.beating is None
+    heartbeats.observe("a", 3.0, 120.0, 120.0, absent_since=105.0)
+    assert found.beating == (120.0, 110.0)
 
 
 _STEPS = st.one_of(
@@ -381,11 +347,11 @@ _STEPS = st.one_of(
 
 
 @given(st.lists(_STEPS, max_size=40), st.floats(-1e5, 1e5))
-def test_an_honest_agent_is_never_accused(steps: list[tuple[str, float]], offset_s: float) -> None:
+def test_an_honest_agent_is_never_accused(status_changes: list[tuple[str, float]], offset_s: float) -> None:
     """It works and says so, rests and says so, is restarted; and we pause, or fall behind, for as long as we like."""
     world = Watched()
     world.begin("inbox", capabilities=("ack",))
-    for number, (step, seconds) in enumerate(steps):
+    for number, (step, seconds) in enumerate(status_changes):
         match step:
             case "work":
                 world.say("state_transition", target="inbox")
@@ -413,7 +379,7 @@ def test_an_honest_agent_is_never_accused(steps: list[tuple[str, float]], offset
                 # all that it said and did meanwhile is read afterwards, with a grace from then on
                 world.pass_time(seconds)
                 world.watched_from = world.now
-                world.clocks.reset()
+                world.heartbeats.reset()
             case "behind":
                 world.pass_time(seconds)
                 world.unread_s = seconds

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from aism_engine.model.doctor import keyspace as keys
-from aism_engine.model.doctor import server, surroundings
-from aism_engine.model.doctor.examination import CODES, Facts, examine
-from aism_engine.model.doctor.findings import Check, Severity, Verdict, named
-from aism_engine.model.doctor.keyspace import Keyspace, Some
-from aism_engine.model.doctor.rights import lacking
-from aism_engine.model.doctor.server import Server, examine_server
-from aism_engine.model.doctor.surroundings import ConfigFile, Sentinel, Surroundings
+from aism_engine.ops.doctor import keyspace as keys
+from aism_engine.ops.doctor import server, surroundings
+from aism_engine.ops.doctor.examination import CODES, DoctorFacts, examine
+from aism_engine.ops.doctor.findings import DoctorCheck, Severity, Verdict, named
+from aism_engine.ops.doctor.keyspace import Keyspace, Some
+from aism_engine.ops.doctor.permissions import lacking
+from aism_engine.ops.doctor.server import Server, examine_server
+from aism_engine.ops.doctor.surroundings import ConfigFile, Sentinel, Surroundings
 
 OK, NOTE, WARNING, DANGER = Severity
 MIB = 1024 * 1024
@@ -21,7 +21,7 @@ FSYNC = {"appendfsync": "everysec"}
 SLAVE = {"ip": "10.0.0.2", "port": 6379, "state": "online", "lag": 1}
 
 
-def judge(checks: Sequence[Check[Any]], code: str, facts: object) -> Verdict | None:
+def judge(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> Verdict | None:
     """Ask one check; whatever is to be mended says how, and only that."""
     verdict = next(check for check in checks if check.code == code).judge(facts)
     if verdict is not None:
@@ -245,7 +245,7 @@ def test_examples_are_bounded() -> None:
 
 def test_the_worst_comes_first() -> None:
     """And each code is there once at most."""
-    facts = Facts(
+    facts = DoctorFacts(
         Server(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
         Surroundings(where="there", silent=["CONFIG: denied"]),
         Keyspace(prefix="aism"),

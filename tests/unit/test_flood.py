@@ -5,7 +5,7 @@ import structlog
 from structlog.typing import EventDict
 
 from aism_engine.clock import FakeClock
-from aism_engine.flood import WINDOW_S, Flood
+from aism_engine.log_rate_limit import WINDOW_S, LogRateLimit
 
 
 class Log:
@@ -14,7 +14,7 @@ class Log:
     def __init__(self, most: int) -> None:
         self.clock = FakeClock(0)
         self.lines: list[str] = []
-        self.flood = Flood(most, self._told, self.clock.monotonic)
+        self.flood = LogRateLimit(most, self._told, self.clock.monotonic)
 
     def say(self, event: str, times: int = 1) -> None:
         for _ in range(times):

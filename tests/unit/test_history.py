@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.clock import from_iso, iso
-from aism_engine.model.audit import Cursor, Gap, Line, Rewound, day, line, missing
-from aism_engine.model.history import Open, Present, Standing, Timeline
+from aism_engine.ops.audit_log import Cursor, Gap, Line, Rewound, day, line, missing
+from aism_engine.ops.timeline import Open, Present, Standing, Timeline
 
 AGENT: Final = "scribe-1"
 BEGIN: Final = 1_800_000_000.0
@@ -154,8 +154,8 @@ def test_its_type_is_the_last_that_was_told() -> None:
 
 def test_a_command_is_open_from_its_acceptance_to_its_end() -> None:
     """With the status that it had come to."""
-    steps = ("scheduled", "waiting", "queued", "delivered", "acked", "retried", "dead")
-    lines = [entry(0, met()), *(entry(second, command(step)) for second, step in enumerate(steps, 1))]
+    status_changes = ("scheduled", "waiting", "queued", "delivered", "acked", "retried", "dead")
+    lines = [entry(0, met()), *(entry(second, command(step)) for second, step in enumerate(status_changes, 1))]
     told = [[each.status for each in stood(at, *lines).open_commands] for at in range(9)]
     assert told == [[], ["scheduled"], ["waiting"], ["queued"], ["delivered"], ["acked"], ["waiting"], [], []]
 
@@ -206,14 +206,14 @@ STATES: Final = ("offline", "inbox", "idle", "deep_work")
 STEPS: Final = st.lists(st.tuples(st.sampled_from(STATES), st.sampled_from(["", *"abcdef"])), max_size=30)
 
 
-def lived(steps: list[tuple[str, str]]) -> tuple[list[Line], list[tuple[str, frozenset[str]]]]:
+def lived(status_changes: list[tuple[str, str]]) -> tuple[list[Line], list[tuple[str, frozenset[str]]]]:
     """A life: at each second it goes to a state, and a command begins or ends; and how it stood after each second.
 
     An id is that of one command for ever.
     """
     state, begun, lines, stood_so = "offline", frozenset[str](), [entry(0, met())], [("offline", frozenset[str]())]
     ended = set[str]()
-    for second, (target, command_id) in enumerate(steps, 1):
+    for second, (target, command_id) in enumerate(status_changes, 1):
         facts = [changed(state, target)] if target != state else []
         if command_id and command_id not in ended:
             ended |= begun & {command_id}
@@ -226,27 +226,29 @@ def lived(steps: list[tuple[str, str]]) -> tuple[list[Line], list[tuple[str, fro
 
 
 @given(STEPS, st.data())
-def test_every_instant_is_as_it_was(steps: list[tuple[str, str]], data: st.DataObject) -> None:
+def test_every_instant_is_as_it_was(status_changes: list[tuple[str, str]], data: st.DataObject) -> None:
     """With all facts at hand the answer is the truth, at whatever instant one asks."""
-    lines, truth = lived(steps)
-    at = data.draw(st.integers(0, len(steps)))
+    lines, truth = lived(status_changes)
+    at = data.draw(st.integers(0, len(status_changes)))
     standing = stood(at + 0.5, *lines)
     assert (standing.state, standing.basis) == (truth[at][0], "recorded")
     assert {each.command_id for each in standing.open_commands} == truth[at][1]
 
 
 @given(STEPS, st.data())
-def test_what_is_called_recorded_is_so_whatever_is_missing(steps: list[tuple[str, str]], data: st.DataObject) -> None:
+def test_what_is_called_recorded_is_so_whatever_is_missing(
+    status_changes: list[tuple[str, str]], data: st.DataObject
+) -> None:
     """Trim any beginning, tear any gap: an answer is true, or it does not claim to be."""
-    lines, truth = lived(steps)
-    kept_from = data.draw(st.integers(0, len(steps)))
-    torn_from = data.draw(st.integers(kept_from, len(steps)))
-    torn_to = data.draw(st.integers(torn_from, len(steps)))
+    lines, truth = lived(status_changes)
+    kept_from = data.draw(st.integers(0, len(status_changes)))
+    torn_from = data.draw(st.integers(kept_from, len(status_changes)))
+    torn_to = data.draw(st.integers(torn_from, len(status_changes)))
     kept = lines[kept_from : torn_from + 1]
     if torn_to > torn_from + 1:
         kept.append(Line(gap=Gap(lines[torn_from].id, lines[torn_to].id, None)))
     kept += lines[max(torn_to, torn_from + 1) :]
-    at = data.draw(st.integers(0, len(steps)))
+    at = data.draw(st.integers(0, len(status_changes)))
     standing = stood(at + 0.5, *kept)
     if standing.basis == "recorded":
         assert standing.state == truth[at][0]

@@ -5,27 +5,27 @@ from collections.abc import Mapping
 
 import pytest
 
-from aism_engine.model.liveness import Assessment, Brake, Limits, Loss, Span, Watch
+from aism_engine.domain.agents.liveness import Assessment, Brake, Loss, ScoreRange, SilenceLimits, SilenceTracker
 
-LIMITS = Limits(silent_s=15.0, lost_s=45.0)
+LIMITS = SilenceLimits(silent_s=15.0, lost_s=45.0)
 NEVER = -math.inf
 SERVER = 1_800_000_000.0
 """What the server's clock shows at the instant 0 of ours."""
 
 
-def span_at(now: float) -> Span:
+def span_at(now: float) -> ScoreRange:
     """What sane clocks write at this instant."""
-    return Span(SERVER + now, LIMITS.silent_s)
+    return ScoreRange(SERVER + now, LIMITS.silent_s)
 
 
 def scan(
-    watch: Watch,
+    watch: SilenceTracker,
     now: float,
     outside: Mapping[str, float],
     *,
     watched: int | None = None,
     spoke: Mapping[str, float] | None = None,
-    limits: Mapping[str, Limits] | None = None,
+    limits: Mapping[str, SilenceLimits] | None = None,
 ) -> Assessment:
     return watch.assess(
         outside,
@@ -38,9 +38,9 @@ def scan(
     )
 
 
-def seeing() -> Watch:
+def seeing() -> SilenceTracker:
     """A watch that has seen everybody beat at 0."""
-    watch = Watch(Brake())
+    watch = SilenceTracker(Brake())
     scan(watch, 0.0, {})
     return watch
 
@@ -74,7 +74,7 @@ def test_a_loss_says_with_which_heartbeat_and_after_how_long() -> None:
 @pytest.mark.parametrize(("now", "silent", "expected"), [(14.9, 0, []), (15.0, 1, []), (44.9, 1, []), (45.0, 1, ["a"])])
 def test_whoever_was_blind_gives_the_full_grace(now: float, silent: int, expected: list[str]) -> None:
     """After a start or a reset nobody has been seen standing still for any time at all."""
-    for watch in (Watch(Brake()), seeing()):
+    for watch in (SilenceTracker(Brake()), seeing()):
         scan(watch, 0.0, {"a": 7.0})
         scan(watch, 60.0, {"a": 7.0})
         watch.reset()
@@ -85,7 +85,7 @@ def test_whoever_was_blind_gives_the_full_grace(now: float, silent: int, expecte
 
 def test_the_blindness_is_over_with_the_first_scan() -> None:
     """Who falls silent later gets no second grace."""
-    watch = Watch(Brake())
+    watch = SilenceTracker(Brake())
     scan(watch, 0.0, {"old": 7.0})
     scan(watch, 1.0, {"old": 7.0, "new": 8.0})
     assert lost(scan(watch, 31.0, {"old": 7.0, "new": 8.0})) == ["new"]
@@ -155,7 +155,7 @@ def test_a_response_is_a_sign_of_life_too() -> None:
 def test_each_type_has_its_own_patience() -> None:
     """A slow kind of agent is not measured by a quick one."""
     watch = seeing()
-    limits = {"slow": Limits(60.0, 180.0)}
+    limits = {"slow": SilenceLimits(60.0, 180.0)}
     scan(watch, 1.0, {"slow": 7.0, "quick": 7.0})
     assert lost(scan(watch, 31.0, {"slow": 7.0, "quick": 7.0}, limits=limits)) == ["quick"]
     scan(watch, 32.0, {"slow": 7.0}, limits=limits)
@@ -246,7 +246,7 @@ def test_a_confirmation_is_void_for_what_was_watched_anew_since() -> None:
 
 def test_only_those_who_are_silent_for_long_enough_count() -> None:
     """A fleet whose clocks are all off is not a silent one."""
-    watch = Watch(Brake())
+    watch = SilenceTracker(Brake())
     for now in range(20):
         outside = {f"a{number}": -9000.0 + now for number in range(100)}
         assessment = scan(watch, float(now), outside)
@@ -255,7 +255,7 @@ def test_only_those_who_are_silent_for_long_enough_count() -> None:
 
 def test_a_type_with_longer_limits_has_stood_still_no_longer_than_the_span_is_wide() -> None:
     """The span is as wide as the narrowest limit: who has left it has been silent for that long, not for its own."""
-    watch, patient = seeing(), {"a": Limits(silent_s=300.0, lost_s=330.0)}
+    watch, patient = seeing(), {"a": SilenceLimits(silent_s=300.0, lost_s=330.0)}
     assert scan(watch, 16.0, {"a": 0.0}, limits=patient).silent == 0
     assert scan(watch, 46.0, {"a": 0.0}, limits=patient).losses == []
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from aism_engine.model.liveness import Brake, Limits, Span, Watch
+from aism_engine.domain.agents.liveness import Brake, ScoreRange, SilenceLimits, SilenceTracker
 
-_LIMITS: Final = Limits(silent_s=15.0, lost_s=45.0)
+_LIMITS: Final = SilenceLimits(silent_s=15.0, lost_s=45.0)
 _SCAN_S: Final = 1.0
 _PATIENCE_S: Final = _LIMITS.lost_s - _LIMITS.silent_s - 2 * _SCAN_S
 """Whoever beats at least so often is a beating agent."""
@@ -33,7 +33,7 @@ class World:
         self.now = _STARTED
         self.scores: dict[str, float] = {}
         self.lost: dict[str, float] = {}
-        self._watch = Watch(Brake())
+        self._watch = SilenceTracker(Brake())
 
     def beat(self, agent_id: str, score: float) -> None:
         while self.scores.get(agent_id) == score:
@@ -45,7 +45,7 @@ class World:
 
     def scan(self) -> None:
         """Look as the reaper does."""
-        span = Span(self.now, _LIMITS.silent_s)
+        span = ScoreRange(self.now, _LIMITS.silent_s)
         watched = {agent_id: score for agent_id, score in self.scores.items() if agent_id not in self.lost}
         seen = {agent_id: score for agent_id, score in watched.items() if not span.has(score)}
         overtaken = self._watch.overtaken(seen, span)
@@ -69,15 +69,15 @@ _gaps = st.lists(st.tuples(st.floats(0.01, 3 * _SCAN_S), st.sampled_from(["", ""
 
 @given(
     beats=st.lists(st.tuples(st.floats(0.01, _PATIENCE_S), _clocks), min_size=1, max_size=30),
-    steps=_gaps.filter(lambda steps: len(steps) <= 300),
+    status_changes=_gaps.filter(lambda status_changes: len(status_changes) <= 300),
     away_s=st.floats(3.0, 4000.0),
 )
 def test_who_beats_is_never_called_lost(
-    beats: list[tuple[float, Clock]], steps: list[tuple[float, str]], away_s: float
+    beats: list[tuple[float, Clock]], status_changes: list[tuple[float, str]], away_s: float
 ) -> None:
     """Whatever its clock says, also one that jumps at each beat, and however often the engine, or Redis, is away."""
     world, beat_at, number = World(), _STARTED, 0
-    for gap_s, event in steps:
+    for gap_s, event in status_changes:
         world.now += gap_s
         if event == "away":  # the engine is paused, or the server: it stops the agents, too, and none has beaten since
             world.now += away_s

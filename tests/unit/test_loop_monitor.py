@@ -6,8 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.clock import FakeClock
-from aism_engine.runtime.heartbeat import LoopMonitor
-from aism_engine.runtime.notify import Notifier
+from aism_engine.runtime.loop_monitor import LoopMonitor
+from aism_engine.runtime.sd_notify import Notifier
 
 
 class Watchdog(Notifier):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aism_engine.domain.machines.loader import parse
+from aism_engine.domain.machines.machine import ANY, Machine, Machines, State
 from aism_engine.errors import ConfigError
-from aism_engine.model.machine import ANY, Machine, Machines, State
-from aism_engine.model.machine_file import parse
 
 JOURNEY_ARROWS = {
     "offline": {"bootstrap"},
@@ -281,9 +281,9 @@ def test_whatever_is_declared_the_state_is_one_of_the_machine_and_each_step_an_a
         assert (refusal.current, set(refusal.allowed)) == (state, arrows)
         if refusal.code == "not_allowed":
             for path in refusal.suggestions:
-                steps = [state, *path.split(", then ")]
-                assert steps[-1] == target
-                assert set(starmap(machine.check, pairwise(steps))) == {None}
+                status_changes = [state, *path.split(", then ")]
+                assert status_changes[-1] == target
+                assert set(starmap(machine.check, pairwise(status_changes))) == {None}
         else:
             assert {suggestion.removeprefix("did you mean ") for suggestion in refusal.suggestions} <= set(
                 machine.states

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aism_engine.domain.machines.loader import parse, parse_all
+from aism_engine.domain.machines.machine import PARTIES, Arrow, Kind, Machine, State, TransitionCase
 from aism_engine.errors import ConfigError
-from aism_engine.model.machine import PARTIES, Arrow, Case, Kind, Machine, State
-from aism_engine.model.machine_file import parse, parse_all
 
 FULL = """\
 [machine]
@@ -62,7 +62,7 @@ def machine() -> Machine:
     return parse(FULL, "full.toml")
 
 
-def code(machine: Machine, current: str, target: str, case: Case) -> str | None:
+def code(machine: Machine, current: str, target: str, case: TransitionCase) -> str | None:
     refusal = machine.check(current, target, case)
     return None if refusal is None else refusal.code
 
@@ -101,23 +101,23 @@ GOOD = {"branch": "main", "tokens": 7}
 @pytest.mark.parametrize(
     ("case", "target", "expected"),
     [
-        (Case("agent", context=GOOD), "work", None),
-        (Case("agent"), "work", None),
-        (Case("agent", context={}), "work", "context_missing"),
-        (Case("agent", context=GOOD | {"tokens": "7"}), "work", "context_missing"),
-        (Case("agent", context=GOOD | {"tokens": True}), "work", "context_missing"),
-        (Case("agent", context=GOOD, stayed_s=4.9), "work", "too_soon"),
-        (Case("agent", context=GOOD, stayed_s=5.0), "work", None),
-        (Case("agent", context=GOOD, cooling_s=lambda _: 0.1), "work", "cooling_down"),
-        (Case("agent", context=GOOD, occupants=lambda _: 2), "work", "state_full"),
-        (Case("agent", context=GOOD, occupants=lambda _: 1), "work", None),
-        (Case("agent"), "talk", "wrong_party"),
-        (Case("engine"), "talk", "wrong_party"),
-        (Case("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
+        (TransitionCase("agent", context=GOOD), "work", None),
+        (TransitionCase("agent"), "work", None),
+        (TransitionCase("agent", context={}), "work", "context_missing"),
+        (TransitionCase("agent", context=GOOD | {"tokens": "7"}), "work", "context_missing"),
+        (TransitionCase("agent", context=GOOD | {"tokens": True}), "work", "context_missing"),
+        (TransitionCase("agent", context=GOOD, stayed_s=4.9), "work", "too_soon"),
+        (TransitionCase("agent", context=GOOD, stayed_s=5.0), "work", None),
+        (TransitionCase("agent", context=GOOD, cooling_s=lambda _: 0.1), "work", "cooling_down"),
+        (TransitionCase("agent", context=GOOD, occupants=lambda _: 2), "work", "state_full"),
+        (TransitionCase("agent", context=GOOD, occupants=lambda _: 1), "work", None),
+        (TransitionCase("agent"), "talk", "wrong_party"),
+        (TransitionCase("engine"), "talk", "wrong_party"),
+        (TransitionCase("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
     ],
 )
 def test_an_arrow_is_taken_only_where_all_it_asks_for_is_there(
-    machine: Machine, case: Case, target: str, expected: str | None
+    machine: Machine, case: TransitionCase, target: str, expected: str | None
 ) -> None:
     """Its party, its context, the stay before it, and the cooldown and the room of its target."""
     assert code(machine, "inbox", target, case) == expected
@@ -125,9 +125,9 @@ def test_an_arrow_is_taken_only_where_all_it_asks_for_is_there(
 
 def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) -> None:
     """So that who was refused can do better without a look at the machine."""
-    missing = machine.check("inbox", "work", Case("agent", context={"branch": "main"}))
-    soon = machine.check("inbox", "work", Case("agent", stayed_s=2.0))
-    cooling = machine.check("inbox", "work", Case("agent", cooling_s=lambda _: 12.0))
+    missing = machine.check("inbox", "work", TransitionCase("agent", context={"branch": "main"}))
+    soon = machine.check("inbox", "work", TransitionCase("agent", stayed_s=2.0))
+    cooling = machine.check("inbox", "work", TransitionCase("agent", cooling_s=lambda _: 12.0))
     assert missing is not None
     assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work",))  # to talk is for operators
     assert missing.message == "inbox leads to work with a context that has tokens (integer)"
@@ -139,7 +139,7 @@ def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) 
 
 def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
     """And the refusal says so."""
-    refusal = machine.check("done", "inbox", Case("agent"))
+    refusal = machine.check("done", "inbox", TransitionCase("agent"))
     assert refusal is not None
     assert (refusal.code, refusal.message) == ("not_allowed", "done does not lead to inbox; it is final")
 
@@ -302,7 +302,7 @@ def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObje
     current = data.draw(st.sampled_from(sorted(machine.states)))
     target = data.draw(_names)
     left_s, occupants = data.draw(_seconds), data.draw(st.integers(0, 3))
-    case = Case(
+    case = TransitionCase(
         data.draw(st.sampled_from(PARTIES)),
         stayed_s=data.draw(_seconds),
         context=data.draw(_contexts),
@@ -322,7 +322,9 @@ def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObje
     }
 
 
-def reason(machine: Machine, current: str, target: str, case: Case) -> tuple[str | None, dict[str, Any], float | None]:
+def reason(
+    machine: Machine, current: str, target: str, case: TransitionCase
+) -> tuple[str | None, dict[str, Any], float | None]:
     """Judge a transition again, word by word: the code, what is missing of the context, and when to try again."""
     start, goal = machine.states[current], machine.states.get(target)
     arrow = start.arrows.get(target, Arrow())

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from aism_engine.model import mail
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.machine import Machines
-from aism_engine.model.machine_file import parse
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.machines.loader import parse
+from aism_engine.domain.machines.machine import Machines
+from aism_engine.domain.mail import limits
 from tests.support.model import World, machines
 
 TALK: Final = """\
@@ -47,7 +47,7 @@ class Talk(World):
         self.sent = 0
         talk = parse(TALK, "talk.toml")
         named = {**machines().machines, talk.name: talk}
-        self.rules = replace(self.rules, machines=Machines(named, "journey", "open", {"talker": "talk"}))
+        self.policy = replace(self.policy, machines=Machines(named, "journey", "open", {"talker": "talk"}))
         for agent_id in agents or ("a", "b", "c"):
             self.say("register", agent_id, type="talker")
 
@@ -110,7 +110,7 @@ def test_a_message_is_refused_where_none_is_accepted() -> None:
 @pytest.mark.parametrize("state", ["open", "later"])
 def test_an_inbox_has_a_bound_and_nothing_is_dropped(state: str) -> None:
     """What lies there and what waits count together, so that what was accepted always fits."""
-    talk = Talk(inbox_keep=3)
+    talk = Talk(max_unread=3)
     talk.tell("a", "b", 1)
     talk.go("b", state)
     talk.tell("a", "b", 2)
@@ -125,7 +125,7 @@ def test_an_inbox_has_a_bound_and_nothing_is_dropped(state: str) -> None:
 
 def test_a_batch_does_not_go_past_the_bound() -> None:
     """What one batch has pushed already counts, though nobody has looked it up."""
-    talk = Talk(inbox_keep=2)
+    talk = Talk(max_unread=2)
     draft = talk.draft()
     outcomes = [talk.decide_on(draft, "message", "a", to="b", content=number).outcome for number in range(4)]
     assert outcomes == ["applied", "applied", "refused", "refused"]
@@ -133,7 +133,7 @@ def test_a_batch_does_not_go_past_the_bound() -> None:
 
 def test_a_pair_has_a_rate_and_others_are_not_held_up() -> None:
     """A burst, then as many as come back in time; the refusal says how long that takes, and it is so."""
-    talk = Talk(pair_burst=3, pair_per_s=2.0)
+    talk = Talk(pair_burst=3, pair_per_second=2.0)
     assert [talk.tell("a", "b").outcome for _ in range(3)] == ["applied"] * 3
     assert talk.refused(talk.tell("a", "b")) == "rate_limited"
     wait_s = talk.answer(f"m{talk.sent}", "a")["error"]["details"]["retry_after"]
@@ -162,12 +162,12 @@ def test_no_loop_in_a_thread_gets_past_its_hops(
 ) -> None:
     """Agents that answer every message for ever, to its sender or in a ring, come to an end."""
     talk = Talk(*"abcd", max_hops=max_hops, pair_burst=1_000_000)
-    mail, passed = deque((sender, to) for sender, to in starts), 0
-    while mail:
-        sender, to = mail.popleft()
+    limits, passed = deque((sender, to) for sender, to in starts), 0
+    while limits:
+        sender, to = limits.popleft()
         if talk.tell(sender, to, thread="t").outcome == "applied":
             passed += 1
-            mail.append((to, answers_to.get(to, sender)))
+            limits.append((to, answers_to.get(to, sender)))
         assert passed <= len(starts) * max_hops
 
 
@@ -175,7 +175,7 @@ def test_no_loop_in_a_thread_gets_past_its_hops(
 @settings(max_examples=60, deadline=None)
 def test_no_loop_outside_of_threads_gets_past_its_rate(burst: int, per_s: float, pauses: list[float]) -> None:
     """Two that answer each other for ever are slowed to the burst and the rate, however they time it."""
-    talk = Talk("a", "b", pair_burst=burst, pair_per_s=per_s)
+    talk = Talk("a", "b", pair_burst=burst, pair_per_second=per_s)
     passed, began = Counter[str](), talk.now
     for number, pause_s in enumerate(pauses):
         talk.now += pause_s
@@ -194,12 +194,12 @@ _STEPS = st.one_of(
 
 @given(st.lists(_STEPS, max_size=60))
 @settings(deadline=None)
-def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(steps: list[tuple[str, str]]) -> None:
+def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(status_changes: list[tuple[str, str]]) -> None:
     """Whatever its recipient does meanwhile, and whoever leads."""
-    talk = Talk(inbox_keep=5)
+    talk = Talk(max_unread=5)
     accepted: dict[str, list[int]] = {"a": [], "c": []}
     read: list[list[Any]] = []
-    for number, (step, what) in enumerate(steps):
+    for number, (step, what) in enumerate(status_changes):
         match step:
             case "go":
                 talk.go("b", what)
@@ -219,7 +219,7 @@ def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(steps: list[tu
 
 def test_what_is_counted_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs and threads without end cost no memory without end: those used longest ago are forgotten."""
-    monkeypatch.setattr(mail, "MOST_COUNTED", 4)
+    monkeypatch.setattr(limits, "MAX_COUNTED", 4)
     talk = Talk()
     for number in range(10):
         talk.tell("a", "b", thread=f"t{number}")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.model import messages as m
-from aism_engine.model.codec import MalformedError, decode_request, decode_response, encode
-from aism_engine.model.names import is_identifier
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import MalformedError, decode_request, decode_response, encode
+from aism_engine.domain.protocol.names import is_identifier
 
 RESPONSES: dict[str, tuple[dict[str, Any], m.Response]] = {
     "register": (
@@ -499,7 +499,7 @@ def test_what_was_written_is_read_as_it_was(message: Any, codec: str) -> None:  
 
 def test_a_command_says_only_what_there_is_to_say() -> None:
     """The optional fields of a command are absent unless they mean something; `payload` is always there."""
-    bare = m.Command(id="c1", type="work", payload={}, timestamp="2026-11-22T22:01:34.125Z")
+    bare = m.CommandMessage(id="c1", type="work", payload={}, timestamp="2026-11-22T22:01:34.125Z")
     expected = {"id": "c1", "type": "work", "payload": {}, "timestamp": "2026-11-22T22:01:34.125Z"}
     assert json.loads(encode(bare)) == expected
     assert msgspec.msgpack.decode(encode(bare, "msgpack")) == expected

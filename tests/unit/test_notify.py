@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from aism_engine.runtime.notify import Notifier
+from aism_engine.runtime.sd_notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from aism_engine.labels import OTHER, Few, Rollup
+from aism_engine.metric_labels import OTHER, BoundedLabel, MeasurementStats
 from aism_engine.services.sampler import _VALUES_AT_A_TIME, _in_parts
 
 KINDS = ["scribe", "judge", "clerk", OTHER]
@@ -28,7 +28,7 @@ class Board:
 
     def __init__(self, most: int) -> None:
         self.registry = CollectorRegistry()
-        self.rollup = Rollup(Few(50), most, self.registry)
+        self.rollup = MeasurementStats(BoundedLabel(50), most, self.registry)
 
     def show(self, said: Iterable[tuple[str, Mapping[str, float]]]) -> None:
         for kind, values in said:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.model.agent import Agent, Liveness
-from aism_engine.model.selector import Requirement, Selector
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.commands.selector import Requirement, Selector
 
 
-def an_agent(**fields: Any) -> Agent:  # noqa: ANN401 - the fields of Agent
-    return Agent(agent_id="a-1", since=0.0, met_at=0.0, liveness=Liveness.FRESH, **fields)
+def an_agent(**fields: Any) -> AgentRecord:  # noqa: ANN401 - the fields of Agent
+    return AgentRecord(agent_id="a-1", since=0.0, first_seen_at=0.0, liveness=Liveness.FRESH, **fields)
 
 
 ARCHITECT: Final = an_agent(type="architect", state="idle", labels={"team": "a", "gpu": ""})

@@ -51,12 +51,12 @@ def test_an_answer_that_takes_its_time_is_no_jump() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3600), st.floats(-0.0005, 0.0005), st.floats(0, 3)), max_size=30))
-def test_clocks_that_drift_apart_are_followed(steps: list[tuple[float, float, float]]) -> None:
+def test_clocks_that_drift_apart_are_followed(status_changes: list[tuple[float, float, float]]) -> None:
     """As fast as NTP slews a clock, and however late the answers come."""
     clock, server = FakeClock(0), 1e9
     time = ServerTime(clock)
     reading(time, clock, server)
-    for passed_s, drift, took_s in steps:
+    for passed_s, drift, took_s in status_changes:
         clock.advance(passed_s)
         server += passed_s * (1 + drift)
         reading(time, clock, server, took_s)

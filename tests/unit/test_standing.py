@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.model.decisions.common import Decision
-from aism_engine.model.decisions.signs import decide_loss, decide_return, decide_standing
-from aism_engine.model.machine import Case, Machine, Machines
-from aism_engine.model.machine_file import parse
+from aism_engine.domain.agents.presence import decide_lost, decide_returned, decide_state_repair
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.machines.loader import parse
+from aism_engine.domain.machines.machine import Machine, Machines, TransitionCase
 from tests.support.model import NOW, World
 
 DESK = """\
@@ -70,17 +70,17 @@ def go(world: World, target: str, agent_id: str = "a", **fields: Any) -> Decisio
 
 def lose(world: World, agent_id: str) -> None:
     draft = world.draft()
-    world.commit(draft, decide_loss(draft, world.rules, agent_id, 1.0, 60.0))
+    world.commit(draft, decide_lost(draft, world.policy, agent_id, 1.0, 60.0))
 
 
-def come_back(world: World, agent_id: str) -> None:
+def mark_returned(world: World, agent_id: str) -> None:
     draft = world.draft()
-    world.commit(draft, decide_return(draft, world.rules, agent_id))
+    world.commit(draft, decide_returned(draft, world.policy, agent_id))
 
 
 def set_right(world: World, agent_id: str = "a") -> Decision:
     draft = world.draft()
-    return world.commit(draft, decide_standing(draft, world.rules, agent_id))
+    return world.commit(draft, decide_state_repair(draft, world.policy, agent_id))
 
 
 @pytest.fixture(autouse=True)
@@ -193,8 +193,8 @@ def test_who_returns_finds_its_place_only_if_it_is_free(desk: World) -> None:
     lose(desk, "a")
     lose(desk, "b")
     go(desk, "work", "c")
-    come_back(desk, "a")
-    come_back(desk, "b")
+    mark_returned(desk, "a")
+    mark_returned(desk, "b")
     assert [desk.agent(agent_id).state for agent_id in "abc"] == ["work", "inbox", "work"]
 
 
@@ -213,7 +213,7 @@ def test_for_whom_an_agent_waits_stands_in_its_record(desk: World) -> None:
     desk.send("c1", kind="state_transition", target="talk")
     go(desk, "talk", command_id="c1")
     assert desk.records["a"]["waits_for"] == ""
-    desk.rules = world(DESK + 'waits_for = "human"\n').rules
+    desk.policy = world(DESK + 'waits_for = "human"\n').policy
     assert set_right(desk).outcome == "applied"
     assert (desk.records["a"]["waits_for"], desk.reloaded().agents["a"].waits_for) == ("human", "human")
     go(desk, "inbox")
@@ -295,7 +295,7 @@ def test_a_limit_that_was_changed_holds_for_who_is_there_already(
     """Shorter or longer, from when it came; what is over by the new one is over soon: at the latest after one more."""
     go(desk, "work")
     desk.now += waited_s
-    desk.rules = world(DESK.replace("max_stay = 60", f"max_stay = {limit_s}")).rules
+    desk.policy = world(DESK.replace("max_stay = 60", f"max_stay = {limit_s}")).policy
     assert set_right(desk).outcome == "applied"
     assert desk.deadlines == {"stay:a": NOW + limit_s}
     desk.pass_time(0)
@@ -317,7 +317,7 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
     go(desk, "rest")
     shrunk = DESK.replace('"rest"]\n[states.inbox.arrows.work]', '"nap"]\n[states.inbox.arrows.work]')
     shrunk = shrunk.replace('"rest"', '"nap"').replace("[states.rest]", "[states.nap]")
-    desk.rules = world(shrunk).rules
+    desk.policy = world(shrunk).policy
     assert set_right(desk).outcome == "applied"
     (change,) = desk.told("state_changed")[-1:]
     assert (change["old_state"], change["new_state"], change["source"]) == ("rest", "inbox", "machine")
@@ -340,14 +340,14 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
     )
 )
 def test_whatever_happens_each_agent_is_where_its_machine_allows(
-    steps: list[tuple[str, str, str, float, dict[str, str]]],
+    status_changes: list[tuple[str, str, str, float, dict[str, str]]],
 ) -> None:
     """Each change that an agent caused is an arrow that was open to it, each refusal has a true reason, no state holds
     more than it has room for, and what the next leader would load is what this one has.
     """
     made = world()
-    machine = made.rules.machines.for_type("clerk")
-    for number, (what, agent_id, target, seconds, context) in enumerate(steps):
+    machine = made.policy.machines.for_type("clerk")
+    for number, (what, agent_id, target, seconds, context) in enumerate(status_changes):
         facts = len(made.facts)
         if what in {"go", "answer"}:
             command_id = f"c{number - 1}" if what == "answer" and f"c{number - 1}" in made.command_records else None
@@ -355,7 +355,7 @@ def test_whatever_happens_each_agent_is_where_its_machine_allows(
         elif what == "send" and target != "nowhere":
             made.send(f"c{number}", agent_id, kind="state_transition", target=target)
         elif what in {"lose", "return"}:
-            (lose if what == "lose" else come_back)(made, agent_id)
+            (lose if what == "lose" else mark_returned)(made, agent_id)
         else:
             made.pass_time(seconds)
         for fact in made.facts[facts:]:
@@ -390,4 +390,4 @@ def check_reason(machine: Machine, current: str, target: str, code: str) -> None
             "state_full": machine.state(target).max_agents > 0,
         }
         assert reasons[code]
-        assert machine.check(current, target, Case("operator", context={"branch": "x"})) is None
+        assert machine.check(current, target, TransitionCase("operator", context={"branch": "x"})) is None

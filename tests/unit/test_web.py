@@ -11,8 +11,8 @@ from http.client import HTTPConnection, HTTPResponse
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from aism_engine.web.face import Check, create_app
-from aism_engine.web.server import STOP_S, HttpServer
+from aism_engine.http.routes import HealthCheck, create_app
+from aism_engine.http.server import STOP_S, HttpServer
 
 NAMED = {"status": "ok", "role": "leader", "checks": {"redis": {"ok": True, "detail": "3 ms"}}}
 
@@ -22,7 +22,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.alive = True
-        self.found = {"redis": Check(ok=True, detail="3 ms")}
+        self.found = {"redis": HealthCheck(ok=True, detail="3 ms")}
 
     def live(self) -> bool:
         return self.alive
@@ -30,7 +30,7 @@ class Engine:
     def role(self) -> str:
         return "leader"
 
-    def checks(self) -> Mapping[str, Check]:
+    def checks(self) -> Mapping[str, HealthCheck]:
         return self.found
 
 
@@ -124,7 +124,7 @@ async def test_metrics_are_openmetrics_where_it_is_asked_for(client: Client) -> 
 @pytest.mark.parametrize("path", ["/livez", "/healthz"])
 async def test_liveness_is_told_by_the_status(client: Client, engine: Engine, path: str) -> None:
     """Live is 200, not live is 503; that the engine is not ready changes neither."""
-    engine.found["redis"] = Check(ok=False, detail="refused")
+    engine.found["redis"] = HealthCheck(ok=False, detail="refused")
     assert ((await client.ask(path)).status, (await client.ask(path)).text) == (200, "ok\n")
     engine.alive = False
     assert ((await client.ask(path)).status, (await client.ask(path)).text) == (503, "failed\n")
@@ -134,9 +134,12 @@ async def test_readiness_is_short_unless_more_is_asked_for(client: Client, engin
     """Ready is 200; otherwise it is 503, and the line names the checks that failed."""
     ready = await client.ask("/readyz")
     assert (ready.status, ready.text) == (200, "ok\n")
-    engine.found |= {"redis": Check(ok=False, detail="refused"), "consumer": Check(ok=False, detail="behind")}
+    engine.found |= {
+        "redis": HealthCheck(ok=False, detail="refused"),
+        "response_consumer": HealthCheck(ok=False, detail="behind"),
+    }
     unready = await client.ask("/readyz")
-    assert (unready.status, unready.text) == (503, "failed: redis (refused), consumer (behind)\n")
+    assert (unready.status, unready.text) == (503, "failed: redis (refused), response_consumer (behind)\n")
 
 
 @pytest.mark.parametrize(("path", "accept"), [("/readyz?verbose", None), ("/readyz", "application/json")])
@@ -147,7 +150,7 @@ async def test_readiness_in_full_names_each_check(
     ready = await client.ask(path, accept)
     assert (ready.status, ready.type) == (200, "application/json")
     assert json.loads(ready.text) == NAMED
-    engine.found["lease"] = Check(ok=False, detail="lost")
+    engine.found["lease"] = HealthCheck(ok=False, detail="lost")
     unready = await client.ask(path, accept)
     assert unready.status == 503
     assert json.loads(unready.text) == {
@@ -243,7 +246,7 @@ def count_to_the_end(client: socket.socket) -> int:
 
 async def test_the_checks_come_in_text_where_that_is_asked_for(client: Client, engine: Engine) -> None:
     """For people who have nothing but curl: each check on a line, in the same words."""
-    engine.found = {"redis": Check(ok=False, detail="refused"), "role": Check(ok=True, detail="standby")}
+    engine.found = {"redis": HealthCheck(ok=False, detail="refused"), "role": HealthCheck(ok=True, detail="standby")}
     answer = await client.ask("/readyz?verbose", "text/plain")
     assert (answer.status, answer.type) == (503, "text/plain; charset=utf-8")
     assert answer.text == "failed redis: refused\nok     role: standby\n"

@@ -1,0 +1,62 @@
+"""Heartbeat scores, and the heartbeats of agents that declared themselves absent: since when they continue.
+
+A score that differs between two readings was written in between. The observed span is therefore a lower bound: it
+begins when the first change was seen, and ends at the last reading before the latest change.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+from msgspec import Struct
+
+MILLISECONDS_FROM: Final = 1e11
+"""A score from here on is in milliseconds: as seconds it would be the year 5138."""
+
+
+def score_in_seconds(score: float) -> float:
+    """Convert a score, which agents write in seconds or in milliseconds."""
+    return score / 1000 if score >= MILLISECONDS_FROM else score
+
+
+class AbsentHeartbeat(Struct):
+    """The heartbeat of one agent that declared itself absent. Instants are unix seconds by Redis `TIME`."""
+
+    absent_since: float
+    """When the agent declared its absence."""
+    score: float
+    read_at: float
+    beating: tuple[float, float] | None = None
+    """When a change was first seen, and the last reading before the latest change."""
+    beat_at: float = 0.0
+    """When a change was last seen."""
+
+
+class AbsentHeartbeats:
+    """Remembers the heartbeats of absent agents, to tell a forgotten process from one that just restarted."""
+
+    def __init__(self) -> None:
+        self._heartbeats: dict[str, AbsentHeartbeat] = {}
+
+    def reset(self) -> None:
+        """Forget everything: the checker has not seen every change."""
+        self._heartbeats.clear()
+
+    def retain(self, agent_ids: Collection[str]) -> None:
+        """Forget all agents but these."""
+        for agent_id in [each for each in self._heartbeats if each not in agent_ids]:
+            del self._heartbeats[agent_id]
+
+    def get(self, agent_id: str) -> AbsentHeartbeat | None:
+        return self._heartbeats.get(agent_id)
+
+    def observe(self, agent_id: str, score: float, asked_at: float, seen_at: float, absent_since: float) -> None:
+        """Take in a score that was read between `asked_at` and `seen_at`."""
+        known = self._heartbeats.get(agent_id)
+        if known is None or known.absent_since != absent_since:
+            self._heartbeats[agent_id] = AbsentHeartbeat(absent_since, score, asked_at)
+            return
+        if score != known.score:
+            if known.read_at >= absent_since:
+                known.beating = (known.beating[0] if known.beating else seen_at, known.read_at)
+            known.score, known.beat_at = score, seen_at
+        known.read_at = asked_at

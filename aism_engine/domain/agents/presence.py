@@ -1,0 +1,159 @@
+"""What heartbeats show: an agent met for the first time, one lost, one that has come back."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import Liveness
+from aism_engine.domain.commands.command import Status
+from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.machines.state_rules import apply_state_terms, needs_repair
+from aism_engine.domain.policy import Policy
+
+_JITTER_S: Final = 0.5
+"""By how much two of our readings of the server's time may stand in the wrong order."""
+
+
+def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: Mapping[str, float]) -> Decision:
+    """Take in an agent that is known by nothing but its heartbeat; one known already is watched from now on.
+
+    One that has left leaves its last heartbeat behind: that is noted, and a different one brings it back.
+    """
+    decision = Decision("beat", "unchanged")
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    agent = draft.agent(agent_id)
+    if agent is None:
+        if policy.agents.auto_register and draft.size < policy.agents.max_agents:
+            ctx.admit(agent_id)
+            decision.outcome = "applied"
+    elif agent.liveness is Liveness.UNKNOWN:
+        agent.liveness = Liveness.FRESH
+        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+        decision.outcome = "applied"
+    elif agent.liveness is Liveness.LEFT and agent.lost_score is None:
+        agent.lost_score = scores[agent_id]
+        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+        decision.outcome = "applied"
+    return decision
+
+
+def decide_heartbeat_removed(draft: Draft, policy: Policy, agent_id: str) -> Decision:
+    """Watch an agent no longer whose heartbeat is not there: somebody has removed it. Its next one is its first."""
+    decision = Decision("unwatched", "unchanged")
+    agent = draft.agent(agent_id)
+    if agent is not None and agent.liveness is Liveness.FRESH:
+        agent.liveness = Liveness.UNKNOWN
+        DecisionContext(draft, policy, decision, "engine").add(fx.SaveAgent(agent_id, agent.absence()))
+        decision.outcome = "applied"
+    return decision
+
+
+def decide_lost(draft: Draft, policy: Policy, agent_id: str, score: float, silent_s: float) -> Decision:
+    """Call an agent lost, unless its heartbeat has moved since `score` was read."""
+    decision = Decision("loss")
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    agent = draft.agent(agent_id)
+    if agent is None or agent.liveness in {Liveness.LOST, Liveness.LEFT}:
+        decision.outcome = "unchanged"
+        return decision
+    ctx.add(fx.ExpectScore(agent_id, score))
+    agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = Liveness.LOST, agent.state, score, draft.now
+    fields = agent.absence()
+    for command_id in agent.open_commands:
+        if (command := draft.command(command_id)) is not None and command.on_lost == "fail":
+            ctx.end_command(command, Status.FAILED, code="agent_lost", reason="its agent was lost")
+    reason = f"silent for {silent_s:.1f} s"
+    ctx.record("agent_lost", agent_id=agent_id, old_state=agent.state, reason=reason)
+    ctx.publish_error("agent_lost", reason, agent_id=agent_id)
+    target = ctx.machine(agent).on_lost
+    if target is not None and target != agent.state:
+        ctx.change_state(agent, target, "lost", fields)
+    else:
+        ctx.add(fx.SaveAgent(agent_id, fields))
+    return decision
+
+
+def decide_silent(draft: Draft, since: Mapping[str, float], over: Iterable[str]) -> Decision:
+    """Show who has fallen silent, and who is so no more: no part of their records, and no line of the audit."""
+    gone = list(over)
+    for agent_id, at in since.items():
+        draft.set_silent(agent_id, at)
+    for agent_id in gone:
+        draft.set_silent(agent_id, None)
+    return Decision("silence", effects=[fx.SaveSilent(dict(since), gone)])
+
+
+def decide_returned(draft: Draft, policy: Policy, agent_id: str) -> Decision:
+    """Bring back an agent whose heartbeat has moved since it was lost, or has left."""
+    decision = Decision("return")
+    agent = draft.agent(agent_id)
+    if agent is None or agent.lost_score is None:
+        decision.outcome = "unchanged"
+        return decision
+    DecisionContext(draft, policy, decision, "engine").mark_returned(agent)
+    return decision
+
+
+def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: float) -> Decision:
+    """Take over what an agent has written by its own hand since it was met, as it stood at `looked_at`.
+
+    The type of one that registered is what it registered as. A state that it has set is a declaration, and is put back
+    if the machine does not allow it; one that the engine has changed since proves nothing.
+    """
+    decision = Decision("sighting", "unchanged")
+    agent, seen = draft.agent(agent_id), draft.lookups.snapshots.get(agent_id)
+    if agent is None or seen is None:
+        return decision
+    if max(agent.since, agent.declared_at, agent.first_seen_at) > looked_at - _JITTER_S:
+        return decision
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    kind = agent.type if agent.registered or seen.type is None else seen.type
+    if (kind, seen.labels) != (agent.type, agent.labels):
+        agent.type, agent.labels = kind, seen.labels
+        record = agent.record()
+        ctx.add(fx.SaveAgent(agent_id, {name: record[name] for name in ("type", "labels")}))
+        ctx.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
+        decision.outcome = "applied"
+    if seen.state is None:
+        ctx.add(fx.SetState(agent_id, agent.state))  # somebody has deleted it
+        decision.outcome = "applied"
+    elif seen.state != agent.state:
+        ctx.via = "key"
+        refusal = ctx.declare(agent, seen.state)
+        decision.outcome = "applied"
+        if refusal is not None:
+            ctx.refuse_transition(agent, refusal)
+            ctx.add(fx.SetState(agent_id, agent.state))
+    return decision
+
+
+def decide_expired_agent(draft: Draft, policy: Policy, agent_id: str) -> Decision:
+    """Forget an agent that has been away for so long that nobody waits for it: lost, left, or never watched."""
+    decision = Decision("oblivion")
+    agent = draft.agent(agent_id)
+    if agent is None or agent.liveness is Liveness.FRESH:
+        decision.outcome = "unchanged"
+        return decision
+    DecisionContext(draft, policy, decision, "engine").forget(agent, "away for longer than retention.absent_agent_ttl")
+    return decision
+
+
+def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision:
+    """Set right what does not go with the machine of an agent (any more): a state that it does not know, a deadline of
+    its stay that was lost.
+    """
+    decision = Decision("standing")
+    agent = draft.agent(agent_id)
+    if agent is None or not needs_repair(policy, agent, draft.now):
+        decision.outcome = "unchanged"
+        return decision
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    machine = ctx.machine(agent)
+    if machine.knows(agent.state):
+        ctx.add(fx.SaveAgent(agent_id, apply_state_terms(ctx, agent)))
+    else:
+        reason = f"machine {machine.name} does not know {agent.state}"
+        ctx.publish_error("state_unknown", reason, agent_id=agent_id)
+        ctx.change_state(agent, machine.on_unknown, "machine", reason=reason)
+    return decision

@@ -1,0 +1,23 @@
+"""What it means that something open has no deadline: its record is there, the index has lost it."""
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.policy import Policy
+
+
+def decide_orphan(draft: Draft, policy: Policy, member: str) -> Decision:
+    """Give a command or a group its deadline again, and take it in where the fleet does not hold it."""
+    decision = Decision("stray", "unchanged")
+    ctx = DecisionContext(draft, policy, decision, "engine", member)
+    kind, _, name = member.partition(":")
+    if kind == "command" and (command := draft.command(name)) is not None and command.open:
+        draft.add_command(command)
+        ctx.add(fx.SetDeadline(member, command.due_at))
+        decision.outcome = "applied"
+    elif kind == "group" and (group := draft.group(name) or draft.lookups.groups.get(name)) and not group.ended:
+        draft.add_group(group)
+        # Its record does not tell when its last member is over: one that starts very late is counted as expired.
+        ctx.add(fx.SetDeadline(member, draft.now + policy.commands.ttl + policy.commands.retention))
+        decision.outcome = "applied"
+    return decision

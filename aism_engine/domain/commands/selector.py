@@ -1,0 +1,163 @@
+"""Selectors: which agents are meant, in the grammar of Kubernetes label selectors.
+
+    type=architect, state in (inbox, idle), label.team!=a, label.gpu, !label.retired
+
+Requirements are joined by commas, and all of them must hold. `!=` and `notin` hold as well where there is no such
+label. See "Labels and Selectors" in the documentation of Kubernetes.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from aism_engine.domain.agents.agent import AgentRecord
+
+Operator: TypeAlias = Literal["in", "notin", "exists", "absent"]
+
+_TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<sign>==|!=|[=!(),]))")
+_EXAMPLE: Final = "such as type=architect,state in (inbox,idle),label.team!=a"
+_FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
+    "type": lambda agent: agent.type,
+    "state": lambda agent: agent.state,
+    "liveness": lambda agent: agent.liveness.value,
+    "id": lambda agent: agent.agent_id,
+}
+_LABEL: Final = "label."
+_MOST: Final = 32
+"""Requirements of a selector, and 256 values of each: arbitrary numbers."""
+_MOST_VALUES: Final = 256
+
+
+class Requirement(Struct, frozen=True):
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+    def holds(self, agent: AgentRecord) -> bool:
+        of_field = _FIELDS.get(self.key)
+        value = agent.labels.get(self.key[len(_LABEL) :]) if of_field is None else of_field(agent)
+        match self.operator:
+            case "in":
+                return value in self.values
+            case "notin":
+                return value not in self.values
+            case "exists":
+                return value is not None
+            case "absent":
+                return value is None
+
+    def __str__(self) -> str:
+        match self.operator:
+            case "exists":
+                return self.key
+            case "absent":
+                return f"!{self.key}"
+        if len(self.values) == 1:
+            return f"{self.key}{'=' if self.operator == 'in' else '!='}{next(iter(self.values))}"
+        return f"{self.key} {self.operator} ({','.join(sorted(self.values))})"
+
+
+class Selector(Struct, frozen=True):
+    """A parsed selector: requirements that must all hold."""
+
+    requirements: tuple[Requirement, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Selector":
+        """Read a selector. Raises ValueError, which says where and what was expected."""
+        tokens = _Tokens(text)
+        found = [_requirement(tokens)]
+        while tokens.take(","):
+            found.append(_requirement(tokens))
+        if tokens.word or tokens.sign:
+            tokens.fail("a comma or the end")
+        if len(found) > _MOST:
+            raise ValueError(f"a selector has at most {_MOST} requirements, this one {len(found)}")
+        return cls(tuple(found))
+
+    def matches(self, agent: AgentRecord) -> bool:
+        return all(requirement.holds(agent) for requirement in self.requirements)
+
+    @property
+    def text(self) -> str:
+        """The selector as it is written: read again, it is the same."""
+        return ",".join(map(str, self.requirements))
+
+    @property
+    def names_liveness(self) -> bool:
+        """Whether it speaks of liveness itself; otherwise those that are away are not meant."""
+        return any(requirement.key == "liveness" for requirement in self.requirements)
+
+
+class _Tokens:
+    """The words and signs of a text, one at a time."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._found = self._scan()
+        self.word = self.sign = ""
+        self.at = 0
+        self.next()
+
+    def _scan(self) -> Iterator[tuple[int, str, str]]:
+        at, text = 0, self._text.rstrip()
+        while at < len(text):
+            found = _TOKEN.match(text, at)
+            if found is None:
+                self.at = at
+                self.fail("a name, a value or one of = == != ! ( ) ,")
+                return
+            yield found.start(found.lastgroup or 0), found["word"] or "", found["sign"] or ""
+            at = found.end()
+
+    def next(self) -> None:
+        self.at, self.word, self.sign = next(self._found, (len(self._text), "", ""))
+
+    def take(self, *signs: str) -> bool:
+        """Go past one of these signs, if that is what is next."""
+        if self.sign and self.sign in signs:
+            self.next()
+            return True
+        return False
+
+    def take_word(self, expected: str) -> str:
+        if not self.word:
+            self.fail(expected)
+        word = self.word
+        self.next()
+        return word
+
+    def fail(self, expected: str) -> None:
+        raise ValueError(f"selector, at character {self.at + 1}: expected {expected}; {_EXAMPLE}")
+
+
+def _requirement(tokens: _Tokens) -> Requirement:
+    negated, at = tokens.take("!"), tokens.at
+    key = tokens.take_word("a key: type, state, liveness, id or label.NAME")
+    is_label = key.startswith(_LABEL) and len(key) > len(_LABEL)
+    if not is_label and key not in _FIELDS:
+        raise ValueError(f"selector, at character {at + 1}: {key!r} is no key; a label is label.{key}; {_EXAMPLE}")
+    if negated or not (tokens.word or tokens.sign) or tokens.sign == ",":
+        if not is_label:
+            raise ValueError(f"selector, at character {at + 1}: every agent has {key}: say which, {_EXAMPLE}")
+        return Requirement(key, "absent" if negated else "exists")
+    if tokens.sign in {"=", "==", "!="}:
+        operator: Operator = "notin" if tokens.sign == "!=" else "in"
+        tokens.next()
+        return Requirement(key, operator, frozenset({tokens.take_word("a value")}))
+    if tokens.word not in {"in", "notin"}:
+        tokens.fail("=, !=, in, notin, or a comma")
+    operator = "in" if tokens.word == "in" else "notin"
+    tokens.next()
+    if not tokens.take("("):
+        tokens.fail("(")
+    values = {tokens.take_word("a value")}
+    while tokens.take(","):
+        values.add(tokens.take_word("a value"))
+    if not tokens.take(")"):
+        tokens.fail(", or )")
+    if len(values) > _MOST_VALUES:
+        raise ValueError(f"{key} has at most {_MOST_VALUES} values, here {len(values)}")
+    return Requirement(key, operator, frozenset(values))

@@ -1,0 +1,141 @@
+"""The policy that decisions apply: the state machines, and the sections of the settings that decide something.
+
+These structs *are* sections of the settings file, so a limit has one name and one default. `aism_engine/settings.py`
+adds the sections that only services read.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct, field
+
+from aism_engine.domain.machines.machine import Machines
+
+# The upper bounds are arbitrary: they reject infinity and typing errors, not large fleets.
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # the largest string that Redis stores is 512 MiB
+SmallCount = Annotated[int, Meta(ge=1, le=16)]
+Rate = Annotated[float, Meta(gt=0, le=1e6)]
+Limit = Annotated[float, Meta(gt=0, le=1e15)]
+Name = Annotated[str, Meta(min_length=1)]
+States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
+OnLost: TypeAlias = Literal["hold", "fail"]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the settings file. Durations are seconds, sizes are bytes."""
+
+
+class ProtocolSettings(Section, frozen=True):
+    """Limits of the protocol: messages, replies, events."""
+
+    max_message_bytes: Annotated[
+        Bytes, Meta(description="Largest message that is read; a larger one is moved to the oversized list")
+    ] = 1_048_576
+    recent_ids: Annotated[Count, Meta(description="Message ids remembered per agent, to recognise duplicates")] = 64
+    reply_ttl: Annotated[Seconds, Meta(description="Seconds until an unread reply is deleted")] = 300.0
+    publish_events: Annotated[bool, Meta(description="Whether the engine publishes state changes and measurements")] = (
+        True
+    )
+
+
+class AgentsSettings(Section, frozen=True):
+    """Which agents belong to the fleet."""
+
+    auto_register: Annotated[bool, Meta(description="Whether an unknown agent is added at first sight")] = True
+    max_agents: Annotated[Count, Meta(description="Maximum number of known agents")] = 200_000
+
+
+class CommandsSettings(Section, frozen=True):
+    """Defaults and limits of commands."""
+
+    ttl: Annotated[Seconds, Meta(description="Seconds until an unfinished command expires")] = 3600.0
+    retention: Annotated[Seconds, Meta(description="Seconds for which the record of an ended command is kept")] = (
+        86_400.0
+    )
+    max_result_bytes: Annotated[Bytes, Meta(description="Largest result that is kept in the record")] = 16_384
+    max_queued: Annotated[Count, Meta(description="Maximum number of open commands per agent")] = 1000
+    max_in_flight: Annotated[Count, Meta(description="Maximum number of commands in flight per agent")] = 32
+    ack_timeout: Annotated[Seconds, Meta(description="Seconds from delivery to acknowledgement")] = 30.0
+    timeout: Annotated[Seconds, Meta(description="Seconds of execution until the command fails")] = 3600.0
+    extend_on_progress: Annotated[
+        bool, Meta(description="Whether a progress message restarts the execution timeout")
+    ] = True
+    max_attempts: Annotated[
+        Count, Meta(description="Maximum number of deliveries to an agent that acknowledges commands")
+    ] = 5
+    backoff_initial: Annotated[Seconds, Meta(description="Longest pause before the second attempt, in seconds")] = 1.0
+    backoff_max: Annotated[Seconds, Meta(description="Longest pause before any attempt, in seconds")] = 60.0
+    on_lost: Annotated[
+        OnLost, Meta(description="When the agent is lost: hold the command until its ttl, or fail it")
+    ] = "hold"
+
+
+class MailSettings(Section, frozen=True):
+    """Limits of messages from one agent to another. See docs/protocol.md."""
+
+    max_hops: Annotated[Count, Meta(description="Maximum number of consecutive messages in one thread")] = 64
+    pair_per_second: Annotated[
+        Rate, Meta(description="Sustained messages per second from one agent to one other agent")
+    ] = 10.0
+    pair_burst: Annotated[Count, Meta(description="Messages that one agent may send to one other at once")] = 100
+    max_unread: Annotated[Count, Meta(description="Maximum number of unread messages of an agent")] = 1000
+
+
+class MeasurementsSettings(Section, frozen=True):
+    """What agents measure. The latest value of each name is kept."""
+
+    max_names: Annotated[Count, Meta(description="Maximum number of measurement names kept per agent")] = 64
+    published_per_second: Annotated[
+        Count, Meta(description="Maximum number of published measurements read per second")
+    ] = 5000
+
+
+class DivergenceSettings(Section, frozen=True):
+    """When an agent's declarations and what the engine measures disagree. See docs/divergences.md."""
+
+    poll_interval: Annotated[Seconds, Meta(description="Seconds between checks")] = 1.0
+    batch: Annotated[Count, Meta(description="Agents checked per step")] = 5000
+    idle_at_work: Annotated[bool, Meta(description="Rule: declares a working state and shows no activity")] = True
+    working_states: Annotated[States, Meta(description="States that mean that the agent works")] = ("deep_work",)
+    idle_evidence_after: Annotated[Seconds, Meta(description="Seconds without activity that count as evidence")] = 600.0
+    beats_offline: Annotated[bool, Meta(description="Rule: declares an absent state and sends heartbeats")] = True
+    absent_states: Annotated[States, Meta(description="States that mean that the agent is absent")] = ("offline",)
+    beating_after: Annotated[Seconds, Meta(description="Seconds of heartbeats that count as evidence")] = 120.0
+    forbidden_state: Annotated[bool, Meta(description="Rule: publishes a state that its machine does not allow")] = True
+    contradiction_after: Annotated[
+        Seconds, Meta(description="Seconds without a further transition that count as evidence")
+    ] = 30.0
+    never_acks: Annotated[bool, Meta(description="Rule: takes commands and never acknowledges one")] = True
+    unacked_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
+    never_finishes: Annotated[bool, Meta(description="Rule: acknowledges commands and never finishes one")] = True
+    unfinished_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
+    two_voices: Annotated[bool, Meta(description="Rule: two instances speak under one agent id")] = True
+    instance_switches: Annotated[
+        SmallCount, Meta(description="Returns to an earlier instance that count as evidence")
+    ] = 3
+    quiet_after: Annotated[
+        Seconds, Meta(description="Seconds for which a switch counts; without one the divergence closes")
+    ] = 300.0
+    undistilled: Annotated[bool, Meta(description="Rule: measures too large a context and does not condense it")] = True
+    context_measurement: Annotated[Name, Meta(description="Measurement that reports the context size")] = (
+        "context_tokens"
+    )
+    context_limit: Annotated[Limit, Meta(description="Largest context, in the unit of that measurement")] = 150_000.0
+    distill_states: Annotated[States, Meta(description="States in which an agent condenses its context")] = ("distill",)
+    distill_after: Annotated[Seconds, Meta(description="Seconds above the limit that count as evidence")] = 120.0
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """Everything beside the fleet that a decision depends on."""
+
+    machines: Machines
+    protocol: ProtocolSettings = ProtocolSettings()
+    agents: AgentsSettings = AgentsSettings()
+    commands: CommandsSettings = CommandsSettings()
+    mail: MailSettings = MailSettings()
+    measurements: MeasurementsSettings = MeasurementsSettings()
+    divergence: DivergenceSettings = DivergenceSettings()
+    handlers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Handlers of response types beyond the protocol's own: see `responses.ResponseHandler`."""

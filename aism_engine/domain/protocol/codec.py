@@ -1,0 +1,179 @@
+"""Reading and writing messages: JSON or MessagePack, told apart by the first byte.
+
+`decode_response` and `decode_request` never raise anything but `MalformedError`, whatever the bytes are.
+"""
+
+from collections.abc import Callable, Container
+from math import isfinite
+from typing import Any, Final, TypeVar, get_args
+
+import msgspec
+from msgspec import Struct
+
+from aism_engine.domain.protocol.messages import (
+    Custom,
+    Measurement,
+    Message,
+    Request,
+    Response,
+    Result,
+    Send,
+    StateTransition,
+)
+from aism_engine.domain.protocol.names import is_identifier
+
+_ENCODERS: Final[dict[str, Callable[[object], bytes]]] = {
+    "json": msgspec.json.encode,
+    "msgpack": msgspec.msgpack.encode,
+}
+
+
+def encode(message: object, codec: str = "json") -> bytes:
+    """Write a message in the codec its reader asked for at `register`."""
+    return _ENCODERS[codec](message)
+
+
+class MalformedError(Exception):
+    """A message that cannot be understood.
+
+    `code` is one of those in docs/protocol.md; `agent_id` and `message_id` are there where they could be read, and
+    `reply` tells whether an answer is asked for.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        reason: str,
+        agent_id: str | None = None,
+        message_id: str | None = None,
+        *,
+        reply: bool = False,
+    ) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
+        self.agent_id = agent_id
+        self.message_id = message_id
+        self.reply = reply
+
+
+T = TypeVar("T")
+_MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+"""First bytes of a MessagePack map; none of them can begin a JSON text."""
+_FREE_FORM: Final = frozenset({Result, Message, Custom, Send})
+"""Types whose payload may hold any value: it must be possible to write it in either format."""
+
+
+def decode_as(form: type[T], raw: bytes) -> T:
+    """Read any form from either format; raises what msgspec raises."""
+    if raw and raw[0] in _MSGPACK_MAP:
+        return msgspec.msgpack.decode(raw, type=form)
+    return msgspec.json.decode(raw, type=form)
+
+
+class _Envelope(Struct, frozen=True):
+    type: Any = None
+    agent_id: Any = None
+    id: Any = None
+    reply: Any = None
+
+
+_ENVELOPES = (msgspec.json.Decoder(_Envelope), msgspec.msgpack.Decoder(_Envelope))
+
+
+class Codec:
+    """Decodes one form of messages, a struct or a union of them, from either format."""
+
+    def __init__(self, form: Any, subject: str) -> None:  # noqa: ANN401 - a type form has no type of its own yet
+        self._json = msgspec.json.Decoder(form)
+        self._msgpack = msgspec.msgpack.Decoder(form)
+        self._subject = subject
+        self._types = frozenset(str(member.__struct_config__.tag) for member in get_args(form))
+
+    def decode(self, raw: bytes) -> Any:  # noqa: ANN401 - narrowed by decode_response and decode_request
+        """Read one message, or raise `MalformedError` with a code."""
+        is_json = not raw or raw[0] not in _MSGPACK_MAP
+        try:
+            if not is_json:
+                message = self._msgpack.decode(raw)
+            elif raw.isascii() or raw.decode():  # msgspec checks only the strings it keeps
+                message = self._json.decode(raw)
+            _check_values(message, is_json=is_json)
+        except RecursionError:
+            raise MalformedError("too_deep", "nested too deep") from None
+        except UnicodeDecodeError as error:
+            raise MalformedError("invalid_utf8", str(error)) from None
+        except msgspec.DecodeError as error:
+            if not isinstance(error, msgspec.ValidationError):
+                raise MalformedError("invalid_json" if is_json else "invalid_msgpack", str(error)) from None
+            raise self._explain(raw, str(error), is_json=is_json) from None
+        except (OverflowError, ValueError, TypeError) as error:  # of _check_values
+            raise self._explain(raw, str(error), is_json=is_json) from None
+        return message
+
+    def _explain(self, raw: bytes, reason: str, *, is_json: bool) -> MalformedError:
+        """Find the code of a well-formed message that is none of ours: the slow path, taken only by bad input."""
+        try:
+            envelope = _ENVELOPES[not is_json].decode(raw)
+        except RecursionError:
+            return MalformedError("too_deep", "nested too deep")
+        except (msgspec.DecodeError, OverflowError, ValueError, TypeError):  # not even that much can be read
+            is_object = not is_json or raw.lstrip()[:1] == b"{"
+            return MalformedError("invalid_message" if is_object else "not_an_object", reason)
+        code, kind = "invalid_message", envelope.type
+        agent_id, message_id = (value if is_identifier(value) else None for value in (envelope.agent_id, envelope.id))
+        if kind is None:
+            reason = "the field `type` is missing"
+        elif not isinstance(kind, str) or kind not in self._types:
+            code, reason = "unknown_type", f"no {self._subject} has the type {kind!r:.80}"
+        elif envelope.agent_id is not None and agent_id is None:
+            code, reason = "invalid_agent_id", f"{envelope.agent_id!r:.160} is no agent id"
+        return MalformedError(code, reason, agent_id, message_id, reply=envelope.reply is True)
+
+
+def _check_finite(value: object) -> None:
+    """Raise ValueError where there is a NaN or an infinity in a payload: JSON would make it null without a word."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{value} is no number")
+    if isinstance(value, Struct):
+        value = msgspec.structs.asdict(value)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(part)
+
+
+def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any of the messages
+    """Refuse values that could not be written in the other format, or not be counted with."""
+    if isinstance(message, Measurement):
+        if not all(map(isfinite, message.payload.values())):
+            raise ValueError("a measurement must be a finite number")
+    elif type(message) not in _FREE_FORM and not (isinstance(message, StateTransition) and message.payload.context):
+        return
+    elif is_json:
+        encode(message.payload, "msgpack")  # refuses integers past 64 bits
+    elif msgspec.json.decode(encode(message.payload), type=type(message.payload)) != message.payload:
+        raise ValueError("it has a value that JSON does not: NaN, an infinity, binary, or a key that is no string")
+
+
+_RESPONSES = Codec(Response, "response")
+_CUSTOM = Codec(Custom, "response")
+_REQUESTS = Codec(Request, "request")
+
+
+def decode_response(raw: bytes, custom: Container[str] = ()) -> Response | Custom:
+    """Read what an agent said; raises `MalformedError`. `custom` holds the types beyond ours that have a handler."""
+    try:
+        response: Response = _RESPONSES.decode(raw)
+    except MalformedError as error:
+        if error.code != "unknown_type":
+            raise
+        other: Custom = _CUSTOM.decode(raw)
+        if other.type not in custom:
+            raise error from None
+        return other
+    return response
+
+
+def decode_request(raw: bytes) -> Request:
+    """Read what an operator asks; raises `MalformedError`."""
+    request: Request = _REQUESTS.decode(raw)
+    return request

@@ -1,0 +1,303 @@
+"""The messages of the protocol, as they stand on the wire.
+
+Two tagged unions on `type`: what an agent says (`Response`) and what an operator asks (`Request`). Each is one JSON
+object or one MessagePack map; the first byte tells which. Unknown fields are ignored (but for an operator's payloads,
+where a typo must not pass), unknown types are refused. `decode_*` never raises anything but `MalformedError`, whatever
+the bytes are.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeAlias, get_args
+
+from msgspec import Meta, Struct, field
+
+from aism_engine.domain.commands.command import OnLost, Priority
+from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
+
+Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
+TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
+StateName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{STATE_NAME}\Z")]
+MeasurementName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{MEASUREMENT_NAME}\Z")]
+MAX_MEASUREMENTS: Final = 32
+"""In one message."""
+Measurements: TypeAlias = Annotated[dict[MeasurementName, float], Meta(max_length=MAX_MEASUREMENTS)]
+Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
+Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
+MAX_DURATION_S: Final = 31_536_000
+"""Of every duration: a year."""
+MAX_ATTEMPTS: Final = 1000
+Duration: TypeAlias = Annotated[float, Meta(gt=0, le=MAX_DURATION_S)]
+SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
+DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
+
+
+# --- agent to engine --------------------------------------------------------------------------------------------------
+
+
+class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
+    agent_id: Identifier
+    id: Identifier | None = None
+    command_id: Identifier | None = None
+    reply: bool = False
+    timestamp: Any = None
+    traceparent: str | None = None
+    instance: Identifier | None = None
+    """Which process of this agent speaks: a new one at each start."""
+    via: str | None = None
+    """`pubsub` where the listener heard it on a channel and put it into the queue."""
+
+    @property
+    def kind(self) -> str:
+        return _KINDS[type(self)]
+
+
+class RegisterPayload(Struct, frozen=True):
+    type: TypeName
+    labels: Labels = field(default_factory=dict)
+    capabilities: Capabilities = field(default_factory=list)
+    codec: Annotated[str, Meta(pattern=r"\A(json|msgpack)\Z")] = "json"
+
+
+class ReasonPayload(Struct, frozen=True):
+    reason: str | None = None
+
+
+class ProgressPayload(Struct, frozen=True):
+    percent: Annotated[float, Meta(ge=0, le=100)] | None = None
+    note: str | None = None
+
+
+class ErrorPayload(Struct, frozen=True):
+    code: Annotated[str, Meta(min_length=1)]
+    message: str | None = None
+    retryable: bool | None = None
+
+
+class TransitionPayload(Struct, frozen=True):
+    target: StateName
+    context: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+
+class MessagePayload(Struct, frozen=True):
+    to: Identifier
+    content: Any
+    thread_id: Identifier | None = None
+
+
+class Register(_Response, frozen=True, kw_only=True, tag="register"):
+    payload: RegisterPayload
+
+
+class Heartbeat(_Response, frozen=True, kw_only=True, tag="heartbeat"):
+    payload: ReasonPayload = ReasonPayload()
+
+
+class Goodbye(_Response, frozen=True, kw_only=True, tag="goodbye"):
+    payload: ReasonPayload = ReasonPayload()
+
+
+class Ack(_Response, frozen=True, kw_only=True, tag="ack"):
+    command_id: Identifier
+
+
+class Progress(_Response, frozen=True, kw_only=True, tag="progress"):
+    command_id: Identifier
+    payload: ProgressPayload = ProgressPayload()
+
+
+class Result(_Response, frozen=True, kw_only=True, tag="result"):
+    command_id: Identifier
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+class Error(_Response, frozen=True, kw_only=True, tag="error"):
+    payload: ErrorPayload
+
+
+class StateTransition(_Response, frozen=True, kw_only=True, tag="state_transition"):
+    payload: TransitionPayload
+
+
+class Message(_Response, frozen=True, kw_only=True, tag="message"):
+    payload: MessagePayload
+
+
+class Measurement(_Response, frozen=True, kw_only=True, tag="measurement"):
+    payload: Measurements = field(default_factory=dict)
+
+
+class Custom(_Response, frozen=True, kw_only=True, tag=False, tag_field=None):
+    """A response of a type that is not ours, but for which the engine was given a handler."""
+
+    type: TypeName
+    payload: Any = None
+
+    @property
+    def kind(self) -> str:
+        return "custom"
+
+
+Response: TypeAlias = (
+    Register | Heartbeat | Goodbye | Ack | Progress | Result | Error | StateTransition | Message | Measurement
+)
+
+
+# --- operator to engine -----------------------------------------------------------------------------------------------
+
+
+class CommandSpec(Struct, frozen=True):
+    type: TypeName
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is not given is as the section `commands` of the settings says. Durations in seconds."""
+
+    ttl: Duration | None = None
+    """From acceptance, or from the start of a scheduled command, to its end."""
+    ack_timeout: Duration | None = None
+    timeout: Duration | None = None
+    """Of the execution."""
+    max_attempts: Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None = None
+    priority: Priority = "normal"
+    on_lost: OnLost | None = None
+    start_at: str | None = None
+    """Not before this instant, ISO 8601 with an offset."""
+    start_in: Annotated[float, Meta(ge=0, le=MAX_DURATION_S)] | None = None
+    """Not before so many seconds have passed."""
+    quorum: Annotated[str, Meta(pattern=r"\A\d{1,7}%?\Z")] | None = None
+    """How many of the selected have to succeed: `80%`, or a number; all."""
+
+    def __post_init__(self) -> None:
+        if self.start_at is not None:
+            if self.start_in is not None:
+                raise ValueError("`start_at` and `start_in` exclude each other")
+            if datetime.fromisoformat(self.start_at).tzinfo is None:
+                raise ValueError("`start_at` needs an offset from UTC, such as a Z at its end")
+
+
+class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    command: CommandSpec
+    agent_id: Identifier | None = None
+    select: SelectorText | None = None
+    any: bool = False
+    """Give it to one of the selected, the one with the fewest commands in flight."""
+    options: SendOptions = SendOptions()
+
+    def __post_init__(self) -> None:
+        _exactly_one(agent_id=self.agent_id, select=self.select)
+        if self.any and self.select is None:
+            raise ValueError("`any` needs `select`")
+        if self.options.quorum is not None and (self.select is None or self.any):
+            raise ValueError("a `quorum` needs a `select` of many")
+
+
+class HoldPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    agent_id: Identifier | None = None
+    select: SelectorText | None = None
+    all: bool | None = None
+    """The whole fleet, and who joins it later."""
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        _exactly_one(agent_id=self.agent_id, select=self.select, all=self.all or None)
+
+
+class CancelPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    command_id: Identifier | None = None
+    group_id: Identifier | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        _exactly_one(command_id=self.command_id, group_id=self.group_id)
+
+
+class ReplayPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    dead_letter_id: DeadLetterId
+
+
+class PurgePayload(Struct, frozen=True, forbid_unknown_fields=True):
+    dead_letter_ids: Annotated[tuple[DeadLetterId, ...], Meta(min_length=1, max_length=1000)]
+    reason: str | None = None
+
+
+def _exactly_one(**choices: object) -> None:
+    if sum(choice is not None for choice in choices.values()) != 1:
+        raise ValueError(f"exactly one of {', '.join(f'`{name}`' for name in choices)} is needed")
+
+
+class ForgetPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    agent_id: Identifier
+    reason: str | None = None
+
+
+class ConfirmLossesPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    reason: str | None = None
+
+
+class _Request(Struct, frozen=True, kw_only=True, tag_field="type"):
+    id: Identifier
+    reply: bool = True
+    timestamp: Any = None
+    traceparent: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return _KINDS[type(self)]
+
+
+class Send(_Request, frozen=True, kw_only=True, tag="send"):
+    payload: SendPayload
+
+
+class Cancel(_Request, frozen=True, kw_only=True, tag="cancel"):
+    payload: CancelPayload
+
+
+class Pause(_Request, frozen=True, kw_only=True, tag="pause"):
+    payload: HoldPayload
+
+
+class Drain(_Request, frozen=True, kw_only=True, tag="drain"):
+    payload: HoldPayload
+
+
+class Resume(_Request, frozen=True, kw_only=True, tag="resume"):
+    payload: HoldPayload
+
+
+class Replay(_Request, frozen=True, kw_only=True, tag="replay"):
+    payload: ReplayPayload
+
+
+class Purge(_Request, frozen=True, kw_only=True, tag="purge"):
+    payload: PurgePayload
+
+
+class Forget(_Request, frozen=True, kw_only=True, tag="forget"):
+    payload: ForgetPayload
+
+
+class ConfirmLosses(_Request, frozen=True, kw_only=True, tag="confirm_losses"):
+    payload: ConfirmLossesPayload
+
+
+Request: TypeAlias = Send | Cancel | Pause | Drain | Resume | Replay | Purge | Forget | ConfirmLosses
+
+_KINDS: Final = {member: str(member.__struct_config__.tag) for member in (*get_args(Response), *get_args(Request))}
+
+
+# --- engine to agent --------------------------------------------------------------------------------------------------
+
+
+class CommandMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A command as the agent pops it. The optional fields are absent unless they say something."""
+
+    id: str
+    type: str
+    payload: dict[str, Any]
+    timestamp: str
+    deadline: str | None = None
+    attempt: int = 1
+    traceparent: str | None = None

@@ -1,0 +1,264 @@
+"""What can be seen of a fleet from beside its engine. Nothing here writes.
+
+What somebody has damaged is left out. All methods raise `ServerUnavailableError` while the server cannot serve.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, field
+
+from aism_engine.clock import SystemClock
+from aism_engine.domain.agents.agent import AgentRecord, Liveness, ShownLiveness, shown_liveness
+from aism_engine.domain.agents.heartbeats import score_in_seconds
+from aism_engine.domain.commands.command import Command
+from aism_engine.domain.effects import DeadLetter
+from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.keys import Keys
+from aism_engine.store.records import CHUNK, chunks, measurements_in, text
+from aism_engine.store.store import Store, read_letter
+
+_RATES_OVER_S: Final = 10.0
+_RATES_FROM: Final = 1000
+"""Rates are those of so many seconds, and where more is decided of so many commits."""
+
+Tell = Callable[[str], None]
+"""Hears how far it is, where looking takes its time."""
+
+
+class AgentView(Struct, frozen=True, kw_only=True):
+    """An agent as Redis shows it: the engine's record of it, and what lies around it."""
+
+    agent: AgentRecord
+    heartbeat_age_s: float | None
+    """Since its last heartbeat, by its own clock; None: it has never beaten."""
+    queued: int | None
+    """Commands in its list that it has not taken yet; None where its key is no list."""
+    commands: list[Command] = field(default_factory=list)
+    """Those that are open, the oldest first."""
+    measurements: dict[str, float] = field(default_factory=dict)
+    silent_since: float | None = None
+    """Since when it gives no sign of life, as the engine has seen it; None: it does. Unix seconds by Redis `TIME`."""
+
+    @property
+    def liveness(self) -> ShownLiveness:
+        return shown_liveness(self.agent, self.silent_since is not None)
+
+
+class Overview(Struct, frozen=True, kw_only=True):
+    """A fleet in figures. Its names are published, and so for ever."""
+
+    leader: str | None
+    hold: str
+    agents: int
+    held: int
+    waiting_for: dict[str, int]
+    """How many wait for a human, or for an agent."""
+    by_type: dict[str, int]
+    by_state: dict[str, int]
+    by_liveness: dict[str, int]
+    queues: dict[str, int]
+    rates: dict[str, float]
+    """Facts of each kind in a second, lately."""
+    commands: dict[str, int]
+    """Those that are open, by their status."""
+    slowest: list[Command]
+    """Of those whose time has come, the ones that were accepted first."""
+
+
+class Inspector:
+    """Looks at one fleet."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._store = Store(client, keys, SystemClock())
+
+    # --- agents -------------------------------------------------------------------------------------------------------
+
+    async def agents(self) -> list[AgentView]:
+        """Look at all agents, in the order of their ids."""
+        ids = await self._ids()
+        commands, silent = await self._of_agents(), await self._store.silent()
+        return [seen for chunk in chunks(ids) for seen in await self._look(chunk, commands, silent)]
+
+    async def agent(self, agent_id: str) -> AgentView | None:
+        found = await self._look([agent_id], await self._of_agents(), await self._store.silent())
+        return next(iter(found), None)
+
+    async def _ids(self) -> list[str]:
+        with naming_outages():
+            return sorted(text(member) for member in await self._client.smembers(self._keys.index))
+
+    async def _of_agents(self) -> dict[str, list[Command]]:
+        found: dict[str, list[Command]] = {}
+        for command in await self.open_commands():
+            found.setdefault(command.agent_id, []).append(command)
+        return found
+
+    async def _look(
+        self, ids: Sequence[str], commands: Mapping[str, list[Command]], silent: Mapping[str, float]
+    ) -> list[AgentView]:
+        keys, pipeline = self._keys, self._client.pipeline(transaction=False)
+        for agent_id in ids:
+            pipeline.hgetall(keys.agent(agent_id))
+            pipeline.llen(keys.commands(agent_id))
+            pipeline.hgetall(keys.agent_measurements(agent_id))
+        with naming_outages():
+            replies = iter(await pipeline.execute(raise_on_error=False))
+        now, scores, found = await self._store.read_time(), await self._store.scores(ids), []
+        for agent_id in ids:
+            record, queued, measurements = next(replies), next(replies), next(replies)
+            if (agent := _agent(agent_id, record)) is not None:
+                seen = AgentView(
+                    agent=agent,
+                    heartbeat_age_s=_age_s(now, scores[agent_id]),
+                    queued=queued if isinstance(queued, int) else None,
+                    commands=commands.get(agent_id, []),
+                    measurements=_measurements(measurements),
+                    silent_since=silent.get(agent_id) if agent.liveness is Liveness.FRESH else None,
+                )
+                found.append(seen)
+        return found
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    async def open_commands(self, tell: Tell | None = None) -> list[Command]:
+        """Read the commands that have not ended, the oldest first. Each has a deadline; nothing lists them by agent."""
+        with naming_outages():
+            members = await self._client.zrange(self._keys.deadlines, 0, -1)
+        ids = [text(member).removeprefix("command:") for member in members if member.startswith(b"command:")]
+        return [command for command in await self._commands(ids, tell) if command.open]
+
+    async def all_commands(self, tell: Tell | None = None) -> list[Command]:
+        """Read the commands that are open or kept, the oldest first. It walks over all keys of the server."""
+        ids, start = [], len(self._keys.command(""))
+        with naming_outages():
+            async for key in self._client.scan_iter(match=f"{self._keys.command('')}*", count=CHUNK):
+                ids.append(text(key)[start:])
+                if tell is not None and len(ids) % CHUNK == 0:
+                    tell(f"{len(ids)} commands found")
+        return await self._commands(ids, tell)
+
+    async def _commands(self, ids: Sequence[str], tell: Tell | None) -> list[Command]:
+        found: list[Command] = []
+        for chunk in chunks(ids):
+            found += (await self._store.commands(chunk)).values()
+            if tell is not None:
+                tell(f"{len(found)} of {len(ids)} commands read")
+        return sorted(found, key=lambda command: command.accepted_at)
+
+    async def command(self, command_id: str) -> dict[str, str]:
+        """Read the whole record of a command; empty where there is none."""
+        return await self._record(self._keys.command(command_id))
+
+    async def group(self, group_id: str) -> dict[str, str]:
+        """Read the whole record of a request to many; empty where there is none."""
+        return await self._record(self._keys.group(group_id))
+
+    async def _record(self, key: str) -> dict[str, str]:
+        with naming_outages():
+            record = await self._client.hgetall(key)
+        return {text(name): text(value) for name, value in record.items()}
+
+    # --- dead letters -------------------------------------------------------------------------------------------------
+
+    async def letters(self, since: str = "-", until: str = "+") -> AsyncIterator[tuple[str, DeadLetter]]:
+        """Read the dead letters between two ids of their stream, the oldest first, each with its id."""
+        while True:
+            with naming_outages():
+                entries = await self._client.xrange(self._keys.dead_letters, since, until, count=CHUNK)
+            for dead_letter_id, fields in entries:
+                if (letter := read_letter(fields)) is not None:
+                    yield text(dead_letter_id), letter
+            if len(entries) < CHUNK:
+                return
+            since = f"({text(entries[-1][0])}"
+
+    # --- the whole ----------------------------------------------------------------------------------------------------
+
+    async def overview(self, slowest: int = 10, tell: Tell | None = None) -> Overview:
+        """Count everything."""
+        keys, now, ids = self._keys, await self._store.read_time(), await self._ids()
+        counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold", "waits_for")}
+        silent, fresh = await self._store.silent(), Liveness.FRESH.value.encode()
+        for chunk in chunks(ids):
+            pipeline = self._client.pipeline(transaction=False)
+            for agent_id in chunk:
+                pipeline.hmget(keys.agent(agent_id), *counted)
+            with naming_outages():
+                replies = await pipeline.execute(raise_on_error=False)
+            for agent_id, values in zip(chunk, replies, strict=True):
+                row = dict(zip(counted, values if isinstance(values, list) else (), strict=False))
+                if row.get("liveness") == fresh and agent_id in silent:
+                    row["liveness"] = ShownLiveness.SILENT.value.encode()
+                for name, value in row.items():
+                    counted[name][text(value or b"")] += 1
+            if tell is not None:
+                tell(f"{sum(counted['type'].values())} of {len(ids)} agents read")
+        commands = await self.open_commands(tell)
+        with naming_outages():
+            leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
+        return Overview(
+            leader=text(leader) if leader else None,
+            hold=text(hold or b""),
+            agents=len(ids),
+            held=counted["hold"].total() - counted["hold"][""],
+            waiting_for={who: count for who, count in counted["waits_for"].items() if who},
+            **{f"by_{name}": dict(counted[name].most_common()) for name in ("type", "state", "liveness")},
+            queues=await self._queues(),
+            rates=await self._rates(now),
+            commands=dict(Counter(command.status.value for command in commands).most_common()),
+            slowest=[command for command in commands if command.place != "later"][:slowest],
+        )
+
+    async def _queues(self) -> dict[str, int]:
+        keys, pipeline = self._keys, self._client.pipeline(transaction=False)
+        pipeline.llen(keys.response_queue)
+        pipeline.llen(keys.request_queue)
+        pipeline.llen(keys.fanout)
+        pipeline.zcard(keys.deadlines)
+        pipeline.xlen(keys.dead_letters)
+        with naming_outages():
+            counts = await pipeline.execute()
+        return dict(zip(("responses", "requests", "fanout", "deadlines", "dead_letters"), counts, strict=True))
+
+    async def _rates(self, now: float) -> dict[str, float]:
+        since = now - _RATES_OVER_S
+        with naming_outages():
+            entries = await self._client.xrevrange(
+                self._keys.audit, min=f"{since * 1000:.0f}", max="+", count=_RATES_FROM
+            )
+        if not entries:
+            return {}
+        if len(entries) == _RATES_FROM:
+            since = int(entries[-1][0].partition(b"-")[0]) / 1000
+        counted = Counter[str]()
+        for _, fields in entries:
+            with suppress(msgspec.DecodeError, TypeError, AttributeError):
+                counted.update(str(fact.get("event")) for fact in msgspec.json.decode(fields.get(b"facts", b"[]")))
+        span_s = max(now - since, 0.001)
+        return {event: round(count / span_s, 1) for event, count in counted.most_common()}
+
+
+def _age_s(now: float, score: float | None) -> float | None:
+    if score is None:
+        return None
+    return now - score_in_seconds(score)
+
+
+def _agent(agent_id: str, record: Any) -> AgentRecord | None:  # noqa: ANN401  a reply is what the server makes of it
+    if not isinstance(record, dict):
+        return None
+    try:
+        return AgentRecord.from_record(agent_id, {text(name): text(value) for name, value in record.items()})
+    except (KeyError, ValueError, msgspec.DecodeError):
+        return None
+
+
+def _measurements(reply: Any) -> dict[str, float]:  # noqa: ANN401
+    pairs = reply.items() if isinstance(reply, dict) else ()
+    return measurements_in((text(name), text(value)) for name, value in pairs)

@@ -1,0 +1,117 @@
+"""One plain connection to Redis, for a tool that lives for a single call: it asks, blocks, and is gone.
+
+Importing redis-py takes ten times as long as the whole of such a call. This is the part of it that is needed here: a
+socket, and hiredis to write and read the protocol. Nothing is retried; every outage has its name.
+"""
+
+import socket
+from collections.abc import Sequence
+from typing import Any, Final, Self, TypeAlias
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import hiredis
+
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.redact import NOT_PLAIN, is_plain, redacted
+from aism_engine.store.redis_error_codes import OUTAGES
+
+Word: TypeAlias = str | bytes | float
+
+_CONNECT_S: Final = 2.0
+_REPLY_S: Final = 3.0
+_READ: Final = 65_536
+_SCHEMES: Final = ("redis", "rediss", "unix")
+
+
+class RefusedCommandError(Exception):
+    """The server says no, and it is no outage: a bug of ours."""
+
+
+class SyncRedis:
+    """A connection, in RESP2. Raises ServerUnavailableError for whatever keeps the server from serving."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._socket = stream
+        self._reader = hiredis.Reader(replyError=RefusedCommandError)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect, and log in. `url` is redis://, rediss:// or unix://; ValueError where it is none of them."""
+        if not is_plain(url):
+            raise ValueError(NOT_PLAIN)
+        where = urlsplit(url)
+        options = dict(parse_qsl(where.query))
+        if where.scheme not in _SCHEMES or (where.scheme == "unix" and not where.path):
+            raise ValueError(f"expected redis://HOST, rediss://HOST or unix:///PATH, got {redacted(url)!r}")
+        try:
+            wire = cls(_connect(where, options))
+        except OSError as error:
+            raise _outage(error) from error
+        try:
+            wire._log_in(where, options)
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - a reply is what the command makes it
+        """Ask one thing. `wait_s` is for how long the server may let us wait by itself."""
+        return self.calls([words], wait_s=wait_s)[0]
+
+    def calls(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
+        """Ask several things at once; gives their replies."""
+        try:
+            self._socket.settimeout(wait_s + _REPLY_S)
+            for words in commands:
+                self._socket.sendall(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type]  # a stub for one word
+            return [self._reply() for _ in commands]
+        except OSError as error:
+            raise _outage(error) from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _log_in(self, where: SplitResult, options: dict[str, str]) -> None:
+        user = unquote(where.username or options.get("username", ""))
+        password = unquote(where.password or "") or options.get("password", "")
+        database = options.get("db") or (where.path.lstrip("/") if where.scheme != "unix" else "") or "0"
+        if password:
+            self.call("AUTH", *([user] if user else []), password)
+        if database != "0":
+            self.call("SELECT", database)
+
+    def _reply(self) -> Any:  # noqa: ANN401
+        while (reply := self._reader.gets()) is False:
+            data = self._socket.recv(_READ)
+            if not data:
+                raise ConnectionResetError("the server has closed the connection")
+            self._reader.feed(data)
+        if isinstance(reply, RefusedCommandError):
+            outage = OUTAGES.get(str(reply).split(maxsplit=1)[0])
+            raise reply if outage is None else ServerUnavailableError(outage, str(reply))
+        return reply
+
+
+def _connect(where: SplitResult, options: dict[str, str]) -> socket.socket:
+    if where.scheme == "unix":
+        stream = socket.socket(socket.AF_UNIX)
+        stream.settimeout(_CONNECT_S)
+        stream.connect(unquote(where.path))
+        return stream
+    host, port = where.hostname or "localhost", where.port or 6379
+    stream = socket.create_connection((host, port), timeout=_CONNECT_S)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if where.scheme == "redis":
+        return stream
+    import ssl  # noqa: PLC0415  it takes its time, and most do without
+
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if options.get("ssl_cert_reqs") == "none":
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(stream, server_hostname=host)
+
+
+def _outage(error: OSError) -> ServerUnavailableError:
+    if isinstance(error, ConnectionRefusedError):
+        return ServerUnavailableError("refused", str(error))
+    return ServerUnavailableError("timeout" if isinstance(error, TimeoutError) else "connection", str(error))
