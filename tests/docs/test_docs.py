@@ -291,7 +291,7 @@ def test_decisions_are_numbered_without_a_gap() -> None:
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert text.startswith(f"# {page.name[:4]}: ")
-        assert HEADING.findall(text)[1:] == ["Question", "Chosen", "Rejected", "Evidence"]
+        assert HEADING.findall(text)[1:] == ["Question", "Decision", "Rejected", "Evidence"]
 
 
 # --- the examples -----------------------------------------------------------------------------------------------------
