@@ -17,7 +17,7 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  who li
 
 
 class Alive(Struct):
-    """Reply of /livez. The structs of http/routes.py are repeated here: importing them takes longer than the request."""
+    """Reply of /livez. The structs of http/routes.py are repeated: importing them takes longer than the request."""
 
     status: str
 

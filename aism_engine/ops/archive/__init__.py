@@ -6,7 +6,7 @@
     audit-2026-11-23.jsonl          the day that is written
 
 The files are one log, in the order of their names. A line is a `Line` of `ops/audit_log.py`. An entry is in the
-file of its day, by the clock of Redis, or of the last day that was begun, if that is later: what is closed stays closed.
+file of its day, by the clock of Redis, or of the last day that was begun, if later: closed files never change.
 
 What is guaranteed. The last whole line is where to go on: after a kill -9 what was torn is cut off, and is read again
 from the audit. One engine writes into a directory: another finds it locked. `synced` is what a loss of power cannot
