@@ -84,8 +84,8 @@ class Metrics:
         self.silent = Gauge(
             "aism_agents_silent", "Agents that are silent, and not lost yet, as of the last scan", registry=r
         )
-        self.strange_heartbeats = Gauge(
-            "aism_heartbeats_strange", "Members of the heartbeats that are no agent ids", registry=r
+        self.invalid_heartbeat_members = Gauge(
+            "aism_invalid_heartbeat_members", "Members of the heartbeats that are no agent ids", registry=r
         )
         self.skewed = Gauge(
             "aism_agents_skewed", "Agents that beat with a clock ahead, or behind", ["direction"], registry=r

@@ -9,7 +9,7 @@ _INDENT: Final = "    "
 
 
 def terms(machine: Machine, name: str) -> Iterator[str]:
-    """Say in short what a state asks for, beside its arrows."""
+    """Say in short what a state asks for, beside its transitions."""
     state = machine.state(name)
     if state.final:
         yield "final"
@@ -26,17 +26,17 @@ def terms(machine: Machine, name: str) -> Iterator[str]:
         yield f"not again for {state.cooldown:g} s"
     if state.max_agents:
         yield f"room for {state.max_agents}"
-    for target in state.arrows:
+    for target in state.transitions:
         yield f"to {target}: {arrow_terms(machine, name, target)}"
 
 
 def arrow_terms(machine: Machine, name: str, target: str) -> str:
-    """Say what one arrow asks for; nothing where it is anybody's."""
-    arrow = machine.state(name).arrows.get(target)
-    if arrow is None:
+    """Say what one transition asks for; nothing where it is anybody's."""
+    transition = machine.state(name).transitions.get(target)
+    if transition is None:
         return ""
-    by = f"by {' or '.join(arrow.by)}" if set(arrow.by) != set(PARTIES) else ""
-    needs = f"needs {', '.join(arrow.requires)}" if arrow.requires else ""
+    by = f"by {' or '.join(transition.by)}" if set(transition.by) != set(PARTIES) else ""
+    needs = f"needs {', '.join(transition.requires)}" if transition.requires else ""
     return ", ".join(filter(None, (by, needs)))
 
 

@@ -102,7 +102,7 @@ def graph(
 ) -> None:
     """Print one machine as a Mermaid diagram, for a page or an editor that draws it.
 
-    An arrow says what it asks for, and `max_stay` where the engine takes it by itself.
+    A transition says what it asks for, and `max_stay` where the engine takes it by itself.
 
     \b
     Example:

@@ -100,31 +100,39 @@ class DivergenceSettings(Section, frozen=True):
     idle_at_work: Annotated[bool, Meta(description="Rule: declares a working state and shows no activity")] = True
     working_states: Annotated[States, Meta(description="States that mean that the agent works")] = ("deep_work",)
     idle_evidence_after: Annotated[Seconds, Meta(description="Seconds without activity that count as evidence")] = 600.0
-    beats_offline: Annotated[bool, Meta(description="Rule: declares an absent state and sends heartbeats")] = True
+    heartbeat_while_absent: Annotated[bool, Meta(description="Rule: declares an absent state and sends heartbeats")] = (
+        True
+    )
     absent_states: Annotated[States, Meta(description="States that mean that the agent is absent")] = ("offline",)
-    beating_after: Annotated[Seconds, Meta(description="Seconds of heartbeats that count as evidence")] = 120.0
+    heartbeat_evidence_after: Annotated[Seconds, Meta(description="Seconds of heartbeats that count as evidence")] = (
+        120.0
+    )
     forbidden_state: Annotated[bool, Meta(description="Rule: publishes a state that its machine does not allow")] = True
-    contradiction_after: Annotated[
+    forbidden_evidence_after: Annotated[
         Seconds, Meta(description="Seconds without a further transition that count as evidence")
     ] = 30.0
     never_acks: Annotated[bool, Meta(description="Rule: takes commands and never acknowledges one")] = True
     unacked_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
     never_finishes: Annotated[bool, Meta(description="Rule: acknowledges commands and never finishes one")] = True
     unfinished_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
-    two_voices: Annotated[bool, Meta(description="Rule: two instances speak under one agent id")] = True
+    duplicate_instance: Annotated[bool, Meta(description="Rule: two instances speak under one agent id")] = True
     instance_switches: Annotated[
         SmallCount, Meta(description="Returns to an earlier instance that count as evidence")
     ] = 3
-    quiet_after: Annotated[
+    switch_window: Annotated[
         Seconds, Meta(description="Seconds for which a switch counts; without one the divergence closes")
     ] = 300.0
-    undistilled: Annotated[bool, Meta(description="Rule: measures too large a context and does not condense it")] = True
+    context_too_large: Annotated[
+        bool, Meta(description="Rule: measures too large a context and does not condense it")
+    ] = True
     context_measurement: Annotated[Name, Meta(description="Measurement that reports the context size")] = (
         "context_tokens"
     )
     context_limit: Annotated[Limit, Meta(description="Largest context, in the unit of that measurement")] = 150_000.0
     distill_states: Annotated[States, Meta(description="States in which an agent condenses its context")] = ("distill",)
-    distill_after: Annotated[Seconds, Meta(description="Seconds above the limit that count as evidence")] = 120.0
+    context_evidence_after: Annotated[Seconds, Meta(description="Seconds above the limit that count as evidence")] = (
+        120.0
+    )
 
 
 class Policy(Struct, frozen=True, kw_only=True):

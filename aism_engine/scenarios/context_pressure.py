@@ -24,7 +24,7 @@ _ROUNDS: Final = 3
 _MOST: Final = 1000
 _SETTINGS: Final = {
     "divergence.poll_interval": 0.2,
-    "divergence.distill_after": 0.1,
+    "divergence.context_evidence_after": 0.1,
     "divergence.context_limit": float(LIMIT),
     "divergence.idle_evidence_after": 3600.0,
 }
@@ -90,5 +90,5 @@ def _advises(data: bytes, agent_id: str) -> bool:
         event: dict[str, Any] = msgspec.json.decode(data)
         details = event.get("details") or {}
         told = (event.get("code"), event.get("agent_id"), details.get("rule"), details.get("status"))
-        return told == ("divergence", agent_id, "undistilled", "opened")
+        return told == ("divergence", agent_id, "context_too_large", "opened")
     return False

@@ -70,7 +70,7 @@ class DivergenceChecker(Service):
             self._heartbeats.reset()
             self._fleet, self._watched_from = fleet, self._store.now
             self._round, self._open = [], Counter()
-            log.info("watch_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
+            log.info("observations_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
 
     async def _look(self, fleet: Fleet, agent_ids: Sequence[str]) -> list[Decision]:
         agents = [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]

@@ -159,7 +159,7 @@ class Reaper(Service):
 
     def _reset(self, gap_s: float) -> None:
         self._watch.reset()
-        log.info("watch_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
+        log.info("observations_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
 
     @property
     def _rest_s(self) -> float:

@@ -107,7 +107,7 @@ class Registrar(Service):
             if cursor == 0:
                 break
         if strange and strange != self._strange:
-            log.warning("strange_heartbeats", count=strange, first=first[:80])
+            log.warning("invalid_heartbeat_members", count=strange, first=first[:80])
         self._tell_strange(strange)
         return decisions + await self._unwatch(fleet, sorted(missing))
 
@@ -124,7 +124,7 @@ class Registrar(Service):
 
     def _tell_strange(self, count: int) -> None:
         self._strange = count
-        self._context.metrics.strange_heartbeats.set(count)
+        self._context.metrics.invalid_heartbeat_members.set(count)
 
     async def stand_by(self) -> None:
         self._tell_strange(0)

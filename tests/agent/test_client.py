@@ -192,4 +192,4 @@ async def test_two_processes_under_one_id_are_noticed_and_a_tool_beside_one_is_n
         for speaker in (one, two, one):
             await speaker.measure({"x": 4}, reply=True)
         (found,) = await eventually(lambda: engine.audit("divergence_opened"))
-        assert (found["code"], found["details"]["confidence"]) == ("two_voices", "certain")
+        assert (found["code"], found["details"]["confidence"]) == ("duplicate_instance", "certain")

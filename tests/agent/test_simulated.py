@@ -19,7 +19,7 @@ def simulation(server: EmbeddedServer, prefix: str, seed: int) -> Simulation:
 
 
 def test_its_agents_keep_to_the_journey() -> None:
-    """Every way that they take by themselves is an arrow of the machine."""
+    """Every way that they take by themselves is a transition of the machine."""
     journey = load_machines(MachinesSettings()).machines["journey"]
     assert [(here, to) for here, ways in _WAYS.items() for to in ways if to not in journey.allowed(here)] == []
 

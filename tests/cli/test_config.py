@@ -98,7 +98,7 @@ async def test_machines_list_and_show(cli: Call) -> None:
     assert (await cli("machines", "show", "nothing")).code == 1
 
 
-async def test_machines_graph_draws_every_arrow(cli: Call) -> None:
+async def test_machines_graph_draws_every_transition(cli: Call) -> None:
     """In Mermaid, each state under an id of its own."""
     states = (await cli("machines", "show", "journey", "--json")).json["states"]
     lines = (await cli("machines", "graph", "journey")).out.splitlines()

@@ -93,7 +93,7 @@ class Phoenix:
             "retention.absent_agent_ttl": 1.0,
             "registrar.metadata_interval": 0.2,
             "divergence.poll_interval": 0.1,
-            "divergence.contradiction_after": 0.2,
+            "divergence.forbidden_evidence_after": 0.2,
             "supervisor.restarts": 0,
         }
         self._point = point

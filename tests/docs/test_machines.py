@@ -3,7 +3,7 @@
 import re
 from typing import get_args
 
-from aism_engine.domain.machines.loader import ARROW_KEYS, MACHINE_KEYS, STATE_KEYS, parse_all
+from aism_engine.domain.machines.loader import MACHINE_KEYS, STATE_KEYS, TRANSITION_KEYS, parse_all
 from aism_engine.domain.machines.machine import PARTIES, Code, Kind, Machine
 from tests.docs.reading import DOCS, first_column, table
 
@@ -31,13 +31,13 @@ def test_every_key_has_its_row() -> None:
     for heading, keys in (
         ("Keys of a machine", MACHINE_KEYS),
         ("Keys of a state", STATE_KEYS),
-        ("Keys of an arrow", ARROW_KEYS),
+        ("Keys of a transition", TRANSITION_KEYS),
     ):
         assert set(first_column(heading, PAGE)) == set(keys)
 
 
 def test_every_code_type_and_party_is_named() -> None:
     """What can be written, and what can be answered."""
-    arrow = " ".join(" ".join(row) for row in table("Keys of an arrow", PAGE))
-    assert {word for word in (*get_args(Kind), *PARTIES) if f"`{word}`" not in arrow} == set()
+    transition = " ".join(" ".join(row) for row in table("Keys of a transition", PAGE))
+    assert {word for word in (*get_args(Kind), *PARTIES) if f"`{word}`" not in transition} == set()
     assert {code for code in get_args(Code) if f"`{code}`" not in PAGE} == set()

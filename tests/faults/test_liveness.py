@@ -93,12 +93,12 @@ async def test_who_beats_while_the_engine_is_stopped_is_not_lost_and_who_does_no
     ):
         await eventually(lambda: reader.call("ZSCORE", reader.keys.silent, "gone"), 20)
         for number in (1, 2):
-            resets = engine.count("watch_reset", component="reaper")
+            resets = engine.count("observations_reset", component="reaper")
             engine.signal(signal.SIGSTOP)
             await beats.wait_more(LOST_AFTER_S + 1)
             resumed_at = await beats.now()
             engine.signal(signal.SIGCONT)
-            await engine.wait_event("watch_reset", component="reaper", times=resets + 1)
+            await engine.wait_event("observations_reset", component="reaper", times=resets + 1)
             assert await reader.audit("agent_lost") == [], number
         await eventually(lambda: _lost(reader, 2), LOST_AFTER_S + 10)
         lost = await reader.audit("agent_lost")

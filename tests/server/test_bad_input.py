@@ -384,7 +384,7 @@ async def test_heartbeats_under_names_that_are_no_ids_are_left_out(engine: Runni
     await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, "fine")
     await eventually(lambda: engine.record("fine"))
     assert await engine.call("SMEMBERS", engine.keys.index) in ({b"fine"}, [b"fine"])
-    await eventually(lambda: engine.metric("aism_heartbeats_strange") == 5)
+    await eventually(lambda: engine.metric("aism_invalid_heartbeat_members") == 5)
     assert await engine.call("ZCARD", engine.keys.heartbeats) == 6
 
 

@@ -90,7 +90,7 @@ def idle(world: Watched) -> None:
     world.now += 600
 
 
-def beats_offline(world: Watched) -> None:
+def heartbeat_while_absent(world: Watched) -> None:
     world.begin("inbox", "logout", "offline")
     for second in range(130):
         world.beat(world.now)
@@ -145,15 +145,15 @@ def _keep_quiet(world: Watched) -> None:
 LIES: Final[list[tuple[str, Callable[[Watched], None], Callable[[Watched], object]]]] = [
     ("idle_at_work", idle, lambda world: world.say("state_transition", target="inbox")),
     ("idle_at_work", idle, lambda world: world.say("measurement", depth=1)),
-    ("beats_offline", beats_offline, lambda world: world.say("register", type="scribe")),
+    ("heartbeat_while_absent", heartbeat_while_absent, lambda world: world.say("register", type="scribe")),
     ("forbidden_state", forbidden, lambda world: world.publish("deep_work")),
     ("forbidden_state", forbidden, lambda world: world.say("register", type="scribe")),
     ("never_acks", no_acks, _ack_one),
     ("never_acks", no_acks, lambda world: world.say("register", type="scribe")),
     ("never_finishes", no_ends, _finish_one),
-    ("two_voices", two_instances, _keep_quiet),
-    ("undistilled", full_context, lambda world: world.say("state_transition", target="distill")),
-    ("undistilled", full_context, lambda world: world.say("measurement", context_tokens=150_000)),
+    ("duplicate_instance", two_instances, _keep_quiet),
+    ("context_too_large", full_context, lambda world: world.say("state_transition", target="distill")),
+    ("context_too_large", full_context, lambda world: world.say("measurement", context_tokens=150_000)),
 ]
 IDS: Final = [f"{rule}-{number}" for number, (rule, *_) in enumerate(LIES)]
 
@@ -191,7 +191,7 @@ def test_a_rule_that_is_off_says_nothing_and_closes_what_it_opened(
     world = Watched(rule)
     lie(world)
     world.judge()
-    world.policy = Watched("two_voices" if rule != "two_voices" else "undistilled").policy
+    world.policy = Watched("duplicate_instance" if rule != "duplicate_instance" else "context_too_large").policy
     world.judge()
     assert world.told_of == [("opened", rule), ("closed", rule)]
 
@@ -217,7 +217,7 @@ def test_what_was_not_seen_or_not_read_proves_nothing(
     world = Watched(rule)
     lie(world)
     world.unread_s = world.now - NOW + 1
-    is_of_silence = rule in {"idle_at_work", "beats_offline", "forbidden_state", "undistilled"}
+    is_of_silence = rule in {"idle_at_work", "heartbeat_while_absent", "forbidden_state", "context_too_large"}
     assert world.judge().outcome == ("unchanged" if is_of_silence else "applied")
     world = Watched(rule)
     lie(world)
@@ -257,7 +257,7 @@ def test_a_command_in_hand_is_no_idleness() -> None:
 
 def test_who_was_moved_has_claimed_nothing() -> None:
     """A state that another gave it is no word of the agent's."""
-    world = Watched("idle_at_work", "beats_offline")
+    world = Watched("idle_at_work", "heartbeat_while_absent")
     world.begin("inbox", "logout")
     draft = world.draft()
     world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 45.0))
@@ -299,7 +299,7 @@ def test_many_in_hand_at_once_are_missed_once() -> None:
 
 def test_a_restart_is_no_second_voice() -> None:
     """Even if the last word of the old process comes late, and however often it is restarted."""
-    world = Watched("two_voices")
+    world = Watched("duplicate_instance")
     world.begin("inbox")
     for instance in ("A", "A", "B", "A", "B", "C", "D", "E"):
         world.say("register", type="scribe", instance=instance)
@@ -308,8 +308,8 @@ def test_a_restart_is_no_second_voice() -> None:
 
 
 def test_the_gap_before_a_registration_is_no_lie() -> None:
-    """A process that starts beats before it has registered: for less than `beating_after`."""
-    world = Watched("beats_offline")
+    """A process that starts beats before it has registered: for less than `heartbeat_evidence_after`."""
+    world = Watched("heartbeat_while_absent")
     world.begin("inbox", "logout", "offline")
     world.now += LONG
     for _ in range(119):

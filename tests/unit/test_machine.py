@@ -56,7 +56,7 @@ def journey() -> Machine:
 # What is shipped
 
 
-def test_the_journey_has_the_arrows_of_the_design_and_no_others(journey: Machine) -> None:
+def test_the_journey_has_the_transitions_of_the_design_and_no_others(journey: Machine) -> None:
     """Of all pairs of states, exactly those of the table above are allowed."""
     pairs = {(a, b) for a, b in product(JOURNEY_ARROWS, repeat=2) if a != b and journey.check(a, b) is None}
     assert pairs == {(state, target) for state, targets in JOURNEY_ARROWS.items() for target in targets}
@@ -215,7 +215,7 @@ def test_staying_is_no_transition(journey: Machine) -> None:
 
 
 def test_a_refusal_says_what_is_allowed_and_how_to_get_there(journey: Machine) -> None:
-    """An agent that asks for a leap is told the current state, its arrows and a shortest path."""
+    """An agent that asks for a leap is told the current state, its transitions and a shortest path."""
     refusal = journey.check("offline", "deep_work")
     assert refusal is not None
     assert (refusal.code, refusal.current, refusal.requested) == ("not_allowed", "offline", "deep_work")
@@ -263,7 +263,7 @@ def machines(draw: st.DrawFn) -> Machine:
 
 
 @given(st.data())
-def test_whatever_is_declared_the_state_is_one_of_the_machine_and_each_step_an_arrow(data: st.DataObject) -> None:
+def test_whatever_is_declared_the_state_is_one_of_the_machine_and_each_step_a_transition(data: st.DataObject) -> None:
     """Only what `check` lets through is applied; each refusal names a true reason and true ways out."""
     machine = data.draw(machines())
     declared = data.draw(st.lists(st.sampled_from(sorted(machine.states)) | NAMES | st.text(max_size=70), max_size=20))
@@ -271,14 +271,14 @@ def test_whatever_is_declared_the_state_is_one_of_the_machine_and_each_step_an_a
     for target in declared:
         refusal = machine.check(state, target)
         to = machine.states[state].to
-        arrows = set(machine.states) - {state} if to == (ANY,) else set(to)
+        transitions = set(machine.states) - {state} if to == (ANY,) else set(to)
         if refusal is None:
-            assert target in arrows | {state}
+            assert target in transitions | {state}
             state = target
             continue
-        assert target not in arrows | {state}
+        assert target not in transitions | {state}
         assert refusal.code == ("not_allowed" if target in machine.states else "unknown_state")
-        assert (refusal.current, set(refusal.allowed)) == (state, arrows)
+        assert (refusal.current, set(refusal.allowed)) == (state, transitions)
         if refusal.code == "not_allowed":
             for path in refusal.suggestions:
                 status_changes = [state, *path.split(", then ")]

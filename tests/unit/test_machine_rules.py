@@ -1,4 +1,4 @@
-"""The laws of what a machine asks for beside its arrows: stays, cooldowns, room, contexts, parties, inheritance."""
+"""Conditions of a transition: stays, cooldowns, `max_agents`, context, parties; and inheritance between machines."""
 
 from typing import Any, get_args
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.domain.machines.loader import parse, parse_all
-from aism_engine.domain.machines.machine import PARTIES, Arrow, Kind, Machine, State, TransitionCase
+from aism_engine.domain.machines.machine import PARTIES, Kind, Machine, State, Transition, TransitionCase
 from aism_engine.errors import ConfigError
 
 FULL = """\
@@ -19,9 +19,9 @@ initial = "inbox"
 [states.inbox]
 to = ["work", "talk"]
 min_stay = 5
-[states.inbox.arrows.work]
+[states.inbox.transitions.work]
 requires = { branch = "string", tokens = "integer" }
-[states.inbox.arrows.talk]
+[states.inbox.transitions.talk]
 by = ["operator"]
 
 [states.work]
@@ -86,9 +86,9 @@ def test_every_key_means_what_it_says(machine: Machine) -> None:
         max_agents=2,
     )
     assert machine.states["talk"] == State(to=("inbox",), accepts_messages=False, waits_for="human")
-    assert machine.states["inbox"].arrows == {
-        "work": Arrow({"branch": "string", "tokens": "integer"}, PARTIES),
-        "talk": Arrow({}, ("operator",)),
+    assert machine.states["inbox"].transitions == {
+        "work": Transition({"branch": "string", "tokens": "integer"}, PARTIES),
+        "talk": Transition({}, ("operator",)),
     }
     assert machine.allowed("done") == ()
 
@@ -116,7 +116,7 @@ GOOD = {"branch": "main", "tokens": 7}
         (TransitionCase("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
     ],
 )
-def test_an_arrow_is_taken_only_where_all_it_asks_for_is_there(
+def test_a_transition_is_taken_only_where_all_it_asks_for_is_there(
     machine: Machine, case: TransitionCase, target: str, expected: str | None
 ) -> None:
     """Its party, its context, the stay before it, and the cooldown and the room of its target."""
@@ -166,11 +166,23 @@ def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
         (
             '"integer"',
             '"int"',
-            'full.toml:10: [states.inbox] arrows.work.requires: unknown "int" (did you mean "integer"?)',
+            'full.toml:10: [states.inbox] transitions.work.requires: unknown "int" (did you mean "integer"?)',
         ),
-        ('["operator"]', '["boss"]', 'full.toml:12: [states.inbox] arrows.talk.by: unknown "boss"; there are: agent'),
-        ('["operator"]', "[]", "full.toml:12: [states.inbox] arrows.talk.by: an arrow that nobody may take is none"),
-        ("arrows.talk]", "arrows.tolk]", 'full.toml:11: [states.inbox] arrows.tolk: inbox does not lead to "tolk"'),
+        (
+            '["operator"]',
+            '["boss"]',
+            'full.toml:12: [states.inbox] transitions.talk.by: unknown "boss"; there are: agent',
+        ),
+        (
+            '["operator"]',
+            "[]",
+            "full.toml:12: [states.inbox] transitions.talk.by: a transition that nobody may take is none",
+        ),
+        (
+            "transitions.talk]",
+            "transitions.tolk]",
+            'full.toml:11: [states.inbox] transitions.tolk: inbox does not lead to "tolk"',
+        ),
         ('initial = "inbox"', 'initial = "work"', 'full.toml:4: [machine] initial: "work" has max_agents'),
         ("final = true", "final = false", 'full.toml:28: [states.done]: "to" is missing'),
     ],
@@ -182,12 +194,15 @@ def test_each_mistake_is_named_with_its_file_and_line(old: str, new: str, expect
 
 
 def test_where_the_engine_shall_lead_it_must_be_able_to(machine: Machine) -> None:
-    """An arrow that is not for the engine, or asks for a context, is none that it can take after a stay."""
+    """A transition that is not for the engine, or asks for a context, is none that it can take after a stay."""
     assert machine.states["work"].after_max_stay == "inbox"
-    barred = '[states.work.arrows.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
+    barred = '[states.work.transitions.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
     assert problems(full=FULL + barred) == (
-        'full.toml:19: [states.work] after_max_stay: the arrow to "inbox" requires a context, and the engine has none',
-        'full.toml:19: [states.work] after_max_stay: the engine may not take the arrow to "inbox": see its "by"',
+        'full.toml:19: [states.work] after_max_stay: the engine may not take the transition to "inbox": see its "by"',
+        (
+            'full.toml:19: [states.work] after_max_stay: the transition to "inbox" requires a context,'
+            " and the engine has none"
+        ),
     )
 
 
@@ -202,7 +217,7 @@ def test_a_machine_has_all_of_the_one_it_extends_but_for_what_it_writes_itself()
     assert (child.initial, child.version, child.extends) == ("inbox", 3, "full")
     assert (child.states["work"].max_stay, child.states["work"].cooldown) == (60, 30)
     assert child.allowed("inbox") == ("work", "talk", "rest")
-    assert child.states["inbox"].arrows == found["full"].states["inbox"].arrows
+    assert child.states["inbox"].transitions == found["full"].states["inbox"].transitions
     assert (grown.version, grown.states["rest"]) == (9, State(to=("inbox",), min_stay=1))
 
 
@@ -210,26 +225,30 @@ def test_what_is_inherited_can_be_lifted() -> None:
     """By what means none: 0, or an empty text."""
     free = '[machine]\nname = "free"\nextends = "full"\n'
     free += '[states.work]\nmax_stay = 0\nafter_max_stay = ""\ncooldown = 0\nmax_agents = 0\n'
-    free += '[states.inbox]\nmin_stay = 0\narrows = {}\n[states.talk]\nwaits_for = ""\n'
+    free += '[states.inbox]\nmin_stay = 0\ntransitions = {}\n[states.talk]\nwaits_for = ""\n'
     found = parse_all({"f.toml": FULL, "free.toml": free})["free"]
     assert found.states["work"] == State("Works.", ("inbox", "done"), accepts_messages="later")
-    assert (found.states["inbox"].min_stay, found.states["inbox"].arrows, found.states["talk"].waits_for) == (0, {}, "")
+    assert (found.states["inbox"].min_stay, found.states["inbox"].transitions, found.states["talk"].waits_for) == (
+        0,
+        {},
+        "",
+    )
 
 
-def test_an_arrow_is_inherited_by_itself() -> None:
+def test_a_transition_is_inherited_by_itself() -> None:
     """What is written of one changes no other, and of itself only the keys that are written; where a state leads no
     more, nothing is asked.
     """
     head = '[machine]\nname = "{}"\nextends = "{}"\n'
     base = '[machine]\nname = "base"\ninitial = "a"\n[states.a]\nto = ["b", "c"]\n'
-    base += '[states.a.arrows.b]\nrequires = { plan = "string" }\nby = ["agent"]\n'
-    base += '[states.a.arrows.c]\nby = ["operator"]\n[states.b]\nto = ["a"]\n[states.c]\nto = ["a"]\n'
-    one = head.format("one", "base") + '[states.a.arrows.b]\nby = ["engine"]\n'
+    base += '[states.a.transitions.b]\nrequires = { plan = "string" }\nby = ["agent"]\n'
+    base += '[states.a.transitions.c]\nby = ["operator"]\n[states.b]\nto = ["a"]\n[states.c]\nto = ["a"]\n'
+    one = head.format("one", "base") + '[states.a.transitions.b]\nby = ["engine"]\n'
     two = head.format("two", "one") + '[states.a]\nto = ["b"]\n[states.b]\nto = ["a", "c"]\n'
     found = parse_all({"base.toml": base, "one.toml": one, "two.toml": two})
-    b, c = Arrow(requires={"plan": "string"}, by=("engine",)), Arrow(by=("operator",))
-    assert found["one"].states["a"].arrows == {"b": b, "c": c}
-    assert found["two"].states["a"].arrows == {"b": b}
+    b, c = Transition(requires={"plan": "string"}, by=("engine",)), Transition(by=("operator",))
+    assert found["one"].states["a"].transitions == {"b": b, "c": c}
+    assert found["two"].states["a"].transitions == {"b": b}
 
 
 def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
@@ -271,14 +290,14 @@ _contexts: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """Any machine of a few states, with whatever a state and an arrow can ask for."""
+    """Any machine of a few states, with whatever a state and a transition can ask for."""
     names = draw(st.lists(_names, min_size=2, max_size=4, unique=True))
     states = {}
     for name in names:
         to = tuple(draw(st.lists(st.sampled_from([each for each in names if each != name]), unique=True)))
         kinds = st.sampled_from(get_args(Kind))
-        arrows = {
-            target: Arrow(
+        transitions = {
+            target: Transition(
                 draw(st.dictionaries(st.sampled_from(["x", "y"]), kinds, max_size=2)),
                 tuple(draw(st.lists(st.sampled_from(PARTIES), min_size=1, unique=True))),
             )
@@ -291,7 +310,7 @@ def machines(draw: st.DrawFn) -> Machine:
             min_stay=draw(_seconds),
             cooldown=draw(_seconds),
             max_agents=draw(st.integers(0, 2)),
-            arrows=arrows,
+            transitions=transitions,
         )
     return Machine(name="any", initial=names[0], states=states)
 
@@ -318,7 +337,9 @@ def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObje
     assert refusal is not None
     assert (refusal.code, refusal.missing, refusal.retry_after_s) == (expected, missing, retry_after_s)
     assert set(refusal.allowed) == {
-        way for way in machine.states[current].to if case.by in machine.states[current].arrows.get(way, Arrow()).by
+        way
+        for way in machine.states[current].to
+        if case.by in machine.states[current].transitions.get(way, Transition()).by
     }
 
 
@@ -327,8 +348,10 @@ def reason(
 ) -> tuple[str | None, dict[str, Any], float | None]:
     """Judge a transition again, word by word: the code, what is missing of the context, and when to try again."""
     start, goal = machine.states[current], machine.states.get(target)
-    arrow = start.arrows.get(target, Arrow())
-    missing = {key: kind for key, kind in arrow.requires.items() if kind not in kinds_of((case.context or {}).get(key))}
+    transition = start.transitions.get(target, Transition())
+    missing = {
+        key: kind for key, kind in transition.requires.items() if kind not in kinds_of((case.context or {}).get(key))
+    }
     found: tuple[str | None, dict[str, Any], float | None] = (None, {}, None)
     if target == current:
         pass
@@ -336,7 +359,7 @@ def reason(
         found = ("unknown_state", {}, None)
     elif target not in start.to:
         found = ("not_allowed", {}, None)
-    elif case.by not in arrow.by:
+    elif case.by not in transition.by:
         found = ("wrong_party", {}, None)
     elif missing:
         found = ("context_missing", missing, None)

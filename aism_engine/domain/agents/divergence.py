@@ -23,7 +23,13 @@ from aism_engine.domain.agents.heartbeats import AbsentHeartbeat
 from aism_engine.domain.policy import DivergenceSettings
 
 Rule: TypeAlias = Literal[
-    "idle_at_work", "beats_offline", "forbidden_state", "never_acks", "never_finishes", "two_voices", "undistilled"
+    "idle_at_work",
+    "heartbeat_while_absent",
+    "forbidden_state",
+    "never_acks",
+    "never_finishes",
+    "duplicate_instance",
+    "context_too_large",
 ]
 
 
@@ -93,7 +99,7 @@ def idle_at_work(view: AgentObservation, limits: DivergenceSettings) -> Judgemen
     return None
 
 
-def beats_offline(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
+def heartbeat_while_absent(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
     """It says that it is not there, and goes on beating: longer than a process takes that has started and has not
     registered yet.
     """
@@ -103,7 +109,7 @@ def beats_offline(view: AgentObservation, limits: DivergenceSettings) -> Judgeme
     if beats is None or beats.beating is None or beats.absent_since != agent.since:
         return None
     began_at, before_last = beats.beating
-    if before_last - began_at < limits.beating_after or beats.beat_at > view.heard_until:
+    if before_last - began_at < limits.heartbeat_evidence_after or beats.beat_at > view.heard_until:
         return None
     return Diverged(
         reason=f"says {agent.state}, but has gone on beating for {before_last - began_at:.0f} s",
@@ -122,7 +128,7 @@ def forbidden_state(view: AgentObservation, limits: DivergenceSettings) -> Judge
         return Consistent("it has published nothing since")
     if agent.declared == agent.state or agent.since > agent.declared_at:
         return Consistent("it has moved on")
-    if view.lasted(agent.declared_at) < limits.contradiction_after:
+    if view.lasted(agent.declared_at) < limits.forbidden_evidence_after:
         return None
     return Diverged(
         reason=f"says {agent.declared}, but is {agent.state}: that was refused",
@@ -162,10 +168,10 @@ def never_finishes(view: AgentObservation, limits: DivergenceSettings) -> Judgem
     return Consistent("it has finished a command") if activity.finished and not activity.unfinished else None
 
 
-def two_voices(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
+def duplicate_instance(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
     """Two instances speak in turns under one agent id. A restart changes to a new instance and never back."""
     returned = view.activity.returns
-    returns = [at for at in returned if at >= max(view.watched_from, view.heard_until - limits.quiet_after)]
+    returns = [at for at in returned if at >= max(view.watched_from, view.heard_until - limits.switch_window)]
     if len(returns) >= limits.instance_switches:
         instances = [view.activity.instance, view.activity.former[-1]]
         return Diverged(
@@ -174,16 +180,16 @@ def two_voices(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
             declared={"instances": instances},
             measured={"switches": len(returns), "last_at": iso(returns[-1])},
         )
-    is_quiet = view.lasted(*returned[-1:]) >= limits.quiet_after
+    is_quiet = view.lasted(*returned[-1:]) >= limits.switch_window
     return Consistent("only one instance speaks") if is_quiet else None
 
 
-def undistilled(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
+def context_too_large(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
     """Its context was measured above the limit, and it goes on without condensing it."""
     agent, activity = view.agent, view.activity
     if agent.state in limits.distill_states:
         return Consistent(f"it is in {agent.state}")
-    if activity.over_since and view.lasted(activity.over_since) >= limits.distill_after:
+    if activity.over_since and view.lasted(activity.over_since) >= limits.context_evidence_after:
         return Diverged(
             reason=f"measures {limits.context_measurement} = {activity.context:g}, above {limits.context_limit:g},"
             f" and is in {agent.state}",
@@ -200,12 +206,12 @@ def undistilled(view: AgentObservation, limits: DivergenceSettings) -> Judgement
 
 RULES: Final[Mapping[str, Callable[[AgentObservation, DivergenceSettings], Judgement]]] = {
     "idle_at_work": idle_at_work,
-    "beats_offline": beats_offline,
+    "heartbeat_while_absent": heartbeat_while_absent,
     "forbidden_state": forbidden_state,
     "never_acks": never_acks,
     "never_finishes": never_finishes,
-    "two_voices": two_voices,
-    "undistilled": undistilled,
+    "duplicate_instance": duplicate_instance,
+    "context_too_large": context_too_large,
 }
 _AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 

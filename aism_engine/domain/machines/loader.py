@@ -18,10 +18,10 @@ from aism_engine.domain.machines.machine import (
     NAME_RULE,
     PREVIOUS,
     STATE_NAME,
-    Arrow,
     Kind,
     Machine,
     State,
+    Transition,
     hint,
     targets,
 )
@@ -36,10 +36,10 @@ MACHINE_KEYS: Final[Mapping[str, Any]] = {
     **dict.fromkeys(ENTRIES, str),
 }
 STATE_KEYS: Final[Mapping[str, Any]] = {
-    **{name: kind for name, kind in State.__annotations__.items() if name != "arrows"},
-    "arrows": dict[str, dict[str, Any]],
+    **{name: kind for name, kind in State.__annotations__.items() if name != "transitions"},
+    "transitions": dict[str, dict[str, Any]],
 }
-ARROW_KEYS: Final[Mapping[str, Any]] = {"requires": dict[str, str], "by": tuple[str, ...]}
+TRANSITION_KEYS: Final[Mapping[str, Any]] = {"requires": dict[str, str], "by": tuple[str, ...]}
 
 _MOST: Final = 1e9
 """Of anything that is counted, or lasts: what is more is a slip of the hand."""
@@ -107,8 +107,11 @@ def _machine(file: "_File", files: Mapping[str, "_File"]) -> Machine | None:
         **{**head, "name": file.name, "extends": file.extends},
         states={
             name: State(
-                **{key: value for key, value in keys.items() if key != "arrows"},
-                arrows={target: convert(arrow, Arrow) for target, arrow in keys.get("arrows", {}).items()},
+                **{key: value for key, value in keys.items() if key != "transitions"},
+                transitions={
+                    target: convert(transition, Transition)
+                    for target, transition in keys.get("transitions", {}).items()
+                },
             )
             for name, keys in states.items()
         },
@@ -116,15 +119,18 @@ def _machine(file: "_File", files: Mapping[str, "_File"]) -> Machine | None:
 
 
 def _extended(inherited: "_Table", written: "_Table") -> "_Table":
-    """Give the keys of a state that extends another, also arrow by arrow; one to where it leads no more falls away."""
-    kept, anew, ways = inherited.get("arrows", {}), written.get("arrows"), written.get("to", ["*"])
+    """Merge the keys of a state into those that it inherits, also within each transition.
+
+    An inherited transition to a state that `to` no longer names is dropped.
+    """
+    kept, anew, ways = inherited.get("transitions", {}), written.get("transitions"), written.get("to", ["*"])
     if anew == {}:
         kept = {}
     elif "*" not in ways:
-        kept = {target: arrow for target, arrow in kept.items() if target in ways}
+        kept = {target: transition for target, transition in kept.items() if target in ways}
     anew = anew or {}
-    arrows = {target: {**kept.get(target, {}), **anew.get(target, {})} for target in {**kept, **anew}}
-    return {**inherited, **written, "arrows": arrows}
+    transitions = {target: {**kept.get(target, {}), **anew.get(target, {})} for target in {**kept, **anew}}
+    return {**inherited, **written, "transitions": transitions}
 
 
 class _File:
@@ -164,8 +170,8 @@ class _File:
         states = {}
         for name, table in written.items():
             states[name] = self._table(("states", name), table, STATE_KEYS)
-            for target, arrow in states[name].get("arrows", {}).items():
-                self._read_arrow(("states", name, "arrows", target), arrow)
+            for target, transition in states[name].get("transitions", {}).items():
+                self._read_transition(("states", name, "transitions", target), transition)
         return head, states
 
     def _table(self, path: _Path, table: object, known: Mapping[str, Any]) -> _Table:
@@ -182,15 +188,15 @@ class _File:
                 self.say((*path, key), str(error))
         return fit
 
-    def _read_arrow(self, path: _Path, arrow: _Table) -> None:
-        found = self._table(path, arrow, ARROW_KEYS)
+    def _read_transition(self, path: _Path, transition: _Table) -> None:
+        found = self._table(path, transition, TRANSITION_KEYS)
         for key, allowed in (("requires", get_args(Kind)), ("by", get_args(Party))):
             values = found.get(key, ())
             for value in values.values() if isinstance(values, dict) else values:
                 if value not in allowed:
                     self.say((*path, key), f'unknown "{value}"{hint(value, allowed)}; there are: {", ".join(allowed)}')
         if "by" in found and not found["by"]:
-            self.say((*path, "by"), "an arrow that nobody may take is none")
+            self.say((*path, "by"), "a transition that nobody may take is none")
 
     # --- checking ---------------------------------------------------------------------------------------------------
 
@@ -243,9 +249,11 @@ class _File:
         ways = targets(name, to, states)
         if not ways and not keys.get("final"):
             self.say(path, "a dead end: every state needs a way out, or final = true")
-        for target in keys.get("arrows", {}):
+        for target in keys.get("transitions", {}):
             if target not in ways:
-                self.say(("states", name, "arrows", target), f'{name} does not lead to "{target}"{hint(target, ways)}')
+                self.say(
+                    ("states", name, "transitions", target), f'{name} does not lead to "{target}"{hint(target, ways)}'
+                )
 
     def _check_stay(self, name: str, keys: _Table, states: Collection[str]) -> None:
         path = ("states", name)
@@ -261,11 +269,13 @@ class _File:
             self.say((*path, "after_max_stay"), "there is no max_stay")
         if after not in (ways := targets(name, keys.get("to", ()), states)):
             self.say((*path, "after_max_stay"), f'{name} does not lead to "{after}"{hint(after, ways)}')
-        arrow = keys.get("arrows", {}).get(after, {})
-        if "engine" not in arrow.get("by", ("engine",)):
-            self.say((*path, "after_max_stay"), f'the engine may not take the arrow to "{after}": see its "by"')
-        if arrow.get("requires"):
-            self.say((*path, "after_max_stay"), f'the arrow to "{after}" requires a context, and the engine has none')
+        transition = keys.get("transitions", {}).get(after, {})
+        if "engine" not in transition.get("by", ("engine",)):
+            self.say((*path, "after_max_stay"), f'the engine may not take the transition to "{after}": see its "by"')
+        if transition.get("requires"):
+            self.say(
+                (*path, "after_max_stay"), f'the transition to "{after}" requires a context, and the engine has none'
+            )
 
     def _check_reach(self, head: _Table, states: Mapping[str, _Table]) -> None:
         if head.get("initial") not in states:  # said already; from nowhere nothing can be reached

@@ -5,7 +5,7 @@ From then on `Machine.check` is the only judge of a transition, whoever asks for
 engine. It is pure: what it has to know of the agent and the fleet comes in as a `Case`.
 
 The entries `on_register`, `on_lost`, `on_return` and `on_goodbye` are moves that the engine makes on its own account.
-They are no arrows, and `check` is not asked about them: an agent can be lost from any state.
+They are no transitions, and `check` is not asked about them: an agent can be lost from any state.
 """
 
 import re
@@ -40,8 +40,8 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-class Arrow(Struct, frozen=True):
-    """What one arrow asks for: the keys of the context that have to be there, and by whose doing it may be taken."""
+class Transition(Struct, frozen=True):
+    """What a transition requires: keys of the context, and who may cause it."""
 
     requires: dict[str, Kind] = field(default_factory=dict)
     by: tuple[Party, ...] = PARTIES
@@ -67,8 +67,8 @@ class State(Struct, frozen=True):
     """How long after leaving it may not be entered again."""
     max_agents: int = 0
     """How many of the fleet may be in it at once; 0: any number."""
-    arrows: dict[str, Arrow] = field(default_factory=dict)
-    """What single arrows ask for, by their targets."""
+    transitions: dict[str, Transition] = field(default_factory=dict)
+    """What single transitions ask for, by their targets."""
 
 
 class TransitionCase(Struct, frozen=True):
@@ -103,7 +103,7 @@ class Refusal(Struct, frozen=True):
 
 
 class Machine(Struct, frozen=True, kw_only=True, dict=True):
-    """The states of one kind of agent, and the arrows between them.
+    """The states of one kind of agent, and the transitions between them.
 
     `on_register`, `on_lost` and `on_goodbye` are the states the engine moves an agent to; None: it stays where it is.
     `on_unknown` takes in an agent whose state this machine does not know. An `open` machine allows any name at all.
@@ -130,12 +130,12 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
     ) -> Refusal | None:
         """Say why an agent in `current` may not go to `target`; None if it may, or if it is there already.
 
-        Staying is no transition: it is for the caller to see that nothing changes. Without a case the arrows alone are
-        judged; one that is called for is made only where an arrow asks for anything.
+        Staying is no transition: it is for the caller to see that nothing changes. Without a case only `to` is checked;
+        a callable case is called only if the transition has conditions.
         """
         if target == current:
             return None
-        if target in self._arrows.get(current, self._rescue):
+        if target in self._transitions.get(current, self._rescue):
             if case is None or (current, target) in self._free:
                 return None
             return self._judge(current, target, case() if callable(case) else case)
@@ -150,8 +150,8 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         From a state that this machine does not know, the one way leads to `on_unknown`.
         """
         ways = (ANY,) if self.open else self._ways.get(current, (self.on_unknown,))
-        arrows = self.state(current).arrows
-        return ways if by is None else tuple(way for way in ways if by in arrows.get(way, _PLAIN).by)
+        transitions = self.state(current).transitions
+        return ways if by is None else tuple(way for way in ways if by in transitions.get(way, _PLAIN).by)
 
     def knows(self, state: str) -> bool:
         return self.open or state in self.states
@@ -165,18 +165,18 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         return {name: tuple(targets(name, state.to, self.states)) for name, state in self.states.items()}
 
     @cached_property
-    def _arrows(self) -> dict[str, frozenset[str]]:
+    def _transitions(self) -> dict[str, frozenset[str]]:
         return {name: frozenset(ways) for name, ways in self._ways.items()}
 
     @cached_property
     def _free(self) -> frozenset[tuple[str, str]]:
-        """The arrows that ask for nothing: most of them."""
+        """The transitions that ask for nothing: most of them."""
         return frozenset(
             (name, target)
             for name, ways in self._ways.items()
             for target in ways
             if not (self.states[name].min_stay or self.states[target].cooldown or self.states[target].max_agents)
-            and self.states[name].arrows.get(target, _PLAIN) == _PLAIN
+            and self.states[name].transitions.get(target, _PLAIN) == _PLAIN
         )
 
     @cached_property
@@ -184,16 +184,18 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         return frozenset((self.on_unknown,))
 
     def _judge(self, current: str, target: str, case: TransitionCase) -> Refusal | None:
-        """Judge an arrow that is there by what it, and the states at both its ends, ask for."""
+        """Judge a transition that is there by what it, and the states at both its ends, ask for."""
         start, goal = self.state(current), self.state(target)
-        arrow = start.arrows.get(target, _PLAIN)
+        transition = start.transitions.get(target, _PLAIN)
 
         def refuse(code: Code, message: str, **more: Any) -> Refusal:  # noqa: ANN401 - fields of a refusal
             return Refusal(code, message, current, target, self.allowed(current, case.by), **more)
 
-        if case.by not in arrow.by:
-            return refuse("wrong_party", f"{current} leads to {target} only by {' or '.join(arrow.by)}, not {case.by}")
-        if case.context is not None and (missing := _missing(arrow.requires, case.context)):
+        if case.by not in transition.by:
+            return refuse(
+                "wrong_party", f"{current} leads to {target} only by {' or '.join(transition.by)}, not {case.by}"
+            )
+        if case.context is not None and (missing := _missing(transition.requires, case.context)):
             needed = ", ".join(f"{key} ({kind})" for key, kind in missing.items())
             return refuse(
                 "context_missing", f"{current} leads to {target} with a context that has {needed}", missing=missing
@@ -212,7 +214,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         return None
 
     def _refuse(self, current: str, target: str, case: TransitionCase | None) -> Refusal:
-        """Say why there is no such arrow."""
+        """Say why there is no such transition."""
         by = None if case is None else case.by
         allowed = self.allowed(current, by)
         if not STATE_NAME.fullmatch(target):
@@ -247,7 +249,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         return tuple(path)
 
 
-_PLAIN: Final = Arrow()
+_PLAIN: Final = Transition()
 _UNWRITTEN: Final = State()
 
 

@@ -17,10 +17,10 @@ from tests.support.engine import Running, eventually, running_engine
 QUICK: Final[dict[str, object]] = {
     "divergence__poll_interval": 0.05,
     "divergence__idle_evidence_after": 0.3,
-    "divergence__beating_after": 0.2,
-    "divergence__contradiction_after": 0.1,
-    "divergence__distill_after": 0.1,
-    "divergence__quiet_after": 5.0,
+    "divergence__heartbeat_evidence_after": 0.2,
+    "divergence__forbidden_evidence_after": 0.1,
+    "divergence__context_evidence_after": 0.1,
+    "divergence__switch_window": 5.0,
     "commands__ack_timeout": 0.05,
     "commands__backoff_initial": 0.01,
     "commands__timeout": 0.05,
@@ -74,7 +74,7 @@ async def lie(engine: Running, rule: str, over: asyncio.Event) -> None:
     match rule:
         case "idle_at_work":
             await enter(engine, "inbox", "deep_work")
-        case "beats_offline":
+        case "heartbeat_while_absent":
             await enter(engine, "inbox", "logout", "offline")
             await beat(engine, over)
         case "forbidden_state":
@@ -83,9 +83,9 @@ async def lie(engine: Running, rule: str, over: asyncio.Event) -> None:
             await engine.call("PUBLISH", engine.keys.state_changes, '{"agent_id":"a","new_state":"nirvana"}')
         case "never_acks" | "never_finishes":
             await take(engine, over, ack=rule == "never_finishes")
-        case "two_voices":
+        case "duplicate_instance":
             await alternate_instances(engine, over)
-        case "undistilled":
+        case "context_too_large":
             await speak(engine, "measurement", {"context_tokens": 1_000_000})
 
 

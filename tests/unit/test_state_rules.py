@@ -22,9 +22,9 @@ on_lost = "inbox"
 
 [states.inbox]
 to = ["work", "talk", "rest"]
-[states.inbox.arrows.work]
+[states.inbox.transitions.work]
 requires = { branch = "string" }
-[states.inbox.arrows.talk]
+[states.inbox.transitions.talk]
 by = ["operator"]
 
 [states.work]
@@ -315,7 +315,7 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
     """It is told of, as a trouble, and recorded as the doing of the machine."""
     go(desk, "talk", command_id=None)
     go(desk, "rest")
-    shrunk = DESK.replace('"rest"]\n[states.inbox.arrows.work]', '"nap"]\n[states.inbox.arrows.work]')
+    shrunk = DESK.replace('"rest"]\n[states.inbox.transitions.work]', '"nap"]\n[states.inbox.transitions.work]')
     shrunk = shrunk.replace('"rest"', '"nap"').replace("[states.rest]", "[states.nap]")
     desk.policy = world(shrunk).policy
     assert set_right(desk).outcome == "applied"
@@ -342,8 +342,8 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
 def test_whatever_happens_each_agent_is_where_its_machine_allows(
     status_changes: list[tuple[str, str, str, float, dict[str, str]]],
 ) -> None:
-    """Each change that an agent caused is an arrow that was open to it, each refusal has a true reason, no state holds
-    more than it has room for, and what the next leader would load is what this one has.
+    """Each change was an allowed transition, each refusal has a true reason, `max_agents` holds, and the next leader
+    would load the same fleet.
     """
     made = world()
     machine = made.policy.machines.for_type("clerk")
@@ -376,12 +376,12 @@ def test_whatever_happens_each_agent_is_where_its_machine_allows(
 
 
 def check_reason(machine: Machine, current: str, target: str, code: str) -> None:
-    """A refusal that the arrows alone give is one that they give; any other stands before an arrow that is there."""
+    """Check a refusal: by `to` alone, or by a condition of a transition that exists."""
     alone = machine.check(current, target)
     if alone is not None:
         assert code == alone.code
     else:
-        asked = machine.state(current).arrows.get(target)
+        asked = machine.state(current).transitions.get(target)
         reasons = {
             "wrong_party": asked is not None and "agent" not in asked.by,
             "context_missing": asked is not None and bool(asked.requires),
