@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit lock bench chaos clean
+.PHONY: help install demo test lint types contracts unit config lock bench chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ contracts: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest -n auto $(ARGS)
+
+config: $(STAMP) ## generate config/engine.toml from the settings
+	$(BIN)/python -c 'from aism_engine.config import render_reference; print(render_reference(), end="")' > config/engine.toml
 
 lock: ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' pyproject.toml -o requirements/run.lock

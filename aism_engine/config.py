@@ -1,8 +1,8 @@
-"""Reading the settings: what is in force, and where each value came from.
+"""Loads the settings and the state machines, and records where each setting came from.
 
-The last that names a setting wins: the defaults here, the TOML file, `AISM_SECTION__KEY` in the environment, a flag.
-Every value of every source is checked, also one that a later source overrides, and all problems are reported at once.
-`reference()` writes config/engine.toml from the structs of settings.py.
+Later sources override earlier ones: the defaults in settings.py, the TOML file, `AISM_SECTION__KEY` in the environment,
+command-line flags. Every value of every source is validated, even one that a later source overrides, and all problems
+are reported at once. `make config` writes config/engine.toml with `render_reference()`.
 """
 
 import difflib
@@ -11,74 +11,85 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import fields
 
+from aism_engine.domain.machines.loader import parse_all
+from aism_engine.domain.machines.machine import Machines
+from aism_engine.domain.policy import Policy
+from aism_engine.domain.responses import ResponseHandler
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
-from aism_engine.settings import Settings
+from aism_engine.settings import MachinesSettings, Settings
 
 
 class LoadedSettings(NamedTuple):
-    """The settings in force, and the source of each: dotted key -> default, file PATH, env VARIABLE or flag."""
+    """Settings and the source of each, by dotted key: `default`, `file PATH`, `env VARIABLE` or `flag`."""
 
     settings: Settings
     sources: dict[str, str]
 
 
-_SECTIONS = {section.name: section.type for section in fields(Settings)}
-_SETTINGS = {f"{name}.{field.name}": field.type for name, section in _SECTIONS.items() for field in fields(section)}
-_ALIASES = {"AISM_REDIS_URL": "redis.url"}  # the one variable that all our entry points share
-_LONGEST_SHOWN = 80  # of a wrong value; enough to recognise it
+_SECTIONS: Final = {section.name: section.type for section in fields(Settings)}
+_SETTINGS: Final = {
+    f"{name}.{field.name}": field.type for name, section in _SECTIONS.items() for field in fields(section)
+}
+_ALIASES: Final = {"AISM_REDIS_URL": "redis.url"}  # the variable that `aism` and `aism-engine` share
+_SHOWN_CHARACTERS: Final = 80  # of a wrong value in a problem: enough to recognise it
 
-_HEAD = """\
+_REFERENCE_HEADER: Final = """\
 # Every setting of the AISM Engine, with its default. Durations are seconds, sizes are bytes.
+# `make config` generates this file from aism_engine/settings.py and aism_engine/domain/policy.py.
 #
-# The last that names a setting wins: its default, this file, the environment, a flag of the command line. A variable
-# is AISM_SECTION__KEY, such as AISM_LEASE__TTL=5 (tables as JSON); AISM_REDIS_URL is short for AISM_REDIS__URL.
-# `aism-engine config check` says all that is wrong, `aism-engine config show` what is in force and where it came from.
+# Later sources override earlier ones: the default, this file, the environment, a command-line flag. The environment
+# variable of a setting is AISM_SECTION__KEY, for example AISM_LEASE__TTL=5; tables are written as JSON. AISM_REDIS_URL
+# is short for AISM_REDIS__URL. `aism-engine config check` reports all problems; `aism-engine config show` prints the
+# settings in force and their sources.
 """
 
 
-def load(
+def load_settings(
     path: Path | None = None,
     *,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> LoadedSettings:
-    """Read all sources. `overrides` maps dotted keys to values or their text; None stands for a flag not given.
+    """Load the settings from all sources.
 
-    Raises ConfigError with every problem of every source.
+    `overrides` are the flags: dotted keys to values or their text; None means that the flag was not given. Raises
+    ConfigError with every problem of every source.
     """
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     sources = dict.fromkeys(_SETTINGS, "default")
-    broken = set()
+    invalid_sections = set()
     for key, raw, source in chain(
         _from_file(path, problems) if path else (),
         _from_environment(os.environ if environ is None else environ),
         ((key, value, "flag") for key, value in (overrides or {}).items() if value is not None),
     ):
         section, _, name = key.partition(".")
-        before = len(problems)
+        known_problems = len(problems)
         if key not in _SETTINGS:
-            problems.append(f"{source}: {key}: unknown setting{_hint(key, _SETTINGS)}")
+            problems.append(f"{source}: {key}: unknown setting{_suggestion(key, _SETTINGS)}")
             continue
         strict = source.startswith("file")
-        values[section][name] = _converted(_SETTINGS[key], raw, f"{source}: {key}", problems, strict=strict)
+        values[section][name] = _convert(_SETTINGS[key], raw, f"{source}: {key}", problems, strict=strict)
         sources[key] = source
-        if len(problems) > before:
-            broken.add(section)
+        if len(problems) > known_problems:
+            invalid_sections.add(section)
     sections = {}
-    for section in (name for name in _SECTIONS if name not in broken):
+    for section in (name for name in _SECTIONS if name not in invalid_sections):
         try:
             sections[section] = _SECTIONS[section](**values[section])
-        except ValueError as error:  # two of its settings contradict each other
+        except ValueError as error:  # two settings of the section contradict each other
             origins = {sources[f"{section}.{name}"] for name in values[section]}
             problems.append(f"{', '.join(sorted(origins))}: {section}.{error}")
     if problems:
@@ -86,24 +97,76 @@ def load(
     return LoadedSettings(Settings(**sections), sources)
 
 
+def load_settings_and_machines(path: Path | None = None, flags: Mapping[str, object] | None = None) -> LoadedSettings:
+    """Load the settings and validate the machine files that they name. Raises ConfigError with every problem."""
+    loaded = load_settings(path, overrides=flags)
+    load_machines(loaded.settings.machines)
+    return loaded
+
+
+def load_machines(settings: MachinesSettings) -> Machines:
+    """Load all state machines. Raises ConfigError with every problem of every file."""
+    problems: list[str] = []
+    texts: dict[str, str] = {}
+    for file in _machine_files(settings, problems):
+        try:
+            texts[str(file)] = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{file}: cannot be read: {error}")
+    try:
+        machines = parse_all(texts)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return Machines(machines, settings.default, settings.unregistered, settings.by_type)
+
+
+def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) -> Policy:
+    """Build what decisions depend on, apart from the fleet. Raises ConfigError if a machine is invalid."""
+    return Policy(
+        machines=load_machines(settings.machines),
+        protocol=settings.protocol,
+        agents=settings.agents,
+        commands=settings.commands,
+        mail=settings.mail,
+        measurements=settings.measurements,
+        divergence=settings.divergence,
+        handlers=handlers,
+    )
+
+
 def descriptions() -> dict[str, str]:
-    """What each setting is, in one line with its unit, by dotted key."""
+    """Return the one-line description of each setting, with its unit, by dotted key."""
     return {
         key: next(meta.description for meta in get_args(kind)[1:] if meta.description)
         for key, kind in _SETTINGS.items()
     }
 
 
-def reference() -> str:
-    """The text of config/engine.toml: every setting with its default and what it is."""
-    lines, described, defaults = [_HEAD], descriptions(), Settings()
+def render_reference() -> str:
+    """Return the text of config/engine.toml: every setting with its description and default."""
+    lines, described, defaults = [_REFERENCE_HEADER], descriptions(), Settings()
     for name, section in _SECTIONS.items():
         lines += [f"# {section.__doc__}", f"[{name}]"]
         for field in fields(section):
-            default = msgspec.json.encode(getattr(getattr(defaults, name), field.name)).decode()  # is TOML too
+            default = msgspec.json.encode(getattr(getattr(defaults, name), field.name)).decode()  # also valid TOML
             lines += [f"# {described[f'{name}.{field.name}']}", f"{field.name} = {default}"]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _machine_files(settings: MachinesSettings, problems: list[str]) -> list[Traversable]:
+    """Return the machine files in the configured directory, or the shipped ones if no directory is set."""
+    directory: Traversable = Path(settings.directory) if settings.directory else files("aism_engine") / "machines"
+    try:
+        found = sorted((each for each in directory.iterdir() if each.name.endswith(".toml")), key=lambda it: it.name)
+    except OSError as error:
+        problems.append(f"machines.directory: {error}")
+        return []
+    if not found:
+        problems.append(f"machines.directory: no *.toml file in {directory}")
+    return found
 
 
 def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, str]]:
@@ -113,12 +176,12 @@ def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, s
     except OSError as error:
         problems.append(f"{source}: cannot be read: {error.strerror}")
         return
-    except (ValueError, RecursionError) as error:  # of the syntax, with its line, or of the encoding
+    except (ValueError, RecursionError) as error:  # wrong syntax or wrong encoding
         problems.append(f"{source}: not TOML: {error}")
         return
     for section, table in document.items():
         if section not in _SECTIONS:
-            problems.append(f"{source}: {section}: unknown section{_hint(section, _SECTIONS)}")
+            problems.append(f"{source}: {section}: unknown section{_suggestion(section, _SECTIONS)}")
         elif not isinstance(table, dict):
             problems.append(f"{source}: {section}: expected a table, got {_shown(table)}")
         else:
@@ -133,11 +196,11 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, object,
             yield f"{section}.{key}".lower(), environ[name], f"env {name}"
 
 
-def _converted(kind: object, raw: object, where: str, problems: list[str], *, strict: bool) -> object:
-    """Convert one value. Each thing wrong with it is a line of `problems`, and the result is then void."""
+def _convert(kind: object, raw: object, where: str, problems: list[str], *, strict: bool) -> object:
+    """Convert one value. Problems are appended to `problems`; the result is then invalid."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if get_origin(bare) is dict or (isinstance(bare, type) and issubclass(bare, Struct)):
-        return _converted_table(bare, raw, where, problems, strict=strict)
+        return _convert_table(bare, raw, where, problems, strict=strict)
     try:
         return msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -147,9 +210,9 @@ def _converted(kind: object, raw: object, where: str, problems: list[str], *, st
         return None
 
 
-def _converted_table(kind: Any, raw: object, where: str, problems: list[str], *, strict: bool) -> object:  # noqa: ANN401  a type form
-    """Convert a table in a section: of names that are free, or of a struct, whose names are all to be given."""
-    before, table = len(problems), raw
+def _convert_table(kind: Any, raw: object, where: str, problems: list[str], *, strict: bool) -> object:  # noqa: ANN401  a type form
+    """Convert a table inside a section: a dict with free keys, or a struct whose fields are all required."""
+    known_problems, table = len(problems), raw
     if isinstance(raw, str) and not strict:
         with suppress(msgspec.DecodeError, RecursionError):
             table = msgspec.json.decode(raw)
@@ -158,24 +221,24 @@ def _converted_table(kind: Any, raw: object, where: str, problems: list[str], *,
         return None
     free = get_origin(kind) is dict
     known = dict.fromkeys(table, get_args(kind)[1]) if free else {field.name: field.type for field in fields(kind)}
-    problems += (f"{where}.{name}: unknown setting{_hint(name, known)}" for name in table if name not in known)
+    problems += (f"{where}.{name}: unknown setting{_suggestion(name, known)}" for name in table if name not in known)
     problems += (f"{where}.{name}: missing" for name in known if name not in table)
     given = [name for name in known if name in table]
-    values = {name: _converted(known[name], table[name], f"{where}.{name}", problems, strict=True) for name in given}
+    values = {name: _convert(known[name], table[name], f"{where}.{name}", problems, strict=True) for name in given}
     try:
-        return values if free or len(problems) > before else kind(**values)
-    except ValueError as error:  # two of its settings contradict each other
+        return values if free or len(problems) > known_problems else kind(**values)
+    except ValueError as error:  # two settings of the table contradict each other
         problems.append(f"{where}.{error}")
         return None
 
 
 def _shown(value: object) -> str:
     text = redacted(repr(value))
-    if "://" not in text:  # a URL that lacks its head may hold a password all the same
+    if "://" not in text:  # a URL without its scheme may still hold a password
         text = re.sub(r":\S*@", ":***@", text)
-    return text[:_LONGEST_SHOWN]
+    return text[:_SHOWN_CHARACTERS]
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {nearest[0]}?" if nearest else ""

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from aism_engine.clock import Clock, SystemClock
+from aism_engine.config import build_policy
 from aism_engine.domain.agents.liveness import Brake, SilenceTracker
 from aism_engine.domain.agents.liveness import SilenceLimits as Silence
 from aism_engine.domain.machines.machine import Machines
@@ -22,7 +23,6 @@ from aism_engine.http.server import HttpServer
 from aism_engine.metrics import Metrics, from_zero
 from aism_engine.ops.audit_stream import History
 from aism_engine.ops.diagnosis import Diagnosis
-from aism_engine.policy_loader import policy_of
 from aism_engine.runtime.component import Component
 from aism_engine.runtime.loop_monitor import LoopMonitor
 from aism_engine.runtime.sd_notify import Notifier
@@ -105,10 +105,10 @@ class Engine:
             clock,
             self.metrics,
             recent_ids=settings.protocol.recent_ids,
-            on_freed=freed.ring,
+            on_freed=freed.set,
         )
         self.outages = Outages(self.metrics, self.notifier.status)
-        self._policy_holder = PolicyHolder(policy_of(settings, handlers or {}))
+        self._policy_holder = PolicyHolder(build_policy(settings, handlers or {}))
         context = ServiceContext(
             clock=clock,
             metrics=self.metrics,
@@ -127,7 +127,7 @@ class Engine:
             context,
             Store(self._clients["lease"], keys, clock),
             ttl_s=settings.lease.ttl,
-            renew_every_s=settings.lease.renew_every,
+            renew_interval_s=settings.lease.renew_interval,
         )
         listener = Listener(
             context,
@@ -306,7 +306,7 @@ class Engine:
         return self.leadership.role
 
     def checks(self) -> Mapping[str, HealthCheck]:
-        outage, idle_s = self.outages.current, self._clock.monotonic() - self._consumer.status_since
+        outage, idle_s = self.outages.current, self._clock.monotonic() - self._consumer.step_started_at
         leads = self.leadership.token is not None
         return {
             "redis": HealthCheck(ok=outage is None, detail=outage or "serving"),
@@ -323,7 +323,7 @@ class Engine:
 
     def _is_stuck(self) -> bool:
         leads = self.leadership.token is not None
-        return leads and self._clock.monotonic() - self._consumer.status_since > _STUCK_S
+        return leads and self._clock.monotonic() - self._consumer.step_started_at > _STUCK_S
 
 
 def _silence(limits: LivenessLimits) -> Silence:

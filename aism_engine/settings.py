@@ -71,11 +71,11 @@ class LeaseSettings(Section, frozen=True):
     """Leadership: which of several engines writes."""
 
     ttl: Annotated[Seconds, Meta(description="Seconds that a lease lasts: a crashed leader is replaced by then")] = 5.0
-    renew_every: Annotated[Seconds, Meta(description="Seconds between renewals; less than half of ttl")] = 1.0
+    renew_interval: Annotated[Seconds, Meta(description="Seconds between renewals; less than half of ttl")] = 1.0
 
     def __post_init__(self) -> None:
-        if self.renew_every >= self.ttl / 2:
-            raise ValueError(f"renew_every: expected less than half of ttl ({self.ttl}), got {self.renew_every}")
+        if self.renew_interval >= self.ttl / 2:
+            raise ValueError(f"renew_interval: expected less than half of ttl ({self.ttl}), got {self.renew_interval}")
 
 
 class QueueSettings(Section, frozen=True):

@@ -20,7 +20,7 @@ import structlog
 import uvloop
 
 from aism_engine.cli.loop import spare_the_fleet
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.settings import Settings
 from aism_engine.store.client import Client, connect
@@ -56,7 +56,7 @@ async def taken_in(client: Client, keys: Keys, agents: int) -> None:
 async def main(agents: int, seconds: float) -> None:
     with EmbeddedServer() as server:
         settings = msgspec.structs.replace(
-            load(environ={}).settings,
+            load_settings(environ={}).settings,
             redis=msgspec.structs.replace(Settings().redis, url=server.url),
             http=msgspec.structs.replace(Settings().http, enabled=False),
         )

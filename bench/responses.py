@@ -22,14 +22,13 @@ import structlog
 import uvloop
 
 from aism_engine.cli.loop import spare_the_fleet
-from aism_engine.config import load
+from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import decode_response
 from aism_engine.domain.responses import decide_response
 from aism_engine.engine import Engine
-from aism_engine.policy_loader import load_machines
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
@@ -131,7 +130,7 @@ async def main() -> None:
     watermark = responses(options.responses, options.agents)
     with EmbeddedServer(append_only=False) as server:
         flags = {"redis.url": server.url, "http.port": 0, "logs.level": "warning"}
-        settings = load(overrides=flags).settings
+        settings = load_settings(overrides=flags).settings
         keys = Keys(settings.redis.prefix)
         client = connect(settings.redis, "bench", timeout_s=60)
         pairs = []

@@ -8,9 +8,8 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.output import print_json, print_table
-from aism_engine.config import load
+from aism_engine.config import load_machines, load_settings, load_settings_and_machines
 from aism_engine.errors import ConfigError
-from aism_engine.policy_loader import load_machines, load_settings_and_machines
 from aism_engine.redact import redacted
 
 app = options.CommandGroup(help="Check the settings, or show them.")
@@ -57,7 +56,7 @@ def show(*, config: options.Config = None, json: options.Json = False) -> None:
     Example:
       aism-engine config show --config /etc/aism/engine.toml
     """  # noqa: D301
-    settings, sources = load(config)
+    settings, sources = load_settings(config)
     values = {
         f"{section}.{name}": _shown(name, value)
         for section, table in msgspec.to_builtins(settings).items()

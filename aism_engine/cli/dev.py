@@ -17,9 +17,9 @@ from aism_engine.cli.exits import Exit, RefusedError
 from aism_engine.cli.figures import Figures, figures
 from aism_engine.cli.loop import run_to_end
 from aism_engine.cli.output import print_fields, print_json
+from aism_engine.config import load_settings_and_machines
 from aism_engine.engine import Engine
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.policy_loader import load_settings_and_machines
 from aism_engine.runtime import signals
 from aism_engine.scenarios.simulated_agents import Simulation
 from aism_engine.store.embedded import EmbeddedServer

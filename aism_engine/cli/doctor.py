@@ -13,7 +13,7 @@ from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.output import print_json
 from aism_engine.cli.progress import ProgressLine
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.ops.diagnosis import Diagnosis
 from aism_engine.ops.doctor.examination import DoctorFacts, examine
 from aism_engine.ops.doctor.findings import Finding, Severity
@@ -46,7 +46,7 @@ def doctor(
       aism-engine doctor --config /etc/aism/engine.toml
       aism-engine doctor --redis redis://10.0.0.5:6379 --json | jq '.findings[] | select(.severity == "danger")'
     """  # noqa: D301  \b keeps the lines of the example apart
-    settings = load(config, overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
+    settings = load_settings(config, overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
     findings = examine(asyncio.run(_look(settings, _file(config), max_keys)))
     dangerous = any(finding.severity is Severity.DANGER for finding in findings)
     if json:
@@ -69,7 +69,7 @@ def _file(path: Path | None) -> ConfigFile | None:
     """Look at the rights of the file, and whether a password stands in it."""
     if path is None:
         return None
-    alone = load(path, environ={}).settings.redis
+    alone = load_settings(path, environ={}).settings.redis
     has_password = bool(alone.sentinel_password) or redacted(alone.url) != alone.url
     return ConfigFile(path=str(path), mode=stat.S_IMODE(path.stat().st_mode), has_password=has_password)
 

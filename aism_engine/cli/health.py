@@ -10,7 +10,7 @@ from msgspec import Struct
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit, RefusedError
 from aism_engine.cli.output import print_json, print_table
-from aism_engine.config import load
+from aism_engine.config import load_settings
 
 _PATIENCE_S: Final = 3.0
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  who listens everywhere listens here, too
@@ -55,7 +55,7 @@ def health(
       aism-engine health --live
     """  # noqa: D301  \b keeps the lines of the example apart
     host, port = options.address(address) if address is not None else (None, None)
-    settings = load(config, overrides={"http.host": host, "http.port": port}).settings.http
+    settings = load_settings(config, overrides={"http.host": host, "http.port": port}).settings.http
     if address is None and not settings.enabled:
         raise RefusedError("http.enabled is off, as configured: no engine answers; name one with --http HOST:PORT")
     if settings.port == 0:

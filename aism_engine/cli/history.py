@@ -18,7 +18,7 @@ from aism_engine.cli.progress import ProgressLine
 from aism_engine.cli.session import with_operator
 from aism_engine.cli.tail import described
 from aism_engine.clock import from_iso, iso
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.archive import directory
@@ -79,7 +79,7 @@ def history(  # noqa: PLR0913  each is a flag
     if follow and until is not None:
         raise typer.BadParameter("--follow goes on, --until ends: give one of them")
     flags = {"redis.url": redis, "redis.prefix": prefix, "archive.directory": archive}
-    settings = load(config, overrides=flags).settings
+    settings = load_settings(config, overrides=flags).settings
     server, path = settings.redis, settings.archive.directory
     progress = ProgressLine()
     source = _Source(name, _reader(path, server.prefix, progress) if path else None, progress)

@@ -9,11 +9,10 @@ from aism_engine.cli import options
 from aism_engine.cli.exits import RefusedError
 from aism_engine.cli.machine_text import drawn, terms
 from aism_engine.cli.output import print_fields, print_json, print_table
-from aism_engine.config import load
+from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.machines.loader import ENTRIES, read_all
 from aism_engine.domain.machines.machine import Machine, Machines
 from aism_engine.errors import ConfigError
-from aism_engine.policy_loader import load_machines
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")
 
@@ -120,7 +119,7 @@ def _named(name: str, config: Path | None) -> Machine:
 
 
 def _load(config: Path | None) -> Machines:
-    return load_machines(load(config).settings.machines)
+    return load_machines(load_settings(config).settings.machines)
 
 
 def _size(machine: Machine) -> str:

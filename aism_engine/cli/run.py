@@ -12,12 +12,11 @@ from aism_engine import logs
 from aism_engine.cli import options
 from aism_engine.cli.exits import Exit
 from aism_engine.cli.loop import run_to_end
-from aism_engine.config import load
+from aism_engine.config import load_machines, load_settings, load_settings_and_machines
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.engine import Engine
 from aism_engine.logs import LogWriter
 from aism_engine.metrics import Metrics
-from aism_engine.policy_loader import load_machines, load_settings_and_machines
 from aism_engine.runtime import signals
 from aism_engine.settings import Settings
 
@@ -59,7 +58,7 @@ def run(
     )
 
     def machines() -> Machines:
-        return load_machines(load(config, overrides=flags).settings.machines)
+        return load_machines(load_settings(config, overrides=flags).settings.machines)
 
     return run_to_end(_serve(settings, machines, writer), writer)
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from aism_engine.cli.exits import RefusedError, TimedOutError
 from aism_engine.cli.output import print_json
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.ops.admin_client import AdminClient
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 def with_operator(redis: str | None, prefix: str | None, act: Callable[[AdminClient], Awaitable[T]]) -> T:
     """Connect to the server and the fleet that are meant (by flags, the environment, or default), and act there."""
-    server = load(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
+    server = load_settings(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
 
     async def session() -> T:
         async with AdminClient.at(server.url, server.prefix) as operator:

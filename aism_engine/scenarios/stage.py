@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from aism_engine.agent.client import AgentClient
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.ops.audit_log import BEGINNING, line
 from aism_engine.ops.audit_stream import History
@@ -96,7 +96,7 @@ async def staged(machine: str, overrides: Mapping[str, object]) -> AsyncIterator
             "retention.audit_entries_max": 2_000_000,
             **overrides,
         }
-        engine = Engine(load(environ={}, overrides=flags).settings, environ={})
+        engine = Engine(load_settings(environ={}, overrides=flags).settings, environ={})
         running = asyncio.create_task(engine.run(stopping))
         stage = Stage(server.url, engine.settings.redis.prefix)
         try:

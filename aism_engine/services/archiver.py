@@ -83,7 +83,7 @@ class Archiver(Service):
             self._troubled(ArchiveError("internal_error", repr(error)))
             return False
         self._untroubled()
-        self._worked(began, ())
+        self._record_step(began, ())
         if more:
             await asyncio.sleep(self._clock.monotonic() - began)  # half of the time is the engine's
         return more

@@ -102,7 +102,7 @@ class Service(ABC):
         self._clock = context.clock
         self._store = context.store
         self._writer = context.writer
-        self.status_since = context.clock.monotonic()
+        self.step_started_at = context.clock.monotonic()
         """When the last step began: a service that stands still while it leads is stuck."""
 
     @property
@@ -118,7 +118,7 @@ class Service(ABC):
     async def wait(self) -> None:
         """Wait until there may be something to do."""
 
-    async def stand_by(self) -> None:  # noqa: B027 - most have nothing to let go of
+    async def on_standby(self) -> None:  # noqa: B027 - most have nothing to let go of
         """Let go of what only a leader needs."""
 
     async def run(self) -> None:
@@ -126,9 +126,9 @@ class Service(ABC):
         while not _is_cancelled():
             if self.leads_only and context.leadership.token is None:
                 context.outages.leave(self.name)
-                await self.stand_by()
+                await self.on_standby()
                 await context.leadership.wait_leading()
-            self.status_since = self._clock.monotonic()
+            self.step_started_at = self._clock.monotonic()
             try:
                 more = await self.run_once()
             except ServerUnavailableError as error:
@@ -144,7 +144,7 @@ class Service(ABC):
                     await self.wait()
         raise asyncio.CancelledError
 
-    def _worked(self, began: float, decisions: Iterable[Decision]) -> None:
+    def _record_step(self, began: float, decisions: Iterable[Decision]) -> None:
         outcomes = Counter((decision.kind, decision.outcome, decision.code) for decision in decisions)
         seconds = self._clock.monotonic() - began if outcomes or not self.polls else None
         self._context.metrics.worked(self.name, seconds, outcomes, self._clock.wall())

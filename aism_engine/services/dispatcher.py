@@ -32,7 +32,7 @@ class Dispatcher(Service):
         if began - self._looked_at >= self._poll_interval_s:
             decisions += await self._look(fleet)
             self._looked_at = began
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         return bool(fleet.freed)
 
     async def wait(self) -> None:

@@ -56,7 +56,7 @@ class DivergenceChecker(Service):
             decisions += await self._look(fleet, agent_ids[start : start + _CHUNK])
         if not self._round:
             self._show()
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         self._looked_at = began  # a step in which we stood still was a blind one, too
         return False
 
@@ -82,7 +82,7 @@ class DivergenceChecker(Service):
         for agent in absent:
             if (score := scores[agent.agent_id]) is not None:
                 self._heartbeats.observe(agent.agent_id, score, asked_at, self._store.now, agent.since)
-        unread_s = self._clock.monotonic() - self._context.watermark.passed
+        unread_s = self._clock.monotonic() - self._context.watermark.applied_until
         sight = ObservationWindow(self._store.now - unread_s, self._watched_from)
         activity_of, limits = fleet.activity.get, self._policy.divergence
         suspects = [agent for agent in agents if may_have_changes(agent, activity_of(agent.agent_id), limits)]
@@ -108,5 +108,5 @@ class DivergenceChecker(Service):
         self._context.metrics.divergences.show(self._open)
         self._open = Counter()
 
-    async def stand_by(self) -> None:
+    async def on_standby(self) -> None:
         self._context.metrics.divergences.clear()

@@ -26,11 +26,11 @@ class Elector(Service):
     polls = False
     leads_only = False
 
-    def __init__(self, context: ServiceContext, store: Store, *, ttl_s: float, renew_every_s: float) -> None:
+    def __init__(self, context: ServiceContext, store: Store, *, ttl_s: float, renew_interval_s: float) -> None:
         super().__init__(context)
         self._lease_store = store
         self._ttl_s = ttl_s
-        self._renew_every_s = renew_every_s
+        self._renew_interval_s = renew_interval_s
         self._holder = uuid_utils.uuid7().hex
         self._token: str | None = None
 
@@ -59,13 +59,15 @@ class Elector(Service):
                 log.info("lease_taken", token=token)
             self._token = token
         metrics.epoch.set(int(token.partition(":")[0]))
-        self._worked(began, ())
+        self._record_step(began, ())
         return False
 
     async def wait(self) -> None:
         leads = self._context.leadership.token is not None
         until_free_s = max(0.001, self._lease_store.lease_left_s)
-        await asyncio.sleep(self._renew_every_s if leads else min(self._renew_every_s, _LOOK_EVERY_S, until_free_s))
+        await asyncio.sleep(
+            self._renew_interval_s if leads else min(self._renew_interval_s, _LOOK_EVERY_S, until_free_s)
+        )
 
     async def _release(self) -> None:
         self._context.leadership.lose()

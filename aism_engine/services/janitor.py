@@ -58,7 +58,7 @@ class Janitor(Service):
         self._context.metrics.letters_trimmed.inc(
             await self._history.trim_letters(self._store.now - self._letters_for_s)
         )
-        self._worked(began, ())
+        self._record_step(began, ())
         return False
 
     async def wait(self) -> None:

@@ -93,16 +93,16 @@ class Listener(Service):
         if self._is_shut_out:
             await self._shut_out([data for channel, data in heard if channel == self._measurements])
         await self._pass_on(publications)
-        self._worked(began, ())
+        self._record_step(began, ())
         return True
 
     def _take(self, channel: bytes | None, data: bytes, publications: Publications) -> None:
         if channel is None:  # a confirmation: after a reconnection there was a gap
             self._confirmed.set()
             for hint in self._hints.values():
-                hint.ring()
+                hint.set()
         elif (hint := self._hints.get(channel)) is not None:  # type: ignore[assignment]
-            hint.ring()
+            hint.set()
         elif channel == self._measurements:
             self._take_measurement(data, publications)
         elif _OURS not in data:
@@ -116,7 +116,7 @@ class Listener(Service):
         if messages:
             self._pushed += 1
             await self._store.push_published(token, self._pushed, messages)
-            self._responses.ring()
+            self._responses.set()
         for outcome, count in publications.heard.items():
             self._context.metrics.heard.labels(outcome).inc(count)
 
@@ -173,7 +173,7 @@ class Listener(Service):
     async def wait(self) -> None:
         await asyncio.sleep(0)
 
-    async def stand_by(self) -> None:
+    async def on_standby(self) -> None:
         await self._subscription.close()  # unread, it would fill the server's memory until the server cuts it off
 
     async def run(self) -> None:

@@ -73,7 +73,7 @@ class QueueConsumer(Service, Generic[M]):
             was_muted = self._hint.muted
             if was_muted:
                 await self._hint.unmute()
-            self._worked(began, ())
+            self._record_step(began, ())
             return was_muted  # what came while it was muted was not announced: look once more
         if peek.length > len(peek.messages):
             # There is more: it is fetched and decoded while the server is busy with this commit, past which it skips.
@@ -101,7 +101,7 @@ class QueueConsumer(Service, Generic[M]):
         if not decisions:
             await self._drop_ahead()
         self.applied(len(decisions))
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         return True
 
     def _with_strangers(self, failures: Failures, messages: Sequence[M | MalformedError]) -> Failures:
@@ -142,7 +142,7 @@ class QueueConsumer(Service, Generic[M]):
             if not ahead.cancelled():
                 ahead.exception()
 
-    async def stand_by(self) -> None:
+    async def on_standby(self) -> None:
         await self._drop_ahead()
 
     async def wait(self) -> None:

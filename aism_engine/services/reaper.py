@@ -83,7 +83,7 @@ class Reaper(Service):
             lambda agent_id: began - server_now + fleet.spoke.get(agent_id, fleet.loaded_at),
             began,
             span=span,
-            heard_until=self._context.watermark.passed,
+            heard_until=self._context.watermark.applied_until,
         )
         self._tell(assessment)
         losses, returned = assessment.losses, await self._returned(fleet, outside)
@@ -93,13 +93,13 @@ class Reaper(Service):
         for loss in losses:
             silent.pop(loss.agent_id, None)
         decisions += await self._show_silent(fleet, silent)
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         return False
 
     async def wait(self) -> None:
         await asyncio.sleep(self._rest_s)
 
-    async def stand_by(self) -> None:
+    async def on_standby(self) -> None:
         self._tell(Assessment())
 
     async def _settle(self, fleet: Fleet, losses: list[Loss], returned: list[str], seen_at: float) -> list[Decision]:

@@ -50,7 +50,7 @@ class Reconciler(Service):
             return False
         members = [*(f"command:{name}" for name in commands), *(f"group:{name}" for name in groups)]
         if not members:
-            self._worked(began, ())
+            self._record_step(began, ())
             return False
         lookups = Lookups(
             commands=await self._store.commands(commands - fleet.commands.keys()),
@@ -61,7 +61,7 @@ class Reconciler(Service):
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
         if found := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=found, first=members[0])
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         return False
 
     async def wait(self) -> None:

@@ -73,7 +73,7 @@ class Registrar(Service):
             decisions += await self._forget_the_long_gone(fleet)
             rest_s = min(_LONGEST * self._metadata_every_s, self._looked_s(began) / _ROUND_SHARE)
             self._round_at = began + max(self._metadata_every_s, rest_s)
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         return False
 
     async def wait(self) -> None:
@@ -82,7 +82,7 @@ class Registrar(Service):
     def look_again(self) -> None:
         """Go over everything once more, now: the machines have changed."""
         self._round_at = float("-inf")
-        self._hint.ring()
+        self._hint.set()
 
     def _looked_s(self, began: float) -> float:
         return self._clock.monotonic() - began - self._written_s
@@ -126,7 +126,7 @@ class Registrar(Service):
         self._strange = count
         self._context.metrics.invalid_heartbeat_members.set(count)
 
-    async def stand_by(self) -> None:
+    async def on_standby(self) -> None:
         self._tell_strange(0)
 
     async def _look_at_all(self, fleet: Fleet) -> list[Decision]:

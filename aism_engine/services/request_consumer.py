@@ -61,11 +61,11 @@ class RequestConsumer(QueueConsumer[m.Request]):
         """Let the consumer read what lay in its queue when we were asked: a stranger may have registered there."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_HEAR_OUT_S):
-                while self._context.watermark.passed < asked_at:  # noqa: ASYNC110  it is told at each look
+                while self._context.watermark.applied_until < asked_at:  # noqa: ASYNC110  it is told at each look
                     await asyncio.sleep(_LOOK_EVERY_S)
 
     def applied(self, count: int) -> None:  # noqa: ARG002
-        self._fanout.ring()  # among them there may have been a request to many
+        self._fanout.set()  # among them there may have been a request to many
 
     def decide(self, draft: Draft, message: m.Request, raw: bytes) -> Decision:
         return decide_request(draft, self._policy, message, raw)

@@ -47,7 +47,7 @@ class ResponseConsumer(QueueConsumer[m.Response | m.Custom]):
         return decode_response(raw, self._policy.handlers)
 
     def seen(self, at: float, length: int) -> None:
-        self._context.watermark.seen(at, length)
+        self._context.watermark.observe(at, length)
 
     def applied(self, count: int) -> None:
-        self._context.watermark.applied(count)
+        self._context.watermark.advance(count)

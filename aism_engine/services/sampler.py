@@ -84,7 +84,7 @@ class Sampler(Service):
         if began - self._examined_at >= self._safety_interval_s:
             await self._examine()
             self._examined_at = began
-        self._worked(began, ())
+        self._record_step(began, ())
         return False
 
     async def wait(self) -> None:
@@ -127,8 +127,8 @@ class Sampler(Service):
     async def _tell_ages(self, fleet: Fleet) -> None:
         """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""
         metrics, leads = self._context.metrics, self._context.leadership.token is not None
-        unread_s = self._clock.monotonic() - self._context.watermark.passed
-        metrics.oldest_response.set(unread_s if leads and self._context.watermark.waits else 0)
+        unread_s = self._clock.monotonic() - self._context.watermark.applied_until
+        metrics.oldest_response.set(unread_s if leads and self._context.watermark.has_unread else 0)
         oldest, agent_ids = self._store.now, list(fleet.queued | fleet.waiting)
         for start in range(0, len(agent_ids), _AT_A_TIME):
             agents = [agent for each in agent_ids[start : start + _AT_A_TIME] if (agent := fleet.agents.get(each))]

@@ -42,18 +42,18 @@ class Timekeeper(Service):
         if began < self._acts_from:
             return False
         unread_s = (
-            began - self._context.watermark.passed
+            began - self._context.watermark.applied_until
         )  # however far behind the consumer is: time goes on for it alone
         due = await self._store.due(now - unread_s, self._batch)
         if not due:
-            self._worked(began, ())
+            self._record_step(began, ())
             return False
         again = [name for member, _ in due if _is_to_be_sent_again(fleet.commands.get(name := _name(member)))]
         lookups = Lookups(bodies=await self._store.bodies(again, _MOST_BYTES))
 
         decide = one_by_one("deadline", due, self._decide, self._decide_again)
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
-        self._worked(began, decisions)
+        self._record_step(began, decisions)
         return any(decision.outcome not in _IDLE for decision in decisions) and len(due) == self._batch
 
     def _decide(self, draft: Draft, due: tuple[str, float]) -> Decision:

@@ -19,7 +19,7 @@ class Wakeup:
 
     def __init__(self) -> None:
         self.muted = False
-        self._rung = asyncio.Event()
+        self._event = asyncio.Event()
         self._mute: Callable[[], Awaitable[None]] = _nothing
         self._unmute: Callable[[], Awaitable[None]] = _nothing
 
@@ -27,8 +27,8 @@ class Wakeup:
         """Say how the source of the hint is turned off and on."""
         self._mute, self._unmute = mute, unmute
 
-    def ring(self) -> None:
-        self._rung.set()
+    def set(self) -> None:
+        self._event.set()
 
     async def mute(self) -> None:
         self.muted = True
@@ -42,10 +42,10 @@ class Wakeup:
         """Wait until it rings, at most so long."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._rung.wait()
+                await self._event.wait()
         except TimeoutError:
             pass
-        self._rung.clear()
+        self._event.clear()
 
 
 class Watermark:
@@ -58,25 +58,25 @@ class Watermark:
     def __init__(self) -> None:
         self._applied = 0
         self._mark: tuple[float, int] | None = None
-        self.passed = float("-inf")
+        self.applied_until = float("-inf")
         """Everything that lay in the queue at this instant of the monotonic clock has been applied."""
 
     @property
-    def waits(self) -> bool:
+    def has_unread(self) -> bool:
         """Whether something lay there at the last look that has not been applied yet."""
         return self._mark is not None
 
-    def seen(self, at: float, length: int) -> None:
+    def observe(self, at: float, length: int) -> None:
         """Note that at this instant of the monotonic clock, so many lay in the queue."""
         if length == 0:
             self._mark = None
-            self.passed = at
+            self.applied_until = at
         elif self._mark is None:
             self._mark = (at, self._applied + length)
 
-    def applied(self, count: int) -> None:
+    def advance(self, count: int) -> None:
         self._applied += count
         if self._mark is not None and self._applied >= self._mark[1]:
             at, _ = self._mark
             self._mark = None
-            self.passed = at
+            self.applied_until = at

@@ -166,7 +166,7 @@ def _environ(made: Plan, keys: Keys) -> dict[str, str]:
         "AISM_REDIS__RETRY_BACKOFF_MAX": "0.2",
         "AISM_HTTP__ENABLED": "false",
         "AISM_LEASE__TTL": str(made.lease_s),
-        "AISM_LEASE__RENEW_EVERY": "0.2",
+        "AISM_LEASE__RENEW_INTERVAL": "0.2",
         "AISM_RESPONSE_CONSUMER__BATCH_MESSAGES": str(made.batch_messages),
         "AISM_PROTOCOL__MAX_MESSAGE_BYTES": str(OVERSIZED),
         "AISM_MAIL__MAX_UNREAD": "100000",

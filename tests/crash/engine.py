@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from aism_engine import logs
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.engine import Engine
@@ -184,7 +184,7 @@ def _fuse_listener(listener: Any, laid: Fuse) -> None:  # noqa: ANN401
 
 def run(overrides: Mapping[str, object], point: Point | None) -> None:
     """Run an engine in this process until SIGTERM ends it, or its point is reached."""
-    settings = load(environ={}, overrides=overrides).settings
+    settings = load_settings(environ={}, overrides=overrides).settings
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         logs.configure(level="error", format="json", queue=1000, stream=nowhere)
         engine = Engine(settings, environ={})

@@ -79,7 +79,7 @@ class Phoenix:
             "http.enabled": False,
             "protocol.max_message_bytes": MOST_BYTES,
             "lease.ttl": 0.5,
-            "lease.renew_every": 0.1,
+            "lease.renew_interval": 0.1,
             "response_consumer.poll_interval": 0.02,
             "request_consumer.poll_interval": 0.02,
             "fanout.poll_interval": 0.02,

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from aism_engine.clock import FakeClock
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.services.elector import Elector
 from aism_engine.store.embedded import EmbeddedServer
@@ -20,7 +20,7 @@ from tests.support.faults import IS_LEASE, Daemon, Load, daemon
 from tests.support.proxy import FaultProxy
 
 TTL_S: Final = 2.0
-LEASE: Final[dict[str, object]] = {"lease__ttl": TTL_S, "lease__renew_every": 0.5}
+LEASE: Final[dict[str, object]] = {"lease__ttl": TTL_S, "lease__renew_interval": 0.5}
 START_S: Final = 0.5
 """What it takes from the lease to the first response: an allowance for a busy machine."""
 
@@ -134,7 +134,7 @@ async def test_a_lease_is_trusted_from_before_it_was_asked_for(server: EmbeddedS
     """
     clock = FakeClock()
     flags = {"redis.url": server.url, "redis.prefix": prefix, "lease.ttl": 5.0}
-    engine = Engine(load(environ={}, overrides=flags).settings, clock=clock, environ={})
+    engine = Engine(load_settings(environ={}, overrides=flags).settings, clock=clock, environ={})
     elector = next(part for part in engine.components if isinstance(part, Elector))
     take = elector._lease_store.take_lease
 

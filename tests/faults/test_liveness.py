@@ -89,7 +89,7 @@ async def test_who_beats_while_the_engine_is_stopped_is_not_lost_and_who_does_no
     """
     async with (
         _beating(reader) as beats,
-        daemon(server.url, prefix, **SHORT, lease__ttl=lease_ttl, lease__renew_every=0.3) as engine,
+        daemon(server.url, prefix, **SHORT, lease__ttl=lease_ttl, lease__renew_interval=0.3) as engine,
     ):
         await eventually(lambda: reader.call("ZSCORE", reader.keys.silent, "gone"), 20)
         for number in (1, 2):
@@ -125,11 +125,11 @@ async def test_a_scan_that_was_held_up_is_followed_by_the_next_one_soon(server: 
         reaper = next(part for part in engine.engine.components if isinstance(part, Reaper))
         cue = proxy.hold_reply(_is_scan)
         await cue.wait_answered()
-        held_at, clock = reaper.status_since, SystemClock()
+        held_at, clock = reaper.step_started_at, SystemClock()
         await eventually(lambda: clock.monotonic() > held_at + 1)
         cue.release()
-        await eventually(lambda: reaper.status_since > held_at, LOST_AFTER_S)
-        assert reaper.status_since < clock.monotonic()
+        await eventually(lambda: reaper.step_started_at > held_at, LOST_AFTER_S)
+        assert reaper.step_started_at < clock.monotonic()
 
 
 async def test_a_scan_reads_nobody_who_beats_with_a_sane_clock(server: EmbeddedServer, prefix: str) -> None:

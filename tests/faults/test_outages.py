@@ -255,5 +255,5 @@ async def _get(engine: Running, path: str) -> tuple[int, str]:
 async def _step_again(engine: Running) -> None:
     """Wait until the consumer has tried once more."""
     consumer = next(each for each in engine.engine.components if isinstance(each, ResponseConsumer))
-    before = consumer.status_since
-    await eventually(lambda: consumer.status_since > before)
+    before = consumer.step_started_at
+    await eventually(lambda: consumer.step_started_at > before)

@@ -21,7 +21,7 @@ from tests.support.server import test_server_binary
 
 WITHIN_S: Final = 10.0
 MANY: Final = 6000
-SHORT: Final[dict[str, object]] = {"lease__ttl": 1.5, "lease__renew_every": 0.3}
+SHORT: Final[dict[str, object]] = {"lease__ttl": 1.5, "lease__renew_interval": 0.3}
 """A lease that is soon over, where it cannot be given back."""
 
 

@@ -439,7 +439,7 @@ async def test_a_standby_archives_too_and_goes_on_when_it_leads(
 ) -> None:
     """Two engines, two directories, each with everything once; the leader is killed in the middle of a load."""
     load, one, other = Load(), tmp_path / "one", tmp_path / "other"
-    lease = {"lease__ttl": 1.0, "lease__renew_every": 0.2}
+    lease = {"lease__ttl": 1.0, "lease__renew_interval": 0.2}
     async with daemon(server.url, prefix, archive__directory=str(one), **FAST, **lease) as leader:
         await leader.wait_event("lease_taken")
         async with daemon(server.url, prefix, archive__directory=str(other), **FAST, **lease) as standby:
@@ -460,7 +460,7 @@ async def test_an_engine_that_is_killed_again_and_again_loses_and_doubles_nothin
 ) -> None:
     """Kill -9 while it writes; in the end the archive is what the audit is."""
     path, load = tmp_path / "archive", Load()
-    lease = {"lease__ttl": 0.5, "lease__renew_every": 0.1}
+    lease = {"lease__ttl": 0.5, "lease__renew_interval": 0.1}
     for _ in range(4):
         await load.say(reader, 3000)
         async with daemon(server.url, prefix, archive__directory=str(path), **FAST, **lease) as engine:

@@ -392,7 +392,7 @@ async def test_a_request_to_many_survives_the_death_of_its_engine_without_a_hole
     """Killed again and again while it is carried out: in the end each agent has it once."""
     count, rng = 3000, random.Random(7)
     environ = {"AISM_REDIS__PREFIX": prefix, "AISM_HTTP__ENABLED": "false", "AISM_LEASE__TTL": "1"}
-    environ |= {"AISM_LEASE__RENEW_EVERY": "0.2", "AISM_LOGS__FORMAT": "json"}
+    environ |= {"AISM_LEASE__RENEW_INTERVAL": "0.2", "AISM_LOGS__FORMAT": "json"}
     engine = EngineProcess("engine", ["--redis", server.url], environ)
     async with plain_client(server) as client:
         fleet = Reader(client, prefix)

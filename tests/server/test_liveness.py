@@ -64,7 +64,7 @@ async def test_to_be_silent_costs_one_write_and_no_line_of_the_audit(server: Emb
 
 
 def _has_scanned(reaper: Reaper, times: int, scans: set[float]) -> bool:
-    scans.add(reaper.status_since)
+    scans.add(reaper.step_started_at)
     return len(scans) > times
 
 

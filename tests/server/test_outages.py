@@ -19,7 +19,7 @@ from tests.support.engine import Client, Running, eventually, launched, plain_cl
 from tests.support.server import test_server_binary
 
 SOON_S = 5.0
-IMPATIENT: dict[str, object] = {"redis__socket_timeout": 0.3, "lease__ttl": 1.0, "lease__renew_every": 0.2}
+IMPATIENT: dict[str, object] = {"redis__socket_timeout": 0.3, "lease__ttl": 1.0, "lease__renew_interval": 0.2}
 
 
 @pytest.fixture

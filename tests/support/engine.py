@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aism_engine.config import load
+from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -164,7 +164,7 @@ async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> 
 
     An override is named `section__key`. Should the engine give up, the test fails with the reason.
     """
-    settings = load(
+    settings = load_settings(
         environ={},
         overrides=_FAST
         | {"redis.url": server.url, "redis.prefix": prefix}

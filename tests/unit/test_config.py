@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import convert, to_builtins
 
-from aism_engine.config import descriptions, load, reference
+from aism_engine.config import descriptions, load_settings, render_reference
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 from aism_engine.settings import LeaseSettings, LivenessLimits, LivenessSettings, Settings
@@ -24,7 +24,7 @@ def variable(key: str) -> str:
 def problems_of(path: Path | None = None, environ: dict[str, str] | None = None, **overrides: object) -> list[str]:
     flags = {name.replace("__", "."): value for name, value in overrides.items()}
     with pytest.raises(ConfigError) as caught:
-        load(path, environ=environ or {}, overrides=flags)
+        load_settings(path, environ=environ or {}, overrides=flags)
     return list(caught.value.problems)
 
 
@@ -35,15 +35,15 @@ def file(tmp_path: Path) -> Path:
 
 def test_without_any_source_the_defaults_hold() -> None:
     """No file, no environment, no flags: the structs' defaults, and each says so."""
-    loaded = load(environ={})
+    loaded = load_settings(environ={})
     assert loaded.settings == Settings()
     assert loaded.sources == dict.fromkeys(KEYS, "default")
 
 
 def test_the_environment_is_that_of_the_process_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`load()` reads os.environ."""
+    """`load_settings()` reads os.environ."""
     monkeypatch.setenv("AISM_HTTP__PORT", "0")
-    assert load().settings.http.port == 0
+    assert load_settings().settings.http.port == 0
 
 
 @given(in_file=counts, in_environment=counts, in_flags=counts)
@@ -55,7 +55,7 @@ def test_the_last_source_that_names_a_setting_wins(
         path = Path(folder, "engine.toml")
         path.write_text("" if in_file is None else f"[response_consumer]\nbatch_messages = {in_file}\n")
         environ = {} if in_environment is None else {"AISM_RESPONSE_CONSUMER__BATCH_MESSAGES": str(in_environment)}
-        loaded = load(path, environ=environ, overrides={"response_consumer.batch_messages": in_flags})
+        loaded = load_settings(path, environ=environ, overrides={"response_consumer.batch_messages": in_flags})
     given_values = [
         (512, "default"),
         (in_file, f"file {path}"),
@@ -72,16 +72,16 @@ def test_the_last_source_that_names_a_setting_wins(
 def test_the_short_variable_of_the_server_yields_to_the_long_one() -> None:
     """AISM_REDIS_URL sets redis.url, unless AISM_REDIS__URL does."""
     short = {"AISM_REDIS_URL": "redis://short"}
-    loaded = load(environ=short)
+    loaded = load_settings(environ=short)
     assert (loaded.settings.redis.url, loaded.sources["redis.url"]) == ("redis://short", "env AISM_REDIS_URL")
-    loaded = load(environ=short | {"AISM_REDIS__URL": "redis://long"})
+    loaded = load_settings(environ=short | {"AISM_REDIS__URL": "redis://long"})
     assert (loaded.settings.redis.url, loaded.sources["redis.url"]) == ("redis://long", "env AISM_REDIS__URL")
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     """A variable without `__`, or without our prefix, is somebody else's."""
     environ = {"AISM_AGENT_ID": "a-1", "AISM_TEST_SERVER": "x", "AISM_": "", "OTHER__KEY": "1"}
-    assert load(environ=environ).settings == Settings()
+    assert load_settings(environ=environ).settings == Settings()
 
 
 def test_text_is_understood_by_the_type_of_its_setting() -> None:
@@ -93,7 +93,7 @@ def test_text_is_understood_by_the_type_of_its_setting() -> None:
         "AISM_REDIS__PREFIX": "42",
         "AISM_LIVENESS__BY_TYPE": '{"scribe": {"silent_after": 60, "lost_after": 180}}',
     }
-    settings = load(
+    settings = load_settings(
         environ=environ, overrides={"machines.by_type": '{"scribe": "open"}', "protocol.publish_events": False}
     ).settings
     assert (settings.lease.ttl, settings.http.enabled, settings.redis.protocol) == (7.0, False, 3)
@@ -176,13 +176,16 @@ def test_a_prefix_that_would_spoil_keys_is_refused(prefix: str) -> None:
 
 
 def test_a_lease_is_renewed_more_than_twice_in_its_time(file: Path) -> None:
-    """`renew_every` is less than half of `ttl`; where it is not, every source that had a part in it is named."""
+    """`renew_interval` is less than half of `ttl`; where it is not, every source that had a part in it is named."""
     file.write_text("[lease]\nttl = 2.0\n")
-    assert problems_of(file) == [f"file {file}: lease.renew_every: expected less than half of ttl (2.0), got 1.0"]
-    assert problems_of(file, {"AISM_LEASE__RENEW_EVERY": "3"}) == [
-        f"env AISM_LEASE__RENEW_EVERY, file {file}: lease.renew_every: expected less than half of ttl (2.0), got 3.0"
+    assert problems_of(file) == [f"file {file}: lease.renew_interval: expected less than half of ttl (2.0), got 1.0"]
+    assert problems_of(file, {"AISM_LEASE__RENEW_INTERVAL": "3"}) == [
+        (
+            f"env AISM_LEASE__RENEW_INTERVAL, file {file}: "
+            "lease.renew_interval: expected less than half of ttl (2.0), got 3.0"
+        )
     ]
-    with pytest.raises(ValueError, match="renew_every"):
+    with pytest.raises(ValueError, match="renew_interval"):
         LeaseSettings(ttl=1.0)
 
 
@@ -247,7 +250,7 @@ def test_a_password_that_tears_its_url_apart_is_refused_and_not_shown(url: str) 
     ],
 )
 def test_a_url_that_means_one_thing_is_taken(url: str) -> None:
-    assert load(environ={"AISM_REDIS_URL": url}).settings.redis.url == url
+    assert load_settings(environ={"AISM_REDIS_URL": url}).settings.redis.url == url
 
 
 @given(key=st.sampled_from(KEYS), text=st.text() | st.sampled_from(["{}", "[" * 100_000, '{"a": {}}', "null", "1e999"]))
@@ -255,7 +258,7 @@ def test_any_text_is_taken_or_refused_with_its_key(key: str, text: str) -> None:
     """Whatever a variable holds: a setting, or problems that all name the variable and the key."""
     problems: tuple[str, ...] = ()
     try:
-        load(environ={variable(key): text})
+        load_settings(environ={variable(key): text})
     except ConfigError as error:
         problems = error.problems
     expected = f"env {variable(key)}: {key}", f"env {variable(key)}: {key.partition('.')[0]}."  # of a rule: its section
@@ -263,15 +266,15 @@ def test_any_text_is_taken_or_refused_with_its_key(key: str, text: str) -> None:
 
 
 def test_the_reference_file_is_what_the_structs_say() -> None:
-    """config/engine.toml is generated: `reference()` writes it, and nobody else."""
+    """config/engine.toml is generated: `render_reference()` writes it, and nobody else."""
     shipped = Path(__file__).parents[2] / "config" / "engine.toml"
-    assert shipped.read_text(encoding="utf-8") == reference()
+    assert shipped.read_text(encoding="utf-8") == render_reference()
 
 
 def test_the_reference_loads_to_the_defaults_and_names_every_setting(file: Path) -> None:
     """Starting from the reference changes nothing."""
-    file.write_text(reference(), encoding="utf-8")
-    loaded = load(file, environ={})
+    file.write_text(render_reference(), encoding="utf-8")
+    loaded = load_settings(file, environ={})
     assert loaded.settings == Settings()
     assert loaded.sources == dict.fromkeys(KEYS, f"file {file}")
 
