@@ -18,7 +18,8 @@ from aism_engine.domain.agents.liveness import SilenceLimits as Silence
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.domain.responses import ResponseHandler
 from aism_engine.errors import ConfigError
-from aism_engine.http.routes import HealthCheck, create_app
+from aism_engine.http.replies import HealthCheck
+from aism_engine.http.routes import create_app
 from aism_engine.http.server import HttpServer
 from aism_engine.metrics import Metrics, from_zero
 from aism_engine.ops.audit_stream import History

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import uvloop
 
-from aism_engine.cli.loop import spare_the_fleet
+from aism_engine.cli.event_loop import tune_garbage_collector
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.settings import Settings
@@ -120,6 +120,6 @@ if __name__ == "__main__":
     parser.add_argument("--agents", type=int, default=10_000)
     parser.add_argument("--deadlines", type=int, default=100_000, help="outstanding commands of the idle engine")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    spare_the_fleet()  # as `aism-engine run` does
+    tune_garbage_collector()  # as `aism-engine run` does
     options = parser.parse_args()
     uvloop.run(main(options.agents, options.deadlines))

@@ -19,7 +19,7 @@ import redis
 import structlog
 import uvloop
 
-from aism_engine.cli.loop import spare_the_fleet
+from aism_engine.cli.event_loop import tune_garbage_collector
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.settings import Settings
@@ -85,6 +85,6 @@ if __name__ == "__main__":
     parser.add_argument("--agents", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each is watched")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    spare_the_fleet()  # as `aism-engine run` does
+    tune_garbage_collector()  # as `aism-engine run` does
     options = parser.parse_args()
     uvloop.run(main(options.agents, options.seconds))

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 import uvloop
 
-from aism_engine.cli.loop import spare_the_fleet
+from aism_engine.cli.event_loop import tune_garbage_collector
 from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
@@ -149,6 +149,6 @@ async def main() -> None:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    spare_the_fleet()  # as `aism-engine run` does
+    tune_garbage_collector()  # as `aism-engine run` does
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

@@ -18,7 +18,7 @@ import structlog
 import uvloop
 from prometheus_client import generate_latest
 
-from aism_engine.cli.loop import spare_the_fleet
+from aism_engine.cli.event_loop import tune_garbage_collector
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.settings import Settings
@@ -88,5 +88,5 @@ if __name__ == "__main__":
     parser.add_argument("--scrapes", type=int, default=50)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     options = parser.parse_args()
-    spare_the_fleet()
+    tune_garbage_collector()
     uvloop.run(main(options.agents, options.scrapes))

@@ -25,7 +25,7 @@ _SLICE_S: Final = 2.0
 """Of a blocking pop: by then a connection that died without a word is noticed."""
 
 
-class SyncClient:
+class SyncAgentClient:
     """Speaks for one agent. All methods raise ServerUnavailableError while the server cannot serve."""
 
     def __init__(self, agent_id: str, url: str, prefix: str) -> None:

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
-from aism_engine.agent import arguments as args
-from aism_engine.agent.sync_client import SyncClient
+from aism_engine.agent import argument_types as types
+from aism_engine.agent.sync_client import SyncAgentClient
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 
-Call: TypeAlias = Callable[[SyncClient, argparse.Namespace], "dict[str, Any] | None"]
+Call: TypeAlias = Callable[[SyncAgentClient, argparse.Namespace], "dict[str, Any] | None"]
 
 DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = 0, 1, 2, 64, 69
 _EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> int:
     client = None
     try:
-        client = SyncClient(options.agent, options.redis, options.prefix)
+        client = SyncAgentClient(options.agent, options.redis, options.prefix)
         found = options.call(client, options)
     except ServerUnavailableError as error:
         return _complain(f"Redis cannot serve us: {redacted(str(error))}", UNAVAILABLE)
@@ -77,28 +77,28 @@ def _reason(answer: dict[str, Any]) -> str:
 def _says(kind: str, *fields: str) -> Call:
     """Say something with these of the arguments in its payload, about the command with the `id` that was given."""
 
-    def call(client: SyncClient, o: argparse.Namespace) -> dict[str, Any]:
+    def call(client: SyncAgentClient, o: argparse.Namespace) -> dict[str, Any]:
         payload = {name: getattr(o, name) for name in fields}
         return client.say(kind, payload, getattr(o, "id", None), o.timeout)
 
     return call
 
 
-def _register(client: SyncClient, o: argparse.Namespace) -> dict[str, Any]:
+def _register(client: SyncAgentClient, o: argparse.Namespace) -> dict[str, Any]:
     payload = {"type": o.type, "labels": dict(o.label), "capabilities": o.capability}
     return client.say("register", payload, None, o.timeout)
 
 
-def _heartbeat(client: SyncClient, _: argparse.Namespace) -> dict[str, Any]:
+def _heartbeat(client: SyncAgentClient, _: argparse.Namespace) -> dict[str, Any]:
     client.beat()
     return {"ok": True}
 
 
-def _state(client: SyncClient, _: argparse.Namespace) -> dict[str, Any]:
+def _state(client: SyncAgentClient, _: argparse.Namespace) -> dict[str, Any]:
     return {"agent_id": client.agent_id, "state": client.state()}
 
 
-def _run_executable(client: SyncClient, o: argparse.Namespace) -> dict[str, Any]:
+def _run_executable(client: SyncAgentClient, o: argparse.Namespace) -> dict[str, Any]:
     from aism_engine.agent.agent import Agent  # noqa: PLC0415  slow to import, and this call lives long
     from aism_engine.agent.executable import run  # noqa: PLC0415
 
@@ -144,18 +144,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--agent", metavar="ID", default=agent_id, help="who you are; else AISM_AGENT_ID, or AGENT_ID")
     add("--redis", metavar="URL", default=url, help="the server; else AISM_REDIS_URL, else localhost")
     add("--prefix", metavar="NAME", default=environ.get("AISM_REDIS__PREFIX") or "aism", help="the fleet's name")
-    add("--timeout", metavar="S", type=args.seconds, default=30.0, help="longest wait for the engine's answer (30)")
+    add("--timeout", metavar="S", type=types.seconds, default=30.0, help="longest wait for the engine's answer (30)")
     commands = _commands(parser)
 
     register = _command(commands, "register", "join the fleet: aism register --type scribe --label team=a")
     register.add_argument(
-        "--type", required=True, type=args.type_name, help="what kind of agent you are; decides your state machine"
+        "--type", required=True, type=types.type_name, help="what kind of agent you are; decides your state machine"
     )
-    register.add_argument("--label", metavar="NAME=VALUE", type=args.label, action="append", default=[])
+    register.add_argument("--label", metavar="NAME=VALUE", type=types.label, action="append", default=[])
     register.add_argument(
         "--capability",
         metavar="NAME",
-        type=args.type_name,
+        type=types.type_name,
         action="append",
         default=[],
         help="ack: you confirm commands",
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "heartbeat", "show that you live")
     _command(commands, "whoami", "print your id, and the state the engine holds you to be in")
     measure = _command(commands, "measure", "report figures: aism measure context_used=0.7")
-    measure.add_argument("values", metavar="NAME=VALUE", type=args.measurement, nargs="+")
+    measure.add_argument("values", metavar="NAME=VALUE", type=types.measurement, nargs="+")
     _command(commands, "goodbye", "leave in order").add_argument("--reason", metavar="TEXT")
     _add_state(commands)
     _add_messages(commands)
@@ -176,36 +176,36 @@ def _add_state(commands: "argparse._SubParsersAction[Any]") -> None:
     states = _commands(commands.add_parser("state", help="read or declare your state", epilog=_EXIT_CODES))
     _command(states, "current", "print the state the engine holds you to be in")
     transition = _command(states, "transition", "declare a new state: aism state transition deep_work")
-    transition.add_argument("target", type=args.state_name)
-    transition.add_argument("--context", metavar="JSON", type=args.json_object, default={})
+    transition.add_argument("target", type=types.state_name)
+    transition.add_argument("--context", metavar="JSON", type=types.json_object, default={})
     transition.add_argument("--reason", metavar="TEXT")
 
 
 def _add_messages(commands: "argparse._SubParsersAction[Any]") -> None:
     inbox = _command(commands, "inbox", "take the next message of another agent: aism inbox --wait 60")
-    inbox.add_argument("--wait", metavar="S", type=args.seconds, default=0.0, help="longest wait (0: only look)")
+    inbox.add_argument("--wait", metavar="S", type=types.seconds, default=0.0, help="longest wait (0: only look)")
     messages = _commands(commands.add_parser("message", help="write to other agents", epilog=_EXIT_CODES))
     send = _command(messages, "send", "send a message: aism message send scribe-2 'the draft is ready' --thread t1")
-    send.add_argument("to", metavar="TO", type=args.identifier)
+    send.add_argument("to", metavar="TO", type=types.identifier)
     send.add_argument("content", metavar="TEXT")
-    send.add_argument("--thread", dest="thread_id", metavar="ID", type=args.identifier, help="what it belongs to")
+    send.add_argument("--thread", dest="thread_id", metavar="ID", type=types.identifier, help="what it belongs to")
 
 
 def _add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     given = _commands(commands.add_parser("command", help="take commands and answer them", epilog=_EXIT_CODES))
     take = _command(given, "next", "take the next command: aism command next --wait 60")
-    take.add_argument("--wait", metavar="S", type=args.seconds, default=0.0, help="longest wait (0: only look)")
-    _command(given, "ack", "say that you have it").add_argument("id", type=args.identifier)
+    take.add_argument("--wait", metavar="S", type=types.seconds, default=0.0, help="longest wait (0: only look)")
+    _command(given, "ack", "say that you have it").add_argument("id", type=types.identifier)
     progress = _command(given, "progress", "say how far you are: aism command progress ID --percent 40")
-    progress.add_argument("id", type=args.identifier)
-    progress.add_argument("--percent", metavar="0-100", type=args.percent)
+    progress.add_argument("id", type=types.identifier)
+    progress.add_argument("--percent", metavar="0-100", type=types.percent)
     progress.add_argument("--note", metavar="TEXT")
     done = _command(given, "done", """say that it is done: aism command done ID --payload '{"lines": 12}'""")
-    done.add_argument("id", type=args.identifier)
-    done.add_argument("--payload", metavar="JSON", type=args.json_object, default={}, help="the result, an object")
+    done.add_argument("id", type=types.identifier)
+    done.add_argument("--payload", metavar="JSON", type=types.json_object, default={}, help="the result, an object")
     fail = _command(given, "fail", "say that it failed: aism command fail ID --code no_access")
-    fail.add_argument("id", type=args.identifier)
-    fail.add_argument("--code", required=True, type=args.type_name)
+    fail.add_argument("id", type=types.identifier)
+    fail.add_argument("--code", required=True, type=types.type_name)
     fail.add_argument("--message", metavar="TEXT")
     fail.add_argument("--final", dest="retryable", action="store_const", const=False, help="to try again is no use")
 
@@ -213,10 +213,10 @@ def _add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
 def _add_run(commands: "argparse._SubParsersAction[Any]") -> None:
     text = "let a program do your commands: aism run --type builder -- ./build.sh"
     run = _command(commands, "run", text)
-    run.add_argument("--type", required=True, type=args.type_name, help="what kind of agent you are")
-    run.add_argument("--label", metavar="NAME=VALUE", type=args.label, action="append", default=[])
-    run.add_argument("--concurrency", metavar="N", type=args.count, default=1, help="commands at a time (1)")
-    run.add_argument("--limit", metavar="S", type=args.seconds, help="end the program after so many seconds")
+    run.add_argument("--type", required=True, type=types.type_name, help="what kind of agent you are")
+    run.add_argument("--label", metavar="NAME=VALUE", type=types.label, action="append", default=[])
+    run.add_argument("--concurrency", metavar="N", type=types.count, default=1, help="commands at a time (1)")
+    run.add_argument("--limit", metavar="S", type=types.seconds, help="end the program after so many seconds")
     run.add_argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER)
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from aism_engine.cli import divergences, options
-from aism_engine.cli.exits import RefusedError
-from aism_engine.cli.output import age, pairs, print_fields, print_json, print_table
-from aism_engine.cli.session import ask, with_operator
+from aism_engine.cli.admin import send_request, with_admin_client
+from aism_engine.cli.exit_codes import RefusedError
+from aism_engine.cli.output import format_age, format_pairs, print_fields, print_json, print_table
 from aism_engine.clock import iso
 from aism_engine.domain.agents.agent import AgentRecord, ShownLiveness
 from aism_engine.ops.admin_client import AdminClient
@@ -36,7 +36,7 @@ def list_(
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     found = [
         seen
-        for seen in with_operator(redis, prefix, AdminClient.agents)
+        for seen in with_admin_client(redis, prefix, AdminClient.agents)
         if state in {None, seen.agent.state} and kind in {None, seen.agent.type} and liveness in {None, seen.liveness}
     ]
     if json:
@@ -56,7 +56,7 @@ def show(
     Example:
       aism-engine agents show architect-a1b2c3
     """  # noqa: D301
-    seen = with_operator(redis, prefix, lambda operator: operator.agent(agent_id))
+    seen = with_admin_client(redis, prefix, lambda admin: admin.agent(agent_id))
     if seen is None:
         raise RefusedError(f"there is no agent {agent_id}; aism-engine agents list shows all")
     if json:
@@ -66,16 +66,16 @@ def show(
     fields: list[tuple[str, object]] = [
         ("agent", agent.agent_id),
         ("type", agent.type if agent.registered else f"{agent.type} (not registered)"),
-        ("state", f"{agent.state}, for {age(time.time() - agent.since)}"),
+        ("state", f"{agent.state}, for {format_age(time.time() - agent.since)}"),
         ("waits for", agent.waits_for),
         ("declared", _declared(agent)),
         ("liveness", _liveness(seen)),
         ("lost from", agent.lost_from),
-        ("heartbeat", f"{age(seen.heartbeat_age_s)} ago" if seen.heartbeat_age_s is not None else "never"),
+        ("heartbeat", f"{format_age(seen.heartbeat_age_s)} ago" if seen.heartbeat_age_s is not None else "never"),
         ("met", iso(agent.first_seen_at)),
-        ("labels", pairs(agent.labels)),
+        ("labels", format_pairs(agent.labels)),
         ("capabilities", ", ".join(agent.capabilities)),
-        ("measurements", pairs(seen.measurements)),
+        ("measurements", format_pairs(seen.measurements)),
         ("queued", seen.queued),
         ("mail waiting", agent.mail_waiting),
         ("open", len(seen.commands)),
@@ -85,7 +85,7 @@ def show(
     if seen.commands:
         typer.echo()
         rows = (
-            (command.command_id, command.type, command.status.value, age(time.time() - command.accepted_at))
+            (command.command_id, command.type, command.status.value, format_age(time.time() - command.accepted_at))
             for command in seen.commands
         )
         print_table(("COMMAND", "TYPE", "STATUS", "AGE"), rows)
@@ -108,8 +108,8 @@ def forget(
       aism-engine agents forget architect-a1b2c3 --reason "replaced by architect-d4e5f6"
     """  # noqa: D301
     payload = {"agent_id": agent_id} | ({"reason": reason} if reason is not None else {})
-    reply = with_operator(
-        redis, prefix, lambda operator: ask(operator, "forget", payload, timeout_s=timeout, json=json)
+    reply = with_admin_client(
+        redis, prefix, lambda admin: send_request(admin, "forget", payload, timeout_s=timeout, json=json)
     )
     if json:
         print_json(reply)
@@ -137,8 +137,8 @@ def confirm_losses(
       aism-engine agents confirm-losses --reason "the rack was switched off"
     """  # noqa: D301
     payload = {} if reason is None else {"reason": reason}
-    reply = with_operator(
-        redis, prefix, lambda operator: ask(operator, "confirm_losses", payload, timeout_s=timeout, json=json)
+    reply = with_admin_client(
+        redis, prefix, lambda admin: send_request(admin, "confirm_losses", payload, timeout_s=timeout, json=json)
     )
     if json:
         print_json(reply)
@@ -151,8 +151,8 @@ def confirm_losses(
 
 def _row(seen: AgentView) -> tuple[object, ...]:
     agent = seen.agent
-    since = age(time.time() - agent.since)
-    heartbeat = age(seen.heartbeat_age_s)
+    since = format_age(time.time() - agent.since)
+    heartbeat = format_age(seen.heartbeat_age_s)
     return (
         *(agent.agent_id, agent.type, agent.state, since, agent.waits_for),
         *(seen.liveness.value, heartbeat, len(seen.commands), seen.queued),
@@ -162,13 +162,13 @@ def _row(seen: AgentView) -> tuple[object, ...]:
 def _liveness(seen: AgentView) -> str:
     if seen.silent_since is None:
         return seen.liveness.value
-    return f"{seen.liveness.value}, for {age(time.time() - seen.silent_since)}"
+    return f"{seen.liveness.value}, for {format_age(time.time() - seen.silent_since)}"
 
 
 def _declared(agent: AgentRecord) -> str | None:
     if agent.declared is None:
         return None
-    return f"{agent.declared}, {age(time.time() - agent.declared_at)} ago, by {agent.declared_via or 'queue'}"
+    return f"{agent.declared}, {format_age(time.time() - agent.declared_at)} ago, by {agent.declared_via or 'queue'}"
 
 
 def _described(seen: AgentView) -> dict[str, Any]:

@@ -6,12 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit
-from aism_engine.cli.instants import read_duration
-from aism_engine.cli.outcomes import code_of, outcome, told, wait
-from aism_engine.cli.output import age, print_fields, print_json, print_table
-from aism_engine.cli.progress import ProgressLine
-from aism_engine.cli.session import ask, with_operator
+from aism_engine.cli.admin import (
+    format_outcome,
+    outcome_exit_code,
+    read_outcome,
+    send_request,
+    wait_for_outcome,
+    with_admin_client,
+)
+from aism_engine.cli.exit_codes import ExitCode
+from aism_engine.cli.options import parse_duration
+from aism_engine.cli.output import ProgressLine, format_age, print_fields, print_json, print_table
 from aism_engine.clock import iso
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.ops.admin_client import AdminClient
@@ -44,7 +49,7 @@ def list_(  # noqa: PLR0913  each is a flag
     progress = ProgressLine()
     try:
         look = AdminClient.all_commands if ended else AdminClient.open_commands
-        everything = with_operator(redis, prefix, lambda operator: look(operator, progress.tell))
+        everything = with_admin_client(redis, prefix, lambda admin: look(admin, progress.update))
     finally:
         progress.clear()
     found = [
@@ -72,7 +77,7 @@ def show(name: _Id, *, redis: options.Redis = None, prefix: options.Prefix = Non
     Example:
       aism-engine commands show 01930f6e-7a3c-7c40-9d3b-2f1a5b8e6c01
     """  # noqa: D301
-    found = with_operator(redis, prefix, lambda operator: outcome(operator, name))
+    found = with_admin_client(redis, prefix, lambda admin: read_outcome(admin, name))
     if json:
         print_json(found)
     else:
@@ -87,17 +92,17 @@ def wait_(
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
-) -> Exit:
-    """Wait until a command has ended, or a group is decided. Exit code 0 says that it has succeeded.
+) -> ExitCode:
+    """Wait until a command has ended, or a group is decided. ExitCode code 0 says that it has succeeded.
 
     \b
     Example:
       aism-engine commands wait nightly-2026-11-23 --timeout 10m
     """  # noqa: D301
-    ends_at = time.monotonic() + read_duration("--timeout", timeout)
-    found = with_operator(redis, prefix, lambda operator: wait(operator, name, ends_at))
-    print_json(found) if json else typer.echo(f"{name} {told(found)}")
-    return code_of(found)
+    ends_at = time.monotonic() + parse_duration("--timeout", timeout)
+    found = with_admin_client(redis, prefix, lambda admin: wait_for_outcome(admin, name, ends_at))
+    print_json(found) if json else typer.echo(f"{name} {format_outcome(found)}")
+    return outcome_exit_code(found)
 
 
 @app.command()
@@ -109,7 +114,7 @@ def cancel(
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Take back a command, or all that is open of a group.
 
     What lies in the agent's list is taken out of it. What the agent has already is cancelled all the same, and the
@@ -119,23 +124,23 @@ def cancel(
     Example:
       aism-engine commands cancel nightly-2026-11-23 --reason "wrong branch"
     """  # noqa: D301
-    longest_s = read_duration("--timeout", timeout)
+    longest_s = parse_duration("--timeout", timeout)
 
-    async def act(operator: AdminClient) -> dict[str, Any]:
+    async def act(admin: AdminClient) -> dict[str, Any]:
         ends_at = time.monotonic() + longest_s
-        kind = "command_id" if await operator.command(name) or not await operator.group(name) else "group_id"
+        kind = "command_id" if await admin.command(name) or not await admin.group(name) else "group_id"
         payload = {kind: name} | ({"reason": reason} if reason is not None else {})
-        reply = await ask(operator, "cancel", payload, timeout_s=longest_s, json=json)
-        return await wait(operator, reply["group_id"], ends_at) if reply.get("targets") else reply
+        reply = await send_request(admin, "cancel", payload, timeout_s=longest_s, json=json)
+        return await wait_for_outcome(admin, reply["group_id"], ends_at) if reply.get("targets") else reply
 
-    found = with_operator(redis, prefix, act)
+    found = with_admin_client(redis, prefix, act)
     if json:
         print_json(found)
     elif "total" in found:
         typer.echo(f"{name}: {found['succeeded']} of {found['total']} cancelled, the others had ended")
     else:
         typer.echo(f"{name} is cancelled")
-    return Exit.DONE
+    return ExitCode.DONE
 
 
 def described(command: Command) -> dict[str, Any]:
@@ -157,8 +162,8 @@ def described(command: Command) -> dict[str, Any]:
 
 def _row(command: Command) -> tuple[object, ...]:
     now = time.time()
-    due = f"in {age(command.due_at - now)}" if command.open and command.due_at > now else None
+    due = f"in {format_age(command.due_at - now)}" if command.open and command.due_at > now else None
     return (
         *(command.command_id, command.agent_id, command.type, command.status.value, command.priority),
-        *(command.attempt, age(now - command.accepted_at), due),
+        *(command.attempt, format_age(now - command.accepted_at), due),
     )

@@ -6,16 +6,17 @@ from collections import Counter
 from typing import Final, Protocol, Self, TextIO
 
 import msgspec
+from msgspec import Struct
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
 from aism_engine import logs
-from aism_engine.cli.figures import depths, figures
-from aism_engine.cli.output import age
+from aism_engine.cli.output import format_age
 from aism_engine.domain.fleet import Fleet
 from aism_engine.engine import Engine
+from aism_engine.metrics import Metrics
 from aism_engine.store.client import where
 
 log = logs.get_logger("dev")
@@ -81,8 +82,8 @@ class Lines:
 
     def draw(self, engine: Engine, seconds: float) -> None:
         states = Counter(agent.state for agent in engine.writer.fleet.agents.values())
-        done = msgspec.structs.asdict(figures(engine.metrics, seconds))
-        log.info("dev_progress", states=dict(states), depths=depths(engine.metrics), **done)
+        done = msgspec.structs.asdict(summarize(engine.metrics, seconds))
+        log.info("dev_progress", states=dict(states), depths=queue_depths(engine.metrics), **done)
 
 
 class _Above(io.StringIO):
@@ -99,7 +100,7 @@ class _Above(io.StringIO):
 
 def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
     """Draw the fleet as the engine holds it to be now."""
-    fleet, done = engine.writer.fleet, figures(engine.metrics, seconds)
+    fleet, done = engine.writer.fleet, summarize(engine.metrics, seconds)
     place, (host, port) = where(engine.settings.redis), engine.http.address
     states = Counter(agent.state for agent in fleet.agents.values())
     return Group(
@@ -108,9 +109,11 @@ def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
         _agents(fleet, most=max(3, console.height - _LINES_AROUND)),
         Text(),
         _line("states", dict(sorted(states.items()))),
-        _line("depths", depths(engine.metrics)),
+        _line("depths", queue_depths(engine.metrics)),
         _line("so far", {name: getattr(done, field) for name, field in _DONE.items()}),
-        Text(f"{'rate':<8}{done.responses_per_second:g} responses per second over {age(seconds)}; Ctrl-C ends it"),
+        Text(
+            f"{'rate':<8}{done.responses_per_second:g} responses per second over {format_age(seconds)}; Ctrl-C ends it"
+        ),
     )
 
 
@@ -122,7 +125,7 @@ def _agents(fleet: Fleet, most: int) -> Grid:
     for agent in agents[:most]:
         shown = fleet.shown(agent).value
         liveness = Text(shown, _COLOURS.get(shown, ""))
-        since = age(max(0.0, time.time() - agent.since))
+        since = format_age(max(0.0, time.time() - agent.since))
         table.add_row(agent.agent_id, agent.type, agent.state, since, liveness, str(len(agent.open_commands)))
     if len(agents) > most:
         table.add_row(f"and {len(agents) - most} more")
@@ -131,3 +134,49 @@ def _agents(fleet: Fleet, most: int) -> Grid:
 
 def _line(name: str, values: dict[str, int]) -> Text:
     return Text(f"{name:<8}" + "  ".join(f"{each} {value}" for each, value in values.items()))
+
+
+class DevSummary(Struct, frozen=True):
+    """The summary of `aism-engine dev`. Its names are published, and so for ever."""
+
+    responses_applied: int
+    commands_dispatched: int
+    commands_succeeded: int
+    state_changes: int
+    agents_lost: int
+    dead_letters: int
+    responses_per_second: float
+    """Responses applied, by the seconds they took in all."""
+
+
+def summarize(metrics: Metrics, seconds: float) -> DevSummary:
+    """Read the figures of an engine that has worked for so many seconds."""
+    applied = _count(metrics, "aism_work_total", service="response_consumer", outcome="applied")
+    return DevSummary(
+        responses_applied=applied,
+        commands_dispatched=_count(metrics, "aism_facts_total", event="command_queued"),
+        commands_succeeded=_count(metrics, "aism_facts_total", event="command_succeeded"),
+        state_changes=_count(metrics, "aism_facts_total", event="state_changed"),
+        agents_lost=_count(metrics, "aism_facts_total", event="agent_lost"),
+        dead_letters=_count(metrics, "aism_dead_letters_total"),
+        responses_per_second=round(applied / seconds, 1) if seconds > 0 else 0.0,
+    )
+
+
+def queue_depths(metrics: Metrics) -> dict[str, int]:
+    """Read how many lie in each queue, stream and index, as last sampled."""
+    return {
+        sample.labels["where"]: int(sample.value) for family in metrics.depth.collect() for sample in family.samples
+    }
+
+
+def _count(metrics: Metrics, name: str, **labels: str) -> int:
+    """Add up all samples of this name that have these labels."""
+    return int(
+        sum(
+            sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+    )

@@ -8,11 +8,10 @@ import typer
 from msgspec import Struct
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit, RefusedError
-from aism_engine.cli.instants import read_duration, read_instant
-from aism_engine.cli.output import age, print_fields, print_json, print_table
-from aism_engine.cli.progress import ProgressLine
-from aism_engine.cli.session import ask, with_operator
+from aism_engine.cli.admin import send_request, with_admin_client
+from aism_engine.cli.exit_codes import ExitCode, RefusedError
+from aism_engine.cli.options import parse_duration, parse_time_or_age
+from aism_engine.cli.output import ProgressLine, format_age, print_fields, print_json, print_table
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
@@ -50,11 +49,11 @@ class Filter(Struct, frozen=True):
     def given(self) -> bool:
         return any((self.ids, self.codes, self.source, self.agent_id, self.since, self.until))
 
-    async def read(self, operator: AdminClient, progress: ProgressLine) -> list[tuple[str, DeadLetter]]:
+    async def read(self, admin: AdminClient, progress: ProgressLine) -> list[tuple[str, DeadLetter]]:
         since = "-" if self.since is None else f"{self.since * 1000:.0f}"
         until = "+" if self.until is None else f"({self.until * 1000:.0f}"
         found = []
-        async for dead_letter_id, letter in operator.letters(since, until):
+        async for dead_letter_id, letter in admin.letters(since, until):
             if (
                 (not self.ids or dead_letter_id in self.ids)
                 and (not self.codes or letter.code in self.codes)
@@ -62,7 +61,7 @@ class Filter(Struct, frozen=True):
                 and self.agent_id in {None, letter.agent_id}
             ):
                 found.append((dead_letter_id, letter))
-                progress.tell(f"{len(found)} dead letters read")
+                progress.update(f"{len(found)} dead letters read")
         progress.clear()
         return found
 
@@ -76,8 +75,8 @@ def _filter(
     until: str | None,
 ) -> Filter:
     now = time.time()
-    since_at = None if since is None else read_instant("--since", since, now)
-    until_at = None if until is None else read_instant("--until", until, now)
+    since_at = None if since is None else parse_time_or_age("--since", since, now)
+    until_at = None if until is None else parse_time_or_age("--until", until, now)
     return Filter(frozenset(ids or ()), frozenset(codes or ()), source, agent, since_at, until_at)
 
 
@@ -101,7 +100,7 @@ def list_(  # noqa: PLR0913  each is a flag
       aism-engine dead-letters list --code attempts_exhausted --since 1d
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     wanted, progress = _filter(None, code, source, agent, since, until), ProgressLine()
-    found = with_operator(redis, prefix, lambda operator: wanted.read(operator, progress))
+    found = with_admin_client(redis, prefix, lambda admin: wanted.read(admin, progress))
     shown = found[-limit:]
     if json:
         print_json([_described(*each) for each in shown])
@@ -109,7 +108,7 @@ def list_(  # noqa: PLR0913  each is a flag
     rows = (
         (
             dead_letter_id,
-            age(time.time() - instant(dead_letter_id)),
+            format_age(time.time() - instant(dead_letter_id)),
             letter.code,
             letter.source,
             letter.agent_id,
@@ -136,7 +135,7 @@ def show(
     Example:
       aism-engine dead-letters show 1763884800000-0
     """  # noqa: D301
-    letters = with_operator(redis, prefix, lambda operator: _all_of(operator, dead_letter_id))
+    letters = with_admin_client(redis, prefix, lambda admin: _all_of(admin, dead_letter_id))
     if not letters:
         raise RefusedError(f"there is no dead letter {dead_letter_id}; aism-engine dead-letters list shows all")
     found = _described(dead_letter_id, letters[0])
@@ -160,11 +159,11 @@ def replay(  # noqa: PLR0913  each is a flag
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Let the engine decide on them once more, one after the other in their order, by the same checks as at first.
 
     A message is applied now, or buried again as a new letter; a command is sent under a new id. One that is refused
-    stays where it is. Exit code 1 says that not all have gone through.
+    stays where it is. ExitCode code 1 says that not all have gone through.
 
     \b
     Example:
@@ -172,15 +171,15 @@ def replay(  # noqa: PLR0913  each is a flag
       aism-engine dead-letters replay --code unknown_agent --since 2h
     """  # noqa: D301
     wanted = _meant(_filter(ids, code, source, agent, since, until), all_=all_)
-    timeout_s, progress = read_duration("--timeout", timeout), ProgressLine()
+    timeout_s, progress = parse_duration("--timeout", timeout), ProgressLine()
 
-    async def act(operator: AdminClient) -> list[dict[str, Any]]:
-        found, outcomes = await wanted.read(operator, progress), []
+    async def act(admin: AdminClient) -> list[dict[str, Any]]:
+        found, outcomes = await wanted.read(admin, progress), []
         missing = sorted(wanted.ids - {dead_letter_id for dead_letter_id, _ in found})
         for dead_letter_id in (*missing, *(dead_letter_id for dead_letter_id, _ in found)):
             try:
-                reply = await ask(
-                    operator, "replay", {"dead_letter_id": dead_letter_id}, timeout_s=timeout_s, json=False
+                reply = await send_request(
+                    admin, "replay", {"dead_letter_id": dead_letter_id}, timeout_s=timeout_s, json=False
                 )
             except RefusedError as error:
                 reply = {"outcome": "refused", "reason": str(error).removeprefix("refused: ")}
@@ -188,11 +187,11 @@ def replay(  # noqa: PLR0913  each is a flag
             outcomes.append(
                 {"dead_letter_id": dead_letter_id, **{name: reply[name] for name in kept if reply.get(name)}}
             )
-            progress.tell(f"{len(outcomes)} of {len(found)} replayed")
+            progress.update(f"{len(outcomes)} of {len(found)} replayed")
         return outcomes
 
     try:
-        outcomes = with_operator(redis, prefix, act)
+        outcomes = with_admin_client(redis, prefix, act)
     finally:
         progress.clear()
     if json:
@@ -203,7 +202,7 @@ def replay(  # noqa: PLR0913  each is a flag
         counts = Counter(each["outcome"] for each in outcomes)
         typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing to replay")
     gone_through = all(each["outcome"] not in {"refused", "buried"} for each in outcomes)
-    return Exit.DONE if gone_through else Exit.REFUSED
+    return ExitCode.DONE if gone_through else ExitCode.REFUSED
 
 
 @app.command()
@@ -229,26 +228,26 @@ def purge(  # noqa: PLR0913  each is a flag
       aism-engine dead-letters purge --until 30d --reason "too old to matter"
     """  # noqa: D301
     wanted = _meant(_filter(ids, code, source, agent, since, until), all_=all_)
-    timeout_s, progress = read_duration("--timeout", timeout), ProgressLine()
+    timeout_s, progress = parse_duration("--timeout", timeout), ProgressLine()
 
-    async def act(operator: AdminClient) -> int:
-        found = [dead_letter_id for dead_letter_id, _ in await wanted.read(operator, progress)]
+    async def act(admin: AdminClient) -> int:
+        found = [dead_letter_id for dead_letter_id, _ in await wanted.read(admin, progress)]
         for start in range(0, len(found), _AT_ONCE):
             payload: dict[str, Any] = {"dead_letter_ids": found[start : start + _AT_ONCE]}
             payload |= {"reason": reason} if reason is not None else {}
-            await ask(operator, "purge", payload, timeout_s=timeout_s, json=json)
-            progress.tell(f"{start} of {len(found)} purged")
+            await send_request(admin, "purge", payload, timeout_s=timeout_s, json=json)
+            progress.update(f"{start} of {len(found)} purged")
         return len(found)
 
     try:
-        purged = with_operator(redis, prefix, act)
+        purged = with_admin_client(redis, prefix, act)
     finally:
         progress.clear()
     print_json({"purged": purged}) if json else typer.echo(f"{purged} purged")
 
 
-async def _all_of(operator: AdminClient, dead_letter_id: str) -> list[DeadLetter]:
-    return [letter async for _, letter in operator.letters(dead_letter_id, dead_letter_id)]
+async def _all_of(admin: AdminClient, dead_letter_id: str) -> list[DeadLetter]:
+    return [letter async for _, letter in admin.letters(dead_letter_id, dead_letter_id)]
 
 
 def _meant(wanted: Filter, *, all_: bool) -> Filter:

@@ -12,10 +12,9 @@ from rich.console import Console
 
 from aism_engine import logs
 from aism_engine.cli import options
-from aism_engine.cli.dashboard import Lines, Show, Table
-from aism_engine.cli.exits import Exit, RefusedError
-from aism_engine.cli.figures import Figures, figures
-from aism_engine.cli.loop import run_to_end
+from aism_engine.cli.dashboard import DevSummary, Lines, Show, Table, summarize
+from aism_engine.cli.event_loop import run_in_event_loop
+from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import print_fields, print_json
 from aism_engine.config import load_settings_and_machines
 from aism_engine.engine import Engine
@@ -53,7 +52,7 @@ def dev(
         typer.Option(metavar="N", help="The same again for the same choices.", show_default=False),
     ] = None,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Try it all out: start the bundled server, the engine, and simulated agents that keep it busy.
 
     Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C, or the end of --duration, stops everything that was
@@ -86,7 +85,9 @@ def dev(
         else:
             print_fields(msgspec.structs.asdict(summary).items())
 
-    return run_to_end(run(), logs.configure(level=show.level, format=show.format, queue=10_000, stream=show.stream))
+    return run_in_event_loop(
+        run(), logs.configure(level=show.level, format=show.format, queue=10_000, stream=show.stream)
+    )
 
 
 def _started(server: EmbeddedServer) -> EmbeddedServer:
@@ -100,7 +101,7 @@ def _started(server: EmbeddedServer) -> EmbeddedServer:
 
 async def _play(
     engine: Engine, simulation: Simulation, show: Show, stopping: asyncio.Event, duration_s: float | None
-) -> Figures:
+) -> DevSummary:
     """Let the engine and the fleet run until something ends, and stop the fleet before the engine."""
     began = time.monotonic()
     running = asyncio.create_task(engine.run(stopping))
@@ -118,7 +119,7 @@ async def _play(
     await running
     for player in ended:
         player.result()
-    return figures(engine.metrics, seconds)
+    return summarize(engine.metrics, seconds)
 
 
 async def _showing(show: Show, engine: Engine, began: float) -> None:

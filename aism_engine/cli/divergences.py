@@ -7,8 +7,8 @@ import typer
 from msgspec import to_builtins
 
 from aism_engine.cli import options
-from aism_engine.cli.output import age, print_json, print_table
-from aism_engine.cli.session import with_operator
+from aism_engine.cli.admin import with_admin_client
+from aism_engine.cli.output import format_age, print_json, print_table
 from aism_engine.clock import from_iso
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.agents.divergence import RULES
@@ -41,7 +41,7 @@ def divergences(
     """  # noqa: D301  \b keeps the lines of the example apart
     found = [
         each
-        for seen in with_operator(redis, prefix, AdminClient.agents)
+        for seen in with_admin_client(redis, prefix, AdminClient.agents)
         if kind in {None, seen.agent.type}
         for each in described(seen.agent)
         if rule in {None, each["rule"]}
@@ -57,7 +57,7 @@ def divergences(
             each["type"],
             each["rule"],
             each["confidence"],
-            age(now - from_iso(each["since"])),
+            format_age(now - from_iso(each["since"])),
             each["reason"],
         )
         for each in found

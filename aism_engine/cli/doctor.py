@@ -10,9 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit
-from aism_engine.cli.output import print_json
-from aism_engine.cli.progress import ProgressLine
+from aism_engine.cli.exit_codes import ExitCode
+from aism_engine.cli.output import ProgressLine, print_json
 from aism_engine.config import load_settings
 from aism_engine.ops.diagnosis import Diagnosis
 from aism_engine.ops.doctor.examination import DoctorFacts, examine
@@ -34,7 +33,7 @@ def doctor(
         int, typer.Option(metavar="N", min=0, help="Most keys of the server that are walked over; 0: none.")
     ] = 1_000_000,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Examine the server, the rights on it, the way to it and the keys of the fleet: what is so, why it matters, how to
     mend it.
 
@@ -53,13 +52,13 @@ def doctor(
         print_json({"ok": not dangerous, "redis": where(settings), "prefix": settings.prefix, "findings": findings})
     else:
         _print(findings, f"{where(settings)}, prefix {settings.prefix}")
-    return Exit.REFUSED if dangerous else Exit.DONE
+    return ExitCode.REFUSED if dangerous else ExitCode.DONE
 
 
 async def _look(settings: RedisSettings, file: ConfigFile | None, most: int) -> DoctorFacts:
     client, progress = connect(settings, ""), ProgressLine()
     try:
-        return await Diagnosis(client, settings).facts(file, most=most, tell=progress.tell)
+        return await Diagnosis(client, settings).facts(file, most=most, tell=progress.update)
     finally:
         progress.clear()
         await client.aclose()

@@ -5,33 +5,15 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
-from msgspec import Struct
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit, RefusedError
+from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import print_json, print_table
 from aism_engine.config import load_settings
+from aism_engine.http.replies import LivezReply, ReadyzReply
 
 _PATIENCE_S: Final = 3.0
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  who listens everywhere listens here, too
-
-
-class Alive(Struct):
-    """Reply of /livez. The structs of http/routes.py are repeated: importing them takes longer than the request."""
-
-    status: str
-
-
-class Check(Struct):
-    ok: bool
-    detail: str
-
-
-class Ready(Alive):
-    """What /readyz answers."""
-
-    role: str
-    checks: dict[str, Check]
 
 
 def health(
@@ -43,7 +25,7 @@ def health(
     live: Annotated[bool, typer.Option("--live", help="Ask only whether the process is worth keeping.")] = False,
     config: options.Config = None,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Ask an engine whether it is ready: exit code 0, or 1 where a check fails or nobody answers.
 
     A standby is ready, and says so. With --live the answer is that of /livez: a Redis that is away is no reason to
@@ -63,16 +45,16 @@ def health(
     found = _asked(_EVERYWHERE.get(settings.host, settings.host), settings.port, live=live)
     if json:
         print_json(found)
-    elif isinstance(found, Ready):
+    elif isinstance(found, ReadyzReply):
         typer.echo(f"{found.status}, {found.role}\n")
         rows = ((name, "ok" if check.ok else "failed", check.detail) for name, check in found.checks.items())
         print_table(("CHECK", "IS", "DETAIL"), rows)
     else:
         typer.echo(found.status)
-    return Exit.DONE if found.status == "ok" else Exit.REFUSED
+    return ExitCode.DONE if found.status == "ok" else ExitCode.REFUSED
 
 
-def _asked(host: str, port: int, *, live: bool) -> "Alive":
+def _asked(host: str, port: int, *, live: bool) -> LivezReply:
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)
     try:
@@ -84,6 +66,6 @@ def _asked(host: str, port: int, *, live: bool) -> "Alive":
     finally:
         connection.close()
     try:
-        return msgspec.json.decode(body, type=Alive if live else Ready)
+        return msgspec.json.decode(body, type=LivezReply if live else ReadyzReply)
     except msgspec.DecodeError:
         raise RefusedError(f"what answers at {where} is no engine of ours") from None

@@ -11,11 +11,10 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import RefusedError
-from aism_engine.cli.instants import read_instant
-from aism_engine.cli.output import print_fields, print_json, print_table
-from aism_engine.cli.progress import ProgressLine
-from aism_engine.cli.session import with_operator
+from aism_engine.cli.admin import with_admin_client
+from aism_engine.cli.exit_codes import RefusedError
+from aism_engine.cli.options import parse_time_or_age
+from aism_engine.cli.output import ProgressLine, print_fields, print_json, print_table
 from aism_engine.cli.tail import described
 from aism_engine.clock import from_iso, iso
 from aism_engine.config import load_settings
@@ -73,7 +72,7 @@ def history(  # noqa: PLR0913  each is a flag
         raise typer.BadParameter(f"AGENT|COMMAND: {name!r} is no id")
     now = time.time()
     given = {"--since": since, "--until": until, "--at": at}
-    times = {option: read_instant(option, text, now) for option, text in given.items() if text is not None}
+    times = {option: parse_time_or_age(option, text, now) for option, text in given.items() if text is not None}
     if at is not None and (since is not None or until is not None or follow):
         raise typer.BadParameter("--at stands alone: it is one instant")
     if follow and until is not None:
@@ -85,15 +84,13 @@ def history(  # noqa: PLR0913  each is a flag
     source = _Source(name, _reader(path, server.prefix, progress) if path else None, progress)
     try:
         if at is not None:
-            standing = with_operator(
-                server.url, server.prefix, lambda operator: _stood(operator, source, times["--at"])
-            )
+            standing = with_admin_client(server.url, server.prefix, lambda admin: _stood(admin, source, times["--at"]))
             progress.clear()
             _show(standing, json=json)
             return
         span = _Span(times.get("--since", float("-inf")), times.get("--until", float("inf")))
-        told = with_operator(
-            server.url, server.prefix, lambda operator: _tell(operator, source, span, follow=follow, json=json)
+        told = with_admin_client(
+            server.url, server.prefix, lambda admin: _tell(admin, source, span, follow=follow, json=json)
         )
     except KeyboardInterrupt:  # the way to end it
         return
@@ -117,7 +114,7 @@ class _Source:
         self._reader = reader
         self.progress = progress
 
-    async def lines(self, operator: AdminClient, span: _Span, *, follow: bool = False) -> AsyncGenerator[Line]:
+    async def lines(self, admin: AdminClient, span: _Span, *, follow: bool = False) -> AsyncGenerator[Line]:
         cursor, reader = Cursor(), self._reader
         if reader is not None:
             days = (_day(span.since - _SLACK_S, ""), _day(span.until + 86400, "9999-12-31"))
@@ -126,11 +123,11 @@ class _Source:
             cursor, self.first = reader.cursor, reader.first
         if cursor.id == BEGINNING and span.since > _SLACK_S:
             cursor = Cursor(f"{(span.since - _SLACK_S) * 1000:.0f}-0")
-        tail, needle = Tail(operator.history, cursor, self._known), self.name.encode()
+        tail, needle = Tail(admin.history, cursor, self._known), self.name.encode()
         while True:
             reading = await tail.read()
             self.first = self.first or reading.first
-            self.progress.tell(f"the audit, {reading.behind or 0} entries left")
+            self.progress.update(f"the audit, {reading.behind or 0} entries left")
             for line in reading.lines:
                 if line.gap or line.rewound or needle in bytes(line.facts):
                     yield line
@@ -153,7 +150,7 @@ def _reader(path: str, prefix: str, progress: ProgressLine) -> ArchiveReader:
         raise RefusedError(f"there is no archive in {path}: {error.strerror}") from None
     if found.prefix != prefix:
         raise RefusedError(f"{path} is the archive of the fleet {found.prefix!r}, not of {prefix!r}: give its --prefix")
-    return ArchiveReader(folder_path, progress.tell)
+    return ArchiveReader(folder_path, progress.update)
 
 
 def _day(at: float, otherwise: str) -> str:
@@ -163,10 +160,10 @@ def _day(at: float, otherwise: str) -> str:
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-async def _tell(operator: AdminClient, source: _Source, span: _Span, *, follow: bool, json: bool) -> int:
+async def _tell(admin: AdminClient, source: _Source, span: _Span, *, follow: bool, json: bool) -> int:
     """Print what is told, and count it."""
     told = 0
-    async with aclosing(source.lines(operator, span, follow=follow)) as lines:
+    async with aclosing(source.lines(admin, span, follow=follow)) as lines:
         async for line in lines:
             for fact in _told(line, source.name, span):
                 source.progress.clear()
@@ -209,13 +206,13 @@ def _written(fact: dict[str, Any]) -> str:
 # --- an instant -------------------------------------------------------------------------------------------------------
 
 
-async def _stood(operator: AdminClient, source: _Source, at: float) -> Standing:
+async def _stood(admin: AdminClient, source: _Source, at: float) -> Standing:
     """Replay all that is kept. What is so now is read first: what changes meanwhile is then among the facts."""
     present, timeline = None, Timeline(source.name)
-    if (seen := await operator.agent(source.name)) is not None:
+    if (seen := await admin.agent(source.name)) is not None:
         commands = [(each.command_id, each.type, each.status.value, each.accepted_at) for each in seen.commands]
         present = Present(state=seen.agent.state, since=seen.agent.since, type=seen.agent.type, commands=commands)
-    async with aclosing(source.lines(operator, _Span())) as lines:
+    async with aclosing(source.lines(admin, _Span())) as lines:
         async for line in lines:
             timeline.add(line)
     standing = timeline.standing(at, source.first, present)

@@ -10,7 +10,7 @@ import typer
 
 from aism_engine import __version__
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit, complain, report
+from aism_engine.cli.exit_codes import ExitCode, print_error, report_error
 from aism_engine.cli.output import print_json
 
 
@@ -28,9 +28,9 @@ COMMANDS: Final = {
     "health": "health:health",
     "scenario": "scenario:scenario",
     "send": "send:send",
-    "pause": "holds:pause",
-    "drain": "holds:drain",
-    "resume": "holds:resume",
+    "pause": "pause:pause",
+    "drain": "pause:drain",
+    "resume": "pause:resume",
     "tail": "tail:tail",
     "top": "top:top",
     "divergences": "divergences:divergences",
@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = build(*arguments[:1])(arguments, prog_name="aism-engine", standalone_mode=False)
     except typer.TyperException as error:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
-        complain(f"{error.format_message().rstrip('.')}; try {command} --help")
-        code = Exit.USAGE
+        print_error(f"{error.format_message().rstrip('.')}; try {command} --help")
+        code = ExitCode.USAGE
     except Exception as error:  # noqa: BLE001  what is no error of ours is raised again
-        code = report(error)
+        code = report_error(error)
     sys.exit(code)

@@ -1,6 +1,9 @@
 """What commands print: results on standard output, for people or for programs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TextIO
 
 import msgspec
 import typer
@@ -27,7 +30,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
         typer.echo(f"{name.ljust(width)}  {value}".rstrip())
 
 
-def age(seconds: float | None) -> str:
+def format_age(seconds: float | None) -> str:
     """Write an age as people say it: `4s`, `2m`, `3h`, `5d`."""
     if seconds is None:
         return "-"
@@ -37,10 +40,39 @@ def age(seconds: float | None) -> str:
     return f"{seconds:.1f}s"
 
 
-def pairs(values: Mapping[str, object]) -> str:
+def format_pairs(values: Mapping[str, object]) -> str:
     """Write a small mapping on one line: `team=a, tier=2`."""
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _cell(value: object) -> str:
     return "-" if value is None or value == "" else str(value)
+
+
+_AFTER_S: Final = 1.0
+_EVERY_S: Final = 0.2
+_WIDTH: Final = 79
+
+
+class ProgressLine:
+    """One line on standard error, written over and over, from a second on; `clear` takes it away."""
+
+    def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
+        self._now = now
+        self._next_at = now() + _AFTER_S
+        self._shown = False
+
+    def update(self, text: str) -> None:
+        if self._now() < self._next_at or not self._stream.isatty():
+            return
+        self._next_at = self._now() + _EVERY_S
+        self._shown = True
+        self._stream.write(f"\r{text[:_WIDTH]:<{_WIDTH}}")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            self._stream.write(f"\r{'':<{_WIDTH}}\r")
+            self._stream.flush()

@@ -10,8 +10,8 @@ import typer
 
 from aism_engine import logs
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit
-from aism_engine.cli.loop import run_to_end
+from aism_engine.cli.event_loop import run_in_event_loop
+from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.config import load_machines, load_settings, load_settings_and_machines
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.engine import Engine
@@ -31,7 +31,7 @@ def run(
     ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="json, console or auto.")] = None,
-) -> Exit:
+) -> ExitCode:
     """Run the engine until SIGTERM or SIGINT. SIGHUP makes it read its machines anew, all of them or none, SIGUSR1 open
     its log file anew.
 
@@ -60,7 +60,7 @@ def run(
     def machines() -> Machines:
         return load_machines(load_settings(config, overrides=flags).settings.machines)
 
-    return run_to_end(_serve(settings, machines, writer), writer)
+    return run_in_event_loop(_serve(settings, machines, writer), writer)
 
 
 async def _serve(settings: Settings, machines: Callable[[], Machines], writer: LogWriter) -> None:

@@ -10,12 +10,12 @@ import typer
 
 from aism_engine import logs
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit, RefusedError
-from aism_engine.cli.loop import run_to_end
+from aism_engine.cli.event_loop import run_in_event_loop
+from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import print_fields, print_json
 from aism_engine.runtime import signals
 from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
-from aism_engine.scenarios.stage import Outcome
+from aism_engine.scenarios.environment import Outcome
 
 
 class Name(StrEnum):
@@ -39,7 +39,7 @@ def scenario(
     name: Annotated[Name, typer.Argument(metavar="NAME", show_default=False, help="Which one: see above.")],
     *,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Play a scenario of the AISM literature on a server of its own, and print what it came to.
 
     \b
@@ -73,4 +73,4 @@ def scenario(
         if not figures.holds:
             raise RefusedError(f"{name} does not come out as it should: see docs/scenarios.md")
 
-    return run_to_end(run(), logs.configure(level="warning", format="auto", queue=10_000))
+    return run_in_event_loop(run(), logs.configure(level="warning", format="auto", queue=10_000))

@@ -8,11 +8,10 @@ import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit
-from aism_engine.cli.instants import read_duration, read_time
-from aism_engine.cli.outcomes import code_of, told, wait
+from aism_engine.cli.admin import format_outcome, outcome_exit_code, send_request, wait_for_outcome, with_admin_client
+from aism_engine.cli.exit_codes import ExitCode
+from aism_engine.cli.options import parse_duration, parse_time
 from aism_engine.cli.output import print_json
-from aism_engine.cli.session import ask, with_operator
 from aism_engine.clock import iso
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.commands.selector import Selector
@@ -62,7 +61,7 @@ def send(  # noqa: PLR0913  each is a flag
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
-) -> Exit:
+) -> ExitCode:
     """Give an agent a command, or all those that fit a selector.
 
     The engine accepts or refuses it at once; the agent takes it when it is ready. With --wait the exit code tells the
@@ -88,8 +87,8 @@ def send(  # noqa: PLR0913  each is a flag
     durations = {"ttl": ttl, "ack_timeout": ack_timeout, "timeout": timeout, "start_in": in_}
     flags = {"ttl": "--ttl", "ack_timeout": "--ack-timeout", "timeout": "--timeout", "start_in": "--in"}
     chosen: dict[str, Any] = {
-        **{name: read_duration(flags[name], value) for name, value in durations.items() if value is not None},
-        "start_at": iso(read_time("--at", at)) if at is not None else None,
+        **{name: parse_duration(flags[name], value) for name, value in durations.items() if value is not None},
+        "start_at": iso(parse_time("--at", at)) if at is not None else None,
         "max_attempts": max_attempts,
         "priority": priority,
         "on_lost": on_lost,
@@ -100,23 +99,23 @@ def send(  # noqa: PLR0913  each is a flag
         "command": {"type": kind, "payload": _object(payload)},
         "options": {name: value for name, value in chosen.items() if value is not None},
     }
-    longest_s = read_duration("--wait-for", wait_for)
+    longest_s = parse_duration("--wait-for", wait_for)
 
-    async def act(operator: AdminClient) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    async def act(admin: AdminClient) -> tuple[dict[str, Any], dict[str, Any] | None]:
         ends_at = time.monotonic() + longest_s
-        reply = await ask(operator, "send", request, request_id=request_id, timeout_s=longest_s, json=json)
-        return reply, await wait(operator, _name(reply), ends_at) if wait_ else None
+        reply = await send_request(admin, "send", request, request_id=request_id, timeout_s=longest_s, json=json)
+        return reply, await wait_for_outcome(admin, _name(reply), ends_at) if wait_ else None
 
-    reply, found = with_operator(redis, prefix, act)
+    reply, found = with_admin_client(redis, prefix, act)
     if json:
         print_json(found or reply)
     elif found is not None:
-        typer.echo(f"{_name(reply)} {told(found)}")
+        typer.echo(f"{_name(reply)} {format_outcome(found)}")
     else:
         targets = f", {reply['targets']} targets" if "targets" in reply else ""
         to = f" to {reply['agent_id']}" if any_ else ""
         typer.echo(f"{_name(reply)} {reply['status']}{to}{targets}")
-    return code_of(found) if found is not None else Exit.DONE
+    return outcome_exit_code(found) if found is not None else ExitCode.DONE
 
 
 _NO_NAME: Final = "is no name: letters, digits, `.`, `_` and `-`, the first no sign"

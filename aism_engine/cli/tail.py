@@ -8,8 +8,8 @@ import msgspec
 import typer
 
 from aism_engine.cli import options
+from aism_engine.cli.admin import with_admin_client
 from aism_engine.cli.output import print_json
-from aism_engine.cli.session import with_operator
 from aism_engine.ops.admin_client import AdminClient
 
 _HEAD: Final = frozenset({"event", "at", "timestamp", "agent_id", "old_state", "new_state"})
@@ -35,9 +35,9 @@ def tail(
       aism-engine tail --type state_changed --type agent_lost --json
     """  # noqa: D301  \b keeps the lines of the example apart
 
-    async def act(operator: AdminClient) -> None:
+    async def act(admin: AdminClient) -> None:
         left = count
-        async with aclosing(operator.events()) as events:
+        async with aclosing(admin.events()) as events:
             async for found in events:
                 if (
                     (event and found["event"] not in event)
@@ -51,7 +51,7 @@ def tail(
                     return
 
     try:
-        with_operator(redis, prefix, act)
+        with_admin_client(redis, prefix, act)
     except KeyboardInterrupt:  # the way to end it
         return
 

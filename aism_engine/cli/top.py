@@ -12,10 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from aism_engine.cli import commands, options
-from aism_engine.cli.instants import read_duration
-from aism_engine.cli.output import age, print_json
-from aism_engine.cli.progress import ProgressLine
-from aism_engine.cli.session import with_operator
+from aism_engine.cli.admin import with_admin_client
+from aism_engine.cli.options import parse_duration
+from aism_engine.cli.output import ProgressLine, format_age, print_json
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import Overview
 
@@ -38,14 +37,14 @@ def top(
       aism-engine top --interval 5s
       aism-engine top --once --json
     """  # noqa: D301  \b keeps the lines of the example apart
-    every_s, console = read_duration("--interval", interval), Console()
+    every_s, console = parse_duration("--interval", interval), Console()
 
-    async def watch(operator: AdminClient) -> None:
+    async def watch(admin: AdminClient) -> None:
         progress = ProgressLine()
         with Live(console=console, auto_refresh=False, screen=False) as live:
             while True:
                 began = time.monotonic()
-                found = await operator.overview(slowest, progress.tell if once else None)
+                found = await admin.overview(slowest, progress.update if once else None)
                 progress.clear()
                 if json:
                     print_json(_described(found))
@@ -56,7 +55,7 @@ def top(
                 await asyncio.sleep(max(every_s, time.monotonic() - began))  # no more than half of the time
 
     try:
-        with_operator(redis, prefix, watch)
+        with_admin_client(redis, prefix, watch)
     except KeyboardInterrupt:  # the way to end it
         return
 
@@ -90,7 +89,7 @@ def _screen(found: Overview) -> RenderableType:
     for heading in ("SLOWEST COMMAND", "AGENT", "TYPE", "STATUS", "AGE"):
         slowest.add_column(heading)
     for command in found.slowest:
-        since = age(now - command.accepted_at)
+        since = format_age(now - command.accepted_at)
         slowest.add_row(command.command_id, command.agent_id, command.type, command.status.value, since)
     return Group(head, figures, Text(), slowest)
 

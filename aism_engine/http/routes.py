@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from aism_engine.http.replies import HealthCheck, LivezReply, ReadyzReply
+
 INDEX = """\
 AISM Engine
 
@@ -22,13 +24,6 @@ Accept: application/json makes JSON of the last two.
 """
 
 
-class HealthCheck(msgspec.Struct, frozen=True):
-    """One condition of being ready; `detail` says in words what was found."""
-
-    ok: bool
-    detail: str
-
-
 class Health(Protocol):
     """What the engine knows of itself."""
 
@@ -37,20 +32,6 @@ class Health(Protocol):
     def role(self) -> str: ...
 
     def checks(self) -> Mapping[str, HealthCheck]: ...
-
-
-class LivezReply(msgspec.Struct, frozen=True):
-    """The answer of /livez, where JSON is asked for."""
-
-    status: str
-
-
-class ReadyzReply(msgspec.Struct, frozen=True):
-    """The answer of /readyz in full."""
-
-    status: str
-    role: str
-    checks: Mapping[str, HealthCheck]
 
 
 def create_app(registry: CollectorRegistry, health: Health) -> Starlette:

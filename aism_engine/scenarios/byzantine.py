@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.scenarios.stage import Outcome, Stage, staged
+from aism_engine.scenarios.environment import Outcome, Stage, staged
 
 _PATIENCE_S: Final = 2.0
 _SETTINGS: Final = {

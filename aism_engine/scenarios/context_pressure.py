@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aism_engine.scenarios.stage import Outcome, Stage, staged
+from aism_engine.scenarios.environment import Outcome, Stage, staged
 
 LIMIT: Final = 8_000
 OVERFLOW: Final = 12_000

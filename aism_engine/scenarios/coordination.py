@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from aism_engine.agent.client import AgentClient
-from aism_engine.scenarios.stage import Outcome, Stage, staged
+from aism_engine.scenarios.environment import Outcome, Stage, staged
 
 COUNT: Final = 100
 _AGENTS: Final = ("anna", "bert", "carl")

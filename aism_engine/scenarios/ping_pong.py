@@ -9,7 +9,7 @@ wrong turn would lose an increment.
 import asyncio
 from typing import Final
 
-from aism_engine.scenarios.stage import Outcome, Stage, staged
+from aism_engine.scenarios.environment import Outcome, Stage, staged
 
 INCREMENTS: Final = 1000
 _PLAYERS: Final = ("ping", "pong")

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.agent.client import AgentClient
-from aism_engine.cli.exits import Exit
-from aism_engine.cli.progress import ProgressLine
+from aism_engine.cli.exit_codes import ExitCode
+from aism_engine.cli.output import ProgressLine
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Call, Done, Start
 from tests.support.engine import Running, eventually, running_engine
@@ -112,7 +112,7 @@ async def test_a_span_narrows_it(fleet: Call, archive: Path) -> None:
     assert facts(await fleet(*read, "--until", middle)) == [fact for fact in told if fact["at"] <= middle]
     assert facts(await fleet(*read, "--since", "10m")) == told
     done = await fleet(*read, "--until", "1h")
-    assert (done.code, done.out) == (Exit.REFUSED, "")
+    assert (done.code, done.out) == (ExitCode.REFUSED, "")
     assert f"nothing is told of {AGENT}" in done.err
 
 
@@ -136,7 +136,7 @@ async def test_it_follows_what_happens(
     await agent.transition("distill")
     assert json.loads(await asyncio.to_thread(process.stdout.readline))["new_state"] == "distill"
     process.send_signal(2)
-    assert await asyncio.to_thread(process.wait, 10) == Exit.DONE
+    assert await asyncio.to_thread(process.wait, 10) == ExitCode.DONE
 
 
 async def test_a_gap_is_told_where_it_is(fleet: Call, engine: Running, agent: AgentClient, archive: Path) -> None:
@@ -192,7 +192,7 @@ async def test_an_instant_before_what_is_kept_says_so(fleet: Call) -> None:
 async def test_one_that_was_not_there_is_not_unknown(fleet: Call, archive: Path) -> None:
     """Before it was met it was not in the fleet. Of one that never was nothing is known, which is 1."""
     done = await fleet("history", "nobody", "--at", "1s")
-    assert (done.code, done.out) == (Exit.REFUSED, "")
+    assert (done.code, done.out) == (ExitCode.REFUSED, "")
     assert "nothing is told of an agent nobody" in done.err
     shown = (await fleet("history", AGENT, "--at", "1d", "--archive", str(archive))).out
     assert "not in the fleet" in shown
@@ -216,17 +216,17 @@ async def test_one_that_was_not_there_is_not_unknown(fleet: Call, archive: Path)
 async def test_wrong_usage_is_64(fleet: Call, arguments: list[str]) -> None:
     """One line on standard error says what was expected."""
     done = await fleet("history", *arguments)
-    assert (done.code, done.out, done.err.count("\n")) == (Exit.USAGE, "", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
 
 
 async def test_an_archive_that_is_none_is_refused(fleet: Call, tmp_path: Path) -> None:
     """So is that of another fleet: one would be taken for the other."""
     done = await fleet("history", "a", "--archive", str(tmp_path / "nowhere"))
-    assert (done.code, done.out) == (Exit.REFUSED, "")
+    assert (done.code, done.out) == (ExitCode.REFUSED, "")
     assert "nowhere" in done.err
     await asyncio.to_thread((tmp_path / "archive.json").write_text, '{"archive":"x","prefix":"other"}')
     done = await fleet("history", "a", "--archive", str(tmp_path))
-    assert (done.code, "'other'" in done.err) == (Exit.REFUSED, True)
+    assert (done.code, "'other'" in done.err) == (ExitCode.REFUSED, True)
 
 
 @pytest.mark.usefixtures("agent")
@@ -236,7 +236,7 @@ async def test_without_redis_the_archive_is_told_and_the_code_says_that_it_is_no
     """An archive is for bad days, too."""
     flags = ("--archive", str(archive), "--prefix", prefix, "--redis", "redis://127.0.0.1:1", "--json")
     done = await cli("history", AGENT, *flags)
-    assert done.code == Exit.UNAVAILABLE
+    assert done.code == ExitCode.UNAVAILABLE
     assert "agent_registered" in [fact["event"] for fact in facts(done)]
 
 
@@ -250,11 +250,11 @@ def test_progress_is_shown_from_a_second_on(stream: Callable[[], io.StringIO], *
     """On a terminal, now and then, and it leaves nothing behind; a pipe sees none of it."""
     now, written = 0.0, stream()
     progress = ProgressLine(written, lambda: now)
-    progress.tell("early")
+    progress.update("early")
     now = 1.1
-    progress.tell("late")
+    progress.update("late")
     now = 1.2
-    progress.tell("too soon")
+    progress.update("too soon")
     progress.clear()
     text = written.getvalue()
     assert ("late" in text, text.endswith("\r")) == (shown, shown)

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import pytest
 
-from aism_engine.cli.exits import Exit
+from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.commands.command import Command, Status
@@ -233,7 +233,7 @@ def test_every_code_of_the_errors_channel_is_documented() -> None:
 def test_exit_codes_are_documented() -> None:
     """The exit codes of the command line are those of the page on configuration."""
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
-    assert [int(row[0]) for row in table("Exit codes", page)] == [int(code) for code in Exit]
+    assert [int(row[0]) for row in table("Exit codes", page)] == [int(code) for code in ExitCode]
 
 
 # --- the pages themselves ---------------------------------------------------------------------------------------------

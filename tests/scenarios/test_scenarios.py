@@ -27,7 +27,7 @@ def _roomy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same machines, with room for everybody."""
     for file in MACHINES.iterdir():
         (tmp_path / file.name).write_text(file.read_text().replace("max_agents = 1", ""))
-    monkeypatch.setattr("aism_engine.scenarios.stage.MACHINES", tmp_path)
+    monkeypatch.setattr("aism_engine.scenarios.environment.MACHINES", tmp_path)
 
 
 @pytest.mark.usefixtures("_roomy")

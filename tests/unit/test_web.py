@@ -11,7 +11,8 @@ from http.client import HTTPConnection, HTTPResponse
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from aism_engine.http.routes import HealthCheck, create_app
+from aism_engine.http.replies import HealthCheck
+from aism_engine.http.routes import create_app
 from aism_engine.http.server import STOP_S, HttpServer
 
 NAMED = {"status": "ok", "role": "leader", "checks": {"redis": {"ok": True, "detail": "3 ms"}}}

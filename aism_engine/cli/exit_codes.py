@@ -8,7 +8,7 @@ from aism_engine.errors import AismError, ConfigError, ServerUnavailableError
 from aism_engine.redact import redacted
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """The exit code of every command of ours; 64 and 69 are those of sysexits.h."""
 
     DONE = 0
@@ -18,7 +18,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 69
 
 
-EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
+EXIT_CODES: Final = "ExitCode codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
 
 
 class RefusedError(AismError):
@@ -29,12 +29,12 @@ class TimedOutError(AismError):
     """Nobody answered in time; what was asked may still be done."""
 
 
-_CODES: Final[tuple[tuple[type[Exception], Exit], ...]] = (
-    (ConfigError, Exit.USAGE),
-    (ServerUnavailableError, Exit.UNAVAILABLE),
-    (TimedOutError, Exit.TIMED_OUT),
-    (AismError, Exit.REFUSED),
-    (OSError, Exit.REFUSED),
+_CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
+    (ConfigError, ExitCode.USAGE),
+    (ServerUnavailableError, ExitCode.UNAVAILABLE),
+    (TimedOutError, ExitCode.TIMED_OUT),
+    (AismError, ExitCode.REFUSED),
+    (OSError, ExitCode.REFUSED),
 )
 
 _HINT: Final = "Is it running? Name it with --redis URL or AISM_REDIS_URL."
@@ -47,21 +47,21 @@ _HINTS: Final = {
 """What to do about an outage, where it is not that nobody is there."""
 
 
-def report(error: Exception) -> Exit:
+def report_error(error: Exception) -> ExitCode:
     """Tell people what went wrong, on standard error, and give the exit code for it. A bug of ours is raised again."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if code is None:
         raise error
-    if code is Exit.UNAVAILABLE:
+    if code is ExitCode.UNAVAILABLE:
         reason = str(error).rstrip(".")
         outage = getattr(error, "outage", "")
-        complain(f"Redis cannot serve us: {reason}. {_HINTS.get(outage, _HINT)}")
+        print_error(f"Redis cannot serve us: {reason}. {_HINTS.get(outage, _HINT)}")
     else:
-        complain(getattr(error, "strerror", None) or str(error))
+        print_error(getattr(error, "strerror", None) or str(error))
     return code
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Write a message for people to standard error, each of its lines marked, and no password in it."""
     for line in redacted(message).splitlines():
         print(f"error: {line}", file=sys.stderr)  # noqa: T201  this is where messages are printed

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from aism_engine.cli import main
-from aism_engine.cli.exits import EXIT_CODES, Exit, report
+from aism_engine.cli.exit_codes import EXIT_CODES, ExitCode, report_error
 from aism_engine.errors import GaveUpError
 from tests.cli.conftest import Call
 
@@ -25,7 +25,7 @@ COMMANDS = [
 async def test_the_help_of_every_command_tells_its_exit_codes(cli: Call, command: list[str]) -> None:
     """`--help` ends with the exit codes, and has an example where there is more than one way to call it."""
     done = await cli(*command, "--help")
-    assert done.code == Exit.DONE
+    assert done.code == ExitCode.DONE
     assert EXIT_CODES in " ".join(done.out.split())
     assert "Example" in done.out or command == ["version"]
 
@@ -52,7 +52,7 @@ async def test_the_help_of_every_command_tells_its_exit_codes(cli: Call, command
 async def test_wrong_usage_is_64(cli: Call, arguments: list[str]) -> None:
     """Whatever is wrong with the arguments: one line on standard error, nothing on standard output."""
     done = await cli(*arguments)
-    assert (done.code, done.out, done.err.count("\n")) == (Exit.USAGE, "", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
     assert done.err.startswith("error: ")
 
 
@@ -71,7 +71,7 @@ async def test_wrong_usage_is_64(cli: Call, arguments: list[str]) -> None:
 async def test_redis_out_of_reach_is_69(cli: Call, command: list[str]) -> None:
     """One line says so, and what to do; the password stays a secret."""
     done = await cli(*command, "--redis", "redis://user:hush@127.0.0.1:1")
-    assert (done.code, done.out, done.err.count("\n")) == (Exit.UNAVAILABLE, "", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (ExitCode.UNAVAILABLE, "", 1)
     assert "--redis" in done.err
     assert "hush" not in done.err
 
@@ -89,14 +89,14 @@ async def test_version(cli: Call) -> None:
 
 def test_an_engine_that_gave_up_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     """Its reason is the message."""
-    assert report(GaveUpError("consumer failed 6 times")) == Exit.REFUSED
+    assert report_error(GaveUpError("consumer failed 6 times")) == ExitCode.REFUSED
     assert capsys.readouterr().err == "error: consumer failed 6 times\n"
 
 
 def test_a_bug_is_not_dressed_up_as_an_answer() -> None:
     """What is no error of ours goes through, traceback and all."""
     with pytest.raises(ZeroDivisionError):
-        report(ZeroDivisionError())
+        report_error(ZeroDivisionError())
 
 
 def test_all_commands_are_tested() -> None:

@@ -7,12 +7,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exits import Exit
-from aism_engine.cli.instants import read_duration
-from aism_engine.cli.outcomes import code_of, told, wait
+from aism_engine.cli.admin import format_outcome, outcome_exit_code, send_request, wait_for_outcome, with_admin_client
+from aism_engine.cli.exit_codes import ExitCode
+from aism_engine.cli.options import parse_duration
 from aism_engine.cli.output import print_json
 from aism_engine.cli.send import selected
-from aism_engine.cli.session import ask, with_operator
 from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.ops.admin_client import AdminClient
 
@@ -41,7 +40,7 @@ _HELP: Final = {
 _STANDS: Final = {"pause": "is paused", "drain": "is drained", "": "takes commands"}
 
 
-def _hold(kind: str) -> Callable[..., Exit]:
+def _hold(kind: str) -> Callable[..., ExitCode]:
     """Make the command of this name."""
 
     def command(  # noqa: PLR0913  each is a flag
@@ -54,22 +53,22 @@ def _hold(kind: str) -> Callable[..., Exit]:
         redis: options.Redis = None,
         prefix: options.Prefix = None,
         json: options.Json = False,
-    ) -> Exit:
+    ) -> ExitCode:
         payload = _target(agent_id, select, all_=all_) | ({"reason": reason} if reason is not None else {})
-        longest_s = read_duration("--timeout", timeout)
+        longest_s = parse_duration("--timeout", timeout)
 
-        async def act(operator: AdminClient) -> dict[str, Any]:
+        async def act(admin: AdminClient) -> dict[str, Any]:
             ends_at = time.monotonic() + longest_s
-            reply = await ask(operator, kind, payload, timeout_s=longest_s, json=json)
-            return await wait(operator, reply["group_id"], ends_at) if "group_id" in reply else reply
+            reply = await send_request(admin, kind, payload, timeout_s=longest_s, json=json)
+            return await wait_for_outcome(admin, reply["group_id"], ends_at) if "group_id" in reply else reply
 
-        found = with_operator(redis, prefix, act)
+        found = with_admin_client(redis, prefix, act)
         to_many = "group_id" in found
         if json:
             print_json(found)
         else:
-            typer.echo(f"{kind}: {told(found)}" if to_many else _stands(found))
-        return code_of(found) if to_many else Exit.DONE
+            typer.echo(f"{kind}: {format_outcome(found)}" if to_many else _stands(found))
+        return outcome_exit_code(found) if to_many else ExitCode.DONE
 
     command.__doc__ = _HELP[kind]
     return command

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aism_engine.agent.sync_client import SyncClient
+from aism_engine.agent.sync_client import SyncAgentClient
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.sync_redis import SyncRedis
@@ -60,7 +60,7 @@ def test_a_reply_of_any_size_is_read_whole(own: EmbeddedServer) -> None:
 
 async def test_an_answer_is_waited_for_across_a_restart_of_the_server(own: EmbeddedServer, prefix: str) -> None:
     """The message lies in the queue; who asked connects again, and hears what became of it."""
-    client = SyncClient("a", own.url, prefix)
+    client = SyncAgentClient("a", own.url, prefix)
     waiting = asyncio.ensure_future(asyncio.to_thread(client.say, "register", {"type": "scribe"}, None, 30.0))
     async with plain_client(own) as plain:
         await eventually(lambda: plain.llen(f"{prefix}:engine:response_queue"))
@@ -74,7 +74,7 @@ async def test_an_answer_is_waited_for_across_a_restart_of_the_server(own: Embed
 
 async def test_what_is_no_message_is_passed_over(own: EmbeddedServer, prefix: str) -> None:
     """Anyone may have pushed anything; an agent that registered for MessagePack elsewhere is understood."""
-    client = SyncClient("a", own.url, prefix)
+    client = SyncAgentClient("a", own.url, prefix)
     key = client.keys.commands("a")
     async with plain_client(own) as plain:
         await plain.lpush(key, b"no json", b"[1]", b"\x81\xa2id\xa2c1")
@@ -85,7 +85,7 @@ async def test_what_is_no_message_is_passed_over(own: EmbeddedServer, prefix: st
 
 async def test_an_answer_that_never_comes_is_a_timeout_and_the_message_stays(own: EmbeddedServer, prefix: str) -> None:
     """No engine is there; when one comes, what was said is applied."""
-    client = SyncClient("a", own.url, prefix)
+    client = SyncAgentClient("a", own.url, prefix)
     with pytest.raises(TimeoutError):
         await asyncio.to_thread(client.say, "register", {"type": "scribe"}, None, 0.05)
     client.close()
@@ -95,7 +95,7 @@ async def test_an_answer_that_never_comes_is_a_timeout_and_the_message_stays(own
 
 async def test_a_push_whose_reply_is_lost_is_applied_once(own: EmbeddedServer, prefix: str) -> None:
     """It is pushed again under the same id, and the engine takes the second copy for none."""
-    client = SyncClient("a", own.url, prefix)
+    client = SyncAgentClient("a", own.url, prefix)
     calls = SyncRedis.calls
 
     def lost(self: SyncRedis, *arguments: object, **options: object) -> object:

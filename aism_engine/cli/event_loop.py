@@ -8,24 +8,24 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
-from aism_engine.cli.exits import Exit, report
+from aism_engine.cli.exit_codes import ExitCode, report_error
 from aism_engine.logs import LogWriter
 
 _PATIENCE_S: Final = 1.0
 """For tasks that the supervisor has left behind; it has waited for them already."""
 
 
-def run_to_end(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exit:
+def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> ExitCode:
     """Run `main` and write out the logs. Where a task does not end even when cancelled, the process ends all the same:
     `asyncio.Runner` would wait for it for ever.
     """
-    spare_the_fleet()
+    tune_garbage_collector()
     runner = asyncio.Runner(loop_factory=_loop_factory())
-    code = Exit.DONE
+    code = ExitCode.DONE
     try:
         runner.run(main)
     except Exception as error:  # noqa: BLE001  a bug goes through
-        code = report(error)
+        code = report_error(error)
     finally:
         stuck = _left_behind(runner.get_loop())
         if not stuck:
@@ -37,7 +37,7 @@ def run_to_end(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exit:
     return code
 
 
-def spare_the_fleet() -> None:
+def tune_garbage_collector() -> None:
     """Let the collector leave a fleet alone: it is a million objects that live long.
 
     With Python's own thresholds loading it takes a quarter longer, and each full collection stalls the loop, with
