@@ -106,7 +106,7 @@ class Engine:
             clock,
             self.metrics,
             recent_ids=settings.protocol.recent_ids,
-            on_freed=freed.set,
+            on_dispatchable=freed.set,
         )
         self.outages = Outages(self.metrics, self.notifier.status)
         self._policy_holder = PolicyHolder(build_policy(settings, handlers or {}))
@@ -216,7 +216,7 @@ class Engine:
             history,
             interval_s=kept.trim_interval,
             keep=kept.audit_entries,
-            letters_for_s=kept.dead_letter_ttl,
+            dead_letters_for_s=kept.dead_letter_ttl,
             forget_after_s=kept.archive_ttl,
         )
         archivist = Archiver(

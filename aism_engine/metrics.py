@@ -123,7 +123,7 @@ class Metrics:
         self.mode = Gauge("aism_fleet_mode", "1 for the mode of the fleet, else 0", ["mode"], registry=r)
 
         self.audit_trimmed = Counter("aism_audit_trimmed", "Entries that the leader took off the audit", registry=r)
-        self.letters_trimmed = Counter("aism_dead_letters_trimmed", "Dead letters too old to be kept", registry=r)
+        self.dead_letters_trimmed = Counter("aism_dead_letters_trimmed", "Dead letters too old to be kept", registry=r)
         self.archive_up = Gauge("aism_archive_up", "1 while this engine's archive can be written, else 0", registry=r)
         self.archive_entries = Counter("aism_archive_entries", "Entries of the audit archived", registry=r)
         self.archive_bytes = Counter("aism_archive_bytes", "Bytes written to the archive, uncompressed", registry=r)
@@ -181,7 +181,7 @@ class Metrics:
             self.run_seconds.labels(service).observe(seconds)
         for (kind, outcome, code), count in outcomes.items():
             self.work.labels(service, kind, outcome).inc(count)
-            if outcome == "buried":
+            if outcome == "dead_lettered":
                 self.dead_letters.labels(code).inc(count)
         self.last_success.labels(service).set(at)
 

@@ -76,7 +76,7 @@ def prepared(watermark: list[bytes], keys: Keys, settings: Settings) -> list[byt
         call_keys, arguments = batch.call(TOKEN, commit_id, previous, taken)
         call: Any = ("EVALSHA", COMMIT.digest, len(call_keys), *call_keys, *arguments)
         packed.append(hiredis.pack_command(call))
-        draft.settle()
+        draft.apply()
         previous = commit_id
     return packed
 

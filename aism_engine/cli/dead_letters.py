@@ -53,7 +53,7 @@ class Filter(Struct, frozen=True):
         since = "-" if self.since is None else f"{self.since * 1000:.0f}"
         until = "+" if self.until is None else f"({self.until * 1000:.0f}"
         found = []
-        async for dead_letter_id, letter in admin.letters(since, until):
+        async for dead_letter_id, letter in admin.dead_letters(since, until):
             if (
                 (not self.ids or dead_letter_id in self.ids)
                 and (not self.codes or letter.code in self.codes)
@@ -201,7 +201,7 @@ def replay(  # noqa: PLR0913  each is a flag
             typer.echo(" ".join(str(value) for name, value in each.items() if name != "replay_of"))
         counts = Counter(each["outcome"] for each in outcomes)
         typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing to replay")
-    gone_through = all(each["outcome"] not in {"refused", "buried"} for each in outcomes)
+    gone_through = all(each["outcome"] not in {"refused", "dead_lettered"} for each in outcomes)
     return ExitCode.DONE if gone_through else ExitCode.REFUSED
 
 
@@ -247,7 +247,7 @@ def purge(  # noqa: PLR0913  each is a flag
 
 
 async def _all_of(admin: AdminClient, dead_letter_id: str) -> list[DeadLetter]:
-    return [letter async for _, letter in admin.letters(dead_letter_id, dead_letter_id)]
+    return [letter async for _, letter in admin.dead_letters(dead_letter_id, dead_letter_id)]
 
 
 def _meant(wanted: Filter, *, all_: bool) -> Filter:

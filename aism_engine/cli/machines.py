@@ -11,7 +11,7 @@ from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import print_fields, print_json, print_table
 from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.machines.loader import ENTRIES, read_all
-from aism_engine.domain.machines.machine import PARTIES, Machine, Machines
+from aism_engine.domain.machines.machine import ACTORS, Machine, Machines
 from aism_engine.errors import ConfigError
 
 _INDENT: Final = "    "
@@ -171,7 +171,7 @@ def arrow_terms(machine: Machine, name: str, target: str) -> str:
     transition = machine.state(name).transitions.get(target)
     if transition is None:
         return ""
-    by = f"by {' or '.join(transition.by)}" if set(transition.by) != set(PARTIES) else ""
+    by = f"by {' or '.join(transition.by)}" if set(transition.by) != set(ACTORS) else ""
     needs = f"needs {', '.join(transition.requires)}" if transition.requires else ""
     return ", ".join(filter(None, (by, needs)))
 

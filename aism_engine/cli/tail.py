@@ -27,8 +27,8 @@ def tail(
 ) -> None:
     """Follow the fleet, a line for each event, until Ctrl-C.
 
-    Events are the facts of the audit, such as state_changed, agent_met, agent_lost, command_queued, command_succeeded
-    or dead_letter, and what is only published: error, measurement, state_declared.
+    Events are the facts of the audit, such as state_changed, agent_first_seen, agent_lost, command_queued,
+    command_succeeded or dead_letter, and what is only published: error, measurement, state_declared.
 
     \b
     Example:

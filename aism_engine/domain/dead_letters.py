@@ -24,9 +24,9 @@ def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, An
     A response that is buried again is a new letter, linked to the old one.
     """
     dead_letter_id = request.payload.dead_letter_id
-    letter = ctx.draft.lookups.letters.get(dead_letter_id)
+    letter = ctx.draft.lookups.dead_letters.get(dead_letter_id)
     if letter is None:
-        return ErrorReply(_KIND, "unknown_letter", f"there is no dead letter {dead_letter_id}")
+        return ErrorReply(_KIND, "unknown_dead_letter", f"there is no dead letter {dead_letter_id}")
     if letter.size != len(letter.raw):
         return ErrorReply(_KIND, "truncated", f"only {len(letter.raw)} of its {letter.size} bytes are kept here")
     if letter.source == deadlines.COMMANDS:
@@ -40,7 +40,7 @@ def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, An
     if not isinstance(reply, ErrorReply):
         ctx.add(fx.RemoveDeadLetters((dead_letter_id,)))
         details = {"dead_letter_id": dead_letter_id, "outcome": reply["outcome"], "source": letter.source}
-        ctx.record("letter_replayed", agent_id=letter.agent_id, code=letter.code, details=details)
+        ctx.record("dead_letter_replayed", agent_id=letter.agent_id, code=letter.code, details=details)
     return reply
 
 
@@ -83,7 +83,7 @@ def _say_again(ctx: DecisionContext, dead_letter_id: str, letter: fx.DeadLetter)
     decision = responses.decide_response(ctx.draft, ctx.policy, response, letter.raw, again=True)
     for effect in decision.effects:
         if isinstance(effect, fx.AddDeadLetter):
-            effect = fx.AddDeadLetter(msgspec.structs.replace(effect.letter, replay_of=dead_letter_id))  # noqa: PLW2901
+            effect = fx.AddDeadLetter(msgspec.structs.replace(effect.dead_letter, replay_of=dead_letter_id))  # noqa: PLW2901
         ctx.add(effect)
     return {"ok": True, "dead_letter_id": dead_letter_id, "outcome": decision.outcome, "code": decision.code or None}
 
@@ -92,5 +92,5 @@ def purge(ctx: DecisionContext, request: m.Purge, _raw: bytes) -> dict[str, Any]
     ids = request.payload.dead_letter_ids
     ctx.add(fx.RemoveDeadLetters(ids))
     reason = truncate(request.payload.reason or "") or None
-    ctx.record("letters_purged", reason=reason, details={"count": len(ids), "first": ids[0], "last": ids[-1]})
+    ctx.record("dead_letters_purged", reason=reason, details={"count": len(ids), "first": ids[0], "last": ids[-1]})
     return {"ok": True, "purged": len(ids)}

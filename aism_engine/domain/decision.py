@@ -21,7 +21,7 @@ _UNCHANGED: Final[Mapping[str, str]] = {}
 _CONTEXT_BYTES: Final = 4096
 """Of the context of a transition, what is kept: an arbitrary number. Of a larger one the digest and the size are."""
 
-Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "buried"]
+Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "dead_lettered"]
 
 
 class Decision(Struct):
@@ -65,7 +65,7 @@ class DecisionContext:
     __slots__ = ("add", "by", "cause", "decision", "draft", "policy", "via")
 
     def __init__(
-        self, draft: Draft, policy: Policy, decision: Decision, by: fx.Party, cause: str | None = None
+        self, draft: Draft, policy: Policy, decision: Decision, by: fx.Actor, cause: str | None = None
     ) -> None:
         self.draft = draft
         self.policy = policy
@@ -79,7 +79,7 @@ class DecisionContext:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - the fields of a Fact, which checks nothing itself
-        self.add(fx.Record(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields)))
+        self.add(fx.RecordFact(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields)))
 
     def publish_error(self, code: str, message: str, *, agent_id: str | None = None, **fields: Any) -> None:  # noqa: ANN401
         event = ErrorEvent(
@@ -122,7 +122,7 @@ class DecisionContext:
         self.add(fx.SaveAgent(agent_id, agent.record()))
         if seen.state is None:
             self.add(fx.SetState(agent_id, agent.state))
-        self.record("agent_met", agent_id=agent_id, type=agent.type, new_state=agent.state)
+        self.record("agent_first_seen", agent_id=agent_id, type=agent.type, new_state=agent.state)
         return agent
 
     def change_state(
@@ -163,7 +163,7 @@ class DecisionContext:
             reason=reason,
             details=details,
         )
-        self.add(fx.Record(fact))
+        self.add(fx.RecordFact(fact))
         if self.policy.protocol.publish_events:
             event = StateChange(
                 agent_id=agent_id,
@@ -182,7 +182,7 @@ class DecisionContext:
         """End the commands that asked the agent to go where it is now."""
         for command_id in agent.open_commands:
             command = self.draft.command(command_id)
-            if command is not None and command.target == agent.state and command.given:
+            if command is not None and command.target == agent.state and command.was_sent:
                 self.end_command(command, Status.SUCCEEDED)
 
     def mark_returned(self, agent: AgentRecord) -> None:
@@ -205,7 +205,7 @@ class DecisionContext:
         agent: AgentRecord,
         target: str,
         *,
-        by: fx.Party = "agent",
+        by: fx.Actor = "agent",
         context: Mapping[str, Any] | None = None,
         reason: str | None = None,
     ) -> Refusal | None:
@@ -257,7 +257,7 @@ class DecisionContext:
         self.add(fx.SaveCommand(command.command_id, fields))
         if command.due_at != due_at:
             self.add(fx.SetDeadline(command.deadline, command.due_at))
-        self.draft.file(command)
+        self.draft.index(command)
 
     def record_command(
         self, command: Command, event: str | None = None, *, code: str | None = None, reason: str | None = None
@@ -284,7 +284,7 @@ class DecisionContext:
         before = command.status
         ended: dict[str, Any] = {**command.end(status, self.draft.now), **fields}
         self.decision.status_changes.append(command.status_change(before.value, self.draft.now))
-        self.draft.file(command)
+        self.draft.index(command)
         self.add(fx.SaveCommand(command.command_id, ended, self.policy.commands.retention))
         self.add(fx.ClearDeadline(command.deadline))
         self.record_command(command, code=fields.get("code"), reason=fields.get("reason"))
@@ -296,13 +296,13 @@ class DecisionContext:
         group = self.draft.group(group_id)
         if group is None:
             return
-        was_open = group.verdict == "open"
+        was_open = group.status == "open"
         fields: dict[str, str | bytes] = {**group.count(outcome, self.draft.now)}
         self.add(fx.SaveGroup(group_id, fields, self.policy.commands.retention if group.ended else None))
         if group.ended:
             self.add(fx.ClearDeadline(group.deadline))
-        if was_open and group.verdict != "open":
-            event = "group_succeeded" if group.verdict == "succeeded" else "group_failed"
+        if was_open and group.status != "open":
+            event = "group_succeeded" if group.status == "succeeded" else "group_failed"
             self.record(event, type=group.kind, details={"group_id": group_id, **group.counts})
 
     def may_dispatch(self, agent: AgentRecord) -> bool:
@@ -311,9 +311,9 @@ class DecisionContext:
 
     # --- saying no --------------------------------------------------------------------------------------------------
 
-    def bury(self, code: str, reason: str, raw: bytes, *, source: str, agent_id: str | None = None) -> None:
+    def dead_letter(self, code: str, reason: str, raw: bytes, *, source: str, agent_id: str | None = None) -> None:
         """Give up on a message: it is kept whole with its reason, an event says so, and the next one goes on."""
-        self.decision.outcome, self.decision.code = "buried", code
+        self.decision.outcome, self.decision.code = "dead_lettered", code
         letter = fx.DeadLetter(
             code=code,
             reason=truncate(reason),
@@ -326,7 +326,7 @@ class DecisionContext:
         self.add_dead_letter(letter)
 
     def add_dead_letter(self, letter: fx.DeadLetter) -> None:
-        self.decision.outcome, self.decision.code = "buried", letter.code
+        self.decision.outcome, self.decision.code = "dead_lettered", letter.code
         self.add(fx.AddDeadLetter(letter))
         self.record(
             "dead_letter",
@@ -342,7 +342,7 @@ class DecisionContext:
     def refuse_transition(self, agent: AgentRecord, refusal: Refusal) -> ErrorReply:
         """Say why an agent may not change its state so, and what it could do; nothing changes."""
         self.decision.outcome, self.decision.code = "refused", refusal.code
-        fault = transition_error(refusal)
+        error = transition_error(refusal)
         self.record(
             "transition_refused",
             agent_id=agent.agent_id,
@@ -351,8 +351,8 @@ class DecisionContext:
             code=refusal.code,
             reason=refusal.message,
         )
-        self.publish_error(refusal.code, refusal.message, agent_id=agent.agent_id, details=fault.details)
-        return fault
+        self.publish_error(refusal.code, refusal.message, agent_id=agent.agent_id, details=error.details)
+        return error
 
 
 def kept_context(context: Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:

@@ -32,7 +32,7 @@ class Draft:
         self._fleet = fleet
         self._agents: dict[str, AgentRecord | None] = {}
         self._commands: dict[str, Command] = {}
-        self._heard: dict[str, list[str]] = {}
+        self._seen_ids: dict[str, list[str]] = {}
         self._activity: dict[str, Activity] = {}
         self._acted: set[str] = set()
         self._losses_confirmed = False
@@ -41,12 +41,12 @@ class Draft:
         self._buckets: dict[Pair, TokenBucket] = {}
         self._hops: dict[ThreadMember, int] = {}
         self._added = 0
-        self.answers: dict[str, bytes] = {}
+        self.request_replies: dict[str, bytes] = {}
         """What is answered to the requests of this batch."""
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
         self._silences: dict[str, float | None] = {}
-        self._turn = fleet.turn
+        self._last_seq = fleet.last_seq
 
     @property
     def size(self) -> int:
@@ -75,7 +75,7 @@ class Draft:
         command = self._commands.get(command_id)
         if command is None:
             fleet = self._fleet
-            found = fleet.commands.get(command_id) or fleet.ended.get(command_id)
+            found = fleet.commands.get(command_id) or fleet.recently_ended.get(command_id)
             if found is None:
                 found = self.lookups.commands.get(command_id)
             if found is not None:
@@ -84,20 +84,20 @@ class Draft:
 
     def add_command(self, command: Command) -> None:
         self._commands[command.command_id] = command
-        self._turn = max(self._turn, command.turn)
-        self.file(command)
+        self._last_seq = max(self._last_seq, command.seq)
+        self.index(command)
 
-    def file(self, command: Command) -> None:
+    def index(self, command: Command) -> None:
         """Let its agent know where a command is now."""
         if agent := self.agent(command.agent_id):
             if command.open:
-                agent.file(command)
+                agent.index(command)
             else:
                 agent.unindex(command.command_id)
 
     def next_seq(self) -> int:
-        self._turn += 1
-        return self._turn
+        self._last_seq += 1
+        return self._last_seq
 
     def group(self, group_id: str) -> Group | None:
         """Get a group to change it; none where it has ended."""
@@ -139,15 +139,15 @@ class Draft:
         return Hold.DRAIN in (agent.hold, self.hold)
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
-        return message_id in self._heard.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
+        return message_id in self._seen_ids.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
 
-    def heard(self, agent_id: str, message_id: str | None) -> None:
+    def note_message(self, agent_id: str, message_id: str | None) -> None:
         """Note a sign of life, and the id by which a second push of the same message is known."""
-        ids = self._heard.setdefault(agent_id, [])
+        ids = self._seen_ids.setdefault(agent_id, [])
         if message_id is not None:
             ids.append(message_id)
 
-    def act(self, agent_id: str) -> None:
+    def note_activity(self, agent_id: str) -> None:
         """Note that the agent has done something: of most messages that is all there is to note."""
         self._acted.add(agent_id)
 
@@ -166,7 +166,7 @@ class Draft:
         fleet = self._fleet
         if (changed := self._measurements.get(agent_id)) is not None:
             return changed
-        if agent_id in fleet.to_recall:
+        if agent_id in fleet.unloaded_measurements:
             return self.lookups.measurements.get(agent_id, NOTHING_MEASURED)
         return fleet.measurements.get(agent_id, NOTHING_MEASURED)
 
@@ -185,18 +185,18 @@ class Draft:
         """Note that an agent is silent since then; None: that it is so no more."""
         self._silences[agent_id] = since
 
-    def mail_of(self, agent_id: str) -> int:
+    def unread_mail(self, agent_id: str) -> int:
         """Count the messages that an agent has not read, as far as it has been looked up."""
         return self.lookups.unread.get(agent_id, 0) + self._mail[agent_id]
 
     def add_mail(self, agent_id: str) -> None:
         self._mail[agent_id] += 1
 
-    def bucket(self, sender: str, recipient: str) -> TokenBucket | None:
+    def token_bucket(self, sender: str, recipient: str) -> TokenBucket | None:
         pair = (sender, recipient)
         return self._buckets.get(pair) or self._fleet.traffic.buckets.get(pair)
 
-    def set_bucket(self, sender: str, recipient: str, bucket: TokenBucket) -> None:
+    def set_token_bucket(self, sender: str, recipient: str, bucket: TokenBucket) -> None:
         self._buckets[sender, recipient] = bucket
 
     def hops(self, thread_id: str, agent_id: str) -> int:
@@ -207,11 +207,11 @@ class Draft:
     def set_hops(self, thread_id: str, agent_id: str, hops: int) -> None:
         self._hops[thread_id, agent_id] = hops
 
-    def heard_ids(self) -> list[tuple[str, str]]:
+    def seen_ids(self) -> list[tuple[str, str]]:
         """Give all that was noted: whose message, and its id, in the order of each agent."""
-        return [(agent_id, message_id) for agent_id, ids in self._heard.items() for message_id in ids]
+        return [(agent_id, message_id) for agent_id, ids in self._seen_ids.items() for message_id in ids]
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Make it the fleet: the commit is confirmed."""
         fleet = self._fleet
         for agent_id, agent in self._agents.items():
@@ -227,19 +227,19 @@ class Draft:
                 fleet.silent[agent_id] = since
         if self.hold != fleet.hold:
             fleet.hold = self.hold
-            fleet.freed |= fleet.waiting
+            fleet.dispatchable |= fleet.waiting
         if self._losses_confirmed:
             fleet.losses_confirmed_at = self.now
-        fleet.traffic.settle(self._buckets, self._hops)
+        fleet.traffic.apply(self._buckets, self._hops)
         self._apply_activity()
 
     def _apply_activity(self) -> None:
         fleet = self._fleet
-        for agent_id, ids in self._heard.items():
+        for agent_id, ids in self._seen_ids.items():
             if agent_id in fleet.agents:
-                fleet.spoke[agent_id] = self.now
+                fleet.last_message_at[agent_id] = self.now
                 for message_id in ids:
-                    fleet.remember(agent_id, message_id)
+                    fleet.mark_seen(agent_id, message_id)
         fleet.activity.update(
             (agent_id, activity) for agent_id, activity in self._activity.items() if agent_id in fleet.agents
         )
@@ -250,11 +250,11 @@ class Draft:
             activity.acted = self.now
         for agent_id in self._measurements.keys() & fleet.agents.keys():
             fleet.measurements[agent_id] = self._measurements[agent_id]
-            fleet.to_recall.discard(agent_id)
+            fleet.unloaded_measurements.discard(agent_id)
 
     def _apply_commands(self) -> None:
         fleet = self._fleet
-        fleet.turn = self._turn
+        fleet.last_seq = self._last_seq
         for command_id, command in self._commands.items():
             if command.open:
                 fleet.commands[command_id] = command

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 Channel: TypeAlias = Literal["state_changes", "errors", "measurements"]
 
-Party: TypeAlias = Literal["agent", "operator", "engine"]
+Actor: TypeAlias = Literal["agent", "operator", "engine"]
 
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -20,7 +20,7 @@ class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     event: str
     at: str
-    by: Party
+    by: Actor
     agent_id: str | None = None
     cause: str | None = None
     command_id: str | None = None
@@ -93,11 +93,11 @@ class SaveSilent(Struct, frozen=True, gc=False):
 
 
 class SaveCommand(Struct, frozen=True, gc=False):
-    """Set these fields of the command's record; `keep_s` bounds its life once the command has ended."""
+    """Set these fields of the command's record; `ttl_s` bounds its life once the command has ended."""
 
     command_id: str
     fields: dict[str, str | bytes]
-    keep_s: float | None = None
+    ttl_s: float | None = None
 
 
 class PushCommand(Struct, frozen=True, gc=False):
@@ -121,11 +121,11 @@ class WithdrawCommand(Struct, frozen=True, gc=False):
 
 
 class SaveGroup(Struct, frozen=True, gc=False):
-    """Set these fields of the group's record; `keep_s` bounds its life once all its members have ended."""
+    """Set these fields of the group's record; `ttl_s` bounds its life once all its members have ended."""
 
     group_id: str
     fields: dict[str, str | bytes]
-    keep_s: float | None = None
+    ttl_s: float | None = None
 
 
 class AddFanoutTargets(Struct, frozen=True, gc=False):
@@ -145,7 +145,7 @@ class SaveRequestReply(Struct, frozen=True, gc=False):
 
     request_id: str
     body: bytes
-    keep_s: float
+    ttl_s: float
 
 
 class RemoveDeadLetters(Struct, frozen=True, gc=False):
@@ -154,14 +154,14 @@ class RemoveDeadLetters(Struct, frozen=True, gc=False):
     dead_letter_ids: tuple[str, ...]
 
 
-class Deliver(Struct, frozen=True, gc=False):
+class DeliverMail(Struct, frozen=True, gc=False):
     """Put a message into the agent's inbox."""
 
     agent_id: str
     body: bytes
 
 
-class KeepMail(Struct, frozen=True, gc=False):
+class HoldMail(Struct, frozen=True, gc=False):
     """Put a message behind those that wait until the agent accepts them."""
 
     agent_id: str
@@ -197,12 +197,12 @@ class Publish(Struct, frozen=True, gc=False):
     body: bytes
 
 
-class Record(Struct, frozen=True, gc=False):
+class RecordFact(Struct, frozen=True, gc=False):
     fact: Fact
 
 
 class AddDeadLetter(Struct, frozen=True, gc=False):
-    letter: DeadLetter
+    dead_letter: DeadLetter
 
 
 class ExpectScore(Struct, frozen=True, gc=False):
@@ -236,14 +236,14 @@ Effect: TypeAlias = (
     | SaveHold
     | SaveRequestReply
     | RemoveDeadLetters
-    | Deliver
-    | KeepMail
+    | DeliverMail
+    | HoldMail
     | ReleaseMail
     | SendReply
     | SetDeadline
     | ClearDeadline
     | Publish
-    | Record
+    | RecordFact
     | AddDeadLetter
     | ExpectScore
     | ExpectDeadline

@@ -1,4 +1,4 @@
-"""The fleet in memory: what the engine knows to be committed. Nobody changes it but `Draft.settle`."""
+"""The fleet in memory: what the engine knows to be committed. Nobody changes it but `Draft.apply`."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,9 +21,9 @@ class Lookups(Struct):
     commands: dict[str, Command] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
     """What was pushed for commands that are to be sent again, or given up on; empty where it has gone."""
-    answers: dict[str, bytes] = field(default_factory=dict)
+    request_replies: dict[str, bytes] = field(default_factory=dict)
     """What was answered to requests that were asked before."""
-    letters: dict[str, DeadLetter] = field(default_factory=dict)
+    dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
     """The dead letters that are to be replayed, by their ids in the stream."""
     unread: dict[str, int] = field(default_factory=dict)
     """How many messages an agent has not read, or is not let have yet."""
@@ -61,18 +61,18 @@ class Fleet:
         recent_ids: int = 64,
     ) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
-        self.commands = {command.command_id: command for command in sorted(commands, key=lambda each: each.turn)}
+        self.commands = {command.command_id: command for command in sorted(commands, key=lambda each: each.seq)}
         self.groups = {group.group_id: group for group in groups}
         self.measurements: dict[str, dict[str, float]] = {}
         """The latest value of each name, by agent; none of these is ever changed in place."""
-        self.to_recall = set(self.agents)
+        self.unloaded_measurements = set(self.agents)
         """Whose measurements have not been read since the load: it must not take longer for them."""
         self.hold = hold
-        self.turn = max((command.turn for command in self.commands.values()), default=0)
+        self.last_seq = max((command.seq for command in self.commands.values()), default=0)
         """The last turn that was given."""
-        self.ended: dict[str, Command] = {}
+        self.recently_ended: dict[str, Command] = {}
         """The last commands that have ended: what was looked up for a batch may be older than their end."""
-        self.spoke: dict[str, float] = {}
+        self.last_message_at: dict[str, float] = {}
         """When each agent was last heard on the queue, since the fleet was loaded."""
         self.loaded_at = 0.0
         self.silent: dict[str, float] = {}
@@ -86,20 +86,20 @@ class Fleet:
         self._recent_bytes = recent_ids * _MARK_BYTES
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
-                agent.file(command)
+                agent.index(command)
         self.occupants: dict[str, dict[str | None, int]] = {}
         """How many agents of each kind are in each state."""
         for (state, kind), count in Counter((agent.state, agent.kind) for agent in self.agents.values()).items():
             self.occupants.setdefault(state, {})[kind] = count
         self.liveness = Counter(agent.liveness for agent in self.agents.values())
         """How many agents are fresh, lost and so on: to count 100,000 takes 10 ms of the loop."""
-        self.away = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
+        self.absent = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
         """Who is back when its heartbeat moves."""
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Who has commands that wait."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
         """In whose list something lies."""
-        self.freed = set(self.waiting)
+        self.dispatchable = set(self.waiting)
         """Who has commands that wait, and has changed since somebody last looked whether they may be handed out."""
 
     def shown(self, agent: AgentRecord) -> ShownLiveness:
@@ -118,7 +118,7 @@ class Fleet:
         ring = self._recent.get(agent_id)
         return ring is not None and _mark(message_id) in ring
 
-    def remember(self, agent_id: str, message_id: str) -> None:
+    def mark_seen(self, agent_id: str, message_id: str) -> None:
         """Add to the ring of the agent: 64 marks of 100,000 agents are 51 MB, the ids were ten times that."""
         ring = self._recent.get(agent_id)
         if ring is None:
@@ -130,16 +130,16 @@ class Fleet:
     def end(self, command: Command) -> None:
         """Take a command off the open ones; for the batches that look things up just now it is kept in mind."""
         self.commands.pop(command.command_id, None)
-        self.ended[command.command_id] = command
-        if len(self.ended) > _ENDED:
-            del self.ended[next(iter(self.ended))]
+        self.recently_ended[command.command_id] = command
+        if len(self.recently_ended) > _ENDED:
+            del self.recently_ended[next(iter(self.recently_ended))]
 
-    def recall(self, agent_id: str, values: dict[str, float]) -> None:
+    def load_measurements(self, agent_id: str, values: dict[str, float]) -> None:
         """Add what an agent had measured before the load, unless it is known by now. No decision changes by it: those
         that need it have it looked up.
         """
-        if agent_id in self.to_recall:
-            self.to_recall.discard(agent_id)
+        if agent_id in self.unloaded_measurements:
+            self.unloaded_measurements.discard(agent_id)
             if values:
                 self.measurements[agent_id] = values
 
@@ -159,12 +159,12 @@ class Fleet:
         if (agent := self.agents.pop(agent_id, None)) is not None:
             self._count(agent, -1)
             self.liveness[agent.liveness] -= 1
-        self.spoke.pop(agent_id, None)
+        self.last_message_at.pop(agent_id, None)
         self.activity.pop(agent_id, None)
         self.measurements.pop(agent_id, None)
-        self.to_recall.discard(agent_id)
+        self.unloaded_measurements.discard(agent_id)
         self._recent.pop(agent_id, None)
-        for agents in (self.away, self.waiting, self.queued, self.freed):
+        for agents in (self.absent, self.waiting, self.queued, self.dispatchable):
             agents.discard(agent_id)
 
     def replace(self, agent: AgentRecord) -> None:
@@ -179,9 +179,9 @@ class Fleet:
                 self.liveness[before.liveness] -= 1
             self.liveness[agent.liveness] += 1
         if agent.lost_score is None:
-            self.away.discard(agent_id)
+            self.absent.discard(agent_id)
         else:
-            self.away.add(agent_id)
+            self.absent.add(agent_id)
         self.agents[agent_id] = agent
         if agent.queued:
             self.queued.add(agent_id)
@@ -189,7 +189,7 @@ class Fleet:
             self.queued.discard(agent_id)
         if agent.waiting:
             self.waiting.add(agent_id)
-            self.freed.add(agent_id)
+            self.dispatchable.add(agent_id)
         elif agent_id in self.waiting:
             self.waiting.discard(agent_id)
-            self.freed.discard(agent_id)
+            self.dispatchable.discard(agent_id)

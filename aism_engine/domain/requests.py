@@ -27,12 +27,12 @@ def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes)
     """
     decision = Decision(request.kind)
     ctx = DecisionContext(draft, policy, decision, "operator", request.id)
-    answer = draft.answers.get(request.id) or draft.lookups.answers.get(request.id)
+    answer = draft.request_replies.get(request.id) or draft.lookups.request_replies.get(request.id)
     if answer is not None:
         decision.outcome = "duplicate"
     else:
         answer = _decide(ctx, request, raw)
-        draft.answers[request.id] = answer
+        draft.request_replies[request.id] = answer
         ctx.add(fx.SaveRequestReply(request.id, answer, policy.commands.retention))
     if request.reply:
         ctx.add(fx.SendReply(None, request.id, answer, policy.protocol.reply_ttl))
@@ -43,10 +43,10 @@ def dead_letter_request(draft: Draft, policy: Policy, error: MalformedError, raw
     """Bury what could not be decoded; whoever asked is told, where it can be read who that was."""
     decision = Decision("malformed")
     ctx = DecisionContext(draft, policy, decision, "operator", error.message_id)
-    ctx.bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
+    ctx.dead_letter(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
     if error.message_id is not None and error.code not in _UNANSWERABLE:
-        fault = ErrorReply("request_refused", error.code, error.reason)
-        ctx.answer(None, error.message_id, {"ok": False, "error": fault})
+        reply = ErrorReply("request_refused", error.code, error.reason)
+        ctx.answer(None, error.message_id, {"ok": False, "error": reply})
     return decision
 
 

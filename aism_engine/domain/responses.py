@@ -45,12 +45,12 @@ def decide_response(
             return _refuse(ctx, "fleet_full", reason, response, raw)
         agent = ctx.admit(agent_id, registering_as)
     elif response.id is not None and not again and draft.has_seen(agent_id, response.id):
-        draft.heard(agent_id, None)
+        draft.note_message(agent_id, None)
         decision.outcome = "duplicate"
         return decision
-    draft.heard(agent_id, response.id)
+    draft.note_message(agent_id, response.id)
     if not isinstance(response, m.Heartbeat):
-        draft.act(agent_id)
+        draft.note_activity(agent_id)
     if response.instance is not None:
         draft.activity(agent_id).speak_as(response.instance, draft.now)
     if response.via == "pubsub":
@@ -58,10 +58,10 @@ def decide_response(
     if agent.liveness in _AWAY and not isinstance(response, m.Register | m.Goodbye):
         ctx.mark_returned(agent)
     handler = policy.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[type(response)]
-    fault = handler(ctx, agent, response, raw)
+    error = handler(ctx, agent, response, raw)
     if response.reply and response.id is not None:
-        body = {"ok": fault is None, "state": agent.state}
-        ctx.answer(agent_id, response.id, body if fault is None else {**body, "error": fault}, agent.codec)
+        body = {"ok": error is None, "state": agent.state}
+        ctx.answer(agent_id, response.id, body if error is None else {**body, "error": error}, agent.codec)
     return decision
 
 
@@ -69,12 +69,12 @@ def dead_letter_response(draft: Draft, policy: Policy, error: MalformedError, ra
     """Bury what could not be decoded, or committed; who sent it is told, if that can be read and is wanted."""
     decision = Decision("malformed")
     ctx = DecisionContext(draft, policy, decision, "agent", error.message_id)
-    ctx.bury(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
+    ctx.dead_letter(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
     if error.reply and error.agent_id is not None and error.message_id is not None:
         agent = draft.agent(error.agent_id)
-        fault = ErrorReply("message_refused", error.code, error.reason)
+        reply = ErrorReply("message_refused", error.code, error.reason)
         codec = "json" if agent is None else agent.codec
-        ctx.answer(error.agent_id, error.message_id, {"ok": False, "error": fault}, codec)
+        ctx.answer(error.agent_id, error.message_id, {"ok": False, "error": reply}, codec)
     return decision
 
 
@@ -85,7 +85,7 @@ def _refuse(ctx: DecisionContext, code: str, reason: str, response: m.Response |
     if response.via == "pubsub" and isinstance(response, m.Measurement):
         ctx.decision.outcome, ctx.decision.code = "refused", code
         return ctx.decision
-    ctx.bury(code, reason, raw, source=SOURCE, agent_id=response.agent_id)
+    ctx.dead_letter(code, reason, raw, source=SOURCE, agent_id=response.agent_id)
     if response.reply and response.id is not None:
         ctx.answer(response.agent_id, response.id, {"ok": False, "error": ErrorReply("message_refused", code, reason)})
     return ctx.decision
@@ -164,15 +164,15 @@ def _state_transition(
         if command is None:
             return _no_command(ctx, command, response.command_id)
     payload = response.payload
-    by: fx.Party = "operator" if command is not None and command.target == payload.target else "agent"
+    by: fx.Actor = "operator" if command is not None and command.target == payload.target else "agent"
     refusal = ctx.declare(
         agent, payload.target, by=by, context=payload.context, reason=truncate(payload.reason or "") or None
     )
     if refusal is not None:
-        fault = ctx.refuse_transition(agent, refusal)
+        error = ctx.refuse_transition(agent, refusal)
         if command is not None:
             ctx.end_command(command, Status.FAILED, code=refusal.code, reason=refusal.message)
-        return fault
+        return error
     if command is not None:  # late or not: what it says of its state it says
         ctx.end_command(command, Status.SUCCEEDED)
     return None
@@ -187,19 +187,19 @@ def _command_of(ctx: DecisionContext, agent: AgentRecord, response: m.Response, 
     command = ctx.draft.command(command_id)
     if command is None:
         reason = f"there is no command {command_id}"
-        ctx.bury("unknown_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        ctx.dead_letter("unknown_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return None
     if command.agent_id != agent.agent_id:
         reason = f"command {command_id} was given to another agent"
-        ctx.bury("foreign_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        ctx.dead_letter("foreign_command", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return None
     outcome = isinstance(response, m.Result | m.Error | m.StateTransition)
     ctx.draft.activity(agent.agent_id).say_on_command(ctx.draft.now, outcome=outcome)
     if not command.open:
         ctx.decision.outcome = _afterwards(command, response)
-    elif not command.given:
+    elif not command.was_sent:
         reason = f"command {command_id} has not been given to anybody yet"
-        ctx.bury("not_given", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        ctx.dead_letter("not_sent", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return None
     return command
 
@@ -294,7 +294,7 @@ def _error(ctx: DecisionContext, agent: AgentRecord, response: m.Error, raw: byt
         return _no_command(ctx, command, response.command_id)
     if response.payload.retryable and agent.acks:
         policy = ctx.policy
-        if command.place == "queued":  # it has failed with a copy of it in its list still
+        if command.bucket == "queued":  # it has failed with a copy of it in its list still
             ctx.add(fx.WithdrawCommand(agent.agent_id, command.command_id))
         ctx.advance(
             command,
@@ -319,7 +319,7 @@ def _message(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw:
     recipient = ctx.draft.agent(payload.to)
     if recipient is None:
         reason = f"there is no agent {payload.to} to send a message to"
-        ctx.bury("unknown_recipient", reason, raw, source=SOURCE, agent_id=agent.agent_id)
+        ctx.dead_letter("unknown_recipient", reason, raw, source=SOURCE, agent_id=agent.agent_id)
         return ErrorReply("message_refused", "unknown_recipient", reason)
     return delivery.send(ctx, agent, recipient, response, response.id or message_digest(raw).partition(":")[0])
 

@@ -148,7 +148,7 @@ class History:
             )
         return TrimCode(code), removed, bool(more)
 
-    async def trim_letters(self, before: float) -> int:
+    async def trim_dead_letters(self, before: float) -> int:
         """Remove the dead letters that were buried before this instant; gives how many."""
         with naming_outages():
             removed: int = await self._client.xtrim(

@@ -19,7 +19,7 @@ from aism_engine.domain.effects import DeadLetter
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK, chunks, measurements_in, text
-from aism_engine.store.store import Store, read_letter
+from aism_engine.store.store import Store, read_dead_letter
 
 _RATES_OVER_S: Final = 10.0
 _RATES_FROM: Final = 1000
@@ -166,14 +166,14 @@ class Inspector:
 
     # --- dead letters -------------------------------------------------------------------------------------------------
 
-    async def letters(self, since: str = "-", until: str = "+") -> AsyncIterator[tuple[str, DeadLetter]]:
+    async def dead_letters(self, since: str = "-", until: str = "+") -> AsyncIterator[tuple[str, DeadLetter]]:
         """Read the dead letters between two ids of their stream, the oldest first, each with its id."""
         while True:
             with naming_outages():
                 entries = await self._client.xrange(self._keys.dead_letters, since, until, count=CHUNK)
             for dead_letter_id, fields in entries:
-                if (letter := read_letter(fields)) is not None:
-                    yield text(dead_letter_id), letter
+                if (dead_letter := read_dead_letter(fields)) is not None:
+                    yield text(dead_letter_id), dead_letter
             if len(entries) < CHUNK:
                 return
             since = f"({text(entries[-1][0])}"
@@ -212,7 +212,7 @@ class Inspector:
             queues=await self._queues(),
             rates=await self._rates(now),
             commands=dict(Counter(command.status.value for command in commands).most_common()),
-            slowest=[command for command in commands if command.place != "later"][:slowest],
+            slowest=[command for command in commands if command.bucket != "scheduled"][:slowest],
         )
 
     async def _queues(self) -> dict[str, int]:

@@ -32,7 +32,7 @@ _ENDS: Final = frozenset(
     {"command_succeeded", "command_failed", "command_expired", "command_cancelled", "command_dead"}
 )
 _PRESENCE: Final[dict[str, Presence]] = {
-    "agent_met": "here",
+    "agent_first_seen": "here",
     "agent_registered": "here",
     "agent_returned": "here",
     "agent_lost": "lost",
@@ -41,7 +41,7 @@ _PRESENCE: Final[dict[str, Presence]] = {
 }
 _BEFORE: Final = frozenset({"state_changed", "agent_lost", "agent_forgotten", "transition_refused"})
 """Facts whose `old_state` is the state that the agent was in."""
-_TYPED: Final = frozenset({"agent_met", "agent_registered", "metadata_changed"})
+_TYPED: Final = frozenset({"agent_first_seen", "agent_registered", "metadata_changed"})
 
 
 class Open(Struct, frozen=True, kw_only=True):
@@ -182,7 +182,7 @@ def _told(standing: Standing, state: str | None, since: str | None, basis: Basis
 
 def _after(fact: Fact) -> str | None:
     """Give the state from this fact on: empty where the agent is gone, None where it tells nothing."""
-    if fact.event in {"agent_met", "state_changed"}:
+    if fact.event in {"agent_first_seen", "state_changed"}:
         return fact.new_state
     if fact.event == "agent_forgotten":
         return ""
@@ -191,7 +191,7 @@ def _after(fact: Fact) -> str | None:
 
 def _before(fact: Fact) -> str | None:
     """Give the state up to this fact."""
-    if fact.event == "agent_met":
+    if fact.event == "agent_first_seen":
         return ""
     return fact.old_state if fact.event in _BEFORE else None
 

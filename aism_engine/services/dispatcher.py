@@ -33,13 +33,13 @@ class Dispatcher(Service):
             decisions += await self._look(fleet)
             self._looked_at = began
         self._record_step(began, decisions)
-        return bool(fleet.freed)
+        return bool(fleet.dispatchable)
 
     async def wait(self) -> None:
         await self._hint.wait(self._poll_interval_s)
 
     async def _hand_out(self, fleet: Fleet) -> list[Decision]:
-        freed = [fleet.freed.pop() for _ in range(min(self._batch, len(fleet.freed)))]
+        freed = [fleet.dispatchable.pop() for _ in range(min(self._batch, len(fleet.dispatchable)))]
         agent_ids = [agent_id for agent_id in freed if self._may_have_more(fleet, agent_id)]
         if not agent_ids:
             return []
@@ -49,7 +49,7 @@ class Dispatcher(Service):
                 fleet, agent_ids, lambda draft, agent_id: decide_dispatch(draft, self._policy, agent_id, share)
             )
         except BaseException:
-            fleet.freed.update(agent_id for agent_id in agent_ids if agent_id in fleet.waiting)
+            fleet.dispatchable.update(agent_id for agent_id in agent_ids if agent_id in fleet.waiting)
             raise
 
     async def _look(self, fleet: Fleet) -> list[Decision]:
@@ -57,7 +57,7 @@ class Dispatcher(Service):
         self._round = self._round or list(fleet.queued)
         agent_ids = [agent_id for agent_id in self._round[: self._batch] if agent_id in fleet.queued]
         self._round = self._round[self._batch :]
-        until = fleet.turn
+        until = fleet.last_seq
         heads = await self._store.heads(agent_ids)
         moved = [agent_id for agent_id, head in heads.items() if self._has_moved(fleet, agent_id, head, until)]
         if not moved:
@@ -71,7 +71,7 @@ class Dispatcher(Service):
     def _may_have_more(self, fleet: Fleet, agent_id: str) -> bool:
         draft = Draft(fleet, self._store.now)
         agent = draft.agent(agent_id)
-        ctx = DecisionContext(draft, self._policy, Decision("handout"), "engine")
+        ctx = DecisionContext(draft, self._policy, Decision("dispatch"), "engine")
         return agent is not None and bool(agent.waiting) and ctx.may_dispatch(agent)
 
     def _has_moved(self, fleet: Fleet, agent_id: str, head: bytes, until: int) -> bool:

@@ -48,13 +48,13 @@ class Fanout(QueueConsumer[FanoutTarget]):
     def decide(self, draft: Draft, message: FanoutTarget, raw: bytes) -> Decision:  # noqa: ARG002
         return decide_fanout_target(draft, self._policy, message, self._requests.get(message.group_id))
 
-    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
+    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         """Give up on one target: a key of its has the wrong type. What is no errand is dropped with its reason."""
         decision = Decision("fanout_target")
         try:
             target = _read(raw)
         except MalformedError:
-            DecisionContext(draft, self._policy, decision, "engine").bury(
+            DecisionContext(draft, self._policy, decision, "engine").dead_letter(
                 error.code, error.reason, raw, source="fanout"
             )
             return decision

@@ -30,14 +30,14 @@ class Janitor(Service):
         *,
         interval_s: float,
         keep: int,
-        letters_for_s: float,
+        dead_letters_for_s: float,
         forget_after_s: float,
     ) -> None:
         super().__init__(context)
         self._history = history
         self._interval_s = interval_s
         self._keep = keep
-        self._letters_for_s = letters_for_s
+        self._dead_letters_for_s = dead_letters_for_s
         self._forget_after_s = forget_after_s
 
     async def run_once(self) -> bool:
@@ -55,8 +55,8 @@ class Janitor(Service):
         self._context.metrics.audit_trimmed.inc(removed)
         if code is TrimCode.FENCED:
             return False  # that we lead no more is found out by those who write
-        self._context.metrics.letters_trimmed.inc(
-            await self._history.trim_letters(self._store.now - self._letters_for_s)
+        self._context.metrics.dead_letters_trimmed.inc(
+            await self._history.trim_dead_letters(self._store.now - self._dead_letters_for_s)
         )
         self._record_step(began, ())
         return False

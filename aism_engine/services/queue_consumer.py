@@ -157,7 +157,7 @@ class QueueConsumer(Service, Generic[M]):
         """Decide on one message."""
 
     @abstractmethod
-    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
+    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         """Give up on one message."""
 
     def seen(self, at: float, length: int) -> None:
@@ -179,7 +179,7 @@ class QueueConsumer(Service, Generic[M]):
             message = MalformedError(*failure, getattr(message, "agent_id", None), getattr(message, "id", None))
         try:
             if isinstance(message, MalformedError):
-                return self.bury(draft, message, raw)
+                return self.dead_letter(draft, message, raw)
             return self.decide(draft, message, raw)
         except Exception as error:
             raise DecisionError(number) from error

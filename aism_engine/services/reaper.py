@@ -80,7 +80,7 @@ class Reaper(Service):
             watched,
             fleet.liveness[Liveness.FRESH],
             lambda agent_id: self._by_type.get(fleet.agents[agent_id].type, self._limits),
-            lambda agent_id: began - server_now + fleet.spoke.get(agent_id, fleet.loaded_at),
+            lambda agent_id: began - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
             began,
             span=span,
             heard_until=self._context.watermark.applied_until,
@@ -119,9 +119,11 @@ class Reaper(Service):
         returned: Sequence[str],
         seen_at: float,
     ) -> list[Decision]:
-        mute = [loss for loss in losses if fleet.spoke.get(loss.agent_id, 0.0) <= seen_at]  # nor has said a word since
+        mute = [
+            loss for loss in losses if fleet.last_message_at.get(loss.agent_id, 0.0) <= seen_at
+        ]  # nor has said a word since
         about: list[Loss | str] = [*mute, *returned]
-        return one_by_one("loss", about, self._decide_one, _leave)(draft, failures)
+        return one_by_one("lost", about, self._decide_one, _leave)(draft, failures)
 
     def _decide_one(self, draft: Draft, about: Loss | str) -> Decision:
         if isinstance(about, str):
@@ -178,7 +180,7 @@ class Reaper(Service):
 
     async def _returned(self, fleet: Fleet, outside: Mapping[str, float]) -> list[str]:
         """Find who is away, and has beaten since: by what was read, and where that lacks it, by its own score."""
-        away = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.away}
+        away = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.absent}
         scores = {agent_id: outside.get(agent_id) for agent_id in away}
         scores |= await self._scores([agent_id for agent_id, score in scores.items() if score is None])
         return [agent_id for agent_id, score in scores.items() if score is not None and score != away[agent_id]]
@@ -199,12 +201,12 @@ def _is_watched(agent: AgentRecord | None) -> bool:
 
 def _leave(_draft: Draft, about: Loss | str, _failure: tuple[str, str]) -> Decision:
     """Leave one that has beaten meanwhile, or cannot be written: the next scan sees."""
-    return Decision("return" if isinstance(about, str) else "loss", "unchanged")
+    return Decision("returned" if isinstance(about, str) else "loss", "unchanged")
 
 
 def _decide_silences(
     draft: Draft, failures: Failures, *, since: Mapping[str, float], over: Sequence[str]
 ) -> list[Decision]:
     if failures:  # the key is none of ours: it cannot be shown, and everything else goes on
-        return [Decision("silence", "refused", failures[0][0])]
+        return [Decision("silent", "refused", failures[0][0])]
     return [decide_silent(draft, since, over)]

@@ -57,7 +57,7 @@ class Reconciler(Service):
             groups=await self._store.groups(groups - fleet.groups.keys()),
         )
 
-        decide = one_by_one("stray", members, lambda draft, member: decide_orphan(draft, self._policy, member))
+        decide = one_by_one("orphan", members, lambda draft, member: decide_orphan(draft, self._policy, member))
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
         if found := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=found, first=members[0])

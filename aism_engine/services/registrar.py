@@ -162,7 +162,12 @@ class Registrar(Service):
             agent.agent_id
             for agent in fleet.agents.values()
             if agent.liveness is not Liveness.FRESH
-            and max(agent.since, agent.first_seen_at, agent.lost_at, fleet.spoke.get(agent.agent_id, fleet.loaded_at))
+            and max(
+                agent.since,
+                agent.first_seen_at,
+                agent.lost_at,
+                fleet.last_message_at.get(agent.agent_id, fleet.loaded_at),
+            )
             < before
         ]
         decisions: list[Decision] = []

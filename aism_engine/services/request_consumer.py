@@ -43,18 +43,20 @@ class RequestConsumer(QueueConsumer[m.Request]):
             for message in messages
             if isinstance(message, m.Cancel) and message.payload.command_id is not None
         }
-        letters = await self._store.letters(
+        dead_letters = await self._store.dead_letters(
             {message.payload.dead_letter_id for message in messages if isinstance(message, m.Replay)}
         )
-        given_up_on = (command_id_of(letter.raw) for letter in letters.values() if letter.source == COMMANDS)
+        given_up_on = (
+            command_id_of(dead_letter.raw) for dead_letter in dead_letters.values() if dead_letter.source == COMMANDS
+        )
         commands |= {command_id for command_id in given_up_on if command_id is not None}
-        saying = {letter.agent_id for letter in letters.values() if letter.agent_id is not None}
+        saying = {dead_letter.agent_id for dead_letter in dead_letters.values() if dead_letter.agent_id is not None}
         return Lookups(
             snapshots,
             await self._store.commands(commands - fleet.commands.keys()),
-            answers=await self._store.answers([message.id for message in messages]),
-            letters=letters,
-            measurements=await self._store.measurements(saying & fleet.to_recall),
+            request_replies=await self._store.answers([message.id for message in messages]),
+            dead_letters=dead_letters,
+            measurements=await self._store.measurements(saying & fleet.unloaded_measurements),
         )
 
     async def _hear_out(self, asked_at: float) -> None:
@@ -70,7 +72,7 @@ class RequestConsumer(QueueConsumer[m.Request]):
     def decide(self, draft: Draft, message: m.Request, raw: bytes) -> Decision:
         return decide_request(draft, self._policy, message, raw)
 
-    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
+    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         return dead_letter_request(draft, self._policy, error, raw)
 
 

@@ -29,7 +29,9 @@ class ResponseConsumer(QueueConsumer[m.Response | m.Custom]):
             if message.command_id is not None and message.command_id not in fleet.commands
         }
         recipients = {message.payload.to for message in messages if isinstance(message, m.Message)}
-        measuring = {message.agent_id for message in messages if isinstance(message, m.Measurement)} & fleet.to_recall
+        measuring = {
+            message.agent_id for message in messages if isinstance(message, m.Measurement)
+        } & fleet.unloaded_measurements
         return Lookups(
             await self._store.snapshots(strangers),
             await self._store.commands(ended),
@@ -40,7 +42,7 @@ class ResponseConsumer(QueueConsumer[m.Response | m.Custom]):
     def decide(self, draft: Draft, message: m.Response | m.Custom, raw: bytes) -> Decision:
         return decide_response(draft, self._policy, message, raw)
 
-    def bury(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
+    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
         return dead_letter_response(draft, self._policy, error, raw)
 
     def _decode_response(self, raw: bytes) -> m.Response | m.Custom:

@@ -105,10 +105,10 @@ class Sampler(Service):
     async def _recall(self, fleet: Fleet) -> None:
         """Read what agents had measured before this engine led, some of it at each step."""
         until = self._clock.monotonic() + _RECALL_SHARE * self._interval_s
-        while fleet.to_recall and self._clock.monotonic() < until:
-            page = list(islice(fleet.to_recall, MEASURED_AT_ONCE))
+        while fleet.unloaded_measurements and self._clock.monotonic() < until:
+            page = list(islice(fleet.unloaded_measurements, MEASURED_AT_ONCE))
             for agent_id, values in (await self._store.measurements(page)).items():
-                fleet.recall(agent_id, values)
+                fleet.load_measurements(agent_id, values)
 
     async def _roll_up(self, fleet: Fleet) -> None:
         """Sum up what agents have measured, without holding up others: where many do, less often."""
@@ -168,4 +168,4 @@ def _in_parts(measured: Sequence[_Measured]) -> Iterator[Sequence[_Measured]]:
 
 def _due_since(command: Command) -> float:
     """Give since when a command could have been taken: of one that was scheduled, that is not when it was accepted."""
-    return command.status_since or command.accepted_at if command.place == "waiting" else command.accepted_at
+    return command.status_since or command.accepted_at if command.bucket == "waiting" else command.accepted_at

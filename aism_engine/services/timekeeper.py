@@ -66,7 +66,9 @@ class Timekeeper(Service):
         if code != "wrong_type":
             return Decision("deadline", "refused", code)  # it stays due, and is told of each time
         is_record = self._store.keys.command(_name(due[0])) in reason
-        return decide_deadline(draft, self._policy, *due, spoilt=frozenset({"record" if is_record else "list"}))
+        return decide_deadline(
+            draft, self._policy, *due, wrong_type_keys=frozenset({"record" if is_record else "list"})
+        )
 
     async def wait(self) -> None:
         await asyncio.sleep(self._poll_interval_s)

@@ -191,8 +191,8 @@ class Batch:
 
     def _save_command(self, effect: fx.SaveCommand) -> None:
         place = self._hash(self._keys.command(effect.command_id), effect.fields)
-        if effect.keep_s is not None:
-            self._write("PEXPIRE", place, int(effect.keep_s * 1000))
+        if effect.ttl_s is not None:
+            self._write("PEXPIRE", place, int(effect.ttl_s * 1000))
 
     def _push_command(self, effect: fx.PushCommand) -> None:
         self._write("LPUSH", self._place(self._keys.commands(effect.agent_id), "l", ours=False), effect.body)
@@ -208,8 +208,8 @@ class Batch:
 
     def _save_group(self, effect: fx.SaveGroup) -> None:
         place = self._hash(self._keys.group(effect.group_id), effect.fields)
-        if effect.keep_s is not None:
-            self._write("PEXPIRE", place, int(effect.keep_s * 1000))
+        if effect.ttl_s is not None:
+            self._write("PEXPIRE", place, int(effect.ttl_s * 1000))
 
     def _add_fanout_targets(self, effect: fx.AddFanoutTargets) -> None:
         place = self._place(self._keys.fanout, "l")
@@ -221,15 +221,15 @@ class Batch:
 
     def _save_request_reply(self, effect: fx.SaveRequestReply) -> None:
         place = self._place(self._keys.saved_reply(effect.request_id), "k", ours=False)
-        self._write("SET", place, effect.body, "PX", int(effect.keep_s * 1000))
+        self._write("SET", place, effect.body, "PX", int(effect.ttl_s * 1000))
 
     def _remove_dead_letters(self, effect: fx.RemoveDeadLetters) -> None:
         self._write("XDEL", self._place(self._keys.dead_letters, "x"), *effect.dead_letter_ids)
 
-    def _deliver(self, effect: fx.Deliver) -> None:
+    def _deliver_mail(self, effect: fx.DeliverMail) -> None:
         self._write("LPUSH", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), effect.body)
 
-    def _keep_mail(self, effect: fx.KeepMail) -> None:
+    def _hold_mail(self, effect: fx.HoldMail) -> None:
         self._write("LPUSH", self._place(self._keys.mail(effect.agent_id), "l", ours=False), effect.body)
 
     def _release_mail(self, effect: fx.ReleaseMail) -> None:
@@ -254,11 +254,11 @@ class Batch:
     def _publish(self, effect: fx.Publish) -> None:
         self._events.setdefault(getattr(self._keys, effect.channel), []).append(effect.body)
 
-    def _record(self, effect: fx.Record) -> None:
+    def _record(self, effect: fx.RecordFact) -> None:
         self.facts.append(effect.fact)
 
     def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
-        letter = effect.letter
+        letter = effect.dead_letter
         fields: Sequence[Argument] = (
             *("code", letter.code, "reason", letter.reason, "source", letter.source),
             *("raw", letter.raw, "digest", letter.digest, "size", letter.size),
@@ -291,14 +291,14 @@ class Batch:
         fx.SaveHold: _save_hold,
         fx.SaveRequestReply: _save_request_reply,
         fx.RemoveDeadLetters: _remove_dead_letters,
-        fx.Deliver: _deliver,
-        fx.KeepMail: _keep_mail,
+        fx.DeliverMail: _deliver_mail,
+        fx.HoldMail: _hold_mail,
         fx.ReleaseMail: _release_mail,
         fx.SendReply: _send_reply,
         fx.SetDeadline: _set_deadline,
         fx.ClearDeadline: _clear_deadline,
         fx.Publish: _publish,
-        fx.Record: _record,
+        fx.RecordFact: _record,
         fx.AddDeadLetter: _add_dead_letter,
         fx.ExpectScore: _expect_score,
         fx.ExpectDeadline: _expect_deadline,

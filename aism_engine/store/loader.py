@@ -49,7 +49,7 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet
         if (agent := fleet.agents.get(agent_id)) is not None:
             agent.stay_until = deadlines[f"stay:{agent_id}".encode()]
     for agent_id, cause in await _causes(client, keys):
-        fleet.remember(agent_id, cause)
+        fleet.mark_seen(agent_id, cause)
     return LoadedFleet(fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents))
 
 

@@ -257,14 +257,14 @@ class Store:
             found = await self._client.mget([self.keys.saved_reply(request_id) for request_id in request_ids])
         return {request_id: answer for request_id, answer in zip(request_ids, found, strict=True) if answer is not None}
 
-    async def letters(self, dead_letter_ids: Collection[str]) -> dict[str, DeadLetter]:
+    async def dead_letters(self, dead_letter_ids: Collection[str]) -> dict[str, DeadLetter]:
         """Read dead letters by their ids in the stream."""
         found: dict[str, DeadLetter] = {}
         for dead_letter_id in dead_letter_ids:
             with naming_outages():
                 entries = await self._client.xrange(self.keys.dead_letters, dead_letter_id, dead_letter_id)
-            if entries and (letter := read_letter(entries[0][1])) is not None:
-                found[dead_letter_id] = letter
+            if entries and (dead_letter := read_dead_letter(entries[0][1])) is not None:
+                found[dead_letter_id] = dead_letter
         return found
 
     async def group_request(self, group_id: str) -> bytes | None:
@@ -378,7 +378,7 @@ class Store:
         return replies
 
 
-def read_letter(fields: Mapping[bytes, bytes]) -> DeadLetter | None:
+def read_dead_letter(fields: Mapping[bytes, bytes]) -> DeadLetter | None:
     """Read a dead letter back; none where somebody has put something else there."""
     texts = {text(name): text(value) for name, value in fields.items() if name != b"raw"}
     try:

@@ -112,7 +112,7 @@ class Writer:
         *,
         recent_ids: int,
         resend_after_s: float = 0.1,
-        on_freed: Callable[[], None] = lambda: None,
+        on_dispatchable: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._leadership = leadership
@@ -121,7 +121,7 @@ class Writer:
         self._observer = observer
         self._recent_ids = recent_ids
         self._resend_after_s = resend_after_s
-        self._on_freed = on_freed
+        self._on_dispatchable = on_dispatchable
         self._lock = asyncio.Lock()
         self._fleet = Fleet()
         self._loaded_for: str | None = None
@@ -191,16 +191,16 @@ class Writer:
                     continue
                 batch = Batch(self._store.keys, self._bounds)
                 batch.add(decisions)
-                batch.hear(draft.heard_ids())
+                batch.hear(draft.seen_ids())
                 commit_id = str(uuid_utils.uuid7())
                 began = self._clock.monotonic()
                 reply = await self._send(batch, token, commit_id, taken)
                 code = reply.code
                 if code in {CommitCode.APPLIED, CommitCode.REPLAYED}:
                     self._ledger = commit_id
-                    draft.settle()
-                    if self._fleet.freed:
-                        self._on_freed()
+                    draft.apply()
+                    if self._fleet.dispatchable:
+                        self._on_dispatchable()
                     self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code.name.lower())
                     if reply.details:
                         log.error("commit_incomplete", commit=commit_id, failed=reply.details)
@@ -260,7 +260,7 @@ class Writer:
             self._fleet, self._ledger, damaged = await self._store.load(self._recent_ids)
             self._fleet.loaded_at = self._store.now
             self._loaded_for = token
-            self._on_freed()
+            self._on_dispatchable()
             log.info(
                 "fleet_loaded",
                 agents=len(self._fleet.agents),

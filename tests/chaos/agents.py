@@ -25,7 +25,7 @@ _RECENT: Final = 24
 
 class Agent:
     """Speaks at random, by its kind: `journey`, `open`, `soldier` (moves by command alone), `hub` (registers, no more),
-    `spoilt` (its state key has the wrong type), `voice` (only publishes).
+    `wrong_type_keys` (its state key has the wrong type), `voice` (only publishes).
     """
 
     def __init__(self, agent_id: str, kind: str, line: Line, keys: Keys, plan: Plan, *, beats: bool) -> None:
@@ -62,11 +62,11 @@ class Agent:
         body: dict[str, Any] = {"id": message_id, "type": kind, "agent_id": journal.agent_id, "payload": payload or {}}
         if command_id is not None:
             body["command_id"] = command_id
-        expected = (LETTER,) if self.kind == "spoilt" else journal.mind.hear(kind, subject, command_id)
+        expected = (LETTER,) if self.kind == "wrong_type_keys" else journal.mind.hear(kind, subject, command_id)
         said = Said(message_id, kind, json.dumps(body).encode(), expected)
         journal.said.append(said)
         await self._push(said)
-        if self.kind != "spoilt":  # what was buried may be pushed again: that is how it is replayed
+        if self.kind != "wrong_type_keys":  # what was buried may be pushed again: that is how it is replayed
             self._recent.append(said)
 
     async def _push(self, said: Said) -> None:

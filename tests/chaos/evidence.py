@@ -52,7 +52,7 @@ class Evidence:
     """Everything that a verdict is made from."""
 
     journals: list[Journal] = field(default_factory=list)
-    spoilt: frozenset[str] = frozenset()
+    wrong_type_keys: frozenset[str] = frozenset()
     voices: frozenset[str] = frozenset()
     garbage: list[Said] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -98,7 +98,7 @@ async def collect(client: Any, keys: Keys, evidence: Evidence) -> None:  # noqa:
     for journal in evidence.journals:
         agent_id = journal.agent_id
         evidence.records[agent_id] = _texts(await client.hgetall(keys.agent(agent_id)))
-        if agent_id not in evidence.spoilt:
+        if agent_id not in evidence.wrong_type_keys:
             evidence.states[agent_id] = (await client.get(keys.state(agent_id)) or b"").decode()
         measured = _texts(await client.hgetall(keys.agent_measurements(agent_id)))
         evidence.measurements[agent_id] = {name: float(value) for name, value in measured.items()}

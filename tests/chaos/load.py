@@ -39,7 +39,7 @@ class Load:
             for kind in (_KINDS[number % len(_KINDS)],)
         ]
         self._hubs = [Agent(name, "hub", line, keys, made, beats=True) for name in HUBS]
-        self._spoilt = Agent("spoilt-0", "spoilt", line, keys, made, beats=False)
+        self._spoilt = Agent("wrong_type_keys-0", "wrong_type_keys", line, keys, made, beats=False)
         self._operators = [Operator(line, keys, f"work-{made.seed}")]
         self._notes = Notes()
         self._workers = [Worker(agent_id, line, keys, self._notes, made.seed) for agent_id in WORKERS]
@@ -97,7 +97,7 @@ class Load:
         """What the load itself knows."""
         return Evidence(
             journals=[agent.journal for agent in (*self._hubs, *self._agents, self._spoilt)],
-            spoilt=frozenset((self._spoilt.journal.agent_id,)),
+            wrong_type_keys=frozenset((self._spoilt.journal.agent_id,)),
             voices=frozenset(agent.journal.agent_id for agent in self._of("voice")),
             garbage=self._garbage,
             orders=self._foreman.orders,

@@ -31,7 +31,7 @@ def in_order() -> Evidence:
         Said("a-5", "message", b"5", (Effect("message_delivered"),), 1, 1),
     ]
     facts = [
-        fact("agent_met", "a-0", new_state="offline"),
+        fact("agent_first_seen", "a-0", new_state="offline"),
         fact("agent_registered", "a-0"),
         fact("state_changed", "a-0", old_state="offline", new_state="bootstrap"),
         fact("state_changed", "a-1", old_state="bootstrap", new_state="inbox"),
@@ -128,7 +128,7 @@ CRIMES: list[tuple[str, str, Callable[[Evidence], object]]] = [
     ("a state that is not the record's", WRONG, lambda found: found.states.update(a="idle")),
     ("a record that is not the model's", WRONG, lambda found: found.records["a"].update(state="idle")),
     ("an agent that was called lost", WRONG, lambda found: found.facts.append(fact("agent_lost", by="engine"))),
-    ("an agent that was met twice", WRONG, double("agent_met")),
+    ("an agent that was met twice", WRONG, double("agent_first_seen")),
     ("a request without an answer", WRONG, lambda found: found.replies["c"].clear()),
     ("a request that was not accepted", LOST, drop("command_queued")),
     ("a command that was queued twice", DUPLICATED, double("command_queued")),

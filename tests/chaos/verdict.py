@@ -10,7 +10,7 @@ from tests.chaos.fates import fates
 from tests.chaos.journal import Asked, Said
 from tests.chaos.law import LETTER, Effect
 
-_ASIDE: Final = frozenset({"agent_met", "command_delivered", "dead_letter", "messages_released"})
+_ASIDE: Final = frozenset({"agent_first_seen", "command_delivered", "dead_letter", "messages_released"})
 """Facts beside the point: who met an agent first, whether it was seen to take a command before it said so, and which
 messages were waiting when its state changed is a matter of time; letters are counted as letters.
 """
@@ -43,7 +43,7 @@ def _responses(evidence: Evidence) -> Iterator[Violation]:
     letters = Counter(letter.raw for letter in evidence.letters)
     for journal in evidence.journals:
         for said in journal.said:
-            most = said.attempts if journal.agent_id in evidence.spoilt else 1
+            most = said.attempts if journal.agent_id in evidence.wrong_type_keys else 1
             yield from _response(said, tuple(found[said.message_id]), letters[said.raw], most)
 
 
@@ -90,12 +90,12 @@ def _order(evidence: Evidence) -> Iterator[Violation]:
 
 def _states(evidence: Evidence) -> Iterator[Violation]:  # noqa: C901 - one law after the other
     """Each change begins where the one before it has ended, and the last one is what record and key say."""
-    met = Counter(fact.agent_id for fact in evidence.facts if fact.event == "agent_met")
+    met = Counter(fact.agent_id for fact in evidence.facts if fact.event == "agent_first_seen")
     at: dict[str, str] = {}
     for fact in evidence.facts:
         if fact.event == "agent_lost":
             yield Violation(WRONG, fact.agent_id, "it was called lost, and never was silent")
-        if fact.event == "agent_met":
+        if fact.event == "agent_first_seen":
             at[fact.agent_id] = fact.new_state
         if fact.event == "state_changed":
             if fact.old_state != at.get(fact.agent_id):
@@ -107,7 +107,7 @@ def _states(evidence: Evidence) -> Iterator[Violation]:  # noqa: C901 - one law 
             at[fact.agent_id] = fact.new_state
     for journal in evidence.journals:
         agent_id = journal.agent_id
-        if agent_id in evidence.spoilt:
+        if agent_id in evidence.wrong_type_keys:
             continue
         wanted = at.get(agent_id, "") if agent_id in evidence.voices else journal.mind.state
         held = (evidence.records[agent_id].get("state", ""), evidence.states[agent_id], at.get(agent_id, ""))
@@ -126,7 +126,7 @@ def _measurements(evidence: Evidence) -> Iterator[Violation]:
         for agent_id, number in commit.measured:
             written[agent_id].append(number)
     for journal in evidence.journals:
-        if journal.agent_id in evidence.spoilt:
+        if journal.agent_id in evidence.wrong_type_keys:
             continue
         wanted, found = list(range(1, journal.measured + 1)), written[journal.agent_id]
         for number, count in Counter(found).items():

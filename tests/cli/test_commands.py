@@ -259,7 +259,7 @@ async def test_what_is_replayed_goes_through_the_front_door(
     assert done.code == 1
     assert {each["dead_letter_id"]: each["outcome"] for each in done.json} == {
         letters["invalid_json"]: "refused",
-        letters["unknown_command"]: "buried",
+        letters["unknown_command"]: "dead_lettered",
     }
     left = (await fleet("dead-letters", "list", "--json")).json
     assert {each["code"]: each["replay_of"] for each in left} == {
@@ -279,7 +279,7 @@ async def test_a_purge_removes_what_is_meant_and_nothing_else(
     assert (await fleet("dead-letters", "purge", "--until", "1h", "--json")).json == {"purged": 0}
     assert len(await engine.dead_letters()) == 2
     assert (await fleet("dead-letters", "purge", "--all")).out == "2 purged\n"
-    (told, _) = await engine.audit("letters_purged")
+    (told, _) = await engine.audit("dead_letters_purged")
     assert (told["reason"], told["details"]["count"]) == ("noise", 1)
 
 

@@ -167,7 +167,7 @@ class World(Reader):
             asked("y1", "replay", dead_letter_id=letters[b"no message at all"]),
             asked("z1", "purge", dead_letter_ids=[letters[b"no request at all"]]),
         )
-        await self.until("purged", lambda: self.audit("letters_purged"))
+        await self.until("purged", lambda: self.audit("dead_letters_purged"))
 
     async def letters(self) -> list[tuple[bytes, bytes]]:
         """Read the ids and the original bytes of the dead letters."""
@@ -211,10 +211,10 @@ class World(Reader):
 
 FACTS: Final = Counter(
     {
-        ("agent_met", "b", "b-1", "offline"): 1,
+        ("agent_first_seen", "b", "b-1", "offline"): 1,
         ("agent_registered", "b", "b-1", ""): 1,
         ("state_changed", "b", "b-1", "bootstrap"): 1,
-        ("agent_met", "a", "a-1", "offline"): 1,
+        ("agent_first_seen", "a", "a-1", "offline"): 1,
         ("agent_registered", "a", "a-1", ""): 1,
         ("state_changed", "a", "a-1", "bootstrap"): 1,
         ("state_changed", "a", "a-2", "inbox"): 1,
@@ -232,7 +232,7 @@ FACTS: Final = Counter(
         ("command_delivered", "a", "", ""): 1,
         ("command_acked", "a", "a-10", ""): 1,
         ("command_succeeded", "a", "a-12", ""): 1,
-        ("agent_met", "g", "g-1", "offline"): 1,
+        ("agent_first_seen", "g", "g-1", "offline"): 1,
         ("agent_registered", "g", "g-1", ""): 1,
         ("state_changed", "g", "g-1", "bootstrap"): 1,
         ("agent_left", "g", "g-2", ""): 1,
@@ -241,7 +241,11 @@ FACTS: Final = Counter(
         **{
             (event, worker, f"{worker}-1", state): 1
             for worker in ("w1", "w2")
-            for event, state in (("agent_met", "offline"), ("agent_registered", ""), ("state_changed", "bootstrap"))
+            for event, state in (
+                ("agent_first_seen", "offline"),
+                ("agent_registered", ""),
+                ("state_changed", "bootstrap"),
+            )
         },
         ("agent_held", "w1", "p1", ""): 1,
         ("agent_held", "w2", "d1", ""): 1,
@@ -259,36 +263,36 @@ FACTS: Final = Counter(
         ("group_succeeded", "", "w1-3", ""): 1,
         ("losses_confirmed", "", "l1", ""): 1,
         ("request_refused", "", "y1", ""): 1,
-        ("letters_purged", "", "z1", ""): 1,
+        ("dead_letters_purged", "", "z1", ""): 1,
         ("state_changed", "astray", "", "offline"): 1,
-        ("agent_met", "hermit", "hermit-1", "offline"): 1,
+        ("agent_first_seen", "hermit", "hermit-1", "offline"): 1,
         ("agent_registered", "hermit", "hermit-1", ""): 1,
         ("state_changed", "hermit", "hermit-1", "bootstrap"): 1,
         ("state_changed", "hermit", "hermit-2", "inbox"): 1,
         ("state_changed", "hermit", "hermit-3", "deep_work"): 1,
-        ("agent_met", "writer", "writer-1", "unknown"): 1,
+        ("agent_first_seen", "writer", "writer-1", "unknown"): 1,
         **{("message_waiting", "writer", f"writer-{number}", ""): 1 for number in (1, 2, 3)},
         ("state_changed", "hermit", "hermit-4", "inbox"): 1,
         ("messages_released", "hermit", "hermit-4", ""): 1,
-        ("agent_met", "liar", "liar-1", "offline"): 1,
+        ("agent_first_seen", "liar", "liar-1", "offline"): 1,
         ("agent_registered", "liar", "liar-1", ""): 1,
         ("state_changed", "liar", "liar-1", "bootstrap"): 1,
         ("transition_refused", "liar", "", "deep_work"): 1,
         ("divergence_opened", "liar", "", ""): 1,
         ("state_changed", "liar", "liar-2", "inbox"): 1,
         ("divergence_closed", "liar", "", ""): 1,
-        ("agent_met", "hand", "", "unknown"): 1,
+        ("agent_first_seen", "hand", "", "unknown"): 1,
         ("state_changed", "hand", "", "busy"): 1,
-        ("agent_met", "beater", "", "unknown"): 1,
+        ("agent_first_seen", "beater", "", "unknown"): 1,
         ("command_queued", "beater", "c4", ""): 1,
         ("command_expired", "beater", "command:c4", ""): 1,
         ("command_queued", "beater", "c5", ""): 1,
         ("command_expired", "beater", "command:c5", ""): 1,
-        ("agent_met", "silent", "", "unknown"): 1,
+        ("agent_first_seen", "silent", "", "unknown"): 1,
         ("agent_lost", "silent", "", ""): 1,
         ("state_changed", "silent", "", "offline"): 1,
         ("agent_forgotten", "silent", "", ""): 1,
-        ("agent_met", "returner", "", "unknown"): 1,
+        ("agent_first_seen", "returner", "", "unknown"): 1,
         ("agent_lost", "returner", "", ""): 1,
         ("state_changed", "returner", "", "offline"): 1,
         ("agent_returned", "returner", "", ""): 1,

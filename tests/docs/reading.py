@@ -133,7 +133,7 @@ def codes_of_dead_letters() -> set[str]:
     found = set()
     refusals = ("_refuse", 1, "code")
     for name, place, keyword in (
-        ("bury", 0, "code"),
+        ("dead_letter", 0, "code"),
         refusals,
         ("MalformedError", 0, "code"),
         ("DeadLetter", -1, "code"),

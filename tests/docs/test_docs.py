@@ -192,7 +192,7 @@ def test_every_source_of_a_change_is_documented() -> None:
 
 
 def test_every_code_of_a_dead_letter_is_documented() -> None:
-    """What the code gives to bury(), MalformedError and Letter is the list in the protocol, and nothing else is."""
+    """The codes given to dead_letter(), MalformedError and DeadLetter are those of the protocol's list."""
     assert sorted(first_column("Codes of dead letters")) == sorted(codes_of_dead_letters())
 
 
@@ -204,7 +204,7 @@ def test_every_field_of_a_dead_letter_is_documented() -> None:
 def test_every_code_of_a_refusal_is_documented() -> None:
     """Each pair of type and code that a Fault can have is in the table of answers, and no other is."""
     refusals = set(typing.get_args(typing.get_type_hints(Refusal)["code"]))
-    buried = {"unknown_command", "foreign_command", "not_given"}
+    buried = {"unknown_command", "foreign_command", "not_sent"}
     kinds = {"kind": {"*KIND*_refused"}, "_KIND": {"replay_refused"}}  # of whatever asks for the agents it means
     passed_on: Mapping[str, set[str]] = {
         "refusal.code": refusals,

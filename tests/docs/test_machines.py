@@ -4,7 +4,7 @@ import re
 from typing import get_args
 
 from aism_engine.domain.machines.loader import MACHINE_KEYS, STATE_KEYS, TRANSITION_KEYS, parse_all
-from aism_engine.domain.machines.machine import PARTIES, Code, Kind, Machine
+from aism_engine.domain.machines.machine import ACTORS, Code, Kind, Machine
 from tests.docs.reading import DOCS, first_column, table
 
 PAGE = (DOCS / "machines.md").read_text(encoding="utf-8")
@@ -39,5 +39,5 @@ def test_every_key_has_its_row() -> None:
 def test_every_code_type_and_party_is_named() -> None:
     """What can be written, and what can be answered."""
     transition = " ".join(" ".join(row) for row in table("Keys of a transition", PAGE))
-    assert {word for word in (*get_args(Kind), *PARTIES) if f"`{word}`" not in transition} == set()
+    assert {word for word in (*get_args(Kind), *ACTORS) if f"`{word}`" not in transition} == set()
     assert {code for code in get_args(Code) if f"`{code}`" not in PAGE} == set()

@@ -230,7 +230,7 @@ async def test_a_fleet_that_is_loaded_again_takes_nobody_for_lost(server: Embedd
     async with running_engine(server, prefix, liveness__silent_after=0.3, liveness__lost_after=1.0) as engine:
         seconds, _ = await engine.call("TIME")
         await engine.call("ZADD", engine.keys.heartbeats, seconds, "a")
-        await eventually(lambda: engine.audit("agent_met"))
+        await eventually(lambda: engine.audit("agent_first_seen"))
         loop = asyncio.get_running_loop()
 
         async def chat(agent_id: str, until: float) -> bool:

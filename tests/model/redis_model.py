@@ -167,7 +167,7 @@ class RedisModel:
         self.drop_empty()
 
     def _entry(self, attempt: Attempt) -> dict[bytes, bytes] | None:
-        facts = [effect.fact for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.Record)]
+        facts = [effect.fact for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.RecordFact)]
         told = {(fact.agent_id, fact.cause) for fact in facts if fact.by == "agent" and fact.event != "dead_letter"}
         heard = [each for each in attempt.heard if each not in told]
         if not facts and not heard:
@@ -201,7 +201,7 @@ class RedisModel:
     def _save_command(self, effect: fx.SaveCommand) -> None:
         key = self.keys.command(effect.command_id)
         self._hash(key, effect.fields)
-        if effect.keep_s is not None:
+        if effect.ttl_s is not None:
             self.expiring.add(key)
 
     def _withdraw(self, effect: fx.WithdrawCommand) -> None:
@@ -228,7 +228,7 @@ class RedisModel:
     def _save_group(self, effect: fx.SaveGroup) -> None:
         key = self.keys.group(effect.group_id)
         self._hash(key, effect.fields)
-        if effect.keep_s is not None:
+        if effect.ttl_s is not None:
             self.expiring.add(key)
 
     def _add_fanout_targets(self, effect: fx.AddFanoutTargets) -> None:
@@ -247,7 +247,7 @@ class RedisModel:
         self.expiring.add(key)
 
     def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
-        letter = effect.letter
+        letter = effect.dead_letter
         fields = {name: getattr(letter, name) for name in ("code", "reason", "source", "raw", "digest", "size")}
         if letter.agent_id is not None:
             fields["agent_id"] = letter.agent_id
@@ -279,8 +279,8 @@ _DOINGS: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.AddFanoutTargets: RedisModel._add_fanout_targets,
     fx.SaveHold: lambda model, do: model._hash(model.keys.holds, {"fleet": do.hold}),
     fx.SaveRequestReply: RedisModel._save_request_reply,
-    fx.Deliver: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body),
-    fx.KeepMail: lambda model, do: model._push(model.keys.mail(do.agent_id), do.body),
+    fx.DeliverMail: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body),
+    fx.HoldMail: lambda model, do: model._push(model.keys.mail(do.agent_id), do.body),
     fx.ReleaseMail: RedisModel._release_mail,
     fx.SendReply: RedisModel._send_reply,
     fx.SetDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).update({do.member: do.at}),
@@ -314,8 +314,8 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
     fx.AddFanoutTargets: lambda model, _do: {model.keys.fanout: "list"},
     fx.SaveHold: lambda model, _do: {model.keys.holds: "hash"},
     fx.SaveRequestReply: lambda model, do: {model.keys.saved_reply(do.request_id): "string"},
-    fx.Deliver: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
-    fx.KeepMail: lambda model, do: {model.keys.mail(do.agent_id): "list"},
+    fx.DeliverMail: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
+    fx.HoldMail: lambda model, do: {model.keys.mail(do.agent_id): "list"},
     fx.ReleaseMail: lambda model, do: {model.keys.inbox(do.agent_id): "list", model.keys.mail(do.agent_id): "list"},
     fx.SendReply: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
     fx.SetDeadline: lambda model, _do: {model.keys.deadlines: "zset"},

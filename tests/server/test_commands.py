@@ -177,10 +177,10 @@ async def test_a_deadline_at_which_a_decision_raises_holds_no_other_up(
     for each in ("cursed", "plain"):
         await shop.hire(f"w-{each}")
 
-    def decide(draft: Draft, rules: Policy, member: str, at: float, **spoilt: frozenset[str]) -> Decision:
+    def decide(draft: Draft, rules: Policy, member: str, at: float, **wrong_type_keys: frozenset[str]) -> Decision:
         if member == "command:cursed":
             raise ZeroDivisionError("oh")
-        return decide_deadline(draft, rules, member, at, **spoilt)
+        return decide_deadline(draft, rules, member, at, **wrong_type_keys)
 
     monkeypatch.setattr(timekeeper, "decide_deadline", decide)
     for each in ("cursed", "plain"):

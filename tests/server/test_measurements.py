@@ -49,7 +49,7 @@ async def test_what_is_published_is_kept_as_what_is_pushed(server: EmbeddedServe
         await eventually(partial(has, engine, "b", {"tokens": 7.0}))
         heard = [engine.metric("aism_heard_total", outcome=each) for each in ("measurement", "merged")]
         assert sum(heard) == 3
-        assert [fact["agent_id"] for fact in await engine.audit("agent_met")] == ["a", "b"]
+        assert [fact["agent_id"] for fact in await engine.audit("agent_first_seen")] == ["a", "b"]
 
 
 async def test_prometheus_sees_them_by_type_also_of_the_next_leader(server: EmbeddedServer, prefix: str) -> None:
@@ -78,7 +78,7 @@ async def test_a_new_leader_reads_those_of_all_agents(server: EmbeddedServer, pr
     async with running_engine(server, prefix) as engine:
         fleet = await engine.engine.writer.loaded()
         await eventually(lambda: fleet.measurements == expected)
-        assert not fleet.to_recall
+        assert not fleet.unloaded_measurements
 
 
 async def test_what_anyone_wrote_there_keeps_no_engine_from_loading_the_rest(
@@ -97,7 +97,7 @@ async def test_what_anyone_wrote_there_keeps_no_engine_from_loading_the_rest(
         await engine.call("HSET", engine.keys.agent_measurements("d"), *many)
     async with running_engine(server, prefix) as engine:
         fleet = await engine.engine.writer.loaded()
-        await eventually(lambda: not fleet.to_recall)
+        await eventually(lambda: not fleet.unloaded_measurements)
         assert fleet.measurements == {"a": {"tokens": 1.0}, "c": {"tokens": 1.0}}
 
 

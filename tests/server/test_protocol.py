@@ -187,8 +187,8 @@ async def test_a_heartbeat_is_understood_in_seconds_and_in_milliseconds(
         await eventually(partial(_is, engine, "a", "lost"))
         await agent.beat(engine, "a", milliseconds=milliseconds)
         await eventually(partial(_is, engine, "a", "fresh"))
-        events = [fact["event"] for fact in await engine.audit("agent_met", "agent_lost", "agent_returned")]
-        assert events[:3] == ["agent_met", "agent_lost", "agent_returned"]
+        events = [fact["event"] for fact in await engine.audit("agent_first_seen", "agent_lost", "agent_returned")]
+        assert events[:3] == ["agent_first_seen", "agent_lost", "agent_returned"]
 
 
 async def _is(engine: Running, agent_id: str, liveness: str) -> bool:

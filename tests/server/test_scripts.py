@@ -89,7 +89,7 @@ CHANGE = (
     fx.SaveAgent("a", {"state": "inbox"}),
     fx.SetState("a", "inbox"),
     fx.Publish("state_changes", b"{}"),
-    fx.Record(FACT),
+    fx.RecordFact(FACT),
 )
 
 
@@ -129,30 +129,30 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         fx.SaveMetadata("a", {"type": "scribe"}),
         fx.SaveMeasurements("a", {"tokens": 12.0, "cpu": 0.1}),
         fx.ForgetAgent("gone"),
-        fx.SaveCommand("c1", {"status": "failed", "body": b"\x00\xff"}, keep_s=60.0),
+        fx.SaveCommand("c1", {"status": "failed", "body": b"\x00\xff"}, ttl_s=60.0),
         fx.PushCommand("a", b"first"),
         fx.PushCommand("a", b"second"),
         fx.WithdrawCommand("b", "w", b"too late"),
         fx.WithdrawCommand("b", "w", b"it is not there"),
         fx.ReleaseCommand("b", "w"),
-        fx.SaveGroup("g", {"total": "2"}, keep_s=60.0),
+        fx.SaveGroup("g", {"total": "2"}, ttl_s=60.0),
         fx.AddFanoutTargets([b"one", b"two"]),
         fx.SaveHold("pause"),
         fx.SaveRequestReply("r", b"yes", 60.0),
         fx.RemoveDeadLetters((old_letter.decode(),)),
-        fx.Deliver("a", b"one"),
-        fx.Deliver("a", b"two"),
-        fx.KeepMail("a", b"three"),
-        fx.KeepMail("a", b"four"),
+        fx.DeliverMail("a", b"one"),
+        fx.DeliverMail("a", b"two"),
+        fx.HoldMail("a", b"three"),
+        fx.HoldMail("a", b"four"),
         fx.ReleaseMail("a"),
         fx.ReleaseMail("b"),
-        fx.KeepMail("a", b"five"),
+        fx.HoldMail("a", b"five"),
         fx.SendReply("a", "m1", b"yes", 60.0),
         fx.SendReply(None, "r1", b"no", 60.0),
         fx.SetDeadline("command:new", 1_800_000_000.25),
         fx.ExpectDeadline("command:old", 7.0),
         fx.ClearDeadline("command:old"),
-        fx.Record(FACT),
+        fx.RecordFact(FACT),
         fx.AddDeadLetter(letter),
     )
     assert reply == CommitReply(CommitCode.APPLIED, [], 0)
@@ -221,7 +221,7 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
 
 async def test_an_entry_of_the_audit_is_one_commit(desk: Desk) -> None:
     """With the id of the commit, the epoch, and all its facts; a commit without facts leaves none."""
-    await desk.commit(fx.Record(FACT), fx.Record(FACT), commit_id="L1")
+    await desk.commit(fx.RecordFact(FACT), fx.RecordFact(FACT), commit_id="L1")
     await desk.commit(fx.IndexAgent("a"), commit_id="L2", previous="L1")
     (entry,) = await desk.call("XRANGE", desk.keys.audit, "-", "+")
     fields = {name: value for name, value in entry[1].items() if name != b"facts"}
@@ -375,7 +375,7 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the holds": ("hash", lambda keys: keys.holds, fx.SaveHold("pause")),
     "an answer": ("string", lambda keys: keys.saved_reply("r"), fx.SaveRequestReply("r", b"x", 5.0)),
     "the letters that are removed": ("stream", lambda keys: keys.dead_letters, fx.RemoveDeadLetters(("1-1",))),
-    "the inbox": ("list", lambda keys: keys.inbox("b"), fx.Deliver("b", b"x")),
+    "the inbox": ("list", lambda keys: keys.inbox("b"), fx.DeliverMail("b", b"x")),
     "what waits": ("list", lambda keys: keys.mail("b"), fx.ReleaseMail("b")),
     "a reply": ("list", lambda keys: keys.agent_reply("b", "m"), fx.SendReply("b", "m", b"x", 5.0)),
     "an operator's reply": ("list", lambda keys: keys.request_reply("r"), fx.SendReply(None, "r", b"x", 5.0)),
@@ -383,7 +383,7 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the index": ("set", lambda keys: keys.index, fx.IndexAgent("b")),
     "the deadlines": ("zset", lambda keys: keys.deadlines, fx.SetDeadline("x", 1.0)),
     "the heartbeats": ("zset", lambda keys: keys.heartbeats, fx.ForgetAgent("b")),
-    "the audit": ("stream", lambda keys: keys.audit, fx.Record(FACT)),
+    "the audit": ("stream", lambda keys: keys.audit, fx.RecordFact(FACT)),
     "the dead letters": ("stream", lambda keys: keys.dead_letters, fx.AddDeadLetter(LETTER)),
 }
 
@@ -409,7 +409,7 @@ async def test_all_wrong_types_are_told_and_whose_decisions_they_were(desk: Desk
     for key in (keys.inbox("c"), keys.state("d"), keys.index):
         await desk.call("HSET", key, "x", "y")
     batch = Batch(keys, BOUNDS)
-    effects = (fx.Deliver("c", b"x"), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.Deliver("c", b"y"))
+    effects = (fx.DeliverMail("c", b"x"), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.DeliverMail("c", b"y"))
     batch.add([Decision("test", effects=[*CHANGE, effect]) for effect in effects])
     reply = await desk.store.commit(*batch.call(TOKEN, "L1", LEDGER, None))
     owners = batch.owners_of_keys(reply.details)

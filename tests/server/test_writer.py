@@ -199,7 +199,7 @@ async def test_a_wrong_type_buries_that_one_message_and_the_others_go_on(office:
     await office.call("SET", office.keys.agent_measurements("a5"), "x")
     bad = m.Measurement(agent_id="a5", payload={"x": 1.0})
     decisions = await office.hear(*(beat(f"a{n}") for n in range(batch)), bad, beat("last"))
-    assert [decision.outcome for decision in decisions] == ["applied"] * batch + ["buried", "applied"]
+    assert [decision.outcome for decision in decisions] == ["applied"] * batch + ["dead_lettered", "applied"]
     assert (await office.buried(), "last" in office.writer.fleet.agents) == ([("wrong_type", b"raw")], True)
     assert office.observer.codes == ["wrong_type", "applied"]
 
@@ -246,9 +246,9 @@ async def test_a_heartbeat_that_has_moved_fails_alone(office: Office) -> None:
 
     def decide(_draft: Draft, failures: Failures) -> list[Decision]:
         return [
-            Decision("loss", effects=[fx.ExpectScore(agent_id, score), fx.SetState(agent_id, "lost")])
+            Decision("lost", effects=[fx.ExpectScore(agent_id, score), fx.SetState(agent_id, "lost")])
             if number not in failures
-            else Decision("loss", "unchanged")
+            else Decision("lost", "unchanged")
             for number, (agent_id, score) in enumerate(_EXPECTED.items())
         ]
 

@@ -78,32 +78,32 @@ class World:
         self.metadata: dict[str, dict[str, str]] = {}
         self.measurements: dict[str, dict[str, float]] = {}
         self.command_records: dict[str, dict[str, str | bytes]] = {}
-        self.kept: dict[str, float] = {}
+        self.ttls: dict[str, float] = {}
         """For how many seconds the record of a command is kept."""
         self.lists: dict[str, list[bytes]] = defaultdict(list)
         """The commands of each agent, the newest first."""
         self.inboxes: dict[str, list[bytes]] = defaultdict(list)
         self.mail: dict[str, list[bytes]] = defaultdict(list)
         """What waits for each agent, the newest first."""
-        self.answers: dict[tuple[str | None, str], bytes] = {}
+        self.replies: dict[tuple[str | None, str], bytes] = {}
         self.deadlines: dict[str, float] = {}
         self.group_records: dict[str, dict[str, str | bytes]] = {}
         self.fanout: list[bytes] = []
         self.hold = ""
-        self.kept_answers: dict[str, bytes] = {}
+        self.request_replies: dict[str, bytes] = {}
         self.published: list[tuple[str, dict[str, Any]]] = []
         self.facts: list[fx.Fact] = []
         self.stream: dict[str, fx.DeadLetter] = {}
         """The dead letters, by their ids in the stream."""
-        self.buried = 0
+        self._dead_lettered = 0
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
-    def say(self, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
+    def respond(self, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
         """An agent says something, and it is committed. What is no field of a message is one of its payload."""
-        return self.commit(*self.heard(kind, agent_id, **fields))
+        return self.commit(*self.decide_response(kind, agent_id, **fields))
 
-    def heard(self, kind: str, agent_id: str = "a", **fields: Any) -> tuple[Draft, Decision]:  # noqa: ANN401
+    def decide_response(self, kind: str, agent_id: str = "a", **fields: Any) -> tuple[Draft, Decision]:  # noqa: ANN401
         """An agent says something; what it means is not committed yet."""
         draft = self.draft()
         return draft, self.decide_on(draft, kind, agent_id, **fields)
@@ -113,7 +113,7 @@ class World:
         raw = json.dumps(_message({"type": kind, "agent_id": agent_id}, fields)).encode()
         return decide_response(draft, self.policy, decode_response(raw, self.policy.handlers), raw)
 
-    def ask(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
+    def request(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
         """An operator asks for something, and it is committed. What is no field of a request is one of its payload."""
         target = {} if agent_id is None else {"agent_id": agent_id}
         message = _message({"type": kind, "id": request_id, "payload": {}}, target | fields, ("reply", "traceparent"))
@@ -121,33 +121,33 @@ class World:
         return self.commit(draft, decide_request(draft, self.policy, decode_request(raw), raw))
 
     def send(self, command_id: str, agent_id: str = "a", kind: str = "work", **payload: Any) -> Decision:  # noqa: ANN401
-        return self.ask("send", command_id, agent_id, command={"type": kind, "payload": payload})
+        return self.request("send", command_id, agent_id, command={"type": kind, "payload": payload})
 
     def pop(self, agent_id: str = "a") -> dict[str, Any]:
         """The agent takes the oldest command from its list."""
         found: dict[str, Any] = decode_as(dict[str, Any], self.lists[agent_id].pop())
         return found
 
-    def look(self, agent_id: str = "a") -> Decision:
+    def poll_list(self, agent_id: str = "a") -> Decision:
         """The engine looks at what lies in an agent's list."""
         draft, head = self.draft(), (self.lists[agent_id] or [b""])[-1]
-        return self.commit(draft, decide_deliveries(draft, self.policy, agent_id, head, self.fleet.turn))
+        return self.commit(draft, decide_deliveries(draft, self.policy, agent_id, head, self.fleet.last_seq))
 
-    def hand_out(self, agent_id: str = "a", most: int = 100) -> Decision:
+    def dispatch(self, agent_id: str = "a", most: int = 100) -> Decision:
         """The engine hands out what waits for an agent, as far as it may."""
         draft = self.draft()
         return self.commit(draft, decide_dispatch(draft, self.policy, agent_id, most))
 
-    def do_errands(self) -> list[Decision]:
+    def run_fanout(self) -> list[Decision]:
         """The engine does what requests to many have left to do."""
-        return [self._do_errand(self.fanout.pop(0)) for _ in range(len(self.fanout))]
+        return [self._run_fanout_target(self.fanout.pop(0)) for _ in range(len(self.fanout))]
 
-    def _do_errand(self, raw: bytes) -> Decision:
+    def _run_fanout_target(self, raw: bytes) -> Decision:
         draft, target = self.draft(), decode_as(FanoutTarget, raw)
         request = decode_request(_bytes(self.group_records[target.group_id]["request"]))
         return self.commit(draft, decide_fanout_target(draft, self.policy, target, request))
 
-    def bury(self, code: str, raw: bytes, *, asked: bool = False, **known: Any) -> Decision:  # noqa: ANN401
+    def dead_letter(self, code: str, raw: bytes, *, asked: bool = False, **known: Any) -> Decision:  # noqa: ANN401
         draft, error = self.draft(), MalformedError(code, "because", **known)
         return self.commit(
             draft, (dead_letter_request if asked else dead_letter_response)(draft, self.policy, error, raw)
@@ -179,10 +179,10 @@ class World:
                 dict(self.snapshots),
                 ended,
                 bodies,
-                dict(self.kept_answers),
+                dict(self.request_replies),
                 dict(self.stream),
                 {each: len(self.inboxes.get(each, ())) + len(self.mail.get(each, ())) for each in self.fleet.agents},
-                measurements={each: self.measurements.get(each, {}) for each in self.fleet.to_recall},
+                measurements={each: self.measurements.get(each, {}) for each in self.fleet.unloaded_measurements},
             ),
         )
 
@@ -190,11 +190,11 @@ class World:
         """Write what a decision asks for, or fail as the store would; then the draft is the fleet."""
         for effect in decision.effects:
             self._write(effect)
-        draft.settle()
+        draft.apply()
         return decision
 
     @property
-    def letters(self) -> list[fx.DeadLetter]:
+    def dead_letters(self) -> list[fx.DeadLetter]:
         return list(self.stream.values())
 
     def agent(self, agent_id: str = "a") -> AgentRecord:
@@ -206,19 +206,19 @@ class World:
     def events(self, channel: str) -> list[dict[str, Any]]:
         return [event for where, event in self.published if where == channel]
 
-    def told(self, *events: str) -> list[dict[str, Any]]:
+    def facts_of(self, *events: str) -> list[dict[str, Any]]:
         """The facts of these events, as they are written to the audit, but for their time and whose doing they are."""
         found = [json.loads(encode(fact)) for fact in self.facts if fact.event in events]
         return [{name: value for name, value in fact.items() if name not in {"at", "by"}} for fact in found]
 
-    def answer(self, message_id: str, agent_id: str | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.answers[agent_id, message_id])
+    def reply(self, message_id: str, agent_id: str | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.replies[agent_id, message_id])
         return found
 
     def snapshot(self) -> object:
         """All of the fleet in memory, to compare."""
         fleet = self.fleet
-        return copy.deepcopy((fleet.agents, fleet.commands, fleet.spoke, fleet._recent, fleet.measurements))
+        return copy.deepcopy((fleet.agents, fleet.commands, fleet.last_message_at, fleet._recent, fleet.measurements))
 
     def reloaded(self) -> Fleet:
         """The fleet as the next leader would load it from what was written."""
@@ -257,10 +257,10 @@ class World:
                 for part in everything:
                     part.pop(agent_id, None)
                 self.index.discard(agent_id)
-            case fx.SaveCommand(command_id, saved, keep_s):
+            case fx.SaveCommand(command_id, saved, ttl_s):
                 self.command_records[command_id] = self.command_records.get(command_id, {}) | saved
-                if keep_s is not None:
-                    self.kept[command_id] = keep_s
+                if ttl_s is not None:
+                    self.ttls[command_id] = ttl_s
             case fx.PushCommand(agent_id, body):
                 self.lists[agent_id].insert(0, body)
             case fx.ReleaseCommand(agent_id, command_id):
@@ -278,29 +278,29 @@ class World:
             case fx.SaveHold(hold):
                 self.hold = hold
             case fx.SaveRequestReply(request_id, body):
-                self.kept_answers[request_id] = body
+                self.request_replies[request_id] = body
             case fx.RemoveDeadLetters(dead_letter_ids):
                 for dead_letter_id in dead_letter_ids:
                     self.stream.pop(dead_letter_id, None)
-            case fx.Deliver(agent_id, body):
+            case fx.DeliverMail(agent_id, body):
                 self.inboxes[agent_id].insert(0, body)
-            case fx.KeepMail(agent_id, body):
+            case fx.HoldMail(agent_id, body):
                 self.mail[agent_id].insert(0, body)
             case fx.ReleaseMail(agent_id):
                 self.inboxes[agent_id] = self.mail.pop(agent_id, []) + self.inboxes[agent_id]
             case fx.SendReply(agent_id, message_id, body):
-                self.answers[agent_id, message_id] = body
+                self.replies[agent_id, message_id] = body
             case fx.SetDeadline(member, at):
                 self.deadlines[member] = at
             case fx.ClearDeadline(member):
                 self.deadlines.pop(member, None)
             case fx.Publish(channel, body):
                 self.published.append((channel, json.loads(body)))
-            case fx.Record(fact):
+            case fx.RecordFact(fact):
                 self.facts.append(fact)
             case fx.AddDeadLetter(letter):
-                self.buried += 1
-                self.stream[f"{self.buried}-0"] = letter
+                self._dead_lettered += 1
+                self.stream[f"{self._dead_lettered}-0"] = letter
             case fx.ExpectScore(agent_id, score):
                 assert self.snapshots[agent_id].score == score
             case fx.ExpectDeadline(member, at):

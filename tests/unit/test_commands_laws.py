@@ -22,16 +22,16 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(max_in_flight=2, max_attempts=2, ack_timeout=10, timeout=50, ttl=200)
-        self.world.say("register", "a", type="worker", capabilities=["ack"])
-        self.world.say("register", "b", type="worker")
+        self.world.respond("register", "a", type="worker", capabilities=["ack"])
+        self.world.respond("register", "b", type="worker")
         for agent_id in AGENTS:
             self.world.snapshots[agent_id] = AgentSnapshot(score=1.0)
         self.asked = 0
         self.popped: list[str] = []
 
-    def ask(self, kind: str, agent_id: str | None = None, **fields: object) -> None:
+    def request(self, kind: str, agent_id: str | None = None, **fields: object) -> None:
         self.asked += 1
-        self.world.ask(kind, f"r{self.asked}", agent_id, **fields)
+        self.world.request(kind, f"r{self.asked}", agent_id, **fields)
 
     @rule(
         command_id=st.sampled_from(IDS),
@@ -42,15 +42,17 @@ class Life(RuleBasedStateMachine):
     )
     def send(self, command_id: str, agent_id: str, priority: str, on_lost: str, start_in: int) -> None:
         options = {"priority": priority, "on_lost": on_lost, "start_in": start_in}
-        self.world.ask("send", command_id, agent_id, command={"type": "x"}, options=options)
+        self.world.request("send", command_id, agent_id, command={"type": "x"}, options=options)
 
     @rule(quorum=st.sampled_from(["50%", "2"]))
     def send_to_all(self, quorum: str) -> None:
-        self.ask("send", None, select="type=worker,liveness!=lost", command={"type": "x"}, options={"quorum": quorum})
+        self.request(
+            "send", None, select="type=worker,liveness!=lost", command={"type": "x"}, options={"quorum": quorum}
+        )
 
     @rule()
-    def do_errands(self) -> None:
-        self.world.do_errands()
+    def run_fanout(self) -> None:
+        self.world.run_fanout()
 
     @rule(agent_id=st.sampled_from(AGENTS))
     def pop(self, agent_id: str) -> None:
@@ -59,19 +61,19 @@ class Life(RuleBasedStateMachine):
 
     @rule(agent_id=st.sampled_from(AGENTS))
     def look(self, agent_id: str) -> None:
-        self.world.look(agent_id)
+        self.world.poll_list(agent_id)
 
     @rule(agent_id=st.sampled_from(AGENTS))
-    def hand_out(self, agent_id: str) -> None:
-        self.world.hand_out(agent_id)
+    def dispatch(self, agent_id: str) -> None:
+        self.world.dispatch(agent_id)
 
     @rule(agent_id=st.sampled_from(AGENTS))
     def lapse(self, agent_id: str) -> None:
         """Let what was taken go without an acknowledgement, and be sent again."""
-        self.world.look(agent_id)
+        self.world.poll_list(agent_id)
         self.world.pass_time(10)
         self.world.pass_time(2)
-        self.world.hand_out(agent_id)
+        self.world.dispatch(agent_id)
 
     @precondition(lambda self: self.popped)
     @rule(
@@ -84,15 +86,15 @@ class Life(RuleBasedStateMachine):
         record = self.world.command_records.get(command_id)
         if record is not None:
             fields = {"code": "x", "retryable": retryable} if kind == "error" else {}
-            self.world.say(kind, str(record["agent_id"]), command_id=command_id, **fields)
+            self.world.respond(kind, str(record["agent_id"]), command_id=command_id, **fields)
 
     @rule(command_id=st.sampled_from(IDS))
     def cancel(self, command_id: str) -> None:
-        self.ask("cancel", None, command_id=command_id)
+        self.request("cancel", None, command_id=command_id)
 
     @rule(kind=st.sampled_from(["pause", "drain", "resume"]), agent_id=st.sampled_from([*AGENTS, None]))
     def hold(self, kind: str, agent_id: str | None) -> None:
-        self.ask(kind, agent_id, **({} if agent_id else {"all": True}))
+        self.request(kind, agent_id, **({} if agent_id else {"all": True}))
 
     @rule(agent_id=st.sampled_from(AGENTS))
     def lose(self, agent_id: str) -> None:
@@ -147,11 +149,11 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once nothing happens any more, time ends them all, and their groups."""
-        self.world.do_errands()
+        self.world.run_fanout()
         for _ in range(12):
             self.world.pass_time(100)
             for agent_id in AGENTS:
-                self.world.hand_out(agent_id)
+                self.world.dispatch(agent_id)
         assert self.world.fleet.commands == {}
         for record in self.world.group_records.values():
             assert record["status"] != "open"
@@ -163,7 +165,7 @@ def _rounded(command: Command) -> Command:
 
 
 def _places(agent: AgentRecord) -> tuple[object, ...]:
-    return (agent.later, agent.waiting, agent.queued, agent.taken)
+    return (agent.scheduled, agent.waiting, agent.queued, agent.delivered)
 
 
 Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

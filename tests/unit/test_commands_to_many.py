@@ -11,21 +11,23 @@ from tests.support.model import World
 def world() -> World:
     """A registered agent `a`, of another type than the workers to come."""
     world = World(max_in_flight=2)
-    world.say("register", type="scribe", capabilities=["ack"])
+    world.respond("register", type="scribe", capabilities=["ack"])
     world.facts.clear()
     return world
 
 
 def fleet_of(world: World, number: int) -> None:
     for index in range(number):
-        world.say("register", f"w{index}", type="worker", labels={"team": "ab"[index % 2]})
+        world.respond("register", f"w{index}", type="worker", labels={"team": "ab"[index % 2]})
 
 
 def test_a_request_to_many_is_one_command_for_each_that_fits(world: World) -> None:
     """The targets are frozen when it is accepted; what becomes of them is counted in its group."""
     fleet_of(world, 6)
-    world.ask("send", "g", None, select="type=worker,label.team=a", command={"type": "x"}, options={"quorum": "60%"})
-    assert world.answer("g") | {"timestamp": ""} == {
+    world.request(
+        "send", "g", None, select="type=worker,label.team=a", command={"type": "x"}, options={"quorum": "60%"}
+    )
+    assert world.reply("g") | {"timestamp": ""} == {
         "id": "g",
         "timestamp": "",
         "ok": True,
@@ -33,13 +35,13 @@ def test_a_request_to_many_is_one_command_for_each_that_fits(world: World) -> No
         "targets": 3,
         "status": "open",
     }
-    world.say("register", "w6", type="worker", labels={"team": "a"})
-    assert {decision.outcome for decision in world.do_errands()} == {"applied"}
+    world.respond("register", "w6", type="worker", labels={"team": "a"})
+    assert {decision.outcome for decision in world.run_fanout()} == {"applied"}
     assert {name for name in world.command_records if name.startswith("g.")} == {"g.w0", "g.w2", "g.w4"}
-    world.say("result", "w0", command_id="g.w0")
-    world.say("error", "w2", command_id="g.w2", code="x")
+    world.respond("result", "w0", command_id="g.w0")
+    world.respond("error", "w2", command_id="g.w2", code="x")
     assert world.group_records["g"]["status"] == "open"
-    world.say("result", "w4", command_id="g.w4")
+    world.respond("result", "w4", command_id="g.w4")
     record = world.group_records["g"]
     assert (record["status"], record["succeeded"], record["failed"], "ended_at" in record) == (
         "succeeded",
@@ -53,41 +55,41 @@ def test_a_request_to_many_is_one_command_for_each_that_fits(world: World) -> No
 def test_a_group_that_can_reach_its_quorum_no_more_has_failed_at_once(world: World) -> None:
     """The others go on all the same."""
     fleet_of(world, 3)
-    world.ask("send", "g", None, select="type=worker", command={"type": "x"}, options={"quorum": "3"})
-    world.do_errands()
-    world.say("error", "w1", command_id="g.w1", code="x")
+    world.request("send", "g", None, select="type=worker", command={"type": "x"}, options={"quorum": "3"})
+    world.run_fanout()
+    world.respond("error", "w1", command_id="g.w1", code="x")
     assert (world.group_records["g"]["status"], world.status("g.w0")) == ("failed", "queued")
 
 
 def test_a_target_that_it_is_refused_for_is_counted_and_the_others_go_on(world: World) -> None:
     """Drained between the acceptance and its turn."""
     fleet_of(world, 2)
-    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
-    world.ask("drain", "d", "w0")
-    world.do_errands()
+    world.request("send", "g", None, select="type=worker", command={"type": "x"})
+    world.request("drain", "d", "w0")
+    world.run_fanout()
     assert (world.group_records["g"]["refused"], world.status("g.w1")) == ("1", "queued")
-    assert world.told("target_refused")[0]["code"] == "draining"
+    assert world.facts_of("target_refused")[0]["code"] == "draining"
 
 
 def test_a_target_whose_command_would_have_the_id_of_another_is_refused(world: World) -> None:
     """`g.w0` may be a command of somebody else's: it is neither overwritten nor lost."""
     fleet_of(world, 2)
     world.send("g.w0", "w1", kind="other")
-    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
-    world.do_errands()
+    world.request("send", "g", None, select="type=worker", command={"type": "x"})
+    world.run_fanout()
     assert (world.command_records["g.w0"]["agent_id"], world.group_records["g"]["refused"]) == ("w1", "1")
-    assert world.told("target_refused")[0]["code"] == "id_taken"
+    assert world.facts_of("target_refused")[0]["code"] == "id_taken"
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_group_is_cancelled_whole(world: World, before: bool) -> None:  # noqa: FBT001
     """What was accepted of it, and what was not yet."""
     fleet_of(world, 3)
-    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
+    world.request("send", "g", None, select="type=worker", command={"type": "x"})
     if not before:
-        world.do_errands()
-    world.ask("cancel", "x", None, group_id="g")
-    world.do_errands()
+        world.run_fanout()
+    world.request("cancel", "x", None, group_id="g")
+    world.run_fanout()
     record = world.group_records["g"]
     assert (record["cancelled"], record["status"], "ended_at" in record) == ("3", "failed", True)
     assert not any(world.lists[f"w{index}"] for index in range(3))
@@ -99,10 +101,10 @@ def test_any_is_the_one_with_the_least_to_do(world: World) -> None:
     world.send("c0", "w0")
     world.send("c1", "w2")
     for number in range(3):
-        world.ask("send", f"later-{number}", "w1", command={"type": "x"}, options={"start_in": 60})
-    world.ask("pause", "p", "w0")
-    world.ask("send", "s", None, select="type=worker", any=True, command={"type": "x"})
-    assert world.answer("s")["agent_id"] == "w1"
+        world.request("send", f"later-{number}", "w1", command={"type": "x"}, options={"start_in": 60})
+    world.request("pause", "p", "w0")
+    world.request("send", "s", None, select="type=worker", any=True, command={"type": "x"})
+    assert world.reply("s")["agent_id"] == "w1"
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,8 @@ def test_any_is_the_one_with_the_least_to_do(world: World) -> None:
 )
 def test_a_target_that_fits_nobody_is_refused(world: World, fields: dict[str, Any], code: str) -> None:
     """And says why."""
-    decision = world.ask("send", "s", None, **({"command": {"type": "x"}} | fields))
-    assert (decision.outcome, world.answer("s")["error"]["code"]) == ("refused", code)
+    decision = world.request("send", "s", None, **({"command": {"type": "x"}} | fields))
+    assert (decision.outcome, world.reply("s")["error"]["code"]) == ("refused", code)
 
 
 def test_a_request_is_answered_the_same_when_it_is_asked_again(world: World) -> None:
@@ -130,18 +132,18 @@ def test_a_request_is_answered_the_same_when_it_is_asked_again(world: World) -> 
         ("q3", "pause", "a", {}),
         ("q4", "cancel", None, {"command_id": "c0"}),
     ):
-        world.ask(kind, request_id, agent_id, **fields)
-        first, written = world.answers.pop((None, request_id)), len(world.facts)
+        world.request(kind, request_id, agent_id, **fields)
+        first, written = world.replies.pop((None, request_id)), len(world.facts)
         world.now += 5
-        assert world.ask(kind, request_id, agent_id, **fields).outcome == "duplicate"
-        assert (world.answers[None, request_id], len(world.facts)) == (first, written)
+        assert world.request(kind, request_id, agent_id, **fields).outcome == "duplicate"
+        assert (world.replies[None, request_id], len(world.facts)) == (first, written)
 
 
 def test_a_group_that_is_open_is_not_made_twice_when_its_answer_has_gone(world: World) -> None:
     """A group may be open for longer than answers are kept."""
     fleet_of(world, 2)
-    world.ask("send", "g", None, select="type=worker", command={"type": "x"})
-    world.do_errands()
-    world.kept_answers.clear()
-    assert world.ask("send", "g", None, select="type=worker", command={"type": "x"}).outcome == "duplicate"
-    assert (world.fanout, world.answer("g")["targets"]) == ([], 2)
+    world.request("send", "g", None, select="type=worker", command={"type": "x"})
+    world.run_fanout()
+    world.request_replies.clear()
+    assert world.request("send", "g", None, select="type=worker", command={"type": "x"}).outcome == "duplicate"
+    assert (world.fanout, world.reply("g")["targets"]) == ([], 2)

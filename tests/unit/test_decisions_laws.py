@@ -85,7 +85,7 @@ def take(world: World, step: Step) -> None:
             payload = {"target": fields["to"]} if fields["kind"] == "state_transition" else {}
             world.send(fields["command_id"], agent_id, fields["kind"], **payload)
         case "forget":
-            world.ask("forget", f"f{world.now}")
+            world.request("forget", f"f{world.now}")
         case "wait":
             world.pass_time(fields["seconds"])
         case _:
@@ -98,8 +98,8 @@ def take(world: World, step: Step) -> None:
 def test_every_command_ends_at_most_once_and_its_end_never_changes(status_changes: list[Step]) -> None:
     """Whatever is said, sent, expired or forgotten, in whatever order; and an open one always has its deadline."""
     world = _world()
-    world.say("heartbeat", "a")
-    world.say("register", "b", type="scribe")
+    world.respond("heartbeat", "a")
+    world.respond("register", "b", type="scribe")
     ended: dict[str, dict[str, str | bytes]] = {}
     for step in status_changes:
         take(world, step)
@@ -128,11 +128,11 @@ def test_what_is_in_memory_is_what_was_written(status_changes: list[Step]) -> No
     for command in world.fleet.commands.values():
         command.status_since = 0.0  # what this engine alone has seen
     assert loaded.commands == world.fleet.commands
-    for agent_id in list(loaded.to_recall):
-        loaded.recall(agent_id, world.measurements.get(agent_id, {}))
+    for agent_id in list(loaded.unloaded_measurements):
+        loaded.load_measurements(agent_id, world.measurements.get(agent_id, {}))
     assert loaded.measurements == {agent_id: values for agent_id, values in world.fleet.measurements.items() if values}
     assert world.index == world.fleet.agents.keys()
-    assert (+loaded.liveness, loaded.away) == (+world.fleet.liveness, world.fleet.away)
+    assert (+loaded.liveness, loaded.absent) == (+world.fleet.liveness, world.fleet.absent)
     assert world.states == {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}
 
 
@@ -185,7 +185,7 @@ def test_the_changes_of_an_agents_state_form_a_chain(status_changes: list[Step])
             assert fact.new_state is not None
             assert fact.old_state == states[agent_id]
             assert fact.old_state != fact.new_state
-        if fact.event in {"state_changed", "agent_met"}:
+        if fact.event in {"state_changed", "agent_first_seen"}:
             states[agent_id] = fact.new_state or ""
     assert {agent_id: agent.state for agent_id, agent in world.fleet.agents.items()}.items() <= states.items()
 
@@ -203,9 +203,9 @@ def test_who_measures_under_too_many_names_keeps_those_it_has(said: list[dict[st
         kept = {name: value for name, value in values.items() if name in expected}
         new = [name for name in values if name not in expected][: MEASURES - len(expected)]
         expected |= kept | {name: values[name] for name in new}
-        decision = world.say("measurement", id=f"m{number}", reply=True, **values)
+        decision = world.respond("measurement", id=f"m{number}", reply=True, **values)
         refused = sorted(values.keys() - expected.keys())
-        answer = world.answer(f"m{number}", "a")
+        answer = world.reply(f"m{number}", "a")
         assert (decision.outcome == "refused", answer["ok"]) == (bool(refused), not refused)
         assert answer.get("error", {}).get("details", {}).get("refused", []) == refused
     assert world.measurements.get("a", {}) == expected

@@ -19,15 +19,15 @@ from tests.support.model import AT, NOW, World
 def world() -> World:
     """A registered agent `a` in its inbox."""
     world = World()
-    world.say("register", type="scribe")
-    world.say("state_transition", target="inbox")
+    world.respond("register", type="scribe")
+    world.respond("state_transition", target="inbox")
     world.facts.clear()
     world.published.clear()
     return world
 
 
 def fault(world: World, request_id: str) -> tuple[str, str]:
-    reply = world.answer(request_id)
+    reply = world.reply(request_id)
     assert reply["ok"] is False
     return reply["error"]["type"], reply["error"]["code"]
 
@@ -46,7 +46,7 @@ def test_an_accepted_command_is_on_record_and_in_the_agents_list(world: World) -
         "target": "",
         "status": "queued",
         "priority": "normal",
-        "turn": "1",
+        "seq": "1",
         "attempt": "1",
         "failures": "0",
         "accepted_at": AT,
@@ -62,7 +62,7 @@ def test_an_accepted_command_is_on_record_and_in_the_agents_list(world: World) -
         "body": world.lists["a"][0],
     }
     assert world.deadlines == {"command:c1": NOW + 3600}
-    assert world.answer("c1") == {
+    assert world.reply("c1") == {
         "id": "c1",
         "timestamp": AT,
         "ok": True,
@@ -70,14 +70,14 @@ def test_an_accepted_command_is_on_record_and_in_the_agents_list(world: World) -
         "agent_id": "a",
         "status": "queued",
     }
-    assert world.told("command_queued") == [
+    assert world.facts_of("command_queued") == [
         {"event": "command_queued", "agent_id": "a", "cause": "c1", "command_id": "c1", "type": "write"}
     ]
 
 
 def test_a_command_says_its_deadline_only_if_it_was_given_one(world: World) -> None:
     """And carries the trace of whoever asked."""
-    world.ask("send", "c1", command={"type": "x"}, options={"ttl": 90}, traceparent="00-ab-cd-01")
+    world.request("send", "c1", command={"type": "x"}, options={"ttl": 90}, traceparent="00-ab-cd-01")
     popped = json.loads(world.lists["a"][0])
     assert (popped["deadline"], popped["traceparent"], "attempt" in popped) == (iso(NOW + 90), "00-ab-cd-01", False)
     assert world.deadlines == {"command:c1": NOW + 90}
@@ -85,7 +85,7 @@ def test_a_command_says_its_deadline_only_if_it_was_given_one(world: World) -> N
 
 def test_a_command_is_written_in_the_format_its_agent_asked_for(world: World) -> None:
     """MessagePack if its `register` said so, else JSON."""
-    world.say("register", type="scribe", codec="msgpack")
+    world.respond("register", type="scribe", codec="msgpack")
     world.send("c1", kind="write", pages=3)
     popped = msgspec.msgpack.decode(world.lists["a"][0])
     assert popped == {"id": "c1", "type": "write", "payload": {"pages": 3}, "timestamp": AT}
@@ -100,26 +100,26 @@ def test_commands_lie_in_the_order_in_which_they_were_asked_for(world: World) ->
 
 def test_without_a_reply_none_is_written(world: World) -> None:
     """Who does not wait for one can say so."""
-    world.ask("send", "c1", command={"type": "x"}, reply=False)
-    assert (world.answers, world.status("c1")) == ({}, "queued")
+    world.request("send", "c1", command={"type": "x"}, reply=False)
+    assert (world.replies, world.status("c1")) == ({}, "queued")
 
 
 def test_the_same_request_again_is_one_command(world: World) -> None:
     """It is answered as it was the first time, also after the end of its command."""
     world.send("c1")
-    world.answers.clear()
-    assert (world.send("c1").outcome, world.answer("c1")["status"]) == ("duplicate", "queued")
-    world.say("result", command_id="c1")
-    world.answers.clear()
+    world.replies.clear()
+    assert (world.send("c1").outcome, world.reply("c1")["status"]) == ("duplicate", "queued")
+    world.respond("result", command_id="c1")
+    world.replies.clear()
     assert (world.send("c1", "someone-else").outcome, len(world.lists["a"])) == ("duplicate", 1)
-    assert (world.answer("c1")["agent_id"], world.answer("c1")["status"]) == ("a", "queued")
+    assert (world.reply("c1")["agent_id"], world.reply("c1")["status"]) == ("a", "queued")
 
 
 def test_a_command_that_ends_between_the_look_and_the_decision_is_known(world: World) -> None:
     """Open when the lookups were made, it was not looked up; ended since, it is neither new nor unknown."""
     world.send("c1")
     looked_up = Lookups()
-    world.say("result", command_id="c1")
+    world.respond("result", command_id="c1")
     again = m.Send(id="c1", payload=m.SendPayload(m.CommandSpec("work"), "a"))
     assert decide_request(Draft(world.fleet, NOW, looked_up), world.policy, again, b"").outcome == "duplicate"
     late = m.Ack(agent_id="a", command_id="c1")
@@ -149,7 +149,7 @@ def test_nobody_is_made_up_by_being_commanded(world: World) -> None:
     assert (decision.outcome, decision.code) == ("refused", "unknown_agent")
     assert fault(world, "c1") == ("send_refused", "unknown_agent")
     assert (world.lists, world.command_records, "nobody" in world.fleet.agents) == ({}, {}, False)
-    assert [fact["code"] for fact in world.told("request_refused")] == ["unknown_agent"]
+    assert [fact["code"] for fact in world.facts_of("request_refused")] == ["unknown_agent"]
 
 
 def test_without_auto_register_a_trace_is_not_enough() -> None:
@@ -162,7 +162,7 @@ def test_without_auto_register_a_trace_is_not_enough() -> None:
 def test_a_full_fleet_takes_nobody_in_by_command() -> None:
     """The bound holds at every door."""
     world = World(max_agents=1)
-    world.say("heartbeat", "a")
+    world.respond("heartbeat", "a")
     world.snapshots["b"] = AgentSnapshot(score=17.0)
     assert (world.send("c1", "b").code, world.send("c2", "a").outcome) == ("fleet_full", "applied")
 
@@ -170,27 +170,27 @@ def test_a_full_fleet_takes_nobody_in_by_command() -> None:
 def test_a_full_queue_refuses_and_never_drops() -> None:
     """At most max_queued commands are open per agent; one that ends makes room."""
     world = World(max_queued=2)
-    world.say("register", "a", type="scribe")
-    world.say("register", "b", type="scribe")
+    world.respond("register", "a", type="scribe")
+    world.respond("register", "b", type="scribe")
     assert [world.send(f"c{number}").code for number in range(3)] == ["", "", "queue_full"]
     assert fault(world, "c2") == ("send_refused", "queue_full")
-    assert world.answer("c2")["error"]["details"] == {"max_queued": 2}
+    assert world.reply("c2")["error"]["details"] == {"max_queued": 2}
     assert ("c2" in world.command_records, world.send("c3", "b").code) == (False, "")
-    world.say("result", command_id="c0")
+    world.respond("result", command_id="c0")
     assert (world.send("c2").outcome, world.send("c4").outcome) == ("duplicate", "applied")
 
 
 def test_the_bound_of_the_queue_holds_within_one_batch() -> None:
     """The second request of a batch sees what the first one did."""
     world = World(max_queued=1)
-    world.say("register", type="scribe")
+    world.respond("register", type="scribe")
     assert [world.send("c1").code, world.send("c2").code] == ["", "queue_full"]
 
 
 @pytest.mark.parametrize("payload", [{}, {"target": None}, {"target": 7}, {"target": ["inbox"]}])
 def test_a_state_transition_needs_a_target(world: World, payload: dict[str, object]) -> None:
     """A command that could never be fulfilled is not sent."""
-    world.ask("send", "c1", command={"type": "state_transition", "payload": payload})
+    world.request("send", "c1", command={"type": "state_transition", "payload": payload})
     assert fault(world, "c1") == ("send_refused", "invalid_message")
 
 
@@ -198,7 +198,7 @@ def test_a_transition_that_the_machine_does_not_allow_is_not_sent(world: World) 
     """Refused in the error shape of the design, with what would be allowed."""
     world.send("c1", kind="state_transition", target="bootstrap")
     assert fault(world, "c1") == ("transition_refused", "not_allowed")
-    assert world.answer("c1")["error"]["details"] == {
+    assert world.reply("c1")["error"]["details"] == {
         "current": "inbox",
         "requested": "bootstrap",
         "allowed": ["deep_work", "distill", "idle", "logout", "direct_io"],
@@ -210,7 +210,7 @@ def test_a_transition_that_the_machine_does_not_allow_is_not_sent(world: World) 
 
 def test_a_transition_is_judged_from_where_the_agent_will_be(world: World) -> None:
     """Commands before this one may lead there: inbox -> idle -> logout is no answer to deep_work -> logout."""
-    world.say("state_transition", target="deep_work")
+    world.respond("state_transition", target="deep_work")
     assert world.send("c1", kind="state_transition", target="logout").outcome == "refused"
     world.send("c2", kind="state_transition", target="inbox")
     assert world.send("c3", kind="state_transition", target="logout").outcome == "applied"
@@ -219,21 +219,21 @@ def test_a_transition_is_judged_from_where_the_agent_will_be(world: World) -> No
 def test_an_agent_that_never_registered_may_be_sent_anywhere() -> None:
     """Its machine is open; what cannot be the name of a state is refused all the same."""
     world = World()
-    world.say("heartbeat")
+    world.respond("heartbeat")
     assert world.send("c1", kind="state_transition", target="deep_work").outcome == "applied"
     assert world.send("c2", kind="state_transition", target="7up").code == "unknown_state"
 
 
 def test_a_malformed_request_is_buried_and_answered_where_that_is_possible(world: World) -> None:
     """Whoever waits under an id that could be read is told; nobody else can be."""
-    world.bury("invalid_message", b"{}", asked=True, message_id="r1")
-    world.bury("invalid_json", b"{", asked=True)
+    world.dead_letter("invalid_message", b"{}", asked=True, message_id="r1")
+    world.dead_letter("invalid_json", b"{", asked=True)
     assert fault(world, "r1") == ("request_refused", "invalid_message")
-    assert [(letter.code, letter.raw, letter.source) for letter in world.letters] == [
+    assert [(letter.code, letter.raw, letter.source) for letter in world.dead_letters] == [
         ("invalid_message", b"{}", "request_queue"),
         ("invalid_json", b"{", "request_queue"),
     ]
-    assert list(world.answers) == [(None, "r1")]
+    assert list(world.replies) == [(None, "r1")]
 
 
 # Forgetting
@@ -241,42 +241,42 @@ def test_a_malformed_request_is_buried_and_answered_where_that_is_possible(world
 
 def test_to_forget_deletes_everything_and_cancels_what_was_open(world: World) -> None:
     """The records of its commands stay, with the reason; nothing else does."""
-    world.say("measurement", tokens=1)
-    world.say("message", to="a", content="note to self")
+    world.respond("measurement", tokens=1)
+    world.respond("message", to="a", content="note to self")
     world.send("c1")
     world.send("c2")
-    world.say("result", command_id="c2")
-    world.ask("forget", "f1", reason="retired")
-    assert world.answer("f1") == {"id": "f1", "timestamp": AT, "ok": True, "agent_id": "a"}
+    world.respond("result", command_id="c2")
+    world.request("forget", "f1", reason="retired")
+    assert world.reply("f1") == {"id": "f1", "timestamp": AT, "ok": True, "agent_id": "a"}
     assert (world.fleet.agents, world.index, world.records, world.states) == ({}, set(), {}, {})
     assert (world.metadata, world.measurements, world.inboxes, world.lists) == ({}, {}, {}, {})
     assert (world.deadlines, world.fleet.commands) == ({}, {})
     assert (world.status("c1"), world.command_records["c1"]["code"]) == ("cancelled", "agent_forgotten")
     assert world.status("c2") == "succeeded"
     expected = {"agent_id": "a", "cause": "f1", "old_state": "inbox", "reason": "retired"}
-    assert world.told("agent_forgotten") == [{"event": "agent_forgotten", **expected}]
+    assert world.facts_of("agent_forgotten") == [{"event": "agent_forgotten", **expected}]
 
 
 def test_nobody_can_be_forgotten_twice(world: World) -> None:
     """The second time there is nobody."""
-    world.ask("forget", "f1")
-    world.ask("forget", "f2")
+    world.request("forget", "f1")
+    world.request("forget", "f2")
     assert fault(world, "f2") == ("forget_refused", "unknown_agent")
 
 
 def test_one_that_was_forgotten_is_a_stranger(world: World) -> None:
     """It is met anew, knows no old ids, and a late word on its old command is late."""
     world.send("c1")
-    world.say("measurement", id="m1", tokens=1)
-    world.ask("forget", "f1")
-    assert world.say("measurement", id="m1", tokens=1).outcome == "applied"
+    world.respond("measurement", id="m1", tokens=1)
+    world.request("forget", "f1")
+    assert world.respond("measurement", id="m1", tokens=1).outcome == "applied"
     assert (world.agent().registered, world.agent().state) == (False, "unknown")
-    assert world.say("result", command_id="c1").outcome == "late"
+    assert world.respond("result", command_id="c1").outcome == "late"
 
 
 def test_to_forget_makes_room_in_the_fleet() -> None:
     """Within the same batch, too."""
     world = World(max_agents=1)
-    world.say("heartbeat", "a")
-    world.ask("forget", "f1")
-    assert world.say("heartbeat", "b").outcome == "applied"
+    world.respond("heartbeat", "a")
+    world.request("forget", "f1")
+    assert world.respond("heartbeat", "b").outcome == "applied"

@@ -32,9 +32,9 @@ class Watched(World):
         self.heartbeats = AbsentHeartbeats()
 
     def begin(self, *states: str, capabilities: tuple[str, ...] = ()) -> None:
-        self.say("register", type="scribe", capabilities=capabilities)
+        self.respond("register", type="scribe", capabilities=capabilities)
         for state in states:
-            self.say("state_transition", target=state)
+            self.respond("state_transition", target=state)
         self.snapshots["a"] = AgentSnapshot(score=1.0)
         draft = self.draft()
         self.commit(draft, decide_first_heartbeat(draft, self.policy, "a", {"a": 1.0}))
@@ -62,23 +62,23 @@ class Watched(World):
 
     def publish(self, state: str) -> None:
         """Its state is published by the agent itself, and was heard."""
-        self.say("state_transition", target=state, via="pubsub")
+        self.respond("state_transition", target=state, via="pubsub")
 
     def take_and_miss(self, command_id: str, *, ack: bool) -> None:
         """It takes a command, confirms it or not, and is not heard of it again."""
         self.now += 1
         self.send(command_id)
         self.pop()
-        self.look()
+        self.poll_list()
         if ack:
-            self.say("ack", command_id=command_id)
+            self.respond("ack", command_id=command_id)
         self.pass_time(3601)
 
     @property
     def told_of(self) -> list[tuple[str, str]]:
         return [
             (fact["event"].removeprefix("divergence_"), fact["code"])
-            for fact in self.told("divergence_opened", "divergence_closed")
+            for fact in self.facts_of("divergence_opened", "divergence_closed")
         ]
 
 
@@ -118,24 +118,24 @@ def no_ends(world: Watched) -> None:
 def two_instances(world: Watched) -> None:
     world.begin("inbox")
     for instance in "ABABAB":
-        world.say("heartbeat", instance=instance)
+        world.respond("heartbeat", instance=instance)
 
 
 def full_context(world: Watched) -> None:
     world.begin("inbox")
-    world.say("measurement", context_tokens=150_001)
+    world.respond("measurement", context_tokens=150_001)
     world.now += 120
 
 
 def _ack_one(world: Watched) -> None:
     world.send("c9")
     world.pop()
-    world.say("ack", command_id="c9")
+    world.respond("ack", command_id="c9")
 
 
 def _finish_one(world: Watched) -> None:
     _ack_one(world)
-    world.say("result", command_id="c9")
+    world.respond("result", command_id="c9")
 
 
 def _keep_quiet(world: Watched) -> None:
@@ -143,17 +143,17 @@ def _keep_quiet(world: Watched) -> None:
 
 
 LIES: Final[list[tuple[str, Callable[[Watched], None], Callable[[Watched], object]]]] = [
-    ("idle_at_work", idle, lambda world: world.say("state_transition", target="inbox")),
-    ("idle_at_work", idle, lambda world: world.say("measurement", depth=1)),
-    ("heartbeat_while_absent", heartbeat_while_absent, lambda world: world.say("register", type="scribe")),
+    ("idle_at_work", idle, lambda world: world.respond("state_transition", target="inbox")),
+    ("idle_at_work", idle, lambda world: world.respond("measurement", depth=1)),
+    ("heartbeat_while_absent", heartbeat_while_absent, lambda world: world.respond("register", type="scribe")),
     ("forbidden_state", forbidden, lambda world: world.publish("deep_work")),
-    ("forbidden_state", forbidden, lambda world: world.say("register", type="scribe")),
+    ("forbidden_state", forbidden, lambda world: world.respond("register", type="scribe")),
     ("never_acks", no_acks, _ack_one),
-    ("never_acks", no_acks, lambda world: world.say("register", type="scribe")),
+    ("never_acks", no_acks, lambda world: world.respond("register", type="scribe")),
     ("never_finishes", no_ends, _finish_one),
     ("duplicate_instance", two_instances, _keep_quiet),
-    ("context_too_large", full_context, lambda world: world.say("state_transition", target="distill")),
-    ("context_too_large", full_context, lambda world: world.say("measurement", context_tokens=150_000)),
+    ("context_too_large", full_context, lambda world: world.respond("state_transition", target="distill")),
+    ("context_too_large", full_context, lambda world: world.respond("measurement", context_tokens=150_000)),
 ]
 IDS: Final = [f"{rule}-{number}" for number, (rule, *_) in enumerate(LIES)]
 
@@ -251,7 +251,7 @@ def test_a_command_in_hand_is_no_idleness() -> None:
     world.begin("inbox", "deep_work")
     world.send("c1")
     world.pop()
-    world.look()
+    world.poll_list()
     assert world.later() == set()
 
 
@@ -261,7 +261,7 @@ def test_who_was_moved_has_claimed_nothing() -> None:
     world.begin("inbox", "logout")
     draft = world.draft()
     world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 45.0))
-    world.say("heartbeat")
+    world.respond("heartbeat")
     for _ in range(200):
         world.now += 1
         world.beat(world.now)
@@ -273,7 +273,7 @@ def test_a_refused_question_is_no_contradiction() -> None:
     """What was pushed to the queue was asked and answered; what was written to the key by hand was claimed."""
     world = Watched("forbidden_state")
     world.begin("inbox")
-    world.say("state_transition", target="nirvana")
+    world.respond("state_transition", target="nirvana")
     assert world.later() == set()
     world.snapshots["a"] = AgentSnapshot(state="nirvana", score=1.0)
     draft = world.draft()
@@ -289,9 +289,9 @@ def test_many_in_hand_at_once_are_missed_once() -> None:
     for command_id in commands:
         world.send(command_id)
         world.pop()
-    world.look()
+    world.poll_list()
     for command_id in commands[:5]:
-        world.say("ack", command_id=command_id)
+        world.respond("ack", command_id=command_id)
     world.pass_time(3601)
     world.judge()
     assert world.told_of == []
@@ -302,7 +302,7 @@ def test_a_restart_is_no_second_voice() -> None:
     world = Watched("duplicate_instance")
     world.begin("inbox")
     for instance in ("A", "A", "B", "A", "B", "C", "D", "E"):
-        world.say("register", type="scribe", instance=instance)
+        world.respond("register", type="scribe", instance=instance)
     world.judge()
     assert world.told_of == []
 
@@ -316,7 +316,7 @@ def test_the_gap_before_a_registration_is_no_lie() -> None:
         world.beat(world.now)
         world.now += 1
         world.judge()
-    world.say("register", type="scribe")
+    world.respond("register", type="scribe")
     assert world.later() == set()
 
 
@@ -354,27 +354,27 @@ def test_an_honest_agent_is_never_accused(status_changes: list[tuple[str, float]
     for number, (step, seconds) in enumerate(status_changes):
         match step:
             case "work":
-                world.say("state_transition", target="inbox")
-                world.say("state_transition", target="deep_work")
+                world.respond("state_transition", target="inbox")
+                world.respond("state_transition", target="deep_work")
                 world.send(f"c{number}")
                 world.pop()
-                world.say("ack", command_id=f"c{number}")
+                world.respond("ack", command_id=f"c{number}")
                 world.pass_time(seconds)
-                world.say("result", command_id=f"c{number}")
+                world.respond("result", command_id=f"c{number}")
             case "rest":
-                world.say("state_transition", target="inbox")
-                world.say("state_transition", target="idle")
+                world.respond("state_transition", target="inbox")
+                world.respond("state_transition", target="idle")
                 world.pass_time(seconds)
             case "distill":
-                world.say("measurement", context_tokens=200_000)
+                world.respond("measurement", context_tokens=200_000)
                 world.pass_time(seconds)
-                world.say("state_transition", target="inbox")
-                world.say("state_transition", target="distill")
-                world.say("state_transition", target="inbox")
+                world.respond("state_transition", target="inbox")
+                world.respond("state_transition", target="distill")
+                world.respond("state_transition", target="inbox")
             case "restart":
                 world.pass_time(seconds)
-                world.say("register", type="scribe", capabilities=["ack"], instance=f"i{number}")
-                world.say("state_transition", target="inbox")
+                world.respond("register", type="scribe", capabilities=["ack"], instance=f"i{number}")
+                world.respond("state_transition", target="inbox")
             case "blind":
                 # all that it said and did meanwhile is read afterwards, with a grace from then on
                 world.pass_time(seconds)
@@ -384,7 +384,7 @@ def test_an_honest_agent_is_never_accused(status_changes: list[tuple[str, float]
                 world.pass_time(seconds)
                 world.unread_s = seconds
                 world.judge()
-                world.say("state_transition", target="inbox")
+                world.respond("state_transition", target="inbox")
                 world.unread_s = 0.0
         world.beat(world.now + offset_s)
         world.judge()

@@ -23,7 +23,7 @@ def entry(second: float, *facts: dict[str, Any], number: int = 0) -> Line:
 
 
 def met(state: str = "offline") -> dict[str, Any]:
-    return {"event": "agent_met", "type": "unknown", "new_state": state}
+    return {"event": "agent_first_seen", "type": "unknown", "new_state": state}
 
 
 def changed(old: str, new: str) -> dict[str, Any]:
@@ -131,10 +131,10 @@ def test_what_was_undone_did_not_happen() -> None:
 @pytest.mark.parametrize(
     ("events", "presence"),
     [
-        (["agent_met"], "here"),
-        (["agent_met", "agent_lost"], "lost"),
-        (["agent_met", "agent_left"], "left"),
-        (["agent_met", "agent_lost", "agent_returned"], "here"),
+        (["agent_first_seen"], "here"),
+        (["agent_first_seen", "agent_lost"], "lost"),
+        (["agent_first_seen", "agent_left"], "left"),
+        (["agent_first_seen", "agent_lost", "agent_returned"], "here"),
         (["agent_left", "agent_registered"], "here"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.domain.machines.loader import parse, parse_all
-from aism_engine.domain.machines.machine import PARTIES, Kind, Machine, State, Transition, TransitionCase
+from aism_engine.domain.machines.machine import ACTORS, Kind, Machine, State, Transition, TransitionCase
 from aism_engine.errors import ConfigError
 
 FULL = """\
@@ -87,7 +87,7 @@ def test_every_key_means_what_it_says(machine: Machine) -> None:
     )
     assert machine.states["talk"] == State(to=("inbox",), accepts_messages=False, waits_for="human")
     assert machine.states["inbox"].transitions == {
-        "work": Transition({"branch": "string", "tokens": "integer"}, PARTIES),
+        "work": Transition({"branch": "string", "tokens": "integer"}, ACTORS),
         "talk": Transition({}, ("operator",)),
     }
     assert machine.allowed("done") == ()
@@ -299,7 +299,7 @@ def machines(draw: st.DrawFn) -> Machine:
         transitions = {
             target: Transition(
                 draw(st.dictionaries(st.sampled_from(["x", "y"]), kinds, max_size=2)),
-                tuple(draw(st.lists(st.sampled_from(PARTIES), min_size=1, unique=True))),
+                tuple(draw(st.lists(st.sampled_from(ACTORS), min_size=1, unique=True))),
             )
             for target in to
             if draw(st.booleans())
@@ -322,7 +322,7 @@ def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObje
     target = data.draw(_names)
     left_s, occupants = data.draw(_seconds), data.draw(st.integers(0, 3))
     case = TransitionCase(
-        data.draw(st.sampled_from(PARTIES)),
+        data.draw(st.sampled_from(ACTORS)),
         stayed_s=data.draw(_seconds),
         context=data.draw(_contexts),
         cooling_s=lambda _: left_s,

@@ -49,16 +49,16 @@ class Talk(World):
         named = {**machines().machines, talk.name: talk}
         self.policy = replace(self.policy, machines=Machines(named, "journey", "open", {"talker": "talk"}))
         for agent_id in agents or ("a", "b", "c"):
-            self.say("register", agent_id, type="talker")
+            self.respond("register", agent_id, type="talker")
 
     def tell(self, sender: str, to: str, content: object = None, thread: str | None = None) -> Decision:
         """One agent sends another a message, and asks for a reply."""
         self.sent += 1
         threaded = {} if thread is None else {"thread_id": thread}
-        return self.say("message", sender, id=f"m{self.sent}", reply=True, to=to, content=content, **threaded)
+        return self.respond("message", sender, id=f"m{self.sent}", reply=True, to=to, content=content, **threaded)
 
     def go(self, agent_id: str, state: str) -> None:
-        self.say("state_transition", agent_id, target=state)
+        self.respond("state_transition", agent_id, target=state)
 
     def inbox(self, agent_id: str) -> list[Any]:
         """What lies in the agent's inbox: contents, the oldest first."""
@@ -66,9 +66,9 @@ class Talk(World):
 
     def refused(self, decision: Decision, sender: str = "a") -> str:
         """The code with which the last message was refused, as its sender was told and as the audit has it."""
-        answer = self.answer(f"m{self.sent}", sender)
+        answer = self.reply(f"m{self.sent}", sender)
         assert (decision.outcome, answer["ok"], answer["error"]["type"]) == ("refused", False, "message_refused")
-        assert self.told("message_refused")[-1]["code"] == answer["error"]["code"] == decision.code
+        assert self.facts_of("message_refused")[-1]["code"] == answer["error"]["code"] == decision.code
         return str(decision.code)
 
 
@@ -78,7 +78,7 @@ def test_a_message_comes_where_it_is_accepted() -> None:
     talk.tell("a", "b", "hello", "t-1")
     (body,) = talk.inboxes["b"]
     assert json.loads(body)["payload"] == {"from": "a", "content": "hello", "thread_id": "t-1"}
-    assert talk.answer("m1", "a")["ok"] is True
+    assert talk.reply("m1", "a")["ok"] is True
 
 
 def test_a_message_waits_where_it_is_accepted_later() -> None:
@@ -95,7 +95,7 @@ def test_a_message_waits_where_it_is_accepted_later() -> None:
     talk.go("b", "open")
     talk.tell("a", "b", 4)
     assert (talk.inbox("b"), talk.records["b"]["mail_waiting"]) == ([1, 2, 3, 4], "")
-    assert [(fact["agent_id"], fact["details"]) for fact in talk.told("messages_released")] == [("b", {"count": 3})]
+    assert [(fact["agent_id"], fact["details"]) for fact in talk.facts_of("messages_released")] == [("b", {"count": 3})]
 
 
 def test_a_message_is_refused_where_none_is_accepted() -> None:
@@ -103,8 +103,8 @@ def test_a_message_is_refused_where_none_is_accepted() -> None:
     talk = Talk()
     talk.go("b", "shut")
     assert talk.refused(talk.tell("a", "b")) == "not_accepting"
-    assert talk.answer("m1", "a")["error"]["details"] == {"state": "shut"}
-    assert (talk.inboxes["b"], talk.letters) == ([], [])
+    assert talk.reply("m1", "a")["error"]["details"] == {"state": "shut"}
+    assert (talk.inboxes["b"], talk.dead_letters) == ([], [])
 
 
 @pytest.mark.parametrize("state", ["open", "later"])
@@ -136,7 +136,7 @@ def test_a_pair_has_a_rate_and_others_are_not_held_up() -> None:
     talk = Talk(pair_burst=3, pair_per_second=2.0)
     assert [talk.tell("a", "b").outcome for _ in range(3)] == ["applied"] * 3
     assert talk.refused(talk.tell("a", "b")) == "rate_limited"
-    wait_s = talk.answer(f"m{talk.sent}", "a")["error"]["details"]["retry_after"]
+    wait_s = talk.reply(f"m{talk.sent}", "a")["error"]["details"]["retry_after"]
     assert (wait_s, talk.tell("a", "c").outcome, talk.tell("b", "a").outcome) == (0.5, "applied", "applied")
     talk.now += wait_s
     assert [talk.tell("a", "b").outcome for _ in range(2)] == ["applied", "refused"]

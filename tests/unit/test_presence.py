@@ -45,9 +45,9 @@ def look(world: World, agent_id: str = "a", looked_at: float = NOW + 60) -> Deci
 def world() -> World:
     """A registered agent `a` that beats, in deep work."""
     world = World()
-    world.say("register", type="scribe")
-    world.say("state_transition", target="inbox")
-    world.say("state_transition", target="deep_work")
+    world.respond("register", type="scribe")
+    world.respond("state_transition", target="inbox")
+    world.respond("state_transition", target="deep_work")
     beat(world)
     world.facts.clear()
     world.published.clear()
@@ -73,20 +73,20 @@ def test_an_agent_known_by_nothing_but_a_heartbeat_is_taken_in() -> None:
     assert beat(world).outcome == "applied"
     assert (world.agent().state, world.agent().liveness) == ("unknown", Liveness.FRESH)
     assert world.records["a"]["liveness"] == "fresh"
-    assert [fact["event"] for fact in world.told("agent_met")] == ["agent_met"]
+    assert [fact["event"] for fact in world.facts_of("agent_first_seen")] == ["agent_first_seen"]
 
 
 def test_the_first_beat_of_one_that_has_spoken_makes_it_watched() -> None:
     """Before, it was unknown, and so could not be lost."""
     world = World()
-    world.say("register", type="scribe")
+    world.respond("register", type="scribe")
     assert world.agent().liveness == Liveness.UNKNOWN
     assert (beat(world).outcome, world.agent().liveness, world.records["a"]["liveness"]) == (
         "applied",
         Liveness.FRESH,
         "fresh",
     )
-    assert (beat(world).outcome, world.told("agent_met")[1:]) == ("unchanged", [])
+    assert (beat(world).outcome, world.facts_of("agent_first_seen")[1:]) == ("unchanged", [])
 
 
 @pytest.mark.parametrize("rules", [{"auto_register": False}, {"max_agents": 0}])
@@ -109,7 +109,7 @@ def test_an_agent_that_is_lost_goes_where_its_machine_says(world: World) -> None
     assert (agent.lost_score, agent.lost_at) == (1.0, NOW + 45)
     record = world.records["a"]
     assert (record["liveness"], record["lost_from"], record["lost_score"]) == ("lost", "deep_work", "1.0")
-    assert [fact["event"] for fact in world.told("agent_lost", "state_changed")] == ["agent_lost", "state_changed"]
+    assert [fact["event"] for fact in world.facts_of("agent_lost", "state_changed")] == ["agent_lost", "state_changed"]
     assert [event["code"] for event in world.events("errors")] == ["agent_lost"]
     assert [(e["old_state"], e["new_state"]) for e in world.events("state_changes")] == [("deep_work", "offline")]
 
@@ -118,7 +118,7 @@ def test_nobody_is_lost_twice_nor_after_a_goodbye(world: World) -> None:
     """Lost, gone in order, or never met: there is nothing to lose."""
     lose(world)
     assert (lose(world).effects, lose(world, "nobody").effects) == ([], [])
-    world.say("goodbye")
+    world.respond("goodbye")
     assert lose(world).effects == []
 
 
@@ -137,11 +137,11 @@ def test_one_that_returns_is_where_it_was(world: World, how: str) -> None:
     if how == "beats":
         mark_returned(world)
     else:
-        world.say("heartbeat")
+        world.respond("heartbeat")
     agent = world.agent()
     assert (agent.state, agent.liveness, agent.lost_from) == ("deep_work", Liveness.FRESH, None)
     assert (agent.lost_score, agent.lost_at, world.records["a"]["lost_at"]) == (None, 0.0, "")
-    assert [fact["event"] for fact in world.told("agent_returned", "state_changed")] == [
+    assert [fact["event"] for fact in world.facts_of("agent_returned", "state_changed")] == [
         "agent_returned",
         "state_changed",
     ]
@@ -151,15 +151,15 @@ def test_one_that_returns_is_where_it_was(world: World, how: str) -> None:
 def test_what_one_that_returns_says_counts_from_where_it_was(world: World) -> None:
     """It is back first, and judged then: from deep_work, not from offline."""
     lose(world)
-    assert world.say("state_transition", target="distill").outcome == "applied"
+    assert world.respond("state_transition", target="distill").outcome == "applied"
     assert world.agent().state == "distill"
 
 
 def test_a_machine_may_send_one_that_returns_elsewhere() -> None:
     """`on_return` names the state; without `on_lost` a loss moves nobody."""
     world = World()
-    world.say("register", type="clerk")
-    world.say("state_transition", target="busy")
+    world.respond("register", type="clerk")
+    world.respond("state_transition", target="busy")
     beat(world)
     lose(world)
     assert (world.agent().state, world.records["a"]["liveness"]) == ("busy", "lost")
@@ -170,7 +170,7 @@ def test_a_machine_may_send_one_that_returns_elsewhere() -> None:
 def test_one_that_is_lost_can_still_say_goodbye(world: World) -> None:
     """Then it has left in order, and does not come back with its next heartbeat."""
     lose(world)
-    world.say("goodbye")
+    world.respond("goodbye")
     assert (world.agent().liveness, world.agent().state, world.agent().lost_from) == (Liveness.LEFT, "offline", None)
     assert mark_returned(world).outcome == "unchanged"
 
@@ -181,9 +181,9 @@ def test_one_that_is_away_for_long_is_forgotten(world: World) -> None:
     assert oblivion(world).outcome == "unchanged"
     lose(world)
     assert (oblivion(world).outcome, world.fleet.agents) == ("applied", {})
-    world.say("goodbye")
+    world.respond("goodbye")
     assert (oblivion(world).outcome, world.fleet.agents) == ("applied", {})
-    assert len(world.told("agent_forgotten")) == 2
+    assert len(world.facts_of("agent_forgotten")) == 2
 
 
 def oblivion(world: World) -> Decision:
@@ -197,13 +197,13 @@ def oblivion(world: World) -> Decision:
 def test_metadata_is_taken_over_where_it_has_changed() -> None:
     """Of one that never registered both type and labels; that is no news twice."""
     world = World()
-    world.say("heartbeat")
+    world.respond("heartbeat")
     world.snapshots["a"] = AgentSnapshot(type="architect", labels={"team": "x"}, state="unknown")
     assert look(world).outcome == "applied"
     assert (world.agent().type, world.agent().labels) == ("architect", {"team": "x"})
     assert (world.records["a"]["type"], world.records["a"]["labels"]) == ("architect", '{"team":"x"}')
     assert look(world).effects == []
-    assert world.told("metadata_changed") == [
+    assert world.facts_of("metadata_changed") == [
         {"event": "metadata_changed", "agent_id": "a", "type": "architect", "details": {"labels": {"team": "x"}}}
     ]
 
@@ -220,18 +220,18 @@ def test_a_state_key_that_an_agent_has_set_is_a_declaration(world: World) -> Non
     world.snapshots["a"] = AgentSnapshot(state="distill")
     look(world)
     assert (world.agent().state, world.agent().declared) == ("distill", "distill")
-    assert [fact["source"] for fact in world.told("state_changed")] == ["agent"]
+    assert [fact["source"] for fact in world.facts_of("state_changed")] == ["agent"]
     world.states["a"] = "bootstrap"
     world.snapshots["a"] = AgentSnapshot(state="bootstrap")
     look(world)
     assert (world.agent().state, world.agent().declared, world.states["a"]) == ("distill", "bootstrap", "distill")
-    assert [fact["code"] for fact in world.told("transition_refused")] == ["not_allowed"]
+    assert [fact["code"] for fact in world.facts_of("transition_refused")] == ["not_allowed"]
 
 
 def test_a_state_that_the_engine_has_changed_since_the_look_proves_nothing(world: World) -> None:
     """What was read may be older than what we wrote."""
     world.now = NOW + 60
-    world.say("state_transition", target="inbox")
+    world.respond("state_transition", target="inbox")
     world.snapshots["a"] = AgentSnapshot(state="deep_work")
     assert look(world, looked_at=NOW + 60).effects == []
 
@@ -250,7 +250,7 @@ def test_a_command_that_is_not_done_in_time_expires(world: World) -> None:
     world.send("c1")
     world.send("c2")
     world.pop()
-    world.say("ack", command_id="c1")
+    world.respond("ack", command_id="c1")
     (first, _) = world.pass_time(3600)
     assert fx.ExpectDeadline("command:c1", NOW + 3600) in first.effects
     record = world.command_records["c1"]
@@ -260,7 +260,7 @@ def test_a_command_that_is_not_done_in_time_expires(world: World) -> None:
         ("expired", "c1"),
         ("expired", "c2"),
     ]
-    assert [fact["cause"] for fact in world.told("command_expired")] == ["command:c1", "command:c2"]
+    assert [fact["cause"] for fact in world.facts_of("command_expired")] == ["command:c1", "command:c2"]
 
 
 def test_nothing_expires_before_its_time(world: World) -> None:
@@ -273,7 +273,7 @@ def test_nothing_expires_before_its_time(world: World) -> None:
 def test_a_deadline_of_what_has_ended_or_never_was_is_removed(world: World) -> None:
     """And nothing else is done: who ended it has recorded that."""
     world.send("c1")
-    world.say("result", command_id="c1")
+    world.respond("result", command_id="c1")
     before = len(world.facts)
     for member in ("command:c1", "command:c9", "dwell:a", "", "nonsense"):
         world.deadlines[member] = NOW
@@ -286,6 +286,6 @@ def test_an_expiry_is_decided_from_the_fleet_and_not_from_the_record(world: Worl
     """A record that was read before the result was committed says open; the fleet knows better."""
     world.send("c1")
     stale = world.draft().lookups
-    world.say("result", command_id="c1")
+    world.respond("result", command_id="c1")
     decision = decide_deadline(Draft(world.fleet, world.now, stale), world.policy, "command:c1", NOW + 3600)
     assert decision.outcome == "late"

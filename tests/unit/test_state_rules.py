@@ -55,7 +55,7 @@ def world(desk: str = DESK, other: str = OTHER) -> World:
     found = {"desk": parse(desk, "desk.toml"), "other": parse(other, "other.toml")}
     made = World(machines=Machines(found, "desk", "desk", {"stranger": "other"}))
     for agent_id in ("a", "b", "c"):
-        made.say("register", agent_id, type="clerk")
+        made.respond("register", agent_id, type="clerk")
     return made
 
 
@@ -65,7 +65,7 @@ def desk() -> World:
 
 
 def go(world: World, target: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
-    return world.say("state_transition", agent_id, target=target, **{"context": {"branch": "main"}} | fields)
+    return world.respond("state_transition", agent_id, target=target, **{"context": {"branch": "main"}} | fields)
 
 
 def lose(world: World, agent_id: str) -> None:
@@ -101,7 +101,7 @@ def _beaten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_context_that_is_required_has_to_be_there(desk: World) -> None:
     """The refusal names what is missing, and of which kind; with it the transition is made, and both are kept."""
     go(desk, "work", id="m1", reply=True, context={"tokens": 1})
-    assert desk.answer("m1", "a")["error"]["details"] == {
+    assert desk.reply("m1", "a")["error"]["details"] == {
         "current": "inbox",
         "requested": "work",
         "allowed": ["work", "rest"],  # to talk is for operators
@@ -123,7 +123,7 @@ def test_what_was_said_of_a_change_is_not_said_of_the_next(desk: World) -> None:
 def test_of_a_large_context_its_digest_is_kept(desk: World) -> None:
     """The audit and the record stay small, whatever an agent says."""
     go(desk, "work", context={"branch": "x" * 10_000})
-    (fact,) = desk.told("state_changed")[-1:]
+    (fact,) = desk.facts_of("state_changed")[-1:]
     assert (set(fact["details"]), desk.records["a"]["context"]) == ({"context_digest", "context_size"}, "")
 
 
@@ -131,7 +131,7 @@ def test_what_an_operator_alone_may_cause_needs_a_command(desk: World) -> None:
     """By its own word the agent may not go there; by the same word as the answer to a command, it does."""
     assert go(desk, "talk").code == "wrong_party"
     desk.send("c1", kind="state_transition", target="talk")
-    desk.look()
+    desk.poll_list()
     assert go(desk, "talk", command_id="c1").outcome == "applied"
     assert (desk.agent().state, desk.status("c1")) == ("talk", "succeeded")
 
@@ -140,7 +140,7 @@ def test_the_result_of_a_command_is_the_context_of_its_transition(desk: World) -
     """One that lacks what is required fails the command, with that reason."""
     for number, (payload, status) in enumerate([({}, "failed"), ({"branch": "main"}, "succeeded")]):
         desk.send(f"c{number}", kind="state_transition", target="work")
-        desk.say("result", command_id=f"c{number}", payload=payload)
+        desk.respond("result", command_id=f"c{number}", payload=payload)
         assert desk.status(f"c{number}") == status
     assert desk.command_records["c0"]["code"] == "context_missing"
 
@@ -150,13 +150,13 @@ def test_a_state_is_not_left_before_its_time_nor_entered_again_too_soon(desk: Wo
     go(desk, "rest")
     desk.now += 2
     go(desk, "inbox", id="m1", reply=True)
-    assert desk.answer("m1", "a")["error"]["details"]["retry_after"] == 3.0
+    assert desk.reply("m1", "a")["error"]["details"]["retry_after"] == 3.0
     desk.now += 3
     assert go(desk, "inbox").outcome == "applied"
     desk.now += 40
     desk.fleet = desk.reloaded()
     go(desk, "rest", id="m2", reply=True)
-    refusal = desk.answer("m2", "a")["error"]
+    refusal = desk.reply("m2", "a")["error"]
     assert (refusal["code"], refusal["details"]["retry_after"]) == ("cooling_down", 60.0)
     desk.now += 60
     assert go(desk, "rest").outcome == "applied"
@@ -203,7 +203,7 @@ def test_only_those_of_the_same_machine_share_the_room() -> None:
     shared = OTHER.replace("elsewhere", "work")
     made = world(other=shared)
     for number in range(3):
-        made.say("register", f"s{number}", type="stranger")
+        made.respond("register", f"s{number}", type="stranger")
     assert [made.agent(f"s{number}").state for number in range(3)] == ["work"] * 3
     assert [go(made, "work", agent_id).code for agent_id in "abc"] == ["", "", "state_full"]
 
@@ -230,7 +230,7 @@ def test_a_stay_that_is_over_ends_where_the_machine_says(desk: World) -> None:
     desk.pass_time(59)
     assert desk.agent().state == "work"
     desk.pass_time(1)
-    (change,) = desk.told("state_changed")[-1:]
+    (change,) = desk.facts_of("state_changed")[-1:]
     assert (change["new_state"], change["source"], change["reason"]) == (
         "rest",
         "max_stay",
@@ -244,7 +244,7 @@ def test_a_stay_that_is_only_told_of_is_told_once(desk: World) -> None:
     """And what is over is not set again."""
     go(desk, "rest")
     desk.pass_time(31)
-    assert (desk.agent().state, desk.deadlines, len(desk.told("stay_exceeded"))) == ("rest", {}, 1)
+    assert (desk.agent().state, desk.deadlines, len(desk.facts_of("stay_exceeded"))) == ("rest", {}, 1)
     assert set_right(desk).outcome == "unchanged"
 
 
@@ -255,7 +255,7 @@ def test_where_the_engine_finds_no_room_it_tries_again_later() -> None:
     go(made, "rest", "b")
     go(made, "work")
     made.pass_time(60)
-    assert (made.agent().state, made.told("transition_refused")[-1]["code"]) == ("work", "state_full")
+    assert (made.agent().state, made.facts_of("transition_refused")[-1]["code"]) == ("work", "state_full")
     assert made.deadlines == {"stay:a": NOW + 120}
     assert set_right(made).outcome == "unchanged"
     go(made, "inbox", "b")
@@ -267,11 +267,11 @@ def test_whoever_leaves_is_not_waited_for_any_more(desk: World) -> None:
     """Be it by its own word, by registering as something else, or by being forgotten."""
     ways: tuple[Callable[[], Decision], ...] = (
         lambda: go(desk, "inbox"),
-        lambda: desk.say("register", type="stranger"),
-        lambda: desk.ask("forget", "f1"),
+        lambda: desk.respond("register", type="stranger"),
+        lambda: desk.request("forget", "f1"),
     )
     for leave in ways:
-        desk.say("register", type="clerk")
+        desk.respond("register", type="clerk")
         go(desk, "work")
         assert set(desk.deadlines) == {"stay:a"}
         leave()
@@ -319,7 +319,7 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
     shrunk = shrunk.replace('"rest"', '"nap"').replace("[states.rest]", "[states.nap]")
     desk.policy = world(shrunk).policy
     assert set_right(desk).outcome == "applied"
-    (change,) = desk.told("state_changed")[-1:]
+    (change,) = desk.facts_of("state_changed")[-1:]
     assert (change["old_state"], change["new_state"], change["source"]) == ("rest", "inbox", "machine")
     assert [event["code"] for event in desk.events("errors")][-1:] == ["state_unknown"]
 
@@ -351,7 +351,7 @@ def test_whatever_happens_each_agent_is_where_its_machine_allows(
         facts = len(made.facts)
         if what in {"go", "answer"}:
             command_id = f"c{number - 1}" if what == "answer" and f"c{number - 1}" in made.command_records else None
-            made.say("state_transition", agent_id, target=target, context=context, command_id=command_id)
+            made.respond("state_transition", agent_id, target=target, context=context, command_id=command_id)
         elif what == "send" and target != "nowhere":
             made.send(f"c{number}", agent_id, kind="state_transition", target=target)
         elif what in {"lose", "return"}:
@@ -372,7 +372,7 @@ def test_whatever_happens_each_agent_is_where_its_machine_allows(
     }
     assert loaded.occupants == made.fleet.occupants
     assert loaded.liveness == made.fleet.liveness
-    assert loaded.away == made.fleet.away
+    assert loaded.absent == made.fleet.absent
 
 
 def check_reason(machine: Machine, current: str, target: str, code: str) -> None:

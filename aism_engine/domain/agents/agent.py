@@ -87,12 +87,12 @@ class AgentRecord(Struct, kw_only=True):
     mail_waiting: int = 0
     """How many messages wait until it accepts them."""
     # Where its open commands are: derived from them, not part of the record. None of these is ever changed in place.
-    later: frozenset[str] = frozenset()
+    scheduled: frozenset[str] = frozenset()
     waiting: tuple[tuple[int, int, str], ...] = ()
     """Rank of its priority, turn, id: in the order in which they will be handed out."""
     queued: tuple[str, ...] = ()
     """In the order in which they were pushed."""
-    taken: frozenset[str] = frozenset()
+    delivered: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str | None:
@@ -106,17 +106,17 @@ class AgentRecord(Struct, kw_only=True):
 
     @property
     def open_commands(self) -> list[str]:
-        return [*self.queued, *self.taken, *self.later, *(command_id for _, _, command_id in self.waiting)]
+        return [*self.queued, *self.delivered, *self.scheduled, *(command_id for _, _, command_id in self.waiting)]
 
     @property
     def load(self) -> int:
         """How many commands of its are open."""
-        return len(self.later) + len(self.waiting) + len(self.queued) + len(self.taken)
+        return len(self.scheduled) + len(self.waiting) + len(self.queued) + len(self.delivered)
 
     @property
     def in_flight(self) -> int:
         """How many commands count against its credit. Who does not confirm owes us nothing once it has taken one."""
-        return len(self.queued) + (len(self.taken) if self.acks else 0)
+        return len(self.queued) + (len(self.delivered) if self.acks else 0)
 
     @property
     def oldest_undelivered(self) -> list[str]:
@@ -128,27 +128,27 @@ class AgentRecord(Struct, kw_only=True):
     def unindex(self, command_id: str) -> None:
         if command_id in self.queued:
             self.queued = tuple(other for other in self.queued if other != command_id)
-        elif command_id in self.taken:
-            self.taken -= {command_id}
-        elif command_id in self.later:
-            self.later -= {command_id}
+        elif command_id in self.delivered:
+            self.delivered -= {command_id}
+        elif command_id in self.scheduled:
+            self.scheduled -= {command_id}
         else:
             self.waiting = tuple(entry for entry in self.waiting if entry[2] != command_id)
 
-    def file(self, command: Command) -> None:
+    def index(self, command: Command) -> None:
         """Put an open command where it belongs, from wherever it was."""
         command_id = command.command_id
         self.unindex(command_id)
-        match command.place:
+        match command.bucket:
             case "queued":
                 self.queued += (command_id,)
-            case "taken":
-                self.taken |= {command_id}
-            case "later":
-                self.later |= {command_id}
+            case "delivered":
+                self.delivered |= {command_id}
+            case "scheduled":
+                self.scheduled |= {command_id}
             case "waiting":
                 waiting = list(self.waiting)
-                insort(waiting, (RANKS[command.priority], command.turn, command_id))
+                insort(waiting, (RANKS[command.priority], command.seq, command_id))
                 self.waiting = tuple(waiting)
 
     def record(self) -> dict[str, str]:

@@ -84,7 +84,7 @@ def idle_at_work(view: AgentObservation, limits: DivergenceSettings) -> Judgemen
     agent, acted = view.agent, view.activity.acted
     if view.says not in limits.working_states:
         return Consistent("it does not say that it works")
-    if agent.taken:
+    if agent.delivered:
         return Consistent("it has a command in hand")
     idle_s = view.lasted(agent.since, agent.declared_at, acted)
     if idle_s >= limits.idle_evidence_after:

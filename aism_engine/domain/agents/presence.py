@@ -20,7 +20,7 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
 
     One that has left leaves its last heartbeat behind: that is noted, and a different one brings it back.
     """
-    decision = Decision("beat", "unchanged")
+    decision = Decision("first_heartbeat", "unchanged")
     ctx = DecisionContext(draft, policy, decision, "engine")
     agent = draft.agent(agent_id)
     if agent is None:
@@ -40,7 +40,7 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
 
 def decide_heartbeat_removed(draft: Draft, policy: Policy, agent_id: str) -> Decision:
     """Watch an agent no longer whose heartbeat is not there: somebody has removed it. Its next one is its first."""
-    decision = Decision("unwatched", "unchanged")
+    decision = Decision("heartbeat_removed", "unchanged")
     agent = draft.agent(agent_id)
     if agent is not None and agent.liveness is Liveness.FRESH:
         agent.liveness = Liveness.UNKNOWN
@@ -51,7 +51,7 @@ def decide_heartbeat_removed(draft: Draft, policy: Policy, agent_id: str) -> Dec
 
 def decide_lost(draft: Draft, policy: Policy, agent_id: str, score: float, silent_s: float) -> Decision:
     """Call an agent lost, unless its heartbeat has moved since `score` was read."""
-    decision = Decision("loss")
+    decision = Decision("lost")
     ctx = DecisionContext(draft, policy, decision, "engine")
     agent = draft.agent(agent_id)
     if agent is None or agent.liveness in {Liveness.LOST, Liveness.LEFT}:
@@ -81,12 +81,12 @@ def decide_silent(draft: Draft, since: Mapping[str, float], over: Iterable[str])
         draft.set_silent(agent_id, at)
     for agent_id in gone:
         draft.set_silent(agent_id, None)
-    return Decision("silence", effects=[fx.SaveSilent(dict(since), gone)])
+    return Decision("silent", effects=[fx.SaveSilent(dict(since), gone)])
 
 
 def decide_returned(draft: Draft, policy: Policy, agent_id: str) -> Decision:
     """Bring back an agent whose heartbeat has moved since it was lost, or has left."""
-    decision = Decision("return")
+    decision = Decision("returned")
     agent = draft.agent(agent_id)
     if agent is None or agent.lost_score is None:
         decision.outcome = "unchanged"
@@ -101,7 +101,7 @@ def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: floa
     The type of one that registered is what it registered as. A state that it has set is a declaration, and is put back
     if the machine does not allow it; one that the engine has changed since proves nothing.
     """
-    decision = Decision("sighting", "unchanged")
+    decision = Decision("snapshot", "unchanged")
     agent, seen = draft.agent(agent_id), draft.lookups.snapshots.get(agent_id)
     if agent is None or seen is None:
         return decision
@@ -130,7 +130,7 @@ def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: floa
 
 def decide_expired_agent(draft: Draft, policy: Policy, agent_id: str) -> Decision:
     """Forget an agent that has been away for so long that nobody waits for it: lost, left, or never watched."""
-    decision = Decision("oblivion")
+    decision = Decision("expired_agent")
     agent = draft.agent(agent_id)
     if agent is None or agent.liveness is Liveness.FRESH:
         decision.outcome = "unchanged"
@@ -143,7 +143,7 @@ def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision
     """Set right what does not go with the machine of an agent (any more): a state that it does not know, a deadline of
     its stay that was lost.
     """
-    decision = Decision("standing")
+    decision = Decision("state_repair")
     agent = draft.agent(agent_id)
     if agent is None or not needs_repair(policy, agent, draft.now):
         decision.outcome = "unchanged"

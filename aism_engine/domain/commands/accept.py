@@ -59,8 +59,8 @@ def accept(
     draft, policy, spec, options = ctx.draft, ctx.policy, request.payload.command, request.payload.options
     if draft.command(command_id) is not None:
         return ErrorReply("send_refused", "id_taken", f"there is another command {command_id}: choose another id")
-    if (fault := _refusal(ctx, agent, request)) is not None:
-        return fault
+    if (error := _refusal(ctx, agent, request)) is not None:
+        return error
     start_at = _start_at(draft.now, options)
     ttl_s = options.ttl or policy.commands.ttl
     command = Command(
@@ -69,7 +69,7 @@ def accept(
         type=spec.type,
         target=spec.payload["target"] if spec.type == "state_transition" else None,
         priority=options.priority,
-        turn=draft.next_seq(),
+        seq=draft.next_seq(),
         accepted_at=draft.now,
         expires_at=max(start_at, draft.now) + ttl_s,
         ack_timeout_s=options.ack_timeout or policy.commands.ack_timeout,
@@ -93,7 +93,7 @@ def accept(
     if start_at > draft.now:
         command.status, command.step_at = Status.SCHEDULED, start_at
     elif not agent.waiting and ctx.may_dispatch(agent):
-        queued = command.queue(draft.now, command.turn)
+        queued = command.queue(draft.now, command.seq)
         ctx.add(fx.PushCommand(agent.agent_id, body))
     draft.add_command(command)
     ctx.decision.status_changes.append(command.status_change("", draft.now))
@@ -228,4 +228,4 @@ def _accepted(command: Command) -> dict[str, Any]:
 
 
 def _accepted_for_many(group: Group) -> dict[str, Any]:
-    return {"ok": True, "group_id": group.group_id, "targets": group.total, "status": group.verdict}
+    return {"ok": True, "group_id": group.group_id, "targets": group.total, "status": group.status}

@@ -51,7 +51,7 @@ _NEXT: Final[Mapping[Status, frozenset[Status]]] = {
 Priority: TypeAlias = Literal["high", "normal", "low"]
 RANKS: Final[Mapping[str, int]] = {"high": 0, "normal": 1, "low": 2}
 OnLost: TypeAlias = Literal["hold", "fail"]
-Bucket: TypeAlias = Literal["later", "waiting", "queued", "taken"]
+Bucket: TypeAlias = Literal["scheduled", "waiting", "queued", "delivered"]
 """Where an open command is: not yet due, waiting its turn, in the list of its agent, or with its agent."""
 
 
@@ -79,7 +79,7 @@ class Command(Struct, kw_only=True):
     """The state asked for, where the type is `state_transition`."""
     status: Status = Status.WAITING
     priority: Priority = "normal"
-    turn: int = 0
+    seq: int = 0
     """Its place in the order of all commands: given at acceptance, and anew at each push."""
     attempt: int = 0
     """How often it was pushed."""
@@ -115,15 +115,15 @@ class Command(Struct, kw_only=True):
         return min(self.step_at, self.expires_at) if self.step_at else self.expires_at
 
     @property
-    def place(self) -> Bucket:
+    def bucket(self) -> Bucket:
         if self.status is Status.QUEUED:
             return "queued"
         if self.status is Status.WAITING and not self.step_at:
             return "waiting"
-        return "taken" if self.status in {Status.DELIVERED, Status.ACKED} else "later"
+        return "delivered" if self.status in {Status.DELIVERED, Status.ACKED} else "scheduled"
 
     @property
-    def given(self) -> bool:
+    def was_sent(self) -> bool:
         """Whether its agent can have it, or have had it."""
         return self.attempt > 0
 
@@ -145,11 +145,11 @@ class Command(Struct, kw_only=True):
         """Take its place among those that wait for credit: its time has come."""
         return self._become(Status.WAITING)
 
-    def queue(self, now: float, turn: int) -> dict[str, str]:
+    def queue(self, now: float, seq: int) -> dict[str, str]:
         """Go into the list of its agent."""
-        self.attempt, self.turn = self.attempt + 1, turn
+        self.attempt, self.seq = self.attempt + 1, seq
         fields = self._become(Status.QUEUED)
-        return {**fields, "attempt": str(self.attempt), "turn": str(turn), "queued_at": iso(now)}
+        return {**fields, "attempt": str(self.attempt), "seq": str(seq), "queued_at": iso(now)}
 
     def deliver(self, now: float, *, acks: bool) -> dict[str, str]:
         """Leave the list. The clock of the acknowledgement starts for an agent that acknowledges, else that of the
@@ -193,7 +193,7 @@ class Command(Struct, kw_only=True):
             "target": self.target or "",
             "status": self.status.value,
             "priority": self.priority,
-            "turn": str(self.turn),
+            "seq": str(self.seq),
             "attempt": str(self.attempt),
             "failures": str(self.failures),
             "accepted_at": iso(self.accepted_at),
@@ -221,7 +221,7 @@ class Command(Struct, kw_only=True):
             target=record["target"] or None,
             status=Status(record["status"]),
             priority=priority,  # type: ignore[arg-type]
-            turn=int(record["turn"]),
+            seq=int(record["seq"]),
             attempt=int(record["attempt"]),
             failures=int(record["failures"]),
             accepted_at=from_iso(record["accepted_at"]),

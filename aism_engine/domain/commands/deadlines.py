@@ -19,23 +19,23 @@ COMMANDS: Final = "commands"
 
 
 def decide_deadline(
-    draft: Draft, policy: Policy, member: str, at: float, *, spoilt: frozenset[str] = frozenset()
+    draft: Draft, policy: Policy, member: str, at: float, *, wrong_type_keys: frozenset[str] = frozenset()
 ) -> Decision:
     """Decide on one due member of the deadlines, `{kind}:{id}`, as it stood when it was read.
 
-    `spoilt` names what has a key of the wrong type, `record` or `list`: the command ends all the same, and what cannot
-    be written is left out.
+    `wrong_type_keys` names the keys of the command that have the wrong type, `record` or `list`: the command still
+    ends, and the effects on these keys are left out.
     """
     decision = Decision("deadline")
     ctx = DecisionContext(draft, policy, decision, "engine", member)
     ctx.add(fx.ExpectDeadline(member, at))
     kind, _, name = member.partition(":")
     if kind == "command" and (command := draft.command(name)) is not None and command.open:
-        _command_is_due(ctx, command, at + ROUNDING_S, spoilt)
+        _command_is_due(ctx, command, at + ROUNDING_S, wrong_type_keys)
     elif kind == "group" and (group := draft.group(name)) is not None:
         while not group.ended:  # what became of the rest can't be known any more
             ctx.count(name, "expired")
-    elif kind == "stay" and not spoilt and (agent := draft.agent(name)) is not None:
+    elif kind == "stay" and not wrong_type_keys and (agent := draft.agent(name)) is not None:
         end_stay(ctx, agent)
     else:
         decision.outcome = "late"
@@ -43,11 +43,11 @@ def decide_deadline(
     return decision
 
 
-def _command_is_due(ctx: DecisionContext, command: Command, now: float, spoilt: frozenset[str]) -> None:
+def _command_is_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: frozenset[str]) -> None:
     """Do what the clock asks for that has run out."""
     policy, decision = ctx.policy, ctx.decision
     agent = ctx.draft.agent(command.agent_id)
-    if spoilt or now >= command.expires_at or agent is None:
+    if wrong_type_keys or now >= command.expires_at or agent is None:
         _end(ctx, command, Status.EXPIRED, "expired", "not done within its time to live")
     elif not command.step_at or now < command.step_at:
         decision.outcome = "unchanged"
@@ -71,8 +71,8 @@ def _command_is_due(ctx: DecisionContext, command: Command, now: float, spoilt: 
         ctx.record_command(command, "retried", code="not_acknowledged", reason=reason)
     else:
         _end(ctx, command, Status.FAILED, "timeout", f"not done within {command.timeout_s:g} s of execution")
-    if spoilt:
-        unwritten = fx.SaveCommand | fx.WithdrawCommand if "record" in spoilt else fx.WithdrawCommand
+    if wrong_type_keys:
+        unwritten = fx.SaveCommand | fx.WithdrawCommand if "record" in wrong_type_keys else fx.WithdrawCommand
         decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, unwritten)]
 
 

@@ -44,8 +44,8 @@ def decide_deliveries(draft: Draft, policy: Policy, agent_id: str, head: bytes, 
     agent = draft.agent(agent_id)
     if agent is None:
         return decision
-    there = [command for each in agent.queued if (command := draft.command(each)) and command.turn <= until]
-    there.sort(key=lambda command: command.turn)  # one that was found again was filed last
+    there = [command for each in agent.queued if (command := draft.command(each)) and command.seq <= until]
+    there.sort(key=lambda command: command.seq)  # one that was found again was filed last
     oldest = command_id_of(head) if head else None
     ids = [command.command_id for command in there]
     taken = there if not head else there[: ids.index(oldest)] if oldest in ids else []
@@ -53,21 +53,21 @@ def decide_deliveries(draft: Draft, policy: Policy, agent_id: str, head: bytes, 
     for command in taken:
         ctx.advance(command, command.deliver, draft.now, acks=agent.acks)
         ctx.record_command(command)
-        draft.act(agent_id)
+        draft.note_activity(agent_id)
         decision.outcome = "applied"
     return decision
 
 
 def decide_dispatch(draft: Draft, policy: Policy, agent_id: str, most: int) -> Decision:
     """Hand out what waits for an agent, in its order, at most so many, as far as its credit goes."""
-    decision = Decision("handout", "unchanged")
+    decision = Decision("dispatch", "unchanged")
     agent = draft.agent(agent_id)
     ctx = DecisionContext(draft, policy, decision, "engine")
     while agent is not None and agent.waiting and most > 0 and ctx.may_dispatch(agent):
         command = draft.command(agent.waiting[0][2])
         if command is None:
             break
-        if command.given:  # never a second copy in the list
+        if command.was_sent:  # never a second copy in the list
             ctx.add(fx.WithdrawCommand(agent_id, command.command_id))
         ctx.advance(command, command.queue, draft.now, draft.next_seq())
         ctx.add(fx.ReleaseCommand(agent_id, command.command_id))

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from aism_engine.clock import iso
 
-Verdict: TypeAlias = Literal["open", "succeeded", "failed"]
+GroupStatus: TypeAlias = Literal["open", "succeeded", "failed"]
 OUTCOMES: Final = ("succeeded", "failed", "expired", "cancelled", "dead", "refused")
 """What a member can come to: the ends of a command, or `refused` where there never was one."""
 
@@ -22,7 +22,7 @@ class Group(Struct, kw_only=True):
     kind: str
     total: int
     needed: int
-    verdict: Verdict = "open"
+    status: GroupStatus = "open"
     stopped: bool = False
     """What of it is not accepted yet will not be."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,14 +44,14 @@ class Group(Struct, kw_only=True):
         """Count what became of one member; gives the fields of the record that changed."""
         self.counts = {**self.counts, outcome: self.counts.get(outcome, 0) + 1}
         fields = {outcome: str(self.counts[outcome])}
-        if self.verdict == "open":
+        if self.status == "open":
             succeeded = self.counts.get("succeeded", 0)
             if succeeded >= self.needed:
-                self.verdict = "succeeded"
+                self.status = "succeeded"
             elif self.total - self.done + succeeded < self.needed:
-                self.verdict = "failed"
-            if self.verdict != "open":
-                fields |= {"status": self.verdict, "decided_at": iso(now)}
+                self.status = "failed"
+            if self.status != "open":
+                fields |= {"status": self.status, "decided_at": iso(now)}
         if self.ended:
             fields["ended_at"] = iso(now)
         return fields
@@ -62,7 +62,7 @@ class Group(Struct, kw_only=True):
             "kind": self.kind,
             "total": str(self.total),
             "needed": str(self.needed),
-            "status": self.verdict,
+            "status": self.status,
             "stopped": "1" if self.stopped else "",
             **counts,
         }
@@ -70,15 +70,15 @@ class Group(Struct, kw_only=True):
     @classmethod
     def from_record(cls, group_id: str, record: Mapping[str, str]) -> "Group":
         """Read a record back. Raises KeyError or ValueError where somebody has damaged it."""
-        verdict = record["status"]
-        if verdict not in {"open", "succeeded", "failed"}:
+        status = record["status"]
+        if status not in {"open", "succeeded", "failed"}:
             raise ValueError("a record with an unknown status")
         return cls(
             group_id=group_id,
             kind=record["kind"],
             total=int(record["total"]),
             needed=int(record["needed"]),
-            verdict=verdict,  # type: ignore[arg-type]
+            status=status,  # type: ignore[arg-type]
             stopped=bool(record["stopped"]),
             counts={outcome: int(record[outcome]) for outcome in OUTCOMES if record[outcome] != "0"},
         )

@@ -90,7 +90,7 @@ def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> 
     if command.status is Status.QUEUED:
         otherwise = notice if command.attempt == 1 else None
         ctx.add(fx.WithdrawCommand(command.agent_id, command_id, otherwise=otherwise))
-    if command.attempt > 1 or (command.given and command.status is not Status.QUEUED):  # it has, or had, a copy
+    if command.attempt > 1 or (command.was_sent and command.status is not Status.QUEUED):  # it has, or had, a copy
         ctx.add(fx.PushCommand(command.agent_id, notice))
     reason = _reason(request.payload) or "cancelled by an operator"
     ctx.end_command(command, Status.CANCELLED, withdraw=False, code="cancelled", reason=reason)

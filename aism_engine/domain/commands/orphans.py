@@ -8,7 +8,7 @@ from aism_engine.domain.policy import Policy
 
 def decide_orphan(draft: Draft, policy: Policy, member: str) -> Decision:
     """Give a command or a group its deadline again, and take it in where the fleet does not hold it."""
-    decision = Decision("stray", "unchanged")
+    decision = Decision("orphan", "unchanged")
     ctx = DecisionContext(draft, policy, decision, "engine", member)
     kind, _, name = member.partition(":")
     if kind == "command" and (command := draft.command(name)) is not None and command.open:

@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 
 from msgspec import ValidationError, convert
 
-from aism_engine.domain.effects import Party
+from aism_engine.domain.effects import Actor
 from aism_engine.domain.machines.machine import (
     ANY,
     NAME_RULE,
@@ -190,7 +190,7 @@ class _File:
 
     def _read_transition(self, path: _Path, transition: _Table) -> None:
         found = self._table(path, transition, TRANSITION_KEYS)
-        for key, allowed in (("requires", get_args(Kind)), ("by", get_args(Party))):
+        for key, allowed in (("requires", get_args(Kind)), ("by", get_args(Actor))):
             values = found.get(key, ())
             for value in values.values() if isinstance(values, dict) else values:
                 if value not in allowed:

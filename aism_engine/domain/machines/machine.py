@@ -17,12 +17,12 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
-from aism_engine.domain.effects import Party
+from aism_engine.domain.effects import Actor
 from aism_engine.errors import ConfigError
 
 PREVIOUS: Final = "previous"  # the value of `on_return` that is a word, and so the one name that no state can have
 ANY: Final = "*"
-PARTIES: Final[tuple[Party, ...]] = ("agent", "operator", "engine")
+ACTORS: Final[tuple[Actor, ...]] = ("agent", "operator", "engine")
 
 STATE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 NAME_RULE: Final = "a letter, then at most 63 letters, digits, `_`, `.` or `-`"
@@ -44,7 +44,7 @@ class Transition(Struct, frozen=True):
     """What a transition requires: keys of the context, and who may cause it."""
 
     requires: dict[str, Kind] = field(default_factory=dict)
-    by: tuple[Party, ...] = PARTIES
+    by: tuple[Actor, ...] = ACTORS
 
 
 class State(Struct, frozen=True):
@@ -74,7 +74,7 @@ class State(Struct, frozen=True):
 class TransitionCase(Struct, frozen=True):
     """What a transition is judged by, beside the machine itself. Where nothing is said, nothing stands in the way."""
 
-    by: Party
+    by: Actor
     stayed_s: float = float("inf")
     context: Mapping[str, Any] | None = None
     """None: not known yet, and so not judged."""
@@ -143,7 +143,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return None
         return self._refuse(current, target, (case() if callable(case) else case))
 
-    def allowed(self, current: str, by: Party | None = None) -> tuple[str, ...]:
+    def allowed(self, current: str, by: Actor | None = None) -> tuple[str, ...]:
         """Where `current` leads, whoever or this party alone; in the order of the file; `("*",)`, anywhere, in an open
         machine.
 
@@ -232,7 +232,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         message = f"{current} does not lead to {target}; {leads}"
         return Refusal("not_allowed", message, current, target, allowed, (", then ".join(path),) if path else ())
 
-    def _path(self, current: str, target: str, by: Party | None) -> tuple[str, ...]:
+    def _path(self, current: str, target: str, by: Actor | None) -> tuple[str, ...]:
         """Find a shortest way from `current` to `target` that is open to this party, without `current` itself; empty if
         there is none.
         """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def transition_case(
-    ctx: "DecisionContext", agent: AgentRecord, by: fx.Party, context: Mapping[str, Any] | None
+    ctx: "DecisionContext", agent: AgentRecord, by: fx.Actor, context: Mapping[str, Any] | None
 ) -> TransitionCase:
     """Give what a transition of this agent is judged by now."""
     now = ctx.draft.now

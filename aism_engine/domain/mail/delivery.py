@@ -23,13 +23,13 @@ def send(
     """Deliver a message, or keep it, in the order of all that are for this recipient; or say why not."""
     payload, draft = response.payload, ctx.draft
     accepts = ctx.machine(recipient).state(recipient.state).accepts_messages
-    fault = _why_not(ctx, agent, recipient, payload, accepts=bool(accepts))
+    error = _why_not(ctx, agent, recipient, payload, accepts=bool(accepts))
     details: dict[str, Any] = {"to": payload.to, "thread_id": payload.thread_id}
-    if fault is not None:
-        ctx.decision.outcome, ctx.decision.code = "refused", fault.code
-        ctx.record("message_refused", agent_id=agent.agent_id, code=fault.code, reason=fault.message, details=details)
-        ctx.publish_error(fault.code, fault.message, agent_id=agent.agent_id, details={**details, **fault.details})
-        return fault
+    if error is not None:
+        ctx.decision.outcome, ctx.decision.code = "refused", error.code
+        ctx.record("message_refused", agent_id=agent.agent_id, code=error.code, reason=error.message, details=details)
+        ctx.publish_error(error.code, error.message, agent_id=agent.agent_id, details={**details, **error.details})
+        return error
     _count(ctx, agent, payload)
     content: dict[str, Any] = {"from": agent.agent_id, "content": payload.content}
     if payload.thread_id is not None:
@@ -37,11 +37,11 @@ def send(
     body = encode(m.CommandMessage(id=message_id, type="message", payload=content, timestamp=draft.at), recipient.codec)
     if accepts is True:
         state_rules.release_mail(ctx, recipient)  # its machine was read anew since, and lets it have what waited
-        ctx.add(fx.Deliver(payload.to, body))
+        ctx.add(fx.DeliverMail(payload.to, body))
         ctx.record("message_delivered", agent_id=agent.agent_id, details=details)
     else:
         recipient.mail_waiting += 1
-        ctx.add(fx.KeepMail(payload.to, body))
+        ctx.add(fx.HoldMail(payload.to, body))
         ctx.add(fx.SaveAgent(payload.to, {"mail_waiting": str(recipient.mail_waiting)}))
         ctx.record("message_waiting", agent_id=agent.agent_id, details=details)
     return None
@@ -62,15 +62,15 @@ def _why_not(
         wait_s = round((1 - bucket.left) / policy.mail.pair_per_second, 3)
         message = f"{agent.agent_id} sends more to {to} than mail.pair_per_second allows; again in {wait_s:g} s"
         return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})
-    if draft.mail_of(to) >= policy.mail.max_unread:
+    if draft.unread_mail(to) >= policy.mail.max_unread:
         message = f"{to} has mail.max_unread = {policy.mail.max_unread} messages that it has not read"
-        return ErrorReply("message_refused", "inbox_full", message, {"unread": draft.mail_of(to)})
+        return ErrorReply("message_refused", "inbox_full", message, {"unread": draft.unread_mail(to)})
     return None
 
 
 def _bucket(ctx: DecisionContext, agent: AgentRecord, to: str) -> TokenBucket:
     policy, draft = ctx.policy, ctx.draft
-    known = draft.bucket(agent.agent_id, to)
+    known = draft.token_bucket(agent.agent_id, to)
     if known is None:
         return TokenBucket(policy.mail.pair_burst, draft.now)
     return known.refilled(draft.now, policy.mail.pair_per_second, policy.mail.pair_burst)
@@ -78,7 +78,7 @@ def _bucket(ctx: DecisionContext, agent: AgentRecord, to: str) -> TokenBucket:
 
 def _count(ctx: DecisionContext, agent: AgentRecord, payload: m.MessagePayload) -> None:
     draft, to, thread_id = ctx.draft, payload.to, payload.thread_id
-    draft.set_bucket(agent.agent_id, to, _bucket(ctx, agent, to).taken())
+    draft.set_token_bucket(agent.agent_id, to, _bucket(ctx, agent, to).taken())
     draft.add_mail(to)
     if thread_id is not None:
         hops = draft.hops(thread_id, agent.agent_id) + 1

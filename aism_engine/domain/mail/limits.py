@@ -50,7 +50,7 @@ class Traffic:
         self.buckets: dict[Pair, TokenBucket] = {}
         self.hops: dict[ThreadMember, int] = {}
 
-    def settle(self, buckets: Mapping[Pair, TokenBucket], hops: Mapping[ThreadMember, int]) -> None:
+    def apply(self, buckets: Mapping[Pair, TokenBucket], hops: Mapping[ThreadMember, int]) -> None:
         """Take in what a commit has confirmed, and forget what was not used for longest."""
         _renew(self.buckets, buckets)
         _renew(self.hops, hops)
