@@ -1,6 +1,6 @@
-"""A child process that dies with its parent, however that dies: the kernel is told to kill it (Linux only).
+"""Starts a child process that the kernel kills when its parent dies (Linux only).
 
-To the kernel the parent is the *thread* that started it: start one from a thread that lives as long as it shall.
+To the kernel, the parent is the *thread* that started the child. Start the child from a thread that lives long enough.
 """
 
 import os
@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-# It becomes the program: same process, same id. A `preexec_fn` could do this without an interpreter of its own, but is
-# not safe where there are threads, and warns of it from Python 3.12 on.
-_LEASH: Final = """
+# A small interpreter that becomes the program, with the same process id. A `preexec_fn` needs no interpreter, but it is
+# not safe in a process with threads: Python 3.12 and later warn about it.
+_BOOTSTRAP: Final = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 if os.getppid() != int(parent):
-    sys.exit("the parent has died before its child could start")
+    sys.exit("the parent died before its child started")
 try:
     os.execvp(command[0], command)
 except OSError as error:
@@ -26,5 +26,5 @@ except OSError as error:
 
 
 def die_with_parent(command: Sequence[str]) -> list[str]:
-    """Give the command by which this one is started so that it dies with us. 127: it cannot be executed."""
-    return [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command]
+    """Return a command line that runs `command` and ends with this process. Exit code 127: it cannot be executed."""
+    return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(os.getpid()), *command]

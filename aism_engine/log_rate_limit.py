@@ -1,57 +1,49 @@
-"""A flood of the same event is summed up, not repeated: whoever reads the log shall find the other lines, too."""
+"""Rate limit of the log: repetitions of an event are counted and reported, so that they hide no other line."""
 
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
-
-import structlog
-from structlog.typing import EventDict
+from typing import Final, NamedTuple
 
 WINDOW_S: Final = 10.0
-_EVENTS: Final = 1000
-"""Events that are counted at a time: libraries may write anything."""
+_EVENTS_MAX: Final = 1000
+"""Distinct events counted in one window: libraries may log any text. A new window begins when there are more."""
+
+
+class LoggedEvent(NamedTuple):
+    event: str
+    component: str
+    level: int
 
 
 class LogRateLimit:
-    """A processor of structlog. Of each event, by its component and level, `most` lines pass in ten seconds; the others
-    are counted, and a line `event_repeated` says how many there were.
-    """
+    """Allows `limit` lines of each event in a window of ten seconds, and reports how many it held back."""
 
-    def __init__(self, most: int, tell: Callable[[EventDict], None], now: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
-        self._tell = tell
+    def __init__(
+        self, limit: int, report: Callable[[LoggedEvent, int], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit = limit
+        self._report = report
         self._now = now
-        self._counts: dict[tuple[str, str, str], int] = {}
-        self._until = now() + WINDOW_S
-        self._lock = threading.Lock()
+        self._counts: dict[LoggedEvent, int] = {}
+        self._window_ends_at = now() + WINDOW_S
+        self._lock = threading.RLock()  # the garbage collector can run a finalizer that logs in here
 
-    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
-        key = (str(event["event"]), str(event.get("component", "unknown")), event["level"])
+    def allows(self, event: LoggedEvent) -> bool:
+        """Count one line of an event and return whether it may be written."""
+        self.report_if_due()
         with self._lock:
-            self._turn()
-            count = self._counts[key] = self._counts.get(key, 0) + 1
-        if count > self._most:
-            raise structlog.DropEvent
-        return event
+            count = self._counts[event] = self._counts.get(event, 0) + 1
+        return count <= self._limit
 
-    def turn(self) -> None:
-        """Say what there is to say, if it is time."""
+    def report_if_due(self) -> None:
+        if self._now() >= self._window_ends_at or len(self._counts) >= _EVENTS_MAX:
+            self.report()
+
+    def report(self) -> None:
+        """Report what was held back, and begin a new window."""
         with self._lock:
-            self._turn()
-
-    def finish(self) -> None:
-        """Say what there is to say."""
-        with self._lock:
-            self._sum_up()
-
-    def _turn(self) -> None:
-        if self._now() >= self._until or len(self._counts) >= _EVENTS:
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        counts, self._counts, self._until = self._counts, {}, self._now() + WINDOW_S
-        for (event, component, level), count in counts.items():
-            if count > self._most:
-                told = {"of": event, "where": component, "count": count - self._most, "seconds": WINDOW_S}
-                self._tell({"level": level, "event": "event_repeated", "component": "logs", **told})
+            counts, self._counts, self._window_ends_at = self._counts, {}, self._now() + WINDOW_S
+        for event, count in counts.items():  # without the lock: `report` logs, and takes the lock of the handler
+            if count > self._limit:
+                self._report(event, count - self._limit)

@@ -1,39 +1,41 @@
-"""Logs: one shape for every line, and no line that can stall the engine.
+"""Logs: one format for every line, and no line can stall the engine.
 
-What we log through structlog, and libraries through `logging` or `warnings`, becomes one line with time, level, event
-and component: JSON, or readable text on a terminal. It waits in a bounded queue for a thread that writes it. When the
-reader of the stream stands still, the queue fills, further lines are dropped, and a line `log_lines_dropped` says in
-their place how many. A line that cannot be rendered is replaced by one that says so: logging never raises. What is
-logged after `LogWriter.close`, or still waits when its time is up, is lost.
+Our lines come through structlog, lines of libraries through `logging` and `warnings`. The thread that logs renders the
+line, as JSON or as readable text, and puts it into a bounded queue. A thread of its own writes the queue to a file or a
+stream.
+
+Guarantees: logging never waits and never raises. If the queue is full, a line is dropped, and `log_lines_dropped` says
+in its place how many are missing. A line that cannot be rendered is replaced by `unloggable_line`. Lines that are
+logged after `LogWriter.close`, or are still queued when its time is over, are lost.
 """
 
 import atexit
+import copy
 import logging
 import os
 import re
 import select
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from io import UnsupportedOperation
-from typing import TextIO, cast
+from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TextIO, cast
 
 import msgspec
 import structlog
+from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, FilteringBoundLogger
 
 from aism_engine.clock import iso
-from aism_engine.log_rate_limit import WINDOW_S, LogRateLimit
+from aism_engine.log_rate_limit import WINDOW_S, LoggedEvent, LogRateLimit
 from aism_engine.redact import redacted
 
-_LONGEST_TEXT = 16_384  # characters of one value: a queue that is bounded in lines has to be bounded in bytes too
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # steers a terminal, or is no Unicode
-_SECRET = re.compile(r"passw|secret|authorization|credential", re.IGNORECASE)
-_NOTICE = {"level": "warning", "event": "log_lines_dropped", "component": "logs"}
-_UNLOGGABLE = {"level": "error", "event": "unloggable_line", "component": "logs"}
+_VALUE_MAX_CHARS: Final = 16_384  # a queue that is bounded in lines has to be bounded in bytes, too
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # terminal control, or invalid Unicode
+_SECRET_NAME: Final = re.compile(r"passw|secret|authorization|credential", re.IGNORECASE)
 
 
 def get_logger(component: str) -> FilteringBoundLogger:
@@ -50,200 +52,209 @@ def configure(
     stream: TextIO | None = None,
     file: str = "",
 ) -> "LogWriter":
-    """Send all logs of this process to `file`, or to `stream` (default: standard error). Close a former writer first.
-    Of the same event at most so many `repeats` are written in ten seconds. OSError where the file cannot be opened.
+    """Send all logs of this process to `file`, or else to `stream` (default: standard error).
 
-    `level` is debug, info, warning or error; `format` is json, console, or auto (console on a terminal, else json).
+    `level` is debug, info, warning or error. `format` is json, console, or auto (console on a terminal, else json).
+    `queue` is the number of lines that may wait, `repeats` the number of lines per event in ten seconds. OSError if the
+    file cannot be opened. Close the previous writer first.
     """
-    if file:
-        stream = _opened(file)
-    stream = sys.stderr if stream is None else stream
-    line = _Line(_json if format == "json" or (format == "auto" and not stream.isatty()) else _console(stream))
-    undo = ExitStack()
-    writer = LogWriter(stream, queue, line, undo, repeats, file)
+    watched = WatchedFileHandler(file, encoding="utf-8") if file else None
+    output: TextIO = cast("TextIO", watched.stream) if watched else stream or sys.stderr
+    render = _render_json if format == "json" or (format == "auto" and not output.isatty()) else _console(output)
+    handler = _BoundedQueueHandler(queue, repeats)
+    context, exceptions = structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info
+    handler.setFormatter(ProcessorFormatter(processors=[context, exceptions, _clean_event, render]))
+    ours, root, undo = logging.getLogger("aism_engine"), logging.getLogger(), ExitStack()
+    ours.handlers, ours.propagate = [handler], False  # also after `close`: it counts the lines that come too late
+    ours.setLevel(level.upper())
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            writer.flood,
-            structlog.processors.format_exc_info,
-            line,
-        ],
+        processors=[ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: writer,
+        logger_factory=lambda *_: ours,
         cache_logger_on_first_use=False,
     )
-    root, bridge = logging.getLogger(), _Bridge()
     undo.callback(root.setLevel, root.level)
     root.setLevel(level.upper())
-    undo.callback(root.removeHandler, bridge)
-    root.addHandler(bridge)
+    undo.callback(root.removeHandler, handler)
+    root.addHandler(handler)
     undo.callback(logging.captureWarnings, capture=False)
     logging.captureWarnings(capture=True)
+    writer = LogWriter(handler, watched or output, undo)
     undo.callback(atexit.unregister, writer.close)
     atexit.register(writer.close)
+    writer.start()
     return writer
 
 
-class LogWriter:
-    """Writes lines to a stream from a thread of its own. `dropped` counts those that were not written."""
+class _BoundedQueueHandler(QueueHandler):
+    """Renders each record in the calling thread and queues the line, or drops it if the queue is full."""
 
-    def __init__(self, stream: TextIO, bound: int, line: "_Line", undo: ExitStack, repeats: int, file: str) -> None:
+    queue: "SimpleQueue[Any]"
+
+    def __init__(self, capacity: int, repeats: int) -> None:
+        super().__init__(SimpleQueue())  # `Queue` can deadlock when a finalizer logs
+        self.capacity = capacity
         self.dropped = 0
-        self.flood = LogRateLimit(repeats, lambda event: self.put(line(None, "", event)))
-        self._stream = stream
-        self._file = file
-        self._bound = bound
-        self._line = line
+        self.rate_limit = LogRateLimit(repeats, _log_repeated)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        if hasattr(record, "_logger"):  # from structlog
+            fields = cast("EventDict", record.msg)
+            event, component = str(fields["event"]), str(fields.get("component", record.name))
+        else:  # its level becomes the next lower one of the standard levels
+            record = copy.copy(record)
+            record.msg, record.args, record.levelno = _message(record), None, min(record.levelno // 10 * 10, 50)
+            event, component = record.msg, record.name
+        is_allowed = event == "event_repeated" or self.rate_limit.allows(LoggedEvent(event, component, record.levelno))
+        return is_allowed and super().handle(record)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self.queue.qsize() >= self.capacity:
+            self.dropped += 1
+        else:
+            record.__dict__["dropped_before"] = self.dropped
+            self.queue.put(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  the name is logging's
+        get_logger("logs").error("unloggable_line", error=type(sys.exc_info()[1]).__name__)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage().rstrip()
+    except Exception:  # noqa: BLE001  arguments that do not fit raise anything; the template still says something
+        return str(record.msg)
+
+
+def _log_repeated(of: LoggedEvent, count: int) -> None:
+    fields = {"of": of.event, "where": of.component, "count": count, "seconds": WINDOW_S}
+    get_logger("logs").log(of.level, "event_repeated", **fields)
+
+
+class LogWriter(QueueListener):
+    """Writes the queued lines to a file or a stream from a thread of its own."""
+
+    def __init__(self, handler: _BoundedQueueHandler, output: WatchedFileHandler | TextIO, undo: ExitStack) -> None:
+        super().__init__(handler.queue)
+        self._queue = handler.queue
+        self._handler = handler
+        self._output = output
         self._undo = undo
-        self._lines: deque[tuple[str, int]] = deque()  # each with the number of lines dropped before it
-        self._changed = threading.Condition()
-        self._closed = False
-        self._old: list[TextIO] = []
-        # A daemon: at exit nobody waits for a stream that is blocked, beyond the patience of `close`.
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread.start()
+        self._unwritten = 0
+        self._reported = 0
+        self._has_ended = threading.Event()
 
-    def put(self, line: str) -> None:
-        """Queue a line, or drop it. Never waits."""
-        with self._changed:
-            if self._closed or len(self._lines) >= self._bound:
-                self.dropped += 1
-            else:
-                self._lines.append((line, self.dropped))
-                self._changed.notify()
-
-    debug = info = warning = error = critical = put  # what structlog calls
+    @property
+    def dropped(self) -> int:
+        """Number of lines that were not written: the queue was full, the stream failed, or they came too late."""
+        return self._handler.dropped + self._unwritten
 
     def reopen(self) -> None:
-        """Open the file anew, under the same name: the old one was moved away, to be kept or deleted.
-
-        Where that fails, it is written to as before, and a line says so.
-        """
-        if not self._file:
-            return
-        try:
-            new = _opened(self._file)
-        except OSError as error:
-            get_logger("logs").error("log_not_reopened", file=self._file, error=str(error))
-            return
-        with self._changed:
-            old, self._stream = self._stream, new
-            self._old.append(old)
-        get_logger("logs").info("log_reopened", file=self._file)
+        """Begin a new file if the present one was moved away: the line that says so is already written to it."""
+        if isinstance(self._output, WatchedFileHandler):
+            get_logger("logs").info("log_reopened", file=self._output.baseFilename)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Write what is queued, for at most so long, and undo what `configure` did to `logging`. Twice is as once."""
-        self.flood.finish()
+        """Write what is queued, for at most `timeout_s`, and undo what `configure` did to `logging`. Idempotent."""
+        self._handler.rate_limit.report()
         self._undo.close()
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
+        self._handler.capacity = 0
+        self.enqueue_sentinel()
+        self._has_ended.wait(timeout_s)  # not `stop`, which waits without limit
 
-    def _run(self) -> None:
-        told = 0
+    def dequeue(self, block: bool) -> logging.LogRecord:  # noqa: FBT001  as in QueueListener
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._closed, timeout=WINDOW_S)
-                line, dropped = self._lines.popleft() if self._lines else (None, self.dropped)
-                closed = self._closed
-                while self._old:  # nobody writes to them any more but this thread
-                    self._old.pop().close()
-            self.flood.turn()
-            if dropped > told and self._written(self._line(None, "", {**_NOTICE, "count": dropped - told})):
-                told = dropped
-            if line is None and closed:
-                return
-            if line is not None and not self._written(line):
-                with self._changed:
-                    self.dropped += 1
+            try:
+                record: logging.LogRecord | None = self._queue.get(block, WINDOW_S)
+            except Empty:
+                self._handler.rate_limit.report_if_due()
+                self._report_dropped(self._handler.dropped)
+                continue
+            if record is None:  # the sentinel: the thread ends
+                self._report_dropped(self._handler.dropped)
+                if isinstance(self._output, WatchedFileHandler):
+                    self._output.close()
+                self._has_ended.set()
+            return cast("logging.LogRecord", record)
 
-    def _written(self, line: str) -> bool:
+    def handle(self, record: logging.LogRecord) -> None:
+        self._report_dropped(record.__dict__["dropped_before"])
+        self._unwritten += not self._write(record.msg)
+
+    def _report_dropped(self, dropped: int) -> None:
+        missing = dropped + self._unwritten - self._reported
+        if missing:
+            fields = {"event": "log_lines_dropped", "count": missing}
+            level = {"levelno": logging.WARNING, "_logger": None, "_name": "warning"}
+            notice = self._handler.format(logging.makeLogRecord({"name": "logs", "msg": fields, **level}))
+            self._reported += missing * self._write(notice)
+
+    def _write(self, line: str) -> bool:
+        """Write a line. Return False if the reader has gone, the stream is closed, or the file cannot be opened.
+
+        It bypasses the buffer of the stream: a write that blocks in there holds a lock that Python needs to exit.
+        """
         try:
-            self._write(line + "\n")
-        except (OSError, ValueError):  # its reader has gone, or it is closed: there is nobody left to tell
+            stream = self._stream()
+            try:
+                descriptor = stream.fileno()
+            except UnsupportedOperation:  # a stream in memory
+                stream.write(line + "\n")
+                return True
+            rest = memoryview((line + "\n").encode())
+            while rest:
+                try:
+                    rest = rest[os.write(descriptor, rest) :]
+                except BlockingIOError:  # another process that shares the stream has made it non-blocking
+                    select.select((), (descriptor,), ())
+        except (OSError, ValueError):
             return False
         return True
 
-    def _write(self, text: str) -> None:
-        """Write past the stream's own buffer: whoever is stuck in there holds its lock, and Python can't exit."""
-        try:
-            descriptor = self._stream.fileno()
-        except UnsupportedOperation:  # it is no file
-            self._stream.write(text)
-            return
-        rest = memoryview(text.encode())
-        while rest:
-            try:
-                rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:  # somebody who shares the stream has made it so
-                select.select((), (descriptor,), ())
+    def _stream(self) -> TextIO:
+        if not isinstance(self._output, WatchedFileHandler):
+            return self._output
+        self._output.reopenIfNeeded()
+        if self._output.stream is None:  # it could not be opened for the line before
+            self._output = WatchedFileHandler(self._output.baseFilename, encoding="utf-8")
+        return cast("TextIO", self._output.stream)
 
 
-def _opened(file: str) -> TextIO:
-    return open(file, "a", encoding="utf-8")  # noqa: PTH123  it is closed when it is reopened, or at the end
+def _clean_event(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Put time, level, event and component first, and make every value safe to write."""
+    record, _ = event.pop("_record"), event.pop("_from_structlog")
+    level, component = logging.getLevelName(record.levelno).lower(), event.get("component", record.name)
+    head = {"time": iso(record.created), "level": level, "event": event["event"], "component": component}
+    return {key: _clean_field(key, value) for key, value in {**head, **event, **head}.items()}
 
 
-class _Bridge(logging.Handler):
-    """Hands on to structlog what libraries tell `logging`."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            event = record.getMessage().rstrip()
-        except Exception:  # noqa: BLE001  arguments that don't fit raise anything; the template still says something
-            event = record.msg
-        level = min(record.levelno // 10 * 10, logging.CRITICAL)  # structlog knows no levels between
-        get_logger(record.name).log(level, event, exc_info=record.exc_info)
+def _clean_field(name: str, value: object) -> object:
+    """Hide a value whose name says that it is a secret: libraries log settings and headers."""
+    return "***" if value and _SECRET_NAME.search(name) else _clean(value)
 
 
-class _Line:
-    """The last processor: gives an event its shape and renders it. Never raises."""
-
-    def __init__(self, render: Callable[[EventDict], str]) -> None:
-        self._render = render
-
-    def __call__(self, _logger: object, _method: str, event: EventDict) -> str:
-        try:
-            return self._render(_shaped(event))
-        except Exception as error:  # noqa: BLE001  a value's own __str__ can raise anything
-            return self._render(_shaped({**_UNLOGGABLE, "error": type(error).__name__}))
-
-
-def _shaped(event: EventDict) -> EventDict:
-    head = {"time": iso(time.time()), "level": event["level"], "event": event["event"]}
-    head["component"] = event.get("component", "unknown")
-    return {key: _named(key, value) for key, value in {**head, **event, **head}.items()}
-
-
-def _named(name: str, value: object) -> object:
-    """Hide what is called a secret, wherever it comes from: libraries log settings and headers."""
-    return "***" if value and _SECRET.search(name) else _plain(value)
-
-
-def _plain(value: object) -> object:
-    """Reduce a value to what JSON knows, with no password, nothing that steers a terminal, and no endless text."""
+def _clean(value: object) -> object:
+    """Reduce a value to what JSON knows, without passwords and control characters, and bounded in length."""
     match value:
         case None | bool() | int() | float():
             return value
         case Mapping():
-            return {str(_plain(str(key))): _named(str(key), item) for key, item in value.items()}
+            return {str(_clean(str(key))): _clean_field(str(key), item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_plain(item) for item in value]
+            return [_clean(item) for item in value]
     text = redacted(repr(value) if isinstance(value, BaseException) else str(value))
-    text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    text = text if len(text) <= _VALUE_MAX_CHARS else f"{text[:_VALUE_MAX_CHARS]}…"
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def _json(event: EventDict) -> str:
+def _render_json(_logger: object, _method: str, event: EventDict) -> str:
     return msgspec.json.encode(event).decode()
 
 
-def _console(stream: TextIO) -> Callable[[EventDict], str]:
-    renderer = structlog.dev.ConsoleRenderer(
+def _console(stream: TextIO) -> Callable[[object, str, EventDict], str]:
+    return structlog.dev.ConsoleRenderer(
         colors=stream.isatty() and not os.environ.get("NO_COLOR"),
         exception_formatter=structlog.dev.plain_traceback,
         timestamp_key="time",
         sort_keys=False,
     )
-    return lambda event: renderer(None, "", event)

@@ -1,4 +1,4 @@
-"""Passwords in URLs: what never belongs into a log, an error or onto a screen."""
+"""Removes passwords from URLs, before they reach a log, an error or a screen."""
 
 import re
 from typing import Final
@@ -7,15 +7,17 @@ from urllib.parse import urlsplit
 _USERINFO = re.compile(r"(://[^\s:/]*:)(\S*)")
 _PARAMETER = re.compile(r"([?&]password=)[^&\s]*", re.IGNORECASE)
 
-NOT_PLAIN: Final = (
-    "its parts cannot be told apart: in a password write / as %2F, # as %23, ? as %3F, % as %25, and a space as %20"
+AMBIGUOUS_URL: Final = (
+    "it can be read in more than one way: in a password write / as %2F, # as %23, ? as %3F, % as %25, and a space as %20"
 )
-"""Said of a URL without showing it: nobody knows what of it is the password."""
+"""Error message for a URL that must not be shown, because it is not known which part of it is the password."""
 
 
-def is_plain(url: str) -> bool:
-    """Tell whether a URL means one thing: a password with a bare / # or ? in it ends where nobody wants it to, and what
-    is behind that would be taken for a port, a database or an option.
+def is_unambiguous(url: str) -> bool:
+    """Return whether a URL can be read in one way only.
+
+    An unescaped / # or ? in a password ends it early, and the rest of it would be taken for a port, a database or an
+    option.
     """
     if re.search(r"[\s#]", url):
         return False
@@ -29,13 +31,13 @@ def is_plain(url: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Replace the password of every URL in `text` by `***`: in `user:password@` as in `?password=`.
+    """Replace the password of every URL in `text` by `***`, both in `user:password@` and in `?password=`.
 
-    In doubt it hides too much: a password may hold anything but white space, so it ends at the last `@` of the run.
+    If in doubt it hides too much: a password may contain anything but white space, so it ends at the last `@`.
     """
-    return _PARAMETER.sub(r"\1***", _USERINFO.sub(_hidden, text)) if "://" in text else text
+    return _PARAMETER.sub(r"\1***", _USERINFO.sub(_hide, text)) if "://" in text else text
 
 
-def _hidden(match: re.Match[str]) -> str:
+def _hide(match: re.Match[str]) -> str:
     _, at, host = match[2].rpartition("@")
     return f"{match[1]}***@{host}" if at else match[0]

@@ -21,7 +21,7 @@ from aism_engine.domain.policy import (
     Seconds,
     Section,
 )
-from aism_engine.redact import NOT_PLAIN, is_plain
+from aism_engine.redact import AMBIGUOUS_URL, is_unambiguous
 
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
@@ -53,8 +53,8 @@ class RedisSettings(Section, frozen=True):
     sentinel_password: Annotated[str, Meta(description="Password of the sentinels, if they want one")] = ""
 
     def __post_init__(self) -> None:
-        if not is_plain(self.url):
-            raise ValueError(f"url: {NOT_PLAIN}")
+        if not is_unambiguous(self.url):
+            raise ValueError(f"url: {AMBIGUOUS_URL}")
         if self.sentinels and not self.sentinel_master:
             raise ValueError("sentinel_master: must name the primary where there are sentinels")
 

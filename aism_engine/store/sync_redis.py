@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import hiredis
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.redact import NOT_PLAIN, is_plain, redacted
+from aism_engine.redact import AMBIGUOUS_URL, is_unambiguous, redacted
 from aism_engine.store.redis_error_codes import OUTAGES
 
 Word: TypeAlias = str | bytes | float
@@ -37,8 +37,8 @@ class SyncRedis:
     @classmethod
     def open(cls, url: str) -> Self:
         """Connect, and log in. `url` is redis://, rediss:// or unix://; ValueError where it is none of them."""
-        if not is_plain(url):
-            raise ValueError(NOT_PLAIN)
+        if not is_unambiguous(url):
+            raise ValueError(AMBIGUOUS_URL)
         where = urlsplit(url)
         options = dict(parse_qsl(where.query))
         if where.scheme not in _SCHEMES or (where.scheme == "unix" and not where.path):

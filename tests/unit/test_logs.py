@@ -1,4 +1,4 @@
-"""The laws of the logs: one shape, no password, and no reader of the stream can stall the engine."""
+"""Every log line has one format and no password in it, and no reader of the log can stall the engine."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import pytest
 import structlog
 
-from aism_engine.logs import LogWriter, _Bridge, configure, get_logger
+from aism_engine.logs import LogWriter, configure, get_logger
 
 log = get_logger("reaper")  # made before anything is configured, as in every module
 
@@ -33,7 +33,7 @@ def fail(error: Exception) -> None:
 
 
 class Logged:
-    """A writer into a string, and what it wrote."""
+    """A log that is written to memory."""
 
     def __init__(self, *, level: str = "info", layout: str = "json") -> None:
         self.stream = io.StringIO()
@@ -59,7 +59,7 @@ def logged() -> Iterator[Logged]:
 
 
 def test_every_line_has_time_level_event_and_component_first(logged: Logged) -> None:
-    """One JSON object a line: when (UTC, milliseconds), how grave, what, who; then what belongs to it."""
+    """A line is one JSON object. Its time is UTC with milliseconds; its other fields follow."""
     log.warning("agent_lost", agent_id="a-1", silent_s=45.5)
     line = logged.line()
     assert list(line) == ["time", "level", "event", "component", "agent_id", "silent_s"]
@@ -68,16 +68,16 @@ def test_every_line_has_time_level_event_and_component_first(logged: Logged) -> 
     assert line == expected
 
 
-def test_what_is_bound_is_on_the_line(logged: Logged) -> None:
-    """Ids bound to a logger, or to the context of a task, need no repeating."""
+def test_bound_fields_are_on_every_line(logged: Logged) -> None:
+    """Fields can be bound to a logger or to the context of a task."""
     with structlog.contextvars.bound_contextvars(agent_id="a-1"):
         log.bind(command_id="c-1").info("command_acked")
     line = logged.line()
     assert (line["agent_id"], line["command_id"]) == ("a-1", "c-1")
 
 
-def test_a_level_below_the_least_is_not_written() -> None:
-    """`level` holds for our lines and for those of libraries."""
+def test_lines_below_the_level_are_not_written() -> None:
+    """`level` applies to our lines and to lines of libraries."""
     logged = Logged(level="warning")
     log.info("no")
     logging.getLogger("redis").info("no")
@@ -87,7 +87,7 @@ def test_a_level_below_the_least_is_not_written() -> None:
 
 
 def test_an_exception_is_one_field_of_one_line(logged: Logged) -> None:
-    """A traceback does not tear the line apart."""
+    """A traceback is a value of the line, not further lines."""
     try:
         fail(LookupError("gone"))
     except LookupError:
@@ -98,8 +98,8 @@ def test_an_exception_is_one_field_of_one_line(logged: Logged) -> None:
     assert line["exception"].endswith("LookupError: gone")
 
 
-def test_lines_of_libraries_have_the_same_shape(logged: Logged) -> None:
-    """What comes through `logging` is a line like ours; the name of its logger is the component."""
+def test_lines_of_libraries_have_the_same_format(logged: Logged) -> None:
+    """A record of `logging` becomes a line like ours, with the name of its logger as the component."""
     try:
         fail(LookupError("gone"))
     except LookupError:
@@ -110,20 +110,20 @@ def test_lines_of_libraries_have_the_same_shape(logged: Logged) -> None:
     assert line["event"] == "2 down at redis://u:***@h"
 
 
-def test_a_warning_is_a_line(logged: Logged) -> None:
-    """`warnings.warn` does not write past us."""
+def test_a_python_warning_is_a_line(logged: Logged) -> None:
+    """`warnings.warn` is written to the log, not to standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(capture=False)
-        logging.captureWarnings(capture=True)  # pytest has put its own recorder into the place
+        logging.captureWarnings(capture=True)  # pytest has installed a recorder of its own
         warnings.warn("an old name", DeprecationWarning, stacklevel=1)
     line = logged.line()
     assert (line["level"], line["component"]) == ("warning", "py.warnings")
     assert "DeprecationWarning: an old name" in line["event"]
 
 
-def test_no_password_is_written_wherever_it_hides(logged: Logged) -> None:
-    """In the event, in values, in lists and tables, in keys, in exceptions."""
+def test_no_password_is_written(logged: Logged) -> None:
+    """Passwords are removed from the event, values, lists, mappings, keys and exceptions."""
     url = "redis://me:s3cret@host:6379/0"
     try:
         fail(ConnectionError(f"no answer from {url}"))
@@ -134,8 +134,8 @@ def test_no_password_is_written_wherever_it_hides(logged: Logged) -> None:
     assert text.count("redis://me:***@host:6379/0") >= 8
 
 
-def test_what_is_called_a_secret_is_not_written(logged: Logged) -> None:
-    """Libraries log settings and headers as they have them; that there is none is no secret."""
+def test_values_with_the_name_of_a_secret_are_not_written(logged: Logged) -> None:
+    """Libraries log settings and headers. An empty value is shown, since it is no secret."""
     headers = {"Authorization": "Bearer s3cret", "Accept": "*/*"}
     log.info("asked", credentials="s3cret", headers=headers, client_secret="")
     line = logged.line()
@@ -144,7 +144,7 @@ def test_what_is_called_a_secret_is_not_written(logged: Logged) -> None:
 
 
 def test_logging_never_raises(logged: Logged) -> None:
-    """Values that JSON does not know become text; those that can't be rendered at all are told of."""
+    """Values that JSON does not know become text. A line that cannot be rendered is replaced."""
 
     class Broken:
         def __str__(self) -> str:
@@ -155,9 +155,8 @@ def test_logging_never_raises(logged: Logged) -> None:
     log.info("odd", path=Path("a"), lone="\ud800", bell="\x1b[2J", raw=b"x", big=2**70, none=float("nan"), a={1: {2}})
     log.info("broken", value=Broken())
     log.info("endless", value=endless)
-    _Bridge().handle(  # by itself: pytest's own handlers do raise
-        logging.LogRecord("x", logging.ERROR, "", 0, "%d", ("no number",), None)
-    )
+    handler = logging.getLogger("aism_engine").handlers[0]  # not through the root logger: handlers of pytest raise
+    handler.handle(logging.LogRecord("x", logging.ERROR, "", 0, "%d", ("no number",), None))
     odd, *others = logged.lines()
     assert [odd[key] for key in ("path", "lone", "bell", "raw", "big", "none", "a")] == [
         *("a", "\\ud800", "\\x1b[2J", "b'x'", 2**70, None, {"1": [2]})
@@ -169,14 +168,14 @@ def test_logging_never_raises(logged: Logged) -> None:
     ]
 
 
-def test_a_value_is_cut_to_a_bound(logged: Logged) -> None:
-    """A queue of so many lines is bounded in bytes as well."""
+def test_a_value_is_truncated(logged: Logged) -> None:
+    """A queue that is bounded in lines is bounded in bytes as well."""
     log.info("long", text="x" * 1_000_000)
     assert len(logged.text()) < 20_000
 
 
-def test_a_terminal_gets_readable_text_and_colors_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` means console on a terminal; NO_COLOR is respected."""
+def test_a_terminal_gets_readable_text_with_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` means console on a terminal. NO_COLOR turns colors off."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     colored = on_terminal()
     assert "\x1b[" in colored
@@ -199,15 +198,15 @@ def on_terminal() -> str:
         return screen.read1(65_536).decode()
 
 
-def test_what_is_no_terminal_gets_json() -> None:
-    """`auto` means JSON for a file or a pipe."""
+def test_a_file_or_a_pipe_gets_json() -> None:
+    """`auto` means JSON where there is no terminal."""
     logged = Logged(layout="auto")
     log.info("started")
     assert logged.line()["event"] == "started"
 
 
 class Pipe:
-    """A pipe that nobody reads until `reader` is asked to, with a writer on it."""
+    """A log that is written to a pipe, which is read only by `read`."""
 
     def __init__(self, queue: int) -> None:
         read_end, write_end = os.pipe()
@@ -228,14 +227,14 @@ class Pipe:
 def pipe() -> Iterator[Pipe]:
     pipe = Pipe(queue=10)
     yield pipe
-    pipe.reader.close()  # frees a writer that is still stuck
+    pipe.reader.close()  # unblocks the writer
     pipe.writer.close(10.0)
     pipe.stream.close()
 
 
-def test_a_blocked_stream_never_blocks_the_caller_and_the_gap_is_told_in_its_place(pipe: Pipe) -> None:
-    """A full queue drops and counts; the next line written after a gap is preceded by one that says how long it is."""
-    pipe.fill(1000)  # the pipe holds 64 KiB, the queue 10 lines, the thread one: a writer in our thread would hang here
+def test_a_blocked_stream_does_not_block_the_caller_and_gaps_are_reported_in_place(pipe: Pipe) -> None:
+    """A full queue drops lines and counts them. The next line is preceded by one that reports the count."""
+    pipe.fill(1000)  # the pipe holds 64 KiB, the queue 10 lines, the thread one: a write in this thread would block
     dropped = pipe.writer.dropped
     assert dropped >= 1000 - 64 - 10 - 1
     lines = [pipe.read()]
@@ -254,48 +253,48 @@ def test_a_blocked_stream_never_blocks_the_caller_and_the_gap_is_told_in_its_pla
     assert [right - left - 1 for left, right in pairwise(numbers) if right > left + 1] == [gap["count"] for gap in gaps]
 
 
-def test_close_says_how_many_lines_were_dropped_at_the_end(pipe: Pipe) -> None:
-    """A gap that no line follows is told by `close`."""
+def test_close_reports_lines_dropped_at_the_end(pipe: Pipe) -> None:
+    """`close` reports a gap that no line follows."""
     pipe.fill(1000)
     closing = threading.Thread(target=pipe.writer.close, args=(60.0,))
     closing.start()
-    written = told = 0
-    while written + told < 1000:  # read to the end, or it would wait for its reader
+    written = reported = 0
+    while written + reported < 1000:  # read to the end: `close` waits for the reader
         line = pipe.read()
         written += line["event"] == "filler"
-        told += line.get("count", 0)
+        reported += line.get("count", 0)
     closing.join(60.0)
     assert not closing.is_alive()
-    assert (written + told, told) == (1000, pipe.writer.dropped)
+    assert (written + reported, reported) == (1000, pipe.writer.dropped)
 
 
-def test_close_does_not_wait_for_a_blocked_stream_for_ever(pipe: Pipe) -> None:
-    """`close` gives up when its time is over."""
+def test_close_gives_up_on_a_blocked_stream(pipe: Pipe) -> None:
+    """`close` returns when its timeout is over. Lines that come later are dropped and counted."""
     pipe.fill(1000)
     pipe.writer.close(0.01)
     log.info("too late")
     assert pipe.writer.dropped > 900
 
 
-def test_a_reader_that_has_gone_does_not_end_the_writer(pipe: Pipe) -> None:
-    """EPIPE costs the line, nothing else."""
+def test_a_reader_that_has_gone_does_not_stop_the_writer(pipe: Pipe) -> None:
+    """A write that fails with EPIPE loses that line and nothing else."""
     pipe.reader.close()
-    log.info("unheard")
-    log.info("unheard")
+    log.info("lost")
+    log.info("lost")
     pipe.writer.close(60.0)
     assert pipe.writer.dropped == 2
 
 
-def test_a_stream_that_is_closed_does_not_end_the_writer(logged: Logged) -> None:
-    """Nor does a stream that its owner closed too early."""
+def test_a_closed_stream_does_not_stop_the_writer(logged: Logged) -> None:
+    """Lines to a stream that its owner closed too early are dropped and counted."""
     logged.stream.close()
-    log.info("unheard")
+    log.info("lost")
     logged.writer.close(60.0)
     assert logged.writer.dropped == 1
 
 
-def test_a_stream_that_somebody_made_nonblocking_loses_nothing(pipe: Pipe) -> None:
-    """EAGAIN is waited out by the thread: every line arrives whole."""
+def test_a_non_blocking_stream_loses_nothing(pipe: Pipe) -> None:
+    """The thread waits on EAGAIN, so that every line arrives whole."""
     os.set_blocking(pipe.stream.fileno(), False)
     pipe.fill(1000)
     written = 1000 - pipe.writer.dropped
@@ -305,8 +304,8 @@ def test_a_stream_that_somebody_made_nonblocking_loses_nothing(pipe: Pipe) -> No
     assert written > 10
 
 
-def test_close_drains_and_can_be_called_again(tmp_path: Path) -> None:
-    """Everything logged before `close` is in the file when it returns, in order; a second call changes nothing."""
+def test_close_drains_the_queue_and_is_idempotent(tmp_path: Path) -> None:
+    """Every line logged before `close` is in the file when it returns, in order."""
     path = tmp_path / "log"
     with path.open("w") as stream:
         writer = configure(level="info", format="json", queue=10_000, stream=stream)
@@ -318,8 +317,35 @@ def test_close_drains_and_can_be_called_again(tmp_path: Path) -> None:
     assert writer.dropped == 0
 
 
-def test_close_gives_logging_back() -> None:
-    """After `close` the root logger is as it was: late words of a library go where they went before."""
+def test_a_rotated_file_is_opened_anew_and_no_line_is_lost(tmp_path: Path) -> None:
+    """A file that was moved away keeps its lines. Further lines go to a new file, as soon as one can be opened."""
+    folder, moved = tmp_path / "log", tmp_path / "moved"
+    folder.mkdir()
+    writer = configure(level="info", format="json", queue=10, file=str(folder / "a"))
+    log.info("before")
+    written(folder / "a", "before")
+    folder.rename(moved)
+    log.info("lost")  # its directory does not exist
+    log.info("lost")
+    while writer.dropped < 2:
+        threading.Event().wait(0.001)
+    folder.mkdir()
+    writer.reopen()
+    log.info("after")
+    writer.close(60.0)
+    assert written(moved / "a", "before") == ["before"]
+    assert written(folder / "a", "after") == ["log_lines_dropped", "log_reopened", "after"]
+
+
+def written(file: Path, last: str) -> list[str]:
+    """Wait until `last` is the last event of a file, and return all events."""
+    while not (file.exists() and f'"event":"{last}"' in file.read_text()):
+        threading.Event().wait(0.001)
+    return [json.loads(line)["event"] for line in file.read_text().splitlines()]
+
+
+def test_close_restores_the_root_logger() -> None:
+    """After `close`, lines of libraries go where they went before `configure`."""
     root = logging.getLogger()
     before = (root.level, list(root.handlers))
     logged = Logged(level="debug")
@@ -328,8 +354,8 @@ def test_close_gives_logging_back() -> None:
     assert (root.level, list(root.handlers)) == before
 
 
-def test_a_process_that_forgets_to_close_still_says_its_last_words() -> None:
-    """What is queued at exit is written."""
+def test_queued_lines_are_written_at_exit() -> None:
+    """A process that does not call `close` loses no line."""
     script = "configure(level='info', format='auto', queue=10); get_logger('x').info('last')"
     with run(script) as ended:
         _, errors = ended.communicate(timeout=60)
@@ -338,7 +364,7 @@ def test_a_process_that_forgets_to_close_still_says_its_last_words() -> None:
 
 
 def test_a_process_can_exit_while_its_standard_error_is_blocked() -> None:
-    """The thread that is stuck in a write holds no lock that the interpreter needs at its end."""
+    """A thread that is blocked in a write holds no lock that the interpreter needs at exit."""
     script = (
         "w = configure(level='info', format='auto', queue=1000);"
         "[get_logger('x').info('filler', text='x' * 1024) for _ in range(500)]; w.close(0.01)"
