@@ -8,7 +8,7 @@ _USERINFO = re.compile(r"(://[^\s:/]*:)(\S*)")
 _PARAMETER = re.compile(r"([?&]password=)[^&\s]*", re.IGNORECASE)
 
 AMBIGUOUS_URL: Final = (
-    "it can be read in more than one way: in a password write / as %2F, # as %23, ? as %3F, % as %25, and a space as %20"
+    "it can be read in more than one way; in a password, write / as %2F, # as %23, ? as %3F, % as %25, a space as %20"
 )
 """Error message for a URL that must not be shown, because it is not known which part of it is the password."""
 
