@@ -21,7 +21,7 @@ from aism_engine.errors import ConfigError
 from aism_engine.http.replies import HealthCheck
 from aism_engine.http.routes import create_app
 from aism_engine.http.server import HttpServer
-from aism_engine.metrics import Metrics, from_zero
+from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.ops.audit_stream import History
 from aism_engine.ops.diagnosis import Diagnosis
 from aism_engine.runtime.component import Component
@@ -77,8 +77,8 @@ class Engine:
         """Build it all; ConfigError where a machine is wrong. `handlers` decide on responses of types beyond ours."""
         clock = clock or SystemClock()
         self.settings = settings
-        self.metrics = Metrics(names=settings.sampler.label_values)
-        from_zero(self.metrics.commits, (code.name.lower() for code in CommitCode))
+        self.metrics = Metrics(label_values=settings.sampler.label_values)
+        start_at_zero(self.metrics.commits, (code.name.lower() for code in CommitCode))
         self.notifier = Notifier.from_environ(os.environ if environ is None else environ)
 
         # --- the fleet in Redis, and in memory
@@ -184,7 +184,7 @@ class Engine:
             clock=clock,
             notifier=self.notifier,
             progress=lambda: not self._is_stuck(),
-            on_lag=self.metrics.loop_lag.observe,
+            on_lag=self.metrics.event_loop_lag.observe,
         )
         live = settings.liveness
         reaper = Reaper(
@@ -229,9 +229,8 @@ class Engine:
         sampler = Sampler(
             context,
             Diagnosis(self._clients["commands"], settings.redis),
-            interval_s=settings.sampler.poll_interval,
-            safety_interval_s=settings.sampler.safety_interval,
-            tell=self.notifier.status,
+            settings.sampler,
+            self.notifier.status,
         )
         self._clock = clock
         self.http = HttpServer(create_app(self.metrics.registry, self), settings.http.host, settings.http.port)

@@ -1,7 +1,7 @@
-"""Labels whose values others choose: agents invent types and states, operators commands. A label must not grow without
-end, so the first so many values keep their own name, and all others together are `other`. Nor must a product of two.
+"""Metric labels with a bounded number of values, and gauges over them.
 
-Here, too: what agents measure, rolled up under such labels.
+Agents invent types, states and names of measurements, operators invent types of commands. A label keeps the first
+`limit` values that it sees; all others share the value `other`.
 """
 
 from collections import Counter
@@ -14,158 +14,157 @@ from prometheus_client import CollectorRegistry, Gauge
 
 OTHER: Final = "other"
 _Pair: TypeAlias = tuple[str, str]
-_OTHERS: Final = (OTHER, OTHER)
+_OTHER_PAIR: Final = (OTHER, OTHER)
 
 
 class BoundedLabel:
-    """Gives a name its label."""
+    """Maps a value to its label: itself for the first `limit` values, else `other`."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._known: set[str] = set()
 
-    def __call__(self, name: str) -> str:
-        if name not in self._known:
-            if len(self._known) >= self.most:
+    def __call__(self, value: str) -> str:
+        if value not in self._known:
+            if len(self._known) >= self.limit:
                 return OTHER
-            self._known.add(name)
-        return name
+            self._known.add(value)
+        return value
 
 
 class BoundedLabelPair:
-    """Gives two names their labels. Fifty types in fifty states are 2,500 series: the first so many pairs keep their
-    names, all others together are `other` and `other`.
+    """Maps two values to a pair of labels, with a limit on the number of pairs.
+
+    Fifty types in fifty states would be 2,500 series. The first pairs keep their values, all others are `other` twice.
     """
 
-    EACH: Final = 8
-    """Pairs for each name that is told apart: all types that are may be in each of the eight states of the journey."""
+    PER_VALUE: Final = 8
+    """Pairs for each value of a label: agents of each type can be in each of the eight states of the journey."""
 
     def __init__(self, first: BoundedLabel, second: BoundedLabel) -> None:
         self._first, self._second = first, second
-        self._most = self.EACH * max(first.most, second.most)
+        self._limit = self.PER_VALUE * max(first.limit, second.limit)
         self._known: set[_Pair] = set()
 
     def __call__(self, first: str, second: str) -> _Pair:
         pair = (self._first(first), self._second(second))
         if pair not in self._known:
-            if len(self._known) >= self._most:
-                return _OTHERS
+            if len(self._known) >= self._limit:
+                return _OTHER_PAIR
             self._known.add(pair)
         return pair
 
 
 class CountGauge:
-    """A gauge of what was counted all at once. What was there at the last count, and is not now, is 0."""
+    """A gauge whose values are all counted at once. A pair that is missing from the latest count is 0."""
 
     def __init__(self, gauge: Gauge, pairs: BoundedLabelPair) -> None:
         self._gauge = gauge
         self._pairs = pairs
-        self._shown: set[_Pair] = set()
+        self._exported: set[_Pair] = set()
 
-    def show(self, counts: Mapping[_Pair, int]) -> None:
-        shown = Counter[_Pair]()
+    def set(self, counts: Mapping[_Pair, int]) -> None:
+        totals = Counter[_Pair]()
         for (first, second), count in counts.items():
-            shown[self._pairs(first, second)] += count
-        self._shown |= shown.keys()
-        for labels in self._shown:
-            self._gauge.labels(*labels).set(shown[labels])
+            totals[self._pairs(first, second)] += count
+        self._exported |= totals.keys()
+        for labels in self._exported:
+            self._gauge.labels(*labels).set(totals[labels])
 
     def clear(self) -> None:
-        """Show nothing: nobody counts any more."""
+        """Export no value, because nothing is counted any more."""
         self._gauge.clear()
-        self._shown.clear()
+        self._exported.clear()
 
 
 class MeasurementStats:
-    """What agents measured, by their type and the name of it: of how many, their mean, the least and the largest.
+    """Statistics of what agents measure, by agent type and name of the measurement: count, mean, minimum, maximum.
 
-    Where there are more pairs than may be told apart, those that most agents have keep their names: nobody can take
-    them all by inventing many. Of all that are `other` it shows only how many: their values have nothing in common.
+    If there are more pairs than `limit`, the pairs that most agents have keep their labels, so that nobody can take all
+    of them by inventing names. Of `other` only the count is exported: its values have nothing in common.
     """
 
-    def __init__(self, types: BoundedLabel, most: int, registry: CollectorRegistry) -> None:
-        def gauge(name: str, what: str) -> Gauge:
-            return Gauge(f"aism_measurement_{name}", what, ["type", "name"], registry=registry)
+    def __init__(self, types: BoundedLabel, limit: int, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(f"aism_measurement_{name}", documentation, ["type", "name"], registry=registry)
 
         self._types = types
-        self._most = most
-        self._agents = gauge("agents", "Agents that have measured it, and are not away")
+        self._limit = limit
+        self._agents = gauge("agents", "Agents with a measurement of this name, except those that left or are lost")
         self._gauges = {
-            "mean": gauge("mean", "Mean of their latest values"),
-            "least": gauge("min", "Least of their latest values"),
-            "most": gauge("max", "Largest of their latest values"),
+            "mean": gauge("mean", "Mean of the latest values"),
+            "minimum": gauge("min", "Minimum of the latest values"),
+            "maximum": gauge("max", "Maximum of the latest values"),
         }
-        self._shown: set[_Pair] = set()
-        self._spreads: dict[_Pair, _Spread] = {}
-        self._ranking: _Ranking | None = None
-        """Only where there were too many the last time: else nobody has to be chosen."""
+        self._exported: set[_Pair] = set()
+        self._stats: dict[_Pair, _Stats] = {}
+        self._most_common: _MostCommon | None = None  # only if the latest export had too many pairs
         self._chosen: frozenset[_Pair] | None = None
-        self._are_too_many = False
+        self._has_too_many = False
 
     def add(self, kind: str, values: Mapping[str, float]) -> None:
-        """Add the latest values of one agent to what will be shown."""
-        spreads, kind = self._spreads, self._types(kind)
+        """Add the latest values of one agent to the next export."""
+        stats, kind = self._stats, self._types(kind)
         for name, value in values.items():
-            spread = spreads.get((kind, name))
-            if spread is None:  # the first one, or one of the others
-                spread = self._spread((kind, name))
-            spread.add(value)
-        if self._ranking is not None:
-            self._ranking.add((kind, name) for name in values)
+            pair_stats = stats.get((kind, name))
+            if pair_stats is None:
+                pair_stats = self._new_or_other((kind, name))
+            pair_stats.add(value)
+        if self._most_common is not None:
+            self._most_common.add((kind, name) for name in values)
 
-    def _spread(self, pair: _Pair) -> "_Spread":
-        has_room = len(self._spreads) < self._most if self._chosen is None else pair in self._chosen
+    def _new_or_other(self, pair: _Pair) -> "_Stats":
+        has_room = len(self._stats) < self._limit if self._chosen is None else pair in self._chosen
         if not has_room:
-            pair, self._are_too_many = _OTHERS, True
-        spread = self._spreads.get(pair)
-        if spread is None:
-            spread = self._spreads[pair] = _Spread()
-        return spread
+            pair, self._has_too_many = _OTHER_PAIR, True
+        if pair not in self._stats:
+            self._stats[pair] = _Stats()
+        return self._stats[pair]
 
-    def show(self) -> None:
-        """Show what was added since the last time, and nothing else."""
-        spreads, self._spreads = self._spreads, {}
-        for labels in self._shown - spreads.keys():
+    def export(self) -> None:
+        """Set the gauges to what was added since the latest export."""
+        stats, self._stats = self._stats, {}
+        for labels in self._exported - stats.keys():
             for gauge in (self._agents, *self._gauges.values()):
-                with suppress(KeyError):  # of `other` there is only one
+                with suppress(KeyError):  # `other` has only the count
                     gauge.remove(*labels)
-        self._shown = set(spreads)
-        for labels, spread in spreads.items():
-            self._agents.labels(*labels).set(spread.count)
+        self._exported = set(stats)
+        for labels, pair_stats in stats.items():
+            self._agents.labels(*labels).set(pair_stats.count)
             if labels[1] != OTHER:
                 for name, gauge in self._gauges.items():
-                    gauge.labels(*labels).set(getattr(spread, name))
-        self._chosen = self._ranking.first() if self._ranking is not None and self._are_too_many else None
-        self._ranking = _Ranking(self._most) if self._are_too_many else None
-        self._are_too_many = False
+                    gauge.labels(*labels).set(getattr(pair_stats, name))
+        self._chosen = self._most_common.first() if self._most_common is not None and self._has_too_many else None
+        self._most_common = _MostCommon(self._limit) if self._has_too_many else None
+        self._has_too_many = False
 
 
-class _Ranking:
-    """Finds the commonest among any number of pairs, and keeps only so many in mind: those met once make room."""
+class _MostCommon:
+    """Finds the `limit` most common of any number of pairs in bounded memory: rare pairs are forgotten."""
 
-    KEPT: Final = 16
-    """For each that is looked for: an arbitrary number."""
+    MEMORY: Final = 16
+    """Pairs remembered for each one that is searched for; an arbitrary number."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._counts = Counter[_Pair]()
 
     def add(self, pairs: Iterable[_Pair]) -> None:
         self._counts.update(pairs)
-        if len(self._counts) > self.KEPT * self._most:
-            left = Counter({pair: count for pair, count in self._counts.items() if count > 1})
-            self._counts = Counter(dict(left.most_common(self.KEPT * self._most // 2)))
+        if len(self._counts) > self.MEMORY * self._limit:
+            repeated = Counter({pair: count for pair, count in self._counts.items() if count > 1})
+            self._counts = Counter(dict(repeated.most_common(self.MEMORY * self._limit // 2)))
 
     def first(self) -> frozenset[_Pair]:
         ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        return frozenset(pair for pair, _ in ranked[: self._most])
+        return frozenset(pair for pair, _ in ranked[: self._limit])
 
 
-class _Spread:
-    __slots__ = ("count", "least", "most", "total")
+class _Stats:
+    __slots__ = ("count", "maximum", "minimum", "total")
 
     def __init__(self) -> None:
-        self.count, self.total, self.least, self.most = 0, 0.0, inf, -inf
+        self.count, self.total, self.minimum, self.maximum = 0, 0.0, inf, -inf
 
     @property
     def mean(self) -> float:
@@ -174,8 +173,8 @@ class _Spread:
     def add(self, value: float) -> None:
         self.count += 1
         self.total += value
-        # All values of all agents pass here: min() and max() cost three times as much.
-        if value < self.least:  # noqa: PLR1730
-            self.least = value
-        if value > self.most:  # noqa: PLR1730
-            self.most = value
+        # Every value of every agent is added here, and min() and max() take three times as long.
+        if value < self.minimum:  # noqa: PLR1730
+            self.minimum = value
+        if value > self.maximum:  # noqa: PLR1730
+            self.maximum = value

@@ -151,13 +151,13 @@ class DevSummary(Struct, frozen=True):
 
 def summarize(metrics: Metrics, seconds: float) -> DevSummary:
     """Read the figures of an engine that has worked for so many seconds."""
-    applied = _count(metrics, "aism_work_total", service="response_consumer", outcome="applied")
+    applied = _count(metrics, "aism_decisions_total", service="response_consumer", outcome="applied")
     return DevSummary(
         responses_applied=applied,
-        commands_dispatched=_count(metrics, "aism_facts_total", event="command_queued"),
-        commands_succeeded=_count(metrics, "aism_facts_total", event="command_succeeded"),
-        state_changes=_count(metrics, "aism_facts_total", event="state_changed"),
-        agents_lost=_count(metrics, "aism_facts_total", event="agent_lost"),
+        commands_dispatched=_count(metrics, "aism_audit_events_total", event="command_queued"),
+        commands_succeeded=_count(metrics, "aism_audit_events_total", event="command_succeeded"),
+        state_changes=_count(metrics, "aism_audit_events_total", event="state_changed"),
+        agents_lost=_count(metrics, "aism_audit_events_total", event="agent_lost"),
         dead_letters=_count(metrics, "aism_dead_letters_total"),
         responses_per_second=round(applied / seconds, 1) if seconds > 0 else 0.0,
     )
@@ -166,7 +166,9 @@ def summarize(metrics: Metrics, seconds: float) -> DevSummary:
 def queue_depths(metrics: Metrics) -> dict[str, int]:
     """Read how many lie in each queue, stream and index, as last sampled."""
     return {
-        sample.labels["where"]: int(sample.value) for family in metrics.depth.collect() for sample in family.samples
+        sample.labels["queue"]: int(sample.value)
+        for family in metrics.queue_depth.collect()
+        for sample in family.samples
     }
 
 

@@ -89,6 +89,6 @@ async def _count_dropped(writer: LogWriter, metrics: Metrics) -> None:
     told = 0
     while True:
         dropped = writer.dropped
-        metrics.log_dropped.inc(dropped - told)
+        metrics.log_lines_dropped.inc(dropped - told)
         told = dropped
         await asyncio.sleep(1)

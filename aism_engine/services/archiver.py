@@ -17,7 +17,7 @@ from typing import Final, ParamSpec, TypeVar
 import structlog
 
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
-from aism_engine.metrics import from_zero
+from aism_engine.metrics import start_at_zero
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.archive_writer import Archive
 from aism_engine.ops.archive.directory import TROUBLES, ArchiveError
@@ -47,7 +47,7 @@ class Archiver(Service):
         self, context: ServiceContext, history: History, directory: str, *, prefix: str, every_s: float
     ) -> None:
         super().__init__(context)
-        from_zero(context.metrics.archive_errors, TROUBLES)
+        start_at_zero(context.metrics.archive_errors, TROUBLES)
         self._history = history
         self._path = Path(directory)
         self._prefix = prefix

@@ -12,7 +12,7 @@ from aism_engine.clock import Clock
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.policy import Policy
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
-from aism_engine.metrics import Metrics, from_zero
+from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.services.wakeup import Watermark
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
@@ -30,7 +30,7 @@ class Outages:
     def __init__(self, metrics: Metrics, tell: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._tell = tell
-        from_zero(metrics.outages, OUTAGE_NAMES)
+        start_at_zero(metrics.redis_outages, OUTAGE_NAMES)
         self._met: dict[str, str] = {}
         self._names: set[str] = set()
         self._served = False
@@ -45,7 +45,7 @@ class Outages:
         if error.outage not in self._names:  # each name is told once in an outage: refused, then loading, …
             self._names.add(error.outage)
             self._metrics.redis_up.set(0)
-            self._metrics.outages.labels(error.outage).inc()
+            self._metrics.redis_outages.labels(error.outage).inc()
             self._tell(f"Redis is away: {error.outage}")
             log.warning("redis_unavailable", outage=error.outage, detail=str(error), service=service)
 
@@ -147,7 +147,7 @@ class Service(ABC):
     def _record_step(self, began: float, decisions: Iterable[Decision]) -> None:
         outcomes = Counter((decision.kind, decision.outcome, decision.code) for decision in decisions)
         seconds = self._clock.monotonic() - began if outcomes or not self.polls else None
-        self._context.metrics.worked(self.name, seconds, outcomes, self._clock.wall())
+        self._context.metrics.record_step(self.name, seconds, outcomes, self._clock.wall())
 
 
 def _is_cancelled() -> bool:

@@ -105,8 +105,8 @@ class DivergenceChecker(Service):
 
     def _show(self) -> None:
         """Tell how many are open, now that all have been looked at."""
-        self._context.metrics.divergences.show(self._open)
+        self._context.metrics.divergences_open.set(self._open)
         self._open = Counter()
 
     async def on_standby(self) -> None:
-        self._context.metrics.divergences.clear()
+        self._context.metrics.divergences_open.clear()

@@ -118,7 +118,7 @@ class Listener(Service):
             await self._store.push_published(token, self._pushed, messages)
             self._responses.set()
         for outcome, count in publications.heard.items():
-            self._context.metrics.heard.labels(outcome).inc(count)
+            self._context.metrics.publications.labels(outcome).inc(count)
 
     # --- a flood of measurements --------------------------------------------------------------------------------------
 

@@ -186,10 +186,10 @@ class Reaper(Service):
         return [agent_id for agent_id, score in scores.items() if score is not None and score != away[agent_id]]
 
     def _tell(self, assessment: Assessment) -> None:
-        self._context.metrics.set_mode(assessment.mode)
-        self._context.metrics.silent.set(assessment.silent)
-        self._context.metrics.skewed.labels("ahead").set(assessment.ahead)
-        self._context.metrics.skewed.labels("behind").set(assessment.behind)
+        self._context.metrics.set_fleet_mode(assessment.mode)
+        self._context.metrics.agents_silent.set(assessment.silent)
+        self._context.metrics.agents_skewed.labels("ahead").set(assessment.ahead)
+        self._context.metrics.agents_skewed.labels("behind").set(assessment.behind)
         if assessment.mode != self._mode:
             self._mode = assessment.mode
             log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent)

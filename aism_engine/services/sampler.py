@@ -1,4 +1,4 @@
-"""The sampler: depths and counts, on a timer, so that a scrape never has to ask Redis."""
+"""The sampler: measures on a timer, so that a scrape of the metrics does not have to ask Redis."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,26 +14,26 @@ from aism_engine.ops.diagnosis import Diagnosis
 from aism_engine.ops.doctor.findings import Severity
 from aism_engine.ops.doctor.server import CODES, examine_server
 from aism_engine.services.base import Service, ServiceContext
+from aism_engine.settings import SamplerSettings
 from aism_engine.store.records import MEASURED_AT_ONCE
 
 log = structlog.get_logger(component="sampler")
 
-_Measured: TypeAlias = tuple[str, Mapping[str, float]]
-"""An agent, and the latest value of each name."""
+_AgentValues: TypeAlias = tuple[str, Mapping[str, float]]
+"""An agent id, and the latest value of each measurement by its name."""
 
-_AT_A_TIME: Final = 1000
-"""Agents that are gone over without a break: a few milliseconds of the loop."""
-_VALUES_AT_A_TIME: Final = 4000
-"""Of what they measured: likewise."""
-_RECALL_SHARE: Final = 0.02
-"""Of the time, what a new leader takes to read what agents had measured before."""
-_ROLLUP_SHARE: Final = 0.01
-"""Of a core, what that may take."""
-_AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
+# A batch takes a few milliseconds, after which other tasks run.
+_AGENTS_PER_BATCH: Final = 1000
+_VALUES_PER_BATCH: Final = 4000
+_LOADING_SHARE: Final = 0.02
+"""Share of the time that a new leader spends on loading the measurements taken before it led."""
+_STATISTICS_SHARE: Final = 0.01
+"""Share of a core that the statistics of measurements may take."""
+_ABSENT: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
 class Sampler(Service):
-    """Measures what has a length, leading or standing by."""
+    """Measures queues, ages, the fleet and the safety of the server, on the leader and on standbys."""
 
     name = "sampler"
     polls = False
@@ -43,129 +43,130 @@ class Sampler(Service):
         self,
         context: ServiceContext,
         diagnosis: Diagnosis,
-        *,
-        interval_s: float,
-        safety_interval_s: float,
-        tell: Callable[[str], None],
+        settings: SamplerSettings,
+        report_status: Callable[[str], None],
     ) -> None:
         super().__init__(context)
+        self._metrics = context.metrics
         self._diagnosis = diagnosis
-        self._interval_s = interval_s
-        self._safety_interval_s = safety_interval_s
-        self._examined_at = float("-inf")
+        self._settings = settings
+        self._report_status = report_status
+        self._server_examined_at = float("-inf")
         self._dangers: set[str] = set()
-        self._tell = tell
-        self._has_jumped = False
-        self._roll_up_at = float("-inf")
+        self._has_clock_jumped = False
+        self._statistics_due_at = float("-inf")
 
     async def run_once(self) -> bool:
-        metrics, began = self._context.metrics, self._clock.monotonic()
+        metrics, began_at = self._metrics, self._clock.monotonic()
         await self._compare_clocks()
-        for where, depth in (await self._store.depths()).items():
-            metrics.depth.labels(where).set(depth)
+        for queue, depth in (await self._store.depths()).items():
+            metrics.queue_depth.labels(queue).set(depth)
         leads = self._context.leadership.token is not None
-        fleet = self._writer.fleet if leads else Fleet()  # what a standby remembers is another's to tell
+        fleet = self._writer.fleet if leads else Fleet()  # only the leader reports the fleet
         by_liveness = fleet.count_shown()
         for liveness in ShownLiveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
-        metrics.standing.show(
+        metrics.agents_in_state.set(
             {
                 (kind or "unregistered", state): count
                 for state, kinds in fleet.occupants.items()
                 for kind, count in kinds.items()
             }
         )
-        metrics.commands.set(len(fleet.commands))
-        await self._recall(fleet)
-        if began >= self._roll_up_at or not fleet.measurements:
-            await self._roll_up(fleet)
-        await self._tell_ages(fleet)
-        self._tell(f"{self._context.leadership.role}; {len(fleet.agents)} agents, {len(fleet.commands)} open commands")
-        if began - self._examined_at >= self._safety_interval_s:
-            await self._examine()
-            self._examined_at = began
-        self._record_step(began, ())
+        metrics.commands_open.set(len(fleet.commands))
+        await self._load_measurements(fleet)
+        if began_at >= self._statistics_due_at or not fleet.measurements:
+            await self._compute_statistics(fleet)
+        await self._measure_ages(fleet, leads=leads)
+        role, agents, commands = self._context.leadership.role, len(fleet.agents), len(fleet.commands)
+        self._report_status(f"{role}; {agents} agents, {commands} open commands")
+        if began_at - self._server_examined_at >= self._settings.safety_interval:
+            await self._examine_server()
+            self._server_examined_at = began_at
+        self._record_step(began_at, ())
         return False
 
     async def wait(self) -> None:
-        await asyncio.sleep(self._interval_s)
+        await asyncio.sleep(self._settings.poll_interval)
 
-    async def _examine(self) -> None:
-        """Look whether the server can lose what it is given, and say so where that has changed."""
+    async def _examine_server(self) -> None:
+        """Report whether the configuration of the server can lose data, and log what has changed."""
         findings = {finding.code: finding for finding in examine_server(await self._diagnosis.server())}
         dangers = {code for code, finding in findings.items() if finding.severity is Severity.DANGER}
         for code in CODES:
-            self._context.metrics.unsafe.labels(code).set(code in dangers)
+            self._metrics.redis_unsafe.labels(code).set(code in dangers)
         for code in sorted(dangers - self._dangers):
             log.warning("redis_unsafe", code=code, what=findings[code].what, mend=findings[code].mend)
         for code in sorted(self._dangers - dangers):
             log.info("redis_safe", code=code)
         self._dangers = dangers
 
-    async def _recall(self, fleet: Fleet) -> None:
-        """Read what agents had measured before this engine led, some of it at each step."""
-        until = self._clock.monotonic() + _RECALL_SHARE * self._interval_s
+    async def _load_measurements(self, fleet: Fleet) -> None:
+        """Load some of the measurements that were taken before this engine led."""
+        until = self._clock.monotonic() + _LOADING_SHARE * self._settings.poll_interval
         while fleet.unloaded_measurements and self._clock.monotonic() < until:
             page = list(islice(fleet.unloaded_measurements, MEASURED_AT_ONCE))
             for agent_id, values in (await self._store.measurements(page)).items():
                 fleet.load_measurements(agent_id, values)
 
-    async def _roll_up(self, fleet: Fleet) -> None:
-        """Sum up what agents have measured, without holding up others: where many do, less often."""
-        rollup, spent_s = self._context.metrics.measurements, 0.0
-        for measured in _in_parts(list(fleet.measurements.items())):
-            began = self._clock.monotonic()
-            for agent_id, values in measured:
+    async def _compute_statistics(self, fleet: Fleet) -> None:
+        """Compute the statistics of measurements, and choose when to do so again: the more values, the later."""
+        statistics, spent_s = self._metrics.measurements, 0.0
+        for batch in _batches(list(fleet.measurements.items())):
+            began_at = self._clock.monotonic()
+            for agent_id, values in batch:
                 agent = fleet.agents.get(agent_id)
-                if agent is not None and agent.liveness not in _AWAY:
-                    rollup.add(agent.kind or "unregistered", values)
-            spent_s += self._clock.monotonic() - began
+                if agent is not None and agent.liveness not in _ABSENT:
+                    statistics.add(agent.kind or "unregistered", values)
+            spent_s += self._clock.monotonic() - began_at
             await asyncio.sleep(0)
-        rollup.show()
-        self._roll_up_at = self._clock.monotonic() + spent_s / _ROLLUP_SHARE
+        statistics.export()
+        self._statistics_due_at = self._clock.monotonic() + spent_s / _STATISTICS_SHARE
 
-    async def _tell_ages(self, fleet: Fleet) -> None:
-        """Tell how long the oldest that waits has waited, as far as that can be known without asking Redis."""
-        metrics, leads = self._context.metrics, self._context.leadership.token is not None
-        unread_s = self._clock.monotonic() - self._context.watermark.applied_until
-        metrics.oldest_response.set(unread_s if leads and self._context.watermark.has_unread else 0)
+    async def _measure_ages(self, fleet: Fleet, *, leads: bool) -> None:
+        """Measure the ages of the oldest unread response and the oldest undelivered command, from memory."""
+        watermark = self._context.watermark
+        unread_s = self._clock.monotonic() - watermark.applied_until if leads and watermark.has_unread else 0
+        self._metrics.oldest_response_age.set(unread_s)
         oldest, agent_ids = self._store.now, list(fleet.queued | fleet.waiting)
-        for start in range(0, len(agent_ids), _AT_A_TIME):
-            agents = [agent for each in agent_ids[start : start + _AT_A_TIME] if (agent := fleet.agents.get(each))]
-            commands = [
-                command
-                for agent in agents
-                for each in agent.oldest_undelivered
-                if (command := fleet.commands.get(each))
-            ]
-            oldest = min([oldest, *(_due_since(command) for command in commands)])
+        for start in range(0, len(agent_ids), _AGENTS_PER_BATCH):
+            for agent_id in agent_ids[start : start + _AGENTS_PER_BATCH]:
+                agent = fleet.agents.get(agent_id)
+                for command_id in agent.oldest_undelivered if agent is not None else ():
+                    command = fleet.commands.get(command_id)
+                    if command is not None:
+                        oldest = min(oldest, _due_since(command))
             await asyncio.sleep(0)
-        metrics.oldest_undelivered.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
+        self._metrics.oldest_undelivered_age.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
 
     async def _compare_clocks(self) -> None:
-        """Keep our time beside the server's, also while standing by, and say where they part."""
+        """Compare the server's clock with the time in use, and log when they begin or cease to differ."""
         await self._store.read_time()
         jumped_s = self._store.time.jumped_s
-        self._context.metrics.clock_jump.set(jumped_s)
-        if bool(jumped_s) != self._has_jumped:
-            self._has_jumped = bool(jumped_s)
+        self._metrics.clock_jump.set(jumped_s)
+        if bool(jumped_s) != self._has_clock_jumped:
+            self._has_clock_jumped = bool(jumped_s)
             if jumped_s:
-                log.warning("clock_jumped", seconds=round(jumped_s, 3), consequence="deadlines keep to the time before")
+                log.warning(
+                    "clock_jumped",
+                    seconds=round(jumped_s, 3),
+                    consequence="deadlines follow the time before the jump",
+                )
             else:
                 log.info("clock_agrees")
 
 
-def _in_parts(measured: Sequence[_Measured]) -> Iterator[Sequence[_Measured]]:
-    """Part what agents measured so that each part is a few milliseconds: one has a value, another has sixty."""
+def _batches(measurements: Sequence[_AgentValues]) -> Iterator[Sequence[_AgentValues]]:
+    """Split agents by the number of their values: one agent has a single value, another one has sixty."""
     start, weight = 0, 0
-    for number, (_, values) in enumerate(measured):
+    for index, (_, values) in enumerate(measurements):
         weight += 1 + len(values)
-        if weight >= _VALUES_AT_A_TIME:
-            yield measured[start : number + 1]
-            start, weight = number + 1, 0
-    yield measured[start:]
+        if weight >= _VALUES_PER_BATCH:
+            yield measurements[start : index + 1]
+            start, weight = index + 1, 0
+    yield measurements[start:]
 
 
 def _due_since(command: Command) -> float:
-    """Give since when a command could have been taken: of one that was scheduled, that is not when it was accepted."""
+    """Return the time since which a command could have been delivered: its acceptance, or the end of its schedule."""
     return command.status_since or command.accepted_at if command.bucket == "waiting" else command.accepted_at

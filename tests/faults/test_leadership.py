@@ -109,7 +109,7 @@ async def test_a_standby_is_ready_and_says_what_it_is(server: EmbeddedServer, pr
         status, text = await leader.get("/readyz?verbose")
         assert (status, json.loads(text)["role"]) == (200, "leader")
         assert await leader.metric("aism_leader") == 1
-        assert [await each.metric("aism_epoch") for each in (leader, standby)] == [1, 1]
+        assert [await each.metric("aism_lease_epoch") for each in (leader, standby)] == [1, 1]
 
 
 async def test_who_leads_no_more_tells_nothing_of_the_fleet(server: EmbeddedServer, prefix: str) -> None:

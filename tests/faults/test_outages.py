@@ -221,7 +221,7 @@ async def test_an_outage_has_a_name_and_passes(
                 assert f'aism_redis_outages_total{{outage="{name}"}} 1.0' in (await _get(engine, "/metrics"))[1]
                 assert (await _get(engine, "/livez"))[0] == 200
                 await _step_again(engine)
-                assert engine.metric("aism_facts_total", event="state_changed") == 3
+                assert engine.metric("aism_audit_events_total", event="state_changed") == 3
             await engine.client.connection_pool.disconnect()
             await load.wait_applied_once(engine, RECOVERS_WITHIN_S)
             await eventually(partial(_shows, engine, 200, "serving", 1))

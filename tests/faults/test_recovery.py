@@ -154,7 +154,7 @@ async def test_it_hears_again_within_five_seconds(
     scene: Scene, fault: Fault, record_property: Callable[[str, object], None]
 ) -> None:
     """What is only published: also where nobody has said that the connection is dead."""
-    engine, heard = scene.engine, "aism_heard_total"
+    engine, heard = scene.engine, "aism_publications_total"
 
     async def is_heard() -> bool:
         event = {"agent_id": "a", "old_state": "x", "new_state": "y"}

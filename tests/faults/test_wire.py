@@ -315,7 +315,7 @@ async def test_whatever_the_wire_does(server: EmbeddedServer, prefix: str, seed:
             if isinstance(cue := chance.choice(tricks)(), Cue):
                 held.append(cue)
             await load.say(engine, 100)
-            facts = engine.metric("aism_facts_total", event="state_changed")
+            facts = engine.metric("aism_audit_events_total", event="state_changed")
             with suppress(AssertionError):  # it may well have come to a stop
                 await eventually(partial(_more_than, engine, facts), chance.choice([0.0, 0.02, 0.2]))
             if held and chance.random() < 0.5:
@@ -327,7 +327,7 @@ async def test_whatever_the_wire_does(server: EmbeddedServer, prefix: str, seed:
 
 
 def _more_than(engine: Running, facts: float) -> bool:
-    return engine.metric("aism_facts_total", event="state_changed") > facts
+    return engine.metric("aism_audit_events_total", event="state_changed") > facts
 
 
 def _without_leadership(engine: Running, dump: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""Laws of what an engine at work exports, whatever others say to it."""
+"""Metrics of a running engine have a bounded number of series, whatever agents and operators send."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from tests.support.engine import Running, eventually, running_engine
 
 
 def series(running: Running) -> set[tuple[str, ...]]:
-    """Give each series that is exported: its name and its labels."""
+    """Return name and labels of each exported series."""
     return {
         (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items())))
         for metric in running.engine.metrics.registry.collect()
@@ -21,7 +21,7 @@ def series(running: Running) -> set[tuple[str, ...]]:
 
 
 def inventions(first: int, last: int) -> Iterator[dict[str, Any]]:
-    """Say something new in every field that an agent may choose."""
+    """Yield messages with a new value in every field that an agent may choose."""
     for n in range(first, last):
         yield {"type": "register", "agent_id": f"a{n}", "payload": {"type": f"type-{n}", "labels": {f"l{n}": f"v{n}"}}}
         yield {"type": "state_transition", "agent_id": f"u{n}", "payload": {"target": f"s{n}"}}
@@ -32,9 +32,9 @@ def inventions(first: int, last: int) -> Iterator[dict[str, Any]]:
 
 
 async def invent(running: Running, first: int, last: int) -> None:
-    """Be an agent, and an operator, who never says the same twice; wait until all of it has been decided on."""
+    """Send messages and requests that never repeat a value, and wait until all are decided."""
     await running.say(*inventions(first, last))
-    await eventually(running.is_drained)  # a command to an agent that is not known is refused
+    await eventually(running.is_drained)  # a command to an unknown agent would be refused
     for n in range(first, last):
         command = {"type": f"work-{n}", "payload": {"type": f"p{n}"}}
         await running.ask(
@@ -49,21 +49,21 @@ async def invent(running: Running, first: int, last: int) -> None:
     await eventually(lambda: running.metric("aism_commands_open") == last)
 
 
-async def test_no_invention_is_a_series(server: EmbeddedServer, prefix: str) -> None:
-    """Whatever agents and operators make up, there are as many series after twice as much of it."""
+async def test_invented_values_add_no_series(server: EmbeddedServer, prefix: str) -> None:
+    """Twice as many invented values give the same series."""
     async with running_engine(server, prefix, sampler__label_values=5) as running:
         await invent(running, 0, 60)
         before = series(running)
         await invent(running, 60, 120)
         assert series(running) - before == set()
         assert running.metric("aism_agents_in_state", type="other", state="other") > 0
-        assert running.metric("aism_command_steps_total", type="other", status="queued") == 115
+        assert running.metric("aism_command_status_changes_total", type="other", status="queued") == 115
 
 
-async def test_what_can_be_counted_is_there_before_it_happens(server: EmbeddedServer, prefix: str) -> None:
-    """A counter that begins at 1 has not grown, to whoever watches it: the first outage would be no outage."""
+async def test_counters_are_exported_as_zero_before_the_first_event(server: EmbeddedServer, prefix: str) -> None:
+    """`increase` does not see a counter that starts at 1: the first outage would raise no alert."""
     async with running_engine(server, prefix) as running:
-        shown = series(running)
+        exported = series(running)
     for name, label, value in (
         ("aism_redis_outages_total", "outage", "refused"),
         ("aism_commits_total", "code", "fenced"),
@@ -71,12 +71,12 @@ async def test_what_can_be_counted_is_there_before_it_happens(server: EmbeddedSe
         ("aism_service_failures_total", "service", "response_consumer"),
         ("aism_service_restarts_total", "service", "response_consumer"),
     ):
-        assert (name, f"{label}={value}") in shown
-    assert [name for name, *_ in shown if name.endswith("_created")] == []
+        assert (name, f"{label}={value}") in exported
+    assert [name for name, *_ in exported if name.endswith("_created")] == []
 
 
-async def test_a_command_that_nobody_takes_grows_old(server: EmbeddedServer, prefix: str) -> None:
-    """Whether it lies in a list or waits for the end of a pause; one that is taken, or not due yet, does not."""
+async def test_the_age_of_the_oldest_undelivered_command_grows(server: EmbeddedServer, prefix: str) -> None:
+    """Commands in a list and commands that wait for the end of a pause count. Delivered and future ones do not."""
     async with running_engine(server, prefix) as running:
 
         async def send(command_id: str, agent_id: str, **options: object) -> None:
@@ -85,40 +85,36 @@ async def test_a_command_that_nobody_takes_grows_old(server: EmbeddedServer, pre
             assert (await running.replied(command_id))["ok"]
 
         def age_s() -> float:
-            return running.metric("aism_oldest_undelivered_command_seconds")
+            return running.metric("aism_oldest_undelivered_command_age_seconds")
 
-        for agent_id in ("lists", "waits"):
+        for agent_id in ("in-list", "paused"):
             await running.say({"type": "register", "agent_id": agent_id, "payload": {"type": "scribe"}})
         await eventually(lambda: running.metric("aism_agents", liveness="unknown") == 2)
-        await send("later", "lists", start_in=3600)
+        await send("future", "in-list", start_in=3600)
         await eventually(lambda: running.metric("aism_commands_open") == 1)
         assert age_s() == 0
-        await send("listed", "lists")
+        await send("listed", "in-list")
         await eventually(lambda: age_s() > 0.05)
-        await running.call("RPOP", running.keys.commands("lists"))
+        await running.call("RPOP", running.keys.commands("in-list"))
         await eventually(lambda: age_s() == 0)
-        await running.ask({"id": "p", "type": "pause", "payload": {"agent_id": "waits"}, "reply": True})
+        await running.ask({"id": "p", "type": "pause", "payload": {"agent_id": "paused"}, "reply": True})
         await running.replied("p")
-        await send("waiting", "waits")
+        await send("waiting", "paused")
         await eventually(lambda: age_s() > 0.05)
 
 
-async def test_every_service_says_when_it_last_worked_and_how_long_it_takes(
-    server: EmbeddedServer, prefix: str
-) -> None:
-    """With nothing to do at all: who stands still is told from who has nothing to do."""
+async def test_idle_services_export_when_they_last_completed_a_step(server: EmbeddedServer, prefix: str) -> None:
+    """An idle service can be told from a stuck one. The duration of an idle poll is not exported."""
     async with running_engine(server, prefix) as running:
         services = [each for each in running.engine.components if isinstance(each, Service)]
 
         def last_at(service: Service) -> float:
-            return running.metric("aism_last_success_timestamp_seconds", service=service.name)
+            return running.metric("aism_service_last_success_timestamp_seconds", service=service.name)
 
         for service in services:
             await eventually(partial(last_at, service))
-            if not service.polls:
-                assert running.metric("aism_run_seconds_count", service=service.name) > 0, service.name
-            else:
-                assert running.metric("aism_run_seconds_count", service=service.name) == 0, service.name
+            steps = running.metric("aism_service_step_duration_seconds_count", service=service.name)
+            assert (steps == 0) is service.polls, service.name
         before = time.time()
-        often = [each for each in services if each.name in {"response_consumer", "elector", "listener", "sampler"}]
-        await eventually(lambda: min(map(last_at, often)) > before)
+        frequent = [each for each in services if each.name in {"response_consumer", "elector", "listener", "sampler"}]
+        await eventually(lambda: min(map(last_at, frequent)) > before)

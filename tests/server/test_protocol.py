@@ -158,7 +158,7 @@ async def test_its_own_events_are_no_declarations(engine: Running, agent: Agent)
     await eventually(lambda: engine.state("b"))
     await eventually(engine.is_drained)
     assert [fact["new_state"] for fact in await engine.audit("state_changed")] == ["one", "two", "three", "last"]
-    await eventually(lambda: engine.metric("aism_heard_total", outcome="declaration") == 1)
+    await eventually(lambda: engine.metric("aism_publications_total", outcome="declaration") == 1)
 
 
 async def test_what_is_published_and_means_nothing_is_buried(engine: Running, agent: Agent) -> None:
@@ -482,7 +482,7 @@ async def test_what_an_engine_knew_the_next_one_knows(server: EmbeddedServer, pr
         await eventually(lambda: engine.audit("command_succeeded"))
         assert await engine.state("a") == "idle"
         duplicates = {"service": "response_consumer", "type": "state_transition", "outcome": "duplicate"}
-        await eventually(lambda: engine.metric("aism_work_total", **duplicates) == 1)
+        await eventually(lambda: engine.metric("aism_decisions_total", **duplicates) == 1)
         await engine.ask(send("c1"))
         assert (await engine.replied("c1"))["status"] == "queued"  # as it was answered the first time
         assert await agent("LLEN", engine.keys.commands("a")) == 1

@@ -1,4 +1,4 @@
-"""The laws of summing up what agents measured: nothing is left out or counted twice, and no part of it takes long."""
+"""Statistics of measurements count every value once, have bounded labels, and never hold up the event loop for long."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,78 +7,80 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from aism_engine.metric_labels import OTHER, BoundedLabel, MeasurementStats
-from aism_engine.services.sampler import _VALUES_AT_A_TIME, _in_parts
+from aism_engine.services.sampler import _VALUES_PER_BATCH, _batches
 
-KINDS = ["scribe", "judge", "clerk", OTHER]
+TYPES = ["scribe", "judge", "clerk", OTHER]
 NAMES = ["tokens", "cpu", "heat", OTHER]
 
 
-@given(st.lists(st.integers(0, _VALUES_AT_A_TIME // 2), max_size=20))
-def test_a_part_is_as_long_as_its_values_are_many(sizes: list[int]) -> None:
-    """A thousand agents with sixty values each are sixty times as much as with one."""
-    measured = [(f"a{number}", {f"n{n}": 1.0 for n in range(size)}) for number, size in enumerate(sizes)]
-    parts = [list(part) for part in _in_parts(measured)]
-    assert [each for part in parts for each in part] == measured
-    for part in parts:
-        assert sum(1 + len(values) for _, values in part[:-1]) < _VALUES_AT_A_TIME
+@given(st.lists(st.integers(0, _VALUES_PER_BATCH // 2), max_size=20))
+def test_the_size_of_a_batch_is_bounded_by_its_values(sizes: list[int]) -> None:
+    """A thousand agents with sixty values each take sixty times as long as with one."""
+    measurements = [(f"a{number}", {f"n{n}": 1.0 for n in range(size)}) for number, size in enumerate(sizes)]
+    batches = [list(batch) for batch in _batches(measurements)]
+    assert [each for batch in batches for each in batch] == measurements
+    for batch in batches:
+        assert sum(1 + len(values) for _, values in batch[:-1]) < _VALUES_PER_BATCH
 
 
-class Board:
-    """A roll-up, and what is shown of it."""
+class Exported:
+    """Statistics, and the samples that they export."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         self.registry = CollectorRegistry()
-        self.rollup = MeasurementStats(BoundedLabel(50), most, self.registry)
+        self.stats = MeasurementStats(BoundedLabel(50), limit, self.registry)
 
-    def show(self, said: Iterable[tuple[str, Mapping[str, float]]]) -> None:
-        for kind, values in said:
-            self.rollup.add(kind, values)
-        self.rollup.show()
+    def export(self, measurements: Iterable[tuple[str, Mapping[str, float]]]) -> None:
+        for kind, values in measurements:
+            self.stats.add(kind, values)
+        self.stats.export()
 
     def of(self, kind: str, name: str) -> list[float | None]:
         labels = {"type": kind, "name": name}
         value = self.registry.get_sample_value
-        return [value(f"aism_measurement_{what}", labels) for what in ("agents", "min", "max", "mean")]
+        return [value(f"aism_measurement_{statistic}", labels) for statistic in ("agents", "min", "max", "mean")]
 
-    def pairs(self) -> dict[tuple[str, str], float]:
+    def counts(self) -> dict[tuple[str, str], float]:
         (agents,) = (each for each in self.registry.collect() if each.name == "aism_measurement_agents")
         return {(each.labels["type"], each.labels["name"]): each.value for each in agents.samples}
 
 
-@given(st.lists(st.tuples(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(NAMES), st.integers(-9, 9)))))
-def test_each_value_counts_once_and_what_has_a_name_is_exact(said: list[tuple[str, Mapping[str, float]]]) -> None:
-    """Of what is `other` only how many is shown; no more keep their names than may."""
-    board, most = Board(most=3), 3
+@given(st.lists(st.tuples(st.sampled_from(TYPES), st.dictionaries(st.sampled_from(NAMES), st.integers(-9, 9)))))
+def test_every_value_counts_once_and_labelled_statistics_are_exact(
+    measurements: list[tuple[str, Mapping[str, float]]],
+) -> None:
+    """Of `other` only the count is exported. At most `limit` pairs keep their labels."""
+    exported, limit = Exported(limit=3), 3
     for _ in range(4):
-        board.show(said)
-        shown = board.pairs()
-        assert sum(shown.values()) == sum(len(values) for _, values in said)
-        assert len(shown.keys() - {(OTHER, OTHER)}) <= most
-        for kind, name in shown:
+        exported.export(measurements)
+        counts = exported.counts()
+        assert sum(counts.values()) == sum(len(values) for _, values in measurements)
+        assert len(counts.keys() - {(OTHER, OTHER)}) <= limit
+        for kind, name in counts:
             if name == OTHER:
-                assert board.of(kind, name)[1:] == [None] * 3
+                assert exported.of(kind, name)[1:] == [None] * 3
             else:
-                counted = [values[name] for each, values in said if each == kind and name in values]
-                assert board.of(kind, name) == [
-                    len(counted),
-                    min(counted),
-                    max(counted),
-                    sum(counted) / len(counted),
+                expected = [values[name] for each, values in measurements if each == kind and name in values]
+                assert exported.of(kind, name) == [
+                    len(expected),
+                    min(expected),
+                    max(expected),
+                    sum(expected) / len(expected),
                 ]
 
 
-def test_who_invents_names_takes_none_from_what_many_measure() -> None:
-    """They may have come first, and be far more than are kept in mind: what most agents measure has its name in the
-    third round, and keeps it; with the inventors gone everything has its own.
+def test_invented_names_do_not_displace_common_ones() -> None:
+    """The names that most agents measure have their label in the third export and keep it, even if invented ones came
+    first and are more than can be remembered. Without the invented names, every name has its own label.
     """
-    board = Board(most=4)
+    exported = Exported(limit=4)
     inventors = [("smith", {f"junk-{n}-{m}": 1.0 for m in range(64)}) for n in range(100)]
     honest = [("scribe", {"tokens": float(n), "cpu": 0.5}) for n in range(3)]
     for _ in range(6):
-        board.show([*inventors[:50], *honest, *inventors[50:]])
-        told = board.of("scribe", "tokens")
-    assert told == [3, 0, 2, 1]
-    assert {("scribe", "tokens"), ("scribe", "cpu")} <= board.pairs().keys()
-    assert len(board.pairs()) <= 5
-    board.show(honest)
-    assert board.pairs() == {("scribe", "tokens"): 3, ("scribe", "cpu"): 3}
+        exported.export([*inventors[:50], *honest, *inventors[50:]])
+        tokens = exported.of("scribe", "tokens")
+    assert tokens == [3, 0, 2, 1]
+    assert {("scribe", "tokens"), ("scribe", "cpu")} <= exported.counts().keys()
+    assert len(exported.counts()) <= 5
+    exported.export(honest)
+    assert exported.counts() == {("scribe", "tokens"): 3, ("scribe", "cpu"): 3}
