@@ -28,7 +28,7 @@ def tail(
     """Follow the fleet, a line for each event, until Ctrl-C.
 
     Events are the facts of the audit, such as state_changed, agent_first_seen, agent_lost, command_queued,
-    command_succeeded or dead_letter, and what is only published: error, measurement, state_declared.
+    command_succeeded or dead_letter_added, and what is only published: error, measurement, state_declared.
 
     \b
     Example:

@@ -1,58 +1,55 @@
-"""What becomes of dead letters: replayed through the front door, or removed."""
+"""Requests about dead letters: replay one, or purge some. Dead letters are added by `DecisionContext.dead_letter`."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain import responses
-from aism_engine.domain.commands import deadlines
 from aism_engine.domain.commands.accept import accept, find_agent
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
+from aism_engine.domain.responses import decide_response
 from aism_engine.domain.text import truncate
 
-_KIND = "replay_refused"
+_KIND: Final = "replay_refused"
 
 
 def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, Any] | ErrorReply:
-    """Decide on a dead letter once more, as if it had just come: by the same checks, in the commit that removes it.
+    """Decide on a dead letter again as if it had just arrived, and remove it in the same commit.
 
-    A response that is buried again is a new letter, linked to the old one.
+    A response that is dead-lettered again becomes a new dead letter with a link to the old one.
     """
     dead_letter_id = request.payload.dead_letter_id
-    letter = ctx.draft.lookups.dead_letters.get(dead_letter_id)
-    if letter is None:
+    dead_letter = ctx.draft.lookups.dead_letters.get(dead_letter_id)
+    if dead_letter is None:
         return ErrorReply(_KIND, "unknown_dead_letter", f"there is no dead letter {dead_letter_id}")
-    if letter.size != len(letter.raw):
-        return ErrorReply(_KIND, "truncated", f"only {len(letter.raw)} of its {letter.size} bytes are kept here")
-    if letter.source == deadlines.COMMANDS:
-        reply = _send_anew(ctx, request, letter)
-    elif letter.source == responses.SOURCE:
-        reply = _say_again(ctx, dead_letter_id, letter)
+    if dead_letter.size != len(dead_letter.raw):
+        message = f"only {len(dead_letter.raw)} of its {dead_letter.size} bytes are in the dead letter"
+        return ErrorReply(_KIND, "truncated", message)
+    if dead_letter.source == "commands":
+        reply = _send_again(ctx, request, dead_letter)
+    elif dead_letter.source == "response_queue":
+        reply = _decide_again(ctx, dead_letter_id, dead_letter)
     else:
-        return ErrorReply(
-            _KIND, "not_replayable", "what could not be read as a request can't be replayed: send it anew"
-        )
+        message = f"dead letters from {dead_letter.source} cannot be replayed; send the request again"
+        return ErrorReply(_KIND, "not_replayable", message)
     if not isinstance(reply, ErrorReply):
         ctx.add(fx.RemoveDeadLetters((dead_letter_id,)))
-        details = {"dead_letter_id": dead_letter_id, "outcome": reply["outcome"], "source": letter.source}
-        ctx.record("dead_letter_replayed", agent_id=letter.agent_id, code=letter.code, details=details)
+        details = {"dead_letter_id": dead_letter_id, "outcome": reply["outcome"], "source": dead_letter.source}
+        ctx.record("dead_letter_replayed", agent_id=dead_letter.agent_id, code=dead_letter.code, details=details)
     return reply
 
 
-def _send_anew(ctx: DecisionContext, request: m.Replay, letter: fx.DeadLetter) -> dict[str, Any] | ErrorReply:
-    """Send a command that was given up on once more, under a new id, linked to the old one; with the options of that,
-    as long as its record is kept.
-    """
+def _send_again(ctx: DecisionContext, request: m.Replay, dead_letter: fx.DeadLetter) -> dict[str, Any] | ErrorReply:
+    """Send a dead-lettered command under a new id, linked to the old one, with its options if its record is kept."""
     try:
-        body = decode_as(m.CommandMessage, letter.raw)
+        body = decode_as(m.CommandMessage, dead_letter.raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return ErrorReply(_KIND, "invalid_message", str(error))
-    agent = find_agent(ctx, letter.agent_id or "", _KIND)
+    agent = find_agent(ctx, dead_letter.agent_id or "", _KIND)
     if isinstance(agent, ErrorReply):
         return agent
     spec = m.CommandSpec(type=body.type, payload=body.payload)
@@ -75,16 +72,17 @@ def _options_of(command: Command | None) -> m.SendOptions:
     )
 
 
-def _say_again(ctx: DecisionContext, dead_letter_id: str, letter: fx.DeadLetter) -> dict[str, Any] | ErrorReply:
+def _decide_again(ctx: DecisionContext, dead_letter_id: str, dead_letter: fx.DeadLetter) -> dict[str, Any] | ErrorReply:
     try:
-        response = decode_response(letter.raw, ctx.policy.handlers)
+        response = decode_response(dead_letter.raw, ctx.policy.handlers)
     except MalformedError as error:
         return ErrorReply(_KIND, error.code, error.reason)
-    decision = responses.decide_response(ctx.draft, ctx.policy, response, letter.raw, again=True)
+    decision = decide_response(ctx.draft, ctx.policy, response, dead_letter.raw, replayed=True)
     for effect in decision.effects:
         if isinstance(effect, fx.AddDeadLetter):
-            effect = fx.AddDeadLetter(msgspec.structs.replace(effect.dead_letter, replay_of=dead_letter_id))  # noqa: PLW2901
-        ctx.add(effect)
+            ctx.add(fx.AddDeadLetter(msgspec.structs.replace(effect.dead_letter, replay_of=dead_letter_id)))
+        else:
+            ctx.add(effect)
     return {"ok": True, "dead_letter_id": dead_letter_id, "outcome": decision.outcome, "code": decision.code or None}
 
 

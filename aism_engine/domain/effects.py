@@ -1,7 +1,6 @@
-"""What a decision wants written: one small closed set, and nothing else can be written.
+"""Effects: the closed set of writes that a decision may ask for.
 
-An effect names things of the model (an agent, a command, a fact); the store alone knows which keys and which server
-commands they are.
+An effect names things of the domain (an agent, a command, a fact). Only the store knows their keys and server commands.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -11,11 +10,14 @@ from msgspec import Struct
 Channel: TypeAlias = Literal["state_changes", "errors", "measurements"]
 
 Actor: TypeAlias = Literal["agent", "operator", "engine"]
+DeadLetterSource: TypeAlias = Literal["response_queue", "request_queue", "fanout", "commands"]
+"""The queue from which a dead letter was read; `commands` if it is a command whose attempts are used up."""
 
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of the audit: what happened, to whom, by whom, because of which message. `at` is ISO 8601 in UTC, by
-    Redis `TIME`.
+    """One line of the audit: an event, the actor `by` whom it happened, and the message that is its `cause`.
+
+    `at` is ISO 8601 in UTC, by Redis `TIME`.
     """
 
     event: str
@@ -34,9 +36,7 @@ class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """A dead letter: what was given up on, whole, and why. `raw` is the head of it where `size` exceeds
-    `max_message_bytes`.
-    """
+    """A message or command that could not be applied, and the reason. `raw` is only its head if it was oversized."""
 
     code: str
     reason: str
@@ -46,24 +46,24 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     size: int
     agent_id: str | None = None
     replay_of: str | None = None
-    """The dead letter it was before it was replayed, in vain."""
+    """Id of the dead letter whose replay failed."""
 
 
 class SaveAgent(Struct, frozen=True, gc=False):
-    """Set these fields of the agent's record, the authority on it."""
+    """Set fields of the agent's record."""
 
     agent_id: str
     fields: dict[str, str]
 
 
 class IndexAgent(Struct, frozen=True, gc=False):
-    """Count the agent among the known."""
+    """Add the agent to the index of known agents."""
 
     agent_id: str
 
 
 class SetState(Struct, frozen=True, gc=False):
-    """Project the state of the record to the key that agents read."""
+    """Write the state to the key that agents read."""
 
     agent_id: str
     state: str
@@ -86,14 +86,14 @@ class ForgetAgent(Struct, frozen=True, gc=False):
 
 
 class SaveSilent(Struct, frozen=True, gc=False):
-    """Show these agents as silent, each since its instant, and those no longer."""
+    """Mark agents as silent since an instant, and the agents in `over` as no longer silent."""
 
     since: dict[str, float]
     over: list[str]
 
 
 class SaveCommand(Struct, frozen=True, gc=False):
-    """Set these fields of the command's record; `ttl_s` bounds its life once the command has ended."""
+    """Set fields of the command's record. `ttl_s` is set when the command has ended."""
 
     command_id: str
     fields: dict[str, str | bytes]
@@ -106,14 +106,14 @@ class PushCommand(Struct, frozen=True, gc=False):
 
 
 class ReleaseCommand(Struct, frozen=True, gc=False):
-    """Push what the record of the command has as its body: the server copies it, nobody has to read it first."""
+    """Push the body that is in the command's record. The server copies it, so the engine need not read it."""
 
     agent_id: str
     command_id: str
 
 
 class WithdrawCommand(Struct, frozen=True, gc=False):
-    """Take a copy that was not popped yet out of the agent's list. Where there is none any more, push `otherwise`."""
+    """Remove a copy that was not popped yet from the agent's list. If there is none, push `otherwise`."""
 
     agent_id: str
     command_id: str
@@ -121,7 +121,7 @@ class WithdrawCommand(Struct, frozen=True, gc=False):
 
 
 class SaveGroup(Struct, frozen=True, gc=False):
-    """Set these fields of the group's record; `ttl_s` bounds its life once all its members have ended."""
+    """Set fields of the group's record. `ttl_s` is set when all members have ended."""
 
     group_id: str
     fields: dict[str, str | bytes]
@@ -129,19 +129,19 @@ class SaveGroup(Struct, frozen=True, gc=False):
 
 
 class AddFanoutTargets(Struct, frozen=True, gc=False):
-    """Give the engine something to do later, in order: one small message for each target of a request to many."""
+    """Append targets of a request for many to the fan-out queue, one encoded `FanoutTarget` each."""
 
     bodies: list[bytes]
 
 
 class SaveHold(Struct, frozen=True, gc=False):
-    """Set, or with an empty text clear, what holds the whole fleet."""
+    """Set the hold of the whole fleet; an empty text clears it."""
 
     hold: str
 
 
 class SaveRequestReply(Struct, frozen=True, gc=False):
-    """Keep what was answered to a request: asked again, it is answered the same."""
+    """Keep the reply to a request, so that the same request gets the same reply."""
 
     request_id: str
     body: bytes
@@ -149,33 +149,33 @@ class SaveRequestReply(Struct, frozen=True, gc=False):
 
 
 class RemoveDeadLetters(Struct, frozen=True, gc=False):
-    """Remove dead letters by their ids in the stream."""
+    """Remove dead letters by their stream ids."""
 
     dead_letter_ids: tuple[str, ...]
 
 
 class DeliverMail(Struct, frozen=True, gc=False):
-    """Put a message into the agent's inbox."""
+    """Push a message to the agent's inbox."""
 
     agent_id: str
     body: bytes
 
 
 class HoldMail(Struct, frozen=True, gc=False):
-    """Put a message behind those that wait until the agent accepts them."""
+    """Append a message to those that are held until the agent accepts messages."""
 
     agent_id: str
     body: bytes
 
 
 class ReleaseMail(Struct, frozen=True, gc=False):
-    """Put all messages that wait for the agent into its inbox, in their order."""
+    """Move all held messages of the agent to its inbox, in order."""
 
     agent_id: str
 
 
 class SendReply(Struct, frozen=True, gc=False):
-    """Answer an agent's message, or an operator's request (`agent_id` none); if nobody fetches it, it expires."""
+    """Reply to an agent's message, or to an operator's request (`agent_id` is None). An unread reply expires."""
 
     agent_id: str | None
     message_id: str
@@ -206,14 +206,14 @@ class AddDeadLetter(Struct, frozen=True, gc=False):
 
 
 class ExpectScore(Struct, frozen=True, gc=False):
-    """A precondition: the agent has not beaten since `score` was read."""
+    """Precondition: the heartbeat of the agent still has this score."""
 
     agent_id: str
     score: float
 
 
 class ExpectDeadline(Struct, frozen=True, gc=False):
-    """A precondition: the deadline is still there and has not moved."""
+    """Precondition: the deadline still has this instant."""
 
     member: str
     at: float

@@ -1,4 +1,4 @@
-"""Why something was refused, as those who asked are told."""
+"""The reply that says why something was refused."""
 
 from math import ceil
 from typing import Any
@@ -9,7 +9,7 @@ from aism_engine.domain.machines.machine import Refusal
 
 
 class ErrorReply(Struct, frozen=True):
-    """Why something was refused, in the error shape that replies carry."""
+    """The field `error` of a reply."""
 
     type: str
     code: str
@@ -27,5 +27,5 @@ def transition_error(refusal: Refusal) -> ErrorReply:
     if refusal.missing:
         details["missing"] = refusal.missing
     if refusal.retry_after_s is not None:
-        details["retry_after"] = ceil(refusal.retry_after_s * 1000) / 1000  # never too early
+        details["retry_after"] = ceil(refusal.retry_after_s * 1000) / 1000  # rounded up: a retry is never too early
     return ErrorReply("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)

@@ -1,56 +1,56 @@
-"""What it means when an operator asks for something: whom it means, and whether it is allowed now."""
+"""Requests of operators: the handler of each type, and the decisions that are the same for all of them."""
 
 from collections.abc import Callable
 from typing import Any, Final
 
+from aism_engine.domain import dead_letters
 from aism_engine.domain import effects as fx
+from aism_engine.domain.agents import membership, presence
 from aism_engine.domain.commands.accept import send
-from aism_engine.domain.commands.holds import cancel, confirm_losses, hold
-from aism_engine.domain.dead_letters import purge, replay
+from aism_engine.domain.commands.cancel import cancel
+from aism_engine.domain.commands.holds import hold
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, encode
-from aism_engine.domain.text import truncate
 
-SOURCE: Final = "request_queue"
+_HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
+    m.Send: send,
+    m.Cancel: cancel,
+    m.Pause: hold,
+    m.Drain: hold,
+    m.Resume: hold,
+    m.Replay: dead_letters.replay,
+    m.Purge: dead_letters.purge,
+    m.Forget: membership.forget,
+    m.ConfirmLosses: presence.confirm_losses,
+}
 _UNANSWERABLE: Final = frozenset({"wrong_type"})
-"""Codes of requests whose very reply may be what cannot be written."""
+"""Codes of requests whose reply may itself be the key that cannot be written."""
 
 
 def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes) -> Decision:
-    """Decide on a request. Accepted means: what it asks for is committed with the reply that says so.
+    """Decide on a request. The reply that accepts it is committed together with its effects.
 
-    One that was asked before, and decided within the retention, is answered as it was then, and changes nothing.
+    A request id that was decided within `commands.retention` gets the same reply again, and changes nothing.
     """
     decision = Decision(request.kind)
     ctx = DecisionContext(draft, policy, decision, "operator", request.id)
-    answer = draft.request_replies.get(request.id) or draft.lookups.request_replies.get(request.id)
-    if answer is not None:
+    reply = draft.request_replies.get(request.id) or draft.lookups.request_replies.get(request.id)
+    if reply is not None:
         decision.outcome = "duplicate"
     else:
-        answer = _decide(ctx, request, raw)
-        draft.request_replies[request.id] = answer
-        ctx.add(fx.SaveRequestReply(request.id, answer, policy.commands.retention))
+        reply = draft.request_replies[request.id] = _decide(ctx, request, raw)
+        ctx.add(fx.SaveRequestReply(request.id, reply, policy.commands.retention))
     if request.reply:
-        ctx.add(fx.SendReply(None, request.id, answer, policy.protocol.reply_ttl))
-    return decision
-
-
-def dead_letter_request(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
-    """Bury what could not be decoded; whoever asked is told, where it can be read who that was."""
-    decision = Decision("malformed")
-    ctx = DecisionContext(draft, policy, decision, "operator", error.message_id)
-    ctx.dead_letter(error.code, error.reason, raw, source=SOURCE, agent_id=error.agent_id)
-    if error.message_id is not None and error.code not in _UNANSWERABLE:
-        reply = ErrorReply("request_refused", error.code, error.reason)
-        ctx.answer(None, error.message_id, {"ok": False, "error": reply})
+        ctx.add(fx.SendReply(None, request.id, reply, policy.protocol.reply_ttl))
     return decision
 
 
 def _decide(ctx: DecisionContext, request: m.Request, raw: bytes) -> bytes:
+    """Call the handler, and encode the reply."""
     reply = _HANDLERS[type(request)](ctx, request, raw)
     if isinstance(reply, ErrorReply):
         ctx.decision.outcome, ctx.decision.code = "refused", reply.code
@@ -59,23 +59,12 @@ def _decide(ctx: DecisionContext, request: m.Request, raw: bytes) -> bytes:
     return encode({"id": request.id, "timestamp": ctx.draft.at, **reply})
 
 
-def _forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, Any] | ErrorReply:
-    agent_id = request.payload.agent_id
-    agent = ctx.draft.agent(agent_id)
-    if agent is None:
-        return ErrorReply("forget_refused", "unknown_agent", f"there is no agent {agent_id}")
-    ctx.forget(agent, truncate(request.payload.reason or "") or None)
-    return {"ok": True, "agent_id": agent_id}
-
-
-_HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
-    m.Send: send,
-    m.Cancel: cancel,
-    m.Pause: hold,
-    m.Drain: hold,
-    m.Resume: hold,
-    m.Replay: replay,
-    m.Purge: purge,
-    m.Forget: _forget,
-    m.ConfirmLosses: confirm_losses,
-}
+def dead_letter_request(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
+    """Dead-letter a request that cannot be decoded or committed, and reply to it if its id can be read."""
+    decision = Decision("malformed")
+    ctx = DecisionContext(draft, policy, decision, "operator", error.message_id)
+    ctx.dead_letter(error.code, error.reason, raw, source="request_queue", agent_id=error.agent_id)
+    if error.message_id is not None and error.code not in _UNANSWERABLE:
+        reply = ErrorReply("request_refused", error.code, error.reason)
+        ctx.reply(None, error.message_id, {"ok": False, "error": reply})
+    return decision

@@ -1,19 +1,18 @@
-"""What is kept of a text, and how one is named."""
+"""Truncated texts, and digests of messages."""
 
 from hashlib import sha1
 from typing import Final
 
 _HEAD_BYTES: Final = 4096
-"""Of a message, what its digest covers: SHA-1 of 20 MB stalls a server for 94 ms, and the length tells the rest apart.
-"""
-_CLIP: Final = 2000
+"""Bytes that a digest covers: SHA-1 of 20 MB stalls a server for 94 ms. The length tells the rest apart."""
+_MAX_CHARACTERS: Final = 2000
 
 
 def truncate(text: str) -> str:
-    """Keep the head of a text of an agent's, for the audit: 2,000 characters, an arbitrary number."""
-    return text if len(text) <= _CLIP else f"{text[:_CLIP]}…"
+    """Keep the first 2,000 characters of a text from an agent or operator, an arbitrary number."""
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
 
 
 def message_digest(raw: bytes) -> str:
-    """Name a message by the SHA-1 of its first 4 KiB and its length; `peek.lua` and `commit.lua` compute the same."""
+    """Return the SHA-1 of the first 4 KiB of a message and its length; `peek.lua` and `commit.lua` compute the same."""
     return f"{sha1(raw[:_HEAD_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from aism_engine.domain.commands.delivery import command_id_of, decide_deliveries, decide_dispatch
+from aism_engine.domain.commands.lifecycle import may_dispatch
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
@@ -72,7 +73,7 @@ class Dispatcher(Service):
         draft = Draft(fleet, self._store.now)
         agent = draft.agent(agent_id)
         ctx = DecisionContext(draft, self._policy, Decision("dispatch"), "engine")
-        return agent is not None and bool(agent.waiting) and ctx.may_dispatch(agent)
+        return agent is not None and bool(agent.waiting) and may_dispatch(ctx, agent)
 
     def _has_moved(self, fleet: Fleet, agent_id: str, head: bytes, until: int) -> bool:
         agent = fleet.agents.get(agent_id)

@@ -7,6 +7,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
+from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.domain.responses import dead_letter_oversized
@@ -38,7 +39,7 @@ class QueueConsumer(Service, Generic[M]):
         self,
         context: ServiceContext,
         hint: Wakeup,
-        source: str,
+        source: DeadLetterSource,
         limits: QueueLimits,
         decode: Callable[[bytes], M],
     ) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from aism_engine.domain.commands.deadlines import COMMANDS
 from aism_engine.domain.commands.delivery import command_id_of
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.domain.decision import Decision
@@ -13,7 +12,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_request
-from aism_engine.domain.requests import SOURCE, dead_letter_request, decide_request
+from aism_engine.domain.requests import dead_letter_request, decide_request
 from aism_engine.services.base import ServiceContext
 from aism_engine.services.queue_consumer import QueueConsumer, QueueLimits
 from aism_engine.services.wakeup import Wakeup
@@ -28,7 +27,7 @@ class RequestConsumer(QueueConsumer[m.Request]):
     name = "request_consumer"
 
     def __init__(self, context: ServiceContext, hint: Wakeup, fanout: Wakeup, limits: QueueLimits) -> None:
-        super().__init__(context, hint, SOURCE, limits, decode_request)
+        super().__init__(context, hint, "request_queue", limits, decode_request)
         self._fanout = fanout
 
     async def look_up(self, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
@@ -47,7 +46,7 @@ class RequestConsumer(QueueConsumer[m.Request]):
             {message.payload.dead_letter_id for message in messages if isinstance(message, m.Replay)}
         )
         given_up_on = (
-            command_id_of(dead_letter.raw) for dead_letter in dead_letters.values() if dead_letter.source == COMMANDS
+            command_id_of(dead_letter.raw) for dead_letter in dead_letters.values() if dead_letter.source == "commands"
         )
         commands |= {command_id for command_id in given_up_on if command_id is not None}
         saying = {dead_letter.agent_id for dead_letter in dead_letters.values() if dead_letter.agent_id is not None}

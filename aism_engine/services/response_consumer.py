@@ -7,7 +7,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_response
-from aism_engine.domain.responses import SOURCE, dead_letter_response, decide_response
+from aism_engine.domain.responses import dead_letter_response, decide_response
 from aism_engine.services.base import ServiceContext
 from aism_engine.services.queue_consumer import QueueConsumer, QueueLimits
 from aism_engine.services.wakeup import Wakeup
@@ -19,7 +19,7 @@ class ResponseConsumer(QueueConsumer[m.Response | m.Custom]):
     name = "response_consumer"
 
     def __init__(self, context: ServiceContext, hint: Wakeup, limits: QueueLimits) -> None:
-        super().__init__(context, hint, SOURCE, limits, self._decode_response)
+        super().__init__(context, hint, "response_queue", limits, self._decode_response)
 
     async def look_up(self, fleet: Fleet, messages: Sequence[m.Response | m.Custom]) -> Lookups:
         strangers = {message.agent_id for message in messages if message.agent_id not in fleet.agents}

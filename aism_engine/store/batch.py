@@ -77,7 +77,9 @@ class Batch:
     ) -> tuple[list[str], list[Argument]]:
         """Build KEYS and ARGV of `commit.lua`, once: its header says what they are."""
         told = {
-            (fact.agent_id, fact.cause) for fact in self.facts if fact.by == "agent" and fact.event != "dead_letter"
+            (fact.agent_id, fact.cause)
+            for fact in self.facts
+            if fact.by == "agent" and fact.event != "dead_letter_added"
         }
         untold = [each for each in self._heard if each not in told]
         if self.facts or untold:

@@ -86,7 +86,7 @@ class _Cause(msgspec.Struct):
 
     @property
     def tells(self) -> bool:
-        return self.by == "agent" and self.event != "dead_letter" and "" not in {self.agent_id, self.cause}
+        return self.by == "agent" and self.event != "dead_letter_added" and "" not in {self.agent_id, self.cause}
 
 
 _FACTS = msgspec.json.Decoder(list[_Cause])

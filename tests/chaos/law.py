@@ -26,7 +26,7 @@ class Effect(NamedTuple):
     subject: str = ""
 
 
-LETTER: Final = Effect("dead_letter")
+LETTER: Final = Effect("dead_letter_added")
 
 
 @dataclass

@@ -35,7 +35,7 @@ def in_order() -> Evidence:
         fact("agent_registered", "a-0"),
         fact("state_changed", "a-0", old_state="offline", new_state="bootstrap"),
         fact("state_changed", "a-1", old_state="bootstrap", new_state="inbox"),
-        fact("dead_letter", "a-3"),
+        fact("dead_letter_added", "a-3"),
         fact("command_queued", "c", by="operator", command_id="c"),
         fact("command_succeeded", "a-4", command_id="c"),
         fact("message_delivered", "a-5"),

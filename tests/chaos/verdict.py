@@ -10,7 +10,7 @@ from tests.chaos.fates import fates
 from tests.chaos.journal import Asked, Said
 from tests.chaos.law import LETTER, Effect
 
-_ASIDE: Final = frozenset({"agent_first_seen", "command_delivered", "dead_letter", "messages_released"})
+_ASIDE: Final = frozenset({"agent_first_seen", "command_delivered", "dead_letter_added", "messages_released"})
 """Facts beside the point: who met an agent first, whether it was seen to take a command before it said so, and which
 messages were waiting when its state changed is a matter of time; letters are counted as letters.
 """

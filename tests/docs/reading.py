@@ -129,18 +129,14 @@ def argument(call: ast.Call, place: int, name: str) -> ast.expr | None:
 
 
 def codes_of_dead_letters() -> set[str]:
-    """Collect the codes under which anything is buried."""
+    """Collect the codes of dead letters. A response is dead-lettered with the code of a refused admission."""
     found = set()
-    refusals = ("_refuse", 1, "code")
-    for name, place, keyword in (
-        ("dead_letter", 0, "code"),
-        refusals,
-        ("MalformedError", 0, "code"),
-        ("DeadLetter", -1, "code"),
-    ):
+    for name in ("dead_letter", "MalformedError"):
         for call, around in calls(name):
-            node = argument(call, place, keyword) if place >= 0 else argument(call, 99, keyword)
-            found |= literals(node, around)
+            found |= literals(argument(call, 0, "code"), around)
+    for call, around in calls("ErrorReply"):
+        if getattr(around, "name", "") == "admit":
+            found |= literals(argument(call, 1, "code"), around)
     for call, around in calls("_blame"):
         found |= literals(call.args[2], around)
     # A score that moved is that of a heartbeat or a deadline: no message is decided with such a precondition.

@@ -16,8 +16,9 @@ import pytest
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.agents.transitions import StateChange
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.decision import ErrorEvent, StateChange
+from aism_engine.domain.decision import ErrorEvent
 from aism_engine.domain.machines.machine import Refusal
 from aism_engine.domain.protocol import messages as m
 from aism_engine.engine import Engine
@@ -182,8 +183,8 @@ def test_every_fact_is_documented_with_its_fields() -> None:
 
 
 def test_every_source_of_a_change_is_documented() -> None:
-    """The sources that change_state() is told are those that the protocol names."""
-    told = {text for call, place in calls("change_state") for text in literals(argument(call, 2, "source"), place)}
+    """The sources given to change_state() are those that the protocol names."""
+    told = {text for call, place in calls("change_state") for text in literals(argument(call, 3, "source"), place)}
     row = next(row for row in table("Fields of a fact") if row[0] == "`source`")
     assert set(names(row[1])) == told
 

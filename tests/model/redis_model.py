@@ -168,7 +168,9 @@ class RedisModel:
 
     def _entry(self, attempt: Attempt) -> dict[bytes, bytes] | None:
         facts = [effect.fact for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.RecordFact)]
-        told = {(fact.agent_id, fact.cause) for fact in facts if fact.by == "agent" and fact.event != "dead_letter"}
+        told = {
+            (fact.agent_id, fact.cause) for fact in facts if fact.by == "agent" and fact.event != "dead_letter_added"
+        }
         heard = [each for each in attempt.heard if each not in told]
         if not facts and not heard:
             return None

@@ -17,7 +17,7 @@ messages = st.sampled_from([(1, b"1"), (1, b"2"), (50, b""), (90, b"\xff"), (500
 """Any may come twice; the last two differ only past the head that a digest covers."""
 facts = st.builds(
     fx.Fact,
-    event=st.sampled_from(["state_changed", "dead_letter"]),
+    event=st.sampled_from(["state_changed", "dead_letter_added"]),
     at=texts,
     by=st.sampled_from(["agent", "engine"]),
     agent_id=agents,

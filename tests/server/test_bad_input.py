@@ -99,7 +99,7 @@ async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
     assert letter["reason"]
     assert (event["code"], event["message"]) == (code, letter["reason"].decode())
     assert event["details"] == {"digest": message_digest(raw), "size": len(raw)}
-    assert [fact["code"] for fact in await engine.audit("dead_letter")] == [code]
+    assert [fact["code"] for fact in await engine.audit("dead_letter_added")] == [code]
     await eventually(lambda: engine.metric("aism_dead_letters_total", code=code) == 1)
     kept = await engine.call("LRANGE", engine.keys.oversized, 0, -1)
     assert kept == ([raw] if code == "oversized" else [])

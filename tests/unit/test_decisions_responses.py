@@ -534,9 +534,9 @@ def test_a_malformed_message_is_buried_whole(world: World) -> None:
             "details": details,
         }
     ]
-    assert world.facts_of("dead_letter") == [
+    assert world.facts_of("dead_letter_added") == [
         {
-            "event": "dead_letter",
+            "event": "dead_letter_added",
             "agent_id": "a",
             "code": "invalid_utf8",
             "reason": "because",

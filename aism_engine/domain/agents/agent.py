@@ -22,6 +22,9 @@ class Liveness(StrEnum):
     """Said goodbye: its silence is in order."""
 
 
+ABSENT: Final = frozenset({Liveness.LOST, Liveness.LEFT})
+
+
 class ShownLiveness(StrEnum):
     """Liveness as people and programs are shown it: who is fresh by its record may be silent at the moment."""
 

@@ -1,15 +1,20 @@
 """What heartbeats show: an agent met for the first time, one lost, one that has come back."""
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import Liveness
+from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Liveness
+from aism_engine.domain.agents.membership import admit, forget_agent
+from aism_engine.domain.agents.transitions import change_state, declare, mark_returned, refuse
 from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.machines.state_rules import apply_state_terms, needs_repair
 from aism_engine.domain.policy import Policy
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.text import truncate
 
 _JITTER_S: Final = 0.5
 """By how much two of our readings of the server's time may stand in the wrong order."""
@@ -24,8 +29,7 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
     ctx = DecisionContext(draft, policy, decision, "engine")
     agent = draft.agent(agent_id)
     if agent is None:
-        if policy.agents.auto_register and draft.size < policy.agents.max_agents:
-            ctx.admit(agent_id)
+        if isinstance(admit(ctx, agent_id), AgentRecord):
             decision.outcome = "applied"
     elif agent.liveness is Liveness.UNKNOWN:
         agent.liveness = Liveness.FRESH
@@ -54,7 +58,7 @@ def decide_lost(draft: Draft, policy: Policy, agent_id: str, score: float, silen
     decision = Decision("lost")
     ctx = DecisionContext(draft, policy, decision, "engine")
     agent = draft.agent(agent_id)
-    if agent is None or agent.liveness in {Liveness.LOST, Liveness.LEFT}:
+    if agent is None or agent.liveness in ABSENT:
         decision.outcome = "unchanged"
         return decision
     ctx.add(fx.ExpectScore(agent_id, score))
@@ -62,16 +66,24 @@ def decide_lost(draft: Draft, policy: Policy, agent_id: str, score: float, silen
     fields = agent.absence()
     for command_id in agent.open_commands:
         if (command := draft.command(command_id)) is not None and command.on_lost == "fail":
-            ctx.end_command(command, Status.FAILED, code="agent_lost", reason="its agent was lost")
+            end_command(ctx, command, Status.FAILED, code="agent_lost", reason="its agent was lost")
     reason = f"silent for {silent_s:.1f} s"
     ctx.record("agent_lost", agent_id=agent_id, old_state=agent.state, reason=reason)
     ctx.publish_error("agent_lost", reason, agent_id=agent_id)
     target = ctx.machine(agent).on_lost
     if target is not None and target != agent.state:
-        ctx.change_state(agent, target, "lost", fields)
+        change_state(ctx, agent, target, "lost", fields)
     else:
         ctx.add(fx.SaveAgent(agent_id, fields))
     return decision
+
+
+def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
+    """Accept an operator's confirmation that the agents which are silent now are gone: no brake delays their losses."""
+    ctx.draft.confirm_losses()
+    reason = truncate(request.payload.reason or "") or None
+    ctx.record("losses_confirmed", reason=reason, details={"silent": ctx.draft.silent})
+    return {"ok": True, "silent": ctx.draft.silent}
 
 
 def decide_silent(draft: Draft, since: Mapping[str, float], over: Iterable[str]) -> Decision:
@@ -91,7 +103,7 @@ def decide_returned(draft: Draft, policy: Policy, agent_id: str) -> Decision:
     if agent is None or agent.lost_score is None:
         decision.outcome = "unchanged"
         return decision
-    DecisionContext(draft, policy, decision, "engine").mark_returned(agent)
+    mark_returned(DecisionContext(draft, policy, decision, "engine"), agent)
     return decision
 
 
@@ -120,10 +132,10 @@ def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: floa
         decision.outcome = "applied"
     elif seen.state != agent.state:
         ctx.via = "key"
-        refusal = ctx.declare(agent, seen.state)
+        refusal = declare(ctx, agent, seen.state)
         decision.outcome = "applied"
         if refusal is not None:
-            ctx.refuse_transition(agent, refusal)
+            refuse(ctx, agent, refusal)
             ctx.add(fx.SetState(agent_id, agent.state))
     return decision
 
@@ -135,7 +147,8 @@ def decide_expired_agent(draft: Draft, policy: Policy, agent_id: str) -> Decisio
     if agent is None or agent.liveness is Liveness.FRESH:
         decision.outcome = "unchanged"
         return decision
-    DecisionContext(draft, policy, decision, "engine").forget(agent, "away for longer than retention.absent_agent_ttl")
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    forget_agent(ctx, agent, "absent for longer than retention.absent_agent_ttl")
     return decision
 
 
@@ -155,5 +168,5 @@ def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision
     else:
         reason = f"machine {machine.name} does not know {agent.state}"
         ctx.publish_error("state_unknown", reason, agent_id=agent_id)
-        ctx.change_state(agent, machine.on_unknown, "machine", reason=reason)
+        change_state(ctx, agent, machine.on_unknown, "machine", reason=reason)
     return decision

@@ -1,11 +1,13 @@
-"""What a request to many means for one of them."""
+"""Fan-out: the decision on one target of a request for many agents or commands."""
 
 from typing import Any
 
 from msgspec import Struct
 
 from aism_engine.domain.commands.accept import accept, child_id, find_agent
-from aism_engine.domain.commands.holds import cancel_command, hold_agent
+from aism_engine.domain.commands.cancel import cancel_command
+from aism_engine.domain.commands.holds import hold_agent
+from aism_engine.domain.commands.lifecycle import count_in_group
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.error_reply import ErrorReply
@@ -14,7 +16,7 @@ from aism_engine.domain.protocol import messages as m
 
 
 class FanoutTarget(Struct, frozen=True, kw_only=True):
-    """One target of a request to many, as it waits in the errands."""
+    """One element of the fan-out queue: an agent or a command that a group's request is applied to."""
 
     group_id: m.Identifier
     agent_id: m.Identifier | None = None
@@ -22,7 +24,7 @@ class FanoutTarget(Struct, frozen=True, kw_only=True):
 
 
 def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, request: m.Request | None) -> Decision:
-    """Decide on one target, as on a request that means it alone. `request` is none where its record has gone."""
+    """Apply the request of a group to one target. `request` is None if the record of the group has expired."""
     decision = Decision("fanout_target")
     ctx = DecisionContext(draft, policy, decision, "operator", target.group_id)
     group = draft.group(target.group_id)
@@ -31,24 +33,24 @@ def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, req
         return decision
     if group.stopped:
         decision.outcome, decision.code = "refused", "cancelled"
-        ctx.count(target.group_id, "cancelled")
+        count_in_group(ctx, target.group_id, "cancelled")
         return decision
-    reply = _do(ctx, target, request)
+    reply = _apply(ctx, target, request)
     if isinstance(reply, ErrorReply):
         refuse_target(ctx, target, reply.code, reply.message)
-    elif not isinstance(request, m.Send):  # a command is counted at its end
-        ctx.count(target.group_id, "succeeded")
+    elif not isinstance(request, m.Send):  # a command is counted when it ends
+        count_in_group(ctx, target.group_id, "succeeded")
     return decision
 
 
 def refuse_target(ctx: DecisionContext, target: FanoutTarget, code: str, reason: str) -> None:
-    """Count a target that it can't be done for; the others go on."""
+    """Count a target as refused. The other targets of the group are not affected."""
     ctx.decision.outcome, ctx.decision.code = "refused", code
     ctx.record("target_refused", agent_id=target.agent_id, command_id=target.command_id, code=code, reason=reason)
-    ctx.count(target.group_id, "refused")
+    count_in_group(ctx, target.group_id, "refused")
 
 
-def _do(ctx: DecisionContext, target: FanoutTarget, request: m.Request) -> dict[str, Any] | ErrorReply:
+def _apply(ctx: DecisionContext, target: FanoutTarget, request: m.Request) -> dict[str, Any] | ErrorReply:
     match request:
         case m.Send() if target.agent_id is not None:
             agent = find_agent(ctx, target.agent_id)
@@ -59,4 +61,4 @@ def _do(ctx: DecisionContext, target: FanoutTarget, request: m.Request) -> dict[
             return hold_agent(ctx, request, target.agent_id)
         case m.Cancel() if target.command_id is not None:
             return cancel_command(ctx, request, target.command_id)
-    return ErrorReply("request_refused", "internal_error", f"a {request.kind} has no targets")
+    return ErrorReply("request_refused", "internal_error", f"a request of type {request.kind} has no targets")

@@ -1,4 +1,4 @@
-"""What it means that something open has no deadline: its record is there, the index has lost it."""
+"""Orphans: open commands and groups whose record exists but whose deadline is missing from the index."""
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.decision import Decision, DecisionContext
@@ -7,7 +7,7 @@ from aism_engine.domain.policy import Policy
 
 
 def decide_orphan(draft: Draft, policy: Policy, member: str) -> Decision:
-    """Give a command or a group its deadline again, and take it in where the fleet does not hold it."""
+    """Write the deadline of a command or group again, and add it to the fleet if the fleet does not hold it."""
     decision = Decision("orphan", "unchanged")
     ctx = DecisionContext(draft, policy, decision, "engine", member)
     kind, _, name = member.partition(":")
@@ -17,7 +17,8 @@ def decide_orphan(draft: Draft, policy: Policy, member: str) -> Decision:
         decision.outcome = "applied"
     elif kind == "group" and (group := draft.group(name) or draft.lookups.groups.get(name)) and not group.ended:
         draft.add_group(group)
-        # Its record does not tell when its last member is over: one that starts very late is counted as expired.
+        # The record does not say when the last member ends. A member that is scheduled for later than this deadline
+        # is counted as expired.
         ctx.add(fx.SetDeadline(member, draft.now + policy.commands.ttl + policy.commands.retention))
         decision.outcome = "applied"
     return decision

@@ -6,20 +6,18 @@ machine, so that a deadline which was lost is set again.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.machines.machine import PREVIOUS, TransitionCase
 from aism_engine.domain.policy import Policy
 
-if TYPE_CHECKING:
-    from aism_engine.domain.decision import DecisionContext
-
 
 def transition_case(
-    ctx: "DecisionContext", agent: AgentRecord, by: fx.Actor, context: Mapping[str, Any] | None
+    ctx: DecisionContext, agent: AgentRecord, by: fx.Actor, context: Mapping[str, Any] | None
 ) -> TransitionCase:
     """Give what a transition of this agent is judged by now."""
     now = ctx.draft.now
@@ -32,13 +30,13 @@ def transition_case(
     )
 
 
-def _occupants(ctx: "DecisionContext", agent: AgentRecord, state: str) -> int:
+def _occupants(ctx: DecisionContext, agent: AgentRecord, state: str) -> int:
     """Count those in a state who live by the same machine."""
     machines, machine = ctx.policy.machines, ctx.machine(agent)
     return ctx.draft.occupants(state, lambda kind: machines.for_type(kind) is machine)
 
 
-def state_on_return(ctx: "DecisionContext", agent: AgentRecord) -> str:
+def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
     """Give the state of one that was lost and is there again: where its machine says, unless that is full or gone."""
     machine = ctx.machine(agent)
     state = (agent.lost_from or agent.state) if machine.on_return == PREVIOUS else machine.on_return
@@ -56,27 +54,23 @@ def stay(agent_id: str) -> str:
     return f"stay:{agent_id}"
 
 
-def stay_ends_at(ctx: "DecisionContext", agent: AgentRecord) -> float:
+def stay_ends_at(ctx: DecisionContext, agent: AgentRecord) -> float:
     """Give when the longest stay of an agent is over; 0 where it may stay for as long as it likes."""
     longest_s = ctx.machine(agent).state(agent.state).max_stay
     return agent.since + longest_s if longest_s else 0.0
 
 
-def apply_state_terms(ctx: "DecisionContext", agent: AgentRecord) -> dict[str, str]:
+def apply_state_terms(ctx: DecisionContext, agent: AgentRecord) -> dict[str, str]:
     """Have everything be as the state in which the agent is now asks for: the deadline of its stay, and for whom it
     waits. Gives the fields of the record that change.
     """
     state = ctx.machine(agent).state(agent.state)
-    _set_stay(ctx, agent, agent.since + state.max_stay if state.max_stay else 0.0)
+    set_stay(ctx, agent, agent.since + state.max_stay if state.max_stay else 0.0)
     waits_for = state.waits_for
     if waits_for == agent.waits_for:
         return {}
     agent.waits_for = waits_for
     return {"waits_for": waits_for}
-
-
-def unwatch_stay(ctx: "DecisionContext", agent: AgentRecord) -> None:
-    _set_stay(ctx, agent, 0.0)
 
 
 def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
@@ -97,7 +91,8 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
     return shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 
 
-def _set_stay(ctx: "DecisionContext", agent: AgentRecord, until: float) -> None:
+def set_stay(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
+    """Write the deadline of an agent's stay; 0 clears it."""
     if until == agent.stay_until:
         return
     agent.stay_until = until
@@ -105,30 +100,7 @@ def _set_stay(ctx: "DecisionContext", agent: AgentRecord, until: float) -> None:
     ctx.add(fx.SetDeadline(member, until) if until else fx.ClearDeadline(member))
 
 
-def end_stay(ctx: "DecisionContext", agent: AgentRecord) -> None:
-    """Do what is to be done when the longest stay is over: tell of it, and move the agent where its machine says so."""
-    machine, until = ctx.machine(agent), stay_ends_at(ctx, agent)
-    state = machine.state(agent.state)
-    if not until or ctx.draft.now < until - ROUNDING_S:
-        ctx.decision.outcome = "unchanged"
-        agent.stay_until = -1.0  # whatever the deadlines have, it is to be set right
-        _set_stay(ctx, agent, until)
-        return
-    reason = f"in {agent.state} for longer than {state.max_stay:g} s"
-    ctx.record("stay_exceeded", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
-    ctx.publish_error("stay_exceeded", reason, agent_id=agent.agent_id)
-    if not state.after_max_stay:
-        unwatch_stay(ctx, agent)
-        return
-    refusal = machine.check(agent.state, state.after_max_stay, transition_case(ctx, agent, "engine", None))
-    if refusal is None:
-        ctx.change_state(agent, state.after_max_stay, "max_stay", reason=reason)
-    else:
-        ctx.refuse_transition(agent, refusal)
-        _set_stay(ctx, agent, ctx.draft.now + state.max_stay)  # then it is tried again
-
-
-def start_cooldown(ctx: "DecisionContext", agent: AgentRecord, left: str) -> dict[str, str]:
+def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left: str) -> dict[str, str]:
     """Note that a state was left, if it may not be entered again at once; give the fields of the record that change."""
     now = ctx.draft.now
     cooldown_s = ctx.machine(agent).state(left).cooldown
@@ -138,16 +110,3 @@ def start_cooldown(ctx: "DecisionContext", agent: AgentRecord, left: str) -> dic
     if cooldown_s:
         agent.cooling[left] = now + cooldown_s
     return {"cooling": agent.record()["cooling"]}
-
-
-# --- mail -------------------------------------------------------------------------------------------------------------
-
-
-def release_mail(ctx: "DecisionContext", agent: AgentRecord) -> None:
-    """Let an agent have the messages that wait for it, if the state that it is in accepts them."""
-    if not agent.mail_waiting or ctx.machine(agent).state(agent.state).accepts_messages is not True:
-        return
-    count, agent.mail_waiting = agent.mail_waiting, 0
-    ctx.add(fx.ReleaseMail(agent.agent_id))
-    ctx.add(fx.SaveAgent(agent.agent_id, {"mail_waiting": ""}))
-    ctx.record("messages_released", agent_id=agent.agent_id, details={"count": count})

@@ -11,17 +11,21 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
-from aism_engine.domain.machines import state_rules
 from aism_engine.domain.mail.limits import TokenBucket
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
+from aism_engine.domain.text import message_digest
 
 
-def send(
-    ctx: DecisionContext, agent: AgentRecord, recipient: AgentRecord, response: m.Message, message_id: str
-) -> ErrorReply | None:
-    """Deliver a message, or keep it, in the order of all that are for this recipient; or say why not."""
+def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: bytes) -> ErrorReply | None:
+    """Deliver a message to its recipient, hold it until the recipient accepts messages, or refuse it."""
     payload, draft = response.payload, ctx.draft
+    recipient = draft.agent(payload.to)
+    if recipient is None:
+        reason = f"there is no agent {payload.to} to send a message to"
+        ctx.dead_letter("unknown_recipient", reason, raw, source="response_queue", agent_id=agent.agent_id)
+        return ErrorReply("message_refused", "unknown_recipient", reason)
+    message_id = response.id or message_digest(raw).partition(":")[0]
     accepts = ctx.machine(recipient).state(recipient.state).accepts_messages
     error = _why_not(ctx, agent, recipient, payload, accepts=bool(accepts))
     details: dict[str, Any] = {"to": payload.to, "thread_id": payload.thread_id}
@@ -36,7 +40,7 @@ def send(
         content["thread_id"] = payload.thread_id
     body = encode(m.CommandMessage(id=message_id, type="message", payload=content, timestamp=draft.at), recipient.codec)
     if accepts is True:
-        state_rules.release_mail(ctx, recipient)  # its machine was read anew since, and lets it have what waited
+        release_mail(ctx, recipient)  # its machine was read anew since, and lets it have what waited
         ctx.add(fx.DeliverMail(payload.to, body))
         ctx.record("message_delivered", agent_id=agent.agent_id, details=details)
     else:
@@ -83,3 +87,13 @@ def _count(ctx: DecisionContext, agent: AgentRecord, payload: m.MessagePayload) 
     if thread_id is not None:
         hops = draft.hops(thread_id, agent.agent_id) + 1
         draft.set_hops(thread_id, to, max(hops, draft.hops(thread_id, to)))
+
+
+def release_mail(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Deliver the messages that are held for an agent, if its state accepts messages now."""
+    if not agent.mail_waiting or ctx.machine(agent).state(agent.state).accepts_messages is not True:
+        return
+    count, agent.mail_waiting = agent.mail_waiting, 0
+    ctx.add(fx.ReleaseMail(agent.agent_id))
+    ctx.add(fx.SaveAgent(agent.agent_id, {"mail_waiting": ""}))
+    ctx.record("messages_released", agent_id=agent.agent_id, details={"count": count})

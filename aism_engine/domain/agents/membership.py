@@ -1,0 +1,121 @@
+"""Membership of the fleet: how agents are admitted, register, leave, and are forgotten."""
+
+from typing import Any
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import ABSENT, AgentRecord, AgentSnapshot, Liveness
+from aism_engine.domain.agents.transitions import change_state
+from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.lifecycle import end_command
+from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.machines.state_rules import apply_state_terms, set_stay
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.text import truncate
+
+
+def admit(
+    ctx: DecisionContext, agent_id: str, *, kind: str = "admission_refused", registering_as: str | None = None
+) -> AgentRecord | ErrorReply:
+    """Add an agent to the fleet, with the type, labels and state that it has written to Redis itself.
+
+    Only a registration (`registering_as` is its type) adds an agent while `agents.auto_register` is off. `kind` is the
+    type of the error reply.
+    """
+    draft, limits = ctx.draft, ctx.policy.agents
+    if not limits.auto_register and registering_as is None:
+        message = f"{agent_id} has not registered, and agents.auto_register is off"
+        return ErrorReply(kind, "unknown_agent", message)
+    if draft.size >= limits.max_agents:
+        message = f"the fleet is full: agents.max_agents = {limits.max_agents}"
+        return ErrorReply(kind, "fleet_full", message)
+    seen = draft.lookups.snapshots.get(agent_id) or AgentSnapshot()
+    agent = AgentRecord(
+        agent_id=agent_id,
+        type=seen.type or "unknown",
+        labels=seen.labels,
+        state=ctx.policy.machines.for_type(registering_as).initial if seen.state is None else seen.state,
+        since=draft.now,
+        liveness=Liveness.UNKNOWN if seen.score is None else Liveness.FRESH,
+        first_seen_at=draft.now,
+    )
+    draft.add_agent(agent)
+    apply_state_terms(ctx, agent)
+    ctx.add(fx.IndexAgent(agent_id))
+    ctx.add(fx.SaveAgent(agent_id, agent.record()))
+    if seen.state is None:
+        ctx.add(fx.SetState(agent_id, agent.state))
+    ctx.record("agent_first_seen", agent_id=agent_id, type=agent.type, new_state=agent.state)
+    return agent
+
+
+def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _raw: bytes) -> ErrorReply | None:
+    """Apply a registration: a new process of the agent starts, so what an earlier one declared no longer holds."""
+    payload = response.payload
+    agent.type = payload.type
+    agent.registered = True
+    agent.labels = payload.labels
+    agent.capabilities = tuple(payload.capabilities)
+    agent.codec = payload.codec
+    agent.declared, agent.declared_at, agent.declared_via = None, ctx.draft.now, None
+    if agent.liveness in ABSENT:
+        agent.present()
+    machine = ctx.machine(agent)
+    record = agent.record()
+    ctx.add(fx.SaveAgent(agent.agent_id, record))
+    metadata = {name: record[name] for name in ("type", "labels", "capabilities", "codec")}
+    ctx.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": ctx.draft.at}))
+    details = {"machine": machine.name, "version": machine.version}
+    ctx.record("agent_registered", agent_id=agent.agent_id, type=agent.type, details=details)
+    target = machine.on_register
+    if target is None and not machine.knows(agent.state):
+        target = machine.on_unknown  # the agent was in a state of another machine
+    if target is not None and target != agent.state:
+        change_state(ctx, agent, target, "register")
+    elif changed := apply_state_terms(ctx, agent):  # the machine may be another than before
+        ctx.add(fx.SaveAgent(agent.agent_id, changed))
+    return None
+
+
+def heartbeat(_ctx: DecisionContext, _agent: AgentRecord, _response: m.Heartbeat, _raw: bytes) -> ErrorReply | None:
+    """Do nothing more: every response counts as a sign of life already."""
+    return None
+
+
+def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> ErrorReply | None:
+    agent.present(Liveness.LEFT)
+    fields = agent.absence()
+    ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
+    target = ctx.machine(agent).on_goodbye
+    if target is not None and target != agent.state:
+        change_state(ctx, agent, target, "goodbye", fields)
+    else:
+        ctx.add(fx.SaveAgent(agent.agent_id, fields))
+    return None
+
+
+def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, Any] | ErrorReply:
+    agent_id = request.payload.agent_id
+    agent = ctx.draft.agent(agent_id)
+    if agent is None:
+        return ErrorReply("forget_refused", "unknown_agent", f"there is no agent {agent_id}")
+    forget_agent(ctx, agent, truncate(request.payload.reason or "") or None)
+    return {"ok": True, "agent_id": agent_id}
+
+
+def forget_agent(ctx: DecisionContext, agent: AgentRecord, reason: str | None) -> None:
+    """Delete everything that is kept about an agent, and cancel its open commands."""
+    for command_id in agent.open_commands:
+        if command := ctx.draft.command(command_id):
+            end_command(
+                ctx,
+                command,
+                Status.CANCELLED,
+                withdraw_queued=False,
+                code="agent_forgotten",
+                reason="its agent was forgotten",
+            )
+    set_stay(ctx, agent, 0.0)
+    ctx.draft.remove_agent(agent.agent_id)
+    ctx.add(fx.ForgetAgent(agent.agent_id))
+    ctx.record("agent_forgotten", agent_id=agent.agent_id, old_state=agent.state, reason=reason)

@@ -1,0 +1,204 @@
+"""State changes of agents: declared by the agent, forced by the engine, or refused by the state machine."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from aism_engine.clock import ROUNDING_S
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.lifecycle import end_command, find_command, unknown_command
+from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.error_reply import ErrorReply, transition_error
+from aism_engine.domain.machines import state_rules
+from aism_engine.domain.machines.machine import Refusal
+from aism_engine.domain.mail.delivery import release_mail
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import encode
+from aism_engine.domain.text import message_digest, truncate
+
+_UNCHANGED: Final[Mapping[str, str]] = {}
+_CONTEXT_BYTES: Final = 4096
+"""Largest context of a transition that is kept: an arbitrary number. Of a larger one the digest and size are kept."""
+
+
+class StateChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The event on `aism:events:state_changes`. The first four fields are fixed by the protocol."""
+
+    agent_id: str
+    old_state: str
+    new_state: str
+    timestamp: str
+    source: str
+    cause: str | None = None
+
+
+def change_state(
+    ctx: DecisionContext,
+    agent: AgentRecord,
+    state: str,
+    source: str,
+    fields: Mapping[str, str] = _UNCHANGED,
+    *,
+    reason: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> None:
+    """Move the agent to a state, without a check. `fields` of its record are written with the change."""
+    draft, agent_id, old_state, at = ctx.draft, agent.agent_id, agent.state, ctx.draft.at
+    if old_state in ctx.policy.divergence.distill_states:
+        draft.activity(agent_id).distil()
+    agent.state = state
+    agent.since = draft.now
+    changed = {"state": state, "since": at, **fields}
+    changed |= state_rules.start_cooldown(ctx, agent, old_state)
+    changed |= state_rules.apply_state_terms(ctx, agent)
+    details = None
+    if reason or context or agent.explained:
+        kept, details = _kept_context(context)
+        changed |= {"reason": reason or "", "context": kept}
+        agent.explained = bool(reason or context)
+    ctx.add(fx.SaveAgent(agent_id, changed))
+    ctx.add(fx.SetState(agent_id, state))
+    ctx.record(
+        "state_changed",
+        agent_id=agent_id,
+        old_state=old_state,
+        new_state=state,
+        source=source,
+        reason=reason,
+        details=details,
+    )
+    if ctx.policy.protocol.publish_events:
+        event = StateChange(
+            agent_id=agent_id, old_state=old_state, new_state=state, timestamp=at, source="engine", cause=ctx.cause
+        )
+        ctx.add(fx.Publish("state_changes", encode(event)))
+    release_mail(ctx, agent)
+    if source != "lost" and agent.load:
+        _complete_transitions(ctx, agent)
+
+
+def _complete_transitions(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """End the sent commands that asked the agent for the state in which it is now."""
+    for command_id in agent.open_commands:
+        command = ctx.draft.command(command_id)
+        if command is not None and command.target == agent.state and command.was_sent:
+            end_command(ctx, command, Status.SUCCEEDED)
+
+
+def _kept_context(context: Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """Return what is kept of the context of a transition: in the agent's record, and in the details of the fact."""
+    if not context:
+        return "", None
+    encoded = encode(context)
+    if len(encoded) <= _CONTEXT_BYTES:
+        return encoded.decode(), {"context": context}
+    return "", {"context_digest": message_digest(encoded), "context_size": len(encoded)}
+
+
+def declare(
+    ctx: DecisionContext,
+    agent: AgentRecord,
+    target: str,
+    *,
+    by: fx.Actor = "agent",
+    context: Mapping[str, Any] | None = None,
+    reason: str | None = None,
+) -> Refusal | None:
+    """Record the state that an agent declares, and move it there if its machine allows that; else return the refusal.
+
+    `by` is the actor who asked for the transition.
+    """
+    declared = {"declared": target, "declared_at": ctx.draft.at, "declared_via": ctx.via}
+    agent.declared, agent.declared_at, agent.declared_via = target, ctx.draft.now, ctx.via
+    refusal = ctx.machine(agent).check(
+        agent.state, target, lambda: state_rules.transition_case(ctx, agent, by, context or {})
+    )
+    if refusal is None and target != agent.state:
+        change_state(ctx, agent, target, "agent", declared, reason=reason, context=context)
+    else:
+        ctx.decision.outcome = "unchanged"
+        ctx.add(fx.SaveAgent(agent.agent_id, declared))
+    return refusal
+
+
+def refuse(ctx: DecisionContext, agent: AgentRecord, refusal: Refusal) -> ErrorReply:
+    """Record and publish why a transition is refused. The state does not change."""
+    ctx.decision.outcome, ctx.decision.code = "refused", refusal.code
+    reply = transition_error(refusal)
+    ctx.record(
+        "transition_refused",
+        agent_id=agent.agent_id,
+        old_state=refusal.current,
+        new_state=refusal.requested,
+        code=refusal.code,
+        reason=refusal.message,
+    )
+    ctx.publish_error(refusal.code, refusal.message, agent_id=agent.agent_id, details=reply.details)
+    return reply
+
+
+def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Report that the longest stay in a state has passed, and move the agent if its machine names a next state."""
+    machine, until = ctx.machine(agent), state_rules.stay_ends_at(ctx, agent)
+    state = machine.state(agent.state)
+    if not until or ctx.draft.now < until - ROUNDING_S:
+        ctx.decision.outcome = "unchanged"
+        agent.stay_until = -1.0  # so that the deadline is written again, whatever is stored
+        state_rules.set_stay(ctx, agent, until)
+        return
+    reason = f"in {agent.state} for longer than {state.max_stay:g} s"
+    ctx.record("stay_exceeded", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
+    ctx.publish_error("stay_exceeded", reason, agent_id=agent.agent_id)
+    if not state.after_max_stay:
+        state_rules.set_stay(ctx, agent, 0.0)
+        return
+    case = state_rules.transition_case(ctx, agent, "engine", None)
+    refusal = machine.check(agent.state, state.after_max_stay, case)
+    if refusal is None:
+        change_state(ctx, agent, state.after_max_stay, "max_stay", reason=reason)
+    else:
+        refuse(ctx, agent, refusal)
+        state_rules.set_stay(ctx, agent, ctx.draft.now + state.max_stay)  # the engine tries again then
+
+
+def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """End the absence of an agent that gives a sign of life. A lost one also changes to its machine's return state."""
+    state = agent.state
+    if agent.liveness is Liveness.LOST:
+        state = state_rules.state_on_return(ctx, agent)
+    agent.present()
+    fields = agent.absence()
+    ctx.record("agent_returned", agent_id=agent.agent_id)
+    if state == agent.state:
+        ctx.add(fx.SaveAgent(agent.agent_id, fields))
+    else:
+        change_state(ctx, agent, state, "return", fields)
+
+
+def state_transition(
+    ctx: DecisionContext, agent: AgentRecord, response: m.StateTransition, raw: bytes
+) -> ErrorReply | None:
+    """Change the state of an agent as it declares, and end the command that asked for it, if it names one.
+
+    The declaration counts even if the command has already ended.
+    """
+    command = None
+    if response.command_id is not None:
+        command = find_command(ctx, agent, response, raw)
+        if command is None:
+            return unknown_command(ctx, response)
+    payload = response.payload
+    by: fx.Actor = "operator" if command is not None and command.target == payload.target else "agent"
+    reason = truncate(payload.reason or "") or None
+    refusal = declare(ctx, agent, payload.target, by=by, context=payload.context, reason=reason)
+    if refusal is not None:
+        reply = refuse(ctx, agent, refusal)
+        if command is not None:
+            end_command(ctx, command, Status.FAILED, code=refusal.code, reason=refusal.message)
+        return reply
+    if command is not None:
+        end_command(ctx, command, Status.SUCCEEDED)
+    return None

@@ -1,0 +1,62 @@
+"""Cancellation of one command, or of all open commands of a group."""
+
+from typing import Any
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.commands.accept import accept_group, child_id
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.commands.group import Group
+from aism_engine.domain.commands.lifecycle import end_command, withdraw
+from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import encode
+from aism_engine.domain.text import truncate
+
+
+def cancel(ctx: DecisionContext, request: m.Cancel, raw: bytes) -> dict[str, Any] | ErrorReply:
+    payload, draft = request.payload, ctx.draft
+    if payload.command_id is not None:
+        return cancel_command(ctx, request, payload.command_id)
+    group = draft.group(payload.group_id or "")
+    if group is None:
+        message = f"there is no open group {payload.group_id}"
+        return ErrorReply("cancel_refused", "unknown_group", message)
+    group.stopped = True
+    ctx.add(fx.SaveGroup(group.group_id, {"stopped": "1"}))
+    members = draft.members(group.group_id)
+    if not members:  # the fan-out has accepted no command yet, and accepts none of a stopped group
+        return {"ok": True, "group_id": group.group_id, "targets": 0, "status": "succeeded"}
+    cancellation = Group(group_id=request.id, kind=request.kind, total=len(members), needed=len(members))
+    fanout = [encode({"group_id": request.id, "command_id": command_id}) for command_id in members]
+    return accept_group(ctx, request, cancellation, fanout, raw, draft.now, selector="")
+
+
+def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> dict[str, Any] | ErrorReply:
+    """Cancel a command: withdraw it from the agent's list, or send a `cancel` command to an agent that has taken it."""
+    command = ctx.draft.command(command_id)
+    if command is None:
+        return ErrorReply("cancel_refused", "unknown_command", f"there is no command {command_id}")
+    if not command.open:
+        message = f"command {command_id} has already ended: {command.status}"
+        return ErrorReply("cancel_refused", "command_ended", message, {"status": command.status.value})
+    notice = _notice(ctx, request, command)
+    queued = command.status is Status.QUEUED
+    if queued:
+        withdraw(ctx, command, otherwise=notice if command.attempt == 1 else None)
+    if command.attempt > 1 or (command.was_sent and not queued):  # the agent has, or had, a copy
+        ctx.add(fx.PushCommand(command.agent_id, notice))
+    reason = truncate(request.payload.reason or "") or "cancelled by an operator"
+    end_command(ctx, command, Status.CANCELLED, withdraw_queued=False, code="cancelled", reason=reason)
+    return {"ok": True, "command_id": command_id, "agent_id": command.agent_id, "status": command.status}
+
+
+def _notice(ctx: DecisionContext, request: m.Cancel, command: Command) -> bytes:
+    agent = ctx.draft.agent(command.agent_id)
+    message = m.CommandMessage(
+        id=child_id(request.id, command.command_id),
+        type="cancel",
+        payload={"command_id": command.command_id},
+        timestamp=ctx.draft.at,
+    )
+    return encode(message, "json" if agent is None else agent.codec)

@@ -1,0 +1,141 @@
+"""The steps of a command: each writes its record, its deadline, its fact and the counts of its group."""
+
+from collections.abc import Callable
+from typing import Any
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.decision import DecisionContext, Outcome
+from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.protocol import messages as m
+
+
+def advance(
+    ctx: DecisionContext,
+    command: Command,
+    step: Callable[..., dict[str, str]],
+    *arguments: Any,  # noqa: ANN401 - those of the step
+    **named: Any,  # noqa: ANN401
+) -> None:
+    """Take a step of a command, and write its record, its deadline and the index of its agent."""
+    due_at, old_status = command.due_at, command.status
+    fields: dict[str, Any] = step(*arguments, **named)
+    if command.status is not old_status:
+        ctx.decision.status_changes.append(command.status_change(old_status.value, ctx.draft.now))
+    ctx.add(fx.SaveCommand(command.command_id, fields))
+    if command.due_at != due_at:
+        ctx.add(fx.SetDeadline(command.deadline, command.due_at))
+    ctx.draft.index(command)
+
+
+def record_command(
+    ctx: DecisionContext,
+    command: Command,
+    event: str | None = None,
+    *,
+    code: str | None = None,
+    reason: str | None = None,
+) -> None:
+    """Record a fact about a command: `command_{event}`, by default its new status."""
+    ctx.record(
+        f"command_{event or command.status.value}",
+        agent_id=command.agent_id,
+        command_id=command.command_id,
+        type=command.type,
+        code=code,
+        reason=reason,
+        details={"attempt": command.attempt} if command.attempt > 1 else None,
+    )
+
+
+def withdraw(ctx: DecisionContext, command: Command, otherwise: bytes | None = None) -> None:
+    """Remove a copy that the agent has not popped from its list. If there is none, push `otherwise`."""
+    ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, otherwise))
+
+
+def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool) -> None:
+    """Schedule another attempt, after the backoff of the policy."""
+    limits = ctx.policy.commands
+    advance(ctx, command, command.retry, ctx.draft.now, limits.backoff_initial, limits.backoff_max, failed=failed)
+    record_command(ctx, command, "retried", code=code, reason=reason)
+
+
+def end_command(
+    ctx: DecisionContext, command: Command, status: Status, *, withdraw_queued: bool = True, **fields: str
+) -> None:
+    """End an open command: keep its record for the retention, clear its deadline, and count it in its group.
+
+    A copy that is still in the agent's list is withdrawn, unless `withdraw_queued` is false. A command that has already
+    ended is left alone: a state change may have ended it before its result is applied.
+    """
+    if not command.open:
+        return
+    if withdraw_queued and command.status is Status.QUEUED:
+        withdraw(ctx, command)
+    old_status = command.status
+    ended: dict[str, Any] = {**command.end(status, ctx.draft.now), **fields}
+    ctx.decision.status_changes.append(command.status_change(old_status.value, ctx.draft.now))
+    ctx.draft.index(command)
+    ctx.add(fx.SaveCommand(command.command_id, ended, ctx.policy.commands.retention))
+    ctx.add(fx.ClearDeadline(command.deadline))
+    record_command(ctx, command, code=fields.get("code"), reason=fields.get("reason"))
+    if command.group_id is not None:
+        count_in_group(ctx, command.group_id, status.value)
+
+
+def count_in_group(ctx: DecisionContext, group_id: str, outcome: str) -> None:
+    """Count the outcome of one member of a group. A group that has ended is not counted any more."""
+    group = ctx.draft.group(group_id)
+    if group is None:
+        return
+    was_open = group.status == "open"
+    fields: dict[str, str | bytes] = {**group.count(outcome, ctx.draft.now)}
+    ctx.add(fx.SaveGroup(group_id, fields, ctx.policy.commands.retention if group.ended else None))
+    if group.ended:
+        ctx.add(fx.ClearDeadline(group.deadline))
+    if was_open and group.status != "open":
+        event = "group_succeeded" if group.status == "succeeded" else "group_failed"
+        ctx.record(event, type=group.kind, details={"group_id": group_id, **group.counts})
+
+
+def may_dispatch(ctx: DecisionContext, agent: AgentRecord) -> bool:
+    """Tell whether one more command may be pushed to the agent's list now."""
+    return agent.in_flight < ctx.policy.commands.max_in_flight and not ctx.draft.is_paused(agent)
+
+
+def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | None:
+    """Return the command that a response is about.
+
+    The response is dead-lettered if there is no such command, if it belongs to another agent, or if it was never sent.
+    """
+    command_id = response.command_id or ""
+    command = ctx.draft.command(command_id)
+    if command is None:
+        code, reason = "unknown_command", f"there is no command {command_id}"
+    elif command.agent_id != agent.agent_id:
+        code, reason = "foreign_command", f"command {command_id} was sent to another agent"
+    else:
+        outcome = isinstance(response, m.Result | m.Error | m.StateTransition)
+        ctx.draft.activity(agent.agent_id).say_on_command(ctx.draft.now, outcome=outcome)
+        if not command.open:
+            ctx.decision.outcome = _after_end(command, response)
+            return command
+        if command.was_sent:
+            return command
+        code, reason = "not_sent", f"command {command_id} has not been sent yet"
+    ctx.dead_letter(code, reason, raw, source="response_queue", agent_id=agent.agent_id)
+    return None
+
+
+def unknown_command(ctx: DecisionContext, response: m.Response) -> ErrorReply:
+    message = f"command {response.command_id} does not exist, or was not sent to this agent"
+    return ErrorReply("command_refused", ctx.decision.code, message)
+
+
+def _after_end(command: Command, response: m.Response) -> Outcome:
+    """Classify a response to a command that has ended: the same outcome again, the opposite one, or too late."""
+    reported = {m.Result: Status.SUCCEEDED, m.Error: Status.FAILED}.get(type(response))
+    if reported is None or command.status not in {Status.SUCCEEDED, Status.FAILED}:
+        return "late"
+    return "duplicate" if command.status is reported else "contradictory"
