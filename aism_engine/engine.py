@@ -22,8 +22,9 @@ from aism_engine.http.replies import HealthCheck
 from aism_engine.http.routes import create_app
 from aism_engine.http.server import HttpServer
 from aism_engine.metrics import Metrics, start_at_zero
-from aism_engine.ops.audit_stream import History
-from aism_engine.ops.diagnosis import Diagnosis
+from aism_engine.ops.audit_log import AuditLog
+from aism_engine.ops.audit_retention import AuditRetention
+from aism_engine.ops.doctor.collector import FactCollector
 from aism_engine.runtime.component import Component
 from aism_engine.runtime.loop_monitor import LoopMonitor
 from aism_engine.runtime.sd_notify import Notifier
@@ -210,10 +211,10 @@ class Engine:
             interval_s=settings.divergence.poll_interval,
             at_a_time=settings.divergence.batch,
         )
-        kept, history = settings.retention, History(self._clients["history"], keys)
+        kept, retention = settings.retention, AuditRetention(self._clients["history"], keys)
         janitor = Janitor(
             context,
-            history,
+            retention,
             interval_s=kept.trim_interval,
             keep=kept.audit_entries,
             dead_letters_for_s=kept.dead_letter_ttl,
@@ -221,14 +222,14 @@ class Engine:
         )
         archivist = Archiver(
             context,
-            history,
-            settings.archive.directory,
+            settings.archive,
+            AuditLog(self._clients["history"], keys),
+            retention,
             prefix=settings.redis.prefix,
-            every_s=settings.archive.poll_interval,
         )
         sampler = Sampler(
             context,
-            Diagnosis(self._clients["commands"], settings.redis),
+            FactCollector(self._clients["commands"], settings.redis),
             settings.sampler,
             self.notifier.status,
         )

@@ -139,7 +139,7 @@ class Metrics:
         self.archive_lag = gauge("archive_lag_seconds", "Age of the last archived entry, or 0 if nothing waits")
         self.archive_gaps = counter("archive_gaps", "Gaps in the archive: entries trimmed before they were archived")
         self.archive_lost = counter("archive_lost_entries", "Entries in the gaps, if their number is known")
-        self.archive_errors = counter("archive_errors", "Errors of the archive", "trouble")
+        self.archive_errors = counter("archive_errors", "Errors of the archive", "cause")
 
         start_at_zero(self.machine_reloads, ("applied", "refused"))
         start_at_zero(self.publications, ("declaration", "measurement", "merged", "malformed", "dropped"))

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from aism_engine.ops.archive.archive_reader import ArchiveReader
-from aism_engine.ops.archive.archive_writer import Archive
-from aism_engine.ops.audit_stream import History, Tail
+from aism_engine.ops.archive.archive_writer import ArchiveWriter
+from aism_engine.ops.audit_log import AuditLog, AuditTail
 from aism_engine.store.client import connect_url
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -48,8 +48,8 @@ async def main(facts: int, entries: int, folder: Path) -> None:
                 fields = ("commit", f"c{number}", "epoch", "1", "facts", body)
                 pipeline.execute_command("XADD", keys.audit, "*", *fields)
             await pipeline.execute()
-        archive = Archive.open(folder, "bench")
-        tail = Tail(History(client, keys), archive.cursor, _nothing)
+        archive = ArchiveWriter.open(folder, "bench")
+        tail = AuditTail(AuditLog(client, keys), archive.cursor, _nothing)
         began, worked, written, more = time.perf_counter(), time.process_time(), 0, True
         while more:
             reading = await tail.read()

@@ -28,7 +28,7 @@ def with_admin_client(redis: str | None, prefix: str | None, act: Callable[[Admi
     server = load_settings(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
 
     async def session() -> T:
-        async with AdminClient.at(server.url, server.prefix) as admin:
+        async with AdminClient.connect(server.url, server.prefix) as admin:
             return await act(admin)
 
     return asyncio.run(session())

@@ -1,4 +1,4 @@
-"""`aism-engine doctor`: whether Redis, and the way to it, are fit to keep a fleet."""
+"""`aism-engine doctor`: checks Redis, the permissions on it, the way to it, and the keys of the fleet."""
 
 import asyncio
 import stat
@@ -13,10 +13,9 @@ from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import ProgressLine, print_json
 from aism_engine.config import load_settings
-from aism_engine.ops.diagnosis import Diagnosis
-from aism_engine.ops.doctor.examination import DoctorFacts, examine
+from aism_engine.ops.doctor.collector import DoctorFacts, FactCollector, diagnose
+from aism_engine.ops.doctor.environment import ConfigFile
 from aism_engine.ops.doctor.findings import Finding, Severity
-from aism_engine.ops.doctor.surroundings import ConfigFile
 from aism_engine.redact import redacted
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, where
@@ -30,15 +29,15 @@ def doctor(
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     max_keys: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Most keys of the server that are walked over; 0: none.")
+        int, typer.Option(metavar="N", min=0, help="Maximum number of keys to scan; 0 scans none.")
     ] = 1_000_000,
     json: options.Json = False,
 ) -> ExitCode:
-    """Examine the server, the rights on it, the way to it and the keys of the fleet: what is so, why it matters, how to
-    mend it.
+    """Check the server, the permissions on it, the way to it, and the keys of the fleet.
 
-    It writes nothing, and may look at a fleet at work. docs/doctor.md says more on each finding. The exit code is 1
-    where a finding is a danger: something can be lost, or the engine cannot work.
+    Each finding says what was found, why it matters and how to fix it; docs/doctor.md explains all of them. The doctor
+    writes nothing, so it is safe to run beside a working fleet. It exits with 1 if a finding is a danger: data can be
+    lost, or the engine cannot work.
 
     \b
     Example:
@@ -46,30 +45,29 @@ def doctor(
       aism-engine doctor --redis redis://10.0.0.5:6379 --json | jq '.findings[] | select(.severity == "danger")'
     """  # noqa: D301  \b keeps the lines of the example apart
     settings = load_settings(config, overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
-    findings = examine(asyncio.run(_look(settings, _file(config), max_keys)))
-    dangerous = any(finding.severity is Severity.DANGER for finding in findings)
+    findings = diagnose(asyncio.run(_collect(settings, _config_file(config), max_keys)))
+    has_danger = any(finding.severity is Severity.DANGER for finding in findings)
     if json:
-        print_json({"ok": not dangerous, "redis": where(settings), "prefix": settings.prefix, "findings": findings})
+        print_json({"ok": not has_danger, "redis": where(settings), "prefix": settings.prefix, "findings": findings})
     else:
         _print(findings, f"{where(settings)}, prefix {settings.prefix}")
-    return ExitCode.REFUSED if dangerous else ExitCode.DONE
+    return ExitCode.REFUSED if has_danger else ExitCode.DONE
 
 
-async def _look(settings: RedisSettings, file: ConfigFile | None, most: int) -> DoctorFacts:
+async def _collect(settings: RedisSettings, file: ConfigFile | None, max_keys: int) -> DoctorFacts:
     client, progress = connect(settings, ""), ProgressLine()
     try:
-        return await Diagnosis(client, settings).facts(file, most=most, tell=progress.update)
+        return await FactCollector(client, settings).collect(file, max_keys=max_keys, report=progress.update)
     finally:
         progress.clear()
         await client.aclose()
 
 
-def _file(path: Path | None) -> ConfigFile | None:
-    """Look at the rights of the file, and whether a password stands in it."""
+def _config_file(path: Path | None) -> ConfigFile | None:
     if path is None:
         return None
-    alone = load_settings(path, environ={}).settings.redis
-    has_password = bool(alone.sentinel_password) or redacted(alone.url) != alone.url
+    settings = load_settings(path, environ={}).settings.redis
+    has_password = bool(settings.sentinel_password) or redacted(settings.url) != settings.url
     return ConfigFile(path=str(path), mode=stat.S_IMODE(path.stat().st_mode), has_password=has_password)
 
 
@@ -78,11 +76,11 @@ def _print(findings: list[Finding], subject: str) -> None:
     width = max(len(finding.code) for finding in findings)
     indent = " " * (width + 11)
     for finding in findings:
-        lines = [finding.what]
+        lines = [finding.summary]
         if finding.severity in {Severity.DANGER, Severity.WARNING}:
-            lines += (f"Why: {finding.why}", f"Mend: {finding.mend}")
-        elif finding.mend:
-            lines.append(f"Mend: {finding.mend}")
+            lines.append(f"Why: {finding.why}")
+        if finding.fix:
+            lines.append(f"Fix: {finding.fix}")
         head = f"{finding.severity.value:<7}  {finding.code:<{width}}  "
         for line in lines:
             typer.echo(_wrapped(line, head, indent))

@@ -1,4 +1,4 @@
-"""`aism-engine history`: what has become of an agent or a command, and how an agent stood at an instant."""
+"""`aism-engine history`: the recorded facts about an agent or a command, and an agent at an instant."""
 
 import asyncio
 import time
@@ -20,48 +20,48 @@ from aism_engine.clock import from_iso, iso
 from aism_engine.config import load_settings
 from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.ops.archive import directory
 from aism_engine.ops.archive.archive_reader import ArchiveReader
-from aism_engine.ops.audit_log import BEGINNING, Cursor, Line, day, instant
-from aism_engine.ops.audit_stream import Tail
-from aism_engine.ops.timeline import Present, Standing, Timeline
+from aism_engine.ops.archive.directory import read_identity
+from aism_engine.ops.audit_log import BEGINNING, AuditLine, AuditTail, Cursor, EntryKey, entry_day, entry_time
+from aism_engine.ops.timeline import AgentAtInstant, AgentNow, Timeline
 
-_LOOK_EVERY_S: Final = 0.2
+_FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
-"""A fact is written a little after it was so: by the time of one commit, and its repetitions after an outage."""
+"""A fact is written a little after its instant: by the duration of a commit, and of its retries after an outage."""
 
 
-class _Span(NamedTuple):
+class _Period(NamedTuple):
     since: float = float("-inf")
     until: float = float("inf")
 
-    def holds(self, at: float) -> bool:
+    def contains(self, at: float) -> bool:
         return self.since <= at <= self.until
 
 
 def history(  # noqa: PLR0913  each is a flag
-    name: Annotated[str, typer.Argument(metavar="AGENT|COMMAND", show_default=False, help="The id of either.")],
+    name: Annotated[
+        str, typer.Argument(metavar="AGENT|COMMAND", show_default=False, help="Id of an agent or of a command.")
+    ],
     *,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="From then on: an ISO time, or 10m, 2h ago.")
+        str | None, typer.Option(metavar="TIME", help="Only facts since this time: an ISO time, or 10m or 2h ago.")
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Up to then.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with what happens, until Ctrl-C.")] = False,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Only facts until this time.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="The agent's state and open commands at that instant.")
+        str | None, typer.Option("--at", metavar="TIME", help="Show the agent's state and open commands at this time.")
     ] = None,
     archive: Annotated[
-        str | None, typer.Option("--archive", metavar="DIR", help="An archive to read with the audit.")
+        str | None, typer.Option("--archive", metavar="DIR", help="Archive to read; default: archive.directory.")
     ] = None,
     config: options.Config = None,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> None:
-    """Tell what has become of an agent or a command: each fact on a line.
+    """Show the recorded facts about an agent or a command, one per line, or an agent as it was at an instant.
 
-    The archive (of --archive, or the setting archive.directory) and the audit in Redis are read as one. Where
-    something is missing in between, a line says so.
+    The archive and the audit in Redis are read as one log. Where entries are missing, a line says so.
 
     \b
     Example:
@@ -69,178 +69,189 @@ def history(  # noqa: PLR0913  each is a flag
       aism-engine history architect-a1b2c3 --at 2026-11-23T02:00:00Z --archive /var/lib/aism/archive
     """  # noqa: D301  \b keeps the lines of the example apart
     if not is_identifier(name):
-        raise typer.BadParameter(f"AGENT|COMMAND: {name!r} is no id")
+        raise typer.BadParameter(f"{name!r} is not a valid id of an agent or a command")
     now = time.time()
     given = {"--since": since, "--until": until, "--at": at}
     times = {option: parse_time_or_age(option, text, now) for option, text in given.items() if text is not None}
     if at is not None and (since is not None or until is not None or follow):
-        raise typer.BadParameter("--at stands alone: it is one instant")
+        raise typer.BadParameter("--at is a single instant: it cannot be combined with --since, --until or --follow")
     if follow and until is not None:
-        raise typer.BadParameter("--follow goes on, --until ends: give one of them")
+        raise typer.BadParameter("--follow has no end: it cannot be combined with --until")
     flags = {"redis.url": redis, "redis.prefix": prefix, "archive.directory": archive}
     settings = load_settings(config, overrides=flags).settings
     server, path = settings.redis, settings.archive.directory
     progress = ProgressLine()
-    source = _Source(name, _reader(path, server.prefix, progress) if path else None, progress)
+    source = _Source(name, _open_archive(path, server.prefix, progress) if path else None, progress)
     try:
         if at is not None:
-            standing = with_admin_client(server.url, server.prefix, lambda admin: _stood(admin, source, times["--at"]))
+            agent = with_admin_client(
+                server.url, server.prefix, lambda admin: _reconstruct(admin, source, times["--at"])
+            )
             progress.clear()
-            _show(standing, json=json)
+            _print_agent(agent, json=json)
             return
-        span = _Span(times.get("--since", float("-inf")), times.get("--until", float("inf")))
-        told = with_admin_client(
-            server.url, server.prefix, lambda admin: _tell(admin, source, span, follow=follow, json=json)
+        period = _Period(times.get("--since", float("-inf")), times.get("--until", float("inf")))
+        printed = with_admin_client(
+            server.url, server.prefix, lambda admin: _print_facts(admin, source, period, follow=follow, json=json)
         )
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # how --follow ends
         return
     finally:
         progress.clear()
-    if not told and not follow:
-        kept = f"it is kept since {iso(instant(source.first))}" if source.first else "nothing is kept"
-        raise RefusedError(f"nothing is told of {name} there; {kept}")
+    if not printed and not follow:
+        raise RefusedError(f"no facts about {name} are recorded in that period; {_retention(source.first)}")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 class _Source:
-    """The archive and the audit, as one log, narrowed to the lines that name an id, or tell of something missing."""
+    """The archive and the audit as one log, reduced to lines that contain an id, and notes of missing entries."""
 
-    def __init__(self, name: str, reader: ArchiveReader | None, progress: ProgressLine) -> None:
+    def __init__(self, name: str, archive: ArchiveReader | None, progress: ProgressLine) -> None:
         self.name = name
         self.first = ""
-        """The oldest entry that is kept."""
-        self._reader = reader
+        """Id of the oldest entry that is kept."""
         self.progress = progress
+        self._archive = archive
 
-    async def lines(self, admin: AdminClient, span: _Span, *, follow: bool = False) -> AsyncGenerator[Line]:
-        cursor, reader = Cursor(), self._reader
-        if reader is not None:
-            days = (_day(span.since - _SLACK_S, ""), _day(span.until + 86400, "9999-12-31"))
-            for line in reader.lines(self.name, *days):
+    async def lines(self, admin: AdminClient, period: _Period, *, follow: bool = False) -> AsyncGenerator[AuditLine]:
+        cursor, archive = Cursor(), self._archive
+        if archive is not None:
+            days = (_day(period.since - _SLACK_S, ""), _day(period.until + 86400, "9999-12-31"))
+            for line in archive.lines(self.name, *days):
                 yield line
-            cursor, self.first = reader.cursor, reader.first
-        if cursor.id == BEGINNING and span.since > _SLACK_S:
-            cursor = Cursor(f"{(span.since - _SLACK_S) * 1000:.0f}-0")
-        tail, needle = Tail(admin.history, cursor, self._known), self.name.encode()
+            cursor, self.first = archive.cursor, archive.first
+        if cursor.id == BEGINNING and period.since > _SLACK_S:
+            cursor = Cursor(f"{(period.since - _SLACK_S) * 1000:.0f}-0")
+        tail, needle = AuditTail(admin.audit, cursor, self._find_known), self.name.encode()
         while True:
-            reading = await tail.read()
-            self.first = self.first or reading.first
-            self.progress.update(f"the audit, {reading.behind or 0} entries left")
-            for line in reading.lines:
-                if line.gap or line.rewound or needle in bytes(line.facts):
+            page = await tail.read()
+            self.first = self.first or page.first
+            self.progress.update(f"the audit, {page.behind or 0} entries left")
+            for line in page.lines:
+                if line.gap or line.rollback or needle in bytes(line.facts):
                     yield line
-            if reading.lines and instant(tail.cursor.id) > span.until + _SLACK_S:
+            if page.lines and entry_time(tail.cursor.id) > period.until + _SLACK_S:
                 return
-            if not reading.more:
+            if not page.more:
                 if not follow:
                     return
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
-    async def _known(self, entries: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        return self._reader.known(entries) if self._reader is not None else set()
+    async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
+        return self._archive.known(entries) if self._archive is not None else set()
 
 
-def _reader(path: str, prefix: str, progress: ProgressLine) -> ArchiveReader:
-    folder_path = Path(path)
+def _open_archive(path: str, prefix: str, progress: ProgressLine) -> ArchiveReader:
+    folder = Path(path)
     try:
-        found = directory.identity(folder_path)
+        identity = read_identity(folder)
     except OSError as error:
-        raise RefusedError(f"there is no archive in {path}: {error.strerror}") from None
-    if found.prefix != prefix:
-        raise RefusedError(f"{path} is the archive of the fleet {found.prefix!r}, not of {prefix!r}: give its --prefix")
-    return ArchiveReader(folder_path, progress.update)
+        raise RefusedError(f"{path} is not an archive: {error.strerror}; give its directory with --archive") from None
+    if identity.prefix != prefix:
+        fleet = f"the fleet {identity.prefix!r}, not of {prefix!r}"
+        raise RefusedError(f"{path} is the archive of {fleet}; select the fleet with --prefix")
+    return ArchiveReader(folder, progress.update)
 
 
-def _day(at: float, otherwise: str) -> str:
-    return day(f"{at * 1000:.0f}-0") if 0 <= at < float("inf") else otherwise
+def _day(at: float, default: str) -> str:
+    return entry_day(f"{at * 1000:.0f}-0") if 0 <= at < float("inf") else default
+
+
+def _retention(first: str) -> str:
+    return f"entries are kept since {iso(entry_time(first))}" if first else "no entries are kept"
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-async def _tell(admin: AdminClient, source: _Source, span: _Span, *, follow: bool, json: bool) -> int:
-    """Print what is told, and count it."""
-    told = 0
-    async with aclosing(source.lines(admin, span, follow=follow)) as lines:
+async def _print_facts(admin: AdminClient, source: _Source, period: _Period, *, follow: bool, json: bool) -> int:
+    """Print the facts, and return how many."""
+    printed = 0
+    async with aclosing(source.lines(admin, period, follow=follow)) as lines:
         async for line in lines:
-            for fact in _told(line, source.name, span):
+            for item in _selected(line, source.name, period):
                 source.progress.clear()
-                told += "event" in fact
-                print_json(fact) if json else typer.echo(_written(fact))
-    return told
+                printed += "event" in item
+                print_json(item) if json else typer.echo(_formatted(item))
+    return printed
 
 
-def _told(line: Line, name: str, span: _Span) -> list[dict[str, Any]]:
-    """Pick what is to be told of a line: the facts about this id, each with the entry that it stands in."""
+def _selected(line: AuditLine, name: str, period: _Period) -> list[dict[str, Any]]:
+    """Return the facts of a line about this id, each with the id of its entry, or its note of missing entries."""
     if line.gap is not None:
-        return [{"gap": line.gap}] if span.holds(instant(line.gap.before)) else []
-    if line.rewound is not None:
-        return [{"rewound": line.rewound}] if span.holds(instant(line.rewound.before)) else []
+        return [{"gap": line.gap}] if period.contains(entry_time(line.gap.before)) else []
+    if line.rollback is not None:
+        return [{"rollback": line.rollback}] if period.contains(entry_time(line.rollback.before)) else []
     return [
         {"entry": line.id, **fact}
-        for fact in line.decoded()
-        if name in {fact.get("agent_id"), fact.get("command_id")} and span.holds(_at(fact))
+        for fact in line.decoded_facts()
+        if name in {fact.get("agent_id"), fact.get("command_id")} and period.contains(_time_of(fact))
     ]
 
 
-def _at(fact: dict[str, Any]) -> float:
+def _time_of(fact: dict[str, Any]) -> float:
     try:
         return from_iso(fact["at"])
     except (KeyError, TypeError, ValueError):
-        return float("nan")  # it is none of ours, and in no span
+        return float("nan")  # not written by an engine; no period contains it
 
 
-def _written(fact: dict[str, Any]) -> str:
-    if gap := fact.get("gap"):
-        lost = "an unknown number of" if gap.entries is None else gap.entries
-        return f"--- {lost} entries are missing between {iso(instant(gap.after))} and {iso(instant(gap.before))} ---"
-    if rewound := fact.get("rewound"):
-        since = iso(instant(rewound.after))
-        return f"--- the server went back to {since}: what is told above of later was undone ---"
-    when = datetime.fromtimestamp(_at(fact)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    return f"{when}  {described({name: value for name, value in fact.items() if name not in {'entry', 'at'}})}"
+def _formatted(item: dict[str, Any]) -> str:
+    if gap := item.get("gap"):
+        count = "an unknown number of" if gap.entries is None else gap.entries
+        between = f"{iso(entry_time(gap.after))} and {iso(entry_time(gap.before))}"
+        return f"--- {count} entries are missing between {between} ---"
+    if rollback := item.get("rollback"):
+        since = iso(entry_time(rollback.after))
+        return f"--- the server was rolled back to {since}: the facts above that are later were undone ---"
+    local_time = datetime.fromtimestamp(_time_of(item)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    return f"{local_time}  {described({key: value for key, value in item.items() if key not in {'entry', 'at'}})}"
 
 
 # --- an instant -------------------------------------------------------------------------------------------------------
 
 
-async def _stood(admin: AdminClient, source: _Source, at: float) -> Standing:
-    """Replay all that is kept. What is so now is read first: what changes meanwhile is then among the facts."""
-    present, timeline = None, Timeline(source.name)
-    if (seen := await admin.agent(source.name)) is not None:
-        commands = [(each.command_id, each.type, each.status.value, each.accepted_at) for each in seen.commands]
-        present = Present(state=seen.agent.state, since=seen.agent.since, type=seen.agent.type, commands=commands)
-    async with aclosing(source.lines(admin, _Span())) as lines:
+async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentAtInstant:
+    """Reconstruct the agent at an instant.
+
+    Reads the current records first, so that a change in the meantime is among the facts.
+    """
+    now, timeline = None, Timeline(source.name)
+    if (view := await admin.agent(source.name)) is not None:
+        commands = [(each.command_id, each.type, each.status.value, each.accepted_at) for each in view.commands]
+        now = AgentNow(state=view.agent.state, since=view.agent.since, type=view.agent.type, commands=commands)
+    async with aclosing(source.lines(admin, _Period())) as lines:
         async for line in lines:
             timeline.add(line)
-    standing = timeline.standing(at, source.first, present)
-    if standing.basis == "unknown" and not standing.open_commands:
-        kept = f"it is kept since {standing.recorded_since}" if standing.recorded_since else "nothing is kept"
-        raise RefusedError(f"nothing is told of an agent {source.name} at {standing.at}; {kept}")
-    return standing
+    agent = timeline.reconstruct(at, source.first, now)
+    if agent.basis == "unknown" and not agent.open_commands:
+        raise RefusedError(
+            f"no facts about an agent {source.name} are recorded for {agent.at}; {_retention(source.first)}"
+        )
+    return agent
 
 
-def _show(standing: Standing, *, json: bool) -> None:
+def _print_agent(agent: AgentAtInstant, *, json: bool) -> None:
     if json:
-        print_json(standing)
+        print_json(agent)
         return
-    sure = "" if standing.basis == "recorded" else f" ({standing.basis})"
-    state = standing.state or ("not in the fleet" if standing.presence == "absent" else "unknown")
+    basis = "" if agent.basis == "recorded" else f" ({agent.basis})"
+    state = agent.state or ("not in the fleet" if agent.presence == "absent" else "unknown")
     fields: list[tuple[str, object]] = [
-        ("agent", standing.agent_id),
-        ("at", standing.at),
-        ("state", f"{state}{sure}"),
-        ("since", standing.since),
-        ("type", standing.type),
-        ("presence", standing.presence),
-        ("open", len(standing.open_commands)),
-        ("kept since", standing.recorded_since),
-        *(("note", note) for note in standing.notes),
+        ("agent", agent.agent_id),
+        ("at", agent.at),
+        ("state", f"{state}{basis}"),
+        ("since", agent.since),
+        ("type", agent.type),
+        ("presence", agent.presence),
+        ("open commands", len(agent.open_commands)),
+        ("recorded since", agent.recorded_since),
+        *(("note", note) for note in agent.notes),
     ]
     print_fields(fields)
-    if standing.open_commands:
+    if agent.open_commands:
         typer.echo()
-        rows = ((each.command_id, each.type, each.status, each.since, each.basis) for each in standing.open_commands)
+        rows = ((each.command_id, each.type, each.status, each.since, each.basis) for each in agent.open_commands)
         print_table(("COMMAND", "TYPE", "STATUS", "SINCE", "BASIS"), rows)

@@ -1,48 +1,67 @@
-"""The audit as a log: its entries, the place up to which one has read, and what is said where something is missing.
+"""Reads the audit stream of one fleet as a log.
 
-The id of an entry is `{milliseconds}-{number}`, given by the server, and grows: the time of the entry stands in it. A
-server that has gone back in time (a failover, a backup) may give an id again, to another commit: an entry is known by
-both together.
+Guaranteed: an `AuditTail` returns every entry behind its cursor once, in order, or reports what is missing: a gap
+(entries were trimmed before they were read) or a rollback (the server lost entries that were read already). Not
+guaranteed: the number of entries in a gap, before Redis 7.0 or after the server's own count restarted; and that the
+deletion of single entries by someone else is detected.
+
+An entry id is `{milliseconds}-{number}`, given by the server, increasing, and contains the time of the entry. After a
+failover or a restored backup the server may give the same id to another commit, so an entry is identified by its id
+and its commit together.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
+from itertools import count, repeat
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
 
+from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.keys import Keys
+from aism_engine.store.scripts import AUDIT
+
 BEGINNING: Final = "0-0"
 """Less than the id of any entry."""
-NOTHING: Final = Raw()
 NO_COMMIT: Final = "-"
-"""Of an entry that no engine has written."""
-_CLIP: Final = 4096
+"""Commit of an entry that no engine wrote."""
+PAGE_ENTRIES: Final = 200
+PAGE_BYTES: Final = 1 << 18
+"""Bounds of a page: arbitrary numbers that occupy the server for about a millisecond."""
+_SEARCH_ENTRIES: Final = 100  # read per call while `find_common_entry` searches backwards
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ITEMS: Final = msgspec.json.Decoder(list[Raw])
 
+EntryKey: TypeAlias = tuple[str, str]
+FindKnown: TypeAlias = Callable[[Collection[EntryKey]], Awaitable[set[EntryKey]]]
+"""Returns which of these entries, each given by its id and commit, were read before."""
 
-def order(entry_id: str) -> tuple[int, int]:
-    """Give what ids are compared by. Raises ValueError where it is none."""
+
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """Return the sort key of an entry id. Raises ValueError if it is not an entry id."""
     milliseconds, _, number = entry_id.partition("-")
     return int(milliseconds), int(number or 0)
 
 
-def instant(entry_id: str) -> float:
-    """Give when an entry was written, in unix seconds by Redis `TIME`."""
-    return order(entry_id)[0] / 1000
+def entry_time(entry_id: str) -> float:
+    """Return when an entry was written, in unix seconds by Redis `TIME`."""
+    return entry_order(entry_id)[0] / 1000
 
 
-def day(entry_id: str) -> str:
-    """Give the day of an entry, in UTC: `2026-11-23`. What no calendar holds is the day before all."""
+def entry_day(entry_id: str) -> str:
+    """Return the UTC day of an entry, such as `2026-11-23`; `0001-01-01` if its time is outside the calendar."""
     try:
-        return datetime.fromtimestamp(instant(entry_id), UTC).date().isoformat()
+        return datetime.fromtimestamp(entry_time(entry_id), UTC).date().isoformat()
     except (ValueError, OverflowError, OSError):
         return "0001-01-01"
 
 
 class Cursor(NamedTuple):
-    """The last entry that was read. `number` is how many had ever been written by then; None: the server cannot tell.
+    """The last entry that was read. Without a commit it is only a position, at which no entry need exist.
 
-    Without a commit it is a mere place, of which nobody says that there was an entry.
+    `number` is how many entries had ever been written by then, None if the server cannot tell.
     """
 
     id: str = BEGINNING
@@ -51,106 +70,231 @@ class Cursor(NamedTuple):
 
 
 class Gap(Struct, frozen=True):
-    """What lay between these two was trimmed before it was read; `entries` is how many, None where nobody knows."""
+    """Entries between two ids were trimmed before they were read. `entries` is None if the number is unknown."""
 
     after: str
     before: str
     entries: int | None
 
 
-class Rewound(Struct, frozen=True):
-    """The server has gone back: what was read behind `after`, up to `before`, is not in the audit any more.
-
-    `after` is `0-0` where nothing of what was read is there.
-    """
+class Rollback(Struct, frozen=True):
+    """The server lost the entries after `after` (`0-0`: all of them), up to `before`, that were read already."""
 
     after: str
     before: str
 
 
-class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of an archive: an entry of the audit, or what is to be said of the entries around it.
+class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of an archive: an audit entry, or a note that entries are missing around it.
 
-    `n` is the number of the entry, counted by the server from the first one ever; absent where it cannot tell.
-    `strange` holds the fields of an entry that no engine has written.
+    `n` is the number of the entry, counted by the server since the first one; absent if the server cannot tell.
+    `foreign` holds the fields of an entry that no engine wrote.
     """
 
     id: str = ""
     n: int | None = None
     commit: str = ""
     epoch: str = ""
-    facts: Raw = NOTHING
-    heard: Raw = NOTHING
-    strange: dict[str, str] | None = None
+    facts: Raw = Raw()
+    heard: Raw = Raw()
+    foreign: dict[str, str] | None = None
     gap: Gap | None = None
-    rewound: Rewound | None = None
+    rollback: Rollback | None = None
 
     @property
     def cursor(self) -> Cursor:
         return Cursor(self.id, self.commit, self.n)
 
-    def decoded(self) -> list[dict[str, Any]]:
-        """Decode the facts; what is no object among them is none."""
+    def decoded_facts(self) -> list[dict[str, Any]]:
+        """Decode the facts. Items that are not objects are left out."""
         if not bytes(self.facts):
             return []
         try:
-            found = msgspec.json.decode(self.facts)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return [fact for fact in msgspec.json.decode(self.facts) if isinstance(fact, dict)]
+        except _DECODE_ERRORS:
             return []
-        return [fact for fact in found if isinstance(fact, dict)]
 
 
-def line(entry_id: bytes, fields: dict[bytes, bytes], number: int | None = None) -> Line:
-    """Take an entry as the server gives it. Anyone may have written it: what is not ours is kept as it is, in text."""
+def line_from_entry(entry_id: bytes, fields: dict[bytes, bytes], number: int | None = None) -> AuditLine:
+    """Convert an entry as the server returns it. Anyone may have written it: unknown content is kept as text."""
     facts, heard = _array(fields.get(b"facts", b"[]")), _array(fields.get(b"heard"))
     known = fields.keys() <= {b"commit", b"epoch", b"facts", b"heard"} and fields.get(b"commit")
+    line = AuditLine(id=decode_truncated(entry_id), n=number, commit=_commit(fields))
     if not known or facts is None or heard is None:
-        strange = {clipped(name): clipped(value) for name, value in fields.items()}
-        commit = clipped(fields.get(b"commit") or NO_COMMIT.encode())
-        return Line(id=clipped(entry_id), n=number, commit=commit, strange=strange)
-    return Line(
-        id=clipped(entry_id),
-        n=number,
-        commit=clipped(fields[b"commit"]),
-        epoch=clipped(fields.get(b"epoch", b"")),
-        facts=facts,
-        heard=heard,
-    )
+        foreign = {decode_truncated(name): decode_truncated(value) for name, value in fields.items()}
+        return msgspec.structs.replace(line, foreign=foreign)
+    epoch = decode_truncated(fields.get(b"epoch", b""))
+    return msgspec.structs.replace(line, epoch=epoch, facts=facts, heard=heard)
+
+
+def decode_truncated(value: bytes) -> str:
+    """Decode the first 4096 bytes of a value that anyone may have written; invalid UTF-8 is escaped."""
+    return value[:4096].decode(errors="backslashreplace")
 
 
 def _array(raw: bytes | None) -> Raw | None:
-    """Check that it is a JSON array, on one line; its items are not built. None where it is not."""
+    """Return a JSON array on one line without decoding its items; None if it is not an array."""
     if raw is None:
-        return NOTHING
+        return Raw()
     try:
         raw.decode()
         _ITEMS.decode(raw)
         return Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw or b"\r" in raw else raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _DECODE_ERRORS:
         return None
 
 
-def clipped(value: bytes) -> str:
-    """Read what anyone may have written: the head of it, and what is no UTF-8 escaped."""
-    return value[:_CLIP].decode(errors="backslashreplace")
+def _commit(fields: dict[bytes, bytes]) -> str:
+    return decode_truncated(fields.get(b"commit") or NO_COMMIT.encode())
 
 
-Missing: TypeAlias = Literal["nothing", "gap", "rewound"]
+def check_continuity(
+    cursor: Cursor, commit_at_cursor: str | None, first: str, first_number: int | None
+) -> tuple[Literal["intact", "gap", "rollback"], int | None]:
+    """Return whether the audit still holds everything behind the cursor, and how many entries are missing.
 
-
-def missing(cursor: Cursor, found: str | None, first: str, first_number: int | None) -> tuple[Missing, int | None]:
-    """Judge whether the audit still holds what follows the cursor; where it does not, how many entries are gone.
-
-    `found` is the commit of the entry at the cursor, None where there is none any more; `first` is the id of the oldest
-    entry that is left, and `first_number` its number. Who trims leaves the entry at the cursor of an archive in its
-    place. So where it is gone, either the bound has gone over it, and all that is left is younger; or something older
-    is there still: then the server has gone back to before it was written.
+    `commit_at_cursor` is None if the entry at the cursor is gone. `first` and `first_number` are of the oldest entry.
+    The janitor never trims the entry at an archive's cursor. So if that entry is gone, either the hard bound removed
+    it, and all remaining entries are younger; or an older entry remains, and the server was rolled back.
     """
-    if not cursor.commit or found == cursor.commit:
-        return "nothing", 0
-    if order(first) <= order(cursor.id):
-        return "rewound", None
+    if not cursor.commit or commit_at_cursor == cursor.commit:
+        return "intact", 0
+    if entry_order(first) <= entry_order(cursor.id):
+        return "rollback", None
     if first_number is None or cursor.number is None or first_number <= cursor.number:
-        return "gap", None  # no number, or a count that has begun anew: nobody knows
+        return "gap", None  # the server does not count, or its count restarted
     entries = first_number - cursor.number - 1
-    return ("gap" if entries else "nothing"), entries
+    return ("gap" if entries else "intact"), entries
+
+
+class Page(NamedTuple):
+    """Entries of the audit, and the state of the whole stream. `added` is None before Redis 7.0."""
+
+    now: float
+    length: int
+    added: int | None
+    first: str
+    last: str
+    commit_at_cursor: str | None
+    """Commit of the entry after which the page begins; None if there is no such entry."""
+    entries: list[tuple[bytes, dict[bytes, bytes]]]
+
+    @property
+    def more(self) -> bool:
+        return bool(self.entries) and self.entries[-1][0].decode() != self.last
+
+    @property
+    def first_number(self) -> int | None:
+        return None if self.added is None else self.added - self.length + 1
+
+    def number_of_first_entry(self, cursor: Cursor) -> int | None:
+        """Return the number of this page's first entry as the server counts, None if it cannot be known."""
+        if self.added is None:
+            return None
+        if not self.more:
+            return self.added - len(self.entries) + 1
+        if self.entries[0][0].decode() == self.first:
+            return self.first_number
+        return None if cursor.number is None else cursor.number + 1
+
+
+class AuditLog:
+    """The audit stream of one fleet. Raises `ServerUnavailableError` while the server cannot serve."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    async def page(self, after: str, max_entries: int = PAGE_ENTRIES, max_bytes: int = PAGE_BYTES) -> Page:
+        with naming_outages():
+            seconds, microseconds, length, added, first, last, found, commit, *entries = await AUDIT(
+                self._client, [self._keys.audit], [after, max_entries, max_bytes]
+            )
+        return Page(
+            now=int(seconds) + int(microseconds) / 1_000_000,
+            length=length,
+            added=None if added == b"" else int(added),
+            first=first.decode(),
+            last=last.decode(),
+            commit_at_cursor=decode_truncated(commit or NO_COMMIT.encode()) if found else None,
+            entries=[(entry_id, _fields(values)) for entry_id, values in entries],
+        )
+
+    async def find_common_entry(self, cursor: Cursor, find_known: FindKnown) -> Cursor:
+        """Return the youngest entry, at the cursor or before it, that exists in the audit and was read before.
+
+        The search starts with the newest entries, since a failover takes back little, and looks at ten times as many
+        in each round, so that `find_known` is called only a few times. Without a common entry the result is the
+        beginning: it is another server, and every entry is new.
+        """
+        end, wanted = cursor.id, _SEARCH_ENTRIES
+        while True:
+            candidates: list[EntryKey] = []
+            while len(candidates) < wanted:
+                command = ("XREVRANGE", self._keys.audit, end, "-", "COUNT", _SEARCH_ENTRIES)
+                with naming_outages():
+                    found = await self._client.execute_command(*command)
+                candidates += ((decode_truncated(key), _commit(_fields(values))) for key, values in found)
+                if len(found) < _SEARCH_ENTRIES:
+                    wanted = 0
+                    break
+                end = f"({candidates[-1][0]}"
+            known = await find_known(candidates)
+            common = next((each for each in candidates if each in known), None)
+            if common is not None or not wanted:
+                return Cursor(*common) if common is not None else Cursor()
+            wanted *= 10
+
+
+class TailPage(NamedTuple):
+    """The result of one read. `behind` is the number of unread entries, None if the server does not count them."""
+
+    lines: list[AuditLine]
+    now: float
+    more: bool
+    behind: int | None
+    first: str
+
+
+class AuditTail:
+    """Reads the audit from a cursor on, page by page, and detects missing entries."""
+
+    def __init__(self, audit: AuditLog, cursor: Cursor, find_known: FindKnown) -> None:
+        self.cursor = cursor
+        self._audit = audit
+        self._find_known = find_known
+        self._rollback: Rollback | None = None
+        """Returned with the next entry: alone at the end of a file it would be written again after a restart."""
+
+    async def read(self) -> TailPage:
+        """Read the next page. The note of a gap or a rollback comes right before the entry behind it, never alone."""
+        page = await self._audit.page(self.cursor.id)
+        if not page.length:
+            return TailPage([], page.now, more=False, behind=0, first="")
+        continuity, missing = check_continuity(self.cursor, page.commit_at_cursor, page.first, page.first_number)
+        if continuity == "rollback":
+            before = self._rollback.before if self._rollback else self.cursor.id
+            self.cursor = await self._audit.find_common_entry(self.cursor, self._find_known)
+            self._rollback = Rollback(self.cursor.id, before)
+            return TailPage([], page.now, more=True, behind=None, first=page.first)
+        lines: list[AuditLine] = []
+        if page.entries:
+            if self._rollback is not None:
+                lines.append(AuditLine(rollback=self._rollback))
+                self._rollback = None
+            if continuity == "gap":
+                lines.append(AuditLine(gap=Gap(self.cursor.id, page.first, missing)))
+            # Converting a page takes about a millisecond of CPU, so it runs beside the event loop.
+            lines += await asyncio.to_thread(_lines, page.entries, page.number_of_first_entry(self.cursor))
+            self.cursor = lines[-1].cursor
+        behind = None if page.added is None or self.cursor.number is None else page.added - self.cursor.number
+        return TailPage(lines, page.now, page.more, behind if page.more else 0, page.first)
+
+
+def _lines(entries: list[tuple[bytes, dict[bytes, bytes]]], first: int | None) -> list[AuditLine]:
+    numbers = repeat(None) if first is None else count(first)
+    return [line_from_entry(*entry, number) for entry, number in zip(entries, numbers, strict=False)]
+
+
+def _fields(values: Any) -> dict[bytes, bytes]:  # noqa: ANN401  redis-py returns a dict, a script a flat list
+    return values if isinstance(values, dict) else dict(zip(values[::2], values[1::2], strict=True))

@@ -1,12 +1,12 @@
-"""What can be seen of a fleet from beside its engine. Nothing here writes.
+"""Read-only view of a fleet, for the CLI and the doctor.
 
-What somebody has damaged is left out. All methods raise `ServerUnavailableError` while the server cannot serve.
+Damaged records are left out. All methods raise `ServerUnavailableError` while the server cannot serve.
 """
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct, field
@@ -22,26 +22,26 @@ from aism_engine.store.records import CHUNK, chunks, measurements_in, text
 from aism_engine.store.store import Store, read_dead_letter
 
 _RATES_OVER_S: Final = 10.0
-_RATES_FROM: Final = 1000
-"""Rates are those of so many seconds, and where more is decided of so many commits."""
+_RATES_OVER_COMMITS: Final = 1000
+"""Rates are measured over the shorter of this time and this number of commits."""
 
-Tell = Callable[[str], None]
-"""Hears how far it is, where looking takes its time."""
+Report: TypeAlias = Callable[[str], None]
+"""Receives a description of the progress of a long read."""
 
 
 class AgentView(Struct, frozen=True, kw_only=True):
-    """An agent as Redis shows it: the engine's record of it, and what lies around it."""
+    """An agent: the engine's record of it, its open commands, and what it sent."""
 
     agent: AgentRecord
     heartbeat_age_s: float | None
-    """Since its last heartbeat, by its own clock; None: it has never beaten."""
+    """Time since its last heartbeat, by the agent's clock; None if it never sent one."""
     queued: int | None
-    """Commands in its list that it has not taken yet; None where its key is no list."""
+    """Commands in its list that it has not taken yet; None if the key is not a list."""
     commands: list[Command] = field(default_factory=list)
-    """Those that are open, the oldest first."""
+    """The open commands, oldest first."""
     measurements: dict[str, float] = field(default_factory=dict)
     silent_since: float | None = None
-    """Since when it gives no sign of life, as the engine has seen it; None: it does. Unix seconds by Redis `TIME`."""
+    """When the engine found the agent silent, in unix seconds by Redis `TIME`; None if it is not silent."""
 
     @property
     def liveness(self) -> ShownLiveness:
@@ -49,28 +49,28 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
 
 class Overview(Struct, frozen=True, kw_only=True):
-    """A fleet in figures. Its names are published, and so for ever."""
+    """A fleet in numbers. The field names are published."""
 
     leader: str | None
     hold: str
     agents: int
     held: int
     waiting_for: dict[str, int]
-    """How many wait for a human, or for an agent."""
+    """The number of agents that wait, by whom they wait for: a human or an agent."""
     by_type: dict[str, int]
     by_state: dict[str, int]
     by_liveness: dict[str, int]
     queues: dict[str, int]
     rates: dict[str, float]
-    """Facts of each kind in a second, lately."""
+    """Recent facts per second, by event."""
     commands: dict[str, int]
-    """Those that are open, by their status."""
+    """The number of open commands by status."""
     slowest: list[Command]
-    """Of those whose time has come, the ones that were accepted first."""
+    """The open commands that were accepted first, without those scheduled for later."""
 
 
 class Inspector:
-    """Looks at one fleet."""
+    """Reads one fleet."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
@@ -80,26 +80,24 @@ class Inspector:
     # --- agents -------------------------------------------------------------------------------------------------------
 
     async def agents(self) -> list[AgentView]:
-        """Look at all agents, in the order of their ids."""
-        ids = await self._ids()
-        commands, silent = await self._of_agents(), await self._store.silent()
-        return [seen for chunk in chunks(ids) for seen in await self._look(chunk, commands, silent)]
+        """Read all agents, sorted by id."""
+        return await self._read_agents(await self._agent_ids())
 
     async def agent(self, agent_id: str) -> AgentView | None:
-        found = await self._look([agent_id], await self._of_agents(), await self._store.silent())
-        return next(iter(found), None)
+        return next(iter(await self._read_agents([agent_id])), None)
 
-    async def _ids(self) -> list[str]:
+    async def _agent_ids(self) -> list[str]:
         with naming_outages():
             return sorted(text(member) for member in await self._client.smembers(self._keys.index))
 
-    async def _of_agents(self) -> dict[str, list[Command]]:
-        found: dict[str, list[Command]] = {}
+    async def _read_agents(self, ids: Sequence[str]) -> list[AgentView]:
+        commands: dict[str, list[Command]] = {}
         for command in await self.open_commands():
-            found.setdefault(command.agent_id, []).append(command)
-        return found
+            commands.setdefault(command.agent_id, []).append(command)
+        silent = await self._store.silent()
+        return [view for chunk in chunks(ids) for view in await self._read_chunk(chunk, commands, silent)]
 
-    async def _look(
+    async def _read_chunk(
         self, ids: Sequence[str], commands: Mapping[str, list[Command]], silent: Mapping[str, float]
     ) -> list[AgentView]:
         keys, pipeline = self._keys, self._client.pipeline(transaction=False)
@@ -113,50 +111,50 @@ class Inspector:
         for agent_id in ids:
             record, queued, measurements = next(replies), next(replies), next(replies)
             if (agent := _agent(agent_id, record)) is not None:
-                seen = AgentView(
+                view = AgentView(
                     agent=agent,
-                    heartbeat_age_s=_age_s(now, scores[agent_id]),
+                    heartbeat_age_s=None if (score := scores[agent_id]) is None else now - score_in_seconds(score),
                     queued=queued if isinstance(queued, int) else None,
                     commands=commands.get(agent_id, []),
                     measurements=_measurements(measurements),
                     silent_since=silent.get(agent_id) if agent.liveness is Liveness.FRESH else None,
                 )
-                found.append(seen)
+                found.append(view)
         return found
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
-    async def open_commands(self, tell: Tell | None = None) -> list[Command]:
-        """Read the commands that have not ended, the oldest first. Each has a deadline; nothing lists them by agent."""
+    async def open_commands(self, report: Report | None = None) -> list[Command]:
+        """Read the open commands, oldest first. They are found by their deadlines."""
         with naming_outages():
             members = await self._client.zrange(self._keys.deadlines, 0, -1)
         ids = [text(member).removeprefix("command:") for member in members if member.startswith(b"command:")]
-        return [command for command in await self._commands(ids, tell) if command.open]
+        return [command for command in await self._commands(ids, report) if command.open]
 
-    async def all_commands(self, tell: Tell | None = None) -> list[Command]:
-        """Read the commands that are open or kept, the oldest first. It walks over all keys of the server."""
+    async def all_commands(self, report: Report | None = None) -> list[Command]:
+        """Read the open commands and the ended ones that are still kept, oldest first. Scans all keys of the server."""
         ids, start = [], len(self._keys.command(""))
         with naming_outages():
             async for key in self._client.scan_iter(match=f"{self._keys.command('')}*", count=CHUNK):
                 ids.append(text(key)[start:])
-                if tell is not None and len(ids) % CHUNK == 0:
-                    tell(f"{len(ids)} commands found")
-        return await self._commands(ids, tell)
+                if report is not None and len(ids) % CHUNK == 0:
+                    report(f"{len(ids)} commands found")
+        return await self._commands(ids, report)
 
-    async def _commands(self, ids: Sequence[str], tell: Tell | None) -> list[Command]:
+    async def _commands(self, ids: Sequence[str], report: Report | None) -> list[Command]:
         found: list[Command] = []
         for chunk in chunks(ids):
             found += (await self._store.commands(chunk)).values()
-            if tell is not None:
-                tell(f"{len(found)} of {len(ids)} commands read")
+            if report is not None:
+                report(f"{len(found)} of {len(ids)} commands read")
         return sorted(found, key=lambda command: command.accepted_at)
 
     async def command(self, command_id: str) -> dict[str, str]:
-        """Read the whole record of a command; empty where there is none."""
+        """Read all fields of a command's record; empty if there is none."""
         return await self._record(self._keys.command(command_id))
 
     async def group(self, group_id: str) -> dict[str, str]:
-        """Read the whole record of a request to many; empty where there is none."""
+        """Read all fields of the record of a request to many agents; empty if there is none."""
         return await self._record(self._keys.group(group_id))
 
     async def _record(self, key: str) -> dict[str, str]:
@@ -167,7 +165,7 @@ class Inspector:
     # --- dead letters -------------------------------------------------------------------------------------------------
 
     async def dead_letters(self, since: str = "-", until: str = "+") -> AsyncIterator[tuple[str, DeadLetter]]:
-        """Read the dead letters between two ids of their stream, the oldest first, each with its id."""
+        """Yield the dead letters between two ids of their stream, oldest first, each with its id."""
         while True:
             with naming_outages():
                 entries = await self._client.xrange(self._keys.dead_letters, since, until, count=CHUNK)
@@ -178,11 +176,11 @@ class Inspector:
                 return
             since = f"({text(entries[-1][0])}"
 
-    # --- the whole ----------------------------------------------------------------------------------------------------
+    # --- the fleet ----------------------------------------------------------------------------------------------------
 
-    async def overview(self, slowest: int = 10, tell: Tell | None = None) -> Overview:
-        """Count everything."""
-        keys, now, ids = self._keys, await self._store.read_time(), await self._ids()
+    async def overview(self, slowest: int = 10, report: Report | None = None) -> Overview:
+        """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
+        keys, now, ids = self._keys, await self._store.read_time(), await self._agent_ids()
         counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold", "waits_for")}
         silent, fresh = await self._store.silent(), Liveness.FRESH.value.encode()
         for chunk in chunks(ids):
@@ -197,9 +195,9 @@ class Inspector:
                     row["liveness"] = ShownLiveness.SILENT.value.encode()
                 for name, value in row.items():
                     counted[name][text(value or b"")] += 1
-            if tell is not None:
-                tell(f"{sum(counted['type'].values())} of {len(ids)} agents read")
-        commands = await self.open_commands(tell)
+            if report is not None:
+                report(f"{sum(counted['type'].values())} of {len(ids)} agents read")
+        commands = await self.open_commands(report)
         with naming_outages():
             leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
         return Overview(
@@ -207,7 +205,7 @@ class Inspector:
             hold=text(hold or b""),
             agents=len(ids),
             held=counted["hold"].total() - counted["hold"][""],
-            waiting_for={who: count for who, count in counted["waits_for"].items() if who},
+            waiting_for={actor: count for actor, count in counted["waits_for"].items() if actor},
             **{f"by_{name}": dict(counted[name].most_common()) for name in ("type", "state", "liveness")},
             queues=await self._queues(),
             rates=await self._rates(now),
@@ -230,11 +228,11 @@ class Inspector:
         since = now - _RATES_OVER_S
         with naming_outages():
             entries = await self._client.xrevrange(
-                self._keys.audit, min=f"{since * 1000:.0f}", max="+", count=_RATES_FROM
+                self._keys.audit, min=f"{since * 1000:.0f}", max="+", count=_RATES_OVER_COMMITS
             )
         if not entries:
             return {}
-        if len(entries) == _RATES_FROM:
+        if len(entries) == _RATES_OVER_COMMITS:
             since = int(entries[-1][0].partition(b"-")[0]) / 1000
         counted = Counter[str]()
         for _, fields in entries:
@@ -244,13 +242,7 @@ class Inspector:
         return {event: round(count / span_s, 1) for event, count in counted.most_common()}
 
 
-def _age_s(now: float, score: float | None) -> float | None:
-    if score is None:
-        return None
-    return now - score_in_seconds(score)
-
-
-def _agent(agent_id: str, record: Any) -> AgentRecord | None:  # noqa: ANN401  a reply is what the server makes of it
+def _agent(agent_id: str, record: Any) -> AgentRecord | None:  # noqa: ANN401
     if not isinstance(record, dict):
         return None
     try:

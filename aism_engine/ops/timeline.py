@@ -1,12 +1,12 @@
-"""An agent as it stood at an instant, made out from the facts about it.
+"""Reconstructs one agent at an instant from the recorded facts about it.
 
-What a fact tells is so from its instant on, until another one; what it tells of before (`old_state`) was so until then,
-from the fact before it. Facts may be missing: those that are older than anything that is kept, and those in a gap. An
-answer that does not depend on any of them is `recorded`; one that holds only if none of them changed it is `inferred`,
-and says so.
+A fact holds from its instant until the next fact; its `old_state` held before it, since the fact before it. Facts may
+be missing: those older than the oldest entry that is kept, and those in a gap. The `basis` of an answer is `recorded`
+if no missing fact can change it, `inferred` if it holds only unless a missing fact changed it, and `unknown` if nothing
+is recorded.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -14,10 +14,13 @@ from msgspec import Struct, field
 
 from aism_engine.clock import from_iso, iso
 from aism_engine.domain.effects import Fact
-from aism_engine.ops.audit_log import Line, instant, order
+from aism_engine.ops.audit_log import AuditLine, entry_order, entry_time
 
 Basis: TypeAlias = Literal["recorded", "inferred", "unknown"]
-Presence: TypeAlias = Literal["here", "lost", "left", "absent"]
+Presence: TypeAlias = Literal["present", "lost", "left", "absent"]
+
+_Gaps: TypeAlias = list[tuple[float, float]]
+"""Periods in which facts may be missing."""
 
 _STATUS: Final = {
     "command_scheduled": "scheduled",
@@ -27,25 +30,25 @@ _STATUS: Final = {
     "command_acked": "acked",
     "command_retried": "waiting",
 }
-_OPENING: Final = frozenset({"command_scheduled", "command_waiting", "command_queued"})
-_ENDS: Final = frozenset(
+_ACCEPTED: Final = frozenset({"command_scheduled", "command_waiting", "command_queued"})
+_ENDED: Final = frozenset(
     {"command_succeeded", "command_failed", "command_expired", "command_cancelled", "command_dead"}
 )
 _PRESENCE: Final[dict[str, Presence]] = {
-    "agent_first_seen": "here",
-    "agent_registered": "here",
-    "agent_returned": "here",
+    "agent_first_seen": "present",
+    "agent_registered": "present",
+    "agent_returned": "present",
     "agent_lost": "lost",
     "agent_left": "left",
     "agent_forgotten": "absent",
 }
-_BEFORE: Final = frozenset({"state_changed", "agent_lost", "agent_forgotten", "transition_refused"})
+_WITH_OLD_STATE: Final = frozenset({"state_changed", "agent_lost", "agent_forgotten", "transition_refused"})
 """Facts whose `old_state` is the state that the agent was in."""
-_TYPED: Final = frozenset({"agent_first_seen", "agent_registered", "metadata_changed"})
+_WITH_TYPE: Final = frozenset({"agent_first_seen", "agent_registered", "metadata_changed"})
 
 
-class Open(Struct, frozen=True, kw_only=True):
-    """A command that had not ended. `status` is None where nothing tells how far it was; `since`: from when on."""
+class OpenCommand(Struct, frozen=True, kw_only=True):
+    """A command that had not ended. `status` is None if it is not recorded; `since` is when the status began."""
 
     command_id: str
     type: str | None
@@ -54,34 +57,34 @@ class Open(Struct, frozen=True, kw_only=True):
     basis: Basis
 
 
-class Standing(Struct, frozen=True, kw_only=True):
-    """An agent at an instant. `since` is None where it was so from before anything that is kept."""
+class AgentAtInstant(Struct, frozen=True, kw_only=True):
+    """An agent as it was at `at`. `since` is None if the state began before the oldest entry that is kept."""
 
     agent_id: str
     at: str
     recorded_since: str | None
-    """From when on the facts are kept."""
+    """When the oldest entry that is kept was written."""
     state: str | None = None
     since: str | None = None
     basis: Basis = "unknown"
     type: str | None = None
     presence: Presence | None = None
-    open_commands: list[Open] = field(default_factory=list)
+    open_commands: list[OpenCommand] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-class Present(Struct, frozen=True, kw_only=True):
-    """What the engine's records hold today: they reach back to when each thing began. Instants are unix seconds."""
+class AgentNow(Struct, frozen=True, kw_only=True):
+    """The agent in the engine's current records, which may go back further than the audit. Times are unix seconds."""
 
     state: str
     since: float
     type: str
     commands: list[tuple[str, str, str, float]] = field(default_factory=list)
-    """Those that are open: id, type, status, when it was accepted."""
+    """The open commands: id, type, status, and when each was accepted."""
 
 
-class _Told(NamedTuple):
-    """A fact, when it was so, and in which entry it stands."""
+class _DatedFact(NamedTuple):
+    """A fact, its instant, and the order of the entry that contains it."""
 
     at: float
     fact: Fact
@@ -89,52 +92,52 @@ class _Told(NamedTuple):
 
 
 class Timeline:
-    """Takes in what is kept, in its order, and tells how one agent stood."""
+    """Collects audit lines in their order, and reconstructs one agent from them."""
 
     def __init__(self, agent_id: str) -> None:
         self._agent_id = agent_id
-        self._told: list[_Told] = []
+        self._facts: list[_DatedFact] = []
         self._gaps: list[tuple[str, str]] = []
 
-    def add(self, line: Line) -> None:
+    def add(self, line: AuditLine) -> None:
         if line.gap is not None:
             self._gaps.append((line.gap.after, line.gap.before))
-        if line.rewound is not None:  # what came behind was undone, and the agent was again what it was
-            last = order(line.rewound.after)
-            self._told = [told for told in self._told if told.entry <= last]
+        if line.rollback is not None:  # the agent was again as it was before the facts that the server lost
+            last = entry_order(line.rollback.after)
+            self._facts = [each for each in self._facts if each.entry <= last]
         for fact in facts_of(line):
             if fact.agent_id == self._agent_id:
-                self._told.append(_Told(from_iso(fact.at), fact, order(line.id)))
+                self._facts.append(_DatedFact(from_iso(fact.at), fact, entry_order(line.id)))
 
-    def standing(self, at: float, first: str, present: Present | None = None) -> Standing:
-        """Tell how the agent stood. `first` is the id of the oldest entry that is kept, empty where there is none."""
-        begins = self._begins(first) if first else float("inf")
-        holes = [(float("-inf"), begins), *((instant(after), self._begins(before)) for after, before in self._gaps)]
-        past = [told for told in self._told if told.at <= at]
-        future = [told for told in self._told if told.at > at]
-        standing = Standing(
+    def reconstruct(self, at: float, first: str, now: AgentNow | None = None) -> AgentAtInstant:
+        """Reconstruct the agent. `first` is the id of the oldest entry that is kept, empty if none is kept."""
+        begins_at = self._begin_of(first) if first else float("inf")
+        gaps = [(float("-inf"), begins_at)]
+        gaps += ((entry_time(after), self._begin_of(before)) for after, before in self._gaps)
+        past = [each for each in self._facts if each.at <= at]
+        future = [each for each in self._facts if each.at > at]
+        events = (each.fact.event for each in reversed(past))
+        agent = AgentAtInstant(
             agent_id=self._agent_id,
             at=iso(at),
-            recorded_since=iso(begins) if first else None,
-            type=_type(past, present if not future else None),
-            presence=next(
-                (_PRESENCE[told.fact.event] for told in reversed(past) if told.fact.event in _PRESENCE), None
-            ),
-            open_commands=list(_commands(at, past, future, holes, present)),
+            recorded_since=iso(begins_at) if first else None,
+            type=_type(past, now if not future else None),
+            presence=next((_PRESENCE[event] for event in events if event in _PRESENCE), None),
+            open_commands=list(_open_commands(at, past, future, gaps, now)),
         )
-        return _with_state(standing, at, past, future, holes, present)
+        return _with_state(agent, at, past, future, gaps, now)
 
-    def _begins(self, entry_id: str) -> float:
-        """Give when an entry begins to tell: its facts were so a moment before it was written."""
-        entry = order(entry_id)
-        return min([instant(entry_id), *(told.at for told in self._told if told.entry == entry)])
+    def _begin_of(self, entry_id: str) -> float:
+        """Return the instant of an entry's first fact: facts happen a moment before their entry is written."""
+        entry = entry_order(entry_id)
+        return min([entry_time(entry_id), *(each.at for each in self._facts if each.entry == entry)])
 
 
-def facts_of(line: Line) -> Iterator[Fact]:
-    """Read the facts of an entry; what anyone else has written there is none."""
-    for each in line.decoded():
+def facts_of(line: AuditLine) -> Iterator[Fact]:
+    """Yield the facts of an entry. Items that are not facts are left out, since anyone can write to the audit."""
+    for item in line.decoded_facts():
         try:
-            fact = msgspec.convert(each, Fact)
+            fact = msgspec.convert(item, Fact)
             from_iso(fact.at)
         except (msgspec.ValidationError, ValueError):
             continue
@@ -145,100 +148,97 @@ def facts_of(line: Line) -> Iterator[Fact]:
 
 
 def _with_state(
-    standing: Standing,
+    agent: AgentAtInstant,
     at: float,
-    past: list[_Told],
-    future: list[_Told],
-    holes: list[tuple[float, float]],
-    present: Present | None,
-) -> Standing:
-    """Choose the best evidence: what was told before the instant, then what was told after it, then what is so now."""
-    change = msgspec.structs.replace
-    before = next((told for told in reversed(past) if _after(told.fact) is not None), None)
-    after = next((told for told in future if _before(told.fact) is not None), None)
-    if before is not None and not _hole(holes, before.at, at):
-        return _told(standing, _after(before.fact), iso(before.at), "recorded")
-    if after is not None and not _hole(holes, at, after.at):
-        return _told(standing, _before(after.fact), None, "recorded")
-    if present is not None and present.since <= at:
-        return _told(standing, present.state, iso(present.since), "recorded")
+    past: list[_DatedFact],
+    future: list[_DatedFact],
+    gaps: _Gaps,
+    now: AgentNow | None,
+) -> AgentAtInstant:
+    """Set the state by the best evidence: a fact before the instant, then a fact after it, then the current record."""
+    before = next((each for each in reversed(past) if _state_after(each.fact) is not None), None)
+    after = next((each for each in future if _state_before(each.fact) is not None), None)
+    if before is not None and not _overlap(gaps, before.at, at):
+        return _set(agent, _state_after(before.fact), iso(before.at), "recorded")
+    if after is not None and not _overlap(gaps, at, after.at):
+        return _set(agent, _state_before(after.fact), None, "recorded")
+    if now is not None and now.since <= at:
+        return _set(agent, now.state, iso(now.since), "recorded")
     if after is not None:
-        known = max(end for start, end in holes if start < after.at and end > at)
-        note = f"facts from before {iso(known)} are missing; at {iso(after.at)} it came from this state"
-        if before is not None and _after(before.fact) != _before(after.fact):
-            note += f", while at {iso(before.at)} it had gone to {_after(before.fact) or 'where it is not known'}"
-        return change(_told(standing, _before(after.fact), None, "inferred"), notes=[note])
+        missing_until = max(until for begin, until in gaps if begin < after.at and until > at)
+        note = f"facts before {iso(missing_until)} are missing; this is the state that it left at {iso(after.at)}"
+        if before is not None and _state_after(before.fact) != _state_before(after.fact):
+            note += f"; at {iso(before.at)} its state was {_state_after(before.fact) or 'unknown'}"
+        return _set(agent, _state_before(after.fact), None, "inferred", note)
     if before is not None:
-        note = "facts between these two instants are missing: it may have changed meanwhile"
-        return change(_told(standing, _after(before.fact), iso(before.at), "inferred"), notes=[note])
-    return change(standing, notes=["nothing that is kept tells of its state then"])
+        note = "facts between `since` and `at` are missing: the state may have changed"
+        return _set(agent, _state_after(before.fact), iso(before.at), "inferred", note)
+    return _set(agent, None, None, "unknown", "no recorded fact tells the state at this instant")
 
 
-def _told(standing: Standing, state: str | None, since: str | None, basis: Basis) -> Standing:
-    """An empty state is that of one who does not belong to the fleet."""
-    presence: Presence | None = "absent" if state == "" else standing.presence
-    return msgspec.structs.replace(standing, state=state or None, since=since, basis=basis, presence=presence)
+def _set(agent: AgentAtInstant, state: str | None, since: str | None, basis: Basis, *notes: str) -> AgentAtInstant:
+    """Set the state, which is empty if the agent did not belong to the fleet."""
+    presence: Presence | None = "absent" if state == "" else agent.presence
+    return msgspec.structs.replace(
+        agent, state=state or None, since=since, basis=basis, presence=presence, notes=list(notes)
+    )
 
 
-def _after(fact: Fact) -> str | None:
-    """Give the state from this fact on: empty where the agent is gone, None where it tells nothing."""
+def _state_after(fact: Fact) -> str | None:
+    """Return the state since this fact: empty if the agent was forgotten, None if the fact does not tell."""
     if fact.event in {"agent_first_seen", "state_changed"}:
         return fact.new_state
-    if fact.event == "agent_forgotten":
-        return ""
-    return None
+    return "" if fact.event == "agent_forgotten" else None
 
 
-def _before(fact: Fact) -> str | None:
-    """Give the state up to this fact."""
+def _state_before(fact: Fact) -> str | None:
+    """Return the state until this fact, None if the fact does not tell."""
     if fact.event == "agent_first_seen":
         return ""
-    return fact.old_state if fact.event in _BEFORE else None
+    return fact.old_state if fact.event in _WITH_OLD_STATE else None
 
 
-def _type(past: list[_Told], present: Present | None) -> str | None:
-    told = next((told.fact.type for told in reversed(past) if told.fact.event in _TYPED), None)
-    return told or (present.type if present else None)
+def _type(past: list[_DatedFact], now: AgentNow | None) -> str | None:
+    recorded = next((each.fact.type for each in reversed(past) if each.fact.event in _WITH_TYPE), None)
+    return recorded or (now.type if now else None)
 
 
-def _hole(holes: Iterable[tuple[float, float]], start: float, end: float) -> bool:
-    """Tell whether facts may be missing between two instants."""
-    return any(begins < end and start < ends for begins, ends in holes)
+def _overlap(gaps: _Gaps, start: float, end: float) -> bool:
+    """Return whether facts may be missing between two instants."""
+    return any(begin < end and start < until for begin, until in gaps)
 
 
-# --- its commands -----------------------------------------------------------------------------------------------------
+# --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def _commands(
-    at: float,
-    past: list[_Told],
-    future: list[_Told],
-    holes: list[tuple[float, float]],
-    present: Present | None,
-) -> Iterator[Open]:
-    ids = dict.fromkeys(told.fact.command_id for told in (*past, *future) if told.fact.command_id)
-    for command_id in ids:
-        told = [each for each in past if each.fact.command_id == command_id and _tells(each.fact)]
-        follows = next((each for each in future if each.fact.command_id == command_id and _tells(each.fact)), None)
-        goes_on = follows is not None and follows.fact.event not in _OPENING
-        if told:
-            last = told[-1]
-            if last.fact.event not in _ENDS:
-                sure = goes_on or not _hole(holes, last.at, at)
-                yield _open(command_id, last.fact, iso(last.at), "recorded" if sure else "inferred")
-        elif follows is not None and goes_on:  # it was accepted in a hole, and ended after
-            sure = not _hole(holes, at, follows.at)
-            yield _open(command_id, follows.fact, None, "recorded" if sure else "inferred")
-    for command_id, kind, status, accepted_at in present.commands if present else ():
-        if command_id not in ids and accepted_at <= at:  # whatever was told of it is not kept any more
-            known = None if _hole(holes, at, float("inf")) else status
-            yield Open(command_id=command_id, type=kind, status=known, since=iso(accepted_at), basis="recorded")
+def _open_commands(
+    at: float, past: list[_DatedFact], future: list[_DatedFact], gaps: _Gaps, now: AgentNow | None
+) -> Iterator[OpenCommand]:
+    earlier: dict[str, _DatedFact] = {}
+    later: dict[str, _DatedFact] = {}
+    for each in (*past, *future):
+        command_id, event = each.fact.command_id, each.fact.event
+        if command_id and (event in _STATUS or event in _ENDED):
+            if each.at <= at:
+                earlier[command_id] = each
+            else:
+                later.setdefault(command_id, each)
+    for command_id in earlier | later:
+        last, following = earlier.get(command_id), later.get(command_id)
+        was_accepted = following is not None and following.fact.event not in _ACCEPTED
+        if last is not None and last.fact.event not in _ENDED:
+            sure = was_accepted or not _overlap(gaps, last.at, at)
+            yield _open_command(command_id, last.fact, iso(last.at), "recorded" if sure else "inferred")
+        elif last is None and following is not None and was_accepted:  # its acceptance is missing
+            sure = not _overlap(gaps, at, following.at)
+            yield _open_command(command_id, following.fact, None, "recorded" if sure else "inferred")
+    ids = {each.fact.command_id for each in (*past, *future)}
+    for command_id, kind, status, accepted_at in now.commands if now else ():
+        if command_id not in ids and accepted_at <= at:  # every fact about it is older than the oldest entry
+            known = None if _overlap(gaps, at, float("inf")) else status
+            yield OpenCommand(command_id=command_id, type=kind, status=known, since=iso(accepted_at), basis="recorded")
 
 
-def _tells(fact: Fact) -> bool:
-    return fact.event in _STATUS or fact.event in _ENDS
-
-
-def _open(command_id: str, fact: Fact, since: str | None, basis: Basis) -> Open:
+def _open_command(command_id: str, fact: Fact, since: str | None, basis: Basis) -> OpenCommand:
     status = _STATUS.get(fact.event) if since is not None else None
-    return Open(command_id=command_id, type=fact.type, status=status, since=since, basis=basis)
+    return OpenCommand(command_id=command_id, type=fact.type, status=status, since=since, basis=basis)

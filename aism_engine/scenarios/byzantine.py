@@ -48,7 +48,7 @@ class Figures(Outcome, frozen=True):
 
 
 async def play() -> Figures:
-    async with staged("workers", _SETTINGS) as stage, AdminClient.at(stage.url, stage.prefix) as operator:
+    async with staged("workers", _SETTINGS) as stage, AdminClient.connect(stage.url, stage.prefix) as operator:
         lives: dict[str, Life] = {
             **dict.fromkeys(_BUSY, _work),
             _SLOW: lambda agent: _work(agent, takes_s=2 * _PATIENCE_S),

@@ -12,8 +12,7 @@ from msgspec import Struct
 from aism_engine.agent.client import AgentClient
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
-from aism_engine.ops.audit_log import BEGINNING, line
-from aism_engine.ops.audit_stream import History
+from aism_engine.ops.audit_log import BEGINNING, AuditLog, line_from_entry
 from aism_engine.store.client import Client, connect_url
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -42,7 +41,7 @@ class Stage:
         self.client: Client = connect_url(url, "scenario")
         """For what agents share beside the protocol: their own data, of which the engine knows nothing."""
         self.began = time.monotonic()
-        self._history = History(self.client, self.keys)
+        self._audit = AuditLog(self.client, self.keys)
         self._listening: list[Client] = []
 
     @property
@@ -69,9 +68,9 @@ class Stage:
         facts: list[dict[str, Any]] = []
         last = BEGINNING
         while True:
-            page = await self._history.page(last, _MOST)
+            page = await self._audit.page(last, _MOST)
             for entry_id, fields in page.entries:
-                facts += line(entry_id, fields).decoded()
+                facts += line_from_entry(entry_id, fields).decoded_facts()
                 last = entry_id.decode()
             if not page.more:
                 return [fact for fact in facts if event in ("", fact["event"])]

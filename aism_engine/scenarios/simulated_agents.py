@@ -126,7 +126,7 @@ class Simulation:
 
     async def run(self) -> None:
         """Live until cancelled."""
-        async with AdminClient.at(*self._server) as operator, asyncio.TaskGroup() as tasks:
+        async with AdminClient.connect(*self._server) as operator, asyncio.TaskGroup() as tasks:
             for agent_id, agent in self._agents.items():
                 tasks.create_task(agent.run(), name=agent_id)
             tasks.create_task(self._command(operator))

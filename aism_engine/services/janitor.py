@@ -10,7 +10,7 @@ import asyncio
 import structlog
 
 from aism_engine.clock import iso
-from aism_engine.ops.audit_stream import Announcement, History, held_back
+from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention, oldest_cursor
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.scripts import TrimCode
 
@@ -26,7 +26,7 @@ class Janitor(Service):
     def __init__(
         self,
         context: ServiceContext,
-        history: History,
+        retention: AuditRetention,
         *,
         interval_s: float,
         keep: int,
@@ -34,7 +34,7 @@ class Janitor(Service):
         forget_after_s: float,
     ) -> None:
         super().__init__(context)
-        self._history = history
+        self._retention = retention
         self._interval_s = interval_s
         self._keep = keep
         self._dead_letters_for_s = dead_letters_for_s
@@ -45,10 +45,10 @@ class Janitor(Service):
         token = self._context.leadership.token
         if token is None:
             return False
-        before = held_back(await self._archives())
+        before = oldest_cursor(await self._archives())
         removed = 0
         while True:
-            code, gone, more = await self._history.trim(token, self._keep, before)
+            code, gone, more = await self._retention.trim_audit(token, self._keep, before)
             removed += gone
             if not more:
                 break
@@ -56,7 +56,7 @@ class Janitor(Service):
         if code is TrimCode.FENCED:
             return False  # that we lead no more is found out by those who write
         self._context.metrics.dead_letters_trimmed.inc(
-            await self._history.trim_dead_letters(self._store.now - self._dead_letters_for_s)
+            await self._retention.trim_dead_letters(self._store.now - self._dead_letters_for_s)
         )
         self._record_step(began, ())
         return False
@@ -64,15 +64,15 @@ class Janitor(Service):
     async def wait(self) -> None:
         await asyncio.sleep(self._interval_s)
 
-    async def _archives(self) -> dict[str, Announcement]:
-        announced = await self._history.announced()
+    async def _archives(self) -> dict[str, ArchivePosition]:
+        announced = await self._retention.positions()
         now = self._store.now
-        living: dict[str, Announcement] = {}
+        living: dict[str, ArchivePosition] = {}
         for archive, said in announced.items():
             if said is not None and now - said.at < self._forget_after_s:
                 living[archive] = said
                 continue
-            await self._history.withdraw(archive)
+            await self._retention.remove_position(archive)
             told = {} if said is None else {"host": said.host, "directory": said.directory, "at": iso(said.at)}
             log.warning("archive_forgotten", archive=archive, **told, consequence="the audit is not kept for it")
         return living

@@ -10,9 +10,9 @@ import structlog
 from aism_engine.domain.agents.agent import Liveness, ShownLiveness
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.fleet import Fleet
-from aism_engine.ops.diagnosis import Diagnosis
+from aism_engine.ops.doctor.collector import FactCollector
 from aism_engine.ops.doctor.findings import Severity
-from aism_engine.ops.doctor.server import CODES, examine_server
+from aism_engine.ops.doctor.server import SERVER_CODES, check_server
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import SamplerSettings
 from aism_engine.store.records import MEASURED_AT_ONCE
@@ -42,13 +42,13 @@ class Sampler(Service):
     def __init__(
         self,
         context: ServiceContext,
-        diagnosis: Diagnosis,
+        collector: FactCollector,
         settings: SamplerSettings,
         report_status: Callable[[str], None],
     ) -> None:
         super().__init__(context)
         self._metrics = context.metrics
-        self._diagnosis = diagnosis
+        self._collector = collector
         self._settings = settings
         self._report_status = report_status
         self._server_examined_at = float("-inf")
@@ -91,12 +91,12 @@ class Sampler(Service):
 
     async def _examine_server(self) -> None:
         """Report whether the configuration of the server can lose data, and log what has changed."""
-        findings = {finding.code: finding for finding in examine_server(await self._diagnosis.server())}
+        findings = {finding.code: finding for finding in check_server(await self._collector.server())}
         dangers = {code for code, finding in findings.items() if finding.severity is Severity.DANGER}
-        for code in CODES:
+        for code in SERVER_CODES:
             self._metrics.redis_unsafe.labels(code).set(code in dangers)
         for code in sorted(dangers - self._dangers):
-            log.warning("redis_unsafe", code=code, what=findings[code].what, mend=findings[code].mend)
+            log.warning("redis_unsafe", code=code, summary=findings[code].summary, fix=findings[code].fix)
         for code in sorted(self._dangers - dangers):
             log.info("redis_safe", code=code)
         self._dangers = dangers

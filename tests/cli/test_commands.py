@@ -153,7 +153,7 @@ async def test_commands_are_listed_by_what_they_are(fleet: Call) -> None:
     assert await ids("--ended", "--status", "cancelled") == ["c-2"]
     limited = await fleet("commands", "list", "--limit", "1")
     assert limited.out.splitlines()[1].split()[:4] == ["c-1", "w-1", "rest", "queued"]
-    assert "the newest 1 of 2" in limited.err
+    assert "showing the newest 1 of 2" in limited.err
 
 
 async def test_a_group_is_cancelled_as_a_whole(fleet: Call, engine: Running) -> None:

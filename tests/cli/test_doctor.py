@@ -31,7 +31,7 @@ async def test_a_server_that_can_lose_something_is_1(fleet: Call) -> None:
     assert (done.code, done.err) == (1, "")
     assert done.out.splitlines()[1].startswith("danger ")
     assert "Why: " in done.out
-    assert "Mend: CONFIG SET appendonly yes" in done.out
+    assert "Fix: CONFIG SET appendonly yes" in done.out
 
 
 async def test_programs_get_every_finding(fleet: Call, prefix: str) -> None:
@@ -39,7 +39,7 @@ async def test_programs_get_every_finding(fleet: Call, prefix: str) -> None:
     done = await fleet("doctor", "--json")
     assert (done.code, done.json["ok"], done.json["prefix"]) == (1, False, prefix)
     assert done.json["findings"][0]["code"] == "persistence"
-    assert all({"code", "severity", "what", "why", "mend"} == set(finding) for finding in done.json["findings"])
+    assert all({"code", "severity", "summary", "why", "fix"} == set(finding) for finding in done.json["findings"])
 
 
 async def test_keys_are_left_alone_where_that_is_asked_for(cli: Call, safe: EmbeddedServer) -> None:

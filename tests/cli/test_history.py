@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from aism_engine.agent.client import AgentClient
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import ProgressLine
+from aism_engine.ops.archive.directory import ArchiveError
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Call, Done, Start
 from tests.support.engine import Running, eventually, running_engine
@@ -113,7 +114,7 @@ async def test_a_span_narrows_it(fleet: Call, archive: Path) -> None:
     assert facts(await fleet(*read, "--since", "10m")) == told
     done = await fleet(*read, "--until", "1h")
     assert (done.code, done.out) == (ExitCode.REFUSED, "")
-    assert f"nothing is told of {AGENT}" in done.err
+    assert f"no facts about {AGENT} are recorded" in done.err
 
 
 @pytest.mark.usefixtures("agent")
@@ -143,7 +144,7 @@ async def test_a_gap_is_told_where_it_is(fleet: Call, engine: Running, agent: Ag
     """Between the facts around it, in words or as it is written in the archive."""
     archivist = next(each for each in engine.engine.components if each.name == "archiver")
     archivist._path = archive.parent / "elsewhere"  # type: ignore[attr-defined]
-    await archivist._give_up()  # type: ignore[attr-defined]
+    await archivist._fail(ArchiveError("missing", "moved"))  # type: ignore[attr-defined]
     await agent.transition("distill")
     await engine.call("XTRIM", engine.keys.audit, "MAXLEN", "=", 0)
     await agent.transition("inbox")
@@ -185,7 +186,7 @@ async def test_an_instant_before_what_is_kept_says_so(fleet: Call) -> None:
     assert done.json["notes"]
     shown = (await fleet("history", AGENT, "--at", "1d")).out
     assert "(inferred)" in shown
-    assert "kept since" in shown
+    assert "recorded since" in shown
 
 
 @pytest.mark.usefixtures("agent")
@@ -193,7 +194,7 @@ async def test_one_that_was_not_there_is_not_unknown(fleet: Call, archive: Path)
     """Before it was met it was not in the fleet. Of one that never was nothing is known, which is 1."""
     done = await fleet("history", "nobody", "--at", "1s")
     assert (done.code, done.out) == (ExitCode.REFUSED, "")
-    assert "nothing is told of an agent nobody" in done.err
+    assert "no facts about an agent nobody are recorded" in done.err
     shown = (await fleet("history", AGENT, "--at", "1d", "--archive", str(archive))).out
     assert "not in the fleet" in shown
 

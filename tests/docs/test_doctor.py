@@ -3,11 +3,10 @@
 import re
 from typing import Final
 
-from aism_engine.ops.acl import needed
-from aism_engine.ops.doctor.examination import CODES
+from aism_engine.ops.doctor.collector import CODES
 from aism_engine.ops.doctor.findings import Severity
-from aism_engine.ops.doctor.permissions import lacking
-from aism_engine.ops.keyspace_scan import DEADLINES
+from aism_engine.ops.doctor.keyspace_scan import DEADLINE_RECORDS
+from aism_engine.ops.doctor.permissions import missing_rules, required_commands
 from aism_engine.store.keys import Keys
 from tests.docs.reading import DOCS, ROOT, first_column, names, table
 
@@ -28,15 +27,15 @@ def test_the_rights_of_an_engine_are_written_down() -> None:
     line = next(
         block for block in re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if "ACL SETUSER" in block
     )
-    commands = needed(Keys("aism"))
-    expected = [rule for rule in lacking(commands, commands) if rule.startswith("+")]
+    commands = required_commands(Keys("aism"))
+    expected = [rule for rule in missing_rules(commands, commands) if rule.startswith("+")]
     assert [word for word in line.split() if word.startswith("+")] == expected
 
 
 def test_every_kind_of_deadline_is_known() -> None:
     """What the protocol says may stand in the deadlines is what the survey looks for."""
     row = next(row for row in table("Keys and channels") if "deadlines" in row[0])
-    assert {name.partition(":")[0] for name in names(row[1])} == set(DEADLINES)
+    assert {name.partition(":")[0] for name in names(row[1])} == set(DEADLINE_RECORDS)
 
 
 def test_every_command_of_the_engine_is_among_the_rights() -> None:
@@ -45,7 +44,8 @@ def test_every_command_of_the_engine_is_among_the_rights() -> None:
     lua = "".join(path.read_text(encoding="utf-8") for path in (store / "lua").glob("*.lua"))
     batch = (store / "batch.py").read_text(encoding="utf-8")
     clients = "".join(
-        (ROOT / "aism_engine" / name).read_text(encoding="utf-8") for name in ("store/store.py", "ops/audit_stream.py")
+        (ROOT / "aism_engine" / name).read_text(encoding="utf-8")
+        for name in ("store/store.py", "ops/audit_log.py", "ops/audit_retention.py")
     )
     used = {*re.findall(r"redis\.p?call\('(\w+)'", lua), *re.findall(r"_write\(\s*\"(\w+)\"", batch)}
     used |= {name.upper() for name in re.findall(r"_client\.(\w+)\(", clients)} - {"EXECUTE_COMMAND", "PIPELINE"}
@@ -53,12 +53,12 @@ def test_every_command_of_the_engine_is_among_the_rights() -> None:
     used -= set(re.findall(r"command == '(\w+)'", lua))  # commit.lua's own
     used -= {"SCAN"}  # an engine works without, and says so: see services/reconciler.py
     assert len(used) > 30
-    assert used - {words[0] for words in needed(Keys("aism"))} == set()
+    assert used - {words[0] for words in required_commands(Keys("aism"))} == set()
 
 
 def test_every_key_is_among_the_rights() -> None:
     """Each key and channel of the protocol is needed for something."""
-    commands = needed(Keys("aism"))
-    rules = {rule[1:] for rule in lacking(commands, commands) if rule[0] in "~&"}
+    commands = required_commands(Keys("aism"))
+    rules = {rule[1:] for rule in missing_rules(commands, commands) if rule[0] in "~&"}
     documented = {re.sub(r"\{\w+\}", "*", name) for name in first_column("Keys and channels")}
     assert rules - {"aism:engine:probe"} == documented

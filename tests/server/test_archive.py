@@ -17,13 +17,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.clock import from_iso
-from aism_engine.ops import audit_stream as store_history
-from aism_engine.ops.archive import directory
+from aism_engine.ops import audit_log
 from aism_engine.ops.archive.archive_reader import ArchiveReader
-from aism_engine.ops.archive.archive_writer import Archive
-from aism_engine.ops.archive.directory import ArchiveError
-from aism_engine.ops.audit_log import Cursor
-from aism_engine.ops.audit_stream import Announcement, History, Tail
+from aism_engine.ops.archive.archive_writer import ArchiveWriter
+from aism_engine.ops.archive.directory import ArchiveError, read_identity
+from aism_engine.ops.audit_log import AuditLog, AuditTail, Cursor
+from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
@@ -44,7 +43,8 @@ class Desk(Reader):
 
     def __init__(self, client: Client, ours: Client, prefix: str, path: Path) -> None:
         super().__init__(client, prefix)
-        self.history = History(ours, self.keys)
+        self.log = AuditLog(ours, self.keys)
+        self.retention = AuditRetention(ours, self.keys)
         self.path = path
         self.prefix = prefix
 
@@ -54,16 +54,16 @@ class Desk(Reader):
             entry = ("commit", f"c{number}", "epoch", "1", "facts", facts(number))
             await self.call("XADD", self.keys.audit, f"{(at + number) * 1000:.0f}-0", *entry)
 
-    async def archive(self, archive: Archive | None = None) -> None:
-        """Archive all that there is, as the archivist does, and give the directory back."""
-        archive = archive or Archive.open(self.path, self.prefix)
+    async def archive(self, archive: ArchiveWriter | None = None) -> None:
+        """ArchiveWriter all that there is, as the archivist does, and give the directory back."""
+        archive = archive or ArchiveWriter.open(self.path, self.prefix)
         try:
             await self.drain(archive)
         finally:
             archive.close()
 
-    async def drain(self, archive: Archive) -> None:
-        tail = Tail(self.history, archive.cursor, self.known)
+    async def drain(self, archive: ArchiveWriter) -> None:
+        tail = AuditTail(self.log, archive.cursor, self.known)
         more = True
         while more:
             reading = await tail.read()
@@ -119,7 +119,7 @@ async def reader(server: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon after a trouble."""
-    monkeypatch.setattr("aism_engine.services.archiver._TROUBLED_S", 0.02)
+    monkeypatch.setattr("aism_engine.services.archiver._RETRY_AFTER_S", 0.02)
 
 
 async def audit_of(reader: Reader) -> list[str]:
@@ -154,7 +154,7 @@ def commits_of_growing(path: Path) -> list[str]:
 
 async def test_every_entry_is_a_line_once_and_in_order(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many pages and many starts; each line has the entry as it was, and its number."""
-    monkeypatch.setattr(store_history, "MOST", 7)
+    monkeypatch.setattr(audit_log, "PAGE_ENTRIES", 7)
     await desk.write(*range(25))
     await desk.archive()
     await desk.write(*range(25, 60))
@@ -203,7 +203,7 @@ async def test_damage_is_kept_aside(desk: Desk) -> None:
     desk.newest.write_bytes(b"".join([*lines[:2], b"\0\0\0\n", *lines[3:]]))
     await desk.archive()
     assert desk.numbers() == list(range(5))
-    assert next(desk.path.glob("cut-*.jsonl")).read_bytes() == b"".join([b"\0\0\0\n", *lines[3:]])
+    assert next(desk.path.glob("damaged-*.jsonl")).read_bytes() == b"".join([b"\0\0\0\n", *lines[3:]])
 
 
 async def test_each_day_has_its_file_and_the_days_that_are_over_are_compressed(desk: Desk) -> None:
@@ -211,7 +211,7 @@ async def test_each_day_has_its_file_and_the_days_that_are_over_are_compressed(d
     await desk.write(*range(3))
     await desk.write(*range(3, 6), at=DAY + 86400)
     await desk.write(*range(6, 9), at=DAY + 5 * 86400)
-    archive = Archive.open(desk.path, desk.prefix)
+    archive = ArchiveWriter.open(desk.path, desk.prefix)
     await desk.drain(archive)
     while archive.compress():
         pass
@@ -232,7 +232,7 @@ async def test_a_compression_that_was_killed_is_done_again(desk: Desk) -> None:
     (desk.path / "audit-2026-11-22.jsonl.gz").write_bytes(b"half of it")
     (desk.path / "audit-2026-11-22.part").write_bytes(b"less")
     assert commits_of_growing(desk.path) == ["c0", "c1", "c2", "c3"]
-    archive = Archive.open(desk.path, desk.prefix)
+    archive = ArchiveWriter.open(desk.path, desk.prefix)
     while archive.compress():
         pass
     archive.close()
@@ -262,17 +262,17 @@ async def test_an_entry_of_a_strangers_is_kept_as_it_is(desk: Desk) -> None:
     await desk.call("XADD", desk.keys.audit, "*", "commit", "c2", "epoch", "1", "facts", "[]")
     await desk.archive()
     assert [line["commit"] for line in lines_of(desk.path)] == ["c0", "-", "c1", "c2"]
-    assert lines_of(desk.path)[1]["strange"] == {"who": "\\xff\n", "facts": "["}
+    assert lines_of(desk.path)[1]["foreign"] == {"who": "\\xff\n", "facts": "["}
 
 
 async def test_a_page_is_bounded_by_its_bytes(desk: Desk) -> None:
     """A few entries of the largest size, not all that were asked for."""
     for number in range(5):
         await desk.call("XADD", desk.keys.audit, "*", "commit", f"c{number}", "facts", json.dumps(["x" * 400_000]))
-    page = await desk.history.page("0-0", most_bytes=1_000_000)
+    page = await desk.log.page("0-0", max_bytes=1_000_000)
     assert len(page.entries) == 3
     assert page.more
-    assert len((await desk.history.page("0-0", most_bytes=1)).entries) == 1
+    assert len((await desk.log.page("0-0", max_bytes=1)).entries) == 1
 
 
 # --- whose it is ------------------------------------------------------------------------------------------------------
@@ -280,28 +280,28 @@ async def test_a_page_is_bounded_by_its_bytes(desk: Desk) -> None:
 
 def test_a_directory_has_one_writer(tmp_path: Path) -> None:
     """A second one is told who writes there, and what to do; after the first has closed it, it may."""
-    first = Archive.open(tmp_path, "aism")
+    first = ArchiveWriter.open(tmp_path, "aism")
     with pytest.raises(ArchiveError, match=rf"process {os.getpid()} on .* a directory of its own") as refused:
-        Archive.open(tmp_path, "aism")
-    assert refused.value.trouble == "locked"
+        ArchiveWriter.open(tmp_path, "aism")
+    assert refused.value.cause == "locked"
     first.close()
-    Archive.open(tmp_path, "aism").close()
+    ArchiveWriter.open(tmp_path, "aism").close()
 
 
 def test_the_archive_of_another_fleet_is_left_alone(tmp_path: Path) -> None:
     """Its cursor would mean nothing here."""
-    Archive.open(tmp_path, "aism").close()
+    ArchiveWriter.open(tmp_path, "aism").close()
     with pytest.raises(ArchiveError) as refused:
-        Archive.open(tmp_path, "other")
-    assert refused.value.trouble == "foreign"
+        ArchiveWriter.open(tmp_path, "other")
+    assert refused.value.cause == "foreign"
 
 
 def test_an_archive_is_itself_wherever_it_is_mounted(tmp_path: Path) -> None:
     """Its name lies in it, and is neither the host's nor the directory's."""
-    archive = Archive.open(tmp_path / "here", "aism")
+    archive = ArchiveWriter.open(tmp_path / "here", "aism")
     archive.close()
     shutil.copytree(tmp_path / "here", tmp_path / "there")
-    there = Archive.open(tmp_path / "there", "aism")
+    there = ArchiveWriter.open(tmp_path / "there", "aism")
     assert there.name == archive.name
     there.close()
 
@@ -310,7 +310,7 @@ def test_an_archive_is_itself_wherever_it_is_mounted(tmp_path: Path) -> None:
 
 
 async def counted(desk: Desk) -> bool:
-    return (await desk.history.page("0-0")).added is not None
+    return (await desk.log.page("0-0")).added is not None
 
 
 async def test_a_gap_is_written_once_and_counted(desk: Desk) -> None:
@@ -365,7 +365,7 @@ async def test_a_server_that_has_gone_back_is_told_of_and_followed(desk: Desk, c
     await desk.archive()
     await desk.archive()
     assert desk.numbers() == [*range(10), *range(50, 54)]
-    (rewound,) = [line["rewound"] for line in lines_of(desk.path) if "rewound" in line]
+    (rewound,) = [line["rollback"] for line in lines_of(desk.path) if "rollback" in line]
     assert rewound == {"after": f"{(DAY + 5) * 1000:.0f}-0", "before": f"{(DAY + 9) * 1000:.0f}-0"}
 
 
@@ -377,7 +377,7 @@ async def test_another_server_is_archived_from_its_beginning(desk: Desk) -> None
     await desk.write(*range(50, 53), at=DAY - 1000)
     await desk.archive()
     assert desk.numbers() == [*range(10), *range(50, 53)]
-    assert [line["rewound"]["after"] for line in lines_of(desk.path) if "rewound" in line] == ["0-0"]
+    assert [line["rollback"]["after"] for line in lines_of(desk.path) if "rollback" in line] == ["0-0"]
 
 
 # --- what may go ------------------------------------------------------------------------------------------------------
@@ -388,18 +388,18 @@ async def test_nothing_goes_that_an_archive_has_yet_to_read(desk: Desk) -> None:
     await desk.write(*range(300))
     await desk.call("SET", desk.keys.epoch, "1:me")
     before = f"{(DAY + 150) * 1000:.0f}-0"
-    assert await desk.history.trim("1:me", 10, before) == (TrimCode.TRIMMED, 100, True)
-    assert await desk.history.trim("1:me", 10, before) == (TrimCode.TRIMMED, 50, False)
+    assert await desk.retention.trim_audit("1:me", 10, before) == (TrimCode.TRIMMED, 100, True)
+    assert await desk.retention.trim_audit("1:me", 10, before) == (TrimCode.TRIMMED, 50, False)
     assert (await audit_of(desk))[0] == "c150"
-    assert await desk.history.trim("1:me", 10, "0-0") == (TrimCode.TRIMMED, 0, False)
+    assert await desk.retention.trim_audit("1:me", 10, "0-0") == (TrimCode.TRIMMED, 0, False)
 
 
 async def test_what_is_to_be_kept_stays(desk: Desk) -> None:
     """However far the archives are."""
     await desk.write(*range(130))
     await desk.call("SET", desk.keys.epoch, "1:me")
-    assert await desk.history.trim("1:me", 20, None) == (TrimCode.TRIMMED, 100, True)
-    assert await desk.history.trim("1:me", 20, f"{(DAY + 999) * 1000:.0f}-0") == (TrimCode.TRIMMED, 10, False)
+    assert await desk.retention.trim_audit("1:me", 20, None) == (TrimCode.TRIMMED, 100, True)
+    assert await desk.retention.trim_audit("1:me", 20, f"{(DAY + 999) * 1000:.0f}-0") == (TrimCode.TRIMMED, 10, False)
     assert len(await audit_of(desk)) == 20
 
 
@@ -407,7 +407,7 @@ async def test_a_leader_of_yesterday_trims_nothing(desk: Desk) -> None:
     """Its token is not the newest."""
     await desk.write(*range(30))
     await desk.call("SET", desk.keys.epoch, "2:other")
-    assert await desk.history.trim("1:me", 1, None) == (TrimCode.FENCED, 0, False)
+    assert await desk.retention.trim_audit("1:me", 1, None) == (TrimCode.FENCED, 0, False)
     assert len(await audit_of(desk)) == 30
 
 
@@ -479,9 +479,9 @@ async def test_the_audit_is_trimmed_behind_the_archives_alone(
     path = tmp_path / "archive"
     bounds = {"retention__audit_entries": 20, "retention__audit_entries_max": 500}
     async with running_engine(server, prefix, archive__directory=str(path), **FAST, **bounds) as engine:
-        history = engine.engine.components[-1]._history  # type: ignore[attr-defined]
+        history = engine.engine.components[-1]._retention  # type: ignore[attr-defined]
         length: Callable[[], Awaitable[int]] = lambda: engine.call("XLEN", engine.keys.audit)  # noqa: E731
-        await history.announce("gone", Announcement("0-0", engine.engine.store.now))
+        await history.publish_position("gone", ArchivePosition("0-0", engine.engine.store.now))
         load = Load(agents=1)
         for _ in range(100):
             await load.say(engine, 1)
@@ -495,7 +495,7 @@ async def test_the_audit_is_trimmed_behind_the_archives_alone(
 
         await eventually(trimmed)
         assert len(commits_of_growing(path)) > 90
-        await history.announce("gone", Announcement("0-0", engine.engine.store.now))
+        await history.publish_position("gone", ArchivePosition("0-0", engine.engine.store.now))
         for start in range(0, 900, 30):
             for number in range(30):
                 await engine.call("XADD", engine.keys.audit, "*", "commit", f"x{start + number}", "facts", "[]")
@@ -518,7 +518,7 @@ async def test_a_gap_at_the_hard_bound_is_told(server: EmbeddedServer, prefix: s
     with capture_logs() as logs:
         async with running_engine(server, prefix, archive__directory=str(path), **FAST, **bounds) as engine:
             await eventually(lambda: engine.metric("aism_archive_gaps_total") == 1)
-            counts = (await engine.engine.components[-1]._history.page("0-0")).added is not None  # type: ignore[attr-defined]
+            counts = (await engine.engine.components[-1]._audit.page("0-0")).added is not None  # type: ignore[attr-defined]
             assert engine.metric("aism_archive_lost_entries_total") == (200 if counts else 0)
     assert [each["entries"] for each in logs if each["event"] == "archive_gap"] == [200 if counts else None]
     assert len([line for line in lines_of(path) if "gap" in line]) == 1
@@ -551,16 +551,16 @@ async def test_a_directory_that_cannot_be_written_stops_nothing(
     path.write_text("in the way")
     with capture_logs() as logs:
         async with running_engine(server, prefix, archive__directory=str(path), **FAST) as engine:
-            await eventually(lambda: engine.metric("aism_archive_errors_total", trouble="missing") >= 2)
+            await eventually(lambda: engine.metric("aism_archive_errors_total", cause="missing") >= 2)
             assert engine.metric("aism_archive_up") == 0
             await load.say(engine, 100)
             await load.wait_applied_once(engine)
             path.unlink()
             await eventually(is_whole(engine, path))
             await eventually(lambda: engine.metric("aism_archive_up") == 1)
-    told = [each["trouble"] for each in logs if each["event"] == "archive_unavailable"]
+    told = [each["cause"] for each in logs if each["event"] == "archive_unavailable"]
     assert told == ["missing"]
-    assert [each["trouble"] for each in logs if each["event"] == "archive_available"] == ["missing"]
+    assert [each["cause"] for each in logs if each["event"] == "archive_available"] == ["missing"]
 
 
 async def test_a_full_disk_loses_nothing(
@@ -582,7 +582,7 @@ async def test_a_full_disk_loses_nothing(
         await eventually(is_whole(engine, path))
         full = True
         await load.say(engine, 50)
-        await eventually(lambda: engine.metric("aism_archive_errors_total", trouble="no_space") >= 2)
+        await eventually(lambda: engine.metric("aism_archive_errors_total", cause="no_space") >= 2)
         await load.wait_applied_once(engine)
         full = False
         await eventually(is_whole(engine, path))
@@ -596,7 +596,7 @@ async def test_two_engines_with_one_directory(server: EmbeddedServer, prefix: st
         first = await engines.enter_async_context(running_engine(server, prefix, archive__directory=str(path), **FAST))
         await eventually(lambda: first.metric("aism_archive_up") == 1)
         async with launched(server, prefix, archive__directory=str(path), **FAST) as second:
-            await eventually(lambda: second.metric("aism_archive_errors_total", trouble="locked") >= 1)
+            await eventually(lambda: second.metric("aism_archive_errors_total", cause="locked") >= 1)
             await engines.aclose()
             await load.say(second, 50)
             await eventually(lambda: second.metric("aism_archive_up") == 1)
@@ -612,16 +612,16 @@ async def test_a_clean_stop_leaves_the_cursor_at_the_last_line(
     async with running_engine(server, prefix, archive__directory=str(path), **FAST) as engine:
         await Load().say(engine, 50)
         await eventually(is_whole(engine, path))
-        history = engine.engine.components[-1]._history  # type: ignore[attr-defined]
+        history = engine.engine.components[-1]._retention  # type: ignore[attr-defined]
         last = lines_of(path)[-1]["id"]
 
         async def announced() -> bool:
-            return [said.cursor for said in (await history.announced()).values()] == [last]
+            return [said.cursor for said in (await history.positions()).values()] == [last]
 
         await eventually(announced)
-    archive = Archive.open(path, prefix)
+    archive = ArchiveWriter.open(path, prefix)
     assert archive.cursor.id == last
-    assert directory.identity(path).prefix == prefix
+    assert read_identity(path).prefix == prefix
     archive.close()
 
 

@@ -11,13 +11,11 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from aism_engine.ops.acl import needed, refused
-from aism_engine.ops.diagnosis import Diagnosis
-from aism_engine.ops.doctor.examination import DoctorFacts, examine
+from aism_engine.ops.doctor.collector import DoctorFacts, FactCollector, diagnose
 from aism_engine.ops.doctor.findings import Severity
-from aism_engine.ops.doctor.keyspace import Keyspace
-from aism_engine.ops.doctor.permissions import lacking
-from aism_engine.ops.keyspace_scan import KeyspaceScan, named
+from aism_engine.ops.doctor.keyspace import KeyspaceFacts
+from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan, classify
+from aism_engine.ops.doctor.permissions import denied_commands, missing_rules, required_commands
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
@@ -35,10 +33,10 @@ async def examined(server: EmbeddedServer, prefix: str = "aism", most: int = 100
     settings = RedisSettings(**{"url": server.url, "prefix": prefix} | more)
     client = connect(settings, "")
     try:
-        facts = await Diagnosis(client, settings).facts(most=most)
+        facts = await FactCollector(client, settings).collect(max_keys=most)
     finally:
         await client.aclose()
-    return {finding.code: finding.severity.value for finding in examine(facts)}
+    return {finding.code: finding.severity.value for finding in diagnose(facts)}
 
 
 def bad(findings: dict[str, str]) -> dict[str, str]:
@@ -60,7 +58,7 @@ def bad(findings: dict[str, str]) -> dict[str, str]:
         (True, ("--maxmemory-policy", "volatile-lru"), {"eviction": "warning"}),
         (True, ("--client-output-buffer-limit", "pubsub", "1mb", "1mb", "1"), {"output_buffers": "warning"}),
         (True, ("--replica-read-only", "no"), {"replica_read_only": "warning"}),
-        (True, ("--rename-command", "CONFIG", ""), {"could_not_look": "warning"}),
+        (True, ("--rename-command", "CONFIG", ""), {"not_checked": "warning"}),
         (True, ("--cluster-enabled", "yes"), {"cluster": "danger"}),
     ],
     ids=lambda value: " ".join(value) or "plain" if isinstance(value, tuple) else "",
@@ -78,11 +76,11 @@ async def test_what_a_server_is_set_to_is_found(
 @pytest.mark.parametrize(
     ("commands", "expected"),
     [
-        (("CONFIG", "SCAN"), {"could_not_look": "warning"}),
-        (("SMISMEMBER", "TYPE"), {"could_not_look": "warning", "rights": "danger"}),
-        (("LREM",), {"rights": "danger"}),
-        (("EVAL", "EVALSHA"), {"rights": "danger"}),
-        (("EVAL", "EVALSHA", "MULTI", "TIME"), {"rights": "danger", "could_not_look": "warning"}),
+        (("CONFIG", "SCAN"), {"not_checked": "warning"}),
+        (("SMISMEMBER", "TYPE"), {"not_checked": "warning", "permissions": "danger"}),
+        (("LREM",), {"permissions": "danger"}),
+        (("EVAL", "EVALSHA"), {"permissions": "danger"}),
+        (("EVAL", "EVALSHA", "MULTI", "TIME"), {"permissions": "danger", "not_checked": "warning"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -165,15 +163,15 @@ async def user(boss: Client, own: EmbeddedServer, *rules: str) -> AsyncIterator[
 
 
 def all_rules(prefix: str) -> list[str]:
-    commands = needed(Keys(prefix))
-    return lacking(commands, commands)
+    commands = required_commands(Keys(prefix))
+    return missing_rules(commands, commands)
 
 
 async def missing(url: str, prefix: str) -> list[str]:
     client: Client = Redis.from_url(url, protocol=2)
-    commands = needed(Keys(prefix))
+    commands = required_commands(Keys(prefix))
     try:
-        return lacking(await refused(client, commands), commands)
+        return missing_rules(await denied_commands(client, commands), commands)
     finally:
         await client.aclose()
 
@@ -264,7 +262,7 @@ async def facts_of(url: str, prefix: str) -> DoctorFacts:
     settings = RedisSettings(url=url, prefix=prefix)
     client = connect(settings, "")
     try:
-        return await Diagnosis(client, settings).facts(most=1000)
+        return await FactCollector(client, settings).collect(max_keys=1000)
     finally:
         await client.aclose()
 
@@ -273,9 +271,9 @@ async def test_what_is_denied_is_told(own: EmbeddedServer, boss: Client, prefix:
     """Who may do what the engine does, and no more, may not see everything: that is a finding, and no error."""
     async with user(boss, own, *all_rules(prefix)) as url:
         facts = await facts_of(url, prefix)
-    assert {"INFO", "CONFIG", "keys"} <= {each.partition(":")[0] for each in facts.surroundings.silent}
+    assert {"INFO", "CONFIG", "keys"} <= {each.partition(":")[0] for each in facts.environment.unchecked}
     assert facts.keyspace is None
-    assert {finding.code for finding in examine(facts) if finding.severity is Severity.DANGER} == set()
+    assert {finding.code for finding in diagnose(facts) if finding.severity is Severity.DANGER} == set()
 
 
 async def test_the_doctor_sees_everything_with_the_rights_that_its_page_names(
@@ -286,15 +284,15 @@ async def test_the_doctor_sees_everything_with_the_rights_that_its_page_names(
         await boss.execute_command("SADD", Keys(prefix).index, "a-1")
         await boss.execute_command("SET", Keys(prefix).state("ghost"), "idle")
         facts = await facts_of(url, prefix)
-    assert list(facts.surroundings.silent) == []
-    assert facts.surroundings.refused == []
+    assert list(facts.environment.unchecked) == []
+    assert facts.environment.denied == []
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-async def surveyed(client: Client, prefix: str, most: int = 100_000) -> Keyspace:
-    return await KeyspaceScan(client, Keys(prefix), most=most).walk()
+async def surveyed(client: Client, prefix: str, most: int = 100_000) -> KeyspaceFacts:
+    return await KeyspaceScan(client, Keys(prefix), max_keys=most).run()
 
 
 def test_every_key_of_the_engine_is_known_by_its_name() -> None:
@@ -305,8 +303,8 @@ def test_every_key_of_the_engine_is_known_by_its_name() -> None:
     for pattern in keys_of_code() - channels:
         for prefix in ("aism", "{a}:b"):
             key = pattern.replace("{", "").replace("}", "").replace("aism:", f"{prefix}:", 1)
-            assert named(Keys(prefix), key) is not None, key
-            assert named(Keys(prefix), f"{key}:more") is None
+            assert classify(Keys(prefix), key) is not None, key
+            assert classify(Keys(prefix), f"{key}:more") is None
 
 
 async def test_a_fleet_at_work_is_in_order(server: EmbeddedServer, prefix: str, redis_client: Client) -> None:
@@ -326,9 +324,9 @@ async def test_a_fleet_at_work_is_in_order(server: EmbeddedServer, prefix: str, 
         await engine.say({"type": "result", "agent_id": "a-1", "command_id": "g.a-1", "payload": {}}, b"{")
         await eventually(engine.is_drained)
         found = await surveyed(redis_client, prefix)
-    expected = Keyspace(prefix=prefix, looked_at=found.looked_at)
+    expected = KeyspaceFacts(prefix=prefix, scanned=found.scanned)
     assert found == expected
-    assert found.looked_at > 60
+    assert found.scanned > 60
 
 
 async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix: str, redis_client: Client) -> None:
@@ -354,16 +352,16 @@ async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix
     await call("ZADD", keys.heartbeats, 1, "no id", 1, "a-1")
     await call("SET", f"{prefix}:blue:engine:epoch", "1:x")
     found = await surveyed(redis_client, prefix)
-    assert sorted(found.commands_without_deadline.examples) == ["command:c-1", "group:g-1"]
-    assert sorted(found.deadlines_without_record.examples) == ["command:c-2", "nonsense", "stay:nobody"]
-    assert found.stray_agents.examples == ["ghost"]
-    assert found.lost_records.examples == ["gone"]
-    assert {keys.request_reply("q-1"), keys.agent_reply("a-1", "m-1")} <= set(found.for_ever.examples)
-    assert found.lease_for_ever
-    assert found.wrong_type.examples == [f"{keys.inbox('a-1')} (string)"]
-    assert found.foreign.examples == [f"{prefix}:engine:waiting:a-1"]
-    assert found.strange_members.examples == ["no id"]
-    assert found.fleets_below.examples == [f"{prefix}:blue"]
+    assert sorted(found.commands_without_deadline.names) == ["command:c-1", "group:g-1"]
+    assert sorted(found.deadlines_without_record.names) == ["command:c-2", "nonsense", "stay:nobody"]
+    assert found.unindexed_agents.names == ["ghost"]
+    assert found.missing_records.names == ["gone"]
+    assert {keys.request_reply("q-1"), keys.agent_reply("a-1", "m-1")} <= set(found.without_expiry.names)
+    assert found.lease_without_expiry
+    assert found.wrong_type.names == [f"{keys.inbox('a-1')} (string)"]
+    assert found.foreign.names == [f"{prefix}:engine:waiting:a-1"]
+    assert found.invalid_members.names == ["no id"]
+    assert found.fleets_below.names == [f"{prefix}:blue"]
     assert (await surveyed(redis_client, f"{prefix}:blue:deep")).fleets_above == [prefix, f"{prefix}:blue"]
 
 
@@ -373,7 +371,7 @@ async def test_who_beats_and_is_not_known_is_found(redis_client: Client, prefix:
     await redis_client.execute_command("SADD", keys.index, "a-1")
     await redis_client.execute_command("ZADD", keys.heartbeats, 1, "a-1", 1, "a-2", 1, "no id")
     found = await surveyed(redis_client, prefix)
-    assert (found.beating, found.unknown_members.examples, found.strange_members.examples) == (3, ["a-2"], ["no id"])
+    assert (found.heartbeats, found.unindexed_members.names, found.invalid_members.names) == (3, ["a-2"], ["no id"])
 
 
 async def test_a_fleet_of_the_same_name_in_another_database_is_found(
@@ -386,10 +384,10 @@ async def test_a_fleet_of_the_same_name_in_another_database_is_found(
         await beside.set(Keys("another").epoch, "1:x")
         keyspace = (await facts_of(own.url, prefix)).keyspace
         assert keyspace is not None
-        assert keyspace.twins == [3]
+        assert keyspace.other_databases == [3]
         keyspace = (await facts_of(own.url.replace("/0", "/3"), prefix)).keyspace
         assert keyspace is not None
-        assert keyspace.twins == []
+        assert keyspace.other_databases == []
         await boss.execute_command("FLUSHALL")
     finally:
         await beside.aclose()
@@ -407,8 +405,8 @@ async def test_the_walk_is_bounded(redis_client: Client, prefix: str) -> None:
     """Of more keys than were to be looked at the rest is left, and that is told."""
     await redis_client.mset({Keys(prefix).state(f"a-{number}"): "idle" for number in range(3000)})
     found = await surveyed(redis_client, prefix, most=1000)
-    assert found.more
-    assert found.looked_at < 3000
+    assert found.truncated
+    assert found.scanned < 3000
 
 
 # --- what the engine watches ------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from aism_engine.ops.doctor import environment, server
 from aism_engine.ops.doctor import keyspace as keys
-from aism_engine.ops.doctor import server, surroundings
-from aism_engine.ops.doctor.examination import CODES, DoctorFacts, examine
-from aism_engine.ops.doctor.findings import DoctorCheck, Severity, Verdict, named
-from aism_engine.ops.doctor.keyspace import Keyspace, Some
-from aism_engine.ops.doctor.permissions import lacking
-from aism_engine.ops.doctor.server import Server, examine_server
-from aism_engine.ops.doctor.surroundings import ConfigFile, Sentinel, Surroundings
+from aism_engine.ops.doctor.collector import CODES, DoctorFacts, diagnose
+from aism_engine.ops.doctor.environment import ConfigFile, EnvironmentFacts, SentinelFacts
+from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, Severity, list_examples
+from aism_engine.ops.doctor.keyspace import Examples, KeyspaceFacts
+from aism_engine.ops.doctor.permissions import missing_rules
+from aism_engine.ops.doctor.server import ServerFacts, check_server
 
 OK, NOTE, WARNING, DANGER = Severity
 MIB = 1024 * 1024
@@ -21,13 +21,13 @@ FSYNC = {"appendfsync": "everysec"}
 SLAVE = {"ip": "10.0.0.2", "port": 6379, "state": "online", "lag": 1}
 
 
-def judge(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> Verdict | None:
+def judge(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> CheckResult | None:
     """Ask one check; whatever is to be mended says how, and only that."""
-    verdict = next(check for check in checks if check.code == code).judge(facts)
+    verdict = next(check for check in checks if check.code == code).evaluate(facts)
     if verdict is not None:
-        assert verdict.what
-        assert verdict.mend or verdict.severity in {OK, NOTE}
-        assert not (verdict.mend and verdict.severity is OK)
+        assert verdict.summary
+        assert verdict.fix or verdict.severity in {OK, NOTE}
+        assert not (verdict.fix and verdict.severity is OK)
     return verdict
 
 
@@ -110,7 +110,7 @@ def test_a_server_is_judged_by_what_it_says(
     code: str, info: dict[str, Any], config: dict[str, str], expected: Severity | None
 ) -> None:
     """What can lose data is a danger, what the server would not tell is no finding."""
-    verdict = judge(server.CHECKS, code, Server(info=info, config=config))
+    verdict = judge(server.CHECKS, code, ServerFacts(info=info, config=config))
     assert expected == (verdict and verdict.severity)
 
 
@@ -118,7 +118,7 @@ def test_a_server_is_judged_by_what_it_says(
     ("prefix", "expected"), [("{aism}", NOTE), ("x{a}b", NOTE), ("{}aism", DANGER), ("a{b", DANGER)]
 )
 def test_in_a_cluster_the_prefix_must_name_a_slot(prefix: str, expected: Severity) -> None:
-    verdict = judge(server.CHECKS, "cluster", Server(info={"cluster_enabled": 1}, config={}, prefix=prefix))
+    verdict = judge(server.CHECKS, "cluster", ServerFacts(info={"cluster_enabled": 1}, config={}, prefix=prefix))
     assert expected == (verdict and verdict.severity)
 
 
@@ -126,7 +126,7 @@ def test_in_a_cluster_the_prefix_must_name_a_slot(prefix: str, expected: Severit
 def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
     """A primary that may be replaced at any moment must have a follower, and not write without."""
     info = {"role": "master", "connected_slaves": connected}
-    watched = Server(info=info, config={"min-replicas-to-write": needed}, watched=True)
+    watched = ServerFacts(info=info, config={"min-replicas-to-write": needed}, watched=True)
     verdict = judge(server.CHECKS, "replicas", watched)
     assert verdict is not None
     assert verdict.severity is DANGER
@@ -135,10 +135,10 @@ def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
 @pytest.mark.parametrize(
     ("code", "facts", "expected"),
     [
-        ("rights", {"refused": None}, None),
-        ("rights", {"refused": [], "needed": [("PING",)]}, OK),
-        ("rights", {"refused": [("PING",)], "needed": [("PING",)]}, DANGER),
-        ("rights", {"refused": [("SUBSCRIBE", "c")], "needed": [("SUBSCRIBE", "c")]}, WARNING),
+        ("permissions", {"denied": None}, None),
+        ("permissions", {"denied": [], "required": [("PING",)]}, OK),
+        ("permissions", {"denied": [("PING",)], "required": [("PING",)]}, DANGER),
+        ("permissions", {"denied": [("SUBSCRIBE", "c")], "required": [("SUBSCRIBE", "c")]}, WARNING),
         ("clock", {"clock_ahead_s": None}, None),
         ("clock", {"clock_ahead_s": 0.5}, OK),
         ("clock", {"clock_ahead_s": -2.0}, NOTE),
@@ -151,17 +151,17 @@ def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
         ("latency", {"pings_s": [0.001] * 9 + [0.6], "commits_s": [0.001]}, WARNING),
         ("protocol", {"protocol": 2}, OK),
         ("protocol", {"protocol": 3}, NOTE),
-        ("could_not_look", {}, None),
-        ("could_not_look", {"silent": ["CONFIG: denied"]}, WARNING),
+        ("not_checked", {}, None),
+        ("not_checked", {"unchecked": ["CONFIG: denied"]}, WARNING),
     ],
 )
 def test_the_way_to_the_server_is_judged(code: str, facts: dict[str, Any], expected: Severity | None) -> None:
-    verdict = judge(surroundings.CHECKS, code, Surroundings(where="there", **facts))
+    verdict = judge(environment.CHECKS, code, EnvironmentFacts(server="there", **facts))
     assert expected == (verdict and verdict.severity)
 
 
-def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, trouble: str = "") -> Sentinel:
-    return Sentinel(address=f"s{number}:26379", primary=primary, others=others, quorum=2, trouble=trouble)
+def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, error: str = "") -> SentinelFacts:
+    return SentinelFacts(address=f"s{number}:26379", primary=primary, others=others, quorum=2, error=error)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, troub
         ([sentinel(1), sentinel(2), sentinel(3)], OK),
         ([sentinel(1)], OK),
         ([sentinel(1), sentinel(2, "10.0.0.2:6379")], DANGER),
-        ([sentinel(1), sentinel(2, trouble="NOQUORUM")], WARNING),
-        ([sentinel(1), sentinel(2, primary="", trouble="refused")], WARNING),
+        ([sentinel(1), sentinel(2, error="NOQUORUM")], WARNING),
+        ([sentinel(1), sentinel(2, primary="", error="refused")], WARNING),
         ([sentinel(1, others=1), sentinel(2, others=1)], WARNING),
     ],
 )
-def test_sentinels_must_answer_agree_and_be_three(sentinels: list[Sentinel], expected: Severity | None) -> None:
-    verdict = judge(surroundings.CHECKS, "sentinels", Surroundings(where="there", sentinels=sentinels))
+def test_sentinels_must_answer_agree_and_be_three(sentinels: list[SentinelFacts], expected: Severity | None) -> None:
+    verdict = judge(environment.CHECKS, "sentinels", EnvironmentFacts(server="there", sentinels=sentinels))
     assert expected == (verdict and verdict.severity)
 
 
@@ -187,11 +187,11 @@ def test_sentinels_must_answer_agree_and_be_three(sentinels: list[Sentinel], exp
 )
 def test_a_password_is_read_by_nobody_else(mode: int, has_password: bool, expected: Severity) -> None:  # noqa: FBT001
     file = ConfigFile(path="/etc/aism/engine.toml", mode=mode, has_password=has_password)
-    verdict = judge(surroundings.CHECKS, "config_file", Surroundings(where="there", config_file=file))
+    verdict = judge(environment.CHECKS, "config_file", EnvironmentFacts(server="there", config_file=file))
     assert expected == (verdict and verdict.severity)
 
 
-SOME = Some(count=7, examples=["a", "b"])
+SOME = Examples(count=7, names=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -200,57 +200,57 @@ SOME = Some(count=7, examples=["a", "b"])
         *((check.code, {}, OK) for check in keys.CHECKS),
         ("prefix", {"fleets_above": ["aism"]}, WARNING),
         ("prefix", {"fleets_below": SOME}, WARNING),
-        ("prefix", {"twins": [1, 7]}, WARNING),
+        ("prefix", {"other_databases": [1, 7]}, WARNING),
         ("foreign_keys", {"foreign": SOME}, WARNING),
         ("key_types", {"wrong_type": SOME}, DANGER),
-        ("orphaned_agents", {"stray_agents": SOME}, NOTE),
-        ("orphaned_agents", {"lost_records": SOME}, WARNING),
+        ("orphaned_agents", {"unindexed_agents": SOME}, NOTE),
+        ("orphaned_agents", {"missing_records": SOME}, WARNING),
         ("orphaned_commands", {"commands_without_deadline": SOME}, DANGER),
-        ("orphaned_commands", {"more": True}, NOTE),
-        ("orphaned_commands", {"commands_without_deadline": SOME, "more": True}, DANGER),
+        ("orphaned_commands", {"truncated": True}, NOTE),
+        ("orphaned_commands", {"commands_without_deadline": SOME, "truncated": True}, DANGER),
         ("orphaned_deadlines", {"deadlines_without_record": SOME}, WARNING),
-        ("no_expiry", {"for_ever": SOME}, WARNING),
-        ("no_expiry", {"lease_for_ever": True}, DANGER),
-        ("heartbeats", {"strange_members": SOME}, NOTE),
-        ("heartbeats", {"unknown_members": SOME}, NOTE),
-        ("heartbeats", {"beating": 7}, OK),
+        ("no_expiry", {"without_expiry": SOME}, WARNING),
+        ("no_expiry", {"lease_without_expiry": True}, DANGER),
+        ("heartbeats", {"invalid_members": SOME}, NOTE),
+        ("heartbeats", {"unindexed_members": SOME}, NOTE),
+        ("heartbeats", {"heartbeats": 7}, OK),
     ],
 )
 def test_the_keys_of_a_fleet_are_judged(code: str, facts: dict[str, Any], expected: Severity) -> None:
     """What hangs together is in order; what will never end is a danger."""
-    verdict = judge(keys.CHECKS, code, Keyspace(prefix="aism:b", **facts))
+    verdict = judge(keys.CHECKS, code, KeyspaceFacts(prefix="aism:b", **facts))
     assert expected == (verdict and verdict.severity)
 
 
 def test_who_may_not_call_scripts_is_told_to_look_again() -> None:
     """Without them the server cannot be asked for the other rights; no digest of a script is shown to anybody."""
     refused = [("EVAL", "return 1", "0"), ("EVALSHA", "0" * 40, "0"), ("EVALSHA", "0" * 40, "1", "aism:engine:epoch")]
-    around = Surroundings(where="there", refused=refused, needed=[*refused, ("PING",)])
-    verdict = judge(surroundings.CHECKS, "rights", around)
+    around = EnvironmentFacts(server="there", denied=refused, required=[*refused, ("PING",)])
+    verdict = judge(environment.CHECKS, "permissions", around)
     assert verdict is not None
-    assert verdict.what == "it may not: EVAL, EVALSHA, EVALSHA aism:engine:epoch"
-    assert "+eval +evalsha" in verdict.mend
-    assert "then look again" in verdict.mend
+    assert verdict.summary == "the user may not send: EVAL, EVALSHA, EVALSHA aism:engine:epoch"
+    assert "+eval +evalsha" in verdict.fix
+    assert "then run the doctor again" in verdict.fix
 
 
 def test_examples_are_bounded() -> None:
     """Of a million strange keys a few are told, each cut, and how many there are."""
-    some = Some()
+    some = Examples()
     for number in range(1000):
         some.add(f"{number}" + "x" * 1000)
-    assert (some.count, len(some.examples), max(map(len, some.examples))) == (1000, 5, 120)
-    assert named(7, ["a", "b"]) == "a, b, and 5 more"
-    assert Keyspace(prefix="a").foreign is not Keyspace(prefix="b").foreign
+    assert (some.count, len(some.names), max(map(len, some.names))) == (1000, 5, 120)
+    assert list_examples(7, ["a", "b"]) == "a, b, and 5 more"
+    assert KeyspaceFacts(prefix="a").foreign is not KeyspaceFacts(prefix="b").foreign
 
 
 def test_the_worst_comes_first() -> None:
     """And each code is there once at most."""
     facts = DoctorFacts(
-        Server(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
-        Surroundings(where="there", silent=["CONFIG: denied"]),
-        Keyspace(prefix="aism"),
+        ServerFacts(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
+        EnvironmentFacts(server="there", unchecked=["CONFIG: denied"]),
+        KeyspaceFacts(prefix="aism"),
     )
-    found = examine(facts)
+    found = diagnose(facts)
     severities = [finding.severity for finding in found]
     assert severities == sorted(severities, key=[DANGER, WARNING, NOTE, OK].index)
     assert len({finding.code for finding in found}) == len(found)
@@ -259,7 +259,7 @@ def test_the_worst_comes_first() -> None:
 
 def test_a_server_that_tells_nothing_has_no_findings() -> None:
     """Whoever may read neither INFO nor CONFIG learns nothing, and nothing is made up."""
-    assert examine_server(Server(info={}, config={})) == []
+    assert check_server(ServerFacts(info={}, config={})) == []
 
 
 NEEDED = [
@@ -284,4 +284,4 @@ NEEDED = [
 )
 def test_what_is_missing_is_written_as_rules(refused: list[tuple[str, ...]], expected: list[str]) -> None:
     """Commands before keys before channels; in doubt both the command and its key, for both are needed."""
-    assert lacking(refused, NEEDED) == expected
+    assert missing_rules(refused, NEEDED) == expected

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.clock import from_iso, iso
-from aism_engine.ops.audit_log import Cursor, Gap, Line, Rewound, day, line, missing
-from aism_engine.ops.timeline import Open, Present, Standing, Timeline
+from aism_engine.ops.audit_log import AuditLine, Cursor, Gap, Rollback, check_continuity, entry_day, line_from_entry
+from aism_engine.ops.timeline import AgentAtInstant, AgentNow, OpenCommand, Timeline
 
 AGENT: Final = "scribe-1"
 BEGIN: Final = 1_800_000_000.0
 
 
-def entry(second: float, *facts: dict[str, Any], number: int = 0) -> Line:
+def entry(second: float, *facts: dict[str, Any], number: int = 0) -> AuditLine:
     """An entry of the audit, so many seconds after the beginning, with these facts of our agent at that instant."""
     told = [{"at": iso(BEGIN + second), "by": "agent", "agent_id": AGENT, **fact} for fact in facts]
     fields = {b"commit": f"c{second}-{number}".encode(), b"epoch": b"1", b"facts": msgspec.json.encode(told)}
-    return line(f"{(BEGIN + second) * 1000:.0f}-{number}".encode(), fields)
+    return line_from_entry(f"{(BEGIN + second) * 1000:.0f}-{number}".encode(), fields)
 
 
 def met(state: str = "offline") -> dict[str, Any]:
@@ -34,12 +34,14 @@ def command(what: str, command_id: str = "work-1") -> dict[str, Any]:
     return {"event": f"command_{what}", "command_id": command_id, "type": "work"}
 
 
-def stood(at: float, *lines: Line, first: Line | None = None, present: Present | None = None) -> Standing:
+def stood(
+    at: float, *lines: AuditLine, first: AuditLine | None = None, present: AgentNow | None = None
+) -> AgentAtInstant:
     timeline = Timeline(AGENT)
     for each in lines:
         timeline.add(each)
     oldest = first or next((each for each in lines if each.id), None)
-    return timeline.standing(BEGIN + at, oldest.id if oldest else "", present)
+    return timeline.reconstruct(BEGIN + at, oldest.id if oldest else "", present)
 
 
 # --- the state --------------------------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def test_it_is_not_in_the_fleet_before_it_is_met_and_after_it_is_forgotten() -> 
     for at in (2, 12):
         standing = stood(at, *lines)
         assert (standing.state, standing.presence, standing.basis) == (None, "absent", "recorded")
-    assert stood(7, *lines).presence == "here"
+    assert stood(7, *lines).presence == "present"
 
 
 def test_a_state_from_before_what_is_kept_is_known_from_the_next_change() -> None:
@@ -84,7 +86,7 @@ def test_an_instant_before_what_is_kept_is_inferred_and_says_since_when_is_kept(
 
 def test_what_nothing_tells_of_is_unknown() -> None:
     """Neither the facts nor the records of today reach back."""
-    present = Present(state="idle", since=BEGIN + 50, type="scribe")
+    present = AgentNow(state="idle", since=BEGIN + 50, type="scribe")
     standing = stood(5, entry(0), present=present)
     assert (standing.state, standing.basis) == (None, "unknown")
     assert stood(5).recorded_since is None
@@ -92,14 +94,14 @@ def test_what_nothing_tells_of_is_unknown() -> None:
 
 def test_the_record_of_today_tells_of_one_that_has_not_changed_since() -> None:
     """Its last change may be older than all that is kept."""
-    present = Present(state="idle", since=BEGIN - 1000, type="scribe")
+    present = AgentNow(state="idle", since=BEGIN - 1000, type="scribe")
     standing = stood(-10, entry(0), present=present)
     assert (standing.state, standing.since, standing.basis) == ("idle", iso(BEGIN - 1000), "recorded")
 
 
 def test_a_gap_between_the_last_fact_and_the_instant_leaves_a_doubt() -> None:
     """Unless what comes after the gap tells of it."""
-    gap = Line(gap=Gap(f"{(BEGIN + 2) * 1000:.0f}-0", f"{(BEGIN + 8) * 1000:.0f}-0", 4))
+    gap = AuditLine(gap=Gap(f"{(BEGIN + 2) * 1000:.0f}-0", f"{(BEGIN + 8) * 1000:.0f}-0", 4))
     lines = (entry(0, met()), gap, entry(8))
     assert stood(1, *lines).basis == "recorded"
     standing = stood(9, *lines)
@@ -115,27 +117,27 @@ def test_the_facts_of_the_first_entry_count_from_when_they_were_so() -> None:
     written = entry(0, {**met(), "at": iso(BEGIN - 0.25)})
     assert stood(-0.1, written).basis == "recorded"
     later = entry(9, {**changed("inbox", "idle"), "at": iso(BEGIN + 8.75)})
-    gap = Line(gap=Gap(written.id, later.id, None))
+    gap = AuditLine(gap=Gap(written.id, later.id, None))
     assert (stood(8.9, written, gap, later).state, stood(8.9, written, gap, later).basis) == ("idle", "recorded")
 
 
 def test_what_was_undone_did_not_happen() -> None:
     """A server that goes back takes the agent back with it."""
     kept, lost = entry(5, changed("offline", "inbox")), entry(10, changed("inbox", "idle"))
-    back = Line(rewound=Rewound(kept.id, lost.id))
+    back = AuditLine(rollback=Rollback(kept.id, lost.id))
     assert stood(20, entry(0, met()), kept, lost, back, entry(15)).state == "inbox"
-    anew = Line(rewound=Rewound("0-0", lost.id))
+    anew = AuditLine(rollback=Rollback("0-0", lost.id))
     assert stood(20, entry(0, met()), kept, lost, anew, entry(15, met("home"))).state == "home"
 
 
 @pytest.mark.parametrize(
     ("events", "presence"),
     [
-        (["agent_first_seen"], "here"),
+        (["agent_first_seen"], "present"),
         (["agent_first_seen", "agent_lost"], "lost"),
         (["agent_first_seen", "agent_left"], "left"),
-        (["agent_first_seen", "agent_lost", "agent_returned"], "here"),
-        (["agent_left", "agent_registered"], "here"),
+        (["agent_first_seen", "agent_lost", "agent_returned"], "present"),
+        (["agent_left", "agent_registered"], "present"),
     ],
 )
 def test_whether_it_was_there_is_told(events: list[str], presence: str) -> None:
@@ -170,7 +172,7 @@ def test_every_end_ends_it(end: str) -> None:
 def test_a_command_that_ends_without_a_beginning_was_open_before() -> None:
     """It was accepted before what is kept: from then on that is certain, how far it had come is not."""
     lines = (entry(0), entry(10, command("succeeded")))
-    expected = Open(command_id="work-1", type="work", status=None, since=None, basis="recorded")
+    expected = OpenCommand(command_id="work-1", type="work", status=None, since=None, basis="recorded")
     assert stood(5, *lines).open_commands == [expected]
     assert [each.basis for each in stood(-5, *lines).open_commands] == ["inferred"]
 
@@ -178,7 +180,7 @@ def test_a_command_that_ends_without_a_beginning_was_open_before() -> None:
 def test_a_command_of_today_that_nothing_tells_of_was_open_since_it_was_accepted() -> None:
     """The records reach back further than the facts."""
     commands = [("old", "work", "acked", BEGIN - 50), ("new", "work", "queued", BEGIN + 50)]
-    present = Present(state="idle", since=BEGIN - 90, type="scribe", commands=commands)
+    present = AgentNow(state="idle", since=BEGIN - 90, type="scribe", commands=commands)
     assert [(each.command_id, each.status) for each in stood(5, entry(0), present=present).open_commands] == [
         ("old", "acked")
     ]
@@ -196,7 +198,7 @@ def test_what_others_have_written_into_the_audit_is_passed_over() -> None:
         b"[" * 5000,
         b"null",
     ]
-    strange = [line(b"1-0", {b"commit": b"c", b"facts": each}) for each in facts]
+    strange = [line_from_entry(b"1-0", {b"commit": b"c", b"facts": each}) for each in facts]
     assert stood(5, entry(0, met()), *strange).state == "offline"
 
 
@@ -206,7 +208,7 @@ STATES: Final = ("offline", "inbox", "idle", "deep_work")
 STEPS: Final = st.lists(st.tuples(st.sampled_from(STATES), st.sampled_from(["", *"abcdef"])), max_size=30)
 
 
-def lived(status_changes: list[tuple[str, str]]) -> tuple[list[Line], list[tuple[str, frozenset[str]]]]:
+def lived(status_changes: list[tuple[str, str]]) -> tuple[list[AuditLine], list[tuple[str, frozenset[str]]]]:
     """A life: at each second it goes to a state, and a command begins or ends; and how it stood after each second.
 
     An id is that of one command for ever.
@@ -246,7 +248,7 @@ def test_what_is_called_recorded_is_so_whatever_is_missing(
     torn_to = data.draw(st.integers(torn_from, len(status_changes)))
     kept = lines[kept_from : torn_from + 1]
     if torn_to > torn_from + 1:
-        kept.append(Line(gap=Gap(lines[torn_from].id, lines[torn_to].id, None)))
+        kept.append(AuditLine(gap=Gap(lines[torn_from].id, lines[torn_to].id, None)))
     kept += lines[max(torn_to, torn_from + 1) :]
     at = data.draw(st.integers(0, len(status_changes)))
     standing = stood(at + 0.5, *kept)
@@ -264,45 +266,45 @@ HERE: Final = Cursor("5-0", "c5", 5)
 @pytest.mark.parametrize(
     ("found", "first", "first_number", "expected"),
     [
-        ("c5", "1-0", 1, ("nothing", 0)),
-        ("c5", "5-0", 5, ("nothing", 0)),
-        (None, "6-0", 6, ("nothing", 0)),
+        ("c5", "1-0", 1, ("intact", 0)),
+        ("c5", "5-0", 5, ("intact", 0)),
+        (None, "6-0", 6, ("intact", 0)),
         (None, "9-0", 9, ("gap", 3)),
         (None, "9-0", None, ("gap", None)),
         (None, "9-0", 2, ("gap", None)),
-        (None, "1-0", 1, ("rewound", None)),
-        ("other", "5-0", 5, ("rewound", None)),
+        (None, "1-0", 1, ("rollback", None)),
+        ("other", "5-0", 5, ("rollback", None)),
     ],
 )
 def test_what_is_missing_is_judged_by_the_entry_at_the_cursor(
     found: str | None, first: str, first_number: int | None, expected: tuple[str, int | None]
 ) -> None:
     """It is there: nothing. It is gone: trimmed where all that is left is younger, else it went back."""
-    assert missing(HERE, found, first, first_number) == expected
+    assert check_continuity(HERE, found, first, first_number) == expected
 
 
 def test_a_mere_place_misses_nothing() -> None:
     """Nobody has said that there was an entry."""
-    assert missing(Cursor("5-0"), None, "9-0", 9) == ("nothing", 0)
+    assert check_continuity(Cursor("5-0"), None, "9-0", 9) == ("intact", 0)
 
 
 def test_a_line_survives_its_file() -> None:
     """It is one line, whatever whitespace somebody put into the facts, and reads as it was written."""
     fields = {b"commit": b"c", b"epoch": b"3", b"facts": b'[{"event":\n"x"}]', b"heard": b'[["a","m1"]]'}
-    written = msgspec.json.encode(line(b"1-0", fields, 7))
+    written = msgspec.json.encode(line_from_entry(b"1-0", fields, 7))
     assert written == b'{"id":"1-0","n":7,"commit":"c","epoch":"3","facts":[{"event":"x"}],"heard":[["a","m1"]]}'
-    assert msgspec.json.encode(msgspec.json.decode(written, type=Line)) == written
+    assert msgspec.json.encode(msgspec.json.decode(written, type=AuditLine)) == written
 
 
 def test_an_entry_of_a_strangers_is_kept_in_text() -> None:
     """With every field; it has no facts, and a mark in place of a commit."""
-    found = line(b"1-0", {b"who": b"\xff\n"})
-    assert (found.strange, found.commit, found.decoded()) == ({"who": "\\xff\n"}, "-", [])
+    found = line_from_entry(b"1-0", {b"who": b"\xff\n"})
+    assert (found.foreign, found.commit, found.decoded_facts()) == ({"who": "\\xff\n"}, "-", [])
     assert b"\n" not in msgspec.json.encode(found)
 
 
 def test_the_day_of_an_entry_is_that_of_its_id() -> None:
     """In UTC; a time that is in no calendar has the day before all."""
     at = from_iso("2026-11-22T23:59:59.999Z")
-    assert (day(f"{at * 1000:.0f}-0"), day(f"{at * 1000 + 1:.0f}-0")) == ("2026-11-22", "2026-11-23")
-    assert day("18446744073709551615-0") == "0001-01-01"
+    assert (entry_day(f"{at * 1000:.0f}-0"), entry_day(f"{at * 1000 + 1:.0f}-0")) == ("2026-11-22", "2026-11-23")
+    assert entry_day("18446744073709551615-0") == "0001-01-01"

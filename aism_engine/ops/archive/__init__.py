@@ -1,18 +1,25 @@
-"""The audit on disk: a directory of files, one a day, a line of JSON for each entry, compressed when the day is over.
+"""The audit on disk: a directory with one file per day, one line of JSON per entry.
 
-    archive.json                    which archive it is, and of which fleet
+    archive.json                    name of the archive, and prefix of its fleet
     lock                            held by the engine that writes here
-    audit-2026-11-22.jsonl.gz       a day that is over
-    audit-2026-11-23.jsonl          the day that is written
+    audit-2026-11-22.jsonl.gz       an earlier day, compressed
+    audit-2026-11-23.jsonl          the current day
 
-The files are one log, in the order of their names. A line is a `Line` of `ops/audit_log.py`. An entry is in the
-file of its day, by the clock of Redis, or of the last day that was begun, if later: closed files never change.
+In the order of their names the files are one log. Each line is an `AuditLine` of `ops/audit_log.py`. An entry is in the
+file of its day by the Redis clock, or in the newest file if that is of a later day: a closed file is never reopened.
 
-What is guaranteed. The last whole line is where to go on: after a kill -9 what was torn is cut off, and is read again
-from the audit. One engine writes into a directory: another finds it locked. `synced` is what a loss of power cannot
-take; the audit is trimmed behind that alone.
+Guaranteed:
 
-What is not guaranteed. The lock is one of the local machine: a directory on a network is not safe from another host
-where that file system does not carry locks. Who removes the newest file removes the cursor: everything that the audit
-still holds is then written once more.
+- The last complete line tells where to continue. After a kill -9 a torn line is cut off and read again from the audit.
+- One engine writes to a directory. A second engine finds it locked.
+- `synced` is the last entry that survives a power loss. The audit is trimmed only up to that entry.
+
+What can fail: every OSError closes the archive and cuts off what was not synced, since nobody knows how much of it
+reached the disk. The audit still holds those entries. Damage with complete lines behind it is moved to a file
+`damaged-*.jsonl`.
+
+Not guaranteed:
+
+- The lock is local to a machine. On a network file system without locks, engines on two hosts can write at once.
+- The newest file holds the cursor. If somebody deletes it, all entries that the audit still holds are written again.
 """

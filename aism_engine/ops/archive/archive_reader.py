@@ -1,4 +1,4 @@
-"""The archive as people read it, beside the engine that writes it. Takes no lock and changes nothing. It blocks."""
+"""Reads an archive while an engine may be writing it. Takes no lock, changes nothing, and blocks on the disk."""
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -7,97 +7,97 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from aism_engine.ops.archive import directory as files
-from aism_engine.ops.audit_log import BEGINNING, Cursor, Line, day
+from aism_engine.ops.archive.directory import DayFile, day_files
+from aism_engine.ops.audit_log import BEGINNING, AuditLine, Cursor, EntryKey, entry_day
 
-_LINES: Final = msgspec.json.Decoder(Line)
-_MARKS: Final = (b'{"gap"', b'{"rewound"')
+_LINES: Final = msgspec.json.Decoder(AuditLine)
+_NOTES: Final = (b'{"gap"', b'{"rollback"')
 _ENTRY: Final = b'{"id"'
-_TELL_EVERY: Final = 20_000
-"""Lines: an arbitrary number, a few hundredths of a second."""
+_REPORT_EVERY_LINES: Final = 20_000
+"""An arbitrary number: a few hundredths of a second."""
 
 
-class _Head(Struct, frozen=True):
-    """Of a line, what names the entry: the rest is skipped, at some gigabytes a second."""
+class _LineHead(Struct, frozen=True):
+    """The identity of an entry. The decoder skips the rest of the line, at some gigabytes per second."""
 
     id: str = BEGINNING
     n: int | None = None
     commit: str = ""
 
 
-_HEADS: Final = msgspec.json.Decoder(_Head)
+_HEADS: Final = msgspec.json.Decoder(_LineHead)
 
 
 class ArchiveReader:
-    """One archive, read from the beginning or from a day on.
+    """One archive, read from its beginning or from a given day.
 
-    `cursor` is the last entry that was read, `first` the id of the first one: what there is to tell begins with it.
+    After reading, `cursor` is the last entry of the archive, and `first` the id of its first entry.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Nothing is read yet. `tell` hears which file is read, now and then."""
+    def __init__(self, path: Path, report: Callable[[str], None] = lambda _: None) -> None:
+        """`report` is called now and then with a description of the progress."""
         self.path = path
         self.cursor = Cursor()
         self.first = ""
-        self._tell = tell
+        self._report = report
 
-    def lines(self, needle: str = "", since: str = "", until: str = "9999-12-31") -> Iterator[Line]:
-        """Read the lines that name `needle` anywhere, and all that tell of something missing.
+    def lines(self, needle: str = "", since: str = "", until: str = "9999-12-31") -> Iterator[AuditLine]:
+        """Yield the lines that contain `needle` anywhere, and all notes of missing entries.
 
-        Of the days between two, both inclusive; and the newest file in any case, for the cursor stands at its end.
+        Reads the files of the days from `since` to `until`, both inclusive, and in any case the newest file, for the
+        cursor.
         """
-        sought, last = needle.encode(), b""
-        found = files.day_files(self.path)
-        wanted = [file for file in found[:-1] if since <= file.day <= until] + found[-1:]
-        self.first = _first(found[0]) if found else ""
-        for file in wanted:
-            # A day whose file had to begin later, see the package, makes an entry stand in the file behind it.
+        wanted, last = needle.encode(), b""
+        found = day_files(self.path)
+        self.first = _first_id(found[0]) if found else ""
+        # An entry may be in a later file than that of its day, see the package's docstring.
+        for file in [file for file in found[:-1] if since <= file.day <= until] + found[-1:]:
             with file.open() as content:
-                for number, raw in enumerate(content):
-                    if number % _TELL_EVERY == 0:
-                        self._tell(f"{file.path.name}, line {number + 1}")
+                for number, raw in enumerate(content, 1):
+                    if number % _REPORT_EVERY_LINES == 1:
+                        self._report(f"{file.path.name}, line {number}")
                     if not raw.endswith(b"\n"):
-                        break  # it is being written at this moment
-                    if raw.startswith(_MARKS):
-                        yield from _line(raw)
-                        continue
+                        break  # the engine is writing this line now
                     if raw.startswith(_ENTRY):
                         last = raw
-                    if sought in raw:
-                        yield from _line(raw)
+                    if raw.startswith(_NOTES) or wanted in raw:
+                        yield from _decoded(raw)
         if last:
             head = _head(last)
             self.cursor = Cursor(head.id, head.commit, head.n)
 
-    def known(self, entries: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Tell which of these entries, each its id and its commit, are archived."""
+    def known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
+        """Return which of these entries, each given by its id and commit, are in the archive.
+
+        Stops at the newest day that holds any of them.
+        """
         wanted, found = set(entries), set()
-        since = min(map(day, (entry_id for entry_id, _ in wanted)), default="")
-        for file in reversed([file for file in files.day_files(self.path) if file.day >= since]):
+        since = min((entry_day(entry_id) for entry_id, _ in wanted), default="")
+        for file in reversed([file for file in day_files(self.path) if file.day >= since]):
             with file.open() as content:
                 for raw in content:
                     head = _head(raw)
                     if (head.id, head.commit) in wanted:
                         found.add((head.id, head.commit))
             if found:
-                break  # those of an earlier day are older, and only the newest counts
+                break
         return found
 
 
-def _first(file: files.DayFile) -> str:
+def _first_id(file: DayFile) -> str:
     with file.open() as content:
         return next((_head(raw).id for raw in content if raw.startswith(_ENTRY)), "")
 
 
-def _line(raw: bytes) -> Iterator[Line]:
+def _decoded(raw: bytes) -> Iterator[AuditLine]:
     try:
         yield _LINES.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return  # damaged by some hand: the others can be read
+        return  # a damaged line; the others can still be read
 
 
-def _head(raw: bytes) -> _Head:
+def _head(raw: bytes) -> _LineHead:
     try:
         return _HEADS.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _Head()
+        return _LineHead()

@@ -1,9 +1,10 @@
-"""The archive as its engine writes it. Everything here blocks on the disk: it is called aside from the event loop."""
+"""Writes an archive. Every method blocks on the disk, so the engine calls them in a thread."""
 
 import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Final, Self
@@ -11,38 +12,37 @@ from typing import Final, Self
 import msgspec
 import structlog
 
-from aism_engine.ops.archive import directory as files
-from aism_engine.ops.archive.directory import DayFile
-from aism_engine.ops.audit_log import Cursor, Line, day
+from aism_engine.ops.archive import directory
+from aism_engine.ops.archive.directory import ArchiveError, DayFile, Identity
+from aism_engine.ops.audit_log import AuditLine, Cursor, entry_day
 
 log = structlog.get_logger(component="archive")
 
-UNSYNCED: Final = 8 << 20
-"""Most bytes that are written before they are synced."""
-_CHECKED: Final = 4 * UNSYNCED
-"""Of the newest file, how much is checked line by line when it is opened: a loss of power may have taken anything that
-was not synced, not just the end.
+MAX_UNSYNCED_BYTES: Final = 8 << 20
+_CHECKED_BYTES: Final = 4 * MAX_UNSYNCED_BYTES
+"""How much of the newest file is checked line by line when it is opened. A power loss may damage anything that was not
+synced, not just the end.
 """
-_STEP: Final = 2 << 20
-"""Bytes compressed at a time, in about a twentieth of a second."""
-_LINES: Final = msgspec.json.Decoder(Line)
+_COMPRESS_BYTES: Final = 2 << 20
+"""Compressed per step, in about a twentieth of a second."""
+_LINES: Final = msgspec.json.Decoder(AuditLine)
 
 
-class Archive:
-    """One directory, taken to write in. `Archive.open` takes it, `close` gives it back.
+class ArchiveWriter:
+    """One archive, locked for writing from `open` to `close`. Every method raises ArchiveError on an OSError.
 
-    Any OSError gives it back at once, with what was not synced cut off: what the disk has taken of it is unknown, and
-    the audit still holds it all.
+    If `append` or `sync` fails, the archive is closed and what was not synced is cut off: nobody knows how much of it
+    reached the disk, and the audit still holds all of it.
     """
 
-    def __init__(self, path: Path, lock: int, identity: files.Identity) -> None:
+    def __init__(self, path: Path, lock: int, identity: Identity) -> None:
         self.path = path
         self.name = identity.archive
         self.host = socket.gethostname()
         self.cursor = Cursor()
         """The last entry written."""
         self.synced = Cursor()
-        """The last entry that a loss of power cannot take."""
+        """The last entry that survives a power loss."""
         self._lock = lock
         self._file = -1
         self._day = ""
@@ -51,154 +51,149 @@ class Archive:
 
     @classmethod
     def open(cls, path: Path, prefix: str) -> Self:
-        """Take a directory, cut off what was torn, and find where to go on. Raises ArchiveError by its trouble."""
-        try:
-            lock, identity = files.claim(path, prefix)
-            archive = cls(path, lock, identity)
+        """Lock a directory, cut off a torn end, and find where to continue."""
+        with _archive_errors():
+            archive = cls(path, *directory.acquire(path, prefix))
             try:
                 archive._recover()
             except BaseException:
                 archive._release()
                 raise
-        except OSError as error:
-            raise files.named(error) from error
         return archive
 
-    @property
-    def unsynced(self) -> int:
-        return self._size - self._synced_size
-
-    def append(self, lines: Sequence[Line]) -> int:
-        """Write these lines; gives how many bytes they are."""
-        try:
-            written, buffer = 0, bytearray()
+    def append(self, lines: Sequence[AuditLine]) -> int:
+        """Write lines, and return their size in bytes."""
+        written, buffer = 0, bytearray()
+        with self._closing_on_error():
             for line in lines:
-                if line.id and (today := day(line.id)) > self._day:
+                if line.id and (day := entry_day(line.id)) > self._day:
                     self._write(buffer)
                     buffer.clear()
-                    self._begin(today)
+                    self._begin_day(day)
                 encoded = msgspec.json.encode(line)
                 buffer += encoded
                 buffer += b"\n"
                 written += len(encoded) + 1
             self._write(buffer)
             self.cursor = next((line.cursor for line in reversed(lines) if line.id), self.cursor)
-            if self.unsynced >= UNSYNCED:
+            if self._size - self._synced_size >= MAX_UNSYNCED_BYTES:
                 self._sync()
-        except OSError as error:
-            self._fail()
-            raise files.named(error) from error
         return written
 
     def sync(self) -> None:
-        """Make all that was written last."""
-        try:
+        """Make everything written survive a power loss."""
+        with self._closing_on_error():
             self._sync()
-        except OSError as error:
-            self._fail()
-            raise files.named(error) from error
 
     def compress(self) -> bool:
-        """Compress a little of the days that are over; tells whether there is more to do."""
+        """Compress a part of the earlier days' files; return whether there is more to do."""
         try:
-            for _ in self._compressing:
-                return True
-            over = [file for file in files.day_files(self.path) if not file.closed and file.day != self._day]
-            if over:
-                self._compressing = files.compress(over[0].path, _STEP)
-        except OSError as error:
+            with _archive_errors():
+                for _ in self._compressing:
+                    return True
+                plain = [file for file in directory.day_files(self.path) if not file.closed and file.day != self._day]
+                if plain:
+                    self._compressing = directory.compress(plain[0].path, _COMPRESS_BYTES)
+        except ArchiveError:
             self._compressing = iter(())
-            raise files.named(error) from error
-        return bool(over)
+            raise
+        return bool(plain)
 
     def close(self) -> None:
-        """Sync, and give the directory back."""
+        """Sync, and unlock the directory."""
         try:
             self.sync()
         finally:
             self._release()
 
-    # --- within -------------------------------------------------------------------------------------------------------
-
     def _recover(self) -> None:
         for part in self.path.glob("*.part"):
             part.unlink()
-        found = files.day_files(self.path)
+        found = directory.day_files(self.path)
         if found and not found[-1].closed:
-            self._open(found[-1].path, found[-1].day)
-            self._cut_torn()
+            self._open_file(found[-1].path, found[-1].day)
+            self._truncate_damage()
         elif found:
-            self._day = found[-1].day  # closed: whatever comes belongs to a later file
+            self._day = found[-1].day  # closed: new entries go to a later file
         if not self.cursor.commit:
             self.cursor = next(filter(None, map(_last_cursor, reversed(found))), Cursor())
         self._sync()
 
-    def _cut_torn(self) -> None:
-        """Cut the newest file behind its last whole entry, or before what is damaged.
+    def _truncate_damage(self) -> None:
+        """Truncate the newest file after its last complete entry, or before its first damaged line.
 
-        What is said of a gap is never the last: it is written, and written again, with the entry behind it. Damage with
-        whole lines behind it is kept aside, for a kill does not leave that: a loss of power may, or a hand.
+        A note of missing entries is never the last line: it is written again together with the entry behind it. A kill
+        damages only the end of the file. If complete lines follow the damage, a power loss or a person caused it, and
+        the rest is kept in a file of its own.
         """
-        start = max(0, self._size - _CHECKED)
+        start = max(0, self._size - _CHECKED_BYTES)
         content = _read(self._file, start, self._size - start)
-        place = 0 if start == 0 else content.find(b"\n") + 1  # the line that begins before `start` is not checked
-        whole = 0 if start == 0 else place
-        while (end := content.find(b"\n", place)) >= 0:
+        position = 0 if start == 0 else content.find(b"\n") + 1  # the line that begins before `start` is not checked
+        complete = position
+        while (end := content.find(b"\n", position)) >= 0:
             try:
-                line = _LINES.decode(content[place:end])
+                line = _LINES.decode(content[position:end])
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 break
-            place = end + 1
+            position = end + 1
             if line.id:
-                self.cursor, whole = line.cursor, place
-        torn = content[whole:]
-        if torn:
-            log.warning("archive_cut", bytes=len(torn), day=self._day, consequence="it is read again from the audit")
-            if torn.count(b"\n") > 1:
-                files.write_whole(self.path / f"cut-{self._day}-{start + whole}.jsonl", torn)
-            os.ftruncate(self._file, start + whole)
-            self._size = start + whole
+                self.cursor, complete = line.cursor, position
+        damaged = content[complete:]
+        if not damaged:
+            return
+        kept = complete + start
+        if damaged.count(b"\n") > 1:
+            directory.write_atomically(self.path / f"damaged-{self._day}-{kept}.jsonl", damaged)
+        consequence = "the entries are read again from the audit"
+        log.warning("archive_truncated", bytes=len(damaged), day=self._day, consequence=consequence)
+        os.ftruncate(self._file, kept)
+        self._size = kept
 
-    def _open(self, path: Path, today: str) -> None:
+    def _open_file(self, path: Path, day: str) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._day = today
+        self._day = day
         self._size = os.fstat(self._file).st_size
         self._synced_size = 0
 
-    def _begin(self, today: str) -> None:
-        """Close the file of one day, for good, and begin that of another."""
+    def _begin_day(self, day: str) -> None:
+        """Close the current file for good, and begin that of another day."""
         if self._file >= 0:
             self._sync()
             os.close(self._file)
             self._file = -1
-        self._open(files.plain(self.path, today), today)
-        files.sync_folder(self.path)
+        self._open_file(directory.plain_path(self.path, day), day)
+        directory.sync_directory(self.path)
         self._synced_size = self._size
 
     def _write(self, content: bytearray) -> None:
         if content and self._lock < 0:
-            raise OSError(errno.EBADF, "the directory was given back")
-        if content and self._file < 0:
-            self._begin(_day_after(self._day))  # the newest is closed, and this is older than it
+            raise OSError(errno.EBADF, "the archive is closed")
+        if content and self._file < 0:  # the newest file is closed, and the entry is not of a later day
+            self._begin_day((date.fromisoformat(self._day) + timedelta(days=1)).isoformat())
         view = memoryview(content)
         while view:
-            taken = os.write(self._file, view)
-            self._size += taken
-            view = view[taken:]
+            written = os.write(self._file, view)
+            self._size += written
+            view = view[written:]
 
     def _sync(self) -> None:
-        if self._file >= 0 and (self.unsynced or self.synced != self.cursor):
+        if self._file >= 0 and (self._size != self._synced_size or self.synced != self.cursor):
             os.fdatasync(self._file)
             self._synced_size = self._size
         self.synced = self.cursor
 
-    def _fail(self) -> None:
-        if self._file >= 0:
-            try:
-                os.ftruncate(self._file, self._synced_size)
-            except OSError as error:  # whatever is left of it is checked when it is opened again
-                log.warning("archive_not_cut", error=str(error))
-        self._release()
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._file >= 0:
+                try:
+                    os.ftruncate(self._file, self._synced_size)
+                except OSError as truncate_error:  # the next `open` checks what is left
+                    log.warning("archive_not_truncated", detail=str(truncate_error))
+            self._release()
+            raise ArchiveError.from_os_error(error) from error
 
     def _release(self) -> None:
         self._compressing = iter(())
@@ -206,6 +201,14 @@ class Archive:
             if descriptor >= 0:
                 os.close(descriptor)
         self._file = self._lock = -1
+
+
+@contextmanager
+def _archive_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError.from_os_error(error) from error
 
 
 def _read(descriptor: int, start: int, length: int) -> bytes:
@@ -217,7 +220,7 @@ def _read(descriptor: int, start: int, length: int) -> bytes:
 
 
 def _last_cursor(file: DayFile) -> Cursor | None:
-    """Find the last entry of a file, by reading it all: needed only where the newest one is empty or was closed."""
+    """Return the last entry of a file by reading all of it. Needed only if the newest file is empty or compressed."""
     last: Cursor | None = None
     with file.open() as content:
         for raw in content:
@@ -227,7 +230,3 @@ def _last_cursor(file: DayFile) -> Cursor | None:
                 continue
             last = line.cursor if line.id else last
     return last
-
-
-def _day_after(today: str) -> str:
-    return (date.fromisoformat(today) + timedelta(days=1)).isoformat()

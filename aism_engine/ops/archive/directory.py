@@ -1,4 +1,4 @@
-"""The directory of an archive: what lies in it, whose it is, and who may write there."""
+"""The directory of an archive: its files, its identity and its lock."""
 
 import errno
 import fcntl
@@ -18,19 +18,8 @@ from msgspec import Struct
 from aism_engine.errors import AismError
 
 _NAME: Final = re.compile(r"^audit-(\d{4}-\d\d-\d\d)\.jsonl(\.gz)?$")
-_BUFFER: Final = 1 << 20
-
-
-class ArchiveError(AismError):
-    """The archive cannot be used now. `trouble` names why: one of TROUBLES."""
-
-    def __init__(self, trouble: str, detail: str) -> None:
-        super().__init__(f"{trouble}: {detail}")
-        self.trouble = trouble
-        self.detail = detail
-
-
-_TROUBLES: Final = {
+_BUFFER_BYTES: Final = 1 << 20
+_CAUSES: Final = {
     errno.ENOSPC: "no_space",
     errno.EDQUOT: "no_space",
     errno.EFBIG: "no_space",
@@ -41,24 +30,32 @@ _TROUBLES: Final = {
     errno.ENOTDIR: "missing",
     errno.EEXIST: "missing",
 }
-TROUBLES: Final = (*sorted({*_TROUBLES.values(), "foreign", "locked", "io_error"}), "internal_error")
+CAUSES: Final = (*sorted({*_CAUSES.values(), "foreign", "locked", "io_error"}), "internal_error")
 
 
-def named(error: OSError) -> ArchiveError:
-    """Name what the file system says."""
-    where = f"{error.filename}: " if error.filename else ""
-    return ArchiveError(_TROUBLES.get(error.errno or 0, "io_error"), f"{where}{error.strerror or error}")
+class ArchiveError(AismError):
+    """The archive cannot be used now. `cause` is one of CAUSES."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+    @classmethod
+    def from_os_error(cls, error: OSError) -> "ArchiveError":
+        path = f"{error.filename}: " if error.filename else ""
+        return cls(_CAUSES.get(error.errno or 0, "io_error"), f"{path}{error.strerror or error}")
 
 
 class Identity(Struct, frozen=True):
-    """Which archive it is: a name of its own, not the host's, so that it stays itself wherever it is mounted."""
+    """Name of an archive, and prefix of its fleet. The name is not the host's, so that the archive can be moved."""
 
     archive: str
     prefix: str
 
 
 class DayFile(NamedTuple):
-    """The file of a day, as it lies there: compressed or not."""
+    """The file of one day, compressed or not."""
 
     path: Path
     day: str
@@ -68,41 +65,43 @@ class DayFile(NamedTuple):
         return self.path.suffix == ".gz"
 
     def open(self) -> IO[bytes]:
-        """Open it to read. One that has been compressed since it was listed is read so."""
+        """Open the file for reading, also if it was compressed since it was listed."""
         if not self.closed:
             with suppress(FileNotFoundError):
-                return self.path.open("rb", buffering=_BUFFER)
-        return cast("IO[bytes]", gzip.open(plain(self.path.parent, self.day).with_suffix(".jsonl.gz"), "rb"))
+                return self.path.open("rb", buffering=_BUFFER_BYTES)
+        return cast("IO[bytes]", gzip.open(plain_path(self.path.parent, self.day).with_suffix(".jsonl.gz"), "rb"))
 
 
-def plain(folder: Path, day: str) -> Path:
+def plain_path(folder: Path, day: str) -> Path:
     return folder / f"audit-{day}.jsonl"
 
 
 def day_files(folder: Path) -> list[DayFile]:
-    """List the files of all days, the oldest first.
+    """Return the files of all days, oldest first.
 
-    Where a day has both, its compressed one is left out: it was made when the engine was killed, and is made again.
+    If a day has both files, the compressed one is incomplete and left out: the engine was killed while it compressed.
     """
     found: dict[str, DayFile] = {}
-    for path in sorted(folder.iterdir(), reverse=True):  # `.jsonl.gz` before `.jsonl`, which thus takes its place
+    for path in sorted(folder.iterdir(), reverse=True):  # the plain file sorts last, and so replaces the other
         if match := _NAME.match(path.name):
             found[match[1]] = DayFile(path, match[1])
     return [found[day] for day in sorted(found)]
 
 
-def identity(folder: Path) -> Identity:
-    """Read which archive it is. Raises OSError, or ArchiveError where that is unreadable."""
+def read_identity(folder: Path) -> Identity:
+    """Raises OSError if the directory has no identity, ArchiveError if it is malformed."""
+    path = folder / "archive.json"
     try:
-        return msgspec.json.decode((folder / "archive.json").read_bytes(), type=Identity)
+        return msgspec.json.decode(path.read_bytes(), type=Identity)
     except msgspec.DecodeError as error:
-        raise ArchiveError("foreign", f"{folder / 'archive.json'} is none of ours: {error}") from None
+        raise ArchiveError("foreign", f"{path} does not identify an archive: {error}") from None
 
 
-def claim(folder: Path, prefix: str) -> tuple[int, Identity]:
-    """Take a directory to write in: gives its lock, to be closed in the end, and its identity.
+def acquire(folder: Path, prefix: str) -> tuple[int, Identity]:
+    """Lock a directory for writing, and create it if necessary.
 
-    Raises ArchiveError: `locked` where another engine writes there, `foreign` where it is the archive of another fleet.
+    Returns the file descriptor of the lock, which the caller must close, and the identity. Raises ArchiveError:
+    `locked` if another engine writes there, `foreign` if it is the archive of another fleet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -111,40 +110,41 @@ def claim(folder: Path, prefix: str) -> tuple[int, Identity]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 200, 0).decode(errors="replace") or "another engine"
-            detail = f"{holder} writes to {folder}: give each engine a directory of its own, archive.directory"
+            detail = f"{holder} writes to {folder}; set a different archive.directory for each engine"
             raise ArchiveError("locked", detail) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         try:
-            found = identity(folder)
+            identity = read_identity(folder)
         except FileNotFoundError:
-            found = Identity(uuid_utils.uuid7().hex, prefix)
-            write_whole(folder / "archive.json", msgspec.json.encode(found) + b"\n")
-        _check(folder, found, prefix)
+            identity = Identity(uuid_utils.uuid7().hex, prefix)
+            write_atomically(folder / "archive.json", msgspec.json.encode(identity) + b"\n")
+        _check_prefix(folder, identity, prefix)
     except BaseException:
         os.close(lock)
         raise
-    return lock, found
+    return lock, identity
 
 
-def _check(folder: Path, found: Identity, prefix: str) -> None:
-    if found.prefix != prefix:
-        raise ArchiveError("foreign", f"{folder} is the archive of the fleet {found.prefix!r}, not of {prefix!r}")
+def _check_prefix(folder: Path, identity: Identity, prefix: str) -> None:
+    if identity.prefix != prefix:
+        fleets = f"the fleet {identity.prefix!r}, not of {prefix!r}"
+        raise ArchiveError("foreign", f"{folder} is the archive of {fleets}")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file so that it exists complete or not at all."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
-    sync_folder(path.parent)
+    sync_directory(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make it last that a file is there, or has another name."""
+def sync_directory(folder: Path) -> None:
+    """Sync the entries of a directory, so that new and renamed files survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -152,19 +152,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def compress(source: Path, chunk: int) -> Iterator[None]:
-    """Compress a file in steps of so many bytes; the plain one goes when the other lies on the disk for good."""
+def compress(source: Path, chunk_bytes: int) -> Iterator[None]:
+    """Compress a file in steps, then delete the plain file once the compressed one is synced."""
     target, part = source.with_suffix(".jsonl.gz"), source.with_suffix(".part")
     try:
         with source.open("rb") as plain_file, part.open("wb") as raw:
-            with gzip.GzipFile(fileobj=raw, mode="wb", filename=source.name, compresslevel=6) as packed:
-                while content := plain_file.read(chunk):
-                    packed.write(content)
+            with gzip.GzipFile(fileobj=raw, mode="wb", filename=source.name, compresslevel=6) as compressed:
+                while content := plain_file.read(chunk_bytes):
+                    compressed.write(content)
                     yield
             raw.flush()
             os.fsync(raw.fileno())
         part.rename(target)
-        sync_folder(source.parent)
+        sync_directory(source.parent)
         source.unlink()
     finally:
         part.unlink(missing_ok=True)

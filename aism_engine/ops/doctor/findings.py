@@ -1,4 +1,4 @@
-"""What the doctor says: a finding for each thing that it has looked at. Its codes are published, and so for ever."""
+"""The findings of the doctor, and the checks that produce them. Finding codes are published names."""
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -6,11 +6,11 @@ from typing import Generic, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-Facts = TypeVar("Facts")
+F = TypeVar("F")
 
 
 class Severity(StrEnum):
-    """How bad it is. `danger`: something can be lost, or the engine cannot work."""
+    """`danger`: data can be lost, or the engine cannot work."""
 
     OK = "ok"
     NOTE = "note"
@@ -19,69 +19,68 @@ class Severity(StrEnum):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. Each code has a section in docs/doctor.md."""
+    """The result of one check. Each code has a section in docs/doctor.md."""
 
     code: str
     severity: Severity
-    what: str
-    """What is so."""
+    summary: str
     why: str
     """Why it matters."""
-    mend: str = ""
-    """How to mend it; empty where there is nothing to mend."""
+    fix: str = ""
+    """Empty if there is nothing to fix."""
 
 
-class Verdict(NamedTuple):
-    """What a check comes to."""
+class CheckResult(NamedTuple):
+    """What a check found; its code and reason are those of the check."""
 
     severity: Severity
-    what: str
-    mend: str = ""
+    summary: str
+    fix: str = ""
 
 
-def ok(what: str) -> Verdict:
-    return Verdict(Severity.OK, what)
+def ok(summary: str) -> CheckResult:
+    return CheckResult(Severity.OK, summary)
 
 
-def note(what: str, mend: str = "") -> Verdict:
-    return Verdict(Severity.NOTE, what, mend)
+def note(summary: str, fix: str = "") -> CheckResult:
+    return CheckResult(Severity.NOTE, summary, fix)
 
 
-def warning(what: str, mend: str) -> Verdict:
-    return Verdict(Severity.WARNING, what, mend)
+def warning(summary: str, fix: str) -> CheckResult:
+    return CheckResult(Severity.WARNING, summary, fix)
 
 
-def danger(what: str, mend: str) -> Verdict:
-    return Verdict(Severity.DANGER, what, mend)
+def danger(summary: str, fix: str) -> CheckResult:
+    return CheckResult(Severity.DANGER, summary, fix)
 
 
-class DoctorCheck(NamedTuple, Generic[Facts]):
-    """Looks at facts for one thing. It says nothing, None, where what it needs was not told."""
+class DoctorCheck(NamedTuple, Generic[F]):
+    """A check on collected facts. `evaluate` returns None if the facts that it needs are missing."""
 
     code: str
     why: str
-    judge: Callable[[Facts], Verdict | None]
+    evaluate: Callable[[F], CheckResult | None]
 
 
-def judged(checks: Iterable[DoctorCheck[Facts]], facts: Facts) -> list[Finding]:
+def run_checks(checks: Iterable[DoctorCheck[F]], facts: F) -> list[Finding]:
     return [
-        Finding(code=check.code, severity=verdict.severity, what=verdict.what, why=check.why, mend=verdict.mend)
+        Finding(code=check.code, severity=result.severity, summary=result.summary, why=check.why, fix=result.fix)
         for check in checks
-        if (verdict := check.judge(facts)) is not None
+        if (result := check.evaluate(facts)) is not None
     ]
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """Write `1 key`, `2 keys`."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def plural(count: int, one: str, many: str = "") -> str:
+    """Format `1 key` or `2 keys`."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def megabytes(number: int) -> str:
-    return f"{number / 1024 / 1024:.1f} MiB"
+def mebibytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MiB"
 
 
-def named(count: int, examples: Iterable[str]) -> str:
-    """Write the first of so many: `a, b, and 3 more`."""
+def list_examples(count: int, examples: Iterable[str]) -> str:
+    """Format the first of `count` names: `a, b, and 3 more`."""
     shown = list(examples)
     more = f", and {count - len(shown)} more" if count > len(shown) else ""
     return ", ".join(shown) + more

@@ -1,190 +1,180 @@
-"""What lies under the prefix: whether all of it is ours, and whether it all hangs together."""
+"""Checks of the keys under the prefix: does the engine know all of them, and do they belong together?"""
 
 from typing import Final
 
 from msgspec import Struct, field
 
-from aism_engine.ops.doctor.findings import DoctorCheck, Verdict, counted, danger, named, note, ok, warning
+from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, danger, list_examples, note, ok, plural, warning
 
-_SHOWN: Final = 5
+_MAX_EXAMPLES: Final = 5
+_MAX_NAME: Final = 120
+_FIX_PREFIX: Final = "Use prefixes of which none begins with another: aism-a and aism-b, not aism and aism:b."
 
 
-class Some(Struct):
-    """So many, and the first of them."""
+class Examples(Struct):
+    """A count of names, and the first of them."""
 
     count: int = 0
-    examples: list[str] = []
+    names: list[str] = []
 
     def add(self, name: str) -> None:
         self.count += 1
-        if len(self.examples) < _SHOWN:
-            self.examples.append(name[:120])
+        if len(self.names) < _MAX_EXAMPLES:
+            self.names.append(name[:_MAX_NAME])
 
     def __str__(self) -> str:
-        return named(self.count, self.examples)
+        return list_examples(self.count, self.names)
 
 
-class Keyspace(Struct, kw_only=True):
-    """What was found under the prefix. Each is of keys, of members or of ids, as it says."""
+class KeyspaceFacts(Struct, kw_only=True):
+    """What a scan of the keys under the prefix found."""
 
     prefix: str
-    looked_at: int = 0
-    """How many keys."""
-    more: bool = False
-    """Whether there are more than were to be looked at: then what is missing may lie among those."""
+    scanned: int = 0
+    """The number of keys."""
+    truncated: bool = False
+    """Whether the scan ended at its limit: then what seems to be missing may be among the other keys."""
     fleets_above: list[str] = []
-    """Prefixes with an engine, of which ours is a part."""
-    fleets_below: Some = field(default_factory=Some)
-    """Prefixes with an engine that begin as ours does."""
-    twins: list[int] = []
-    """Other databases of the server in which there is a fleet of this prefix."""
-    foreign: Some = field(default_factory=Some)
+    """Prefixes of other fleets with which this prefix begins."""
+    fleets_below: Examples = field(default_factory=Examples)
+    """Prefixes of other fleets that begin with this prefix."""
+    other_databases: list[int] = []
+    """Other databases of the server that hold a fleet of this prefix."""
+    foreign: Examples = field(default_factory=Examples)
     """Keys that no engine of this version writes."""
-    wrong_type: Some = field(default_factory=Some)
-    """Keys of ours that have another Redis type."""
-    stray_agents: Some = field(default_factory=Some)
-    """Agents, not in the index, that have keys."""
-    lost_records: Some = field(default_factory=Some)
-    """Members of the index without a record."""
-    commands_without_deadline: Some = field(default_factory=Some)
-    """Commands, and groups, that are open and that nothing will ever end."""
-    deadlines_without_record: Some = field(default_factory=Some)
-    """Members of the deadlines."""
-    for_ever: Some = field(default_factory=Some)
-    """Keys that should expire, and never will."""
-    lease_for_ever: bool = False
-    strange_members: Some = field(default_factory=Some)
-    """Members of the heartbeats that are no agent ids."""
-    unknown_members: Some = field(default_factory=Some)
-    """Members of the heartbeats that are not in the index."""
-    beating: int = 0
+    wrong_type: Examples = field(default_factory=Examples)
+    """Keys of the engine with another Redis type."""
+    unindexed_agents: Examples = field(default_factory=Examples)
+    """Agents that have keys and are not in the index."""
+    missing_records: Examples = field(default_factory=Examples)
+    """Agents that are in the index and have no record."""
+    commands_without_deadline: Examples = field(default_factory=Examples)
+    """Open commands and groups that have no deadline, so that nothing ends them."""
+    deadlines_without_record: Examples = field(default_factory=Examples)
+    """Members of the deadlines whose command, group or agent does not exist."""
+    without_expiry: Examples = field(default_factory=Examples)
+    """Keys that should expire and have no expiry."""
+    lease_without_expiry: bool = False
+    invalid_members: Examples = field(default_factory=Examples)
+    """Members of the heartbeats that are not agent ids."""
+    unindexed_members: Examples = field(default_factory=Examples)
+    """Agents that send heartbeats and are not in the index."""
+    heartbeats: int = 0
 
 
-def _prefix(space: Keyspace) -> Verdict:
-    if space.fleets_above:
-        heads = ", ".join(space.fleets_above)
+def _prefix(keyspace: KeyspaceFacts) -> CheckResult | None:
+    prefix = keyspace.prefix
+    if keyspace.fleets_above:
+        return warning(f"{prefix} is under the prefix of a fleet: {', '.join(keyspace.fleets_above)}", _FIX_PREFIX)
+    if keyspace.other_databases:
         return warning(
-            f"there is a fleet {heads}, and {space.prefix} lies under its prefix",
-            "Give each fleet a prefix that begins like no other's: aism-a and aism-b, not aism and aism:b.",
+            f"other databases of this server hold a fleet {prefix}: {', '.join(map(str, keyspace.other_databases))}",
+            "Give each fleet its own prefix: what one publishes is received in every database.",
         )
-    if space.twins:
-        numbers = ", ".join(map(str, space.twins))
-        return warning(
-            f"there is a fleet {space.prefix} in another database of this server, too: {numbers}",
-            "Give each fleet a prefix of its own: what is published is heard in every database.",
-        )
-    if space.fleets_below.count:
-        return warning(
-            f"under {space.prefix} lie other fleets: {space.fleets_below}",
-            "Give each fleet a prefix that begins like no other's: aism-a and aism-b, not aism and aism:b.",
-        )
-    return ok(f"no other fleet begins with {space.prefix}")
+    if keyspace.fleets_below.count:
+        return warning(f"other fleets are under {prefix}: {keyspace.fleets_below}", _FIX_PREFIX)
+    return ok(f"no other fleet's prefix begins with {prefix}")
 
 
-def _foreign_keys(space: Keyspace) -> Verdict:
-    if space.foreign.count:
+def _foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
+    foreign = keyspace.foreign
+    if foreign.count:
         return warning(
-            f"{counted(space.foreign.count, 'key')} of no kind that this version knows: {space.foreign}",
-            "If another version of the engine wrote them, leave them to it; else move them to a prefix of their own.",
+            f"{plural(foreign.count, 'key is', 'keys are')} unknown to this version: {foreign}",
+            "If another version of the engine wrote them, keep them; otherwise move them to another prefix.",
         )
-    if space.looked_at == 0:
+    if keyspace.scanned == 0:
         return ok("there are no keys yet")
-    return ok(f"{counted(space.looked_at, 'key')}, all of a kind that this version knows")
+    return ok(f"{plural(keyspace.scanned, 'key')}, all known to this version")
 
 
-def _key_types(space: Keyspace) -> Verdict:
-    if space.wrong_type.count:
-        return danger(
-            f"{counted(space.wrong_type.count, 'key')} of another type than docs/protocol.md says: {space.wrong_type}",
-            "TYPE says what each is. RENAME it out of the way: the engine makes its own.",
-        )
-    return ok("each key has the type that it should have")
+def _key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
+    wrong = keyspace.wrong_type
+    if not wrong.count:
+        return ok("every key has the right type")
+    summary = f"{plural(wrong.count, 'key has', 'keys have')} another type than docs/protocol.md says: {wrong}"
+    return danger(summary, "Check them with TYPE, and RENAME them: the engine creates its own.")
 
 
-def _orphaned_agents(space: Keyspace) -> Verdict:
-    if space.lost_records.count:
+def _orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
+    missing, unindexed = keyspace.missing_records, keyspace.unindexed_agents
+    if missing.count:
         return warning(
-            f"{counted(space.lost_records.count, 'agent')} in the index without a record: {space.lost_records}",
-            "They are taken in again at their next heartbeat or message; else SREM them from the index.",
+            f"{plural(missing.count, 'agent')} in the index without a record: {missing}",
+            "Their next heartbeat or message creates the record; otherwise SREM them from the index.",
         )
-    if space.stray_agents.count:
+    if unindexed.count:
         return note(
-            f"keys of {counted(space.stray_agents.count, 'agent')} that the index does not know: {space.stray_agents}",
-            "Those that are about to start beat soon. Of the others delete the keys <prefix>:agent:<id>:*.",
+            f"{plural(unindexed.count, 'agent')} with keys and not in the index: {unindexed}",
+            "Agents that are starting send a heartbeat soon. Delete the keys <prefix>:agent:<id>:* of the others.",
         )
-    return ok("each agent that has keys is in the index")
+    return ok("every agent that has keys is in the index")
 
 
-def _orphaned_commands(space: Keyspace) -> Verdict:
-    if space.commands_without_deadline.count:
+def _orphaned_commands(keyspace: KeyspaceFacts) -> CheckResult | None:
+    found = keyspace.commands_without_deadline
+    if found.count:
         return danger(
-            f"{counted(space.commands_without_deadline.count, 'open command')} without a deadline: "
-            f"{space.commands_without_deadline}",
-            "ZADD <prefix>:engine:deadlines 0 command:<id> for each, and start the engine anew: it ends them.",
+            f"{plural(found.count, 'open command')} without a deadline: {found}",
+            "ZADD <prefix>:engine:deadlines 0 command:<id> for each, and restart the engine: it ends them.",
         )
-    if space.more:
-        return note("not all keys were looked at: whether each open command has a deadline is not known")
-    return ok("each open command has a deadline")
+    if keyspace.truncated:
+        return note("not all keys were scanned: there may be open commands without a deadline")
+    return ok("every open command has a deadline")
 
 
-def _orphaned_deadlines(space: Keyspace) -> Verdict:
-    if space.deadlines_without_record.count:
-        found = space.deadlines_without_record
-        return warning(
-            f"{counted(found.count, 'deadline')} without a record: {found}",
-            "Find out who deleted the records. The engine clears these when they are due.",
-        )
-    return ok("each deadline has its record")
+def _orphaned_deadlines(keyspace: KeyspaceFacts) -> CheckResult | None:
+    found = keyspace.deadlines_without_record
+    if not found.count:
+        return ok("every deadline has its record")
+    return warning(
+        f"{plural(found.count, 'deadline')} without a record: {found}",
+        "Find out who deleted the records. The engine removes these deadlines when they are due.",
+    )
 
 
-def _no_expiry(space: Keyspace) -> Verdict:
-    if space.lease_for_ever:
+def _no_expiry(keyspace: KeyspaceFacts) -> CheckResult | None:
+    found = keyspace.without_expiry
+    if keyspace.lease_without_expiry:
         return danger(
-            "the lease does not expire: when its holder dies, nobody follows",
-            "PEXPIRE <prefix>:engine:lease 5000; a leader that lives renews it.",
+            "the lease does not expire: when its holder crashes, no other engine can lead",
+            "PEXPIRE <prefix>:engine:lease 5000; a live leader renews it.",
         )
-    if space.for_ever.count:
+    if found.count:
         return warning(
-            f"{counted(space.for_ever.count, 'key')} that should expire and will not: {space.for_ever}",
-            "PEXPIRE each of them: they are answers, and records of what has ended.",
+            f"{plural(found.count, 'key')} without an expiry: {found}",
+            "PEXPIRE each of them: they are replies, and records of what has ended.",
         )
-    return ok("what should expire does")
+    return ok("every key that should expire has an expiry")
 
 
-def _heartbeats(space: Keyspace) -> Verdict:
-    if space.strange_members.count:
+def _heartbeats(keyspace: KeyspaceFacts) -> CheckResult | None:
+    invalid, unindexed = keyspace.invalid_members, keyspace.unindexed_members
+    if invalid.count:
         return note(
-            f"{counted(space.strange_members.count, 'member is no agent id', 'members are no agent ids')}: "
-            f"{space.strange_members}",
-            "Find out who writes them, and ZREM them: the engine passes over them.",
+            f"{plural(invalid.count, 'member is not an agent id', 'members are not agent ids')}: {invalid}",
+            "Find out who writes them, and ZREM them: the engine ignores them.",
         )
-    if space.unknown_members.count:
+    if unindexed.count:
         return note(
-            f"{counted(space.unknown_members.count, 'agent that beats is', 'agents that beat are')} not in the index: "
-            f"{space.unknown_members}",
-            "An engine that leads takes them in within seconds, unless agents.auto_register is off, or the fleet has "
+            f"{plural(unindexed.count, 'agent')} with heartbeats and not in the index: {unindexed}",
+            "A leading engine adds them within seconds, unless agents.auto_register is off, or the fleet has "
             "agents.max_agents.",
         )
-    return ok(f"{counted(space.beating, 'agent')} beat, and each is known" if space.beating else "nobody beats")
+    if not keyspace.heartbeats:
+        return ok("no agent sends heartbeats")
+    return ok(f"{plural(keyspace.heartbeats, 'agent sends', 'agents send')} heartbeats, all in the index")
 
 
 CHECKS: Final = (
-    DoctorCheck("prefix", "Fleets that share a head share ACL patterns, and may meet in a key or a channel.", _prefix),
-    DoctorCheck("foreign_keys", "Whoever writes there may one day write a key of ours.", _foreign_keys),
+    DoctorCheck("prefix", "Overlapping prefixes share ACL patterns, and may share keys or channels.", _prefix),
+    DoctorCheck("foreign_keys", "Whatever writes them may also overwrite a key of the engine.", _foreign_keys),
+    DoctorCheck("key_types", "A key of the wrong type stops the engine, or messages to that agent.", _key_types),
+    DoctorCheck("orphaned_agents", "Nothing reads these keys or deletes them.", _orphaned_agents),
+    DoctorCheck("orphaned_commands", "Nothing ends such a command, so its sender waits forever.", _orphaned_commands),
+    DoctorCheck("orphaned_deadlines", "A command without its record has no outcome.", _orphaned_deadlines),
     DoctorCheck(
-        "key_types", "A key of the wrong type stops the engine, or whatever is said to that agent.", _key_types
+        "no_expiry", "Such keys fill the memory, and a lease without an expiry blocks every failover.", _no_expiry
     ),
-    DoctorCheck("orphaned_agents", "Nobody reads these keys, and nobody forgets them.", _orphaned_agents),
-    DoctorCheck(
-        "orphaned_commands", "Nothing ends such a command: whoever waits for it waits for ever.", _orphaned_commands
-    ),
-    DoctorCheck("orphaned_deadlines", "A command whose record is gone has no outcome.", _orphaned_deadlines),
-    DoctorCheck(
-        "no_expiry", "What never expires fills the memory, and a lease that does not is never another's.", _no_expiry
-    ),
-    DoctorCheck(
-        "heartbeats",
-        "Who beats and is not known is not watched: it is never given a command, and never lost.",
-        _heartbeats,
-    ),
+    DoctorCheck("heartbeats", "An agent that is not in the index gets no commands and is never lost.", _heartbeats),
 )

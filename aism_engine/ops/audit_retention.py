@@ -1,0 +1,89 @@
+"""Decides which old audit entries and dead letters may be trimmed.
+
+Each archive publishes its position: the last entry that is safe on its disk. No entry behind the position of a live
+archive is trimmed, short of the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from aism_engine.ops.audit_log import decode_truncated, entry_order
+from aism_engine.store.batch import Argument
+from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.keys import Keys
+from aism_engine.store.scripts import TRIM, TrimCode
+
+_TRIM_ENTRIES: Final = 100
+"""Entries trimmed per call."""
+
+
+class ArchivePosition(Struct, frozen=True):
+    """How far an archive has come: every entry up to `cursor` is synced to its disk.
+
+    `at` is when this was published, in unix seconds by Redis `TIME`. Host and directory are information for people.
+    """
+
+    cursor: str
+    at: float
+    host: str = ""
+    directory: str = ""
+
+
+class AuditRetention:
+    """Positions of the archives, and trimming. Raises `ServerUnavailableError` while the server cannot serve."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    async def publish_position(self, archive: str, position: ArchivePosition) -> None:
+        with naming_outages():
+            await self._client.hset(self._keys.archives, archive, msgspec.json.encode(position))
+
+    async def positions(self) -> dict[str, ArchivePosition | None]:
+        """Read the position of every archive, None where it is malformed."""
+        with naming_outages():
+            found = await self._client.hgetall(self._keys.archives)
+        return {decode_truncated(archive): _position(value) for archive, value in found.items()}
+
+    async def remove_position(self, archive: str) -> None:
+        """Stop keeping entries for this archive."""
+        with naming_outages():
+            await self._client.hdel(self._keys.archives, archive)
+
+    async def trim_audit(self, token: str, keep: int, before: str | None) -> tuple[TrimCode, int, bool]:
+        """Trim some entries, down to `keep`, but not the entry `before` nor any behind it.
+
+        Returns the script's code, how many entries were trimmed, and whether another call may trim more.
+
+        The script compares the fencing token, so that a deposed leader with other settings trims nothing. Cursors only
+        grow, so a `before` that is a moment old keeps too much, never too little. An archive that publishes an older
+        cursor in the meantime finds a gap.
+        """
+        arguments: list[Argument] = [token, keep, _TRIM_ENTRIES, before or ""]
+        with naming_outages():
+            code, removed, more = await TRIM(self._client, [self._keys.epoch, self._keys.audit], arguments)
+        return TrimCode(code), removed, bool(more)
+
+    async def trim_dead_letters(self, before: float) -> int:
+        """Remove the dead letters written before this instant, and return how many."""
+        minimum = f"{before * 1000:.0f}"
+        with naming_outages():
+            removed: int = await self._client.xtrim(self._keys.dead_letters, minid=minimum, approximate=False)
+        return removed
+
+
+def oldest_cursor(positions: Mapping[str, ArchivePosition | None]) -> str | None:
+    """Return the oldest cursor of all archives, None if there is no archive."""
+    return min((each.cursor for each in positions.values() if each is not None), key=entry_order, default=None)
+
+
+def _position(value: bytes) -> ArchivePosition | None:
+    try:
+        position = msgspec.json.decode(value, type=ArchivePosition)
+        return position if min(entry_order(position.cursor)) >= 0 else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,170 @@
+"""Checks of what lies between engine and server: permissions, clocks, latency, sentinels, the settings file."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+
+from msgspec import Struct
+
+from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, danger, list_examples, note, ok, plural, warning
+from aism_engine.ops.doctor.permissions import EVAL_COMMANDS, RedisCommand, describe, missing_rules
+
+_CLOCK_NOTE_S: Final = 1.0
+_CLOCK_WARNING_S: Final = 30.0
+_SLOW_S: Final = 0.005
+_VERY_SLOW_S: Final = 0.05
+_MIN_SENTINELS: Final = 3
+_SUBSCRIBE_COMMANDS: Final = frozenset({"SUBSCRIBE", "UNSUBSCRIBE"})
+"""Without these the engine works by polling."""
+_MOST_TESTED_PROTOCOL: Final = 2
+
+
+class SentinelFacts(Struct, frozen=True, kw_only=True):
+    """The replies of one configured sentinel. Only the address is set if it does not answer."""
+
+    address: str
+    primary: str = ""
+    """`host:port`; empty if the sentinel knows no primary of the configured name."""
+    others: int = 0
+    """The number of other sentinels that it knows."""
+    quorum: int = 0
+    error: str = ""
+    """Why it did not answer, or the error of its CKQUORUM."""
+
+
+class ConfigFile(Struct, frozen=True, kw_only=True):
+    """The settings file. `mode` is its permission bits, as for chmod."""
+
+    path: str
+    mode: int
+    has_password: bool
+
+
+class EnvironmentFacts(Struct, frozen=True, kw_only=True):
+    """What was measured between the engine's machine and the server. What could not be measured is None or empty."""
+
+    server: str
+    protocol: int = 2
+    clock_ahead_s: float | None = None
+    """How far the server's clock is ahead of the local one, corrected by half of the round trip."""
+    pings_s: Sequence[float] = ()
+    commits_s: Sequence[float] = ()
+    """Durations of commits with a stale token: the cost of the script before it writes."""
+    denied: Sequence[RedisCommand] | None = None
+    """The required commands that the user may not send."""
+    required: Sequence[RedisCommand] = ()
+    sentinels: Sequence[SentinelFacts] = ()
+    config_file: ConfigFile | None = None
+    unchecked: Sequence[str] = ()
+    """What the server did not let the doctor read, each with the server's error."""
+
+
+def _permissions(environment: EnvironmentFacts) -> CheckResult | None:
+    denied = environment.denied
+    if denied is None:
+        return None
+    if not denied:
+        return ok("the user has every permission that the engine needs")
+    shown = list(dict.fromkeys(map(describe, denied)))
+    summary = f"the user may not send: {list_examples(len(shown), shown[:5])}"
+    fix = f"ACL SETUSER <user> {' '.join(missing_rules(denied, environment.required))}"
+    if all(command[0] in EVAL_COMMANDS for command in denied):  # without scripts the others cannot be checked
+        fix += "; then run the doctor again: more may be missing (docs/doctor.md lists all permissions)"
+    only_subscribing = all(command[0] in _SUBSCRIBE_COMMANDS for command in denied)
+    return warning(summary, fix) if only_subscribing else danger(summary, fix)
+
+
+def _clock(environment: EnvironmentFacts) -> CheckResult | None:
+    ahead_s = environment.clock_ahead_s
+    if ahead_s is None:
+        return None
+    difference_s = abs(ahead_s)
+    if difference_s < _CLOCK_NOTE_S:
+        return ok(f"the clocks differ by {difference_s * 1000:.0f} ms")
+    direction = "ahead of" if ahead_s > 0 else "behind"
+    summary = f"the server's clock is {difference_s:.1f} s {direction} the local clock"
+    fix = "Synchronize both machines by NTP (chrony, systemd-timesyncd)."
+    return warning(summary, fix) if difference_s > _CLOCK_WARNING_S else note(summary, fix)
+
+
+def _latency(environment: EnvironmentFacts) -> CheckResult | None:
+    pings_s, commits_s = environment.pings_s, environment.commits_s
+    if not pings_s:
+        return None
+    typical, longest = median(pings_s), max(pings_s)
+    summary = f"a round trip takes {_ms(typical)}, at most {_ms(longest)}"
+    if commits_s:
+        summary += f"; a rejected commit takes {_ms(median(commits_s))}, at most {_ms(max(commits_s))}"
+    fix = "Run the engine near its server; check SLOWLOG GET, and the machine's load."
+    if typical > _VERY_SLOW_S or longest > 10 * _VERY_SLOW_S:
+        return warning(summary, fix)
+    return note(summary, fix) if typical > _SLOW_S else ok(summary)
+
+
+def _protocol(environment: EnvironmentFacts) -> CheckResult | None:
+    if environment.protocol == _MOST_TESTED_PROTOCOL:
+        return ok(f"RESP{environment.protocol}")
+    return note(f"RESP{environment.protocol}", "RESP2 is tested most: set redis.protocol = 2.")
+
+
+def _sentinels(environment: EnvironmentFacts) -> CheckResult | None:
+    if not environment.sentinels:
+        return None
+    answering = [each for each in environment.sentinels if each.primary]
+    primaries = sorted({each.primary for each in answering})
+    errors = [f"{each.address}: {each.error}" for each in environment.sentinels if each.error]
+    if len(primaries) > 1:
+        summary = f"the sentinels name different primaries: {', '.join(primaries)}"
+        return danger(summary, "Wait for the end of a failover. If it lasts, SENTINEL RESET the name at each.")
+    if errors:
+        fix = "Start that sentinel, or remove it from redis.sentinels. SENTINEL CKQUORUM tells more."
+        return warning("; ".join(errors), fix)
+    known = min((each.others + 1 for each in answering), default=0)
+    if known < _MIN_SENTINELS:
+        return warning(f"{known} sentinels have no majority when one fails", "Run three sentinels on three machines.")
+    return ok(f"{plural(len(answering), 'sentinel')} of {known} answered; the primary is {primaries[0]}")
+
+
+def _config_file(environment: EnvironmentFacts) -> CheckResult | None:
+    file = environment.config_file
+    if file is None:
+        return None
+    summary = f"{file.path} has mode {file.mode:04o}"
+    if file.mode & 0o002:
+        return warning(f"{summary}: every user of this machine can change it", f"chmod o-w {file.path}")
+    if file.has_password and file.mode & 0o004:
+        return warning(
+            f"{summary} and contains a password: every user of this machine can read it",
+            f"chmod o-r {file.path}, or set the password in the environment (AISM_REDIS_URL).",
+        )
+    return ok(f"{summary}{', which protects its password' if file.has_password else ' and contains no password'}")
+
+
+def _not_checked(environment: EnvironmentFacts) -> CheckResult | None:
+    if not environment.unchecked:
+        return None
+    fix = "Run the doctor with a user that may read them (--redis), or ask your provider for these settings."
+    return warning("; ".join(environment.unchecked), fix)
+
+
+CHECKS: Final = (
+    DoctorCheck(
+        "permissions",
+        "A denied command stops the engine; if only subscribing is denied, the engine polls.",
+        _permissions,
+    ),
+    DoctorCheck(
+        "clock",
+        "Deadlines use the server's clock; logs and heartbeats with the local time seem early or late beside it.",
+        _clock,
+    ),
+    DoctorCheck("latency", "One commit is in flight at a time, and each takes a round trip.", _latency),
+    DoctorCheck("protocol", "Client libraries represent some replies differently in the two versions.", _protocol),
+    DoctorCheck("sentinels", "The sentinels choose the primary, and the engine asks them for it.", _sentinels),
+    DoctorCheck("config_file", "With the Redis password one can read, forge and delete everything.", _config_file),
+    DoctorCheck("not_checked", "What was not checked may be wrong.", _not_checked),
+)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms"
