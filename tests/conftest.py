@@ -1,4 +1,4 @@
-"""What every test can ask for: a real server, and a corner of it that is the test's own."""
+"""Fixtures of all tests: a real server, and a key prefix for each test."""
 
 import itertools
 import secrets
@@ -13,28 +13,32 @@ from redis.backoff import NoBackoff
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.server import test_server_binary
 
-hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
-hypothesis.settings.load_profile("ours")
+hypothesis.settings.register_profile(
+    "gate", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)  # a slow machine is no failure
+hypothesis.settings.load_profile("gate")
 
 _count = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """One server for the whole run (for each xdist worker); nobody flushes it, stops it or changes its settings."""
+    """One server for the whole run of each xdist worker. No test flushes it, stops it or changes its settings."""
     with EmbeddedServer(test_server_binary(), append_only=False) as server:
         yield server
 
 
 @pytest.fixture
 def prefix() -> str:
-    """A prefix of keys and channels that no other test has, now or in a later run on the same server."""
+    """A prefix of keys and channels that no other test uses, in this run or a later one on the same server."""
     return f"t{next(_count)}-{secrets.token_hex(3)}"
 
 
 @pytest.fixture
 async def redis_client(server: EmbeddedServer) -> AsyncIterator[Redis]:
-    """A plain client, as an agent in any language has one. It tries each command once."""
+    """A plain client, as an agent in any language uses. It tries each command once."""
     retry = Retry(NoBackoff(), retries=0)
-    async with Redis.from_url(server.url, protocol=2, decode_responses=False, retry=retry) as client:
+    async with Redis.from_url(
+        server.url, protocol=2, decode_responses=False, retry=retry, socket_timeout=300
+    ) as client:
         yield client

@@ -14,8 +14,8 @@ from aism_engine.clock import SystemClock, from_iso
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.cues import Request
+from tests.support.daemon import daemon
 from tests.support.engine import Reader, eventually, plain_client, running_engine
-from tests.support.faults import daemon
 from tests.support.proxy import FaultProxy
 
 LOST_AFTER_S: Final = 2.0

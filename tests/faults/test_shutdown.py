@@ -1,11 +1,12 @@
-"""SIGTERM under full load loses nothing, finishes the commit in hand, gives the lease back, and ends within 10 s with
-code 0. So does SIGINT, and to ask again changes nothing, whatever has become of Redis meanwhile.
+"""Shutdown: SIGTERM and SIGINT finish the commit in flight, lose nothing, release the lease, and exit with code 0.
+
+Repeated signals change nothing, and neither does the state of Redis. `supervisor.shutdown_timeout`, 10 s by default, is
+long here, so that no test passes or fails by the speed of the machine: an engine that waits for it hangs the test.
 """
 
 import asyncio
 import json
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,15 +15,17 @@ from typing import Final, TypeAlias
 import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.engine import Reader, eventually, launched, plain_client
-from tests.support.faults import IS_COMMIT, Daemon, Load, daemon
+from tests.support.cues import Cue
+from tests.support.daemon import Daemon, daemon
+from tests.support.engine import Reader, launched, plain_client
+from tests.support.faults import IS_COMMIT, Load
 from tests.support.proxy import FaultProxy
 from tests.support.server import test_server_binary
 
-WITHIN_S: Final = 10.0
-MANY: Final = 6000
-SHORT: Final[dict[str, object]] = {"lease__ttl": 1.5, "lease__renew_interval": 0.3}
-"""A lease that is soon over, where it cannot be given back."""
+MANY: Final = 1000
+SETTINGS: Final[dict[str, object]] = {"supervisor__shutdown_timeout": 3600, "response_consumer__batch_messages": 100}
+SHORT_LEASE: Final[dict[str, object]] = {"lease__ttl": 1.5, "lease__renew_interval": 0.3}
+"""For tests in which the lease cannot be released: the next engine waits until it expires."""
 
 
 @pytest.fixture
@@ -37,100 +40,83 @@ async def reader(own: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
         yield Reader(client, prefix)
 
 
-async def _finish(own: EmbeddedServer, prefix: str, load: Load) -> None:
-    """Let another engine do what is left, and check the whole."""
-    async with launched(own, prefix) as engine:
-        await load.wait_applied_once(engine, 30)
+@pytest.fixture
+async def proxy(own: EmbeddedServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(own.port) as proxy:
+        yield proxy
 
 
 @asynccontextmanager
-async def _working(url: str, reader: Reader, load: Load, **settings: object) -> AsyncIterator[Daemon]:
-    """Start the daemon on a long queue; it is in the middle of that."""
+async def _working(
+    proxy: FaultProxy, reader: Reader, load: Load, **settings: object
+) -> AsyncIterator[tuple[Daemon, Cue]]:
+    """Run the daemon on a long queue. Its third commit is in flight: the proxy holds the request."""
     await load.say(reader, MANY)
-    async with daemon(url, reader.keys.prefix, **settings) as engine:
-        await engine.wait_event("lease_taken", within_s=20)
-        await eventually(lambda: reader.call("XLEN", reader.keys.audit))
-        assert not await reader.is_drained()
-        yield engine
+    cue = proxy.hold_request(IS_COMMIT, nth=3)
+    async with daemon(proxy.url, reader.keys.prefix, **SETTINGS, **settings) as engine:
+        await cue.wait_struck()
+        yield engine, cue
 
 
-async def _end(engine: Daemon, record_property: Callable[[str, object], None]) -> None:
-    began = time.monotonic()
-    assert await engine.wait_exit(WITHIN_S + 5) == 0
-    took_s = time.monotonic() - began
-    record_property("stopped_s", round(took_s, 3))
-    print(f"stopped after {took_s:.3f} s")  # noqa: T201
-    assert took_s < WITHIN_S
-    assert engine.count("component_failed") == 0
+async def _ends_well(engine: Daemon) -> None:
+    assert await engine.wait_exit() == 0
+    assert engine.count("engine_stopped") == 1
+    assert engine.count("component_failed") == engine.count("stop_timed_out") == 0
+
+
+async def _finish(own: EmbeddedServer, prefix: str, load: Load) -> None:
+    """Let another engine apply the rest, and check the whole."""
+    async with launched(own, prefix) as engine:
+        await load.wait_applied_once(engine)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_under_full_load_loses_nothing(
-    own: EmbeddedServer,
-    reader: Reader,
-    prefix: str,
-    number: signal.Signals,
-    record_property: Callable[[str, object], None],
+async def test_signal_under_load_finishes_the_commit_in_flight_and_loses_nothing(
+    own: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str, number: signal.Signals
 ) -> None:
-    """What is applied and what is left are together what was said; the next engine leads at once and does the rest."""
+    """Responses are either applied or still queued; the lease is released last, and the next engine does the rest."""
     load = Load(agents=50)
-    async with _working(own.url, reader, load) as engine:
+    async with _working(proxy, reader, load, lease__ttl=3600.0) as (engine, cue):
         engine.signal(number)
-        await _end(engine, record_property)
+        await engine.wait_event("component_stopped", component="request_consumer")
+        cue.release()
+        await _ends_well(engine)
         left = await reader.call("LLEN", reader.keys.response_queue)
-        applied = await load.applied(reader)
-        assert left > 0
-        assert sum(map(len, applied.values())) + left == MANY
+        assert 0 < left < MANY
+        assert sum(map(len, (await load.applied(reader)).values())) + left == MANY
         assert await reader.call("EXISTS", reader.keys.lease) == 0
         assert engine.count("lease_released") == 1
+        stopped = [each["component"] for each in engine.events if each["event"] == "component_stopped"]
+        assert stopped.index("response_consumer") < stopped.index("elector")
     await _finish(own, prefix, load)
 
 
-async def test_asking_again_and_again_changes_nothing(
-    own: EmbeddedServer, reader: Reader, prefix: str, record_property: Callable[[str, object], None]
+async def test_repeated_signals_change_nothing(
+    own: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str
 ) -> None:
-    """At any moment of the stop, the very last included: there is one stop, in order, and its code is 0."""
+    """At any moment of the shutdown, the very last included: there is one shutdown, and its exit code is 0."""
     load = Load(agents=50)
+    async with _working(proxy, reader, load) as (engine, cue):
 
-    async def pester() -> None:
-        while engine.process.returncode is None:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                engine.signal(number)
-                await asyncio.sleep(0.005)
+        async def repeat_signals() -> None:
+            while engine.exit_code is None:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    engine.signal(number)
+                    await asyncio.sleep(0.005)
 
-    async with _working(own.url, reader, load) as engine:
         engine.signal(signal.SIGTERM)
-        pestering = asyncio.create_task(pester())
-        await _end(engine, record_property)
-        pestering.cancel()
+        repeating = asyncio.create_task(repeat_signals())
+        await engine.wait_event("signal_ignored")
+        cue.release()
+        await _ends_well(engine)
+        await repeating
         assert engine.count("signal_received") == 1
         assert engine.count("lease_released") == 1
     await _finish(own, prefix, load)
 
 
-async def test_the_commit_in_hand_is_finished(
-    own: EmbeddedServer, reader: Reader, prefix: str, record_property: Callable[[str, object], None]
-) -> None:
-    """Its answer is awaited before anything else is given up; the lease goes back after it."""
-    load = Load()
-    async with FaultProxy(own.port) as proxy, daemon(proxy.url, prefix, **SHORT) as engine:
-        await load.say(reader, 3)
-        await load.wait_applied_once(reader)
-        cue = proxy.hold_request(IS_COMMIT)
-        await load.say(reader, 20)
-        await cue.wait_struck()
-        engine.signal(signal.SIGTERM)
-        await engine.wait_event("component_stopped", component="request_consumer")
-        cue.release()
-        await _end(engine, record_property)
-        await load.wait_applied_once(reader)
-        names = [each["event"] for each in engine.events]
-        assert names.index("lease_released") > names.index("component_stopped")
-        stopped = [each["component"] for each in engine.events if each["event"] == "component_stopped"]
-        assert stopped.index("response_consumer") < stopped.index("elector")
-
-
 Away: TypeAlias = Callable[[EmbeddedServer, FaultProxy], None]
+"""Makes Redis unreachable."""
 
 
 def _kill(server: EmbeddedServer, _proxy: FaultProxy) -> None:
@@ -146,11 +132,11 @@ def _black_hole(_server: EmbeddedServer, proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize("away", [_kill, _pause, _black_hole])
-async def test_redis_being_away_does_not_keep_an_idle_one(
-    own: EmbeddedServer, prefix: str, away: Away, record_property: Callable[[str, object], None]
+async def test_idle_engine_stops_while_redis_is_away(
+    own: EmbeddedServer, proxy: FaultProxy, prefix: str, away: Away
 ) -> None:
-    """Refused or silent: nothing is in hand. `/readyz` has said what is the matter."""
-    async with FaultProxy(own.port) as proxy, daemon(proxy.url, prefix, **SHORT) as engine:
+    """Whether Redis refuses connections or is silent. `/readyz` has reported the outage."""
+    async with daemon(proxy.url, prefix, **SETTINGS, **SHORT_LEASE) as engine:
         await engine.wait_event("lease_taken")
         away(own, proxy)
         name = (await engine.wait_event("redis_unavailable"))["outage"]
@@ -159,26 +145,24 @@ async def test_redis_being_away_does_not_keep_an_idle_one(
         assert await engine.metric(f'aism_redis_outages_total{{outage="{name}"}}') == 1
         assert (await engine.get("/livez"))[0] == 200
         engine.signal(signal.SIGTERM)
-        await _end(engine, record_property)
-        assert engine.count("engine_stopped") == 1
+        await _ends_well(engine)
 
 
 @pytest.mark.parametrize("away", [_kill, _pause, _black_hole])
-async def test_redis_being_away_does_not_keep_a_busy_one(
-    own: EmbeddedServer, reader: Reader, prefix: str, away: Away, record_property: Callable[[str, object], None]
+async def test_busy_engine_stops_while_redis_is_away(
+    own: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str, away: Away
 ) -> None:
-    """With a commit in hand of which nobody will say what became of it: the next engine finds out."""
+    """The outcome of the commit in flight stays unknown to it; the next engine finds out."""
     load = Load(agents=50)
-    async with FaultProxy(own.port) as proxy:
-        async with _working(proxy.url, reader, load, **SHORT) as engine:
-            away(own, proxy)
-            engine.signal(signal.SIGTERM)
-            await _end(engine, record_property)
-            assert engine.count("engine_stopped") == 1
-        if away is _kill:
-            own.start()
-        elif away is _pause:
-            own.resume()
-        proxy.heal()  # what was under way arrives, long after its sender is gone
-        await reader.client.connection_pool.disconnect()
-        await _finish(own, prefix, load)
+    async with _working(proxy, reader, load, **SHORT_LEASE) as (engine, cue):
+        away(own, proxy)
+        engine.signal(signal.SIGTERM)
+        await _ends_well(engine)
+    if away is _kill:
+        own.start()
+    elif away is _pause:
+        own.resume()
+    proxy.heal()
+    cue.release()  # the request arrives long after its sender has ended
+    await reader.client.connection_pool.disconnect()
+    await _finish(own, prefix, load)

@@ -323,7 +323,7 @@ async def test_whatever_the_wire_does(server: EmbeddedServer, prefix: str, seed:
         proxy.heal()
         for cue in held:
             cue.release()
-        await load.wait_applied_once(engine, 20)
+        await load.wait_applied_once(engine)
 
 
 def _more_than(engine: Running, facts: float) -> bool:

@@ -27,8 +27,9 @@ from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.scripts import TrimCode
+from tests.support.daemon import daemon
 from tests.support.engine import Client, Reader, eventually, launched, plain_client, running_engine
-from tests.support.faults import Load, daemon
+from tests.support.faults import Load
 
 FAST: Final[dict[str, object]] = {"archive__poll_interval": 0.02, "retention__trim_interval": 0.02}
 DAY: Final = from_iso("2026-11-22T00:00:00Z")
@@ -468,7 +469,7 @@ async def test_an_engine_that_is_killed_again_and_again_loses_and_doubles_nothin
             await eventually(partial(has_grown, path, len(commits_of_growing(path))))
             engine.signal(signal.SIGKILL)
     async with daemon(server.url, prefix, archive__directory=str(path), **FAST, **lease):
-        await load.wait_applied_once(reader, within_s=20)
+        await load.wait_applied_once(reader)
         await eventually(is_whole(reader, path))
 
 
