@@ -1,6 +1,4 @@
-"""The engine: every part, in start order, and how they are wired. Whoever wants to know what runs, reads
-`Engine.__init__`.
-"""
+"""The engine: all components in start order, and what they are built from."""
 
 import asyncio
 import os
@@ -11,10 +9,10 @@ from typing import Final
 import msgspec
 import structlog
 
+from aism_engine.backoff import Backoff
 from aism_engine.clock import Clock, SystemClock
 from aism_engine.config import build_policy
-from aism_engine.domain.agents.liveness import Brake, SilenceTracker
-from aism_engine.domain.agents.liveness import SilenceLimits as Silence
+from aism_engine.domain.agents.liveness import Brake, SilenceLimits, SilenceTracker
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.domain.responses import ResponseHandler
 from aism_engine.errors import ConfigError
@@ -30,25 +28,25 @@ from aism_engine.runtime.loop_monitor import LoopMonitor
 from aism_engine.runtime.sd_notify import Notifier
 from aism_engine.runtime.supervisor import Supervisor
 from aism_engine.services.archiver import Archiver
-from aism_engine.services.base import Outages, PolicyHolder, ServiceContext
+from aism_engine.services.base import FIRST_PAUSE_S, Outages, ServiceContext
 from aism_engine.services.dispatcher import Dispatcher
 from aism_engine.services.divergence_checker import DivergenceChecker
 from aism_engine.services.elector import Elector
-from aism_engine.services.fanout import Fanout
+from aism_engine.services.fanout import FanoutQueueHandler
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
-from aism_engine.services.queue_consumer import QueueLimits
+from aism_engine.services.queue_consumer import QueueConsumer
 from aism_engine.services.reaper import Reaper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.services.registrar import Registrar
-from aism_engine.services.request_consumer import RequestConsumer
-from aism_engine.services.response_consumer import ResponseConsumer
+from aism_engine.services.request_consumer import RequestQueueHandler
+from aism_engine.services.response_consumer import ResponseQueueHandler
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
-from aism_engine.services.wakeup import Wakeup, Watermark
+from aism_engine.services.wakeup import Wakeups
 from aism_engine.settings import LivenessLimits, Settings
 from aism_engine.store.batch import Bounds
-from aism_engine.store.client import connect, where
+from aism_engine.store.client import Client, connect, where
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode
@@ -59,13 +57,25 @@ from aism_engine.store.writer import Writer
 log = structlog.get_logger(component="engine")
 
 _STUCK_S: Final = 30.0
-"""A service that leads and begins no step for so long is stuck: no wait inside a step is longer than the lease and a
-few timeouts.
+"""A leading service that starts no step for this long is stuck: no wait inside a step exceeds the lease and a few
+timeouts.
 """
 
 
 class Engine:
-    """One engine process, all of it. `run` goes on until `stopping` is set; nothing is connected before."""
+    """One engine process. `run` goes on until `stopping` is set; nothing connects to Redis before.
+
+    `handlers` adds response types beyond the protocol's own. It maps a type to a function
+    `handler(ctx: DecisionContext, agent: AgentRecord, response: Custom, raw: bytes) -> ErrorReply | None`, which
+
+    - is called once for each response of the type from a known agent, duplicates excluded, before the commit of its
+      batch; it is called again if the batch is decided again, so it must be pure: no I/O, no clock, no async;
+    - reads `response.payload` (a dict), the draft and the policy, and changes the fleet only through `ctx`;
+    - returns None, or an ErrorReply that is sent to the agent if it asked for a reply;
+    - may raise: the response is then dead-lettered as `internal_error`, and all other responses are applied.
+
+    A type of the protocol itself is never passed to a handler. Raises ConfigError if a machine is invalid.
+    """
 
     def __init__(
         self,
@@ -75,257 +85,193 @@ class Engine:
         environ: Mapping[str, str] | None = None,
         handlers: Mapping[str, ResponseHandler] | None = None,
     ) -> None:
-        """Build it all; ConfigError where a machine is wrong. `handlers` decide on responses of types beyond ours."""
-        clock = clock or SystemClock()
         self.settings = settings
         self.metrics = Metrics(label_values=settings.sampler.label_values)
-        start_at_zero(self.metrics.commits, (code.name.lower() for code in CommitCode))
         self.notifier = Notifier.from_environ(os.environ if environ is None else environ)
+        self.http = HttpServer(create_app(self.metrics.registry, self), settings.http)
+        self._clock = clock or SystemClock()
+        self._clients: list[Client] = []
+        self._context = context = self._build_context(handlers or {})
+        self.leadership, self.outages = context.leadership, context.outages
+        self.store, self.writer = context.store, context.writer
 
-        # --- the fleet in Redis, and in memory
-        keys = Keys(settings.redis.prefix)
-        short_s = min(settings.redis.socket_timeout, settings.lease.ttl / 3)
-        self._clients = {
-            "commands": connect(settings.redis, "commands"),
-            "lease": connect(settings.redis, "lease", timeout_s=short_s),
-            "pubsub": connect(settings.redis, "pubsub"),
-            "history": connect(settings.redis, "history"),
-        }
-        self.leadership = Leadership(clock)
-        self.metrics.leader.set_function(lambda: self.leadership.token is not None)
-        self.store = Store(self._clients["commands"], keys, clock)
-        bounds = Bounds(
-            settings.retention.audit_entries_max,
-            settings.retention.dead_letter_entries,
-            settings.retention.oversized_messages,
-        )
-        freed = Wakeup()
-        self.writer = Writer(
-            self.store,
-            self.leadership,
-            bounds,
-            clock,
-            self.metrics,
-            recent_ids=settings.protocol.recent_ids,
-            on_dispatchable=freed.set,
-        )
-        self.outages = Outages(self.metrics, self.notifier.status)
-        self._policy_holder = PolicyHolder(build_policy(settings, handlers or {}))
-        context = ServiceContext(
-            clock=clock,
-            metrics=self.metrics,
-            leadership=self.leadership,
-            outages=self.outages,
-            store=self.store,
-            writer=self.writer,
-            policy_holder=self._policy_holder,
-            watermark=Watermark(),
-            backoff_max_s=settings.redis.retry_backoff_max,
-        )
-
-        # --- the services
-        responses, requests, to_many = Wakeup(), Wakeup(), Wakeup()
-        elector = Elector(
-            context,
-            Store(self._clients["lease"], keys, clock),
-            ttl_s=settings.lease.ttl,
-            renew_interval_s=settings.lease.renew_interval,
-        )
-        listener = Listener(
-            context,
-            Subscription(
-                self._clients["pubsub"], (keys.responses, keys.requests, keys.state_changes, keys.measurements)
-            ),
-            responses,
-            requests,
-            most=settings.response_consumer.batch_messages,
-            measures_per_s=settings.measurements.published_per_second,
-        )
-        self._consumer = ResponseConsumer(
-            context,
-            responses,
-            QueueLimits(
-                settings.response_consumer.batch_messages,
-                settings.response_consumer.batch_bytes,
-                settings.protocol.max_message_bytes,
-                settings.response_consumer.poll_interval,
-            ),
-        )
-        dispatcher = RequestConsumer(
-            context,
-            requests,
-            to_many,
-            QueueLimits(
-                settings.request_consumer.batch_messages,
-                settings.request_consumer.batch_bytes,
-                settings.protocol.max_message_bytes,
-                settings.request_consumer.poll_interval,
-            ),
-        )
-        fanout = Fanout(
-            context,
-            to_many,
-            QueueLimits(
-                settings.request_consumer.batch_messages,
-                settings.request_consumer.batch_bytes,
-                settings.protocol.max_message_bytes,
-                settings.fanout.poll_interval,
-            ),
-        )
-        courier = Dispatcher(
-            context, freed, poll_interval_s=settings.dispatcher.poll_interval, batch=settings.dispatcher.batch
-        )
-        timekeeper = Timekeeper(
-            context,
-            poll_interval_s=settings.timekeeper.poll_interval,
-            grace_s=settings.timekeeper.grace,
-            batch=settings.timekeeper.batch,
-        )
+        keys, wakeups = context.store.keys, context.wakeups
+        channels = (keys.responses, keys.requests, keys.state_changes, keys.measurements)
+        history = self._connect("history")
+        retention = AuditRetention(history, keys)
         monitor = LoopMonitor(
-            clock=clock,
+            clock=self._clock,
             notifier=self.notifier,
-            progress=lambda: not self._is_stuck(),
+            has_progress=self.live,
             on_lag=self.metrics.event_loop_lag.observe,
         )
-        live = settings.liveness
-        reaper = Reaper(
-            context,
-            SilenceTracker(
-                Brake(live.brake_ratio, live.brake_full_ratio, live.brake_min_agents, live.brake_losses_per_scan)
-            ),
-            _silence(live),
-            {kind: _silence(limits) for kind, limits in live.by_type.items()},
-            scan_interval_s=live.scan_interval,
-            chunk=live.batch,
-            stalled_s=monitor.take_max_lag_s,
-        )
-        self._census = Registrar(
+        live, kept = settings.liveness, settings.retention
+        self._registrar = Registrar(
             context,
             interval_s=settings.registrar.poll_interval,
             metadata_every_s=settings.registrar.metadata_interval,
-            forget_after_s=settings.retention.absent_agent_ttl,
+            forget_after_s=kept.absent_agent_ttl,
             chunk=settings.registrar.batch,
         )
-        witness = DivergenceChecker(
+        self._response_consumer = QueueConsumer(
             context,
-            interval_s=settings.divergence.poll_interval,
-            at_a_time=settings.divergence.batch,
+            ResponseQueueHandler(context),
+            settings.response_consumer,
+            wakeups.responses,
+            watermark=context.watermark,
         )
-        kept, retention = settings.retention, AuditRetention(self._clients["history"], keys)
-        janitor = Janitor(
-            context,
-            retention,
-            interval_s=kept.trim_interval,
-            keep=kept.audit_entries,
-            dead_letters_for_s=kept.dead_letter_ttl,
-            forget_after_s=kept.archive_ttl,
-        )
-        archivist = Archiver(
-            context,
-            settings.archive,
-            AuditLog(self._clients["history"], keys),
-            retention,
-            prefix=settings.redis.prefix,
-        )
-        sampler = Sampler(
-            context,
-            FactCollector(self._clients["commands"], settings.redis),
-            settings.sampler,
-            self.notifier.status,
-        )
-        self._clock = clock
-        self.http = HttpServer(create_app(self.metrics.registry, self), settings.http.host, settings.http.port)
 
-        # --- in start order; they stop in reverse, so that the elector gives the lease back when nobody writes any more
+        # All components in start order. They stop in reverse, so the elector releases the lease after the last commit.
         self.components: list[Component] = [
             *((self.http,) if settings.http.enabled else ()),
             monitor,
-            elector,
-            self._consumer,
-            dispatcher,
-            fanout,
-            courier,
-            timekeeper,
+            Elector(context, self._lease_store(keys), settings.lease),
+            self._response_consumer,
+            QueueConsumer(
+                context,
+                RequestQueueHandler(context),
+                settings.request_consumer,
+                wakeups.requests,
+                on_applied=wakeups.fanout.set,
+            ),
+            QueueConsumer(context, FanoutQueueHandler(context), settings.fanout, wakeups.fanout),
+            Dispatcher(context, settings.dispatcher),
+            Timekeeper(context, settings.timekeeper),
             Reconciler(context),
-            reaper,
-            self._census,
-            witness,
-            janitor,
-            listener,
-            sampler,
-            *((archivist,) if settings.archive.directory else ()),
+            Reaper(
+                context,
+                SilenceTracker(
+                    Brake(live.brake_ratio, live.brake_full_ratio, live.brake_min_agents, live.brake_losses_per_scan)
+                ),
+                _silence_limits(live),
+                {kind: _silence_limits(limits) for kind, limits in live.by_type.items()},
+                scan_interval_s=live.scan_interval,
+                chunk=live.batch,
+                stalled_s=monitor.take_max_lag_s,
+            ),
+            self._registrar,
+            DivergenceChecker(
+                context, interval_s=settings.divergence.poll_interval, at_a_time=settings.divergence.batch
+            ),
+            Janitor(
+                context,
+                retention,
+                interval_s=kept.trim_interval,
+                keep=kept.audit_entries,
+                dead_letters_for_s=kept.dead_letter_ttl,
+                forget_after_s=kept.archive_ttl,
+            ),
+            Listener(context, Subscription(self._connect("pubsub"), channels), settings.response_consumer),
+            Sampler(
+                context, FactCollector(self._commands_client, settings.redis), settings.sampler, self.notifier.status
+            ),
+            *(
+                (Archiver(context, settings.archive, AuditLog(history, keys), retention, prefix=settings.redis.prefix),)
+                if settings.archive.directory
+                else ()
+            ),
         ]
 
+    def _build_context(self, handlers: Mapping[str, ResponseHandler]) -> ServiceContext:
+        settings, clock, metrics = self.settings, self._clock, self.metrics
+        start_at_zero(metrics.commits, (code.name.lower() for code in CommitCode))
+        leadership, wakeups = Leadership(clock), Wakeups()
+        metrics.leader.set_function(lambda: leadership.token is not None)
+        self._commands_client = self._connect("commands")
+        store = Store(self._commands_client, Keys(settings.redis.prefix), clock)
+        retention = settings.retention
+        return ServiceContext(
+            clock=clock,
+            metrics=metrics,
+            leadership=leadership,
+            outages=Outages(metrics, self.notifier.status),
+            store=store,
+            writer=Writer(
+                store,
+                leadership,
+                Bounds(retention.audit_entries_max, retention.dead_letter_entries, retention.oversized_messages),
+                clock,
+                metrics,
+                recent_ids=settings.protocol.recent_ids,
+                on_dispatchable=wakeups.dispatcher.set,
+            ),
+            policy=build_policy(settings, handlers),
+            backoff=Backoff(FIRST_PAUSE_S, settings.redis.retry_backoff_max),
+            wakeups=wakeups,
+        )
+
+    def _connect(self, purpose: str, *, timeout_s: float | None = None) -> Client:
+        client = connect(self.settings.redis, purpose, timeout_s=timeout_s)
+        self._clients.append(client)
+        return client
+
+    def _lease_store(self, keys: Keys) -> Store:
+        timeout_s = min(self.settings.redis.socket_timeout, self.settings.lease.ttl / 3)
+        return Store(self._connect("lease", timeout_s=timeout_s), keys, self._clock)
+
     async def run(self, stopping: asyncio.Event) -> None:
-        """Run until `stopping` is set. Raises GaveUpError when a service fails for good, OSError when the HTTP address
-        is taken.
+        """Run until `stopping` is set.
+
+        Raises GaveUpError if a component fails too often, OSError if the HTTP address is taken.
         """
         settings = self.settings
         if settings.http.enabled:
             self.http.bind()
         http = self.http.address if settings.http.enabled else None
         log.info("engine_starting", redis=where(settings.redis), prefix=settings.redis.prefix, http=http)
-        supervisor = Supervisor(
-            self.components,
-            restarts=settings.supervisor.restarts,
-            healthy_after_s=settings.supervisor.healthy_after,
-            backoff_initial_s=settings.supervisor.backoff_initial,
-            backoff_max_s=settings.supervisor.backoff_max,
-            stop_timeout_s=settings.supervisor.shutdown_timeout,
-            clock=self._clock,
-            observer=self.metrics,
-        )
+        supervisor = Supervisor(self.components, settings.supervisor, clock=self._clock, observer=self.metrics)
         self.notifier.ready()
         try:
             await supervisor.run(stopping)
         finally:
             self.notifier.stopping()
-            for client in self._clients.values():
+            for client in self._clients:
                 with suppress(Exception):  # a connection that breaks while it is closed is closed
                     await client.aclose()
             log.info("engine_stopped")
 
     def reload_machines(self, read: Callable[[], Machines]) -> None:
-        """Put other machines in force, all of them or, where anything is wrong with any, none."""
+        """Replace all state machines. If any of them is invalid, keep the current ones."""
         try:
             machines = read()
         except ConfigError as error:
             self.metrics.machine_reloads.labels("refused").inc()
-            log.warning("machines_refused", problems=error.problems, consequence="those from before stay in force")
+            log.warning("machines_refused", problems=error.problems, consequence="the current machines stay in force")
             return
-        self._policy_holder.policy = msgspec.structs.replace(self._policy_holder.policy, machines=machines)
+        self._context.policy = msgspec.structs.replace(self._context.policy, machines=machines)
         self.metrics.machine_reloads.labels("applied").inc()
         log.info("machines_reloaded", machines=machines.versions())
-        self._census.look_again()
+        self._registrar.look_again()
 
-    # --- web.face.Health ----------------------------------------------------------------------------------------------
+    # --- http.routes.Health -------------------------------------------------------------------------------------------
 
     def live(self) -> bool:
-        return not self._is_stuck()
+        """Return whether the engine makes progress. A standby always does; a leader waits at most for Redis."""
+        return not self._leads or self._idle_s < _STUCK_S
 
     def role(self) -> str:
         return self.leadership.role
 
     def checks(self) -> Mapping[str, HealthCheck]:
-        outage, idle_s = self.outages.current, self._clock.monotonic() - self._consumer.step_started_at
-        leads = self.leadership.token is not None
+        outage, versions = self.outages.current, self._context.policy.machines.versions()
         return {
-            "redis": HealthCheck(ok=outage is None, detail=outage or "serving"),
+            "redis": HealthCheck(ok=outage is None, detail=outage or "available"),
             "role": HealthCheck(ok=True, detail=self.role()),
             "consuming": HealthCheck(
-                ok=not leads or idle_s < _STUCK_S / 3,
-                detail=f"last step {idle_s:.1f} s ago" if leads else "standing by",
+                ok=not self._leads or self._idle_s < _STUCK_S / 3,
+                detail=f"last step {self._idle_s:.1f} s ago" if self._leads else "on standby",
             ),
-            "machines": HealthCheck(
-                ok=True,
-                detail=", ".join(f"{n} v{v}" for n, v in self._policy_holder.policy.machines.versions().items()),
-            ),
+            "machines": HealthCheck(ok=True, detail=", ".join(f"{name} v{each}" for name, each in versions.items())),
         }
 
-    def _is_stuck(self) -> bool:
-        leads = self.leadership.token is not None
-        return leads and self._clock.monotonic() - self._consumer.step_started_at > _STUCK_S
+    @property
+    def _leads(self) -> bool:
+        return self.leadership.token is not None
+
+    @property
+    def _idle_s(self) -> float:
+        return self._clock.monotonic() - self._response_consumer.step_started_at
 
 
-def _silence(limits: LivenessLimits) -> Silence:
-    return Silence(limits.silent_after, limits.lost_after)
+def _silence_limits(limits: LivenessLimits) -> SilenceLimits:
+    return SilenceLimits(limits.silent_after, limits.lost_after)

@@ -1,4 +1,4 @@
-"""The HTTP face: what the engine tells those who watch it. It answers from memory and never touches Redis."""
+"""The HTTP endpoints. They reply from memory and never call Redis."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,15 +17,15 @@ from aism_engine.http.replies import HealthCheck, LivezReply, ReadyzReply
 INDEX = """\
 AISM Engine
 
-/metrics   for Prometheus: text, or OpenMetrics where it is asked for
-/livez     200 while this process is worth keeping alive, else 503 (also /healthz)
-/readyz    200 while every check passes, else 503; ?verbose names them all, in JSON unless text is preferred
-Accept: application/json makes JSON of the last two.
+/metrics   metrics for Prometheus, as text or OpenMetrics
+/livez     200 while the process makes progress, else 503; also /healthz
+/readyz    200 if every check passes, else 503; ?verbose lists all checks, as JSON unless text is preferred
+/livez and /readyz reply with JSON to Accept: application/json.
 """
 
 
 class Health(Protocol):
-    """What the engine knows of itself."""
+    """The health of the engine."""
 
     def live(self) -> bool: ...
 
@@ -35,15 +35,13 @@ class Health(Protocol):
 
 
 def create_app(registry: CollectorRegistry, health: Health) -> Starlette:
-    """Build the face over what it shows."""
-
     async def index(_: Request) -> Response:
         return PlainTextResponse(INDEX)
 
     async def metrics(request: Request) -> Response:
         try:
             encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        except TypeError:  # prometheus_client's answer to a version that is no number
+        except TypeError:  # prometheus_client raises it for a version that is not a number
             encode, content_type = choose_encoder("")
         return Response(encode(registry), headers={"content-type": content_type})
 
@@ -64,7 +62,7 @@ def create_app(registry: CollectorRegistry, health: Health) -> Starlette:
 
     endpoints = {"/": index, "/metrics": metrics, "/livez": livez, "/healthz": livez, "/readyz": readyz}
     app = Starlette(routes=[Route(path, endpoint) for path, endpoint in endpoints.items()])
-    app.router.redirect_slashes = False  # an unknown path is unknown; no answer is built from a caller's Host
+    app.router.redirect_slashes = False  # a redirect would contain the Host header of the client
     return app
 
 
@@ -80,19 +78,19 @@ def _text(text: str, *, ok: bool) -> Response:
     return PlainTextResponse(text, 200 if ok else 503)
 
 
-def _json(answer: msgspec.Struct, *, ok: bool) -> Response:
-    return Response(msgspec.json.encode(answer), 200 if ok else 503, media_type="application/json")
+def _json(reply: msgspec.Struct, *, ok: bool) -> Response:
+    return Response(msgspec.json.encode(reply), 200 if ok else 503, media_type="application/json")
 
 
 def _wants_json(request: Request, *, by_default: bool = False) -> bool:
-    """Tell whether JSON is preferred to text, as RFC 9110 reads Accept; `by_default` where neither is."""
+    """Return whether the Accept header (RFC 9110) prefers JSON to text; `by_default` if it prefers neither."""
     accept = request.headers.get("accept", "")
-    json, text = (_wanted(accept, kind, subtype) for kind, subtype in (("application", "json"), ("text", "plain")))
+    json, text = (_quality(accept, kind, subtype) for kind, subtype in (("application", "json"), ("text", "plain")))
     return by_default if json == text else json > text
 
 
-def _wanted(accept: str, kind: str, subtype: str) -> float:
-    """Give how much a media type is wanted, 0 to 1: what is said of it most exactly counts."""
+def _quality(accept: str, kind: str, subtype: str) -> float:
+    """Return the quality of a media type, from 0 to 1: that of the most specific range that matches."""
     found = {}
     for each in accept.lower().split(","):
         name, *parameters = (part.strip() for part in each.split(";"))

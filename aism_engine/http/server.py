@@ -1,4 +1,4 @@
-"""Serves the HTTP face with uvicorn: in the engine's own loop, and as a guest in its process."""
+"""Serves HTTP with uvicorn, in the event loop of the engine."""
 
 import asyncio
 import socket
@@ -8,31 +8,33 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-GRACE_S = 1  # answers come from memory: what is not out by then has a reader who is gone
-STOP_S = GRACE_S + 1  # uvicorn takes 0.1 s to notice that it shall stop, and as long to let its connections go
+from aism_engine.settings import HttpSettings
+
+GRACE_S = 1  # replies come from memory: a client that has not read its reply by then has gone
+STOP_S = GRACE_S + 1  # uvicorn takes 0.1 s to notice the stop, and as long to close its connections
 
 
 class HttpServer:
-    """Listens from `bind()` on, answers while `run()` runs, and is gone within `STOP_S` of being cancelled.
+    """Listens from `bind()` on, replies while `run()` runs, and stops within `STOP_S` of its cancellation.
 
-    `address` is (host, port). After `bind()` the port is the real one, even where 0 was asked for, and a restart by the
-    supervisor takes the same one again.
+    `address` is (host, port). After `bind()` it has the real port, even if the settings say 0. A restart by the
+    supervisor takes the same port again.
     """
 
     name = "http"
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
         self._listener: socket.socket | None = None
-        self.address = (host, port)
+        self.address = (settings.host, settings.port)
 
     def bind(self) -> None:
-        """Take the address, unless we have it. Raises an OSError that names it: in use, not ours, not allowed."""
+        """Bind the address, unless it is bound. Raises an OSError that names it: in use, not local, not allowed."""
         self._listener = self._listener or self._listen()
 
     async def run(self) -> None:
         listener, self._listener = self._listener or self._listen(), None  # uvicorn will close it
-        server = _Guest(_config(self._app))
+        server = _EmbeddedServer(_uvicorn_config(self._app))
         serving = asyncio.create_task(server.serve([listener]), name="uvicorn")
         try:
             await asyncio.wait([serving])
@@ -41,7 +43,7 @@ class HttpServer:
             await asyncio.wait([serving], timeout=STOP_S)
             serving.cancel()
             listener.close()
-            for connection in server.server_state.connections:  # whoever does not read his answer
+            for connection in server.server_state.connections:  # clients that do not read their reply
                 connection.transport.abort()
         await serving
 
@@ -56,15 +58,15 @@ class HttpServer:
         return listener
 
 
-class _Guest(uvicorn.Server):
-    """Uvicorn, kept from the signals: they belong to the engine."""
+class _EmbeddedServer(uvicorn.Server):
+    """Uvicorn without its signal handlers: the engine handles the signals."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="h11",

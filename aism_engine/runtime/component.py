@@ -4,10 +4,10 @@ from typing import Protocol
 
 
 class Component(Protocol):
-    """A part of the engine that works until it is cancelled, and then finishes what it has in hand."""
+    """A part of the engine that runs until it is cancelled, and then finishes the step that it has begun."""
 
     @property
     def name(self) -> str: ...
 
     async def run(self) -> None:
-        """Go on until cancelled. To return before that is a failure, as raising is: nobody asked for it."""
+        """Run until cancelled. Returning earlier is a failure, as raising is."""

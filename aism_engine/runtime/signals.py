@@ -1,6 +1,4 @@
-"""SIGTERM and SIGINT ask for one orderly stop; asking again neither hurries it nor starts a second one. What other
-signals ask for is done each time.
-"""
+"""Handles signals: SIGTERM and SIGINT request one orderly stop; repeating them neither hurries nor restarts it."""
 
 import asyncio
 import signal
@@ -11,7 +9,7 @@ import structlog
 
 log = structlog.get_logger(component="signals")
 
-HANDLED = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
@@ -20,10 +18,10 @@ def install(
     stop: Callable[[str], None],
     others: Mapping[signal.Signals, Callable[[], None]] | None = None,
 ) -> Iterator[None]:
-    """While the context lasts, call `stop` with the name of the first signal that comes; later ones are only logged.
-    `others` are called whenever their signal comes.
+    """Install handlers while the context lasts; call it in the main thread.
 
-    Only in the main thread. At exit both signals mean again what they mean to Python: the end of the process.
+    `stop` is called once, with the name of the first stop signal; later ones are only logged. A callback in `others` is
+    called each time its signal arrives. On exit the stop signals have their default effect in Python again.
     """
     first: signal.Signals | None = None
 
@@ -36,20 +34,18 @@ def install(
         log.info("signal_received", signal=received.name)
         stop(received.name)
 
-    for handled in HANDLED:
-        loop.add_signal_handler(handled, receive, handled)
-    for other, act in (others or {}).items():
-        loop.add_signal_handler(other, act)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, receive, number)
+    for other, callback in (others or {}).items():
+        loop.add_signal_handler(other, callback)
     try:
         yield
     finally:
-        for other in others or {}:
-            loop.remove_signal_handler(other)
-        for handled in HANDLED:
-            loop.remove_signal_handler(handled)
+        for number in (*(others or {}), *STOP_SIGNALS):
+            loop.remove_signal_handler(number)
 
 
 def ignore() -> None:
-    """Hear of no further signal: to be called when the stop is done and nothing is left but to exit."""
-    for handled in HANDLED:
-        signal.signal(handled, signal.SIG_IGN)
+    """Ignore all stop signals. Call it when the stop is complete and the process only has to exit."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What agents only publish, turned into the messages that it stands for: the consumer will judge them."""
+"""Converts published state changes and measurements into messages for the response queue."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,108 +12,103 @@ import uuid_utils
 from aism_engine.domain.protocol.codec import decode_as, encode
 from aism_engine.domain.protocol.messages import MAX_MEASUREMENTS, Identifier, Measurements
 
-_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class _Declared(msgspec.Struct):
+class _StateChange(msgspec.Struct):
     agent_id: Any = None
     new_state: Any = None
 
 
-class _Measured(msgspec.Struct):
+class _Measurement(msgspec.Struct):
     agent_id: Identifier
     values: Measurements
 
 
-class _Signed(msgspec.Struct):
-    agent_id: Identifier
-
-
-class _Claimed(msgspec.Struct):
-    """A measurement in which something is wrong."""
-
+class _MalformedMeasurement(msgspec.Struct):
     agent_id: Any = None
     values: Any = None
 
 
-class Publications:
-    """The messages of one batch, in the order in which they were published.
+class _Publisher(msgspec.Struct):
+    agent_id: Identifier
 
-    Of what an agent measures, the latest value of each name is enough: measurements of one agent with no state change
-    between them become one message. What is no measurement at all is passed on once in a while, so that its sender
-    finds it buried with its reason; the rest is only counted, since a flood of it would wash other letters away.
+
+class Publications:
+    """The messages made from one batch, in the order of publication.
+
+    Only the latest value of each measurement matters: the measurements of one agent with no state change in between are
+    merged into one message. Only `max_malformed` malformed measurements become messages, which are dead-lettered with a
+    reason for their publisher. The rest is only counted, or a flood of it would displace all other dead letters.
     """
 
-    def __init__(self, *, nonsense: int) -> None:
-        """`nonsense` is how much of what is no measurement may be passed on."""
+    def __init__(self, *, max_malformed: int) -> None:
         self.messages: list[bytes] = []
-        self.heard = Counter[str]()
-        """What became of how many: `declaration`, `measurement`, `merged`, `malformed`."""
-        self._nonsense = nonsense
+        self.counts = Counter[str]()
+        """Publications by outcome: `declaration`, `measurement`, `merged`, `malformed`, `dropped`."""
+        self._max_malformed = max_malformed
         self._pending: list[tuple[str, dict[str, float]]] = []
         self._latest: dict[str, dict[str, float]] = {}
 
-    def declare(self, published: bytes) -> None:
-        """Take in a published state change. What is none goes on as it is, and will be buried: it could not be decoded,
-        or is no object.
-        """
+    def add_state_change(self, published: bytes) -> None:
+        """Add a published state change. One that cannot be decoded is passed on as it is, and dead-lettered later."""
         self._flush()
-        self.heard["declaration"] += 1
+        self.counts["declaration"] += 1
         try:
-            said = decode_as(_Declared, published)
-        except _ERRORS:
+            change = decode_as(_StateChange, published)
+        except _DECODE_ERRORS:
             self.messages.append(published)
             return
-        payload = {"target": said.new_state if isinstance(said.new_state, str) else None}
-        self.messages.append(_message("state_transition", said.agent_id, payload, id=str(uuid_utils.uuid7())))
+        payload = {"target": change.new_state if isinstance(change.new_state, str) else None}
+        self.messages.append(_message("state_transition", change.agent_id, payload, id=str(uuid_utils.uuid7())))
 
-    def measure(self, published: bytes) -> None:
-        """Take in a published measurement: `{"agent_id", "values": {name: number}}`."""
+    def add_measurement(self, published: bytes) -> None:
+        """Add a published measurement: `{"agent_id", "values": {name: number}}`."""
         try:
-            said = decode_as(_Measured, published)
-        except _ERRORS:
-            self._pass_on(published)
+            measurement = decode_as(_Measurement, published)
+        except _DECODE_ERRORS:
+            self._add_malformed(published)
             return
-        if not all(map(isfinite, said.values.values())):
-            self._pass_on(published)
+        if not all(map(isfinite, measurement.values.values())):
+            self._add_malformed(published)
             return
-        latest = self._latest.get(said.agent_id)
-        if latest is not None and len(latest.keys() | said.values.keys()) <= MAX_MEASUREMENTS:
-            latest.update(said.values)
-            self.heard["merged"] += 1
+        latest = self._latest.get(measurement.agent_id)
+        if latest is not None and len(latest.keys() | measurement.values.keys()) <= MAX_MEASUREMENTS:
+            latest.update(measurement.values)
+            self.counts["merged"] += 1
         else:
-            self._latest[said.agent_id] = said.values
-            self._pending.append((said.agent_id, said.values))
-            self.heard["measurement"] += 1
+            self._latest[measurement.agent_id] = measurement.values
+            self._pending.append((measurement.agent_id, measurement.values))
+            self.counts["measurement"] += 1
 
-    def close(self) -> list[bytes]:
-        """Give all messages, the first one first."""
+    def finish(self) -> list[bytes]:
+        """Return all messages, oldest first."""
         self._flush()
         return self.messages
 
     def _flush(self) -> None:
-        # Without an id: a ring of the last ids of an agent is for what it pushes, and may push again.
+        # Without an id: the ring of recent ids serves what an agent pushes, because only a push may be repeated.
         self.messages += (_message("measurement", agent_id, values) for agent_id, values in self._pending)
         self._pending.clear()
         self._latest.clear()
 
-    def _pass_on(self, published: bytes) -> None:
-        self.heard["malformed"] += 1
-        if self.heard["malformed"] > self._nonsense:
+    def _add_malformed(self, published: bytes) -> None:
+        self.counts["malformed"] += 1
+        if self.counts["malformed"] > self._max_malformed:
             return
         try:
-            said = decode_as(_Claimed, published)
-            self.messages.append(_message("measurement", said.agent_id, said.values))
-        except (*_ERRORS, TypeError):  # MessagePack has values and keys that JSON has not
+            malformed = decode_as(_MalformedMeasurement, published)
+            self.messages.append(_message("measurement", malformed.agent_id, malformed.values))
+        except (*_DECODE_ERRORS, TypeError):  # MessagePack has values and keys that JSON cannot express
             self.messages.append(published)
 
 
-def loudest(published: Iterable[bytes]) -> str | None:
-    """Tell by whom most of it is, as far as it says."""
+def noisiest_publisher(published: Iterable[bytes]) -> str | None:
+    """Return the agent id that occurs most often; None if no publication has one."""
     counts = Counter[str]()
     for each in published:
-        with suppress(*_ERRORS):
-            counts[decode_as(_Signed, each).agent_id] += 1
+        with suppress(*_DECODE_ERRORS):
+            counts[decode_as(_Publisher, each).agent_id] += 1
     return max(counts, key=counts.__getitem__, default=None)
 
 

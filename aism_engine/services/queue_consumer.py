@@ -1,9 +1,8 @@
-"""What the consumer and the dispatcher have in common: peek at the tail of a queue, look up, decide, commit."""
+"""Reads a queue: peek at the oldest messages, look up what the decisions need, decide, commit."""
 
 import asyncio
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
@@ -13,165 +12,170 @@ from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.domain.responses import dead_letter_oversized
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
-from aism_engine.services.wakeup import Wakeup
+from aism_engine.services.wakeup import Wakeup, Watermark
+from aism_engine.settings import QueueSettings
 from aism_engine.store.store import Peek
 from aism_engine.store.writer import DecisionError, Failures, wrong_type
 
-_TURNS: Final = 3
-"""Turns of the loop that redis-py needs to send a request: it shall be on its way before the deciding begins."""
+_SEND_ITERATIONS: Final = 3
+"""Iterations of the event loop that redis-py needs to send a request: the prefetch must be sent before the commit."""
 
 M = TypeVar("M")
 
 
-class QueueLimits(NamedTuple):
-    """How much is read at a time: messages, bytes of them all, bytes of one; and after how many seconds unasked."""
+class MessageHandler(Protocol[M]):
+    """Decides on the messages of one queue."""
 
-    messages: int
-    bytes: int
-    message_bytes: int
-    poll_interval_s: float
+    name: str
+    """Name of the component, in metrics and in /readyz."""
+    source: DeadLetterSource
+    """Name of the queue: its attribute in `Keys`, and the source of its dead letters."""
+
+    def decode(self, raw: bytes) -> M:
+        """Decode one message. Raises MalformedError."""
+
+    async def look_up(self, fleet: Fleet, messages: Sequence[M]) -> Lookups:
+        """Read what the decisions on these messages need and the fleet in memory does not hold."""
+
+    def decide(self, draft: Draft, message: M, raw: bytes) -> Decision:
+        """Decide on one message."""
+
+    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
+        """Dead-letter a message that cannot be decoded or committed."""
 
 
 class QueueConsumer(Service, Generic[M]):
-    """A service that reads a queue. Idle, it sleeps until its hint rings or it is time to poll; busy, it drains."""
+    """Applies each message of a queue once, or dead-letters it.
+
+    While the queue is empty, the consumer sleeps until its wakeup is set or the poll interval is over. While the queue
+    is not empty, the consumer mutes its wakeup and prefetches the next batch during each commit.
+    """
 
     def __init__(
         self,
         context: ServiceContext,
-        hint: Wakeup,
-        source: DeadLetterSource,
-        limits: QueueLimits,
-        decode: Callable[[bytes], M],
+        handler: MessageHandler[M],
+        settings: QueueSettings,
+        wakeup: Wakeup,
+        *,
+        watermark: Watermark | None = None,
+        on_applied: Callable[[], None] = lambda: None,
     ) -> None:
+        """`watermark` is told how far the queue has been applied; `on_applied` is called after each commit."""
         super().__init__(context)
-        self._hint = hint
-        self._source = source
-        self._queue = getattr(context.store.keys, source)
-        self._limits = limits
-        self._decode = decode
-        self._ahead_of = ""
-        """The last commit before the one that what is read ahead was read behind."""
-        self._ahead: asyncio.Future[tuple[Peek, list[M | MalformedError]]] | None = None
+        self.name = handler.name
+        self._handler = handler
+        self._queue: str = getattr(context.store.keys, handler.source)
+        self._settings = settings
+        self._wakeup = wakeup
+        self._watermark = watermark
+        self._on_applied = on_applied
+        self._prefetched: asyncio.Future[tuple[Peek, list[M | MalformedError]]] | None = None
+        self._prefetch_ledger = ""
+        """Ledger id that the prefetched batch must carry to still be valid."""
 
     async def run(self) -> None:
         try:
             await super().run()
         finally:
-            await self._drop_ahead()
+            await self._drop_prefetched()
 
     async def run_once(self) -> bool:
         try:
             return await self._step()
         except (NotLeadingError, ServerUnavailableError):
-            await self._drop_ahead()  # it was read behind what is not applied
+            await self._drop_prefetched()  # it skips a batch that was not applied
             raise
 
+    async def wait(self) -> None:
+        await self._wakeup.wait(self._settings.poll_interval)
+
+    async def on_standby(self) -> None:
+        await self._drop_prefetched()
+
     async def _step(self) -> bool:
-        began = self._clock.monotonic()
+        started_at = self._clock.monotonic()
         fleet = await self._writer.loaded()
-        peek, messages = await self._next()
+        peek, messages = await self._next_batch()
         if not peek.messages:
-            was_muted = self._hint.muted
+            was_muted = self._wakeup.muted
             if was_muted:
-                await self._hint.unmute()
-            self._record_step(began, ())
-            return was_muted  # what came while it was muted was not announced: look once more
+                await self._wakeup.unmute()
+            self._record_step(started_at)
+            return was_muted  # nothing announced what arrived while muted: peek once more
         if peek.length > len(peek.messages):
-            # There is more: it is fetched and decoded while the server is busy with this commit, past which it skips.
-            # It counts only if the server has read it before that commit, and is dropped if that comes to nothing.
-            self._ahead_of = self._writer.ledger
-            self._ahead = asyncio.ensure_future(self._fetch(len(peek.messages)))
-            for _ in range(_TURNS):
-                await asyncio.sleep(0)
-            if not self._hint.muted:
-                await self._hint.mute()
+            await self._prefetch(len(peek.messages))
+            if not self._wakeup.muted:
+                await self._wakeup.mute()
 
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             if peek.oversized:
                 return [self._decide_oversized(draft, peek)]
             if failures:
-                failures = self._with_strangers(failures, messages)
+                failures = self._fail_unknown_agents(failures, messages)
             return [
                 self._decide_one(draft, number, message, peek.messages[number], failures.get(number))
                 for number, message in enumerate(messages)
             ]
 
-        understood = [message for message in messages if not isinstance(message, MalformedError)]
-        lookups = await self.look_up(fleet, understood)
+        decoded = [message for message in messages if not isinstance(message, MalformedError)]
+        lookups = await self._handler.look_up(fleet, decoded)
         decisions = await self._writer.write(decide, on=fleet, lookups=lookups, taken=peek.taken)
         if not decisions:
-            await self._drop_ahead()
-        self.applied(len(decisions))
-        self._record_step(began, decisions)
+            await self._drop_prefetched()
+        if self._watermark is not None:
+            self._watermark.advance(len(decisions))
+        self._on_applied()
+        self._record_step(started_at, decisions)
         return True
 
-    def _with_strangers(self, failures: Failures, messages: Sequence[M | MalformedError]) -> Failures:
-        """Blame all messages of a stranger that cannot be taken in: each of them would only try that again."""
-        keys, agents = self._store.keys, [getattr(message, "agent_id", None) for message in messages]
-        barred = {
-            agent: failure
-            for number, failure in failures.items()
-            if (agent := agents[number]) is not None
-            and agent not in self._writer.fleet.agents
-            and failure in {wrong_type(keys.agent(agent)), wrong_type(keys.state(agent))}
-        }
-        return {number: barred[agent] for number, agent in enumerate(agents) if agent in barred} | dict(failures)
+    # --- reading ------------------------------------------------------------------------------------------------------
 
-    async def _next(self) -> tuple[Peek, list[M | MalformedError]]:
-        """Take what was read ahead, if it was read before the commit that it skips, or read now."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            batch = await ahead
-            if batch[0].ledger == self._ahead_of:
+    async def _next_batch(self) -> tuple[Peek, list[M | MalformedError]]:
+        """Return the prefetched batch if the server read it before the commit of the batch that it skips, or peek."""
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None:
+            batch = await prefetched
+            if batch[0].ledger == self._prefetch_ledger:
                 return batch
-        return await self._fetch(0)
+        return await self._fetch(skip=0)
+
+    async def _prefetch(self, skip: int) -> None:
+        """Start to read the batch behind the current one, while the current one is decided and committed."""
+        self._prefetch_ledger = self._writer.ledger
+        self._prefetched = asyncio.ensure_future(self._fetch(skip))
+        for _ in range(_SEND_ITERATIONS):
+            await asyncio.sleep(0)
 
     async def _fetch(self, skip: int) -> tuple[Peek, list[M | MalformedError]]:
-        """Peek, and decode what is there; the oldest `skip` are in hand already."""
-        limits, began = self._limits, self._clock.monotonic()
+        """Peek and decode. The oldest `skip` messages are left out: they are the current batch."""
+        settings, asked_at = self._settings, self._clock.monotonic()
         peek = await self._store.peek(
-            self._queue, most=limits.messages, most_bytes=limits.bytes, limit=limits.message_bytes, skip=skip
+            self._queue,
+            most=settings.batch_messages,
+            most_bytes=settings.batch_bytes,
+            limit=self._policy.protocol.max_message_bytes,
+            skip=skip,
         )
-        self.seen(began, peek.length)
-        return peek._replace(length=peek.length - skip), [self._read(raw) for raw in peek.messages]
+        if self._watermark is not None:
+            self._watermark.observe(asked_at, peek.length)
+        return peek._replace(length=peek.length - skip), [self._decode(raw) for raw in peek.messages]
 
-    async def _drop_ahead(self) -> None:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.cancel()
-            await asyncio.wait([ahead])
-            if not ahead.cancelled():
-                ahead.exception()
+    async def _drop_prefetched(self) -> None:
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None:
+            prefetched.cancel()
+            await asyncio.wait([prefetched])
+            if not prefetched.cancelled():
+                prefetched.exception()
 
-    async def on_standby(self) -> None:
-        await self._drop_ahead()
-
-    async def wait(self) -> None:
-        await self._hint.wait(self._limits.poll_interval_s)
-
-    @abstractmethod
-    async def look_up(self, fleet: Fleet, messages: Sequence[M]) -> Lookups:
-        """Read from Redis what the decisions on these messages have to know, and the fleet does not hold."""
-
-    @abstractmethod
-    def decide(self, draft: Draft, message: M, raw: bytes) -> Decision:
-        """Decide on one message."""
-
-    @abstractmethod
-    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
-        """Give up on one message."""
-
-    def seen(self, at: float, length: int) -> None:
-        """Note how much lies in the queue."""
-
-    def applied(self, count: int) -> None:
-        """Note how much was taken from it."""
-
-    def _read(self, raw: bytes) -> M | MalformedError:
+    def _decode(self, raw: bytes) -> M | MalformedError:
         try:
-            return self._decode(raw)
+            return self._handler.decode(raw)
         except MalformedError as error:
             return error
+
+    # --- deciding -----------------------------------------------------------------------------------------------------
 
     def _decide_one(
         self, draft: Draft, number: int, message: M | MalformedError, raw: bytes, failure: tuple[str, str] | None
@@ -180,11 +184,24 @@ class QueueConsumer(Service, Generic[M]):
             message = MalformedError(*failure, getattr(message, "agent_id", None), getattr(message, "id", None))
         try:
             if isinstance(message, MalformedError):
-                return self.dead_letter(draft, message, raw)
-            return self.decide(draft, message, raw)
+                return self._handler.dead_letter(draft, message, raw)
+            return self._handler.decide(draft, message, raw)
         except Exception as error:
             raise DecisionError(number) from error
 
     def _decide_oversized(self, draft: Draft, peek: Peek) -> Decision:
         size = int(peek.oversized.rpartition(":")[2])
-        return dead_letter_oversized(draft, self._policy, peek.messages[0], peek.oversized, size, self._source)
+        return dead_letter_oversized(draft, self._policy, peek.messages[0], peek.oversized, size, self._handler.source)
+
+    def _fail_unknown_agents(self, failures: Failures, messages: Sequence[M | MalformedError]) -> Failures:
+        """Extend the failure to add an unknown agent to all its messages: each of them would try to add it again."""
+        keys, agent_ids = self._store.keys, [getattr(message, "agent_id", None) for message in messages]
+        failed_agents = {
+            agent_id: failure
+            for number, failure in failures.items()
+            if (agent_id := agent_ids[number]) is not None
+            and agent_id not in self._writer.fleet.agents
+            and failure in {wrong_type(keys.agent(agent_id)), wrong_type(keys.state(agent_id))}
+        }
+        extended = {number: failed_agents[each] for number, each in enumerate(agent_ids) if each in failed_agents}
+        return extended | dict(failures)

@@ -1,9 +1,9 @@
-"""What services tell each other without knowing each other: that there may be work, and how far the queue has been
-read.
-"""
+"""How services notify each other without a reference to each other."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 
 async def _nothing() -> None:
@@ -11,10 +11,10 @@ async def _nothing() -> None:
 
 
 class Wakeup:
-    """Rings when there may be something in a queue. A hint is never needed: whoever waits for it polls as well.
+    """Wakes one service because there may be work. It is a hint: the service also polls.
 
-    Its reader mutes it while it is busy, so that notifications cost nothing then, and unmutes it before it sleeps. What
-    rang in between was missed, so the reader looks once more after `unmute`.
+    The service mutes the wakeup while it is busy, so that notifications cost nothing then, and unmutes it before it
+    sleeps. Notifications sent in between are lost, so the service must check for work once more after `unmute`.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Wakeup:
         self._unmute: Callable[[], Awaitable[None]] = _nothing
 
     def connect(self, mute: Callable[[], Awaitable[None]], unmute: Callable[[], Awaitable[None]]) -> None:
-        """Say how the source of the hint is turned off and on."""
+        """Set the functions that turn the source of notifications off and on."""
         self._mute, self._unmute = mute, unmute
 
     def set(self) -> None:
@@ -39,44 +39,65 @@ class Wakeup:
         await self._unmute()
 
     async def wait(self, timeout_s: float) -> None:
-        """Wait until it rings, at most so long."""
-        try:
+        """Wait until the wakeup is set, or until the timeout. Clears the wakeup."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()
-        except TimeoutError:
-            pass
         self._event.clear()
 
 
-class Watermark:
-    """How far the response queue has been read: what lies in it unread, nobody may judge an agent or a command without.
+@dataclass(frozen=True)
+class Wakeups:
+    """The wakeup of each service that has one."""
 
-    The reader says at each look how much lies there, and how much it has applied since. Everything that lay there at
-    the moment of a look has been passed once as much has been applied as lay there then.
+    responses: Wakeup = field(default_factory=Wakeup)
+    requests: Wakeup = field(default_factory=Wakeup)
+    fanout: Wakeup = field(default_factory=Wakeup)
+    dispatcher: Wakeup = field(default_factory=Wakeup)
+
+
+class Watermark:
+    """How far the response queue has been read: no agent or command is judged by an instant after `applied_until`.
+
+    The consumer reports the length of the queue at each peek, and each number of messages that it applied. Everything
+    that was in the queue at a peek has been applied as soon as that many messages were applied after it.
     """
 
     def __init__(self) -> None:
         self._applied = 0
-        self._mark: tuple[float, int] | None = None
+        self._pending: tuple[float, int] | None = None
+        """A peek that found unread messages: its instant, and the value of `_applied` that covers all of them."""
         self.applied_until = float("-inf")
-        """Everything that lay in the queue at this instant of the monotonic clock has been applied."""
+        """Monotonic instant: every message that was in the queue at this instant has been applied."""
+        self._moved = asyncio.Event()
 
     @property
     def has_unread(self) -> bool:
-        """Whether something lay there at the last look that has not been applied yet."""
-        return self._mark is not None
+        """Whether messages found by an earlier peek are not applied yet."""
+        return self._pending is not None
 
     def observe(self, at: float, length: int) -> None:
-        """Note that at this instant of the monotonic clock, so many lay in the queue."""
+        """Record the length of the queue at a monotonic instant."""
         if length == 0:
-            self._mark = None
-            self.applied_until = at
-        elif self._mark is None:
-            self._mark = (at, self._applied + length)
+            self._pending = None
+            self._move(at)
+        elif self._pending is None:
+            self._pending = (at, self._applied + length)
 
     def advance(self, count: int) -> None:
+        """Record that this many messages were applied."""
         self._applied += count
-        if self._mark is not None and self._applied >= self._mark[1]:
-            at, _ = self._mark
-            self._mark = None
-            self.applied_until = at
+        if self._pending is not None and self._applied >= self._pending[1]:
+            at, _ = self._pending
+            self._pending = None
+            self._move(at)
+
+    async def wait_until(self, at: float) -> None:
+        """Wait until everything that was in the queue at this monotonic instant has been applied."""
+        while self.applied_until < at:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _move(self, at: float) -> None:
+        self.applied_until = at
+        self._moved.set()

@@ -52,7 +52,7 @@ async def test_a_standby_is_ready_and_says_what_it_is(cli: Call, server: Embedde
         host, port = standby.engine.http.address
         done = await cli("health", "--http", f"{host}:{port}", "--json")
         assert (done.code, done.json["role"]) == (0, "standby")
-        assert done.json["checks"]["consuming"] == {"ok": True, "detail": "standing by"}
+        assert done.json["checks"]["consuming"] == {"ok": True, "detail": "on standby"}
 
 
 @pytest.mark.parametrize(("listens", "asked"), [("::1", "::1"), ("::", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")])  # noqa: S104

@@ -141,7 +141,8 @@ async def test_lease_is_trusted_from_before_the_request_was_sent(server: Embedde
         clock.now = asked_at + 5
         assert engine.role() == "standby"
     finally:
-        await engine._clients["lease"].aclose()
+        for client in engine._clients:
+            await client.aclose()
 
 
 async def test_engine_recognizes_a_lease_whose_grant_was_lost(
@@ -177,7 +178,7 @@ async def _stands_by(engine: Daemon) -> None:
     status, text = await engine.get("/readyz?verbose")
     answer = json.loads(text)
     assert (status, answer["role"], answer["checks"]["role"]["detail"]) == (200, "standby", "standby")
-    assert answer["checks"]["redis"] == {"ok": True, "detail": "serving"}
+    assert answer["checks"]["redis"] == {"ok": True, "detail": "available"}
     assert await engine.metric("aism_leader") == 0
     assert await engine.metric("aism_redis_up") == 1
 

@@ -17,7 +17,6 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
-from aism_engine.services.response_consumer import ResponseConsumer
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Client, Running, eventually, plain_client, running_engine
 from tests.support.faults import Load
@@ -214,7 +213,7 @@ async def test_an_outage_has_a_name_and_passes(
         ):
             await load.say(engine, 3)
             await load.wait_applied_once(engine)
-            await eventually(partial(_shows, engine, 200, "serving", 1))
+            await eventually(partial(_shows, engine, 200, "available", 1))
             (message,) = load.encoded(1)
             async with outage(Scene(own, folder, operator, prefix), message):
                 await eventually(partial(_shows, engine, 503, name, 0))
@@ -224,7 +223,7 @@ async def test_an_outage_has_a_name_and_passes(
                 assert engine.metric("aism_audit_events_total", event="state_changed") == 3
             await engine.client.connection_pool.disconnect()
             await load.wait_applied_once(engine)
-            await eventually(partial(_shows, engine, 200, "serving", 1))
+            await eventually(partial(_shows, engine, 200, "available", 1))
     events = [each for each in logs if each["event"] in {"redis_unavailable", "redis_available", "component_failed"}]
     assert [each["event"] for each in events] == [*["redis_unavailable"] * (len(events) - 1), "redis_available"]
     told = [each["outage"] for each in events[:-1]]
@@ -254,6 +253,6 @@ async def _get(engine: Running, path: str) -> tuple[int, str]:
 
 async def _step_again(engine: Running) -> None:
     """Wait until the consumer has tried once more."""
-    consumer = next(each for each in engine.engine.components if isinstance(each, ResponseConsumer))
+    consumer = engine.engine._response_consumer
     before = consumer.step_started_at
     await eventually(lambda: consumer.step_started_at > before)

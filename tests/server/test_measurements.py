@@ -145,10 +145,10 @@ async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
             seconds = 1 + int(time.monotonic() - began)
             assert 0 < heard <= limit * (seconds + 1)
             await eventually(partial(is_heard_again, engine))
-            await eventually(lambda: any(entry["event"] == "measurements_flood_over" for entry in logs))
+            await eventually(lambda: any(entry["event"] == "measurements_rate_limit_ended" for entry in logs))
     told = [entry for entry in logs if entry["event"].startswith("measurements_")]
-    assert [entry["event"] for entry in told] == ["measurements_flooded", "measurements_flood_over"]
-    assert told[0]["loudest"] == "a"
+    assert [entry["event"] for entry in told] == ["measurements_rate_limited", "measurements_rate_limit_ended"]
+    assert told[0]["noisiest_agent"] == "a"
 
 
 async def test_a_flood_is_measured_in_bytes_as_well(server: EmbeddedServer, prefix: str) -> None:
@@ -170,7 +170,7 @@ async def test_the_engines_own_events_are_no_ones_measurements_that_were_dropped
     with capture_logs() as logs:
         async with running_engine(server, prefix, measurements__published_per_second=10) as engine:
             await publish(engine, *[b'{"agent_id":"a","values":{"x":1},"source":"engine"}'] * 200)
-            await eventually(lambda: any(entry["event"] == "measurements_flooded" for entry in logs))
+            await eventually(lambda: any(entry["event"] == "measurements_rate_limited" for entry in logs))
             await eventually(partial(is_heard_again, engine))
             assert engine.metric("aism_publications_total", outcome="dropped") == 0
 

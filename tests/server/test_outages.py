@@ -252,11 +252,11 @@ async def test_an_engine_that_may_not_listen_works_all_the_same(own: EmbeddedSer
         await operator.execute_command("ACL", "SETUSER", "default", "-subscribe")
         with capture_logs() as logs:
             async with launched(own, prefix) as running:
-                await eventually(lambda: _told(logs, "listening_denied"))
+                await eventually(lambda: _told(logs, "subscribe_denied"))
                 await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "deaf"}})
                 await eventually(partial(_is, running, "a", "deaf"))
                 assert running.outage is None
-        assert len(_told(logs, "listening_denied")) == 1
+        assert len(_told(logs, "subscribe_denied")) == 1
         assert _told(logs, "redis_unavailable") == []
 
 

@@ -21,7 +21,7 @@ def declared(agent_id: str, state: str) -> bytes:
 
 
 def told(publications: Publications) -> list[dict[str, Any]]:
-    return [json.loads(message) for message in publications.close()]
+    return [json.loads(message) for message in publications.finish()]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["x", "y", "z", ""]), st.integers(-9, 9))))
@@ -29,13 +29,13 @@ def test_the_latest_value_of_each_name_is_what_counts(said: list[tuple[str, str,
     """However measurements are merged, whoever applies the messages in order ends with what was published last; a state
     change stands between what was measured before and after it.
     """
-    publications, expected, declarations = Publications(nonsense=0), dict[str, dict[str, float]](), list[Any]()
+    publications, expected, declarations = Publications(max_malformed=0), dict[str, dict[str, float]](), list[Any]()
     for agent_id, name, value in said:
         if name:
-            publications.measure(measured(agent_id, **{name: value}))
+            publications.add_measurement(measured(agent_id, **{name: value}))
             expected.setdefault(agent_id, {})[name] = value
         else:
-            publications.declare(declared(agent_id, f"s{value}"))
+            publications.add_state_change(declared(agent_id, f"s{value}"))
             declarations.append((agent_id, json.loads(json.dumps(expected))))
     found: dict[str, dict[str, float]] = {}
     for message in told(publications):
@@ -48,10 +48,10 @@ def test_the_latest_value_of_each_name_is_what_counts(said: list[tuple[str, str,
 
 def test_a_message_has_no_more_names_than_it_may() -> None:
     """What is too much for one goes on in the next one, in order: none is refused for having been merged."""
-    publications = Publications(nonsense=0)
+    publications = Publications(max_malformed=0)
     for n in range(70):
-        publications.measure(measured("a", **{f"n{n}": n}))
-        publications.measure(measured("a", n0=-n))
+        publications.add_measurement(measured("a", **{f"n{n}": n}))
+        publications.add_measurement(measured("a", n0=-n))
     messages = told(publications)
     assert [len(message["payload"]) <= 32 for message in messages] == [True] * len(messages)
     assert len(messages) < 5
@@ -93,19 +93,19 @@ def test_whatever_is_published_raises_nothing(published: dict[str, Any]) -> None
             body = ENCODERS[codec](published)
         except (TypeError, OverflowError):
             continue
-        publications = Publications(nonsense=1)
-        publications.measure(body)
-        publications.declare(body)
-        assert len(publications.close()) <= 2
+        publications = Publications(max_malformed=1)
+        publications.add_measurement(body)
+        publications.add_state_change(body)
+        assert len(publications.finish()) <= 2
 
 
 @pytest.mark.parametrize("published", NONSENSE.values(), ids=NONSENSE.keys())
 def test_of_nonsense_as_much_is_passed_on_as_may_be(published: bytes) -> None:
     """It spoils nothing that was published beside it, and the rest of it is only counted."""
-    publications = Publications(nonsense=1)
+    publications = Publications(max_malformed=1)
     for each in (measured("a", x=1), published, published, measured("a", x=2)):
-        publications.measure(each)
-    messages = publications.close()
+        publications.add_measurement(each)
+    messages = publications.finish()
     assert len(messages) == 2
     assert [json.loads(each)["payload"] for each in messages if b'"x":2' in each] == [{"x": 2.0}]
-    assert publications.heard == {"measurement": 1, "merged": 1, "malformed": 2}
+    assert publications.counts == {"measurement": 1, "merged": 1, "malformed": 2}

@@ -43,7 +43,7 @@ async def handled(number: signal.Signals) -> None:
         loop.remove_signal_handler(signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("number", signals.HANDLED)
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 async def test_a_signal_asks_for_a_stop(stops: Stops, number: signal.Signals) -> None:
     """SIGTERM and SIGINT each call stop() with their name."""
     os.kill(os.getpid(), number)

@@ -1,7 +1,6 @@
-"""Laws of the supervisor. Time moves only where a law is about the bound of a stop."""
+"""Laws of the supervisor: restarts, the restart budget, and the order and the time limit of a stop."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,29 +11,32 @@ from structlog.testing import capture_logs
 from aism_engine.clock import FakeClock
 from aism_engine.errors import GaveUpError
 from aism_engine.runtime.supervisor import ReturnedError, Supervisor
+from aism_engine.settings import SupervisorSettings
+
+PATIENT = SupervisorSettings(restarts=3, shutdown_timeout=600)
 
 
 class Journal:
-    """An observer that writes down what it hears, and lets a test await a line."""
+    """An observer that records each notification, and lets a test wait for one."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.errors: list[BaseException] = []
         self._changed = asyncio.Event()
 
-    def note(self, line: str) -> None:
+    def add(self, line: str) -> None:
         self.lines.append(line)
         self._changed.set()
 
     def started(self, name: str) -> None:
-        self.note(f"{name} started")
+        self.add(f"{name} started")
 
     def failed(self, name: str, error: BaseException) -> None:
         self.errors.append(error)
-        self.note(f"{name} failed")
+        self.add(f"{name} failed")
 
     def stopped(self, name: str) -> None:
-        self.note(f"{name} stopped")
+        self.add(f"{name} stopped")
 
     async def wait_for(self, line: str, times: int = 1) -> None:
         while self.lines.count(line) < times:
@@ -43,7 +45,7 @@ class Journal:
 
 
 class Part:
-    """A component that meets the given ends, one a run, and then works until it is cancelled."""
+    """A component that ends its first runs in the given ways, and then runs until it is cancelled."""
 
     def __init__(self, name: str, *ends: Callable[[], object]) -> None:
         self.name = name
@@ -56,8 +58,8 @@ class Part:
             await asyncio.Event().wait()
 
 
-class Careful(Part):
-    """A component with something in hand that takes a while to finish when it is cancelled."""
+class SlowToStop(Part):
+    """A component that finishes only when the test lets it."""
 
     def __init__(self, name: str, journal: Journal) -> None:
         super().__init__(name)
@@ -68,37 +70,18 @@ class Careful(Part):
         try:
             await super().run()
         finally:
-            self.journal.note(f"{self.name} finishing")
+            self.journal.add(f"{self.name} finishing")
             await self.may_finish.wait()
 
 
 class Stubborn(Part):
-    """A component that swallows its cancellations: the first, and the one when the stop's time is over."""
+    """A component that swallows two cancellations: the first one, and the one after the shutdown timeout."""
 
     async def run(self) -> None:
         for _ in range(2):
             with suppress(asyncio.CancelledError):
                 await super().run()
         await super().run()
-
-
-class Bounds(random.Random):
-    """A jitter that writes down its bounds and always takes the lower one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: list[tuple[float, float]] = []
-
-    def uniform(self, a: float, b: float) -> float:
-        self.drawn.append((a, b))
-        return a
-
-
-class Longest(random.Random):
-    """A jitter that always takes the upper bound."""
-
-    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002
-        return b
 
 
 def fail() -> None:
@@ -113,17 +96,13 @@ def return_early() -> None:
     pass
 
 
-def supervise(journal: Journal, *parts: Part, **settings: Any) -> Supervisor:  # noqa: ANN401
-    defaults: dict[str, Any] = {
-        "restarts": 3,
-        "healthy_after_s": 60,
-        "backoff_initial_s": 0,
-        "backoff_max_s": 0,
-        "stop_timeout_s": 60,
-        "clock": FakeClock(),
-        "observer": journal,
-    }
-    return Supervisor(parts, **(defaults | settings))
+def no_pause(_failures: int) -> float:
+    return 0
+
+
+def supervise(journal: Journal, *parts: Part, settings: SupervisorSettings = PATIENT, **options: Any) -> Supervisor:  # noqa: ANN401
+    defaults: dict[str, Any] = {"clock": FakeClock(), "observer": journal, "pause_s": no_pause}
+    return Supervisor(parts, settings, **(defaults | options))
 
 
 @asynccontextmanager
@@ -137,8 +116,7 @@ async def running(supervisor: Supervisor) -> AsyncIterator[tuple[asyncio.Task[No
         await asyncio.wait([task])
 
 
-async def test_starts_in_order_and_stops_in_reverse() -> None:
-    """Components start in the order given and stop in the reverse one."""
+async def test_components_start_in_order_and_stop_in_reverse() -> None:
     journal = Journal()
     async with running(supervise(journal, Part("a"), Part("b"), Part("c"))) as (task, stopping):
         await journal.wait_for("c started")
@@ -147,107 +125,107 @@ async def test_starts_in_order_and_stops_in_reverse() -> None:
     assert journal.lines == ["a started", "b started", "c started", "c stopped", "b stopped", "a stopped"]
 
 
-async def test_a_component_finishes_before_the_one_under_it_is_asked() -> None:
-    """What a component has in hand when it is cancelled, it may finish; until then nobody before it is cancelled."""
+async def test_a_component_finishes_before_the_previous_one_is_cancelled() -> None:
     journal = Journal()
-    under, above = Careful("under", journal), Careful("above", journal)
-    async with running(supervise(journal, under, above)) as (task, stopping):
-        await journal.wait_for("above started")
+    first, second = SlowToStop("first", journal), SlowToStop("second", journal)
+    async with running(supervise(journal, first, second)) as (task, stopping):
+        await journal.wait_for("second started")
         stopping.set()
-        await journal.wait_for("above finishing")
-        assert "under finishing" not in journal.lines
-        above.may_finish.set()
-        await journal.wait_for("under finishing")
-        under.may_finish.set()
+        await journal.wait_for("second finishing")
+        assert "first finishing" not in journal.lines
+        second.may_finish.set()
+        await journal.wait_for("first finishing")
+        first.may_finish.set()
         await task
-    assert journal.lines[2:] == ["above finishing", "above stopped", "under finishing", "under stopped"]
+    assert journal.lines[2:] == ["second finishing", "second stopped", "first finishing", "first stopped"]
 
 
 @pytest.mark.parametrize(
     ("end", "error"),
     [(fail, ValueError), (return_early, ReturnedError), (leak_cancellation, asyncio.CancelledError)],
 )
-async def test_who_fails_starts_again_and_touches_no_other(end: Callable[[], None], error: type[BaseException]) -> None:
-    """A component that raises, returns, or leaks a cancellation that nobody sent is started again; others go on."""
+async def test_a_failed_component_is_restarted_and_no_other(
+    end: Callable[[], None], error: type[BaseException]
+) -> None:
+    """To raise, to return, and to leak a CancelledError that the supervisor did not send are failures."""
     journal = Journal()
     async with running(supervise(journal, Part("a"), Part("b", end))):
         await journal.wait_for("b started", times=2)
         assert journal.lines == ["a started", "b started", "b failed", "b started"]
-        assert [type(e) for e in journal.errors] == [error]
+        assert [type(each) for each in journal.errors] == [error]
 
 
-async def test_a_spent_budget_takes_all_down() -> None:
-    """After `restarts` restarts the next failure stops the others, then raises, with the last failure as the cause."""
+async def test_a_component_without_restarts_left_stops_everything() -> None:
+    """`run` raises after all others have stopped, with the last failure as its cause."""
     journal = Journal()
+    supervisor = supervise(journal, Part("a"), Part("b", *[fail] * 3), settings=SupervisorSettings(restarts=2))
     with pytest.raises(GaveUpError, match=r"^b failed 3 times") as gave_up:
-        await supervise(journal, Part("a"), Part("b", *[fail] * 3), restarts=2).run(asyncio.Event())
+        await supervisor.run(asyncio.Event())
     assert gave_up.value.__cause__ is journal.errors[-1]
     assert journal.lines.count("b started") == 3
     assert journal.lines[-1] == "a stopped"
 
 
-async def test_budgets_are_apart() -> None:
-    """The failures of one component cost another nothing."""
+async def test_each_component_has_a_restart_budget_of_its_own() -> None:
     journal = Journal()
-    async with running(supervise(journal, Part("a", fail), Part("b", fail), restarts=1)):
+    async with running(supervise(journal, Part("a", fail), Part("b", fail), settings=SupervisorSettings(restarts=1))):
         await journal.wait_for("a started", times=2)
         await journal.wait_for("b started", times=2)
 
 
 @pytest.mark.parametrize(("ran_s", "survives"), [(60, True), (59.9, False)])
-async def test_a_healthy_run_refills_the_budget(ran_s: float, *, survives: bool) -> None:
-    """A run of `healthy_after_s` gives the whole budget back, a shorter one gives nothing."""
+async def test_a_healthy_run_restores_the_restart_budget(ran_s: float, *, survives: bool) -> None:
+    """A run of `healthy_after` seconds restores the whole budget, a shorter one restores nothing."""
     journal, clock = Journal(), FakeClock()
 
     def work_then_fail() -> None:
         clock.advance(ran_s)
         fail()
 
+    settings = SupervisorSettings(restarts=1, healthy_after=60)
     part = Part("a", fail, work_then_fail)
-    async with running(supervise(journal, part, restarts=1, clock=clock)) as (task, _):
+    async with running(supervise(journal, part, settings=settings, clock=clock)) as (task, _):
         await asyncio.wait(
             [task, asyncio.create_task(journal.wait_for("a started", 3))], return_when=asyncio.FIRST_COMPLETED
         )
         assert task.done() is not survives
 
 
-async def test_backoff_grows_with_full_jitter_up_to_its_bound() -> None:
-    """Each wait is drawn from nothing up to a bound that doubles, and starts anew after a healthy run."""
-    journal, clock, jitter = Journal(), FakeClock(), Bounds()
+async def test_the_pause_follows_the_number_of_consecutive_failures() -> None:
+    """The count starts again at 1 after a healthy run. tests/unit/test_backoff.py checks the pauses themselves."""
+    journal, clock = Journal(), FakeClock()
+    counts: list[int] = []
 
     def work_then_fail() -> None:
         clock.advance(60)
         fail()
 
-    part = Part("a", *[fail] * 5, work_then_fail)
-    settings = {"restarts": 5, "backoff_initial_s": 0.5, "backoff_max_s": 3, "clock": clock, "jitter": jitter}
-    async with running(supervise(journal, part, **settings)):
-        await journal.wait_for("a started", times=7)
-    assert jitter.drawn == [(0, 0.5), (0, 1), (0, 2), (0, 3), (0, 3), (0, 0.5)]
+    def count(failures: int) -> float:
+        counts.append(failures)
+        return 0
+
+    settings = SupervisorSettings(restarts=5, healthy_after=60)
+    part = Part("a", *[fail] * 3, work_then_fail)
+    async with running(supervise(journal, part, settings=settings, clock=clock, pause_s=count)):
+        await journal.wait_for("a started", times=5)
+    assert counts == [1, 2, 3, 1]
 
 
-async def test_backoff_never_overflows() -> None:
-    """However often a component has failed, the next wait is a number."""
-    supervisor = supervise(Journal(), backoff_initial_s=0.5, backoff_max_s=30, jitter=Longest())
-    assert supervisor._backoff_s(100_000) == 30
-
-
-async def test_a_stop_ends_a_backoff_at_once() -> None:
-    """Who waits to be restarted is not waited for, and not started again."""
+async def test_a_stop_drops_a_pending_restart() -> None:
     journal = Journal()
-    settings = {"backoff_initial_s": 3600, "backoff_max_s": 3600, "jitter": Longest()}
-    async with running(supervise(journal, Part("a", fail), **settings)) as (task, stopping):
+    async with running(supervise(journal, Part("a", fail), pause_s=lambda _: 3600)) as (task, stopping):
         await journal.wait_for("a failed")
         stopping.set()
         await task
     assert journal.lines == ["a started", "a failed"]
 
 
-async def test_a_swallowed_cancellation_holds_the_stop_only_for_its_time() -> None:
-    """A component that does not end is left behind by name when the time is over; all others are stopped in order."""
+async def test_a_component_that_does_not_stop_is_abandoned_after_the_timeout() -> None:
+    """It is named in the log; all others are stopped in order."""
     journal, stubborn = Journal(), Stubborn("b")
+    settings = SupervisorSettings(shutdown_timeout=0.1)
     with capture_logs() as logs:
-        async with running(supervise(journal, Part("a"), stubborn, Part("c"), stop_timeout_s=0.1)) as (task, stopping):
+        async with running(supervise(journal, Part("a"), stubborn, Part("c"), settings=settings)) as (task, stopping):
             await journal.wait_for("c started")
             stopping.set()
             await task
@@ -255,37 +233,38 @@ async def test_a_swallowed_cancellation_holds_the_stop_only_for_its_time() -> No
     assert [line["components"] for line in logs if line["event"] == "stop_timed_out"] == [["b"]]
 
 
-async def test_everyone_is_asked_in_time() -> None:
-    """However many hold up the stop, whoever comes after them is asked before its time is over."""
-    journal, now = Journal(), asyncio.get_running_loop().time
-    first, stubborn = Careful("first", journal), [Stubborn("b"), Stubborn("c")]
-    async with running(supervise(journal, first, *stubborn, stop_timeout_s=1)) as (_, stopping):
-        await journal.wait_for("c started")
-        asked_until = now() + 1
-        stopping.set()
-        await journal.wait_for("first finishing")
-        assert now() < asked_until
-        first.may_finish.set()
-        await journal.wait_for("first stopped")
-
-
-async def test_who_is_slow_has_all_the_time_there_is() -> None:
-    """A component that needs more than its share may still finish while the stop lasts, and is not left behind."""
+async def test_each_component_is_cancelled_before_the_stop_times_out() -> None:
+    """However many others do not stop."""
     journal = Journal()
-    slow = Careful("slow", journal)
+    first, stubborn = SlowToStop("first", journal), [Stubborn("b"), Stubborn("c")]
+    settings = SupervisorSettings(shutdown_timeout=0.2)
     with capture_logs() as logs:
-        async with running(supervise(journal, Part("a"), slow, stop_timeout_s=1)) as (task, stopping):
+        async with running(supervise(journal, first, *stubborn, settings=settings)) as (_, stopping):
+            await journal.wait_for("c started")
+            stopping.set()
+            await journal.wait_for("first finishing")
+            assert "stop_timed_out" not in {line["event"] for line in logs}
+            first.may_finish.set()
+            await journal.wait_for("first stopped")
+
+
+async def test_a_slow_component_may_use_all_the_time_that_is_left() -> None:
+    """It needs more than its half of the time, and is not abandoned, because the others need less."""
+    journal = Journal()
+    slow = SlowToStop("slow", journal)
+    with capture_logs() as logs:
+        settings = SupervisorSettings(shutdown_timeout=3)
+        async with running(supervise(journal, Part("a"), slow, settings=settings)) as (task, stopping):
             await journal.wait_for("slow started")
             stopping.set()
             await journal.wait_for("a stopped")
-            asyncio.get_running_loop().call_later(0.1, slow.may_finish.set)
+            slow.may_finish.set()
             await task
     assert journal.lines[2:] == ["slow finishing", "a stopped", "slow stopped"]
     assert "stop_timed_out" not in {line["event"] for line in logs}
 
 
-async def test_to_cancel_the_supervisor_stops_everything() -> None:
-    """Cancelled, run() stops its components as it does when asked, and then is cancelled."""
+async def test_cancelling_the_supervisor_stops_all_components() -> None:
     journal = Journal()
     async with running(supervise(journal, Part("a"), Part("b", fail))) as (task, _):
         await journal.wait_for("b started", times=2)
@@ -295,10 +274,9 @@ async def test_to_cancel_the_supervisor_stops_everything() -> None:
     assert journal.lines[-2:] == ["b stopped", "a stopped"]
 
 
-async def test_to_cancel_a_stop_is_to_wait_no_longer() -> None:
-    """Cancelled while it stops, the supervisor cancels all who are left at once, and returns."""
+async def test_cancelling_a_stop_cancels_all_remaining_components_at_once() -> None:
     journal = Journal()
-    async with running(supervise(journal, Part("a"), Careful("b", journal))) as (task, stopping):
+    async with running(supervise(journal, Part("a"), SlowToStop("b", journal))) as (task, stopping):
         await journal.wait_for("b started")
         stopping.set()
         await journal.wait_for("b finishing")
@@ -309,10 +287,10 @@ async def test_to_cancel_a_stop_is_to_wait_no_longer() -> None:
         await journal.wait_for("b stopped")
 
 
-async def test_to_fail_on_the_way_out_is_no_reason_to_come_back() -> None:
-    """A failure during the stop is logged and reported; nobody is restarted, nobody gives up."""
+async def test_a_failure_during_a_stop_causes_no_restart() -> None:
+    """It is logged and reported, and does not spend the restart budget."""
 
-    class Clumsy(Part):
+    class FailingToStop(Part):
         async def run(self) -> None:
             try:
                 await super().run()
@@ -320,18 +298,19 @@ async def test_to_fail_on_the_way_out_is_no_reason_to_come_back() -> None:
                 fail()
 
     journal = Journal()
-    async with running(supervise(journal, Part("a"), Clumsy("b"), restarts=0)) as (task, stopping):
+    settings = SupervisorSettings(restarts=0)
+    async with running(supervise(journal, Part("a"), FailingToStop("b"), settings=settings)) as (task, stopping):
         await journal.wait_for("b started")
         stopping.set()
         await task
     assert journal.lines == ["a started", "b started", "b failed", "a stopped"]
 
 
-async def test_every_exit_is_logged() -> None:
-    """Each start and each end of a component is one line that names it."""
+async def test_every_start_and_end_is_logged_with_its_component() -> None:
     journal = Journal()
+    supervisor = supervise(journal, Part("a"), Part("b", fail, fail), settings=SupervisorSettings(restarts=1))
     with capture_logs() as logs, pytest.raises(GaveUpError):
-        await supervise(journal, Part("a"), Part("b", fail, fail), restarts=1).run(asyncio.Event())
+        await supervisor.run(asyncio.Event())
     assert [(line["event"], line["component"]) for line in logs] == [
         ("component_started", "a"),
         ("component_started", "b"),
@@ -344,8 +323,7 @@ async def test_every_exit_is_logged() -> None:
     assert [line["exc_info"] for line in logs if line["event"] == "component_failed"] == journal.errors
 
 
-async def test_nothing_to_run_is_run_until_the_stop() -> None:
-    """A supervisor of nothing waits for the stop like any other."""
+async def test_a_supervisor_without_components_runs_until_the_stop() -> None:
     async with running(supervise(Journal())) as (task, stopping):
         stopping.set()
         await task

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from aism_engine.http.replies import HealthCheck
 from aism_engine.http.routes import create_app
 from aism_engine.http.server import STOP_S, HttpServer
+from aism_engine.settings import HttpSettings
 
 NAMED = {"status": "ok", "role": "leader", "checks": {"redis": {"ok": True, "detail": "3 ms"}}}
 
@@ -89,7 +90,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def server(registry: CollectorRegistry, engine: Engine) -> HttpServer:
-    return HttpServer(create_app(registry, engine), "127.0.0.1", 0)
+    return HttpServer(create_app(registry, engine), HttpSettings(port=0))
 
 
 @pytest.fixture
@@ -188,8 +189,9 @@ async def test_the_server_does_not_say_what_it_is(client: Client) -> None:
 async def test_an_address_in_use_is_named() -> None:
     """bind() says at once, and in one line, which address can't be had and why."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
-        server = HttpServer(create_app(CollectorRegistry(), Engine()), *holder.getsockname())
-        with pytest.raises(OSError, match=f"cannot serve HTTP: Address already in use .*{holder.getsockname()[1]}"):
+        host, port = holder.getsockname()
+        server = HttpServer(create_app(CollectorRegistry(), Engine()), HttpSettings(host=host, port=port))
+        with pytest.raises(OSError, match=f"cannot serve HTTP: Address already in use .*{port}"):
             server.bind()
 
 
