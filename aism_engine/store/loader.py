@@ -6,9 +6,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from aism_engine.domain.agents.agent import AGENT_FIELDS, Hold
-from aism_engine.domain.commands.command import COMMAND_FIELDS
-from aism_engine.domain.commands.group import GROUP_FIELDS
+from aism_engine.domain.agents.agent import AGENT_TABLE, Hold
+from aism_engine.domain.commands.command import COMMAND_TABLE
+from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.fleet import Fleet
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
@@ -37,12 +37,14 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet
         agent_ids = [text(member) for member in await client.smembers(keys.index)]
         deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))
         hold = await client.hget(keys.holds, "fleet")
-    agents = [agent async for agent in records.each(agent_ids, keys.agent, AGENT_FIELDS, agent_of)]
+    agents = [agent async for agent in records.each(agent_ids, keys.agent, AGENT_TABLE.fields, agent_of)]
     command_ids, group_ids = list(_named(deadlines, "command")), list(_named(deadlines, "group"))
     commands = [
-        command async for command in records.each(command_ids, keys.command, COMMAND_FIELDS, command_of) if command.open
+        command
+        async for command in records.each(command_ids, keys.command, COMMAND_TABLE.fields, command_of)
+        if command.open
     ]
-    groups = [group async for group in records.each(group_ids, keys.group, GROUP_FIELDS, group_of)]
+    groups = [group async for group in records.each(group_ids, keys.group, GROUP_TABLE.fields, group_of)]
     held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
     fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
     for agent_id in _named(deadlines, "stay"):

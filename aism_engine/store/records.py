@@ -8,9 +8,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from aism_engine.domain.agents.agent import AGENT_FIELDS, AgentRecord
-from aism_engine.domain.commands.command import COMMAND_FIELDS, Command
-from aism_engine.domain.commands.group import GROUP_FIELDS, Group
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord
+from aism_engine.domain.commands.command import COMMAND_TABLE, Command
+from aism_engine.domain.commands.group import GROUP_TABLE, Group
 from aism_engine.domain.protocol.names import is_measurement_name
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.scripts import RECORDS
@@ -91,21 +91,21 @@ _EMPTY: Final = msgspec.msgpack.encode([""])
 
 def agent_of(agent_id: str, packed: bytes) -> AgentRecord | None:
     try:
-        return AgentRecord.from_record(agent_id, dict(zip(AGENT_FIELDS, _VALUES.decode(packed), strict=True)))
+        return AGENT_TABLE.from_values(agent_id, _VALUES.decode(packed))
     except (KeyError, ValueError, msgspec.DecodeError):
         return None
 
 
 def command_of(command_id: str, packed: bytes) -> Command | None:
     try:
-        return Command.from_record(command_id, dict(zip(COMMAND_FIELDS, _VALUES.decode(packed), strict=True)))
+        return COMMAND_TABLE.from_values(command_id, _VALUES.decode(packed))
     except (KeyError, ValueError):
         return None
 
 
 def group_of(group_id: str, packed: bytes) -> Group | None:
     try:
-        return Group.from_record(group_id, dict(zip(GROUP_FIELDS, _VALUES.decode(packed), strict=True)))
+        return GROUP_TABLE.from_values(group_id, _VALUES.decode(packed))
     except (KeyError, ValueError):
         return None
 

@@ -15,9 +15,9 @@ from redis.exceptions import ResponseError
 from aism_engine.clock import Clock
 from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.heartbeats import MILLISECONDS_FROM
-from aism_engine.domain.commands.command import COMMAND_FIELDS, Command
+from aism_engine.domain.commands.command import COMMAND_TABLE, Command
 from aism_engine.domain.commands.delivery import HEAD_BYTES
-from aism_engine.domain.commands.group import GROUP_FIELDS, Group
+from aism_engine.domain.commands.group import GROUP_TABLE, Group
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.protocol.messages import Labels
 from aism_engine.domain.protocol.names import is_state_name, is_type_name
@@ -160,7 +160,7 @@ class Store:
         """Read the records of commands, but for what is large in them; one that is damaged is as good as none."""
         if not command_ids:
             return {}
-        replies = await self._records.read(map(self.keys.command, command_ids), COMMAND_FIELDS)
+        replies = await self._records.read(map(self.keys.command, command_ids), COMMAND_TABLE.fields)
         found = (
             (command_id, command_of(command_id, packed))
             for command_id, packed in zip(command_ids, replies, strict=True)
@@ -171,7 +171,7 @@ class Store:
         """Read the records of groups; one that is damaged is as good as none."""
         if not group_ids:
             return {}
-        replies = await self._records.read(map(self.keys.group, group_ids), GROUP_FIELDS)
+        replies = await self._records.read(map(self.keys.group, group_ids), GROUP_TABLE.fields)
         found = ((group_id, group_of(group_id, packed)) for group_id, packed in zip(group_ids, replies, strict=True))
         return {group_id: group for group_id, group in found if group is not None}
 

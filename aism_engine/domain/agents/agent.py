@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, get_args
 
-import msgspec
 from msgspec import Struct, field
 
-from aism_engine.clock import from_iso, iso
 from aism_engine.domain.agents.activity import Divergence, Via
 from aism_engine.domain.commands.command import RANKS, Command
+from aism_engine.domain.records import COUNT, FLAG, INSTANT, SCORE, TEXT, RecordTable, choice, json
 
 
 class Liveness(StrEnum):
@@ -43,16 +42,6 @@ class Hold(StrEnum):
     """Commands are accepted, and wait."""
     DRAIN = "drain"
     """Commands are refused; those that were accepted are still handed out."""
-
-
-# Of what reads a record back: a new leader reads 100,000 of them within its first seconds, so each is made once.
-_LABELS: Final = msgspec.json.Decoder(dict[str, str])
-_CAPABILITIES: Final = msgspec.json.Decoder(tuple[str, ...])
-_COOLING: Final = msgspec.json.Decoder(dict[str, float])
-_DIVERGENCES: Final = msgspec.json.Decoder(dict[str, Divergence])
-_LIVENESS: Final = {each.value: each for each in Liveness}
-_HOLDS: Final = {each.value: each for each in Hold}
-_VIAS: Final[dict[str, Via | None]] = {"": None} | {via: via for via in get_args(Via)}
 
 
 class AgentRecord(Struct, kw_only=True):
@@ -155,34 +144,16 @@ class AgentRecord(Struct, kw_only=True):
                 self.waiting = tuple(waiting)
 
     def record(self) -> dict[str, str]:
-        """Build the fields of the whole record; an absent value is an empty string."""
-        return {
-            "type": self.type,
-            "registered": "1" if self.registered else "",
-            "labels": msgspec.json.encode(self.labels).decode(),
-            "capabilities": msgspec.json.encode(self.capabilities).decode(),
-            "codec": self.codec,
-            "state": self.state,
-            "since": iso(self.since),
-            "declared": self.declared or "",
-            "declared_at": iso(self.declared_at) if self.declared_at else "",
-            "declared_via": self.declared_via or "",
-            "liveness": self.liveness,
-            "lost_from": self.lost_from or "",
-            "lost_score": "" if self.lost_score is None else repr(self.lost_score),
-            "lost_at": iso(self.lost_at) if self.lost_at else "",
-            "first_seen_at": iso(self.first_seen_at),
-            "hold": self.hold.value,
-            "waits_for": self.waits_for,
-            "cooling": msgspec.json.encode(self.cooling).decode() if self.cooling else "",
-            "mail_waiting": str(self.mail_waiting) if self.mail_waiting else "",
-            "divergences": msgspec.json.encode(self.divergences).decode() if self.divergences else "",
-        }
+        """Return the fields of the record. An absent value is an empty string."""
+        return AGENT_TABLE.encode(self)
+
+    def fields(self, *names: str) -> dict[str, str]:
+        """Return only these fields of the record."""
+        return AGENT_TABLE.encode(self, names)
 
     def absence(self) -> dict[str, str]:
-        """Build the fields of the record that tell whether it is there."""
-        record = self.record()
-        return {name: record[name] for name in ("liveness", "lost_from", "lost_score", "lost_at")}
+        """Return the fields of the record that say whether the agent is present."""
+        return self.fields("liveness", "lost_from", "lost_score", "lost_at")
 
     def present(self, liveness: Liveness | None = None) -> None:
         """Clear an absence. Unless told, it is watched if it was lost by its heartbeat."""
@@ -191,36 +162,37 @@ class AgentRecord(Struct, kw_only=True):
 
     @classmethod
     def from_record(cls, agent_id: str, record: Mapping[str, str]) -> "AgentRecord":
-        """Read a record back. Raises KeyError, ValueError or DecodeError where somebody has damaged it."""
-        if not (record["type"] and record["state"]):
-            raise ValueError("a record without a type or a state")
-        return cls(
-            agent_id=agent_id,
-            type=record["type"],
-            registered=bool(record["registered"]),
-            labels=_LABELS.decode(record["labels"]),
-            capabilities=_CAPABILITIES.decode(record["capabilities"]),
-            codec=record["codec"],
-            state=record["state"],
-            since=from_iso(record["since"]),
-            declared=record["declared"] or None,
-            declared_at=from_iso(record["declared_at"]) if record["declared_at"] else 0.0,
-            declared_via=_VIAS[record.get("declared_via", "")],  # younger than some records
-            liveness=_LIVENESS[record["liveness"]],
-            lost_from=record["lost_from"] or None,
-            lost_score=float(record["lost_score"]) if record["lost_score"] else None,
-            lost_at=from_iso(record["lost_at"]) if record["lost_at"] else 0.0,
-            first_seen_at=from_iso(record["first_seen_at"]),
-            hold=_HOLDS[record["hold"]],
-            waits_for=record.get("waits_for", ""),
-            cooling=_COOLING.decode(cooling) if (cooling := record.get("cooling")) else {},
-            mail_waiting=int(record.get("mail_waiting") or 0),
-            divergences=_DIVERGENCES.decode(divergences) if (divergences := record.get("divergences")) else {},
-        )
+        """Read a record back. Raises KeyError, ValueError or msgspec.DecodeError if it is damaged."""
+        return AGENT_TABLE.decode(agent_id, record)
 
 
-AGENT_FIELDS: Final = tuple(AgentRecord(agent_id="", state="", since=0.0, first_seen_at=0.0).record())
-"""The fields of a record, in order."""
+AGENT_TABLE: Final = RecordTable(
+    AgentRecord,
+    "agent_id",
+    {
+        "type": TEXT,
+        "registered": FLAG,
+        "labels": json(dict[str, str]),
+        "capabilities": json(tuple[str, ...]),
+        "codec": TEXT,
+        "state": TEXT,
+        "since": INSTANT,
+        "declared": TEXT,
+        "declared_at": INSTANT,
+        "declared_via": choice(get_args(Via)),
+        "liveness": choice(Liveness),
+        "lost_from": TEXT,
+        "lost_score": SCORE,
+        "lost_at": INSTANT,
+        "first_seen_at": INSTANT,
+        "hold": choice(Hold),
+        "waits_for": TEXT,
+        "cooling": json(dict[str, float], omit_empty=True),
+        "mail_waiting": COUNT,
+        "divergences": json(dict[str, Divergence], omit_empty=True),
+    },
+    required=("type", "state", "since", "first_seen_at"),
+)
 
 
 def shown_liveness(agent: AgentRecord, is_silent: bool) -> ShownLiveness:  # noqa: FBT001  read as: its record, and this

@@ -49,7 +49,7 @@ def decide_divergences(
             _close(ctx, agent, rule, judgement)
     if found:
         decision.outcome = "applied"
-        ctx.add(fx.SaveAgent(agent_id, {"divergences": agent.record()["divergences"]}))
+        ctx.add(fx.SaveAgent(agent_id, agent.fields("divergences")))
     return decision
 
 

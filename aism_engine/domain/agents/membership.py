@@ -61,9 +61,8 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
     if agent.liveness in ABSENT:
         agent.present()
     machine = ctx.machine(agent)
-    record = agent.record()
-    ctx.add(fx.SaveAgent(agent.agent_id, record))
-    metadata = {name: record[name] for name in ("type", "labels", "capabilities", "codec")}
+    ctx.add(fx.SaveAgent(agent.agent_id, agent.record()))
+    metadata = agent.fields("type", "labels", "capabilities", "codec")
     ctx.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": ctx.draft.at}))
     details = {"machine": machine.name, "version": machine.version}
     ctx.record("agent_registered", agent_id=agent.agent_id, type=agent.type, details=details)

@@ -123,8 +123,7 @@ def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: floa
     kind = agent.type if agent.registered or seen.type is None else seen.type
     if (kind, seen.labels) != (agent.type, agent.labels):
         agent.type, agent.labels = kind, seen.labels
-        record = agent.record()
-        ctx.add(fx.SaveAgent(agent_id, {name: record[name] for name in ("type", "labels")}))
+        ctx.add(fx.SaveAgent(agent_id, agent.fields("type", "labels")))
         ctx.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
         decision.outcome = "applied"
     if seen.state is None:

@@ -11,12 +11,13 @@ raises ValueError: whoever takes a step has asked `may_become` before.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 from zlib import crc32
 
 from msgspec import Struct
 
-from aism_engine.clock import from_iso, iso
+from aism_engine.clock import iso
+from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTable, choice
 
 
 class Status(StrEnum):
@@ -186,54 +187,37 @@ class Command(Struct, kw_only=True):
     # --- its record -------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, str]:
-        """Build the fields of a new record."""
-        return {
-            "agent_id": self.agent_id,
-            "type": self.type,
-            "target": self.target or "",
-            "status": self.status.value,
-            "priority": self.priority,
-            "seq": str(self.seq),
-            "attempt": str(self.attempt),
-            "failures": str(self.failures),
-            "accepted_at": iso(self.accepted_at),
-            "expires_at": iso(self.expires_at),
-            "step_at": iso(self.step_at) if self.step_at else "",
-            "ack_timeout": format(self.ack_timeout_s, "g"),
-            "timeout": format(self.timeout_s, "g"),
-            "max_attempts": str(self.max_attempts),
-            "on_lost": self.on_lost,
-            "group_id": self.group_id or "",
-        }
+        """Return the fields of a new record. An absent value is an empty string."""
+        return COMMAND_TABLE.encode(self)
 
     @classmethod
     def from_record(cls, command_id: str, record: Mapping[str, str]) -> "Command":
-        """Read a record back. Raises KeyError or ValueError where somebody has damaged it."""
-        if not (record["agent_id"] and record["type"]):
-            raise ValueError("a record without an agent or a type")
-        priority, on_lost = record["priority"], record["on_lost"]
-        if priority not in RANKS or on_lost not in {"hold", "fail"}:
-            raise ValueError("a record with an unknown priority or option")
-        return cls(
-            command_id=command_id,
-            agent_id=record["agent_id"],
-            type=record["type"],
-            target=record["target"] or None,
-            status=Status(record["status"]),
-            priority=priority,  # type: ignore[arg-type]
-            seq=int(record["seq"]),
-            attempt=int(record["attempt"]),
-            failures=int(record["failures"]),
-            accepted_at=from_iso(record["accepted_at"]),
-            expires_at=from_iso(record["expires_at"]),
-            step_at=from_iso(record["step_at"]) if record["step_at"] else 0.0,
-            ack_timeout_s=float(record["ack_timeout"]),
-            timeout_s=float(record["timeout"]),
-            max_attempts=int(record["max_attempts"]),
-            on_lost=on_lost,  # type: ignore[arg-type]
-            group_id=record["group_id"] or None,
-        )
+        """Read a record back. Raises KeyError or ValueError if it is damaged."""
+        return COMMAND_TABLE.decode(command_id, record)
 
 
-COMMAND_FIELDS: Final = tuple(Command(command_id="", agent_id="", type="", accepted_at=0.0, expires_at=0.0).record())
-"""The fields of a record that the engine reads back; what else stands there is for people."""
+COMMAND_TABLE: Final = RecordTable(
+    Command,
+    "command_id",
+    {
+        "agent_id": TEXT,
+        "type": TEXT,
+        "target": TEXT,
+        "status": choice(Status),
+        "priority": choice(RANKS),
+        "seq": INTEGER,
+        "attempt": INTEGER,
+        "failures": INTEGER,
+        "accepted_at": INSTANT,
+        "expires_at": INSTANT,
+        "step_at": INSTANT,
+        "ack_timeout": NUMBER,
+        "timeout": NUMBER,
+        "max_attempts": INTEGER,
+        "on_lost": choice(get_args(OnLost)),
+        "group_id": TEXT,
+    },
+    required=("agent_id", "type", "status", "accepted_at", "expires_at"),
+    renamed={"ack_timeout": "ack_timeout_s", "timeout": "timeout_s"},
+)
+"""The fields of a record that the engine reads back. A record has more fields, for people."""

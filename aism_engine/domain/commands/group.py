@@ -1,22 +1,24 @@
-"""What a request to many agents comes to: one group, which counts what became of each.
+"""Groups: a request for many agents, and the count of the outcomes of its members.
 
-A group ends when each of its members has ended. It is decided as soon as enough have succeeded, or too few still can.
+A group ends when all of its members have ended. It succeeds as soon as enough members have succeeded, and fails as soon
+as too few still can.
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from aism_engine.clock import iso
+from aism_engine.domain.records import FLAG, INTEGER, TEXT, RecordTable, choice
 
 GroupStatus: TypeAlias = Literal["open", "succeeded", "failed"]
 OUTCOMES: Final = ("succeeded", "failed", "expired", "cancelled", "dead", "refused")
-"""What a member can come to: the ends of a command, or `refused` where there never was one."""
+"""Outcomes of a member: how its command ended, or `refused` if no command was accepted."""
 
 
 class Group(Struct, kw_only=True):
-    """A request to many. `needed` of its `total` members must succeed."""
+    """A request for many, of which `needed` of `total` members must succeed. Each outcome has its count."""
 
     group_id: str
     kind: str
@@ -24,16 +26,22 @@ class Group(Struct, kw_only=True):
     needed: int
     status: GroupStatus = "open"
     stopped: bool = False
-    """What of it is not accepted yet will not be."""
-    counts: dict[str, int] = field(default_factory=dict)
+    """Whether the group was cancelled: members that are not accepted yet will not be."""
+    succeeded: int = 0
+    failed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    dead: int = 0
+    refused: int = 0
 
     @property
-    def done(self) -> int:
-        return sum(self.counts.values())
+    def counts(self) -> dict[str, int]:
+        """The outcomes that occurred, with their counts."""
+        return {outcome: count for outcome in OUTCOMES if (count := getattr(self, outcome))}
 
     @property
     def ended(self) -> bool:
-        return self.done >= self.total
+        return sum(self.counts.values()) >= self.total
 
     @property
     def deadline(self) -> str:
@@ -41,14 +49,13 @@ class Group(Struct, kw_only=True):
         return f"group:{self.group_id}"
 
     def count(self, outcome: str, now: float) -> dict[str, str]:
-        """Count what became of one member; gives the fields of the record that changed."""
-        self.counts = {**self.counts, outcome: self.counts.get(outcome, 0) + 1}
-        fields = {outcome: str(self.counts[outcome])}
+        """Count the outcome of one member. Return the fields of the record that change."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
+        fields = {outcome: str(getattr(self, outcome))}
         if self.status == "open":
-            succeeded = self.counts.get("succeeded", 0)
-            if succeeded >= self.needed:
+            if self.succeeded >= self.needed:
                 self.status = "succeeded"
-            elif self.total - self.done + succeeded < self.needed:
+            elif self.total - sum(self.counts.values()) + self.succeeded < self.needed:
                 self.status = "failed"
             if self.status != "open":
                 fields |= {"status": self.status, "decided_at": iso(now)}
@@ -57,41 +64,34 @@ class Group(Struct, kw_only=True):
         return fields
 
     def record(self) -> dict[str, str]:
-        counts = {outcome: str(self.counts.get(outcome, 0)) for outcome in OUTCOMES}
-        return {
-            "kind": self.kind,
-            "total": str(self.total),
-            "needed": str(self.needed),
-            "status": self.status,
-            "stopped": "1" if self.stopped else "",
-            **counts,
-        }
+        """Return the fields of a new record."""
+        return GROUP_TABLE.encode(self)
 
     @classmethod
     def from_record(cls, group_id: str, record: Mapping[str, str]) -> "Group":
-        """Read a record back. Raises KeyError or ValueError where somebody has damaged it."""
-        status = record["status"]
-        if status not in {"open", "succeeded", "failed"}:
-            raise ValueError("a record with an unknown status")
-        return cls(
-            group_id=group_id,
-            kind=record["kind"],
-            total=int(record["total"]),
-            needed=int(record["needed"]),
-            status=status,  # type: ignore[arg-type]
-            stopped=bool(record["stopped"]),
-            counts={outcome: int(record[outcome]) for outcome in OUTCOMES if record[outcome] != "0"},
-        )
+        """Read a record back. Raises KeyError or ValueError if it is damaged."""
+        return GROUP_TABLE.decode(group_id, record)
 
 
-GROUP_FIELDS: Final = tuple(Group(group_id="", kind="", total=0, needed=0).record())
-"""The fields of a record that the engine reads back."""
+GROUP_TABLE: Final = RecordTable(
+    Group,
+    "group_id",
+    {
+        "kind": TEXT,
+        "total": INTEGER,
+        "needed": INTEGER,
+        "status": choice(get_args(GroupStatus)),
+        "stopped": FLAG,
+        **dict.fromkeys(OUTCOMES, INTEGER),
+    },
+    required=("kind", "total", "needed", "status"),
+)
 
 
 def quorum(text: str | None, total: int) -> int:
-    """How many of so many must succeed: `80%` rounded up, or a number; without a word all of them.
+    """Return how many of `total` must succeed: `80%` is rounded up, a number is taken as it is, None means all.
 
-    Raises ValueError where it can't be reached, or is no share.
+    Raises ValueError if the quorum is no share, or cannot be reached.
     """
     if text is None:
         return total

@@ -109,4 +109,4 @@ def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left: str) -> dict[
     agent.cooling = {state: until for state, until in agent.cooling.items() if until > now}
     if cooldown_s:
         agent.cooling[left] = now + cooldown_s
-    return {"cooling": agent.record()["cooling"]}
+    return agent.fields("cooling")

@@ -1,0 +1,83 @@
+"""Records: how the fields of a struct are written to a Redis hash, and read back.
+
+A field that is missing or empty in a record has the default of the struct, so that a record of another version can be
+read. A required field that is missing, or a value that cannot be read, raises.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from aism_engine.clock import from_iso, iso
+
+S = TypeVar("S")
+
+
+class FieldType(NamedTuple):
+    """Encoder and decoder of one type of field. The decoder never gets an empty text; None takes the text as it is."""
+
+    encode: Callable[[Any], str]
+    decode: Callable[[str], Any] | None = None
+
+
+TEXT: Final = FieldType(lambda value: value or "")
+FLAG: Final = FieldType(lambda value: "1" if value else "", bool)
+INTEGER: Final = FieldType(str, int)
+COUNT: Final = FieldType(lambda value: str(value) if value else "", int)
+NUMBER: Final = FieldType(lambda value: format(value, "g"), float)
+SCORE: Final = FieldType(lambda value: "" if value is None else repr(value), float)
+INSTANT: Final = FieldType(lambda value: iso(value) if value else "", from_iso)
+
+
+def choice(values: Iterable[str]) -> FieldType:
+    """Return the type of a field that has one of some values, or members of a StrEnum; others raise KeyError."""
+    return FieldType(lambda value: str(value or ""), {str(value): value for value in values}.__getitem__)
+
+
+def json(form: Any, *, omit_empty: bool = False) -> FieldType:  # noqa: ANN401 - a type form has no type of its own yet
+    """Return the type of a field in JSON; `omit_empty` writes an empty value as an empty text."""
+    decode = msgspec.json.Decoder(form).decode
+    return FieldType(lambda value: "" if omit_empty and not value else msgspec.json.encode(value).decode(), decode)
+
+
+class RecordTable(Generic[S]):
+    """The fields of one kind of record, in order, and the struct whose attributes they are."""
+
+    def __init__(
+        self,
+        struct: Callable[..., S],
+        key: str,
+        types: Mapping[str, FieldType],
+        *,
+        required: Iterable[str],
+        renamed: Mapping[str, str] = {},
+    ) -> None:
+        """`key` is the attribute that is part of the Redis key. `renamed` maps fields to attributes of another name."""
+        self.fields: Final = tuple(types)
+        self._struct = struct
+        self._key = key
+        self._required = frozenset(required)
+        self._encoders = {name: (renamed.get(name, name), type_.encode) for name, type_ in types.items()}
+        self._decoders = [(renamed.get(name, name), type_.decode) for name, type_ in types.items()]
+
+    def encode(self, value: S, names: Iterable[str] = ()) -> dict[str, str]:
+        """Return the fields of a record, or only those of these names."""
+        encoders = self._encoders
+        found = {name: encoders[name] for name in names} if names else encoders
+        return {name: encode(getattr(value, attribute)) for name, (attribute, encode) in found.items()}
+
+    def decode(self, key: str, record: Mapping[str, str]) -> S:
+        """Read a record back. Raises as `from_values` does."""
+        return self.from_values(key, [record.get(name, "") for name in self.fields])
+
+    def from_values(self, key: str, values: Sequence[str]) -> S:
+        """Read the values of `fields` back. Raises KeyError, ValueError or msgspec.DecodeError for a damaged record."""
+        found: dict[str, Any] = {}
+        for (attribute, decode), text in zip(self._decoders, values, strict=True):
+            if text:
+                found[attribute] = text if decode is None else decode(text)
+        if not self._required <= found.keys():
+            raise ValueError(f"a record without {', '.join(sorted(self._required - found.keys()))}")
+        found[self._key] = key
+        return self._struct(**found)
