@@ -25,13 +25,13 @@ from aism_engine.store.scripts import AUDIT
 
 BEGINNING: Final = "0-0"
 """Less than the id of any entry."""
-NO_COMMIT: Final = "-"
-"""Commit of an entry that no engine wrote."""
+NO_COMMIT: Final = "-"  # of an entry that no engine wrote
 PAGE_ENTRIES: Final = 200
 PAGE_BYTES: Final = 1 << 18
 """Bounds of a page: arbitrary numbers that occupy the server for about a millisecond."""
 _SEARCH_ENTRIES: Final = 100  # read per call while `find_common_entry` searches backwards
-_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NO_ITEMS: Final = Raw()  # one object, since `omit_defaults` compares by identity
 _ITEMS: Final = msgspec.json.Decoder(list[Raw])
 
 EntryKey: TypeAlias = tuple[str, str]
@@ -95,8 +95,8 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n: int | None = None
     commit: str = ""
     epoch: str = ""
-    facts: Raw = Raw()
-    heard: Raw = Raw()
+    facts: Raw = _NO_ITEMS
+    heard: Raw = _NO_ITEMS
     foreign: dict[str, str] | None = None
     gap: Gap | None = None
     rollback: Rollback | None = None
@@ -111,7 +111,7 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
             return []
         try:
             return [fact for fact in msgspec.json.decode(self.facts) if isinstance(fact, dict)]
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             return []
 
 
@@ -135,12 +135,12 @@ def decode_truncated(value: bytes) -> str:
 def _array(raw: bytes | None) -> Raw | None:
     """Return a JSON array on one line without decoding its items; None if it is not an array."""
     if raw is None:
-        return Raw()
+        return _NO_ITEMS
     try:
         raw.decode()
         _ITEMS.decode(raw)
         return Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw or b"\r" in raw else raw)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return None
 
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from aism_engine.ops.archive.directory import DayFile, day_files
-from aism_engine.ops.audit_log import BEGINNING, AuditLine, Cursor, EntryKey, entry_day
+from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLine, Cursor, EntryKey, entry_day
 
 _LINES: Final = msgspec.json.Decoder(AuditLine)
 _NOTES: Final = (b'{"gap"', b'{"rollback"')
@@ -92,12 +92,12 @@ def _first_id(file: DayFile) -> str:
 def _decoded(raw: bytes) -> Iterator[AuditLine]:
     try:
         yield _LINES.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_ERRORS:
         return  # a damaged line; the others can still be read
 
 
 def _head(raw: bytes) -> _LineHead:
     try:
         return _HEADS.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_ERRORS:
         return _LineHead()

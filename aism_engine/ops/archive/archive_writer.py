@@ -14,7 +14,7 @@ import structlog
 
 from aism_engine.ops.archive import directory
 from aism_engine.ops.archive.directory import ArchiveError, DayFile, Identity
-from aism_engine.ops.audit_log import AuditLine, Cursor, entry_day
+from aism_engine.ops.audit_log import DECODE_ERRORS, AuditLine, Cursor, entry_day
 
 log = structlog.get_logger(component="archive")
 
@@ -133,7 +133,7 @@ class ArchiveWriter:
         while (end := content.find(b"\n", position)) >= 0:
             try:
                 line = _LINES.decode(content[position:end])
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except DECODE_ERRORS:
                 break
             position = end + 1
             if line.id:
@@ -226,7 +226,7 @@ def _last_cursor(file: DayFile) -> Cursor | None:
         for raw in content:
             try:
                 line = _LINES.decode(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except DECODE_ERRORS:
                 continue
             last = line.cursor if line.id else last
     return last
