@@ -18,6 +18,7 @@ import msgspec
 import uuid_utils
 from msgspec import Struct
 
+from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
 from aism_engine.domain.protocol.codec import MalformedError, decode_response
 from aism_engine.domain.protocol.messages import CommandMessage
@@ -28,8 +29,9 @@ from aism_engine.store.keys import Keys
 
 T = TypeVar("T")
 
-_PAUSES_S: Final = (0.05, 0.2, 0.5)
-"""Before each further attempt at what may be done twice: long enough for a connection that broke, not for an outage."""
+_ATTEMPTS: Final = 4
+_BACKOFF: Final = Backoff(0.1, 0.5)
+"""Pauses between attempts of an idempotent call: enough for a broken connection, not for an outage."""
 _SLICE_S: Final = 2.0
 """Of a blocking pop: less than the socket's timeout, or a long wait would look like an outage."""
 
@@ -100,7 +102,7 @@ class AgentClient:
 
     async def heartbeat(self) -> None:
         """Show that we live. Any clock will do: the engine sees that the score moves."""
-        await self._insist(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
+        await self._retry(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
 
     async def goodbye(self, reason: str | None = None, *, reply: bool = False) -> Reply | None:
         """Leave in order: our silence from here on is no loss."""
@@ -108,12 +110,12 @@ class AgentClient:
 
     async def is_registered(self) -> bool:
         """Tell whether the server holds that we have registered; the engine writes it down when we do."""
-        at = await self._insist(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
+        at = await self._retry(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
         return at is not None
 
     async def state(self) -> str | None:
         """Read the state that the engine holds us to be in; None if it does not know us."""
-        state = await self._insist(lambda: self._client.get(self._keys.state(self.agent_id)))
+        state = await self._retry(lambda: self._client.get(self._keys.state(self.agent_id)))
         return state.decode() if state is not None else None
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ class AgentClient:
         self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool
     ) -> Reply | None:
         body = self.compose(kind, payload, command_id, reply=reply)
-        await self._insist(lambda: self.push([body]))
+        await self._retry(lambda: self.push([body]))
         return await self._send_reply(msgspec.json.decode(body)["id"]) if reply else None
 
     async def _send_reply(self, message_id: str) -> Reply:
@@ -248,14 +250,14 @@ class AgentClient:
             popped = await self._client.brpop(key, timeout=max(wait_s, 0.01))  # 0 would be for ever
             return popped[1] if popped else None
 
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Do what may be done twice until it is confirmed, a few times."""
-        for pause_s in _PAUSES_S:
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make an idempotent call, and repeat it a few times while the server is unavailable."""
+        for attempt in range(1, _ATTEMPTS):
             try:
                 with naming_outages():
                     return await call()
             except ServerUnavailableError:
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(_BACKOFF.limit_s(attempt))
         with naming_outages():
             return await call()
 

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from aism_engine.agent.agent import Agent, CommandFailedError, Task
+from aism_engine.backoff import Backoff
 from aism_engine.clock import from_iso
 from aism_engine.die_with_parent import die_with_parent
 from aism_engine.domain.protocol.messages import CommandMessage
@@ -32,8 +33,8 @@ _CHUNK: Final = 65_536
 _GRACE_S: Final = 5.0
 """From SIGTERM to SIGKILL."""
 _LOOK_EVERY_S: Final = 0.02
-_BACKOFF_S: Final = (0.5, 60.0)
-"""The pause after a failure: at first, and at most; it doubles with each failure in a row."""
+_BACKOFF: Final = Backoff(0.5, 60.0)
+"""Pause before the next command after consecutive failures."""
 
 
 class Executable:
@@ -49,11 +50,11 @@ class Executable:
     async def __call__(self, task: Task) -> Mapping[str, Any]:
         """Do one command. Raises CommandFailedError where the program did not end well, or not in time."""
         if self._failures:
-            await asyncio.sleep(min(_BACKOFF_S[1], _BACKOFF_S[0] * 2.0 ** (self._failures - 1)))
+            await asyncio.sleep(_BACKOFF.limit_s(self._failures))
         try:
             result = await self._run(task.command)
         except CommandFailedError:
-            self._failures, self.failed = min(self._failures + 1, 32), self.failed + 1
+            self._failures, self.failed = self._failures + 1, self.failed + 1
             raise
         self._failures, self.done = 0, self.done + 1
         return result

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import uuid_utils
 
+from aism_engine.backoff import Backoff
 from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.keys import Keys
@@ -19,8 +20,9 @@ from aism_engine.store.sync_redis import SyncRedis
 
 T = TypeVar("T")
 
-_PAUSES_S: Final = (0.05, 0.2, 0.5)
-"""Before each further attempt at what may be done twice."""
+_ATTEMPTS: Final = 4
+_BACKOFF: Final = Backoff(0.1, 0.5)
+"""Pauses between attempts of an idempotent call."""
 _SLICE_S: Final = 2.0
 """Of a blocking pop: by then a connection that died without a word is noticed."""
 
@@ -46,7 +48,7 @@ class SyncAgentClient:
             message["command_id"] = command_id
         body = json.dumps(message).encode()
         keys = self.keys
-        self._insist(
+        self._retry(
             lambda wire: wire.calls([("LPUSH", keys.response_queue, body), ("PUBLISH", keys.responses, message_id)])
         )
         answer = self.pop(keys.agent_reply(self.agent_id, message_id), timeout_s)
@@ -55,11 +57,11 @@ class SyncAgentClient:
         return answer
 
     def beat(self) -> None:
-        self._insist(lambda wire: wire.call("ZADD", self.keys.heartbeats, time.time(), self.agent_id))
+        self._retry(lambda wire: wire.call("ZADD", self.keys.heartbeats, time.time(), self.agent_id))
 
     def state(self) -> str | None:
         """Read the state that the engine holds us to be in; none where it has not met us."""
-        found = self._insist(lambda wire: wire.call("GET", self.keys.state(self.agent_id)))
+        found = self._retry(lambda wire: wire.call("GET", self.keys.state(self.agent_id)))
         return found.decode() if found is not None else None
 
     def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
@@ -76,7 +78,7 @@ class SyncAgentClient:
                 self.close()
                 if left_s <= 0 or wait_s == 0:
                     raise
-                time.sleep(min(_PAUSES_S[-1], left_s))
+                time.sleep(min(_BACKOFF.max_s, left_s))
                 continue
             message = _decoded(raw) if raw is not None else None
             if message is not None or (raw is None and left_s <= 0):
@@ -99,17 +101,15 @@ class SyncAgentClient:
             self._wire = SyncRedis.open(self._url)
         return self._wire
 
-    def _insist(self, ask: Callable[[SyncRedis], T]) -> T:
-        """Do what may be done twice until it is confirmed, a few times."""
-        for pause_s in (*_PAUSES_S, None):
+    def _retry(self, ask: Callable[[SyncRedis], T]) -> T:
+        """Make an idempotent call, and repeat it a few times while the server is unavailable."""
+        for attempt in range(1, _ATTEMPTS):
             try:
                 return ask(self._connected())
             except ServerUnavailableError:
                 self.close()
-                if pause_s is None:
-                    raise
-                time.sleep(pause_s)
-        raise AssertionError
+                time.sleep(_BACKOFF.limit_s(attempt))
+        return ask(self._connected())
 
 
 def _decoded(raw: bytes) -> dict[str, Any] | None:

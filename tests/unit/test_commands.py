@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
 from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
 from aism_engine.domain.agents.presence import decide_lost
@@ -63,16 +64,16 @@ def test_a_record_is_read_back_as_it_was() -> None:
     assert Command.from_record("c", command.record()) == command
 
 
-def test_backoff_grows_with_full_jitter_and_is_the_same_each_time() -> None:
-    """Drawn between nothing and the bound, from the id: a decision can be taken again."""
+def test_pause_before_an_attempt_has_full_jitter_and_is_repeatable() -> None:
+    """It is drawn from the id of the command, so that a decision can be made again."""
     pauses = []
     for number in range(200):
         command = Command(command_id=f"c{number}", agent_id="a", type="x", accepted_at=NOW, expires_at=NOW, attempt=3)
-        pauses.append(command.backoff_s(1.0, 60.0))
-        assert pauses[-1] == command.backoff_s(1.0, 60.0)
+        pauses.append(command.pause_s(Backoff(1.0, 60.0)))
+        assert pauses[-1] == command.pause_s(Backoff(1.0, 60.0))
     assert (0 <= min(pauses) < 0.5, 3.5 < max(pauses) <= 4.0) == (True, True)
     command.attempt = 1000
-    assert command.backoff_s(1.0, 60.0) <= 60.0
+    assert command.pause_s(Backoff(1.0, 60.0)) <= 60.0
 
 
 # Delivered is measured

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
+from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
 from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTable, choice
 
@@ -168,18 +169,15 @@ class Command(Struct, kw_only=True):
         self.step_at = now + self.timeout_s
         return {"step_at": iso(self.step_at)}
 
-    def retry(self, now: float, initial_s: float, longest_s: float, *, failed: bool) -> dict[str, str]:
+    def retry(self, now: float, backoff: Backoff, *, failed: bool) -> dict[str, str]:
         """Wait to be sent again. What has no attempt left is due at once, to be given up on."""
         self.failures += failed
-        backoff_s = self.backoff_s(initial_s, longest_s) if self.attempt < self.max_attempts else 0.0
-        return {**self._become(Status.WAITING, now + backoff_s), "failures": str(self.failures)}
+        pause_s = self.pause_s(backoff) if self.attempt < self.max_attempts else 0.0
+        return {**self._become(Status.WAITING, now + pause_s), "failures": str(self.failures)}
 
-    def backoff_s(self, initial_s: float, longest_s: float) -> float:
-        """The pause before the next attempt: exponential, with full jitter (Brooker, "Exponential Backoff And Jitter",
-        2015), drawn from its id so that a decision can be taken again.
-        """
-        most_s = min(longest_s, initial_s * 2.0 ** min(self.attempt - 1, 60))
-        return most_s * crc32(f"{self.command_id} {self.attempt}".encode()) / 2**32
+    def pause_s(self, backoff: Backoff) -> float:
+        """Return the pause before the next attempt, drawn from the id so that the decision is repeatable."""
+        return backoff.pause_s(self.attempt, crc32(f"{self.command_id} {self.attempt}".encode()) / 2**32)
 
     def end(self, status: Status, now: float) -> dict[str, str]:
         return {**self._become(status), "ended_at": iso(now)}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from aism_engine.backoff import Backoff
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
@@ -57,7 +58,8 @@ def withdraw(ctx: DecisionContext, command: Command, otherwise: bytes | None = N
 def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool) -> None:
     """Schedule another attempt, after the backoff of the policy."""
     limits = ctx.policy.commands
-    advance(ctx, command, command.retry, ctx.draft.now, limits.backoff_initial, limits.backoff_max, failed=failed)
+    backoff = Backoff(limits.backoff_initial, limits.backoff_max)
+    advance(ctx, command, command.retry, ctx.draft.now, backoff, failed=failed)
     record_command(ctx, command, "retried", code=code, reason=reason)
 
 
