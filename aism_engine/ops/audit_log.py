@@ -21,7 +21,7 @@ from msgspec import Raw, Struct
 
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import AUDIT
+from aism_engine.store.scripts import READ_AUDIT
 
 BEGINNING: Final = "0-0"
 """Less than the id of any entry."""
@@ -96,7 +96,7 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     commit: str = ""
     epoch: str = ""
     facts: Raw = _NO_ITEMS
-    heard: Raw = _NO_ITEMS
+    message_ids: Raw = _NO_ITEMS
     foreign: dict[str, str] | None = None
     gap: Gap | None = None
     rollback: Rollback | None = None
@@ -117,14 +117,14 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def line_from_entry(entry_id: bytes, fields: dict[bytes, bytes], number: int | None = None) -> AuditLine:
     """Convert an entry as the server returns it. Anyone may have written it: unknown content is kept as text."""
-    facts, heard = _array(fields.get(b"facts", b"[]")), _array(fields.get(b"heard"))
-    known = fields.keys() <= {b"commit", b"epoch", b"facts", b"heard"} and fields.get(b"commit")
+    facts, message_ids = _array(fields.get(b"facts", b"[]")), _array(fields.get(b"message_ids"))
+    known = fields.keys() <= {b"commit", b"epoch", b"facts", b"message_ids"} and fields.get(b"commit")
     line = AuditLine(id=decode_truncated(entry_id), n=number, commit=_commit(fields))
-    if not known or facts is None or heard is None:
+    if not known or facts is None or message_ids is None:
         foreign = {decode_truncated(name): decode_truncated(value) for name, value in fields.items()}
         return msgspec.structs.replace(line, foreign=foreign)
     epoch = decode_truncated(fields.get(b"epoch", b""))
-    return msgspec.structs.replace(line, epoch=epoch, facts=facts, heard=heard)
+    return msgspec.structs.replace(line, epoch=epoch, facts=facts, message_ids=message_ids)
 
 
 def decode_truncated(value: bytes) -> str:
@@ -207,7 +207,7 @@ class AuditLog:
 
     async def page(self, after: str, max_entries: int = PAGE_ENTRIES, max_bytes: int = PAGE_BYTES) -> Page:
         with naming_outages():
-            seconds, microseconds, length, added, first, last, found, commit, *entries = await AUDIT(
+            seconds, microseconds, length, added, first, last, found, commit, entries = await READ_AUDIT(
                 self._client, [self._keys.audit], [after, max_entries, max_bytes]
             )
         return Page(

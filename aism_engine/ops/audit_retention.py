@@ -14,7 +14,7 @@ from aism_engine.ops.audit_log import decode_truncated, entry_order
 from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import TRIM, TrimCode
+from aism_engine.store.scripts import TRIM_AUDIT, TrimCode
 
 _TRIM_ENTRIES: Final = 100
 """Entries trimmed per call."""
@@ -65,7 +65,7 @@ class AuditRetention:
         """
         arguments: list[Argument] = [token, keep, _TRIM_ENTRIES, before or ""]
         with naming_outages():
-            code, removed, more = await TRIM(self._client, [self._keys.epoch, self._keys.audit], arguments)
+            code, removed, more = await TRIM_AUDIT(self._client, [self._keys.epoch, self._keys.audit], arguments)
         return TrimCode(code), removed, bool(more)
 
     async def trim_dead_letters(self, before: float) -> int:

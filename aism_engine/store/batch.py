@@ -1,11 +1,11 @@
-"""Effects, turned into the keys and arguments of one call of `commit.lua`.
+"""One commit: decisions, translated to the keys and arguments of one call of `commit.lua`.
 
-The only place that knows which server command an effect is. Each key remembers the decision that first asked for it, so
-that a commit refused because of a key can be decided again without that one.
+No other module knows which keys and server commands an effect means. Each key remembers the decision that used it
+first, so that a commit refused because of a key can be decided again without that decision.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -14,24 +14,26 @@ from aism_engine.domain.decision import Decision
 from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
-_MOST_ARGUMENTS: Final = 1000
-"""Of one write: a script may put no more than some 8,000 values on its stack."""
-OURS: Final = -1
-"""The owner of keys that belong to no one decision: the audit, the dead letters, the indexes."""
+SHARED: Final = -1
+"""Owner of the keys that belong to the engine and to no decision: the audit, the dead letters, the indexes."""
+_ANY_TYPE: Final = "*"
+_MAX_ARGUMENTS: Final = 1000
+"""Of one write: a script can put no more than some 8,000 values on its stack."""
 
 
 class SourceTrim(NamedTuple):
-    """What a batch was peeked from: it leaves the queue in the commit of its decisions."""
+    """The messages that a commit removes from the tail of the queue they were peeked from."""
 
     queue: str
     messages: int
     oldest: str
+    """Digest of the oldest of them."""
     newest: str
     oversized: bool = False
 
 
 class Bounds(NamedTuple):
-    """How much is kept: entries of the audit, dead letters, oversized messages."""
+    """Maximum number of audit entries, dead letters and oversized messages that are kept."""
 
     audit: int
     dead_letters: int
@@ -39,274 +41,257 @@ class Bounds(NamedTuple):
 
 
 class Batch:
-    """One commit, ready to be sent, and sent again: it is the same commit as long as its id is."""
+    """The decisions of one commit, translated to server commands. It can be sent any number of times under one id."""
 
     def __init__(self, keys: Keys, bounds: Bounds) -> None:
-        self._keys = keys
-        self._bounds = bounds
-        self._places: dict[str, int] = {}
+        self.keys = keys
+        self.bounds = bounds
+        self.facts: list[fx.Fact] = []
+        self._decisions: list[Decision] = []
+        self._message_ids: list[tuple[str, str]] = []
+        self._owner = SHARED
+        self._numbers: dict[str, int] = {}
         self._types: list[str] = []
         self._owners: list[int] = []
-        self._owner = OURS
-        self._decisions: list[Decision] = []
-        self.facts: list[fx.Fact] = []
-        self._heard: list[tuple[str, str]] = []
         self._watches: list[Argument] = []
         self._watch_owners: list[int] = []
+        self._writes: list[Argument] = []
+        self._write_count = 0
         self._strings: dict[int, str] = {}
         self._events: dict[str, list[Argument]] = {}
-        self._writes: list[Argument] = []
 
     def add(self, decisions: Iterable[Decision]) -> None:
         """Add all effects of these decisions, in order."""
-        self._decisions = asked = list(decisions)
-        for self._owner, decision in enumerate(asked):
+        self._decisions = list(decisions)
+        for owner, decision in enumerate(self._decisions):
+            self._owner = owner
             for effect in decision.effects:
-                self._WRITERS[type(effect)](self, effect)
-        self._owner = OURS
+                _WRITERS[type(effect)](self, effect)
+        self._owner = SHARED
 
-    def hear(self, heard: Iterable[tuple[str, str]]) -> None:
-        """Note whose messages these decisions are about, by their ids.
+    def add_message_ids(self, message_ids: Iterable[tuple[str, str]]) -> None:
+        """Add agent and id of the messages that the decisions are about.
 
-        Where no fact tells of one the audit lists it, so that the next leader knows a second copy, too.
+        The audit lists those that no fact mentions, so that the next leader recognizes a second copy of any of them.
         """
-        self._heard = list(heard)
+        self._message_ids = list(message_ids)
 
     def call(
-        self, token: str, commit_id: str, previous: str, taken: SourceTrim | None
+        self, token: str, commit_id: str, previous_id: str, trim: SourceTrim | None
     ) -> tuple[list[str], list[Argument]]:
-        """Build KEYS and ARGV of `commit.lua`, once: its header says what they are."""
-        told = {
-            (fact.agent_id, fact.cause)
-            for fact in self.facts
-            if fact.by == "agent" and fact.event != "dead_letter_added"
-        }
-        untold = [each for each in self._heard if each not in told]
-        if self.facts or untold:
-            entry: list[Argument] = ["commit", commit_id, "epoch", token.partition(":")[0]]
-            entry += ("facts", msgspec.json.encode(self.facts))
-            if untold:
-                entry += ("heard", msgspec.json.encode(untold))
-            self._write("XADD", self._place(self._keys.audit, "x"), "MAXLEN", "~", self._bounds.audit, "*", *entry)
-        keys = self._keys
-        taken = taken or SourceTrim(keys.response_queue, 0, "", "")
-        if taken.oversized:
-            self._place(keys.oversized, "l")  # so that its type is checked with the others
-        head: list[Argument] = [
-            token,
-            commit_id,
-            previous,
-            "".join(self._types),
-            taken.messages,
-            taken.oldest,
-            taken.newest,
-            self._bounds.oversized if taken.oversized else 0,
-            len(self._watch_owners),
-            len(self._strings),
-            len(self._events),
+        """Build KEYS and ARGV of `commit.lua`, as its header describes them. Call it once."""
+        keys = self.keys
+        self._write_audit(token, commit_id)
+        trim = trim or SourceTrim(keys.response_queue, 0, "", "")
+        if trim.oversized:
+            self.key(keys.oversized, "l")  # so that its type is checked
+        arguments: list[Argument] = [
+            *(token, commit_id, previous_id, "".join(self._types)),
+            *(trim.messages, trim.oldest, trim.newest, self.bounds.oversized if trim.oversized else 0),
+            *(len(self._watch_owners), self._write_count, len(self._strings), len(self._events)),
+            *self._watches,
+            *self._writes,
         ]
-        arguments = head + self._watches
         for pair in self._strings.items():
             arguments += pair
         for channel, messages in self._events.items():
             arguments += (channel, len(messages), *messages)
-        return [keys.epoch, keys.ledger, taken.queue, keys.oversized, *self._places], arguments + self._writes
+        return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._numbers], arguments
 
-    def owners_of_keys(self, places: Iterable[int]) -> dict[str, set[int]]:
-        """Find the keys that `commit.lua` names by their places, each with all the decisions that asked for it.
+    def owners_of_keys(self, numbers: Iterable[int]) -> dict[str, set[int]]:
+        """Map the keys with these numbers to the decisions that use them.
 
-        While all goes well only the first one is noted; the others are found by building each decision again, alone.
+        A batch notes only the first decision of each key. The others are found by translating each decision alone.
         """
-        names = list(self._places)
-        owners = {names[place - 1]: {self._owners[place - 1]} for place in places}
-        for number, decision in enumerate(self._decisions):
-            alone = Batch(self._keys, self._bounds)
+        names = list(self._numbers)
+        owners = {names[number - 1]: {self._owners[number - 1]} for number in numbers}
+        for owner, decision in enumerate(self._decisions):
+            alone = Batch(self.keys, self.bounds)
             alone.add([decision])
-            for key in owners.keys() & alone._places.keys():
-                owners[key].add(number)
+            for key in owners.keys() & alone._numbers.keys():
+                owners[key].add(owner)
         return owners
 
     def owner_of_watch(self, number: int) -> int:
         return self._watch_owners[number - 1]
 
-    # --- building ---------------------------------------------------------------------------------------------------
+    # --- building blocks of the effects -------------------------------------------------------------------------------
 
-    def _place(self, key: str, letter: str, *, ours: bool = True) -> int:
-        place = self._places.get(key)
-        if place is None:
-            place = self._places[key] = len(self._places) + 1
-            self._types.append(letter)
-            self._owners.append(OURS if ours else self._owner)
-        elif letter != "*":
-            self._types[place - 1] = letter
-        return place
+    def key(self, name: str, letter: str) -> int:
+        """Number a key of the engine, which has the type of this letter in `commit.lua`."""
+        return self._number(name, letter, SHARED)
 
-    def _write(self, command: str, place: int, *arguments: Argument) -> None:
-        self._writes += (command, place, len(arguments), *arguments)
+    def own_key(self, name: str, letter: str) -> int:
+        """Number a key that belongs to the decision being added."""
+        return self._number(name, letter, self._owner)
 
-    def _hash(self, key: str, fields: dict[str, Any]) -> int:
-        place = self._place(key, "h", ours=False)
-        writes = self._writes
-        writes += ("HSET", place, 2 * len(fields))
-        for pair in fields.items():
-            writes += pair
-        return place
-
-    def _watch(self, place: int, member: str | bytes, score: float) -> None:
-        self._watches += (place, member, repr(score))
+    def watch(self, key: int, member: str | bytes, score: float) -> None:
+        self._watches += (key, member, repr(score))
         self._watch_owners.append(self._owner)
 
-    # --- one for each effect ----------------------------------------------------------------------------------------
+    def write(self, command: str, key: int, *arguments: Argument) -> None:
+        self._writes += (command, key, len(arguments), *arguments)
+        self._write_count += 1
 
-    def _save_agent(self, effect: fx.SaveAgent) -> None:
-        self._hash(self._keys.agent(effect.agent_id), effect.fields)
+    def write_chunks(self, command: str, key: int, arguments: Sequence[Argument]) -> None:
+        for start in range(0, len(arguments), _MAX_ARGUMENTS):
+            self.write(command, key, *arguments[start : start + _MAX_ARGUMENTS])
 
-    def _index_agent(self, effect: fx.IndexAgent) -> None:
-        self._write("SADD", self._place(self._keys.index, "e"), effect.agent_id)
+    def push(self, name: str, body: bytes, expire_s: float | None = None) -> None:
+        key = self.own_key(name, "l")
+        self.write("LPUSH", key, body)
+        self.expire(key, expire_s)
 
-    def _set_state(self, effect: fx.SetState) -> None:
-        self._strings[self._place(self._keys.state(effect.agent_id), "s", ours=False)] = effect.state
+    def set_hash(self, name: str, fields: Mapping[str, Argument], expire_s: float | None = None) -> None:
+        key = self.own_key(name, "h")
+        self._writes += ("HSET", key, 2 * len(fields))
+        for pair in fields.items():
+            self._writes += pair
+        self._write_count += 1
+        self.expire(key, expire_s)
 
-    def _save_metadata(self, effect: fx.SaveMetadata) -> None:
-        self._hash(self._keys.metadata(effect.agent_id), effect.fields)
+    def expire(self, key: int, expire_s: float | None) -> None:
+        if expire_s is not None:
+            self.write("PEXPIRE", key, int(expire_s * 1000))
 
-    def _save_measurements(self, effect: fx.SaveMeasurements) -> None:
-        values = {name: repr(value) for name, value in effect.values.items()}
-        self._hash(self._keys.agent_measurements(effect.agent_id), values)
+    def set_string(self, key: int, value: str) -> None:
+        self._strings[key] = value
 
-    def _forget_agent(self, effect: fx.ForgetAgent) -> None:
-        keys, agent_id = self._keys, effect.agent_id
-        owned = (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.mail, keys.agent_measurements)
-        for name in owned:
-            place = self._place(name(agent_id), "*", ours=False)
-            self._strings.pop(place, None)
-            self._write("DEL", place)
-        self._write("SREM", self._place(keys.index, "e"), agent_id)
-        self._write("ZREM", self._place(keys.heartbeats, "z"), agent_id)
+    def delete(self, key: int) -> None:
+        self._strings.pop(key, None)
+        self.write("DEL", key)
 
-    def _save_silent(self, effect: fx.SaveSilent) -> None:
-        place = self._place(self._keys.silent, "z", ours=False)  # people read it, nothing else hangs on it
-        pairs = [word for agent_id, since in effect.since.items() for word in (repr(since), agent_id)]
-        for command, words in (("ZADD", pairs), ("ZREM", effect.over)):
-            for start in range(0, len(words), _MOST_ARGUMENTS):
-                self._write(command, place, *words[start : start + _MOST_ARGUMENTS])
+    def publish(self, channel: str, message: bytes) -> None:
+        self._events.setdefault(channel, []).append(message)
 
-    def _save_command(self, effect: fx.SaveCommand) -> None:
-        place = self._hash(self._keys.command(effect.command_id), effect.fields)
-        if effect.ttl_s is not None:
-            self._write("PEXPIRE", place, int(effect.ttl_s * 1000))
+    def _number(self, name: str, letter: str, owner: int) -> int:
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self._numbers) + 1
+            self._types.append(letter)
+            self._owners.append(owner)
+        elif letter != _ANY_TYPE:
+            self._types[number - 1] = letter
+        return number
 
-    def _push_command(self, effect: fx.PushCommand) -> None:
-        self._write("LPUSH", self._place(self._keys.commands(effect.agent_id), "l", ours=False), effect.body)
-
-    def _release_command(self, effect: fx.ReleaseCommand) -> None:
-        record = self._place(self._keys.command(effect.command_id), "h", ours=False)
-        self._write("RELEASE", self._place(self._keys.commands(effect.agent_id), "l", ours=False), record)
-
-    def _withdraw_command(self, effect: fx.WithdrawCommand) -> None:
-        record = self._place(self._keys.command(effect.command_id), "h", ours=False)
-        otherwise = () if effect.otherwise is None else (effect.otherwise,)
-        self._write("WITHDRAW", self._place(self._keys.commands(effect.agent_id), "l", ours=False), record, *otherwise)
-
-    def _save_group(self, effect: fx.SaveGroup) -> None:
-        place = self._hash(self._keys.group(effect.group_id), effect.fields)
-        if effect.ttl_s is not None:
-            self._write("PEXPIRE", place, int(effect.ttl_s * 1000))
-
-    def _add_fanout_targets(self, effect: fx.AddFanoutTargets) -> None:
-        place = self._place(self._keys.fanout, "l")
-        for start in range(0, len(effect.bodies), _MOST_ARGUMENTS):
-            self._write("LPUSH", place, *effect.bodies[start : start + _MOST_ARGUMENTS])
-
-    def _save_hold(self, effect: fx.SaveHold) -> None:
-        self._write("HSET", self._place(self._keys.holds, "h"), "fleet", effect.hold)
-
-    def _save_request_reply(self, effect: fx.SaveRequestReply) -> None:
-        place = self._place(self._keys.saved_reply(effect.request_id), "k", ours=False)
-        self._write("SET", place, effect.body, "PX", int(effect.ttl_s * 1000))
-
-    def _remove_dead_letters(self, effect: fx.RemoveDeadLetters) -> None:
-        self._write("XDEL", self._place(self._keys.dead_letters, "x"), *effect.dead_letter_ids)
-
-    def _deliver_mail(self, effect: fx.DeliverMail) -> None:
-        self._write("LPUSH", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), effect.body)
-
-    def _hold_mail(self, effect: fx.HoldMail) -> None:
-        self._write("LPUSH", self._place(self._keys.mail(effect.agent_id), "l", ours=False), effect.body)
-
-    def _release_mail(self, effect: fx.ReleaseMail) -> None:
-        waiting = self._place(self._keys.mail(effect.agent_id), "l", ours=False)
-        self._write("FORWARD", self._place(self._keys.inbox(effect.agent_id), "l", ours=False), waiting)
-
-    def _send_reply(self, effect: fx.SendReply) -> None:
-        keys, message_id = self._keys, effect.message_id
-        key = (
-            keys.request_reply(message_id) if effect.agent_id is None else keys.agent_reply(effect.agent_id, message_id)
-        )
-        place = self._place(key, "l", ours=False)
-        self._write("LPUSH", place, effect.body)
-        self._write("PEXPIRE", place, int(effect.ttl_s * 1000))
-
-    def _set_deadline(self, effect: fx.SetDeadline) -> None:
-        self._write("ZADD", self._place(self._keys.deadlines, "z"), repr(effect.at), effect.member)
-
-    def _clear_deadline(self, effect: fx.ClearDeadline) -> None:
-        self._write("ZREM", self._place(self._keys.deadlines, "z"), _as_read(effect.member))
-
-    def _publish(self, effect: fx.Publish) -> None:
-        self._events.setdefault(getattr(self._keys, effect.channel), []).append(effect.body)
-
-    def _record(self, effect: fx.RecordFact) -> None:
-        self.facts.append(effect.fact)
-
-    def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
-        letter = effect.dead_letter
-        fields: Sequence[Argument] = (
-            *("code", letter.code, "reason", letter.reason, "source", letter.source),
-            *("raw", letter.raw, "digest", letter.digest, "size", letter.size),
-            *(("agent_id", letter.agent_id) if letter.agent_id is not None else ()),
-            *(("replay_of", letter.replay_of) if letter.replay_of is not None else ()),
-        )
-        place = self._place(self._keys.dead_letters, "x")
-        self._write("XADD", place, "MAXLEN", "~", self._bounds.dead_letters, "*", *fields)
-
-    def _expect_score(self, effect: fx.ExpectScore) -> None:
-        self._watch(self._place(self._keys.heartbeats, "z"), effect.agent_id, effect.score)
-
-    def _expect_deadline(self, effect: fx.ExpectDeadline) -> None:
-        self._watch(self._place(self._keys.deadlines, "z"), _as_read(effect.member), effect.at)
-
-    _WRITERS: ClassVar[dict[type, Callable[["Batch", Any], None]]] = {
-        fx.SaveAgent: _save_agent,
-        fx.IndexAgent: _index_agent,
-        fx.SetState: _set_state,
-        fx.SaveMetadata: _save_metadata,
-        fx.SaveMeasurements: _save_measurements,
-        fx.ForgetAgent: _forget_agent,
-        fx.SaveSilent: _save_silent,
-        fx.SaveCommand: _save_command,
-        fx.PushCommand: _push_command,
-        fx.ReleaseCommand: _release_command,
-        fx.WithdrawCommand: _withdraw_command,
-        fx.SaveGroup: _save_group,
-        fx.AddFanoutTargets: _add_fanout_targets,
-        fx.SaveHold: _save_hold,
-        fx.SaveRequestReply: _save_request_reply,
-        fx.RemoveDeadLetters: _remove_dead_letters,
-        fx.DeliverMail: _deliver_mail,
-        fx.HoldMail: _hold_mail,
-        fx.ReleaseMail: _release_mail,
-        fx.SendReply: _send_reply,
-        fx.SetDeadline: _set_deadline,
-        fx.ClearDeadline: _clear_deadline,
-        fx.Publish: _publish,
-        fx.RecordFact: _record,
-        fx.AddDeadLetter: _add_dead_letter,
-        fx.ExpectScore: _expect_score,
-        fx.ExpectDeadline: _expect_deadline,
-    }
+    def _write_audit(self, token: str, commit_id: str) -> None:
+        mentioned = {
+            (fact.agent_id, fact.cause)
+            for fact in self.facts
+            if fact.by == "agent" and fact.event != "dead_letter_added"
+        }
+        message_ids = [each for each in self._message_ids if each not in mentioned]
+        if not self.facts and not message_ids:
+            return
+        entry: list[Argument] = ["commit", commit_id, "epoch", token.partition(":")[0]]
+        entry += ("facts", msgspec.json.encode(self.facts))
+        if message_ids:
+            entry += ("message_ids", msgspec.json.encode(message_ids))
+        self.write("XADD", self.key(self.keys.audit, "x"), "MAXLEN", "~", self.bounds.audit, "*", *entry)
 
 
-def _as_read(member: str) -> bytes:
-    """Write a deadline as it was read, though somebody's name for it be no UTF-8: it could not be removed else."""
-    return member.encode(errors="surrogateescape")
+def _forget_agent(batch: Batch, effect: fx.ForgetAgent) -> None:
+    keys, agent_id = batch.keys, effect.agent_id
+    for name in (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.mail, keys.agent_measurements):
+        batch.delete(batch.own_key(name(agent_id), _ANY_TYPE))
+    batch.write("SREM", batch.key(keys.index, "e"), agent_id)
+    batch.write("ZREM", batch.key(keys.heartbeats, "z"), agent_id)
+
+
+def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
+    key = batch.own_key(batch.keys.silent, "z")  # only people read it: a wrong type stops no other decision
+    batch.write_chunks(
+        "ZADD", key, [word for agent_id, since in effect.since.items() for word in (repr(since), agent_id)]
+    )
+    batch.write_chunks("ZREM", key, effect.over)
+
+
+def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:
+    record = batch.own_key(batch.keys.command(effect.command_id), "h")
+    replacement = () if effect.otherwise is None else (effect.otherwise,)
+    batch.write("WITHDRAW", batch.own_key(batch.keys.commands(effect.agent_id), "l"), record, *replacement)
+
+
+def _release_command(batch: Batch, effect: fx.ReleaseCommand) -> None:
+    record = batch.own_key(batch.keys.command(effect.command_id), "h")
+    batch.write("RELEASE", batch.own_key(batch.keys.commands(effect.agent_id), "l"), record)
+
+
+def _release_mail(batch: Batch, effect: fx.ReleaseMail) -> None:
+    waiting = batch.own_key(batch.keys.mail(effect.agent_id), "l")
+    batch.write("FORWARD", batch.own_key(batch.keys.inbox(effect.agent_id), "l"), waiting)
+
+
+def _save_request_reply(batch: Batch, effect: fx.SaveRequestReply) -> None:
+    key = batch.own_key(batch.keys.saved_reply(effect.request_id), "k")
+    batch.write("SET", key, effect.body, "PX", int(effect.ttl_s * 1000))
+
+
+def _send_reply(batch: Batch, effect: fx.SendReply) -> None:
+    keys, agent_id, message_id = batch.keys, effect.agent_id, effect.message_id
+    list_ = keys.request_reply(message_id) if agent_id is None else keys.agent_reply(agent_id, message_id)
+    batch.push(list_, effect.body, effect.ttl_s)
+
+
+def _add_dead_letter(batch: Batch, effect: fx.AddDeadLetter) -> None:
+    fields = [
+        word
+        for name in ("code", "reason", "source", "raw", "digest", "size", "agent_id", "replay_of")
+        if (value := getattr(effect.dead_letter, name)) is not None
+        for word in (name, value)
+    ]
+    batch.write("XADD", batch.key(batch.keys.dead_letters, "x"), "MAXLEN", "~", batch.bounds.dead_letters, "*", *fields)
+
+
+def _member(deadline: str) -> bytes:
+    """Encode a deadline as it was read: a name that is not UTF-8 has surrogates, and could not be removed otherwise."""
+    return deadline.encode(errors="surrogateescape")
+
+
+_WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
+    fx.SaveAgent: lambda batch, effect: batch.set_hash(batch.keys.agent(effect.agent_id), effect.fields),
+    fx.IndexAgent: lambda batch, effect: batch.write("SADD", batch.key(batch.keys.index, "e"), effect.agent_id),
+    fx.SetState: lambda batch, effect: batch.set_string(
+        batch.own_key(batch.keys.state(effect.agent_id), "s"), effect.state
+    ),
+    fx.SaveMetadata: lambda batch, effect: batch.set_hash(batch.keys.metadata(effect.agent_id), effect.fields),
+    fx.SaveMeasurements: lambda batch, effect: batch.set_hash(
+        batch.keys.agent_measurements(effect.agent_id), {name: repr(value) for name, value in effect.values.items()}
+    ),
+    fx.ForgetAgent: _forget_agent,
+    fx.SaveSilent: _save_silent,
+    fx.SaveCommand: lambda batch, effect: batch.set_hash(
+        batch.keys.command(effect.command_id), effect.fields, effect.ttl_s
+    ),
+    fx.PushCommand: lambda batch, effect: batch.push(batch.keys.commands(effect.agent_id), effect.body),
+    fx.ReleaseCommand: _release_command,
+    fx.WithdrawCommand: _withdraw_command,
+    fx.SaveGroup: lambda batch, effect: batch.set_hash(batch.keys.group(effect.group_id), effect.fields, effect.ttl_s),
+    fx.AddFanoutTargets: lambda batch, effect: batch.write_chunks(
+        "LPUSH", batch.key(batch.keys.fanout, "l"), effect.bodies
+    ),
+    fx.SaveHold: lambda batch, effect: batch.write("HSET", batch.key(batch.keys.holds, "h"), "fleet", effect.hold),
+    fx.SaveRequestReply: _save_request_reply,
+    fx.RemoveDeadLetters: lambda batch, effect: batch.write(
+        "XDEL", batch.key(batch.keys.dead_letters, "x"), *effect.dead_letter_ids
+    ),
+    fx.DeliverMail: lambda batch, effect: batch.push(batch.keys.inbox(effect.agent_id), effect.body),
+    fx.HoldMail: lambda batch, effect: batch.push(batch.keys.mail(effect.agent_id), effect.body),
+    fx.ReleaseMail: _release_mail,
+    fx.SendReply: _send_reply,
+    fx.SetDeadline: lambda batch, effect: batch.write(
+        "ZADD", batch.key(batch.keys.deadlines, "z"), repr(effect.at), effect.member
+    ),
+    fx.ClearDeadline: lambda batch, effect: batch.write(
+        "ZREM", batch.key(batch.keys.deadlines, "z"), _member(effect.member)
+    ),
+    fx.Publish: lambda batch, effect: batch.publish(getattr(batch.keys, effect.channel), effect.body),
+    fx.RecordFact: lambda batch, effect: batch.facts.append(effect.fact),
+    fx.AddDeadLetter: _add_dead_letter,
+    fx.ExpectScore: lambda batch, effect: batch.watch(
+        batch.key(batch.keys.heartbeats, "z"), effect.agent_id, effect.score
+    ),
+    fx.ExpectDeadline: lambda batch, effect: batch.watch(
+        batch.key(batch.keys.deadlines, "z"), _member(effect.member), effect.at
+    ),
+}

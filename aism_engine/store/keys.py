@@ -24,7 +24,7 @@ class Keys:
         self.lease = f"{prefix}:engine:lease"
         self.epoch = f"{prefix}:engine:epoch"
         self.ledger = f"{prefix}:engine:ledger"
-        self.heard = f"{prefix}:engine:heard"
+        self.publication_cursor = f"{prefix}:engine:publication_cursor"
         self._agent = f"{prefix}:agent:"
         self._record = f"{prefix}:engine:agent:"
         self.holds = f"{prefix}:engine:holds"

@@ -99,6 +99,6 @@ def _heard(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
     """Read one entry of the audit; one that is none of ours tells nothing."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         facts = _FACTS.decode(entry.get(b"facts", b"[]"))
-        heard = _HEARD.decode(entry.get(b"heard", b"[]"))
+        heard = _HEARD.decode(entry.get(b"message_ids", b"[]"))
         return [*((fact.agent_id, fact.cause) for fact in facts if fact.tells), *heard]
     return []

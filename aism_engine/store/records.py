@@ -13,7 +13,7 @@ from aism_engine.domain.commands.command import COMMAND_TABLE, Command
 from aism_engine.domain.commands.group import GROUP_TABLE, Group
 from aism_engine.domain.protocol.names import is_measurement_name
 from aism_engine.store.client import Client, naming_outages
-from aism_engine.store.scripts import RECORDS
+from aism_engine.store.scripts import READ_RECORDS
 
 T = TypeVar("T")
 CHUNK: Final = 1000
@@ -39,7 +39,7 @@ class Records:
     async def read(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
         """Read some fields of each, or without `fields` all behind their names; packed, for the functions below."""
         with naming_outages():
-            found: list[bytes] = await RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
+            found: list[bytes] = await READ_RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
         return found
 
     async def each(

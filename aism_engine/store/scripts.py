@@ -1,7 +1,7 @@
-"""The Lua scripts, and the codes they answer with.
+"""The Lua scripts and the codes they return.
 
-Each is a file of its own in `lua/`; `--#include NAME` puts `lua/include/NAME.lua` in its place. A test compares the
-enums below with the headers of the files.
+Each script is a file in `lua/`. A line `--#include NAME` is replaced by `lua/include/NAME.lua`. A test compares the
+enums below with the headers and the code of the files.
 """
 
 import re
@@ -18,8 +18,6 @@ _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
 
 
 class CommitCode(IntEnum):
-    """What `commit.lua` answers."""
-
     APPLIED = 1
     REPLAYED = 2
     FENCED = -1
@@ -30,18 +28,29 @@ class CommitCode(IntEnum):
 
 
 class LeaseCode(IntEnum):
-    """What `lease.lua` answers."""
-
     RENEWED = 2
     TAKEN = 1
     HELD = 0
 
 
-class TrimCode(IntEnum):
-    """What `trim.lua` answers."""
+class ReleaseCode(IntEnum):
+    RELEASED = 1
+    NOT_HELD = 0
 
+
+class TrimCode(IntEnum):
     TRIMMED = 1
     FENCED = -1
+
+
+class PushCode(IntEnum):
+    QUEUED = 1
+    STALE = 0
+
+
+class DryRunCode(IntEnum):
+    CHECKED = 1
+    UNSUPPORTED = 0
 
 
 class Executor(Protocol):
@@ -49,8 +58,9 @@ class Executor(Protocol):
 
 
 class Script:
-    """One script, called by its digest. The server's cache of scripts dies with every restart, so each call is ready to
-    load it again.
+    """One script, called by its digest.
+
+    A server loses its script cache at every restart, so a call that finds the script missing sends it whole.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,7 +70,9 @@ class Script:
     async def __call__(self, client: Executor, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
         try:
             return await client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
-        except NoScriptError:  # EVAL keeps it, too; to load it first would leave a gap for the next flush
+        except (
+            NoScriptError
+        ):  # EVAL caches the script too. SCRIPT LOAD and EVALSHA would leave a gap for another flush.
             return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 
@@ -68,15 +80,24 @@ def _read(name: str) -> str:
     return (_LUA / name).read_text()
 
 
-PEEK: Final = Script("peek")
+ACL_DRY_RUN: Final = Script("acl_dry_run")
+ACQUIRE_LEASE: Final = Script("acquire_lease")
 COMMIT: Final = Script("commit")
-LEASE: Final = Script("lease")
-RELEASE: Final = Script("release")
-READ_SNAPSHOTS: Final = Script("read_snapshots")
-RECORDS: Final = Script("records")
-PROBE: Final = Script("probe")
-AUDIT: Final = Script("audit")
-TRIM: Final = Script("trim")
+PEEK: Final = Script("peek")
 PEEK_HEADS: Final = Script("peek_heads")
+PROBE_PERMISSIONS: Final = Script("probe_permissions")
 PUSH_PUBLISHED: Final = Script("push_published")
-RIGHTS: Final = Script("rights")
+READ_AUDIT: Final = Script("read_audit")
+READ_RECORDS: Final = Script("read_records")
+READ_SNAPSHOTS: Final = Script("read_snapshots")
+RELEASE_LEASE: Final = Script("release_lease")
+TRIM_AUDIT: Final = Script("trim_audit")
+CODES: Final[dict[str, type[IntEnum]]] = {
+    "acl_dry_run": DryRunCode,
+    "acquire_lease": LeaseCode,
+    "commit": CommitCode,
+    "push_published": PushCode,
+    "release_lease": ReleaseCode,
+    "trim_audit": TrimCode,
+}
+"""The codes of each script that returns one."""

@@ -29,29 +29,29 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.loader import LoadedFleet, load_fleet
 from aism_engine.store.records import MEASURED_AT_ONCE, Records, command_of, group_of, is_empty, measurements_of, text
 from aism_engine.store.scripts import (
+    ACQUIRE_LEASE,
     COMMIT,
-    LEASE,
     PEEK,
     PEEK_HEADS,
-    PROBE,
+    PROBE_PERMISSIONS,
     PUSH_PUBLISHED,
     READ_SNAPSHOTS,
-    RELEASE,
+    RELEASE_LEASE,
     CommitCode,
     LeaseCode,
+    ReleaseCode,
 )
 from aism_engine.store.server_time import ServerTime
 
 
 class Peek(NamedTuple):
-    """The oldest messages of a queue, still in it. `now` is when they were read, `length` the whole queue's."""
+    """The oldest messages of a queue, still in it. `length` is that of the whole queue."""
 
     queue: str
     messages: list[bytes]
     oversized: str
     """The digest of the one message too large to read, else empty; its head is then the only message here."""
     length: int
-    now: float
     ledger: str = ""
     """The last commit when it was read: what is in hand already, it was read behind only if that was not committed yet.
     """
@@ -68,7 +68,6 @@ class Peek(NamedTuple):
 class CommitReply(NamedTuple):
     code: CommitCode
     details: list[int]
-    length: int
 
 
 class Store:
@@ -107,16 +106,16 @@ class Store:
         """
         asked_at = self._clock.monotonic()
         with naming_outages():
-            seconds, microseconds, length, oversized, ledger, *messages = await PEEK(
+            seconds, microseconds, length, oversized, ledger, messages = await PEEK(
                 self._client, [queue, self.keys.ledger], [most, most_bytes, limit, skip]
             )
-        now = self._observe(seconds, microseconds, asked_at)
-        return Peek(queue, messages, oversized.decode(), length, now, ledger.decode())
+        self._observe(seconds, microseconds, asked_at)
+        return Peek(queue, messages, oversized.decode(), length, ledger.decode())
 
     async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
         with naming_outages():
-            code, details, length = await COMMIT(self._client, keys, arguments)
-        return CommitReply(CommitCode(code), details, length)
+            code, details = await COMMIT(self._client, keys, arguments)
+        return CommitReply(CommitCode(code), details)
 
     async def probe(self) -> None:
         """Try whether we may do all that a commit needs. Raises ServerUnavailableError, `noperm`, before anything is
@@ -124,7 +123,7 @@ class Store:
         """
         keys = self.keys
         with naming_outages():
-            await PROBE(
+            await PROBE_PERMISSIONS(
                 self._client, [f"{keys.prefix}:engine:probe"], [keys.state_changes, keys.errors, keys.measurements]
             )
 
@@ -133,7 +132,7 @@ class Store:
     async def take_lease(self, holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
         """Take the lease, or renew it; gives the token of whoever holds it. `lease_left_s` says how long it lasts."""
         with naming_outages():
-            code, held, left_ms = await LEASE(
+            code, held, left_ms = await ACQUIRE_LEASE(
                 self._client, [self.keys.lease, self.keys.epoch], [holder, int(ttl_s * 1000), token or ""]
             )
         self.lease_left_s = int(left_ms) / 1000
@@ -141,7 +140,7 @@ class Store:
 
     async def release_lease(self, token: str) -> bool:
         with naming_outages():
-            return bool(await RELEASE(self._client, [self.keys.lease], [token]))
+            return bool(await RELEASE_LEASE(self._client, [self.keys.lease], [token]) == ReleaseCode.RELEASED)
 
     # --- what a batch has to know -----------------------------------------------------------------------------------
 
@@ -358,7 +357,7 @@ class Store:
         """Put what was heard on a channel into the response queue, the first one first: the `number`th time under this
         token. It comes to nothing where what was heard later is there already: it may be lost, and not turned round.
         """
-        queue, heard, epoch = self.keys.response_queue, self.keys.heard, token.partition(":")[0]
+        queue, heard, epoch = self.keys.response_queue, self.keys.publication_cursor, token.partition(":")[0]
         with naming_outages():
             await PUSH_PUBLISHED(self._client, [queue, heard], [epoch, number, *messages])
 

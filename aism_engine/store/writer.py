@@ -27,7 +27,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.effects import Fact
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
-from aism_engine.store.batch import OURS, Batch, Bounds, SourceTrim
+from aism_engine.store.batch import SHARED, Batch, Bounds, SourceTrim
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode
 from aism_engine.store.store import CommitReply, Store
@@ -191,7 +191,7 @@ class Writer:
                     continue
                 batch = Batch(self._store.keys, self._bounds)
                 batch.add(decisions)
-                batch.hear(draft.seen_ids())
+                batch.add_message_ids(draft.seen_ids())
                 commit_id = str(uuid_utils.uuid7())
                 began = self._clock.monotonic()
                 reply = await self._send(batch, token, commit_id, taken)
@@ -215,7 +215,7 @@ class Writer:
         if reply.code is CommitCode.WRONG_TYPE:
             keys: dict[int, list[str]] = {}
             for key, numbers in batch.owners_of_keys(reply.details).items():
-                if OURS in numbers:
+                if SHARED in numbers:
                     raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: mend it or remove it")
                 for number in numbers:
                     keys.setdefault(number, []).append(key)

@@ -10,14 +10,14 @@ from redis.exceptions import RedisError
 
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import COMMIT, LEASE, PEEK
+from aism_engine.store.scripts import ACQUIRE_LEASE, COMMIT, PEEK
 from tests.chaos.engines import EngineProcess
 from tests.chaos.ground import Ground
 from tests.chaos.recovery import Recovery
 from tests.chaos.schedule import Fault
 from tests.support.proxy import FaultProxy, Match
 
-_SCRIPTS: Final = (COMMIT, COMMIT, COMMIT, LEASE, PEEK)
+_SCRIPTS: Final = (COMMIT, COMMIT, COMMIT, ACQUIRE_LEASE, PEEK)
 """Whose requests and replies are lost: most of all the commits."""
 
 
@@ -180,7 +180,7 @@ async def _late_reply(world: World, fault: Fault) -> None:
 async def _starve_lease(world: World, fault: Fault) -> None:
     """All passes but what the leader sends to keep its lease: another takes over while the first hears everything."""
     wire = await _wire(world, fault)
-    cue = wire.hold_request(_calls(LEASE.digest), times=float("inf"))
+    cue = wire.hold_request(_calls(ACQUIRE_LEASE.digest), times=float("inf"))
     await asyncio.sleep(fault.for_s)
     cue.release()
 

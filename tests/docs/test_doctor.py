@@ -47,7 +47,10 @@ def test_every_command_of_the_engine_is_among_the_rights() -> None:
         (ROOT / "aism_engine" / name).read_text(encoding="utf-8")
         for name in ("store/store.py", "ops/audit_log.py", "ops/audit_retention.py")
     )
-    used = {*re.findall(r"redis\.p?call\('(\w+)'", lua), *re.findall(r"_write\(\s*\"(\w+)\"", batch)}
+    used = {
+        *re.findall(r"(?:redis\.p?call|try)\('(\w+)'", lua),
+        *re.findall(r"\.write(?:_chunks)?\(\s*\"(\w+)\"", batch),
+    }
     used |= {name.upper() for name in re.findall(r"_client\.(\w+)\(", clients)} - {"EXECUTE_COMMAND", "PIPELINE"}
     used |= set(re.findall(r"execute_command\(\s*\"(\w+)\"", clients))
     used -= set(re.findall(r"command == '(\w+)'", lua))  # commit.lua's own

@@ -12,8 +12,7 @@ from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.services.elector import Elector
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.scripts import LEASE as SCRIPT
-from aism_engine.store.scripts import LeaseCode
+from aism_engine.store.scripts import ACQUIRE_LEASE, LeaseCode
 from tests.support.daemon import Daemon, daemon
 from tests.support.engine import Reader, eventually, plain_client, running_engine
 from tests.support.faults import IS_LEASE, Load
@@ -150,7 +149,7 @@ async def test_engine_recognizes_a_lease_whose_grant_was_lost(
 ) -> None:
     """The reply that grants the lease is lost. The engine finds its own token in it, and leads without waiting."""
     async with plain_client(server) as client:
-        await client.script_load(SCRIPT.text)  # otherwise the first reply would be NOSCRIPT
+        await client.script_load(ACQUIRE_LEASE.text)  # otherwise the first reply would be NOSCRIPT
     cue = proxy.drop_reply(IS_LEASE, cut=True)
     async with running_engine(server, prefix, redis__url=proxy.url, lease__ttl=600.0) as engine:
         ((code, token, _),) = cue.replies

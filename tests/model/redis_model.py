@@ -29,7 +29,7 @@ class Attempt(NamedTuple):
     previous: str
     token: str
     decisions: tuple[Decision, ...]
-    heard: tuple[tuple[str, str], ...]
+    message_ids: tuple[tuple[str, str], ...]
     taken: SourceTrim | None
 
 
@@ -41,7 +41,6 @@ class Answer(NamedTuple):
     """The keys of the wrong type."""
     moved: tuple[int, ...] = ()
     """The decisions whose preconditions do not hold, one for each of these."""
-    left: int = 0
 
 
 class RedisModel:
@@ -84,7 +83,6 @@ class RedisModel:
         answer = self._judge(attempt)
         if answer.code is CommitCode.APPLIED:
             self._apply(attempt)
-            return answer._replace(left=len(self.queue()))
         return answer
 
     def _judge(self, attempt: Attempt) -> Answer:  # noqa: PLR0911 - one for each code, in the order of their checks
@@ -92,14 +90,14 @@ class RedisModel:
         is_list = isinstance(self.values.get(keys.response_queue, []), list)
         ledger = self.text(keys.ledger)
         if ledger == attempt.commit_id:
-            return Answer(CommitCode.REPLAYED, left=len(queue)) if is_list else Answer(None)
+            return Answer(CommitCode.REPLAYED)
         if self.text(keys.epoch) != attempt.token:
             return Answer(CommitCode.FENCED)
         if ledger != attempt.previous:
             return Answer(CommitCode.OUT_OF_STEP)
+        if not is_list:
+            return Answer(None)
         if taken is not None:
-            if not is_list:
-                return Answer(None)
             batch = queue[: taken.messages]
             if len(batch) < taken.messages or (digest(batch[0]), digest(batch[-1])) != (taken.oldest, taken.newest):
                 return Answer(CommitCode.SOURCE_MOVED)
@@ -114,7 +112,7 @@ class RedisModel:
         )
         if moved:
             return Answer(CommitCode.SCORE_MOVED, moved=moved)
-        return Answer(CommitCode.APPLIED) if is_list else Answer(None)
+        return Answer(CommitCode.APPLIED)
 
     def _holds(self, effect: fx.ExpectScore | fx.ExpectDeadline) -> bool:
         if isinstance(effect, fx.ExpectScore):
@@ -168,18 +166,18 @@ class RedisModel:
 
     def _entry(self, attempt: Attempt) -> dict[bytes, bytes] | None:
         facts = [effect.fact for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.RecordFact)]
-        told = {
+        mentioned = {
             (fact.agent_id, fact.cause) for fact in facts if fact.by == "agent" and fact.event != "dead_letter_added"
         }
-        heard = [each for each in attempt.heard if each not in told]
-        if not facts and not heard:
+        message_ids = [each for each in attempt.message_ids if each not in mentioned]
+        if not facts and not message_ids:
             return None
         entry = {
             b"commit": attempt.commit_id.encode(),
             b"epoch": attempt.token.split(":")[0].encode(),
             b"facts": msgspec.json.encode(facts),
         }
-        return entry | ({b"heard": msgspec.json.encode(heard)} if heard else {})
+        return entry | ({b"message_ids": msgspec.json.encode(message_ids)} if message_ids else {})
 
     # --- one for each effect ------------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ effects = st.one_of(
 some_decisions = st.lists(
     st.builds(lambda found: Decision("any", effects=found), st.lists(effects, max_size=4)), max_size=3
 ).map(tuple)
-some_heard = st.lists(st.tuples(agents, ids), max_size=2).map(tuple)
+some_message_ids = st.lists(st.tuples(agents, ids), max_size=2).map(tuple)
 positions = st.sampled_from(["in step"] * 8 + ["out of step", "fenced", "twin"])
 """Where a commit stands; the token of a twin has the number of the leader's, as two may get it by a failover."""
 limits = st.sampled_from([60, 4999, 10_000])

@@ -22,7 +22,7 @@ from aism_engine.clock import SystemClock
 from aism_engine.domain.decision import Decision
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
-from aism_engine.store.batch import OURS, Batch, Bounds, SourceTrim
+from aism_engine.store.batch import SHARED, Batch, Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -30,7 +30,16 @@ from aism_engine.store.scripts import CommitCode, LeaseCode
 from aism_engine.store.store import Store
 from tests.model.reading import READS, value_of
 from tests.model.redis_model import Answer, Attempt, RedisModel, Scores, digest, touching
-from tests.model.strategies import agents, limits, members, messages, positions, scores, some_decisions, some_heard
+from tests.model.strategies import (
+    agents,
+    limits,
+    members,
+    messages,
+    positions,
+    scores,
+    some_decisions,
+    some_message_ids,
+)
 
 BOUNDS: Final = Bounds(audit=10_000, dead_letters=10_000, oversized=2)
 _EXAMPLES: Final = 200
@@ -175,18 +184,20 @@ class StoreMachine(RuleBasedStateMachine):
             assert (found.messages, found.oversized) == (_fitting(rest, most, most_bytes, limit), "")
         return found.taken if found.messages and not skip else multiple()
 
-    @rule(target=attempts, decided=some_decisions, heard=some_heard, behind=positions)
-    def commit(self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], behind: str) -> Attempt:
+    @rule(target=attempts, decided=some_decisions, message_ids=some_message_ids, behind=positions)
+    def commit(self, decided: tuple[Decision, ...], message_ids: tuple[tuple[str, str], ...], behind: str) -> Attempt:
         """A commit of a service that reads no queue."""
-        return self._commit(decided, heard, behind, None)
+        return self._commit(decided, message_ids, behind, None)
 
-    @rule(target=attempts, decided=some_decisions, heard=some_heard, most=st.integers(1, 4), limit=limits)
-    def consume(self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], most: int, limit: int) -> Any:  # noqa: ANN401
+    @rule(target=attempts, decided=some_decisions, message_ids=some_message_ids, most=st.integers(1, 4), limit=limits)
+    def consume(
+        self, decided: tuple[Decision, ...], message_ids: tuple[tuple[str, str], ...], most: int, limit: int
+    ) -> Any:  # noqa: ANN401
         """A commit of what was peeked at just now."""
         if not self.model.queue():
             return multiple()
         asking = self.store.peek(self.keys.response_queue, most=most, most_bytes=10_000, limit=limit)
-        return self._commit(decided, heard, "in step", self.loop.run_until_complete(asking).taken)
+        return self._commit(decided, message_ids, "in step", self.loop.run_until_complete(asking).taken)
 
     @rule(target=attempts, decided=some_decisions, most=st.integers(1, 4), end=st.sampled_from(["oldest", "newest"]))
     def consume_what_has_moved(self, decided: tuple[Decision, ...], most: int, end: str) -> Any:  # noqa: ANN401
@@ -211,19 +222,23 @@ class StoreMachine(RuleBasedStateMachine):
         self._send(attempt)
 
     def _commit(
-        self, decided: tuple[Decision, ...], heard: tuple[tuple[str, str], ...], behind: str, taken: SourceTrim | None
+        self,
+        decided: tuple[Decision, ...],
+        message_ids: tuple[tuple[str, str], ...],
+        behind: str,
+        taken: SourceTrim | None,
     ) -> Attempt:
         self.count += 1
         previous = self.model.text(self.keys.ledger) if behind != "out of step" else "unheard of"
         token = {"fenced": "0:nobody", "twin": f"{self.token.partition(':')[0]}:twin"}.get(behind, self.token)
-        attempt = Attempt(f"commit-{self.count}", previous, token, decided, heard, taken)
+        attempt = Attempt(f"commit-{self.count}", previous, token, decided, message_ids, taken)
         self._send(attempt)
         return attempt
 
     def _send(self, attempt: Attempt) -> None:
         batch = Batch(self.keys, BOUNDS)
         batch.add(attempt.decisions)
-        batch.hear(attempt.heard)
+        batch.add_message_ids(attempt.message_ids)
         keys, arguments = batch.call(attempt.token, attempt.commit_id, attempt.previous, attempt.taken)
         expected = self.model.commit(attempt)
         sending = self.store.commit(keys, arguments)
@@ -238,7 +253,7 @@ class StoreMachine(RuleBasedStateMachine):
         elif reply.code is CommitCode.SCORE_MOVED:
             assert tuple(map(batch.owner_of_watch, reply.details)) == expected.moved
         else:
-            assert (reply.details, reply.length) == ([], expected.left)
+            assert reply.details == []
 
     def _check_owners(self, batch: Batch, attempt: Attempt, places: list[int], expected: Answer) -> None:
         """Each key of the wrong type is named, with all who need it; one of the engine's own is nobody's alone."""
@@ -247,8 +262,8 @@ class StoreMachine(RuleBasedStateMachine):
         keys = self.keys
         ours = {keys.index, keys.heartbeats, keys.deadlines, keys.audit, keys.dead_letters, keys.oversized}
         for key, numbers in owners.items():
-            assert numbers - {OURS} == touching(self.model, attempt.decisions, key)
-            assert (OURS in numbers) == (key in ours)
+            assert numbers - {SHARED} == touching(self.model, attempt.decisions, key)
+            assert (SHARED in numbers) == (key in ours)
 
     # --- what holds ---------------------------------------------------------------------------------------------------
 

@@ -243,7 +243,7 @@ async def test_an_engine_can_work_with_the_rights_that_are_named(
                 await engine.ask({"id": f"q{number}", "type": kind, "payload": payload, "reply": True})
                 assert "forbidden" not in str(await engine.replied(f"q{number}"))
             await engine.call("PUBLISH", keys.state_changes, '{"agent_id":"a-1","old_state":"x","new_state":"inbox"}')
-            await eventually(lambda: engine.call("EXISTS", keys.heard))
+            await eventually(lambda: engine.call("EXISTS", keys.publication_cursor))
             assert engine.metric("aism_redis_outages_total", outage="noperm") == 0
             assert engine.outage is None
         assert await boss.execute_command("EXISTS", keys.lease) == 0  # it was given back

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from enum import IntEnum
 from importlib.resources import files
 
 import pytest
@@ -15,11 +14,11 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
-from aism_engine.store.batch import OURS, Batch, Bounds, SourceTrim
+from aism_engine.store.batch import SHARED, Batch, Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import PEEK, CommitCode, LeaseCode, TrimCode
+from aism_engine.store.scripts import CODES, PEEK, CommitCode, LeaseCode
 from aism_engine.store.store import CommitReply, Store
 from tests.support.engine import Client, Reader
 from tests.support.resp import Cli
@@ -96,15 +95,41 @@ CHANGE = (
 # The codes
 
 
-@pytest.mark.parametrize(("name", "codes"), [("commit", CommitCode), ("lease", LeaseCode), ("trim", TrimCode)])
-def test_the_codes_of_a_script_are_those_of_its_enum(name: str, codes: type[IntEnum]) -> None:
-    """The header of the file and the enum in Python say the same."""
-    text = (files("aism_engine.store") / "lua" / f"{name}.lua").read_text()
-    header = text[text.index("-- Returns {code") : text.index("\nlocal ")]
-    found = {name: int(number) for name, number in re.findall(r"\b([A-Z_]{4,})\s+(-?\d+)\b", header)}
-    assert found == {code.name: code.value for code in codes}
-    returned = {int(code) for code in re.findall(r"return \{(-?\d+),", text)}
-    assert returned == {code.value for code in codes}
+LUA = files("aism_engine.store") / "lua"
+SCRIPTS = sorted(path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_codes_of_a_script_are_the_same_in_its_header_its_code_and_its_enum(name: str) -> None:
+    header, code = _split(name)
+    expected = {member.name: member.value for member in CODES[name]} if name in CODES else {}
+    described = {
+        found[0]: int(found[1]) for found in re.findall(r"^--   ([A-Z_]+) +(-?\d+)  +\S", header, re.MULTILINE)
+    }
+    assert described == expected
+    defined = re.search(r"^local code = \{(.*?)\}", code, re.MULTILINE | re.DOTALL)
+    assert {
+        name: int(value) for name, value in re.findall(r"(\w+) = (-?\d+)", defined[1] if defined else "")
+    } == expected
+    assert set(re.findall(r"\bcode\.(\w+)", code)) == expected.keys()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_header_of_a_script_lists_its_keys_its_arguments_and_what_it_returns(name: str) -> None:
+    header, code = _split(name)
+    assert re.search(r"^-- Returns ", header, re.MULTILINE)
+    for array in ("KEYS", "ARGV"):
+        described = re.findall(rf"^-- {array}\[(\d+)(\.\.)?\] ", header, re.MULTILINE)
+        assert [int(number) for number, _ in described] == list(range(1, len(described) + 1))
+        assert {int(number) for number in re.findall(rf"\b{array}\[(\d+)\]", code)} <= set(range(1, len(described) + 1))
+        assert bool(described) == bool(re.search(rf"\b{array}\b", code))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a script into its header and its code."""
+    lines = (LUA / f"{name}.lua").read_text().splitlines(keepends=True)
+    end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
+    return "".join(lines[:end]), "".join(lines[end:])
 
 
 # What commit.lua writes
@@ -155,7 +180,7 @@ async def test_an_applied_commit_has_written_every_effect(desk: Desk) -> None:
         fx.RecordFact(FACT),
         fx.AddDeadLetter(letter),
     )
-    assert reply == CommitReply(CommitCode.APPLIED, [], 0)
+    assert reply == CommitReply(CommitCode.APPLIED, [])
     found = {
         "agent": await desk.record("a"),
         "index": await desk.call("SMEMBERS", keys.index),
@@ -253,7 +278,7 @@ async def test_what_was_taken_leaves_the_queue_in_the_same_step(desk: Desk) -> N
     """From its tail, and nothing that came meanwhile; the reply says how much is left."""
     await desk.fill(b"1", b"2", b"3", b"4")
     reply = await desk.commit(*CHANGE, taken=desk.taken(b"1", b"2", b"3"))
-    assert (reply, await desk.queue()) == (CommitReply(CommitCode.APPLIED, [], 1), [b"4"])
+    assert (reply, await desk.queue()) == (CommitReply(CommitCode.APPLIED, []), [b"4"])
 
 
 async def test_an_oversized_message_is_moved_whole_to_a_bounded_list(desk: Desk) -> None:
@@ -264,7 +289,7 @@ async def test_an_oversized_message_is_moved_whole_to_a_bounded_list(desk: Desk)
         name = message_digest(whole)
         taken = SourceTrim(desk.keys.response_queue, 1, name, name, oversized=True)
         reply = await desk.commit(commit_id=f"L{number + 1}", previous=f"L{number}", taken=taken)
-        assert reply == CommitReply(CommitCode.APPLIED, [], 0)
+        assert reply == CommitReply(CommitCode.APPLIED, [])
     kept = await desk.call("LRANGE", desk.keys.oversized, 0, -1)
     assert kept == [b"4" * 5000, b"3" * 5000, b"2" * 5000]
 
@@ -413,7 +438,7 @@ async def test_all_wrong_types_are_told_and_whose_decisions_they_were(desk: Desk
     batch.add([Decision("test", effects=[*CHANGE, effect]) for effect in effects])
     reply = await desk.store.commit(*batch.call(TOKEN, "L1", LEDGER, None))
     owners = batch.owners_of_keys(reply.details)
-    assert OURS in owners.pop(keys.index)
+    assert SHARED in owners.pop(keys.index)
     assert owners == {keys.inbox("c"): {0, 3}, keys.state("d"): {1}}
 
 
@@ -483,13 +508,11 @@ async def peeked(
 
 
 async def test_a_peek_takes_nothing_away_and_reads_the_oldest_first(desk: Desk) -> None:
-    """With the time of the server and the length of the whole queue; binary as it is."""
+    """With the length of the whole queue; messages are binary."""
     messages = [b"1", b"\x00\xff\r\n", b"3"]
     await desk.fill(*messages)
-    seconds, microseconds = await desk.call("TIME")
     peek = await desk.store.peek(desk.keys.response_queue, most=2, most_bytes=100, limit=100)
     assert (peek.messages, peek.oversized, peek.length) == (messages[:2], "", 3)
-    assert 0 <= peek.now - (int(seconds) + int(microseconds) / 1e6) < 10
     assert await desk.queue() == messages
     assert peek.taken == SourceTrim(
         desk.keys.response_queue, 2, message_digest(messages[0]), message_digest(messages[1])
@@ -646,7 +669,7 @@ async def test_what_was_heard_is_queued_in_order_or_never(desk: Desk) -> None:
         await desk.store.push_published(token, number, [message, message + b"'"])
     queued = await desk.call("LRANGE", desk.keys.response_queue, 0, -1)
     assert queued[::-1] == [b"a", b"a'", b"c", b"c'", b"d", b"d'"]
-    assert await desk.call("GET", desk.keys.heard) == b"2:1"
+    assert await desk.call("GET", desk.keys.publication_cursor) == b"2:1"
 
 
 async def test_a_script_that_the_server_has_forgotten_is_loaded_again(desk: Desk) -> None:

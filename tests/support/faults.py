@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from typing import Any, Final
 
-from aism_engine.store.scripts import COMMIT, LEASE, Script
+from aism_engine.store.scripts import ACQUIRE_LEASE, COMMIT, Script
 from tests.support.cues import Match, Request
 from tests.support.engine import Reader, eventually
 
@@ -20,7 +20,7 @@ def calls(script: Script) -> Match:
 
 
 IS_COMMIT: Final = calls(COMMIT)
-IS_LEASE: Final = calls(LEASE)
+IS_LEASE: Final = calls(ACQUIRE_LEASE)
 
 
 class Load:

@@ -290,9 +290,9 @@ def test_a_mere_place_misses_nothing() -> None:
 
 def test_a_line_survives_its_file() -> None:
     """It is one line, whatever whitespace somebody put into the facts, and reads as it was written."""
-    fields = {b"commit": b"c", b"epoch": b"3", b"facts": b'[{"event":\n"x"}]', b"heard": b'[["a","m1"]]'}
+    fields = {b"commit": b"c", b"epoch": b"3", b"facts": b'[{"event":\n"x"}]', b"message_ids": b'[["a","m1"]]'}
     written = msgspec.json.encode(line_from_entry(b"1-0", fields, 7))
-    assert written == b'{"id":"1-0","n":7,"commit":"c","epoch":"3","facts":[{"event":"x"}],"heard":[["a","m1"]]}'
+    assert written == b'{"id":"1-0","n":7,"commit":"c","epoch":"3","facts":[{"event":"x"}],"message_ids":[["a","m1"]]}'
     assert msgspec.json.encode(msgspec.json.decode(written, type=AuditLine)) == written
 
 

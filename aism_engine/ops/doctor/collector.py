@@ -176,7 +176,7 @@ class FactCollector:
         keys, durations_s = self._keys, []
         for _ in range(_COMMITS):
             token = f"doctor:{secrets.token_hex(8)}"
-            arguments: list[Argument] = [token, secrets.token_hex(8), "", "", 0, "", "", 0, 0, 0, 0]
+            arguments: list[Argument] = [token, secrets.token_hex(8), "", "", 0, "", "", 0, 0, 0, 0, 0]
             began_at = time.perf_counter()
             try:
                 with naming_outages():

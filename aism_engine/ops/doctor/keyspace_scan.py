@@ -53,7 +53,7 @@ _SINGLE_KEYS: Final = {
     "lease": "string",
     "epoch": "string",
     "ledger": "string",
-    "heard": "string",
+    "publication_cursor": "string",
 }
 """Redis types: of each agent's keys, of records by their kind, and of single keys by their name in store/keys.py."""
 DEADLINE_RECORDS: Final = {"command": "command", "group": "group", "stay": "agent"}

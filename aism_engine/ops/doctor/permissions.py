@@ -13,7 +13,7 @@ from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import NoPermissionError, ResponseError
-from aism_engine.store.scripts import RIGHTS
+from aism_engine.store.scripts import ACL_DRY_RUN, DryRunCode
 
 T = TypeVar("T")
 RedisCommand: TypeAlias = tuple[str, ...]
@@ -27,7 +27,7 @@ _USES: Final = {
     "epoch": "GET SET",
     "lease": "GET SET PEXPIRE PTTL DEL",
     "ledger": "GET SET",
-    "heard": "GET SET",
+    "publication_cursor": "GET SET",
     "response_queue": f"{_QUEUE} LPUSH",
     "request_queue": _QUEUE,
     "fanout": f"{_QUEUE} LPUSH TYPE",
@@ -57,10 +57,9 @@ _USES: Final = {
 _PROBED: Final = (
     "SET MSET MGET PEXPIRE DEL HSET HGET LPUSH LLEN LINDEX LREM LTRIM LMOVE SADD SREM ZADD ZSCORE ZREM XADD XDEL TYPE"
 )
-"""The commands that `probe.lua` tries on a key of its own."""
+"""The commands that `probe_permissions.lua` tries on a key of its own."""
 _PUBLISHED: Final = ("state_changes", "errors", "measurements")
 _SUBSCRIBED: Final = ("responses", "requests", "state_changes", "measurements")
-_CANNOT_ASK: Final = -1
 _WITHOUT_KEY: Final[tuple[RedisCommand, ...]] = (
     ("PING",),
     ("TIME",),
@@ -125,8 +124,8 @@ async def denied_commands(client: Client, commands: Sequence[RedisCommand]) -> l
         arguments += (len(command), *command)
     may_call_scripts = True
     try:
-        numbers = await _unknown_as_noperm(RIGHTS(client, [], arguments))
-        if numbers != [_CANNOT_ASK]:
+        code, *numbers = await _unknown_as_noperm(ACL_DRY_RUN(client, [], arguments))
+        if code == DryRunCode.CHECKED:
             return [commands[number - 1] for number in numbers]
     except ServerUnavailableError as error:
         if error.outage != "noperm":

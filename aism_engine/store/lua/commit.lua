@@ -1,172 +1,194 @@
--- Write what was decided, all of it or nothing, and take its source off the queue in the same step.
+-- Apply a batch of decisions and remove its messages from their queue: all of it, or nothing.
 --
--- KEYS[1] epoch: the token of the newest leader     KEYS[2] ledger: the id of the last commit
--- KEYS[3] source: the queue that was peeked         KEYS[4] oversized: where messages too large to read are moved
--- KEYS[5..] every key that is written or watched
+-- KEYS[1]   epoch: the fencing token of the newest leader
+-- KEYS[2]   ledger: the id of the last commit
+-- KEYS[3]   source: the queue that the batch was peeked from
+-- KEYS[4]   oversized: the list that keeps messages too large to read
+-- KEYS[5..] every key that is read, written or watched. The arguments refer to KEYS[5] as key 1.
 --
--- ARGV[1] token    ARGV[2] id of this commit    ARGV[3] id of the commit before it
--- ARGV[4] types: one letter for each of KEYS[5..]: s(tring that is set in bulk) k(another string) l(ist) h(ash) z(sorted set)
---         x(stream) e(set), or * for any
--- ARGV[5] trim: how many messages leave the tail of the source; 0 for none
--- ARGV[6] digest of the oldest of them              ARGV[7] digest of the newest of them
--- ARGV[8] keep: 0, or the one message leaves for the list of the oversized, which keeps so many
--- ARGV[9] watches: how many sorted-set scores must not have moved
--- ARGV[10] strings: how many keys are set            ARGV[11] channels: how many are published to
--- then the watches, each: key, member, score
--- then the strings, each: key, value
--- then the channels, each: name, how many messages, the messages
--- then all other writes, each: command, key, how many arguments, the arguments
--- Three of those commands are our own, for what no one but the server has to read, the body in the record of a command:
---   RELEASE list, record                push it
---   WITHDRAW list, record, otherwise?   remove it from the list; where it is not there any more, push `otherwise`
---   FORWARD list, waiting               move all that lies in `waiting` to it, in order
--- A key is named by its place in KEYS, less 4. Strings and messages come in bulk because every change of a state has one of each.
+-- ARGV[1]   fencing token of the sender
+-- ARGV[2]   id of this commit
+-- ARGV[3]   id of the commit before it, '' for the first one
+-- ARGV[4]   types: one letter for each of KEYS[5..]. s (string written by MSET), k (string written by SET), l (list), h (hash),
+--           z (sorted set), x (stream), e (set), * (any type)
+-- ARGV[5]   trim: number of messages to remove from the tail of the source; 0 for none
+-- ARGV[6]   digest of the oldest of them
+-- ARGV[7]   digest of the newest of them
+-- ARGV[8]   keep: 0 to drop what is trimmed; otherwise the one trimmed message moves to KEYS[4], which keeps this many
+-- ARGV[9]   number of watches
+-- ARGV[10]  number of writes
+-- ARGV[11]  number of strings
+-- ARGV[12]  number of channels
+-- ARGV[13..] in this order:
+--   watches   key, member, score that the member of the sorted set must have
+--   writes    command, key, number of arguments, arguments
+--   strings   key, value
+--   channels  name, number of messages, messages
 --
--- Returns {code, details, length of the source left}:
---   APPLIED        1  written; the details are the places in ARGV of writes that failed: none can, short of a bug, for
---                     everything was checked
---   REPLAYED       2  this very commit was written before
---   FENCED        -1  another engine has led since
---   OUT_OF_STEP   -2  the ledger is neither this commit nor the one before it: another wrote, or the server went back in
---                     time
---   SOURCE_MOVED  -3  the tail of the source is not what was peeked
---   WRONG_TYPE    -4  the details are all keys that have a type other than their letter
---   SCORE_MOVED   -5  the details are all watches that failed, counted from 1
+-- Three commands of a write are ours. They copy a body from the record of a command inside the server:
+--   RELEASE list, record                 push the body
+--   WITHDRAW list, record[, replacement]  remove the body from the list; if the list does not contain it, push the replacement
+--   FORWARD list, waiting                move every element of `waiting` to the list, oldest first
 --
--- The first write is the ledger's: a server that refuses writes (OOM, MISCONF, READONLY) refuses there, with nothing written.
+-- Returns {code, details}:
+--   APPLIED       1   written; details are positions in ARGV of writes that failed, which only a bug can cause
+--   REPLAYED      2   this commit was applied before
+--   FENCED       -1   another engine has taken the lease since
+--   OUT_OF_STEP  -2   the ledger is neither this commit nor the one before it: another engine wrote, or the server went back in time
+--   SOURCE_MOVED -3   the tail of the source is not what was peeked
+--   WRONG_TYPE   -4   details are the keys that have another type than their letter
+--   SCORE_MOVED  -5   details are the watches that failed, counted from 1
+--
+-- Redis does not roll back, so every check comes before the first write. The first write is the ledger's: a server that
+-- refuses writes (OOM, MISCONF, READONLY) refuses that one, and nothing is written.
 --#include digest
 
-local names = {k = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
-local source = KEYS[3]
-local trim, keep = tonumber(ARGV[5]), tonumber(ARGV[8])
-local watches, sets, channels = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local code = {
+  APPLIED = 1, REPLAYED = 2, FENCED = -1, OUT_OF_STEP = -2, SOURCE_MOVED = -3, WRONG_TYPE = -4, SCORE_MOVED = -5,
+}
+local type_names = {k = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
+local FIXED_KEYS = 4
+local CHUNK = 1000  -- unpack fails with more than about 8,000 values
 
-local ledger = redis.call('GET', KEYS[2])
-if ledger == ARGV[2] then
-  return {2, {}, redis.call('LLEN', source)}
+local position = 0
+local function next_argument()
+  position = position + 1
+  return ARGV[position]
 end
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return {-1, {}, 0}
+local function next_key()
+  position = position + 1
+  return KEYS[FIXED_KEYS + ARGV[position]]
 end
-if (ledger or '') ~= ARGV[3] then
-  return {-2, {}, 0}
+local function next_arguments(count)
+  local first = position + 1
+  position = position + count
+  return unpack(ARGV, first, position)
 end
 
+local epoch, ledger, source, oversized = unpack(KEYS, 1, FIXED_KEYS)
+local token, commit_id, previous_id, types = next_arguments(4)
+local trim, oldest_digest, newest_digest, keep = next_arguments(4)
+local watch_count, write_count, string_count, channel_count = next_arguments(4)
+trim, keep = tonumber(trim), tonumber(keep)
+
+local last_id = redis.call('GET', ledger) or ''
+if last_id == commit_id then
+  return {code.REPLAYED, {}}
+end
+if redis.call('GET', epoch) ~= token then
+  return {code.FENCED, {}}
+end
+if last_id ~= previous_id then
+  return {code.OUT_OF_STEP, {}}
+end
+
+redis.call('LLEN', source)  -- raises WRONGTYPE if the source is not a list
 if trim > 0 then
   local oldest, newest = redis.call('LINDEX', source, -1), redis.call('LINDEX', source, -trim)
-  if not newest or digest(oldest) ~= ARGV[6] or digest(newest) ~= ARGV[7] then
-    return {-3, {}, 0}
+  if not newest or digest(oldest) ~= oldest_digest or digest(newest) ~= newest_digest then
+    return {code.SOURCE_MOVED, {}}
   end
 end
 
-local strings, places, wrong = {}, {}, {}
-for i = 5, #KEYS do
-  local letter = string.sub(ARGV[4], i - 4, i - 4)
+local strings, string_numbers, wrong = {}, {}, {}
+for i = FIXED_KEYS + 1, #KEYS do
+  local number = i - FIXED_KEYS
+  local letter = string.sub(types, number, number)
   if letter == 's' then
     strings[#strings + 1] = KEYS[i]
-    places[#places + 1] = i - 4
+    string_numbers[#string_numbers + 1] = number
   elseif letter ~= '*' then
-    local kind = redis.call('TYPE', KEYS[i]).ok
-    if kind ~= names[letter] and kind ~= 'none' then
-      wrong[#wrong + 1] = i - 4
+    local found = redis.call('TYPE', KEYS[i]).ok
+    if found ~= type_names[letter] and found ~= 'none' then
+      wrong[#wrong + 1] = number
     end
   end
 end
-for i = 1, #strings, 1000 do
-  local values = redis.call('MGET', unpack(strings, i, math.min(i + 999, #strings)))
-  for j = 1, math.min(1000, #strings - i + 1) do
-    local at = i + j - 1
-    if not values[j] and redis.call('TYPE', strings[at]).ok ~= 'none' then  -- MGET says nil to another type, too
-      wrong[#wrong + 1] = places[at]
+for first = 1, #strings, CHUNK do  -- one MGET is cheaper than a TYPE for each
+  local last = math.min(first + CHUNK - 1, #strings)
+  local values = redis.call('MGET', unpack(strings, first, last))
+  for i = first, last do
+    -- MGET returns nil for an absent key and for a key of another type.
+    if not values[i - first + 1] and redis.call('TYPE', strings[i]).ok ~= 'none' then
+      wrong[#wrong + 1] = string_numbers[i]
     end
   end
 end
 if #wrong > 0 then
-  return {-4, wrong, 0}
+  return {code.WRONG_TYPE, wrong}
 end
 
-local a, moved = 12, {}
-for i = 1, watches do
-  local score = redis.call('ZSCORE', KEYS[4 + tonumber(ARGV[a])], ARGV[a + 1])
-  if not score or tonumber(score) ~= tonumber(ARGV[a + 2]) then
+local moved = {}
+for i = 1, watch_count do
+  local score = redis.call('ZSCORE', next_key(), next_argument())
+  local expected = next_argument()
+  if not score or tonumber(score) ~= tonumber(expected) then
     moved[#moved + 1] = i
   end
-  a = a + 3
 end
 if #moved > 0 then
-  return {-5, moved, 0}
+  return {code.SCORE_MOVED, moved}
 end
 
-local left = redis.call('LLEN', source) - trim  -- before the first write: it raises where the source is no list
-redis.call('SET', KEYS[2], ARGV[2])
-
-local assigned = a  -- the strings come after the other writes: one of those may delete a key that is set again
-a = a + 2 * sets
-local events = a  -- published last: whoever hears of a change finds it written
-for _ = 1, channels do
-  a = a + 2 + tonumber(ARGV[a + 1])
-end
+redis.call('SET', ledger, commit_id)
 
 local failed = {}
-local function write(place, ...)
-  local reply = redis.pcall(...)
+local function try(command, ...)
+  local reply = redis.pcall(command, ...)
   if type(reply) == 'table' and reply.err then
-    failed[#failed + 1] = place
-    redis.log(redis.LOG_WARNING, 'aism commit ' .. ARGV[2] .. ': ' .. (...) .. ': ' .. tostring(reply.err))
+    failed[#failed + 1] = position
+    redis.log(redis.LOG_WARNING, 'aism commit ' .. commit_id .. ': ' .. command .. ': ' .. tostring(reply.err))
   end
 end
 
-local function body_of(place)
-  return redis.call('HGET', KEYS[4 + tonumber(place)], 'body')
-end
-
-while a <= #ARGV do
-  local last = a + 2 + tonumber(ARGV[a + 2])
-  local command, key = ARGV[a], KEYS[4 + tonumber(ARGV[a + 1])]
+for _ = 1, write_count do
+  local command = next_argument()
+  local key = next_key()
+  local argument_count = next_argument()
   if command == 'RELEASE' then
-    local body = body_of(ARGV[a + 3])
+    local body = redis.call('HGET', next_key(), 'body')
     if body then
-      write(a, 'LPUSH', key, body)
+      try('LPUSH', key, body)
     end
   elseif command == 'WITHDRAW' then
-    local body = body_of(ARGV[a + 3])
+    local body = redis.call('HGET', next_key(), 'body')
+    local replacement = tonumber(argument_count) > 1 and next_argument()
     local removed = body and redis.call('LREM', key, 0, body) or 0
-    if removed == 0 and last > a + 3 then
-      write(a, 'LPUSH', key, ARGV[last])
+    if removed == 0 and replacement then
+      try('LPUSH', key, replacement)
     end
   elseif command == 'FORWARD' then
-    local waiting = KEYS[4 + tonumber(ARGV[a + 3])]
+    local waiting = next_key()
     for _ = 1, redis.call('LLEN', waiting) do
-      write(a, 'LMOVE', waiting, key, 'RIGHT', 'LEFT')
+      try('LMOVE', waiting, key, 'RIGHT', 'LEFT')
     end
   else
-    write(a, command, key, unpack(ARGV, a + 3, last))
+    try(command, key, next_arguments(argument_count))
   end
-  a = last + 1
 end
 
-for from = 1, sets, 1000 do
-  local values = {}
-  for _ = from, math.min(from + 999, sets) do
-    values[#values + 1] = KEYS[4 + tonumber(ARGV[assigned])]
-    values[#values + 1] = ARGV[assigned + 1]
-    assigned = assigned + 2
+-- The strings follow the other writes, because one of those may delete a key that is set again.
+for first = 1, string_count, CHUNK do
+  local pairs_of_chunk = {}
+  for i = 1, 2 * math.min(CHUNK, string_count - first + 1), 2 do
+    pairs_of_chunk[i] = next_key()
+    pairs_of_chunk[i + 1] = next_argument()
   end
-  write(assigned, 'MSET', unpack(values))
+  try('MSET', unpack(pairs_of_chunk))
 end
 
-for _ = 1, channels do
-  local last = events + 1 + tonumber(ARGV[events + 1])
-  for i = events + 2, last do
-    write(i, 'PUBLISH', ARGV[events], ARGV[i])
+-- Events come last: a subscriber that receives one finds the change written.
+for _ = 1, channel_count do
+  local channel = next_argument()
+  for _ = 1, next_argument() do
+    try('PUBLISH', channel, next_argument())
   end
-  events = last + 1
 end
 
 if keep > 0 then
-  redis.call('LMOVE', source, KEYS[4], 'RIGHT', 'LEFT')
-  redis.call('LTRIM', KEYS[4], 0, keep - 1)
+  redis.call('LMOVE', source, oversized, 'RIGHT', 'LEFT')
+  redis.call('LTRIM', oversized, 0, keep - 1)
 elseif trim > 0 then
   redis.call('LTRIM', source, 0, -(trim + 1))
 end
-return {1, failed, left}
+return {code.APPLIED, failed}

@@ -1,16 +1,18 @@
--- Read the head of what lies at the tail of many lists: who it is that will be popped next.
+-- Read the head of the oldest element of each list.
 --
--- KEYS[1..] the lists     ARGV[1] most bytes of each
+-- KEYS[1..]  lists
+-- ARGV[1]    maximum bytes of a head
 --
--- Returns for each the head of its oldest element; '' where there is none; false where it is no list.
+-- Returns for each list the head of its oldest element: '' if the list is empty, false if the key is not a list.
 
-local found = {}
-for i, key in ipairs(KEYS) do
-  local element = redis.pcall('LINDEX', key, -1)
+local max_bytes = tonumber(ARGV[1])
+local heads = {}
+for i, list in ipairs(KEYS) do
+  local element = redis.pcall('LINDEX', list, -1)
   if type(element) == 'table' then
-    found[i] = false
+    heads[i] = false
   else
-    found[i] = string.sub(element or '', 1, tonumber(ARGV[1]))
+    heads[i] = string.sub(element or '', 1, max_bytes)
   end
 end
-return found
+return heads

@@ -1,18 +1,26 @@
--- Put what was heard on a channel into the queue, unless something that was heard later is there already.
+-- Push published messages to a queue, unless a later publication was pushed before.
 --
--- KEYS[1] the queue     KEYS[2] how far it has come: `{epoch}:{number}`
--- ARGV[1] epoch of the leader that heard it     ARGV[2] its number under that epoch     ARGV[3..] the messages
+-- KEYS[1]    queue
+-- KEYS[2]    publication cursor: `epoch:number` of the last push
+-- ARGV[1]    epoch of the leader that received the messages
+-- ARGV[2]    number of this push within the epoch
+-- ARGV[3..]  messages, oldest first
 --
--- Returns 1; 0 where it comes too late: a request may arrive long after its sender has given it up.
+-- Returns a code:
+--   QUEUED  1  the messages are in the queue
+--   STALE   0  a later push came first: a request may arrive long after its sender gave up on it
 
-local epoch, number = string.match(redis.call('GET', KEYS[2]) or '', '^(%d+):(%d+)$')
-local last = {tonumber(epoch or 0), tonumber(number or 0)}
-local ours = {tonumber(ARGV[1]), tonumber(ARGV[2])}
-if ours[1] < last[1] or (ours[1] == last[1] and ours[2] <= last[2]) then
-  return 0
+local code = {QUEUED = 1, STALE = 0}
+local queue, cursor = KEYS[1], KEYS[2]
+local epoch, number = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local last_epoch, last_number = string.match(redis.call('GET', cursor) or '', '^(%d+):(%d+)$')
+last_epoch, last_number = tonumber(last_epoch or 0), tonumber(last_number or 0)
+if epoch < last_epoch or (epoch == last_epoch and number <= last_number) then
+  return code.STALE
 end
-redis.call('SET', KEYS[2], ARGV[1] .. ':' .. ARGV[2])
+redis.call('SET', cursor, ARGV[1] .. ':' .. ARGV[2])
 for i = 3, #ARGV do
-  redis.call('LPUSH', KEYS[1], ARGV[i])
+  redis.call('LPUSH', queue, ARGV[i])
 end
-return 1
+return code.QUEUED

@@ -1,24 +1,26 @@
--- Read what agents have set by their own hand, bounded in bytes: anyone may have written anything there.
+-- Read what agents write themselves, bounded in bytes, because any client may have written anything there.
 --
--- KEYS[1] heartbeats                     KEYS[2..] for each agent its metadata and its state
--- ARGV[1..] the ids of the agents
+-- KEYS[1]    heartbeats
+-- KEYS[2..]  for each agent: its metadata, its state
+-- ARGV[1..]  ids of the agents
 --
--- Returns for each agent {type, labels, state, score}; what is absent, of another type, or longer than it may be, is ''.
+-- Returns for each agent {type, labels, state, score}: '' for a value that is absent, of another type, or too long.
 
-local limits = {type = 64, labels = 65536, state = 64}
+local max_bytes = {type = 64, labels = 65536, state = 64, score = 64}
+local heartbeats = KEYS[1]
 
 local function bounded(value, limit)
   return type(value) == 'string' and #value <= limit and value or ''
 end
 
-local found = {}
-for i, id in ipairs(ARGV) do
+local snapshots = {}
+for i, agent_id in ipairs(ARGV) do
   local metadata, state = KEYS[2 * i], KEYS[2 * i + 1]
-  found[i] = {
-    bounded(redis.pcall('HGET', metadata, 'type'), limits.type),
-    bounded(redis.pcall('HGET', metadata, 'labels'), limits.labels),
-    bounded(redis.pcall('GETRANGE', state, 0, limits.state), limits.state),
-    bounded(redis.pcall('ZSCORE', KEYS[1], id), 64),
+  snapshots[i] = {
+    bounded(redis.pcall('HGET', metadata, 'type'), max_bytes.type),
+    bounded(redis.pcall('HGET', metadata, 'labels'), max_bytes.labels),
+    bounded(redis.pcall('GETRANGE', state, 0, max_bytes.state), max_bytes.state),
+    bounded(redis.pcall('ZSCORE', heartbeats, agent_id), max_bytes.score),
   }
 end
-return found
+return snapshots
