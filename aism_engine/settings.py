@@ -1,7 +1,7 @@
 """The settings: one struct per section of the settings file, with defaults and descriptions.
 
-Durations are seconds, sizes are bytes. Sections that decisions depend on are in `domain/policy.py`. `config.py` reads
-the settings from files, environment and flags.
+Durations are seconds, sizes are bytes. The sections that decisions depend on are in `domain/policy.py`. `config.py`
+loads the settings from files, environment and flags.
 """
 
 from typing import Annotated, Literal
@@ -37,40 +37,48 @@ BatchBytes = Annotated[Bytes, Meta(description="Maximum number of bytes read for
 
 
 class RedisSettings(Section, frozen=True):
-    """The server, and how it is spoken to."""
+    """Connection to the Redis server."""
 
-    url: Annotated[Url, Meta(description="Server: redis://, rediss:// (TLS) or unix://")] = "redis://127.0.0.1:6379/0"
-    prefix: Annotated[Prefix, Meta(description="First part of every key and channel: the fleet's name")] = "aism"
-    protocol: Annotated[Literal[2, 3], Meta(description="Version of the Redis protocol: 2 or 3")] = 2
-    connect_timeout: Annotated[Seconds, Meta(description="Longest wait for a connection, in seconds")] = 2.0
-    socket_timeout: Annotated[Seconds, Meta(description="Longest wait for a reply, in seconds")] = 3.0
-    retry_backoff_max: Annotated[Seconds, Meta(description="Longest pause before reconnecting, in seconds")] = 1.0
+    url: Annotated[Url, Meta(description="URL of the server: redis://, rediss:// (TLS) or unix://")] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    prefix: Annotated[Prefix, Meta(description="First part of every key and channel; one prefix is one fleet")] = "aism"
+    protocol: Annotated[
+        Literal[2, 3], Meta(description="Version of the Redis serialization protocol (RESP): 2 or 3")
+    ] = 2
+    connect_timeout: Annotated[Seconds, Meta(description="Maximum seconds to connect")] = 2.0
+    socket_timeout: Annotated[Seconds, Meta(description="Maximum seconds to wait for a reply")] = 3.0
+    retry_backoff_max: Annotated[Seconds, Meta(description="Maximum seconds between attempts to reach the server")] = (
+        1.0
+    )
     sentinels: Annotated[
         tuple[Address, ...],
-        Meta(description="Sentinels to ask for the primary, each host:port; none: by url"),
+        Meta(description="Sentinels that name the primary, each host:port; empty: connect to url"),
     ] = ()
-    sentinel_master: Annotated[str, Meta(description="Name of the primary at the sentinels")] = ""
-    sentinel_password: Annotated[str, Meta(description="Password of the sentinels, if they want one")] = ""
+    sentinel_master: Annotated[str, Meta(description="Name of the primary in the configuration of the sentinels")] = ""
+    sentinel_password: Annotated[str, Meta(description="Password of the sentinels; empty: none")] = ""
 
     def __post_init__(self) -> None:
         if not is_unambiguous(self.url):
             raise ValueError(f"url: {AMBIGUOUS_URL}")
         if self.sentinels and not self.sentinel_master:
-            raise ValueError("sentinel_master: must name the primary where there are sentinels")
+            raise ValueError("sentinel_master: expected the name of the primary, because sentinels are set")
 
 
 class HttpSettings(Section, frozen=True):
-    """The HTTP face: /metrics, /livez, /readyz."""
+    """The HTTP endpoints: /metrics, /livez and /readyz."""
 
-    enabled: Annotated[bool, Meta(description="Whether to serve HTTP at all")] = True
+    enabled: Annotated[bool, Meta(description="Whether to serve HTTP")] = True
     host: Annotated[Name, Meta(description="Address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes any free one")] = 9464
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0: any free port")] = 9464
 
 
 class LeaseSettings(Section, frozen=True):
-    """Leadership: which of several engines writes."""
+    """Leader election: which of several engines writes."""
 
-    ttl: Annotated[Seconds, Meta(description="Seconds that a lease lasts: a crashed leader is replaced by then")] = 5.0
+    ttl: Annotated[
+        Seconds, Meta(description="Seconds until a lease expires: a crashed leader is replaced after at most that time")
+    ] = 5.0
     renew_interval: Annotated[Seconds, Meta(description="Seconds between renewals; less than half of ttl")] = 1.0
 
     def __post_init__(self) -> None:
@@ -162,19 +170,20 @@ class LivenessSettings(LivenessLimits, frozen=True):
 class RetentionSettings(Section, frozen=True):
     """How much history is kept in Redis, and for how long. The janitor trims the rest."""
 
-    trim_interval: Annotated[Seconds, Meta(description="Seconds between two runs of the janitor")] = 5.0
-    audit_entries: Annotated[Count, Meta(description="Audit entries that are kept")] = 1_000_000
+    trim_interval: Annotated[Seconds, Meta(description="Seconds between runs of the janitor")] = 5.0
+    audit_entries: Annotated[Count, Meta(description="Number of audit entries that are kept")] = 1_000_000
     audit_entries_max: Annotated[
-        Count, Meta(description="Audit entries that are kept while an archive is behind; at least audit_entries")
+        Count,
+        Meta(description="Maximum number of audit entries, kept while an archive is behind; at least audit_entries"),
     ] = 2_000_000
-    dead_letter_entries: Annotated[Count, Meta(description="Dead letters that are kept")] = 10_000
+    dead_letter_entries: Annotated[Count, Meta(description="Number of dead letters that are kept")] = 10_000
     dead_letter_ttl: Annotated[Seconds, Meta(description="Seconds for which a dead letter is kept")] = 2_592_000.0
-    oversized_messages: Annotated[Count, Meta(description="Oversized messages that are kept whole")] = 16
+    oversized_messages: Annotated[Count, Meta(description="Number of oversized messages that are kept whole")] = 16
     absent_agent_ttl: Annotated[Seconds, Meta(description="Seconds after which an absent agent is forgotten")] = (
         604_800.0
     )
     archive_ttl: Annotated[
-        Seconds, Meta(description="Seconds without news after which the audit is not kept for an archive")
+        Seconds, Meta(description="Seconds after which the audit is not kept for an archive that reports no progress")
     ] = 604_800.0
 
     def __post_init__(self) -> None:
@@ -184,14 +193,14 @@ class RetentionSettings(Section, frozen=True):
 
 
 class ArchiveSettings(Section, frozen=True):
-    """The archive of the audit on this engine's disk."""
+    """The archive: a copy of the audit on the disk of this engine."""
 
     directory: Annotated[str, Meta(description="Directory of the archive; empty: no archive")] = ""
     poll_interval: Annotated[Seconds, Meta(description="Seconds between reads of new audit entries")] = 1.0
 
 
 class SamplerSettings(Section, frozen=True):
-    """Reads queue depths and the like for the metrics."""
+    """Samples queue depths, counts and the safety of the server for the metrics."""
 
     poll_interval: Annotated[Seconds, Meta(description="Seconds between samples")] = 5.0
     label_values: Annotated[
@@ -203,33 +212,43 @@ class SamplerSettings(Section, frozen=True):
 
 
 class MachinesSettings(Section, frozen=True):
-    """The state machines, by agent type."""
+    """The state machines of the agent types."""
 
-    directory: Annotated[str, Meta(description="Directory of the machine files; empty: those shipped with us")] = ""
-    default: Annotated[Name, Meta(description="Machine of agents that register")] = "journey"
-    unregistered: Annotated[Name, Meta(description="Machine of agents that never do")] = "open"
+    directory: Annotated[str, Meta(description="Directory of the machine files; empty: the shipped machines")] = ""
+    default: Annotated[Name, Meta(description="Machine of registered agents")] = "journey"
+    unregistered: Annotated[Name, Meta(description="Machine of agents that never registered")] = "open"
     by_type: Annotated[dict[str, str], Meta(description='Machine per agent type: { scribe = "journey" }')] = field(
         default_factory=dict
     )
 
 
 class SupervisorSettings(Section, frozen=True):
-    """Restarts services that fail."""
+    """Restarts components that fail."""
 
-    restarts: Annotated[int, Meta(ge=0, le=1_000_000, description="Failures of a service that are forgiven")] = 5
-    healthy_after: Annotated[Seconds, Meta(description="Seconds without failure that restore the restarts")] = 60.0
-    backoff_initial: Annotated[Seconds, Meta(description="Pause before the first restart, in seconds")] = 0.2
-    backoff_max: Annotated[Seconds, Meta(description="Longest pause before a restart, in seconds")] = 10.0
-    shutdown_timeout: Annotated[Seconds, Meta(description="Longest time to stop, in seconds")] = 10.0
+    restarts: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Maximum number of restarts of one component without a healthy run")
+    ] = 5
+    healthy_after: Annotated[
+        Seconds, Meta(description="Seconds that a healthy run takes; it restores the number of restarts")
+    ] = 60.0
+    backoff_initial: Annotated[
+        Seconds, Meta(description="Maximum seconds before the first restart; doubles with each failure")
+    ] = 0.2
+    backoff_max: Annotated[Seconds, Meta(description="Maximum seconds before any restart")] = 10.0
+    shutdown_timeout: Annotated[Seconds, Meta(description="Maximum seconds to stop")] = 10.0
 
 
 class LogsSettings(Section, frozen=True):
-    """What the engine says of itself."""
+    """The log of the engine."""
 
-    level: Annotated[Level, Meta(description="Least level written: debug, info, warning or error")] = "info"
+    level: Annotated[Level, Meta(description="Minimum level: debug, info, warning or error")] = "info"
     format: Annotated[Format, Meta(description="json, console, or auto: console on a terminal, else json")] = "auto"
-    queue: Annotated[Count, Meta(description="Most lines that wait for a slow reader; more are dropped")] = 10_000
-    repeats: Annotated[Count, Meta(description="Most lines of the same event in ten seconds; the rest is counted")] = 20
+    queue_size: Annotated[
+        Count, Meta(description="Maximum number of lines that wait to be written; more are dropped")
+    ] = 10_000
+    max_repeats: Annotated[
+        Count, Meta(description="Maximum lines of one event in ten seconds; the rest is counted")
+    ] = 20
     file: Annotated[str, Meta(description="File to write to, reopened at SIGUSR1; empty: standard error")] = ""
 
 

@@ -54,7 +54,7 @@ def run(
     settings = load_settings_and_machines(config, flags).settings
     told = settings.logs
     writer = logs.configure(
-        level=told.level, format=told.format, queue=told.queue, repeats=told.repeats, file=told.file
+        level=told.level, format=told.format, queue=told.queue_size, repeats=told.max_repeats, file=told.file
     )
 
     def machines() -> Machines:

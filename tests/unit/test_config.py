@@ -121,7 +121,7 @@ def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
     environ = {
         "AISM_LEASE__TTL": "5",
         "AISM_HTTP__PROT": "1",
-        "AISM_LOGS__QUEUE": "many",
+        "AISM_LOGS__QUEUE_SIZE": "many",
         "AISM_MACHINES__BY_TYPE": "{",
     }
     assert problems_of(file, environ, redis__protocol=4, sampler__pause=1) == [
@@ -131,7 +131,7 @@ def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
         f"file {file}: logs.level: expected 'debug' or 'info' or 'warning' or 'error', got 'loud'",
         f"file {file}: liveness.by_type.scribe: expected a table, got 3",
         "env AISM_HTTP__PROT: http.prot: unknown setting, did you mean http.port?",
-        "env AISM_LOGS__QUEUE: logs.queue: expected `int`, got 'many'",
+        "env AISM_LOGS__QUEUE_SIZE: logs.queue_size: expected `int`, got 'many'",
         "env AISM_MACHINES__BY_TYPE: machines.by_type: expected a table, got '{'",
         "flag: redis.protocol: expected 2 or 3, got 4",
         "flag: sampler.pause: unknown setting, did you mean sampler.label_values?",
