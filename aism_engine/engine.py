@@ -12,7 +12,6 @@ import structlog
 from aism_engine.backoff import Backoff
 from aism_engine.clock import Clock, SystemClock
 from aism_engine.config import build_policy
-from aism_engine.domain.agents.liveness import Brake, SilenceLimits, SilenceTracker
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.domain.responses import ResponseHandler
 from aism_engine.errors import ConfigError
@@ -44,7 +43,7 @@ from aism_engine.services.response_consumer import ResponseQueueHandler
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.services.wakeup import Wakeups
-from aism_engine.settings import LivenessLimits, Settings
+from aism_engine.settings import Settings
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import Client, connect, where
 from aism_engine.store.keys import Keys
@@ -105,14 +104,7 @@ class Engine:
             has_progress=self.live,
             on_lag=self.metrics.event_loop_lag.observe,
         )
-        live, kept = settings.liveness, settings.retention
-        self._registrar = Registrar(
-            context,
-            interval_s=settings.registrar.poll_interval,
-            metadata_every_s=settings.registrar.metadata_interval,
-            forget_after_s=kept.absent_agent_ttl,
-            chunk=settings.registrar.batch,
-        )
+        self._registrar = Registrar(context, settings.registrar)
         self._response_consumer = QueueConsumer(
             context,
             ResponseQueueHandler(context),
@@ -138,29 +130,10 @@ class Engine:
             Dispatcher(context, settings.dispatcher),
             Timekeeper(context, settings.timekeeper),
             Reconciler(context),
-            Reaper(
-                context,
-                SilenceTracker(
-                    Brake(live.brake_ratio, live.brake_full_ratio, live.brake_min_agents, live.brake_losses_per_scan)
-                ),
-                _silence_limits(live),
-                {kind: _silence_limits(limits) for kind, limits in live.by_type.items()},
-                scan_interval_s=live.scan_interval,
-                chunk=live.batch,
-                stalled_s=monitor.take_max_lag_s,
-            ),
+            Reaper(context, settings.liveness, monitor.take_max_lag_s),
             self._registrar,
-            DivergenceChecker(
-                context, interval_s=settings.divergence.poll_interval, at_a_time=settings.divergence.batch
-            ),
-            Janitor(
-                context,
-                retention,
-                interval_s=kept.trim_interval,
-                keep=kept.audit_entries,
-                dead_letters_for_s=kept.dead_letter_ttl,
-                forget_after_s=kept.archive_ttl,
-            ),
+            DivergenceChecker(context, settings.divergence),
+            Janitor(context, settings.retention, retention),
             Listener(context, Subscription(self._connect("pubsub"), channels), settings.response_consumer),
             Sampler(
                 context, FactCollector(self._commands_client, settings.redis), settings.sampler, self.notifier.status
@@ -241,7 +214,7 @@ class Engine:
         self._context.policy = msgspec.structs.replace(self._context.policy, machines=machines)
         self.metrics.machine_reloads.labels("applied").inc()
         log.info("machines_reloaded", machines=machines.versions())
-        self._registrar.look_again()
+        self._registrar.request_full_pass()
 
     # --- http.routes.Health -------------------------------------------------------------------------------------------
 
@@ -271,7 +244,3 @@ class Engine:
     @property
     def _idle_s(self) -> float:
         return self._clock.monotonic() - self._response_consumer.step_started_at
-
-
-def _silence_limits(limits: LivenessLimits) -> SilenceLimits:
-    return SilenceLimits(limits.silent_after, limits.lost_after)

@@ -14,6 +14,7 @@ from aism_engine.domain.policy import (
     CommandsSettings,
     Count,
     DivergenceSettings,
+    LivenessSettings,
     MailSettings,
     MeasurementsSettings,
     Name,
@@ -23,16 +24,11 @@ from aism_engine.domain.policy import (
 )
 from aism_engine.redact import AMBIGUOUS_URL, is_unambiguous
 
-Ratio = Annotated[float, Meta(gt=0, le=1)]
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
 Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
 Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
-SilentAfter = Annotated[Seconds, Meta(description="Seconds without a sign of life until an agent is silent")]
-LostAfter = Annotated[
-    Seconds, Meta(description="Seconds without a sign of life until an agent is lost; more than silent_after")
-]
 BatchBytes = Annotated[Bytes, Meta(description="Maximum number of bytes read for one commit")]
 
 
@@ -134,37 +130,6 @@ class RegistrarSettings(Section, frozen=True):
         Seconds, Meta(description="Minimum seconds between two readings of all metadata and states")
     ] = 60.0
     batch: Annotated[Count, Meta(description="Agents read per step")] = 1000
-
-
-class LivenessLimits(Section, frozen=True):
-    """How long the agents of one type may be silent."""
-
-    silent_after: SilentAfter
-    lost_after: LostAfter
-
-    def __post_init__(self) -> None:
-        if self.lost_after <= self.silent_after:
-            expected = f"expected more than silent_after ({self.silent_after})"
-            raise ValueError(f"lost_after: {expected}, got {self.lost_after}")
-
-
-class LivenessSettings(LivenessLimits, frozen=True):
-    """When an agent is silent or lost, and when the engine limits losses because it may be wrong itself."""
-
-    silent_after: SilentAfter = 15.0
-    lost_after: LostAfter = 45.0
-    scan_interval: Annotated[Seconds, Meta(description="Seconds between scans of the heartbeats")] = 1.0
-    batch: Annotated[Count, Meta(description="Heartbeats read per step")] = 1000
-    brake_ratio: Annotated[Ratio, Meta(description="Share of silent agents above which losses are rate-limited")] = 0.3
-    brake_min_agents: Annotated[Count, Meta(description="Losses are rate-limited from this fleet size on")] = 10
-    brake_full_ratio: Annotated[Ratio, Meta(description="Share of silent agents above which nobody is lost")] = 0.9
-    brake_losses_per_scan: Annotated[
-        Count, Meta(description="Maximum number of losses per scan while they are rate-limited")
-    ] = 10
-    by_type: Annotated[
-        dict[str, LivenessLimits],
-        Meta(description="Limits in seconds per agent type: { scribe = { silent_after = 60, lost_after = 180 } }"),
-    ] = field(default_factory=dict)
 
 
 class RetentionSettings(Section, frozen=True):

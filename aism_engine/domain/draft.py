@@ -16,7 +16,7 @@ from aism_engine.domain.agents.agent import AgentRecord, Hold
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups
-from aism_engine.domain.mail.limits import Pair, ThreadMember, TokenBucket
+from aism_engine.domain.mail import Pair, ThreadMember, TokenBucket
 
 copy: Final = msgspec.structs.replace
 """Of a struct, at half the price of copy.copy: each message costs two."""
@@ -158,7 +158,7 @@ class Draft:
             known = self._fleet.activity.get(agent_id)
             activity = self._activity[agent_id] = Activity() if known is None else copy(known)
         if agent_id in self._acted:
-            activity.acted = self.now
+            activity.acted_at = self.now
         return activity
 
     def measurements(self, agent_id: str) -> Mapping[str, float]:
@@ -247,7 +247,7 @@ class Draft:
             activity = fleet.activity.get(agent_id)
             if activity is None:
                 activity = fleet.activity[agent_id] = Activity()
-            activity.acted = self.now
+            activity.acted_at = self.now
         for agent_id in self._measurements.keys() & fleet.agents.keys():
             fleet.measurements[agent_id] = self._measurements[agent_id]
             fleet.unloaded_measurements.discard(agent_id)

@@ -18,9 +18,15 @@ Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # the largest string that Re
 SmallCount = Annotated[int, Meta(ge=1, le=16)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Limit = Annotated[float, Meta(gt=0, le=1e15)]
+Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
 OnLost: TypeAlias = Literal["hold", "fail"]
+
+SilentAfter = Annotated[Seconds, Meta(description="Seconds without a sign of life until an agent is silent")]
+LostAfter = Annotated[
+    Seconds, Meta(description="Seconds without a sign of life until an agent is lost; more than silent_after")
+]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,6 +96,40 @@ class MeasurementsSettings(Section, frozen=True):
     published_per_second: Annotated[
         Count, Meta(description="Maximum number of published measurements read per second")
     ] = 5000
+
+
+class LivenessLimits(Section, frozen=True):
+    """How long the agents of one type may be silent."""
+
+    silent_after: SilentAfter
+    lost_after: LostAfter
+
+    def __post_init__(self) -> None:
+        if self.lost_after <= self.silent_after:
+            expected = f"expected more than silent_after ({self.silent_after})"
+            raise ValueError(f"lost_after: {expected}, got {self.lost_after}")
+
+
+class LivenessSettings(LivenessLimits, frozen=True):
+    """When an agent is silent or lost, and when the engine limits losses because it may be wrong itself."""
+
+    silent_after: SilentAfter = 15.0
+    lost_after: LostAfter = 45.0
+    scan_interval: Annotated[Seconds, Meta(description="Seconds between scans of the heartbeats")] = 1.0
+    batch: Annotated[Count, Meta(description="Heartbeats read per step")] = 1000
+    brake_ratio: Annotated[Ratio, Meta(description="Share of silent agents above which losses are rate-limited")] = 0.3
+    brake_min_agents: Annotated[Count, Meta(description="Losses are rate-limited from this fleet size on")] = 10
+    brake_full_ratio: Annotated[Ratio, Meta(description="Share of silent agents above which nobody is lost")] = 0.9
+    brake_losses_per_scan: Annotated[
+        Count, Meta(description="Maximum number of losses per scan while they are rate-limited")
+    ] = 10
+    by_type: Annotated[
+        dict[str, LivenessLimits],
+        Meta(description="Limits in seconds per agent type: { scribe = { silent_after = 60, lost_after = 180 } }"),
+    ] = field(default_factory=dict)
+
+    def limits(self, agent_type: str) -> LivenessLimits:
+        return self.by_type.get(agent_type, self)
 
 
 class DivergenceSettings(Section, frozen=True):

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from aism_engine.domain import effects as fx
+from aism_engine.domain import mail
 from aism_engine.domain.agents import measurements, membership, transitions
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord
 from aism_engine.domain.commands import outcome
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.error_reply import ErrorReply
-from aism_engine.domain.mail import delivery
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError
@@ -27,7 +27,7 @@ _HANDLERS: Final[dict[type, ResponseHandler]] = {
     m.Result: outcome.result,
     m.Error: outcome.error,
     m.StateTransition: transitions.state_transition,
-    m.Message: delivery.send,
+    m.Message: mail.send,
     m.Measurement: measurements.keep,
 }
 
@@ -58,7 +58,7 @@ def decide_response(
     if not isinstance(response, m.Heartbeat):
         draft.note_activity(agent_id)
     if response.instance is not None:
-        draft.activity(agent_id).speak_as(response.instance, draft.now)
+        draft.activity(agent_id).set_instance(response.instance, draft.now)
     if response.via == "pubsub":
         ctx.via = "channel"
     if agent.liveness in ABSENT and not isinstance(response, m.Register | m.Goodbye):

@@ -1,78 +1,119 @@
-"""The janitor: trims the audit to what is to be kept, but never past what an archive has still to read; and the dead
-letters that are too old.
+"""Janitor: trims the audit and the dead letters, and forgets archives and agents that have been absent for too long.
 
-Each commit itself trims at the hard bound, `retention.audit_entries_max`, even if an archive is behind, so that memory
-is bounded. An archive may be late by the difference between the two bounds.
+The audit is trimmed to `retention.audit_entries`, but never past what an archive has still to read. Each commit trims
+it at the hard bound `retention.audit_entries_max`, even if an archive is behind, so that memory is bounded. An archive
+may be behind by the difference.
 """
 
 import asyncio
+from collections.abc import Iterator
+from typing import Final
 
 import structlog
 
 from aism_engine.clock import iso
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.agents.presence import decide_expired_agent
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention, oldest_cursor
 from aism_engine.services.base import Service, ServiceContext
+from aism_engine.settings import RetentionSettings
 from aism_engine.store.scripts import TrimCode
+from aism_engine.store.writer import one_by_one
 
 log = structlog.get_logger(component="janitor")
 
+_CHUNK: Final = 1000
+"""Agents checked, or forgotten in one commit, without yielding to other tasks."""
+_EXPIRY_DELAY: Final = 0.001
+"""Longest delay of an expiry as a share of the ttl, so that a large fleet is not checked on every run."""
+
 
 class Janitor(Service):
-    """Trims, and forgets the archives that have said nothing for so long that nobody waits for them."""
+    """Removes old data once in `trim_interval`."""
 
     name = "janitor"
     polls = False
 
-    def __init__(
-        self,
-        context: ServiceContext,
-        retention: AuditRetention,
-        *,
-        interval_s: float,
-        keep: int,
-        dead_letters_for_s: float,
-        forget_after_s: float,
-    ) -> None:
-        super().__init__(context)
-        self._retention = retention
-        self._interval_s = interval_s
-        self._keep = keep
-        self._dead_letters_for_s = dead_letters_for_s
-        self._forget_after_s = forget_after_s
+    def __init__(self, context: ServiceContext, settings: RetentionSettings, audit: AuditRetention) -> None:
+        super().__init__(context, settings.trim_interval)
+        self._settings = settings
+        self._audit = audit
+        self._next_expiry_at = float("-inf")
 
     async def run_once(self) -> bool:
         began = self._clock.monotonic()
         token = self._context.leadership.token
-        if token is None:
+        if token is None or not await self._trim(token):
             return False
-        before = oldest_cursor(await self._archives())
-        removed = 0
-        while True:
-            code, gone, more = await self._retention.trim_audit(token, self._keep, before)
-            removed += gone
-            if not more:
-                break
-        self._context.metrics.audit_trimmed.inc(removed)
-        if code is TrimCode.FENCED:
-            return False  # that we lead no more is found out by those who write
-        self._context.metrics.dead_letters_trimmed.inc(
-            await self._retention.trim_dead_letters(self._store.now - self._dead_letters_for_s)
-        )
-        self._record_step(began, ())
+        decisions: list[Decision] = []
+        if began >= self._next_expiry_at:
+            decisions = await self._forget_agents()
+            self._next_expiry_at = began + _EXPIRY_DELAY * self._settings.absent_agent_ttl
+        self._record_step(began, decisions)
         return False
 
-    async def wait(self) -> None:
-        await asyncio.sleep(self._interval_s)
+    async def _trim(self, token: str) -> bool:
+        """Trim the audit and the dead letters; return False if another engine leads."""
+        before = oldest_cursor(await self._archives())
+        removed, more = 0, True
+        while more:
+            code, count, more = await self._audit.trim_audit(token, self._settings.audit_entries, before)
+            removed += count
+        self._context.metrics.audit_trimmed.inc(removed)
+        if code is TrimCode.FENCED:
+            return False
+        expired = await self._audit.trim_dead_letters(self._store.now - self._settings.dead_letter_ttl)
+        self._context.metrics.dead_letters_trimmed.inc(expired)
+        return True
 
     async def _archives(self) -> dict[str, ArchivePosition]:
-        announced = await self._retention.positions()
+        """Return the archives that are alive, and forget the others."""
         now = self._store.now
-        living: dict[str, ArchivePosition] = {}
-        for archive, said in announced.items():
-            if said is not None and now - said.at < self._forget_after_s:
-                living[archive] = said
+        alive: dict[str, ArchivePosition] = {}
+        for archive, position in (await self._audit.positions()).items():
+            if position is not None and now - position.at < self._settings.archive_ttl:
+                alive[archive] = position
                 continue
-            await self._retention.remove_position(archive)
-            told = {} if said is None else {"host": said.host, "directory": said.directory, "at": iso(said.at)}
-            log.warning("archive_forgotten", archive=archive, **told, consequence="the audit is not kept for it")
-        return living
+            await self._audit.remove_position(archive)
+            known = (
+                {}
+                if position is None
+                else {"host": position.host, "directory": position.directory, "at": iso(position.at)}
+            )
+            log.warning("archive_forgotten", archive=archive, **known, consequence="the audit is not kept for it")
+        return alive
+
+    async def _forget_agents(self) -> list[Decision]:
+        """Forget agents that have been absent for `absent_agent_ttl`."""
+        fleet = await self._writer.loaded()
+        before = self._store.now - self._settings.absent_agent_ttl
+        decisions: list[Decision] = []
+        for chunk in _chunks(list(fleet.agents)):
+            agents = [agent for each in chunk if (agent := fleet.agents.get(each))]
+            absent = [agent for agent in agents if _absent_since(fleet, agent) < before]
+            # A heartbeat that the registrar or the reaper has yet to see is a sign of life.
+            scores = await self._store.scores([agent.agent_id for agent in absent])
+            expired = [agent.agent_id for agent in absent if scores[agent.agent_id] in {None, agent.lost_score}]
+            if expired:
+                decide = one_by_one("expired_agent", expired, self._decide)
+                decisions += await self._writer.write(decide, on=fleet)
+            await asyncio.sleep(0)
+        return decisions
+
+    def _decide(self, draft: Draft, agent_id: str) -> Decision:
+        return decide_expired_agent(draft, self._policy, agent_id)
+
+
+def _chunks(agent_ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(agent_ids), _CHUNK):
+        yield agent_ids[start : start + _CHUNK]
+
+
+def _absent_since(fleet: Fleet, agent: AgentRecord) -> float:
+    if agent.liveness is Liveness.FRESH:
+        return float("inf")
+    last_message_at = fleet.last_message_at.get(agent.agent_id, fleet.loaded_at)
+    return max(agent.since, agent.first_seen_at, agent.lost_at, last_message_at)

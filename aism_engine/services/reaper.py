@@ -1,4 +1,4 @@
-"""The reaper: agents that have been silent too long; never the ones we merely failed to hear."""
+"""Reaper: marks agents as lost when they have been silent for too long and the engine could have observed them."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,11 +8,12 @@ from typing import Final, TypeVar
 import structlog
 
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
-from aism_engine.domain.agents.liveness import Assessment, Loss, ScoreRange, SilenceLimits, SilenceTracker
+from aism_engine.domain.agents.liveness import Assessment, Loss, Scan, ScoreRange, SilenceTracker
 from aism_engine.domain.agents.presence import decide_lost, decide_returned, decide_silent
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
+from aism_engine.domain.policy import LivenessSettings
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.writer import Decide, Failures, one_by_one
 
@@ -20,79 +21,67 @@ T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
 
 _REST: Final = 9
-"""A scan is followed by so many times what it took: to read 100,000 silent agents takes a while."""
-_LONGEST_REST: Final = 0.1
-"""Of lost_after: no rest is longer, also where a scan took long because we were stopped in the middle of it."""
+"""A scan is followed by a rest of this many times its duration: reading 100,000 silent agents takes a while."""
+_MAX_REST: Final = 0.1
+"""Longest rest as a share of lost_after, because a scan also takes long if the process was stopped during it."""
 
 
 class Reaper(Service):
-    """Calls agents lost, and back. Judges only what it has watched itself: see domain/agents/liveness.py."""
+    """Marks agents as lost, brings them back, lists the silent ones. The rules: domain/agents/liveness.py."""
 
     name = "reaper"
     polls = False
 
     def __init__(
-        self,
-        context: ServiceContext,
-        watch: SilenceTracker,
-        limits: SilenceLimits,
-        by_type: Mapping[str, SilenceLimits],
-        *,
-        scan_interval_s: float,
-        chunk: int,
-        stalled_s: Callable[[], float],
+        self, context: ServiceContext, settings: LivenessSettings, take_max_lag_s: Callable[[], float]
     ) -> None:
-        """`stalled_s` gives for how long the loop stood still at worst, since it was last asked."""
+        """`take_max_lag_s` returns the longest stall of the event loop since the last call."""
         super().__init__(context)
-        self._watch = watch
-        self._limits = limits
-        self._by_type = by_type
-        self._scan_interval_s = scan_interval_s
-        self._chunk = chunk
-        self._stalled_s = stalled_s
-        self._narrowest_s = min(limit.silent_s for limit in (limits, *by_type.values()))
-        self._longest_rest_s = _LONGEST_REST * min(limit.lost_s for limit in (limits, *by_type.values()))
+        self._settings = settings
+        self._take_max_lag_s = take_max_lag_s
+        self._tracker = SilenceTracker(settings)
+        limits = (settings, *settings.by_type.values())
+        self._range_width_s = min(each.silent_after for each in limits)
+        self._max_rest_s = _MAX_REST * min(each.lost_after for each in limits)
+        self._max_gap_s = settings.scan_interval + 1
+        """A longer time without observation is a blind spell."""
         self._scanned_at = float("-inf")
-        self._scanned_as: str | None = None
-        self._took_s = 0.0
+        self._token: str | None = None
+        self._scan_s = 0.0
         self._mode = "normal"
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         server_now = await self._store.read_time()
-        began = self._clock.monotonic()  # the same instant: a stop before it is seen, as one that has blinded us
-        self._notice_blindness(began)
-        # A clock that is ahead is looked at each time: its last beat would seem fresh for longer than it is.
-        span = ScoreRange(server_now, self._narrowest_s)
-        outside, slowest_s = await self._store.scores_outside(span.low, span.now, self._chunk)
-        self._scanned_at = self._clock.monotonic()
-        if slowest_s > self._tolerated_s:  # the server stood still meanwhile, or the way to it: nobody could beat
-            self._reset(slowest_s)
-        watched = {agent_id: score for agent_id, score in outside.items() if _is_watched(fleet.agents.get(agent_id))}
-        if overtaken := self._watch.overtaken(watched, span):
-            watched |= {
-                agent_id: score
-                for agent_id, score in (await self._scores(list(overtaken))).items()
-                if score == overtaken[agent_id] and _is_watched(fleet.agents.get(agent_id))
-            }
-        self._watch.confirmed_at = began - server_now + fleet.losses_confirmed_at
-        assessment = self._watch.assess(
-            watched,
-            fleet.liveness[Liveness.FRESH],
-            lambda agent_id: self._by_type.get(fleet.agents[agent_id].type, self._limits),
-            lambda agent_id: began - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
-            began,
-            span=span,
-            heard_until=self._context.watermark.applied_until,
+        # Taken after the reply, so that a pause of the process before it counts as a blind spell.
+        began = self._clock.monotonic()
+        self._reset_after_blind_spell(began)
+        score_range = ScoreRange(server_now, self._range_width_s)
+        scores = await self._read_scores(score_range)
+        scan = Scan(
+            scores=await self._watched_scores(fleet, scores, score_range),
+            watched=fleet.liveness[Liveness.FRESH],
+            score_range=score_range,
+            now=began,
+            observed_until=self._context.watermark.applied_until,
+            confirmed_at=began - server_now + fleet.losses_confirmed_at,
         )
-        self._tell(assessment)
-        losses, returned = assessment.losses, await self._returned(fleet, outside)
-        self._took_s = self._clock.monotonic() - began
-        decisions = await self._settle(fleet, losses, returned, server_now)
+        assessment = self._tracker.assess(
+            scan,
+            lambda agent_id: fleet.agents[agent_id].type,
+            lambda agent_id: began - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
+        )
+        self._report(assessment)
+        losses, returned = assessment.losses, await self._returned(fleet, scores)
+        self._scan_s = self._clock.monotonic() - began
+        decisions: list[Decision] = []
+        for some_losses, some_returned in self._batches(losses, returned):
+            decide = partial(self._decide, fleet=fleet, losses=some_losses, returned=some_returned, read_at=server_now)
+            decisions += await self._write(fleet, decide)
         silent = {agent_id: at + server_now - began for agent_id, at in assessment.silent_since.items()}
         for loss in losses:
             silent.pop(loss.agent_id, None)
-        decisions += await self._show_silent(fleet, silent)
+        decisions += await self._update_silent(fleet, silent)
         self._record_step(began, decisions)
         return False
 
@@ -100,14 +89,46 @@ class Reaper(Service):
         await asyncio.sleep(self._rest_s)
 
     async def on_standby(self) -> None:
-        self._tell(Assessment())
+        self._report(Assessment())
 
-    async def _settle(self, fleet: Fleet, losses: list[Loss], returned: list[str], seen_at: float) -> list[Decision]:
-        decisions: list[Decision] = []
-        for gone, back in self._chunks(losses, returned):
-            decide = partial(self._decide, fleet=fleet, losses=gone, returned=back, seen_at=seen_at)
-            decisions += await self._write(fleet, decide)
-        return decisions
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def _read_scores(self, score_range: ScoreRange) -> dict[str, float]:
+        """Read the scores outside the range. Those in the future are included: they would seem fresh for too long."""
+        batch = self._settings.batch
+        scores, slowest_s = await self._store.scores_outside(score_range.low, score_range.now, batch)
+        self._scanned_at = self._clock.monotonic()
+        if slowest_s > self._max_gap_s:  # the server or the network stood still: no agent could send a heartbeat
+            self._reset(slowest_s)
+        return scores
+
+    async def _watched_scores(
+        self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
+    ) -> dict[str, float]:
+        """Return the scores of watched agents, and those that time has caught up with if they are unchanged."""
+        watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
+        if caught_up := self._tracker.caught_up(watched, score_range):
+            watched |= {
+                agent_id: score
+                for agent_id, score in (await self._scores(list(caught_up))).items()
+                if score == caught_up[agent_id] and _is_watched(fleet.agents.get(agent_id))
+            }
+        return watched
+
+    async def _returned(self, fleet: Fleet, scores: Mapping[str, float]) -> list[str]:
+        """Return the absent agents whose score has changed since they were lost or left."""
+        absent = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.absent}
+        found = {agent_id: scores.get(agent_id) for agent_id in absent}
+        found |= await self._scores([agent_id for agent_id, score in found.items() if score is None])
+        return [agent_id for agent_id, score in found.items() if score is not None and score != absent[agent_id]]
+
+    async def _scores(self, agent_ids: list[str]) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for start in range(0, len(agent_ids), self._settings.batch):
+            found |= await self._store.scores(agent_ids[start : start + self._settings.batch])
+        return found
+
+    # --- deciding and writing ---------------------------------------------------------------------------------------
 
     def _decide(
         self,
@@ -117,79 +138,64 @@ class Reaper(Service):
         fleet: Fleet,
         losses: Sequence[Loss],
         returned: Sequence[str],
-        seen_at: float,
+        read_at: float,
     ) -> list[Decision]:
-        mute = [
-            loss for loss in losses if fleet.last_message_at.get(loss.agent_id, 0.0) <= seen_at
-        ]  # nor has said a word since
-        about: list[Loss | str] = [*mute, *returned]
-        return one_by_one("lost", about, self._decide_one, _leave)(draft, failures)
+        # An agent that has sent a message since the scan is not lost.
+        lost = [loss for loss in losses if fleet.last_message_at.get(loss.agent_id, 0.0) <= read_at]
+        subjects: list[Loss | str] = [*lost, *returned]
+        return one_by_one("lost", subjects, self._decide_one, _unchanged)(draft, failures)
 
-    def _decide_one(self, draft: Draft, about: Loss | str) -> Decision:
-        if isinstance(about, str):
-            return decide_returned(draft, self._policy, about)
-        return decide_lost(draft, self._policy, about.agent_id, about.score, about.silent_s)
+    def _decide_one(self, draft: Draft, subject: Loss | str) -> Decision:
+        if isinstance(subject, str):
+            return decide_returned(draft, self._policy, subject)
+        return decide_lost(draft, self._policy, subject.agent_id, subject.score, subject.silent_s)
 
-    async def _show_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
-        """Write down what has changed since it was last written: while nobody falls silent or returns, nothing."""
-        fallen, over = list(silent.keys() - fleet.silent.keys()), list(fleet.silent.keys() - silent.keys())
+    async def _update_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
+        """Write which agents have fallen silent since the last update, and which are silent no longer."""
+        added, removed = list(silent.keys() - fleet.silent.keys()), list(fleet.silent.keys() - silent.keys())
         decisions: list[Decision] = []
-        for some, others in self._chunks(fallen, over):
-            since = {agent_id: silent[agent_id] for agent_id in some}
-            decisions += await self._write(fleet, partial(_decide_silences, since=since, over=others))
+        for some_added, some_removed in self._batches(added, removed):
+            since = {agent_id: silent[agent_id] for agent_id in some_added}
+            decisions += await self._write(fleet, partial(_decide_silent, since=since, no_longer=some_removed))
         return decisions
 
-    def _chunks(self, some: Sequence[T], others: Sequence[str]) -> Iterator[tuple[Sequence[T], Sequence[str]]]:
-        for start in range(0, max(len(some), len(others)), self._chunk):
-            yield some[start : start + self._chunk], others[start : start + self._chunk]
+    def _batches(self, some: Sequence[T], others: Sequence[str]) -> Iterator[tuple[Sequence[T], Sequence[str]]]:
+        batch = self._settings.batch
+        for start in range(0, max(len(some), len(others)), batch):
+            yield some[start : start + batch], others[start : start + batch]
 
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
-        """Write so much, for a commit holds up everybody else's. While it goes on as it should we are not blind."""
+        """Commit one batch, because a commit delays those of other services. A commit in time is no blind spell."""
         began = self._clock.monotonic()
         decisions = await self._writer.write(decide, on=fleet)
-        if (took_s := self._clock.monotonic() - began) <= self._tolerated_s:
+        if (took_s := self._clock.monotonic() - began) <= self._max_gap_s:
             self._scanned_at += took_s
         return decisions
 
-    def _notice_blindness(self, now: float) -> None:
-        """Start the watch anew after a spell in which we saw nothing: a start, a takeover, a stall, Redis away."""
+    # --- blind spells -----------------------------------------------------------------------------------------------
+
+    def _reset_after_blind_spell(self, now: float) -> None:
+        """Reset the observations after a start, a takeover, a stall, or an outage of Redis."""
         token = self._context.leadership.token
-        gap_s, stalled_s = now - self._scanned_at, self._stalled_s()
-        if token != self._scanned_as or gap_s > self._rest_s + self._tolerated_s or stalled_s > self._tolerated_s:
-            self._scanned_as = token
-            self._reset(max(gap_s, stalled_s))
+        gap_s, lag_s = now - self._scanned_at, self._take_max_lag_s()
+        if token != self._token or gap_s > self._rest_s + self._max_gap_s or lag_s > self._max_gap_s:
+            self._token = token
+            self._reset(max(gap_s, lag_s))
 
     def _reset(self, gap_s: float) -> None:
-        self._watch.reset()
+        self._tracker.reset()
         log.info("observations_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
 
     @property
     def _rest_s(self) -> float:
-        return max(self._scan_interval_s, min(_REST * self._took_s, self._longest_rest_s))
+        return max(self._settings.scan_interval, min(_REST * self._scan_s, self._max_rest_s))
 
-    @property
-    def _tolerated_s(self) -> float:
-        """How long nothing may be seen without that being a blind spell."""
-        return self._scan_interval_s + 1
-
-    async def _scores(self, agent_ids: list[str]) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        for start in range(0, len(agent_ids), self._chunk):
-            found |= await self._store.scores(agent_ids[start : start + self._chunk])
-        return found
-
-    async def _returned(self, fleet: Fleet, outside: Mapping[str, float]) -> list[str]:
-        """Find who is away, and has beaten since: by what was read, and where that lacks it, by its own score."""
-        away = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.absent}
-        scores = {agent_id: outside.get(agent_id) for agent_id in away}
-        scores |= await self._scores([agent_id for agent_id, score in scores.items() if score is None])
-        return [agent_id for agent_id, score in scores.items() if score is not None and score != away[agent_id]]
-
-    def _tell(self, assessment: Assessment) -> None:
-        self._context.metrics.set_fleet_mode(assessment.mode)
-        self._context.metrics.agents_silent.set(assessment.silent)
-        self._context.metrics.agents_skewed.labels("ahead").set(assessment.ahead)
-        self._context.metrics.agents_skewed.labels("behind").set(assessment.behind)
+    def _report(self, assessment: Assessment) -> None:
+        metrics = self._context.metrics
+        metrics.set_fleet_mode(assessment.mode)
+        metrics.agents_silent.set(assessment.silent)
+        metrics.agents_skewed.labels("ahead").set(assessment.ahead)
+        metrics.agents_skewed.labels("behind").set(assessment.behind)
         if assessment.mode != self._mode:
             self._mode = assessment.mode
             log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent)
@@ -199,14 +205,14 @@ def _is_watched(agent: AgentRecord | None) -> bool:
     return agent is not None and agent.liveness is Liveness.FRESH
 
 
-def _leave(_draft: Draft, about: Loss | str, _failure: tuple[str, str]) -> Decision:
-    """Leave one that has beaten meanwhile, or cannot be written: the next scan sees."""
-    return Decision("returned" if isinstance(about, str) else "loss", "unchanged")
+def _unchanged(_draft: Draft, subject: Loss | str, _failure: tuple[str, str]) -> Decision:
+    """Skip an agent whose score has changed meanwhile, or that cannot be written: the next scan decides again."""
+    return Decision("returned" if isinstance(subject, str) else "lost", "unchanged")
 
 
-def _decide_silences(
-    draft: Draft, failures: Failures, *, since: Mapping[str, float], over: Sequence[str]
+def _decide_silent(
+    draft: Draft, failures: Failures, *, since: Mapping[str, float], no_longer: Sequence[str]
 ) -> list[Decision]:
-    if failures:  # the key is none of ours: it cannot be shown, and everything else goes on
+    if failures:  # the key has another type: silent agents cannot be listed, everything else goes on
         return [Decision("silent", "refused", failures[0][0])]
-    return [decide_silent(draft, since, over)]
+    return [decide_silent(draft, since, no_longer)]

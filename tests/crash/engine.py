@@ -42,6 +42,7 @@ READS: Final[Mapping[str, Mapping[str, str]]] = {
     "registrar": {"members": "peeked", "snapshots": "looked up"},
     "divergence_checker": {"scores": "peeked"},
     "reconciler": {"orphans": "peeked"},
+    "janitor": {"scores": "peeked"},
 }
 """For each service that commits, what it reads, and which step that is."""
 _TURNS: Final = 5

@@ -36,12 +36,13 @@ KINDS: Final = {
         *("malformed", "oversized"),
     ),
     "fanout": ("fanout_target",),
-    "dispatcher": ("handout", "delivery"),
+    "dispatcher": ("dispatch", "delivery"),
     "timekeeper": ("deadline",),
-    "reaper": ("loss", "return", "silence"),
-    "registrar": ("beat", "sighting", "oblivion", "standing"),
+    "reaper": ("lost", "returned", "silent"),
+    "registrar": ("first_heartbeat", "snapshot", "state_repair"),
     "divergence_checker": ("divergence",),
-    "reconciler": ("stray",),
+    "reconciler": ("orphan",),
+    "janitor": ("expired_agent",),
 }
 """What each service commits, by the kinds of its decisions."""
 POINTS: Final = [
@@ -91,6 +92,7 @@ class Phoenix:
             "liveness.lost_after": 1.2,
             "liveness.scan_interval": 0.1,
             "retention.absent_agent_ttl": 1.0,
+            "retention.trim_interval": 0.2,
             "registrar.metadata_interval": 0.2,
             "divergence.poll_interval": 0.1,
             "divergence.forbidden_evidence_after": 0.2,
@@ -132,13 +134,10 @@ async def test_a_crash_at_any_step_loses_and_doubles_nothing(server: EmbeddedSer
 
 
 def test_no_service_that_commits_is_left_out() -> None:
-    """Who gets a writer and leads, and is neither listener nor elector, has its points here.
-
-    The janitor commits nothing: it trims what is archived, in one script.
-    """
+    """Every service that leads, except the listener and the elector, has its points here."""
     engine = Engine(Settings(), environ={})
     services = {part.name for part in engine.components if isinstance(part, Service) and part.leads_only}
-    assert services - {"listener", "janitor"} == set(KINDS) == set(READS)
+    assert services - {"listener"} == set(KINDS) == set(READS)
 
 
 def test_no_kind_of_message_is_left_out() -> None:

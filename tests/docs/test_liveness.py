@@ -5,7 +5,7 @@ from typing import Final, get_args
 
 from aism_engine.domain.agents.agent import Liveness, ShownLiveness
 from aism_engine.domain.agents.liveness import Mode
-from aism_engine.settings import LivenessSettings
+from aism_engine.domain.policy import LivenessSettings
 from tests.docs.reading import DOCS, PROTOCOL, ROOT, fields_of, first_column, names, table
 from tests.docs.test_logs import logged
 from tests.docs.test_metrics import exported

@@ -149,7 +149,7 @@ async def test_a_blind_spell_gives_everybody_the_full_grace_again(server: Embedd
         await enter(engine, "inbox", "deep_work")
         await eventually(lambda: engine.audit("state_changed", agent_id="a"))
         assert await looks_after(0.0) == []
-        witness._looked_at = float("-inf")
+        witness._checked_at = float("-inf")
         assert await looks_after(2 * after_s) == []
         (found,) = await looks_after(2 * after_s)
         assert found["code"] == "idle_at_work"

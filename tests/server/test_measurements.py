@@ -113,7 +113,7 @@ async def test_an_agent_that_invents_names_keeps_those_it_has(server: EmbeddedSe
         await engine.say(said)
         _, answer = await engine.call("BRPOP", engine.keys.agent_reply("a", "m"), 5)
         error = json.loads(answer)["error"]
-        assert (error["type"], error["code"]) == ("measurement_refused", "too_many_measures")
+        assert (error["type"], error["code"]) == ("measurement_refused", "too_many_measurements")
         assert error["details"] == {"refused": ["n7"], "max_names": 3}
         assert await kept(engine, "a") == {"n0": 0, "n1": 10, "n2": 2}
         assert await engine.dead_letters() == []

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from msgspec import convert, to_builtins
 
 from aism_engine.config import descriptions, load_settings, render_reference
+from aism_engine.domain.policy import LivenessLimits, LivenessSettings
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
-from aism_engine.settings import LeaseSettings, LivenessLimits, LivenessSettings, Settings
+from aism_engine.settings import LeaseSettings, Settings
 
 KEYS = sorted(descriptions())
 counts = st.none() | st.integers(1, 1_000_000_000)

@@ -1,4 +1,4 @@
-"""The laws of the watch over any history: agents, a server, an engine and a fake clock, against hypothesis."""
+"""Properties of liveness for any history: agents, a server, an engine and a fake clock, with hypothesis."""
 
 import math
 from typing import Final
@@ -7,17 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from aism_engine.domain.agents.liveness import Brake, ScoreRange, SilenceLimits, SilenceTracker
+from aism_engine.domain.agents.liveness import Scan, ScoreRange, SilenceTracker
+from aism_engine.domain.policy import LivenessSettings
 
-_LIMITS: Final = SilenceLimits(silent_s=15.0, lost_s=45.0)
+_LIMITS: Final = LivenessSettings()
 _SCAN_S: Final = 1.0
-_PATIENCE_S: Final = _LIMITS.lost_s - _LIMITS.silent_s - 2 * _SCAN_S
-"""Whoever beats at least so often is a beating agent."""
-_STARTED: Final = 1_800_000_000.0
+_MAX_INTERVAL_S: Final = _LIMITS.lost_after - _LIMITS.silent_after - 2 * _SCAN_S
+"""The longest interval of heartbeats that is promised to be enough."""
+_STARTED_AT: Final = 1_800_000_000.0
 
 
 class Clock(Struct, frozen=True):
-    """The clock of an agent: off by so many seconds, and in which unit its scores are."""
+    """An agent's clock: its offset, and the unit of the scores that the agent writes."""
 
     skew_s: float
     unit: float = 1.0
@@ -27,67 +28,60 @@ class Clock(Struct, frozen=True):
 
 
 class World:
-    """One server and one engine: scores by agent, and the watch over them; the server's clock is `now`."""
+    """One server and one engine: scores by agent, and their tracker. The server's clock is `now`."""
 
     def __init__(self) -> None:
-        self.now = _STARTED
+        self.now = _STARTED_AT
         self.scores: dict[str, float] = {}
         self.lost: dict[str, float] = {}
-        self._watch = SilenceTracker(Brake())
+        self._tracker = SilenceTracker(_LIMITS)
 
-    def beat(self, agent_id: str, score: float) -> None:
+    def heartbeat(self, agent_id: str, score: float) -> None:
         while self.scores.get(agent_id) == score:
-            score = math.nextafter(score, math.inf)  # it changes: that is all that is asked of it
+            score = math.nextafter(score, math.inf)  # a heartbeat is a change
         self.scores[agent_id] = score
 
-    def blind(self) -> None:
-        self._watch.reset()
+    def reset(self) -> None:
+        self._tracker.reset()
 
     def scan(self) -> None:
-        """Look as the reaper does."""
-        span = ScoreRange(self.now, _LIMITS.silent_s)
+        """Scan as the reaper does."""
+        score_range = ScoreRange(self.now, _LIMITS.silent_after)
         watched = {agent_id: score for agent_id, score in self.scores.items() if agent_id not in self.lost}
-        seen = {agent_id: score for agent_id, score in watched.items() if not span.has(score)}
-        overtaken = self._watch.overtaken(seen, span)
-        seen |= {agent_id: score for agent_id, score in watched.items() if overtaken.get(agent_id) == score}
-        assessment = self._watch.assess(
-            seen,
-            len(watched),
-            lambda _: _LIMITS,
-            lambda _: -math.inf,
-            self.now,
-            span=span,
-            heard_until=self.now,
-        )
+        scores = {agent_id: score for agent_id, score in watched.items() if not score_range.contains(score)}
+        caught_up = self._tracker.caught_up(scores, score_range)
+        scores |= {agent_id: score for agent_id, score in watched.items() if caught_up.get(agent_id) == score}
+        scan = Scan(scores=scores, watched=len(watched), score_range=score_range, now=self.now, observed_until=self.now)
+        assessment = self._tracker.assess(scan, lambda _: "", lambda _: -math.inf)
         self.lost |= dict.fromkeys((loss.agent_id for loss in assessment.losses), self.now)
 
 
 _edges = st.sampled_from([edge * sign for edge in (0.0, 0.9, 1.1, 14.9, 15.0, 15.1, 30.0, 45.0) for sign in (1, -1)])
 _clocks = st.builds(Clock, st.floats(-100_000, 100_000) | _edges, st.sampled_from([1.0, 1000.0]))
-_gaps = st.lists(st.tuples(st.floats(0.01, 3 * _SCAN_S), st.sampled_from(["", "", "", "blind", "away"])), min_size=30)
+_gaps = st.lists(st.tuples(st.floats(0.01, 3 * _SCAN_S), st.sampled_from(["", "", "", "reset", "outage"])), min_size=30)
 
 
 @given(
-    beats=st.lists(st.tuples(st.floats(0.01, _PATIENCE_S), _clocks), min_size=1, max_size=30),
-    status_changes=_gaps.filter(lambda status_changes: len(status_changes) <= 300),
-    away_s=st.floats(3.0, 4000.0),
+    heartbeats=st.lists(st.tuples(st.floats(0.01, _MAX_INTERVAL_S), _clocks), min_size=1, max_size=30),
+    steps=_gaps.filter(lambda steps: len(steps) <= 300),
+    outage_s=st.floats(3.0, 4000.0),
 )
-def test_who_beats_is_never_called_lost(
-    beats: list[tuple[float, Clock]], status_changes: list[tuple[float, str]], away_s: float
+def test_an_agent_that_sends_heartbeats_is_never_lost(
+    heartbeats: list[tuple[float, Clock]], steps: list[tuple[float, str]], outage_s: float
 ) -> None:
-    """Whatever its clock says, also one that jumps at each beat, and however often the engine, or Redis, is away."""
-    world, beat_at, number = World(), _STARTED, 0
-    for gap_s, event in status_changes:
+    """With any clock, even one that jumps at each heartbeat, and through any outages of the engine or Redis."""
+    world, heartbeat_at, number = World(), _STARTED_AT, 0
+    for gap_s, event in steps:
         world.now += gap_s
-        if event == "away":  # the engine is paused, or the server: it stops the agents, too, and none has beaten since
-            world.now += away_s
-            beat_at = max(beat_at, world.now)
-        while beat_at <= world.now:
-            wait_s, clock = beats[number % len(beats)]
-            world.beat("a", clock.score(beat_at))
-            beat_at, number = beat_at + wait_s, number + 1
+        if event == "outage":  # of the engine or of the server: no heartbeat arrives meanwhile
+            world.now += outage_s
+            heartbeat_at = max(heartbeat_at, world.now)
+        while heartbeat_at <= world.now:
+            wait_s, clock = heartbeats[number % len(heartbeats)]
+            world.heartbeat("a", clock.score(heartbeat_at))
+            heartbeat_at, number = heartbeat_at + wait_s, number + 1
         if event:
-            world.blind()
+            world.reset()
         world.scan()
         assert world.lost == {}
 
@@ -95,37 +89,37 @@ def test_who_beats_is_never_called_lost(
 @given(
     clock=_clocks,
     every_s=st.floats(0.5, 10.0),
-    beaten_for_s=st.floats(0.0, 60.0),
+    duration_s=st.floats(0.0, 60.0),
     resets=st.lists(st.integers(0, 100), max_size=3),
 )
-def test_who_stops_is_called_lost_within_lost_after_and_two_scans(
-    clock: Clock, every_s: float, beaten_for_s: float, resets: list[int]
+def test_an_agent_that_stops_is_lost_within_lost_after_and_two_scans(
+    clock: Clock, every_s: float, duration_s: float, resets: list[int]
 ) -> None:
-    """By any clock that goes on, and counted from the last blind spell where that is later."""
-    world, beat_at, stopped_at = World(), _STARTED, _STARTED
-    for number in range(int(beaten_for_s) + 250):
-        world.now = _STARTED + number * _SCAN_S
-        while beat_at <= min(world.now, _STARTED + beaten_for_s):
-            world.beat("a", clock.score(beat_at))
-            beat_at, stopped_at = beat_at + every_s, beat_at
+    """With any clock that advances. After a blind spell the time counts from its end."""
+    world, heartbeat_at, stopped_at = World(), _STARTED_AT, _STARTED_AT
+    for number in range(int(duration_s) + 250):
+        world.now = _STARTED_AT + number * _SCAN_S
+        while heartbeat_at <= min(world.now, _STARTED_AT + duration_s):
+            world.heartbeat("a", clock.score(heartbeat_at))
+            heartbeat_at, stopped_at = heartbeat_at + every_s, heartbeat_at
         if number in resets:
-            world.blind()
+            world.reset()
         world.scan()
-    seen_from = max([stopped_at, *(_STARTED + reset * _SCAN_S for reset in resets)])
-    # one whose beats all lie in the sane span is read when it has left that, whatever was reset meanwhile
-    assert world.lost["a"] <= seen_from + _LIMITS.lost_s + 2 * _SCAN_S
+    observed_from = max([stopped_at, *(_STARTED_AT + reset * _SCAN_S for reset in resets)])
+    # a score within the range is read when it leaves the range, whatever was reset before
+    assert world.lost["a"] <= observed_from + _LIMITS.lost_after + 2 * _SCAN_S
 
 
 @given(st.lists(_clocks, min_size=10, max_size=40), st.floats(0.5, 14.0))
-def test_clocks_that_are_off_brake_nothing(clocks: list[Clock], every_s: float) -> None:
-    """Once each has been seen to move, a fleet of skewed clocks is no silent fleet: who stops in it is lost in time."""
-    world, due = World(), dict.fromkeys(range(len(clocks)), _STARTED)
-    stops_at = _STARTED + 60.0
-    for number in range(60 + int(_LIMITS.lost_s + 2 * _SCAN_S) + 1):
-        world.now = _STARTED + number * _SCAN_S
+def test_wrong_clocks_do_not_rate_limit_losses(clocks: list[Clock], every_s: float) -> None:
+    """A fleet of wrong clocks is not silent once each has changed: an agent in it that stops is lost in time."""
+    world, due = World(), dict.fromkeys(range(len(clocks)), _STARTED_AT)
+    stops_at = _STARTED_AT + 60.0
+    for number in range(60 + int(_LIMITS.lost_after + 2 * _SCAN_S) + 1):
+        world.now = _STARTED_AT + number * _SCAN_S
         for agent, clock in enumerate(clocks):
             while due[agent] <= world.now and (agent or due[agent] <= stops_at):
-                world.beat(f"a{agent}", clock.score(due[agent]))
+                world.heartbeat(f"a{agent}", clock.score(due[agent]))
                 due[agent] += every_s
         world.scan()
     assert list(world.lost) == ["a0"]

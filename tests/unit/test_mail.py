@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from aism_engine.domain import mail
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machines
-from aism_engine.domain.mail import limits
 from tests.support.model import World, machines
 
 TALK: Final = """\
@@ -219,7 +219,7 @@ def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(status_changes
 
 def test_what_is_counted_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs and threads without end cost no memory without end: those used longest ago are forgotten."""
-    monkeypatch.setattr(limits, "MAX_COUNTED", 4)
+    monkeypatch.setattr(mail, "MAX_COUNTED", 4)
     talk = Talk()
     for number in range(10):
         talk.tell("a", "b", thread=f"t{number}")

@@ -1,7 +1,7 @@
-"""What is kept of an agent beside its own word: what it was seen to do, and where the two disagree.
+"""What the engine observed an agent do, and the divergences that are open.
 
-Deeds live in memory alone: who takes over has seen nothing yet, and accuses nobody before it has. A divergence that is
-open stands in the agent's record, so that it is closed by whoever sees it end.
+Activity is kept in memory only: a new leader has observed nothing yet and opens no divergence for lack of it. An open
+divergence is part of the agent's record, so that any later leader can close it.
 """
 
 from typing import Any, Final, Literal, TypeAlias
@@ -13,13 +13,13 @@ Via: TypeAlias = Literal["queue", "channel", "key"]
 """How a state was declared: pushed to the response queue, published on a channel, or written to `:state`."""
 
 _KEPT: Final = 16
-"""Of repeated events, the last that are remembered: an arbitrary number, and the most that a rule can count."""
-_FORMER: Final = 4
-"""Processes under one id that are told apart: an arbitrary number."""
+"""Repeated events that are remembered, and so the most that a rule can count. An arbitrary number."""
+_EARLIER_INSTANCES: Final = 4
+"""Earlier instances that are remembered per agent. An arbitrary number."""
 
 
 class Divergence(Struct, frozen=True, kw_only=True):
-    """One that is open, as it stands in the record of its agent. `since` is ISO 8601, by Redis `TIME`."""
+    """An open divergence, as the agent's record holds it. `since` is ISO 8601, by Redis `TIME`."""
 
     since: str
     confidence: Confidence
@@ -29,70 +29,73 @@ class Divergence(Struct, frozen=True, kw_only=True):
 
 
 class MissedDeadline(Struct, frozen=True):
-    """A command of which nothing was heard in its time, from its being taken, or confirmed, until `at`."""
+    """A command that the agent received, or acknowledged, at `since`, and whose timeout ran out at `at`."""
 
     since: float
     at: float
 
 
 class Activity(Struct):
-    """What an agent was seen to do since the fleet was loaded. Instants are unix seconds by Redis `TIME`; 0: never."""
+    """What an agent did since the fleet was loaded. Instants are unix seconds by Redis `TIME`; 0: never."""
 
-    acted: float = 0.0
-    """When it last took a command, or said anything but that it is there."""
-    confirmed: float = 0.0
-    """When it last said a word on a command."""
-    finished: float = 0.0
-    """When it last gave the outcome of one."""
+    acted_at: float = 0.0
+    """When it last took a command or sent any response other than a heartbeat."""
+    command_response_at: float = 0.0
+    """When it last sent a response about a command."""
+    outcome_at: float = 0.0
+    """When it last sent the outcome of a command."""
     unacked: tuple[MissedDeadline, ...] = ()
-    """What it took and never confirmed, since it last confirmed anything."""
+    """Commands that it received and did not acknowledge, since its last response about any command."""
     unfinished: tuple[MissedDeadline, ...] = ()
-    """What it confirmed and never finished, since it last finished anything."""
+    """Commands that it acknowledged and did not finish, since the last outcome that it sent."""
     instance: str = ""
-    former: tuple[str, ...] = ()
-    returns: tuple[float, ...] = ()
-    """When an instance spoke again though another had spoken since."""
+    earlier_instances: tuple[str, ...] = ()
+    switched_back_at: tuple[float, ...] = ()
+    """When an earlier instance sent a response after a later one."""
     context: float | None = None
-    over_since: float = 0.0
-    """From when on its measured context has been above the limit, without a rest."""
+    """The context size that it last measured."""
+    context_over_since: float = 0.0
+    """Since when its context has been above the limit without interruption."""
 
-    def say_on_command(self, now: float, *, outcome: bool) -> None:
-        self.confirmed, self.unacked = now, ()
-        if outcome:
-            self.finished, self.unfinished = now, ()
+    def add_command_response(self, now: float, *, is_outcome: bool) -> None:
+        self.command_response_at, self.unacked = now, ()
+        if is_outcome:
+            self.outcome_at, self.unfinished = now, ()
 
-    def miss_ack(self, taken_at: float, now: float) -> None:
-        self.unacked = _missed(self.unacked, taken_at, now)
+    def add_ack_timeout(self, delivered_at: float, now: float) -> None:
+        self.unacked = _with_missed(self.unacked, delivered_at, now)
 
-    def miss_end(self, acked_at: float, now: float) -> None:
-        self.unfinished = _missed(self.unfinished, acked_at, now)
+    def add_execution_timeout(self, acked_at: float, now: float) -> None:
+        self.unfinished = _with_missed(self.unfinished, acked_at, now)
 
-    def speak_as(self, instance: str, now: float) -> None:
-        """Note which process spoke. A new one after an old one is a restart; an old one again is none."""
+    def set_instance(self, instance: str, now: float) -> None:
+        """Note the instance of a response: a new one is a restart, a return to an earlier one is not."""
         if instance == self.instance:
             return
-        if instance in self.former:
-            self.returns = (*self.returns, now)[-_KEPT:]
+        if instance in self.earlier_instances:
+            self.switched_back_at = (*self.switched_back_at, now)[-_KEPT:]
         if self.instance:
-            self.former = (*(each for each in self.former if each != instance), self.instance)[-_FORMER:]
+            others = (each for each in self.earlier_instances if each != instance)
+            self.earlier_instances = (*others, self.instance)[-_EARLIER_INSTANCES:]
         self.instance = instance
 
-    def measure_context(self, value: float, limit: float, now: float) -> None:
+    def set_context(self, value: float, limit: float, now: float) -> None:
         self.context = value
         if value <= limit:
-            self.over_since = 0.0
-        elif not self.over_since:
-            self.over_since = now
+            self.context_over_since = 0.0
+        elif not self.context_over_since:
+            self.context_over_since = now
 
-    def distil(self) -> None:
-        """Note that it has condensed its context: what was measured before is out of date."""
-        self.context, self.over_since = None, 0.0
+    def clear_context(self) -> None:
+        """Note that the agent has condensed its context: the last measurement is out of date."""
+        self.context, self.context_over_since = None, 0.0
 
 
-def _missed(before: tuple[MissedDeadline, ...], since: float, now: float) -> tuple[MissedDeadline, ...]:
-    """Count one more, unless it was in hand when the one before was missed: who takes ten and stands still has missed
-    one moment, not ten.
+def _with_missed(missed: tuple[MissedDeadline, ...], since: float, now: float) -> tuple[MissedDeadline, ...]:
+    """Add a missed deadline, unless the agent already had the command when it missed the one before.
+
+    An agent that holds ten commands and hangs once has missed one deadline, not ten.
     """
-    if before and since <= before[-1].at:
-        return before
-    return (*before, MissedDeadline(since, now))[-_KEPT:]
+    if missed and since <= missed[-1].at:
+        return missed
+    return (*missed, MissedDeadline(since, now))[-_KEPT:]

@@ -1,26 +1,31 @@
-"""Where what an agent says and what is seen of it disagree: one function for each rule.
+"""Divergences between what an agent declares and what the engine observes: one function for each rule, and the decision
+that opens and closes them.
 
-Each looks at one agent and says that the divergence is there (a `Finding`), that it is not (`Refuted`), or, with None,
-that nothing is known either way: then one that is open stays open, and none is opened.
+A rule returns `Diverged` or `Consistent`, or None if nothing is known either way: then an open divergence stays open,
+and none is opened.
 
-What is guaranteed. Nobody is accused because of our own blindness. Evidence counts from `watched_from` on, the moment
-at which we last began to see everything (a start, a takeover, an outage that is over), and up to `heard_until`: what
-was pushed later may lie in the queue unread. What is not: that an agent which stands still itself, in the middle of its
-work and for longer than a threshold, is told from one that does not work. That is why nothing is punished by it.
+Guarantee: the engine's own blindness opens no divergence. Evidence counts only within the `ObservationWindow`.
+Not guaranteed: that an agent which hangs in the middle of its work, for longer than a threshold, is told from one that
+does not work. That is why a divergence has no consequences.
 
-The page docs/divergences.md says of each rule how sure it is; a test compares the two.
+docs/divergences.md gives the confidence of each rule; a test compares the two.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
+from msgspec.structs import asdict
 
-from aism_engine.clock import iso
-from aism_engine.domain.agents.activity import Activity, Confidence
+from aism_engine.clock import from_iso, iso
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.activity import Activity, Confidence, Divergence
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.heartbeats import AbsentHeartbeat
-from aism_engine.domain.policy import DivergenceSettings
+from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.policy import DivergenceSettings, Policy
 
 Rule: TypeAlias = Literal[
     "idle_at_work",
@@ -33,34 +38,40 @@ Rule: TypeAlias = Literal[
 ]
 
 
+class ObservationWindow(Struct, frozen=True):
+    """The time in which the engine observed everything. Instants are unix seconds by Redis `TIME`."""
+
+    start_at: float
+    """When it last began to: at a start, a takeover, the end of an outage."""
+    end_at: float
+    """Everything that was pushed before this instant has been processed."""
+
+
 class AgentObservation(Struct, frozen=True, kw_only=True):
-    """One agent, and all that is known of it. Instants are unix seconds by Redis `TIME`."""
+    """One agent, and all that the engine observed of it."""
 
     agent: AgentRecord
     activity: Activity
-    heard_until: float
-    """What was pushed up to here has been taken in."""
-    watched_from: float
-    """From here on we have seen everything, without a gap."""
-    beats: AbsentHeartbeat | None = None
+    window: ObservationWindow
+    heartbeat: AbsentHeartbeat | None = None
 
-    def lasted(self, *instants: float) -> float:
-        """Give for how long nothing has changed since the last of these, as far as we could have seen it."""
-        return self.heard_until - max((self.watched_from, *instants))
+    def seconds_since(self, *instants: float) -> float:
+        """Return the observed seconds since the latest of these instants."""
+        return self.window.end_at - max((self.window.start_at, *instants))
 
     @property
-    def says(self) -> str | None:
-        """The state that it declared, where it is what holds: who was moved there by others has claimed nothing."""
+    def declared_state(self) -> str | None:
+        """The current state if the agent declared it itself; None if an operator or the engine chose it."""
         return self.agent.state if self.agent.declared == self.agent.state else None
 
     @property
-    def declared(self) -> dict[str, Any]:
+    def declaration(self) -> dict[str, Any]:
         agent = self.agent
         return {"state": agent.declared, "at": iso(agent.declared_at), "via": agent.declared_via}
 
 
 class Diverged(Struct, frozen=True, kw_only=True):
-    """That a divergence is there, and why we think so."""
+    """There is a divergence, for this reason."""
 
     reason: str
     confidence: Confidence
@@ -69,179 +80,217 @@ class Diverged(Struct, frozen=True, kw_only=True):
 
 
 class Consistent(Struct, frozen=True):
-    """That it is not there, or is over."""
+    """There is no divergence, or no longer."""
 
     reason: str
 
 
-Judgement: TypeAlias = Diverged | Consistent | None
+Verdict: TypeAlias = Diverged | Consistent | None
 
 
-def idle_at_work(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """It says that it works, and takes no command and reports nothing. Who has a command in hand may be silent over it:
-    that one has clocks of its own.
+def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """The agent declares that it works, but takes no command and sends no response.
+
+    While a command is in flight the agent may be silent: the command has timeouts of its own.
     """
-    agent, acted = view.agent, view.activity.acted
-    if view.says not in limits.working_states:
-        return Consistent("it does not say that it works")
+    agent, acted_at = seen.agent, seen.activity.acted_at
+    if seen.declared_state not in limits.working_states:
+        return Consistent("does not declare a working state")
     if agent.delivered:
-        return Consistent("it has a command in hand")
-    idle_s = view.lasted(agent.since, agent.declared_at, acted)
+        return Consistent("has a command in flight")
+    idle_s = seen.seconds_since(agent.since, agent.declared_at, acted_at)
     if idle_s >= limits.idle_evidence_after:
         return Diverged(
-            reason=f"says {agent.state}, but has taken no command and reported nothing for {idle_s:.0f} s",
+            reason=f"declares {agent.state}, but has taken no command and reported nothing for {idle_s:.0f} s",
             confidence="possible",
-            declared=view.declared,
-            measured={"idle_s": round(idle_s, 1), "acted_at": iso(acted) if acted else None},
+            declared=seen.declaration,
+            measured={"idle_s": round(idle_s, 1), "acted_at": iso(acted_at) if acted_at else None},
         )
-    if 0 <= view.heard_until - max(agent.since, agent.declared_at, acted) < limits.idle_evidence_after:
-        return Consistent("it has shown that it works")
+    if 0 <= seen.window.end_at - max(agent.since, agent.declared_at, acted_at) < limits.idle_evidence_after:
+        return Consistent("has been active")
     return None
 
 
-def heartbeat_while_absent(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """It says that it is not there, and goes on beating: longer than a process takes that has started and has not
-    registered yet.
-    """
-    agent, beats = view.agent, view.beats
-    if view.says not in limits.absent_states:
-        return Consistent("it does not say that it is away")
-    if beats is None or beats.beating is None or beats.absent_since != agent.since:
+def heartbeat_while_absent(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """The agent declares that it is absent, but its heartbeat continues for longer than a restart takes to register."""
+    agent, heartbeat = seen.agent, seen.heartbeat
+    if seen.declared_state not in limits.absent_states:
+        return Consistent("does not declare an absent state")
+    if heartbeat is None or heartbeat.span is None or heartbeat.absent_since != agent.since:
         return None
-    began_at, before_last = beats.beating
-    if before_last - began_at < limits.heartbeat_evidence_after or beats.beat_at > view.heard_until:
+    began_at, continued_until = heartbeat.span
+    if continued_until - began_at < limits.heartbeat_evidence_after or heartbeat.changed_at > seen.window.end_at:
         return None
     return Diverged(
-        reason=f"says {agent.state}, but has gone on beating for {before_last - began_at:.0f} s",
+        reason=f"declares {agent.state}, but its heartbeat has continued for {continued_until - began_at:.0f} s",
         confidence="certain",
-        declared=view.declared,
-        measured={"beating_since": iso(began_at), "beat_at": iso(beats.beat_at)},
+        declared=seen.declaration,
+        measured={"heartbeat_since": iso(began_at), "heartbeat_at": iso(heartbeat.changed_at)},
     )
 
 
-def forbidden_state(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """It has published a state that its machine did not allow, and has not moved on since. What it has pushed was a
-    question, and was answered.
+def forbidden_state(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """The agent published a state that its machine does not allow, and has not changed its state since.
+
+    A state that it pushed to the queue is no divergence: it was a request, and was refused.
     """
-    agent = view.agent
+    agent = seen.agent
     if agent.declared is None or agent.declared_via in {None, "queue"}:
-        return Consistent("it has published nothing since")
+        return Consistent("has published no other state")
     if agent.declared == agent.state or agent.since > agent.declared_at:
-        return Consistent("it has moved on")
-    if view.lasted(agent.declared_at) < limits.forbidden_evidence_after:
+        return Consistent("has changed its state")
+    if seen.seconds_since(agent.declared_at) < limits.forbidden_evidence_after:
         return None
     return Diverged(
-        reason=f"says {agent.declared}, but is {agent.state}: that was refused",
+        reason=f"declares {agent.declared}, which was refused: its state is {agent.state}",
         confidence="certain",
-        declared=view.declared,
+        declared=seen.declaration,
         measured={"state": agent.state, "since": iso(agent.since)},
     )
 
 
-def never_acks(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """Commands leave its list, one after the other, and none is ever confirmed, though it said that it confirms."""
-    agent, activity = view.agent, view.activity
+def never_acks(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """The agent has the capability `ack` and takes commands, but acknowledges none of them."""
+    agent, activity = seen.agent, seen.activity
     if not agent.acks:
-        return Consistent("it does not say that it confirms commands")
-    missed = [each for each in activity.unacked if each.since >= view.watched_from]
+        return Consistent("does not have the capability ack")
+    missed = [each for each in activity.unacked if each.since >= seen.window.start_at]
     if len(missed) >= limits.unacked_commands:
         return Diverged(
-            reason=f"says that it confirms commands, but has taken {len(missed)} in a row and confirmed none",
+            reason=f"has the capability ack, but acknowledged none of the last {len(missed)} commands that it took",
             confidence="likely",
             declared={"capability": "ack"},
-            measured={"taken": len(missed), "since": iso(missed[0].since)},
+            measured={"unacked": len(missed), "since": iso(missed[0].since)},
         )
-    return Consistent("it has confirmed a command") if activity.confirmed and not activity.unacked else None
+    has_acked = activity.command_response_at and not activity.unacked
+    return Consistent("has acknowledged a command") if has_acked else None
 
 
-def never_finishes(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """It confirms commands, one after the other, and none ever comes to an end but by its clocks."""
-    activity = view.activity
-    missed = [each for each in activity.unfinished if each.since >= view.watched_from]
+def never_finishes(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """The agent acknowledges commands, but each of them ends by a timeout."""
+    activity = seen.activity
+    missed = [each for each in activity.unfinished if each.since >= seen.window.start_at]
     if len(missed) >= limits.unfinished_commands:
         return Diverged(
-            reason=f"has confirmed {len(missed)} commands in a row, and finished none in its time",
+            reason=f"finished none of the last {len(missed)} commands that it acknowledged",
             confidence="likely",
             declared={"acked": len(missed)},
             measured={"finished": 0, "since": iso(missed[0].since)},
         )
-    return Consistent("it has finished a command") if activity.finished and not activity.unfinished else None
+    return Consistent("has finished a command") if activity.outcome_at and not activity.unfinished else None
 
 
-def duplicate_instance(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """Two instances speak in turns under one agent id. A restart changes to a new instance and never back."""
-    returned = view.activity.returns
-    returns = [at for at in returned if at >= max(view.watched_from, view.heard_until - limits.switch_window)]
-    if len(returns) >= limits.instance_switches:
-        instances = [view.activity.instance, view.activity.former[-1]]
+def duplicate_instance(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """Two instances respond alternately under one agent id. A restart changes to a new instance and never back."""
+    activity, window = seen.activity, seen.window
+    since = max(window.start_at, window.end_at - limits.switch_window)
+    switches = [at for at in activity.switched_back_at if at >= since]
+    if len(switches) >= limits.instance_switches:
+        instances = [activity.instance, activity.earlier_instances[-1]]
         return Diverged(
-            reason=f"its instances {' and '.join(instances)} speak in turns",
+            reason=f"instances {' and '.join(instances)} respond alternately",
             confidence="certain",
             declared={"instances": instances},
-            measured={"switches": len(returns), "last_at": iso(returns[-1])},
+            measured={"switches": len(switches), "last_at": iso(switches[-1])},
         )
-    is_quiet = view.lasted(*returned[-1:]) >= limits.switch_window
-    return Consistent("only one instance speaks") if is_quiet else None
+    is_over = seen.seconds_since(*activity.switched_back_at[-1:]) >= limits.switch_window
+    return Consistent("only one instance responds") if is_over else None
 
 
-def context_too_large(view: AgentObservation, limits: DivergenceSettings) -> Judgement:
-    """Its context was measured above the limit, and it goes on without condensing it."""
-    agent, activity = view.agent, view.activity
+def context_too_large(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
+    """The agent measured a context above the limit, and does not condense it."""
+    agent, activity = seen.agent, seen.activity
     if agent.state in limits.distill_states:
-        return Consistent(f"it is in {agent.state}")
-    if activity.over_since and view.lasted(activity.over_since) >= limits.context_evidence_after:
+        return Consistent(f"is in {agent.state}")
+    over_since = activity.context_over_since
+    if over_since and seen.seconds_since(over_since) >= limits.context_evidence_after:
+        name = limits.context_measurement
         return Diverged(
-            reason=f"measures {limits.context_measurement} = {activity.context:g}, above {limits.context_limit:g},"
-            f" and is in {agent.state}",
+            reason=f"measures {name} = {activity.context:g}, above {limits.context_limit:g}, and is in {agent.state}",
             confidence="likely",
-            declared=view.declared if agent.declared else {"state": agent.state, "at": iso(agent.since)},
-            measured={limits.context_measurement: activity.context, "over_since": iso(activity.over_since)},
+            declared=seen.declaration if agent.declared else {"state": agent.state, "at": iso(agent.since)},
+            measured={name: activity.context, "over_since": iso(over_since)},
         )
-    return (
-        Consistent("its context is below the limit")
-        if activity.context is not None and not activity.over_since
-        else None
+    return Consistent("its context is below the limit") if activity.context is not None and not over_since else None
+
+
+RULES: Final[Mapping[str, Callable[[AgentObservation, DivergenceSettings], Verdict]]] = {
+    rule.__name__: rule
+    for rule in (
+        idle_at_work,
+        heartbeat_while_absent,
+        forbidden_state,
+        never_acks,
+        never_finishes,
+        duplicate_instance,
+        context_too_large,
     )
-
-
-RULES: Final[Mapping[str, Callable[[AgentObservation, DivergenceSettings], Judgement]]] = {
-    "idle_at_work": idle_at_work,
-    "heartbeat_while_absent": heartbeat_while_absent,
-    "forbidden_state": forbidden_state,
-    "never_acks": never_acks,
-    "never_finishes": never_finishes,
-    "duplicate_instance": duplicate_instance,
-    "context_too_large": context_too_large,
 }
-_AWAY: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
 def may_have_changes(agent: AgentRecord, activity: Activity | None, limits: DivergenceSettings) -> bool:
-    """Tell at a glance whether any rule may have something to open or to close: of most agents, at any time, none has.
-    Who is told so is judged by the rules; a test looks for one that is not told so and ought to be.
-    """
+    """Return False if no rule can open or close anything: a cheap check that is enough for most agents."""
     if agent.divergences:
         return True
-    if activity is not None and (activity.unacked or activity.unfinished or activity.returns or activity.over_since):
+    if activity is not None and (
+        activity.unacked or activity.unfinished or activity.switched_back_at or activity.context_over_since
+    ):
         return True
-    says = agent.declared
-    if says is None:
+    declared = agent.declared
+    if declared is None:
         return False
-    if says != agent.state:
+    if declared != agent.state:
         return agent.declared_via not in {None, "queue"}
-    return says in limits.working_states or says in limits.absent_states
+    return declared in limits.working_states or declared in limits.absent_states
 
 
-def changes(view: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | Consistent]]:
-    """Give what is to be opened, and what is to be closed. Who is away claims nothing."""
-    agent = view.agent
-    if agent.liveness in _AWAY:
-        yield from ((rule, Consistent("it is away")) for rule in agent.divergences)
+def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | Consistent]]:
+    """Yield the rules whose divergence is to be opened or closed. An absent agent claims nothing."""
+    agent = seen.agent
+    if agent.liveness in {Liveness.LOST, Liveness.LEFT}:
+        yield from ((rule, Consistent(f"the agent is {agent.liveness}")) for rule in agent.divergences)
         return
     enabled = [rule for rule in RULES if getattr(limits, rule)]
     for rule in agent.divergences.keys() - enabled:
         yield rule, Consistent("the rule is off")
     for rule in enabled:
-        judgement = RULES[rule](view, limits)
-        if judgement is not None and isinstance(judgement, Diverged) != (rule in agent.divergences):
-            yield rule, judgement
+        verdict = RULES[rule](seen, limits)
+        if verdict is not None and isinstance(verdict, Diverged) != (rule in agent.divergences):
+            yield rule, verdict
+
+
+def decide_divergences(
+    draft: Draft, policy: Policy, agent_id: str, window: ObservationWindow, heartbeat: AbsentHeartbeat | None
+) -> Decision:
+    """Open and close the divergences of one agent. Each is reported once when it opens and once when it closes."""
+    decision = Decision("divergence", "unchanged")
+    agent = draft.agent(agent_id)
+    if agent is None:
+        return decision
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    seen = AgentObservation(agent=agent, activity=draft.activity(agent_id), window=window, heartbeat=heartbeat)
+    for rule, verdict in sorted(changes(seen, policy.divergence), key=itemgetter(0)):
+        if isinstance(verdict, Diverged):
+            divergence = Divergence(since=draft.at, **asdict(verdict))
+            agent.divergences = agent.divergences | {rule: divergence}
+            details = asdict(divergence)
+            del details["reason"]
+            _report(ctx, agent, rule, "opened", verdict.reason, details)
+        else:
+            since = agent.divergences[rule].since
+            agent.divergences = {name: each for name, each in agent.divergences.items() if name != rule}
+            details = {"since": since, "lasted_s": round(draft.now - from_iso(since), 1)}
+            _report(ctx, agent, rule, "closed", verdict.reason, details)
+        decision.outcome = "applied"
+    if decision.outcome == "applied":
+        ctx.add(fx.SaveAgent(agent_id, agent.fields("divergences")))
+    return decision
+
+
+def _report(
+    ctx: DecisionContext, agent: AgentRecord, rule: str, status: str, reason: str, details: dict[str, Any]
+) -> None:
+    event = "divergence_opened" if status == "opened" else "divergence_closed"
+    ctx.record(event, agent_id=agent.agent_id, type=agent.type, code=rule, reason=reason, details=details)
+    details = {"rule": rule, "status": status, "type": agent.type, **details}
+    ctx.publish_error("divergence", reason, agent_id=agent.agent_id, details=details)

@@ -25,9 +25,9 @@ class AbsentHeartbeat(Struct):
     """When the agent declared its absence."""
     score: float
     read_at: float
-    beating: tuple[float, float] | None = None
+    span: tuple[float, float] | None = None
     """When a change was first seen, and the last reading before the latest change."""
-    beat_at: float = 0.0
+    changed_at: float = 0.0
     """When a change was last seen."""
 
 
@@ -50,13 +50,13 @@ class AbsentHeartbeats:
         return self._heartbeats.get(agent_id)
 
     def observe(self, agent_id: str, score: float, asked_at: float, seen_at: float, absent_since: float) -> None:
-        """Take in a score that was read between `asked_at` and `seen_at`."""
+        """Note a score that was read between `asked_at` and `seen_at`."""
         known = self._heartbeats.get(agent_id)
         if known is None or known.absent_since != absent_since:
             self._heartbeats[agent_id] = AbsentHeartbeat(absent_since, score, asked_at)
             return
         if score != known.score:
             if known.read_at >= absent_since:
-                known.beating = (known.beating[0] if known.beating else seen_at, known.read_at)
-            known.score, known.beat_at = score, seen_at
+                known.span = (known.span[0] if known.span else seen_at, known.read_at)
+            known.score, known.changed_at = score, seen_at
         known.read_at = asked_at

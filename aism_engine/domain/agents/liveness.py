@@ -1,17 +1,18 @@
-"""Who has fallen silent, and whom to call lost: judged from changes that we saw ourselves, never from an agent's clock.
+"""Decides which agents are silent or lost, from changes of heartbeats that this engine observed itself.
 
-A heartbeat's score is evidence of change only. A scan sees the scores outside of what sane clocks write; one that has
-not changed between two scans is silent for as long as we have watched it stand still. Whoever was blind (a start, a
-takeover, a stall, Redis away) has watched nothing: after `reset` everyone has the full grace again.
+A score is evidence of change only: nothing depends on an agent's clock. A scan reads the scores outside the range of
+accurate clocks. A score that is the same in two scans has been unchanged for as long as the engine has observed it. An
+engine that could not observe (a start, a takeover, a stall, an outage of Redis) has observed nothing: after `reset`
+every agent has the full grace again.
 
-Where a score leaves the sane span tells when it moved last.
-- Into the future: since the last scan, for time alone carries none there. It is watched until it moves, also where the
-  time overtakes it meanwhile.
-- Into the past: it has stood still for as long as the span is wide, if its clock is right. One that came back into the
-  span a moment ago had moved then, so its clock is behind, and it is silent since then only.
+How a score leaves the range shows when it last changed:
+- A score in the future has changed since the last scan, because time alone moves no score there. It is followed until
+  it changes, even after time has caught up with it.
+- A score in the past has been unchanged for the width of the range, if its clock is accurate. If it entered the range a
+  moment ago it changed at that moment, so its clock is slow and its silence counts from there.
 
-What is assumed: an agent beats at least once in `lost_after - silent_after`. Only of one whose score leaves into the
-past for the first time do we not know its clock, and take it for right; that is at most `silent_after` too much.
+Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When a score leaves into the past
+for the first time its clock is unknown and taken as accurate: its silence is overestimated by at most `silent_after`.
 """
 
 import math
@@ -21,42 +22,41 @@ from typing import Literal, TypeAlias
 from msgspec import Struct, field
 
 from aism_engine.domain.agents.heartbeats import score_in_seconds
+from aism_engine.domain.policy import LivenessSettings
 
 Mode: TypeAlias = Literal["normal", "partial", "full"]
 
 
-class SilenceLimits(Struct, frozen=True):
-    """When an agent is silent, and when it is lost: seconds without a sign of life."""
-
-    silent_s: float
-    lost_s: float
-
-
-class Brake(Struct, frozen=True):
-    """When so many fall silent at once that we rather doubt ourselves. Ratios of all who are watched."""
-
-    ratio: float = 0.3
-    full_ratio: float = 0.9
-    min_agents: int = 10
-    losses_per_scan: int = 10
-
-
 class ScoreRange(Struct, frozen=True):
-    """What sane clocks write at `now`, unix seconds by the server's clock: nothing later."""
+    """The scores that accurate clocks wrote within `width_s` before `now`, unix seconds by the server's clock."""
 
     now: float
-    past_s: float
+    width_s: float
 
     @property
     def low(self) -> float:
-        return self.now - self.past_s
+        return self.now - self.width_s
 
-    def has(self, score: float) -> bool:
+    def contains(self, score: float) -> bool:
         return self.low <= score_in_seconds(score) <= self.now
 
-    def is_behind(self, score: float) -> bool:
-        """Tell whether it lies in the future, and the span is behind it."""
+    def is_before(self, score: float) -> bool:
         return self.now < score_in_seconds(score)
+
+
+class Scan(Struct, frozen=True, kw_only=True):
+    """What the reaper has read. Instants are of the monotonic clock."""
+
+    scores: Mapping[str, float]
+    """Scores outside the range, and unchanged scores that time has caught up with."""
+    watched: int
+    """Number of watched agents, with or without a score outside the range."""
+    score_range: ScoreRange
+    now: float
+    observed_until: float
+    """Responses have been read up to this instant, so silence counts only up to here."""
+    confirmed_at: float = -math.inf
+    """When an operator confirmed the losses: agents that have been silent since then are lost in any mode."""
 
 
 class Loss(Struct, frozen=True):
@@ -66,13 +66,13 @@ class Loss(Struct, frozen=True):
 
 
 class Assessment(Struct, frozen=True):
-    """What a scan comes to: whom to call lost now, how many are silent, and how far we trust ourselves."""
+    """Result of a scan: the agents to mark as lost, the silent agents, and the fleet mode."""
 
     mode: Mode = "normal"
     silent_since: dict[str, float] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     ahead: int = 0
-    """How many beat with a clock that is ahead, and how many with one that is behind."""
+    """Number of agents whose clock is ahead; likewise `behind`."""
     behind: int = 0
 
     @property
@@ -80,94 +80,80 @@ class Assessment(Struct, frozen=True):
         return len(self.silent_since)
 
 
-class _Still(Struct):
+class _Unchanged(Struct):
     score: float
     since: float
 
 
 class SilenceTracker:
-    """Remembers which scores stand still, and since when. Instants are of the monotonic clock."""
+    """Remembers which scores are unchanged, and since when. Instants are of the monotonic clock."""
 
-    def __init__(self, brake: Brake) -> None:
-        self._brake = brake
-        self._still: dict[str, _Still] = {}
-        self._returned: dict[str, float] = {}
-        """Who has come back into the span not longer ago than it is wide, and when."""
-        self._blind = True
-        self.confirmed_at = -math.inf
-        """Who was silent at this instant, and has been since, is gone by an operator's word: no doubt holds that up."""
+    def __init__(self, settings: LivenessSettings) -> None:
+        self._settings = settings
+        self._unchanged: dict[str, _Unchanged] = {}
+        self._entered_at: dict[str, float] = {}
+        """When agents were seen to enter the range, for as long as the range is wide."""
+        self._is_blind = True
 
     def reset(self) -> None:
-        """Forget what was seen standing still: we could not have seen it move."""
-        self._still.clear()
-        self._returned.clear()
-        self._blind = True
+        """Forget all observations: the engine could not have seen a score change."""
+        self._unchanged.clear()
+        self._entered_at.clear()
+        self._is_blind = True
 
-    def overtaken(self, outside: Mapping[str, float], span: ScoreRange) -> dict[str, float]:
-        """Give those whose scores have come to lie in the span by the passing of time, unless they have moved."""
+    def caught_up(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
+        """Return the followed scores that time has caught up with: a scan no longer finds them if unchanged."""
         return {
-            agent_id: still.score
-            for agent_id, still in self._still.items()
-            if agent_id not in outside and span.has(still.score)
+            agent_id: unchanged.score
+            for agent_id, unchanged in self._unchanged.items()
+            if agent_id not in scores and score_range.contains(unchanged.score)
         }
 
-    def assess(
-        self,
-        outside: Mapping[str, float],
-        watched: int,
-        limits: Callable[[str], SilenceLimits],
-        last_spoke: Callable[[str], float],
-        now: float,
-        *,
-        span: ScoreRange,
-        heard_until: float,
-    ) -> Assessment:
-        """Judge one scan of `watched` agents: the scores outside of the span, and those overtaken that have not
-        moved since.
-
-        What agents have said is known up to `heard_until`: silence counts up to then.
-        """
-        before, self._still = self._still, {}
+    def assess(self, scan: Scan, type_of: Callable[[str], str], last_response_at: Callable[[str], float]) -> Assessment:
+        now, score_range = scan.now, scan.score_range
+        before, self._unchanged = self._unchanged, {}
         silent, losses, confirmed = dict[str, float](), list[Loss](), list[Loss]()
         ahead = behind = 0
-        for agent_id, score in outside.items():
-            limit = limits(agent_id)
-            still = before.pop(agent_id, None)
-            if still is None:
-                still = _Still(score, self._since(agent_id, score, now, span))
-            elif still.score != score:
-                still = _Still(score, now)
-            self._still[agent_id] = still
-            since = max(still.since, last_spoke(agent_id))
-            silent_s = min(now, heard_until) - since
-            if silent_s >= limit.silent_s:
+        for agent_id, score in scan.scores.items():
+            limits = self._settings.limits(type_of(agent_id))
+            unchanged = before.pop(agent_id, None)
+            if unchanged is None:
+                unchanged = _Unchanged(score, self._changed_at(agent_id, score, now, score_range))
+            elif unchanged.score != score:
+                unchanged = _Unchanged(score, now)
+            self._unchanged[agent_id] = unchanged
+            since = max(unchanged.since, last_response_at(agent_id))
+            silent_s = min(now, scan.observed_until) - since
+            if silent_s >= limits.silent_after:
                 silent[agent_id] = since
-            elif span.is_behind(score):
+            elif score_range.is_before(score):
                 ahead += 1
             else:
-                behind += not span.has(score)
-            if silent_s >= limit.lost_s:
-                is_confirmed = since + limit.silent_s <= self.confirmed_at
+                behind += not score_range.contains(score)
+            if silent_s >= limits.lost_after:
+                is_confirmed = since + limits.silent_after <= scan.confirmed_at
                 (confirmed if is_confirmed else losses).append(Loss(agent_id, score, silent_s))
-        self._returned = {agent_id: at for agent_id, at in self._returned.items() if now - at < span.past_s}
-        self._returned.update(dict.fromkeys(before, now))
-        self._blind = False
-        brake, mode = self._brake, self._mode(len(silent), watched)
+        self._entered_at = {
+            agent_id: at for agent_id, at in self._entered_at.items() if now - at < score_range.width_s
+        } | dict.fromkeys(before, now)
+        self._is_blind = False
+        mode = self._mode(len(silent), scan.watched)
         if mode == "full":
             losses = []
         elif mode == "partial":
-            losses = sorted(losses, key=lambda loss: -loss.silent_s)[: brake.losses_per_scan]
+            losses = sorted(losses, key=lambda loss: -loss.silent_s)[: self._settings.brake_losses_per_scan]
         return Assessment(mode, silent, confirmed + losses, ahead, behind)
 
-    def _since(self, agent_id: str, score: float, now: float, span: ScoreRange) -> float:
-        """Give since when a score stands still that was in the span before, or was not looked at."""
-        if self._blind or span.is_behind(score):
+    def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
+        """Return when a score changed that the scan before did not find."""
+        if self._is_blind or score_range.is_before(score):
             return now
-        return max(now - span.past_s, self._returned.get(agent_id, -math.inf))
+        return max(now - score_range.width_s, self._entered_at.get(agent_id, -math.inf))
 
     def _mode(self, silent: int, watched: int) -> Mode:
-        if watched < self._brake.min_agents:
+        settings = self._settings
+        if watched < settings.brake_min_agents:
             return "normal"
-        if silent > self._brake.full_ratio * watched:
+        if silent > settings.brake_full_ratio * watched:
             return "full"
-        return "partial" if silent > self._brake.ratio * watched else "normal"
+        return "partial" if silent > settings.brake_ratio * watched else "normal"

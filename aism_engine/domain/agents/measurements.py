@@ -1,6 +1,6 @@
-"""What an agent measures: the latest value of each name is kept, of at most so many names."""
+"""Measurements of agents: the latest value of each name is kept, for a limited number of names per agent."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
@@ -11,42 +11,42 @@ from aism_engine.domain.protocol.codec import encode
 
 
 def keep(ctx: DecisionContext, agent: AgentRecord, response: m.Measurement, _raw: bytes) -> ErrorReply | None:
-    """Keep the latest value of each name, and tell of it; of names that are too many, say so."""
+    """Keep and publish the measured values; return an error if some of their names are beyond the limit."""
     draft, agent_id = ctx.draft, agent.agent_id
-    values, surplus = _within(ctx.policy.measurements.max_names, draft.measurements(agent_id), response.payload)
+    known = draft.measurements(agent_id)
+    values = _within_limit(ctx.policy.measurements.max_names, known, response.payload)
     if not values:
         ctx.decision.outcome = "unchanged"
     else:
         limits = ctx.policy.divergence
         if (context := values.get(limits.context_measurement)) is not None:
-            draft.activity(agent_id).measure_context(context, limits.context_limit, draft.now)
+            draft.activity(agent_id).set_context(context, limits.context_limit, draft.now)
         draft.measure(agent_id, values)
         ctx.add(fx.SaveMeasurements(agent_id, values))
-        if ctx.policy.protocol.publish_events and response.via != "pubsub":  # else all who listen have heard it already
+        # A published measurement has already reached everybody who subscribes to the channel.
+        if ctx.policy.protocol.publish_events and response.via != "pubsub":
             event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
             ctx.add(fx.Publish("measurements", encode(event)))
-    return _refuse(ctx, agent_id, surplus) if surplus else None
+    return (
+        _refuse(ctx, agent_id, sorted(response.payload.keys() - values))
+        if len(values) < len(response.payload)
+        else None
+    )
 
 
-def _within(
-    most: int, known: Mapping[str, float], measured: dict[str, float]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Part what an agent measured: what is kept, and the names that are too many. One that is known always has room."""
-    if len(known) + len(measured) <= most:
-        return measured, {}
-    room, kept = most - len(known), {}
-    for name, value in measured.items():
-        if name in known or room > 0:
-            kept[name] = value
-            room -= name not in known
-    return kept, {name: value for name, value in measured.items() if name not in kept}
+def _within_limit(max_names: int, known: Mapping[str, float], measured: dict[str, float]) -> dict[str, float]:
+    """Select the values to keep: those of known names, and of new names while there is room."""
+    room = max_names - len(known)
+    if len(measured) <= room:
+        return measured
+    new = [name for name in measured if name not in known][: max(room, 0)]
+    return {name: value for name, value in measured.items() if name in known or name in new}
 
 
-def _refuse(ctx: DecisionContext, agent_id: str, surplus: Iterable[str]) -> ErrorReply:
-    """Say that an agent has measured under as many names as are kept of one; what it has had until now is kept up."""
-    code, most = "too_many_measures", ctx.policy.measurements.max_names
+def _refuse(ctx: DecisionContext, agent_id: str, names: list[str]) -> ErrorReply:
+    code, max_names = "too_many_measurements", ctx.policy.measurements.max_names
     ctx.decision.outcome, ctx.decision.code = "refused", code
-    message = f"measurements.max_names = {most} names of {agent_id} are kept already: others are not"
-    details = {"refused": sorted(surplus), "max_names": most}
+    message = f"measurements.max_names = {max_names} names of {agent_id} are kept already; new names are refused"
+    details = {"refused": names, "max_names": max_names}
     ctx.publish_error(code, message, agent_id=agent_id, details=details)
     return ErrorReply("measurement_refused", code, message, details)

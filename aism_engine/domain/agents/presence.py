@@ -1,4 +1,4 @@
-"""What heartbeats show: an agent met for the first time, one lost, one that has come back."""
+"""Decisions on an agent's presence: its first heartbeat, its loss and return, its own keys, and its expiry."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -17,13 +17,13 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
 
 _JITTER_S: Final = 0.5
-"""By how much two of our readings of the server's time may stand in the wrong order."""
+"""Two readings of the server's time may be out of order by this much."""
 
 
 def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: Mapping[str, float]) -> Decision:
-    """Take in an agent that is known by nothing but its heartbeat; one known already is watched from now on.
+    """Add an agent that is known only by its heartbeat, or begin to watch a known one.
 
-    One that has left leaves its last heartbeat behind: that is noted, and a different one brings it back.
+    The score of an agent that has left is recorded: a different one brings the agent back.
     """
     decision = Decision("first_heartbeat", "unchanged")
     ctx = DecisionContext(draft, policy, decision, "engine")
@@ -31,19 +31,20 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
     if agent is None:
         if isinstance(admit(ctx, agent_id), AgentRecord):
             decision.outcome = "applied"
-    elif agent.liveness is Liveness.UNKNOWN:
+        return decision
+    if agent.liveness is Liveness.UNKNOWN:
         agent.liveness = Liveness.FRESH
-        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
-        decision.outcome = "applied"
     elif agent.liveness is Liveness.LEFT and agent.lost_score is None:
         agent.lost_score = scores[agent_id]
-        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
-        decision.outcome = "applied"
+    else:
+        return decision
+    ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+    decision.outcome = "applied"
     return decision
 
 
 def decide_heartbeat_removed(draft: Draft, policy: Policy, agent_id: str) -> Decision:
-    """Watch an agent no longer whose heartbeat is not there: somebody has removed it. Its next one is its first."""
+    """Stop watching an agent whose heartbeat somebody has removed. Its next heartbeat counts as its first."""
     decision = Decision("heartbeat_removed", "unchanged")
     agent = draft.agent(agent_id)
     if agent is not None and agent.liveness is Liveness.FRESH:
@@ -54,7 +55,7 @@ def decide_heartbeat_removed(draft: Draft, policy: Policy, agent_id: str) -> Dec
 
 
 def decide_lost(draft: Draft, policy: Policy, agent_id: str, score: float, silent_s: float) -> Decision:
-    """Call an agent lost, unless its heartbeat has moved since `score` was read."""
+    """Mark an agent as lost, on condition that its heartbeat still has this score."""
     decision = Decision("lost")
     ctx = DecisionContext(draft, policy, decision, "engine")
     agent = draft.agent(agent_id)
@@ -78,6 +79,16 @@ def decide_lost(draft: Draft, policy: Policy, agent_id: str, score: float, silen
     return decision
 
 
+def decide_silent(draft: Draft, since: Mapping[str, float], no_longer: Iterable[str]) -> Decision:
+    """Update the list of silent agents, which is neither part of their records nor audited."""
+    removed = list(no_longer)
+    for agent_id, at in since.items():
+        draft.set_silent(agent_id, at)
+    for agent_id in removed:
+        draft.set_silent(agent_id, None)
+    return Decision("silent", effects=[fx.SaveSilent(dict(since), removed)])
+
+
 def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
     """Accept an operator's confirmation that the agents which are silent now are gone: no brake delays their losses."""
     ctx.draft.confirm_losses()
@@ -86,18 +97,8 @@ def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) 
     return {"ok": True, "silent": ctx.draft.silent}
 
 
-def decide_silent(draft: Draft, since: Mapping[str, float], over: Iterable[str]) -> Decision:
-    """Show who has fallen silent, and who is so no more: no part of their records, and no line of the audit."""
-    gone = list(over)
-    for agent_id, at in since.items():
-        draft.set_silent(agent_id, at)
-    for agent_id in gone:
-        draft.set_silent(agent_id, None)
-    return Decision("silent", effects=[fx.SaveSilent(dict(since), gone)])
-
-
 def decide_returned(draft: Draft, policy: Policy, agent_id: str) -> Decision:
-    """Bring back an agent whose heartbeat has moved since it was lost, or has left."""
+    """Bring back a lost agent, or one that has left, whose heartbeat has changed since."""
     decision = Decision("returned")
     agent = draft.agent(agent_id)
     if agent is None or agent.lost_score is None:
@@ -107,27 +108,27 @@ def decide_returned(draft: Draft, policy: Policy, agent_id: str) -> Decision:
     return decision
 
 
-def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: float) -> Decision:
-    """Take over what an agent has written by its own hand since it was met, as it stood at `looked_at`.
+def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, read_at: float) -> Decision:
+    """Apply what an agent wrote to its own keys, as read at `read_at`.
 
-    The type of one that registered is what it registered as. A state that it has set is a declaration, and is put back
-    if the machine does not allow it; one that the engine has changed since proves nothing.
+    The type of a registered agent is the one it registered with. A state that the agent wrote is a declaration: a state
+    that the machine does not allow is overwritten. A snapshot from before the engine's latest change proves nothing.
     """
     decision = Decision("snapshot", "unchanged")
     agent, seen = draft.agent(agent_id), draft.lookups.snapshots.get(agent_id)
     if agent is None or seen is None:
         return decision
-    if max(agent.since, agent.declared_at, agent.first_seen_at) > looked_at - _JITTER_S:
+    if max(agent.since, agent.declared_at, agent.first_seen_at) > read_at - _JITTER_S:
         return decision
     ctx = DecisionContext(draft, policy, decision, "engine")
-    kind = agent.type if agent.registered or seen.type is None else seen.type
-    if (kind, seen.labels) != (agent.type, agent.labels):
-        agent.type, agent.labels = kind, seen.labels
+    agent_type = agent.type if agent.registered or seen.type is None else seen.type
+    if (agent_type, seen.labels) != (agent.type, agent.labels):
+        agent.type, agent.labels = agent_type, seen.labels
         ctx.add(fx.SaveAgent(agent_id, agent.fields("type", "labels")))
-        ctx.record("metadata_changed", agent_id=agent_id, type=kind, details={"labels": seen.labels})
+        ctx.record("metadata_changed", agent_id=agent_id, type=agent_type, details={"labels": seen.labels})
         decision.outcome = "applied"
     if seen.state is None:
-        ctx.add(fx.SetState(agent_id, agent.state))  # somebody has deleted it
+        ctx.add(fx.SetState(agent_id, agent.state))  # somebody has deleted the key
         decision.outcome = "applied"
     elif seen.state != agent.state:
         ctx.via = "key"
@@ -140,21 +141,19 @@ def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, looked_at: floa
 
 
 def decide_expired_agent(draft: Draft, policy: Policy, agent_id: str) -> Decision:
-    """Forget an agent that has been away for so long that nobody waits for it: lost, left, or never watched."""
+    """Forget an agent that has been absent for `retention.absent_agent_ttl`: lost, left, or never watched."""
     decision = Decision("expired_agent")
     agent = draft.agent(agent_id)
     if agent is None or agent.liveness is Liveness.FRESH:
         decision.outcome = "unchanged"
         return decision
-    ctx = DecisionContext(draft, policy, decision, "engine")
-    forget_agent(ctx, agent, "absent for longer than retention.absent_agent_ttl")
+    reason = "absent for longer than retention.absent_agent_ttl"
+    forget_agent(DecisionContext(draft, policy, decision, "engine"), agent, reason)
     return decision
 
 
 def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision:
-    """Set right what does not go with the machine of an agent (any more): a state that it does not know, a deadline of
-    its stay that was lost.
-    """
+    """Repair what contradicts the agent's machine after a reload: an unknown state, or a lost deadline of its stay."""
     decision = Decision("state_repair")
     agent = draft.agent(agent_id)
     if agent is None or not needs_repair(policy, agent, draft.now):
@@ -165,7 +164,7 @@ def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision
     if machine.knows(agent.state):
         ctx.add(fx.SaveAgent(agent_id, apply_state_terms(ctx, agent)))
     else:
-        reason = f"machine {machine.name} does not know {agent.state}"
+        reason = f"machine {machine.name} has no state {agent.state}"
         ctx.publish_error("state_unknown", reason, agent_id=agent_id)
         change_state(ctx, agent, machine.on_unknown, "machine", reason=reason)
     return decision

@@ -14,7 +14,7 @@ from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply, transition_error
 from aism_engine.domain.machines import state_rules
 from aism_engine.domain.machines.machine import Refusal
-from aism_engine.domain.mail.delivery import release_mail
+from aism_engine.domain.mail import release_mail
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest, truncate
@@ -48,7 +48,7 @@ def change_state(
     """Move the agent to a state, without a check. `fields` of its record are written with the change."""
     draft, agent_id, old_state, at = ctx.draft, agent.agent_id, agent.state, ctx.draft.at
     if old_state in ctx.policy.divergence.distill_states:
-        draft.activity(agent_id).distil()
+        draft.activity(agent_id).clear_context()
     agent.state = state
     agent.since = draft.now
     changed = {"state": state, "since": at, **fields}
@@ -142,8 +142,9 @@ def refuse(ctx: DecisionContext, agent: AgentRecord, refusal: Refusal) -> ErrorR
 
 def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Report that the longest stay in a state has passed, and move the agent if its machine names a next state."""
-    machine, until = ctx.machine(agent), state_rules.stay_ends_at(ctx, agent)
+    machine = ctx.machine(agent)
     state = machine.state(agent.state)
+    until = state_rules.stay_end(state, agent)
     if not until or ctx.draft.now < until - ROUNDING_S:
         ctx.decision.outcome = "unchanged"
         agent.stay_until = -1.0  # so that the deadline is written again, whatever is stored

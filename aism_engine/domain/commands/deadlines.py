@@ -55,7 +55,7 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
     elif command.status is Status.WAITING:
         _next_attempt(ctx, agent, command)
     elif command.status is Status.DELIVERED and agent.acks:
-        ctx.draft.activity(agent.agent_id).miss_ack(command.step_at - command.ack_timeout_s, ctx.draft.now)
+        ctx.draft.activity(agent.agent_id).add_ack_timeout(command.step_at - command.ack_timeout_s, ctx.draft.now)
         reason = f"not acknowledged within {command.ack_timeout_s:g} s"
         retry(ctx, command, "not_acknowledged", reason, failed=False)
     else:
@@ -85,7 +85,7 @@ def _next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) ->
 
 def _end(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
     if command.status is Status.ACKED:
-        ctx.draft.activity(command.agent_id).miss_end(command.step_at - command.timeout_s, ctx.draft.now)
+        ctx.draft.activity(command.agent_id).add_execution_timeout(command.step_at - command.timeout_s, ctx.draft.now)
     end_command(ctx, command, status, code=code, reason=reason)
     message = f"command {command.command_id} {reason}"
     ctx.publish_error(code, message, agent_id=command.agent_id, command_id=command.command_id)

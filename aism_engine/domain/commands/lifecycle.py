@@ -119,7 +119,7 @@ def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response,
         code, reason = "foreign_command", f"command {command_id} was sent to another agent"
     else:
         outcome = isinstance(response, m.Result | m.Error | m.StateTransition)
-        ctx.draft.activity(agent.agent_id).say_on_command(ctx.draft.now, outcome=outcome)
+        ctx.draft.activity(agent.agent_id).add_command_response(ctx.draft.now, is_outcome=outcome)
         if not command.open:
             ctx.decision.outcome = _after_end(command, response)
             return command

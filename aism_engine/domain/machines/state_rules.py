@@ -1,8 +1,7 @@
-"""Where an agent stands: by what its next transition is judged, how long it may stay, and what it may not enter again
-yet.
+"""Rules that an agent's state imposes: how long it may stay, which states it may not enter again yet, who must act.
 
-The longest stay is a deadline, `stay:{agent_id}`, like those of commands; what counts is the record, `since` and the
-machine, so that a deadline which was lost is set again.
+The end of the longest stay is a deadline, `stay:{agent_id}`, like those of commands. The agent's `since` and its
+machine are authoritative: a lost deadline is set again.
 """
 
 from collections.abc import Mapping
@@ -12,14 +11,14 @@ from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.machines.machine import PREVIOUS, TransitionCase
+from aism_engine.domain.machines.machine import PREVIOUS, State, TransitionCase
 from aism_engine.domain.policy import Policy
 
 
 def transition_case(
     ctx: DecisionContext, agent: AgentRecord, by: fx.Actor, context: Mapping[str, Any] | None
 ) -> TransitionCase:
-    """Give what a transition of this agent is judged by now."""
+    """Collect what a transition of this agent depends on now."""
     now = ctx.draft.now
     return TransitionCase(
         by,
@@ -31,19 +30,18 @@ def transition_case(
 
 
 def _occupants(ctx: DecisionContext, agent: AgentRecord, state: str) -> int:
-    """Count those in a state who live by the same machine."""
+    """Count the agents in a state that have the same machine as this agent."""
     machines, machine = ctx.policy.machines, ctx.machine(agent)
     return ctx.draft.occupants(state, lambda kind: machines.for_type(kind) is machine)
 
 
 def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
-    """Give the state of one that was lost and is there again: where its machine says, unless that is full or gone."""
+    """Return the state that `on_return` gives a lost agent; its current state if that one is full or unknown."""
     machine = ctx.machine(agent)
     state = (agent.lost_from or agent.state) if machine.on_return == PREVIOUS else machine.on_return
-    most = machine.state(state).max_agents
-    if not machine.knows(state) or (most and state != agent.state and _occupants(ctx, agent, state) >= most):
-        return agent.state
-    return state
+    max_agents = machine.state(state).max_agents
+    is_full = max_agents and state != agent.state and _occupants(ctx, agent, state) >= max_agents
+    return agent.state if is_full or not machine.knows(state) else state
 
 
 # --- stays ------------------------------------------------------------------------------------------------------------
@@ -54,41 +52,37 @@ def stay(agent_id: str) -> str:
     return f"stay:{agent_id}"
 
 
-def stay_ends_at(ctx: DecisionContext, agent: AgentRecord) -> float:
-    """Give when the longest stay of an agent is over; 0 where it may stay for as long as it likes."""
-    longest_s = ctx.machine(agent).state(agent.state).max_stay
-    return agent.since + longest_s if longest_s else 0.0
+def stay_end(state: State, agent: AgentRecord) -> float:
+    """Return when the longest stay of an agent ends; 0: never."""
+    return agent.since + state.max_stay if state.max_stay else 0.0
 
 
 def apply_state_terms(ctx: DecisionContext, agent: AgentRecord) -> dict[str, str]:
-    """Have everything be as the state in which the agent is now asks for: the deadline of its stay, and for whom it
-    waits. Gives the fields of the record that change.
-    """
+    """Set the deadline of the stay and `waits_for` by the agent's current state; return the changed record fields."""
     state = ctx.machine(agent).state(agent.state)
-    set_stay(ctx, agent, agent.since + state.max_stay if state.max_stay else 0.0)
-    waits_for = state.waits_for
-    if waits_for == agent.waits_for:
+    set_stay(ctx, agent, stay_end(state, agent))
+    if state.waits_for == agent.waits_for:
         return {}
-    agent.waits_for = waits_for
-    return {"waits_for": waits_for}
+    agent.waits_for = state.waits_for
+    return {"waits_for": state.waits_for}
 
 
 def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
-    """Tell whether an agent is not as its machine has it: in a state that is none, waiting for somebody else, or
-    without the deadline of its stay.
+    """Return whether an agent contradicts its machine: by an unknown state, `waits_for`, or the deadline of its stay.
 
-    A stay that is only told of is told of once: what is over is not set again.
+    A stay without `after_max_stay` is reported once: its deadline is not set again when it is over.
     """
     machine = policy.machines.for_type(agent.kind)
     state = machine.state(agent.state)
-    until = agent.since + state.max_stay if state.max_stay else 0.0
+    until = stay_end(state, agent)
     if not machine.knows(agent.state) or state.waits_for != agent.waits_for:
         return True
     if until > agent.stay_until:
         return until > now or bool(state.after_max_stay)
-    # The limit is shorter than it was; but not where the engine found no room, and tries again after another stay.
-    shorter = 0 < until < agent.stay_until - ROUNDING_S
-    return shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
+    # A reload of the machines may have shortened the stay. A later deadline is right where the target was full: the
+    # engine tries again after another `max_stay`.
+    is_shorter = 0 < until < agent.stay_until - ROUNDING_S
+    return is_shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 
 
 def set_stay(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
@@ -101,7 +95,7 @@ def set_stay(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
 
 
 def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left: str) -> dict[str, str]:
-    """Note that a state was left, if it may not be entered again at once; give the fields of the record that change."""
+    """Start the cooldown of the state that an agent has left; return the changed record fields."""
     now = ctx.draft.now
     cooldown_s = ctx.machine(agent).state(left).cooldown
     if not cooldown_s and not agent.cooling:

@@ -1,0 +1,152 @@
+"""Messages from one agent to another: delivered, kept waiting until the recipient accepts them, or refused.
+
+A refused message is not dead-lettered: the sender learns of the refusal from the reply, and a loop of messages would
+push all other dead letters out. An accepted message is never dropped: `mail.max_unread` counts the inbox and the
+waiting messages together, so waiting messages always fit into the inbox.
+
+Two limits end loops of messages. Both are counted in memory and start afresh with a new leader: a takeover allows a
+loop some more messages, never an unlimited number.
+
+- Hops end a loop within a thread. A message is one hop further than the furthest message that its sender received in
+  the thread. Sending to many recipients is one hop.
+- The rate of a pair, a token bucket for each sender and recipient, slows a loop outside of threads, or one that begins
+  a new thread each time.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import encode
+from aism_engine.domain.text import message_digest
+
+if TYPE_CHECKING:
+    from aism_engine.domain.decision import DecisionContext
+
+T = TypeVar("T")
+Pair: TypeAlias = tuple[str, str]
+"""Sender and recipient."""
+ThreadMember: TypeAlias = tuple[str, str]
+"""A thread, and an agent that received a message in it."""
+
+MAX_COUNTED: Final = 65_536
+"""Pairs, and thread members, that are counted: those used most recently. An arbitrary number, about 20 MB for each."""
+
+_ROUNDING: Final = 1e-6
+"""Tolerance for float rounding, so that a sender who waits `retry_after` gets a token."""
+
+
+class TokenBucket(Struct, frozen=True):
+    """The tokens that a pair had left at an instant."""
+
+    tokens: float
+    at: float
+
+    def refilled(self, now: float, per_s: float, burst: float) -> "TokenBucket":
+        return TokenBucket(min(burst, self.tokens + max(0.0, now - self.at) * per_s), now)
+
+    def without_one(self) -> "TokenBucket":
+        return TokenBucket(self.tokens - 1, self.at)
+
+
+class Traffic:
+    """Token buckets and hops of the whole fleet."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[Pair, TokenBucket] = {}
+        self.hops: dict[ThreadMember, int] = {}
+
+    def apply(self, buckets: Mapping[Pair, TokenBucket], hops: Mapping[ThreadMember, int]) -> None:
+        """Take over what a commit has confirmed, and forget what was used least recently."""
+        _update(self.buckets, buckets)
+        _update(self.hops, hops)
+
+
+def _update(known: dict[Pair, T], changed: Mapping[Pair, T]) -> None:
+    for key, value in changed.items():
+        known.pop(key, None)  # so that the key moves to the end
+        known[key] = value
+        if len(known) > MAX_COUNTED:
+            del known[next(iter(known))]
+
+
+def send(ctx: "DecisionContext", agent: AgentRecord, response: m.Message, raw: bytes) -> ErrorReply | None:
+    """Deliver a message to its recipient, keep it waiting, or refuse it."""
+    payload, draft = response.payload, ctx.draft
+    recipient = draft.agent(payload.to)
+    if recipient is None:
+        reason = f"there is no agent {payload.to} to send a message to"
+        ctx.dead_letter("unknown_recipient", reason, raw, source="response_queue", agent_id=agent.agent_id)
+        return ErrorReply("message_refused", "unknown_recipient", reason)
+    message_id = response.id or message_digest(raw).partition(":")[0]
+    accepts = ctx.machine(recipient).state(recipient.state).accepts_messages
+    bucket = _bucket(ctx, agent.agent_id, payload.to)
+    error = _check(ctx, agent, recipient, payload, bucket)
+    details: dict[str, Any] = {"to": payload.to, "thread_id": payload.thread_id}
+    if error is not None:
+        ctx.decision.outcome, ctx.decision.code = "refused", error.code
+        ctx.record("message_refused", agent_id=agent.agent_id, code=error.code, reason=error.message, details=details)
+        ctx.publish_error(error.code, error.message, agent_id=agent.agent_id, details={**details, **error.details})
+        return error
+    draft.set_token_bucket(agent.agent_id, payload.to, bucket.without_one())
+    draft.add_mail(payload.to)
+    content: dict[str, Any] = {"from": agent.agent_id, "content": payload.content}
+    if payload.thread_id is not None:
+        hops = draft.hops(payload.thread_id, agent.agent_id) + 1
+        draft.set_hops(payload.thread_id, payload.to, max(hops, draft.hops(payload.thread_id, payload.to)))
+        content["thread_id"] = payload.thread_id
+    body = encode(m.CommandMessage(id=message_id, type="message", payload=content, timestamp=draft.at), recipient.codec)
+    if accepts is True:
+        release_mail(ctx, recipient)  # a reload of the machines may have made the state accept the waiting messages
+        ctx.add(fx.DeliverMail(payload.to, body))
+        ctx.record("message_delivered", agent_id=agent.agent_id, details=details)
+    else:
+        recipient.mail_waiting += 1
+        ctx.add(fx.HoldMail(payload.to, body))
+        ctx.add(fx.SaveAgent(payload.to, {"mail_waiting": str(recipient.mail_waiting)}))
+        ctx.record("message_waiting", agent_id=agent.agent_id, details=details)
+    return None
+
+
+def release_mail(ctx: "DecisionContext", agent: AgentRecord) -> None:
+    """Move an agent's waiting messages to its inbox, if its state accepts messages."""
+    if not agent.mail_waiting or ctx.machine(agent).state(agent.state).accepts_messages is not True:
+        return
+    count, agent.mail_waiting = agent.mail_waiting, 0
+    ctx.add(fx.ReleaseMail(agent.agent_id))
+    ctx.add(fx.SaveAgent(agent.agent_id, {"mail_waiting": ""}))
+    ctx.record("messages_released", agent_id=agent.agent_id, details={"count": count})
+
+
+def _bucket(ctx: "DecisionContext", sender: str, recipient: str) -> TokenBucket:
+    limits, now = ctx.policy.mail, ctx.draft.now
+    known = ctx.draft.token_bucket(sender, recipient)
+    if known is None:
+        return TokenBucket(limits.pair_burst, now)
+    return known.refilled(now, limits.pair_per_second, limits.pair_burst)
+
+
+def _check(
+    ctx: "DecisionContext", agent: AgentRecord, recipient: AgentRecord, payload: m.MessagePayload, bucket: TokenBucket
+) -> ErrorReply | None:
+    """Return why a message is refused; None if it is accepted."""
+    limits, draft, to, thread_id = ctx.policy.mail, ctx.draft, payload.to, payload.thread_id
+    if ctx.machine(recipient).state(recipient.state).accepts_messages is False:
+        message = f"{to} is in {recipient.state}, which accepts no messages"
+        return ErrorReply("message_refused", "not_accepting", message, {"state": recipient.state})
+    if thread_id is not None and draft.hops(thread_id, agent.agent_id) >= limits.max_hops:
+        message = f"thread {thread_id} has reached mail.max_hops = {limits.max_hops}"
+        return ErrorReply("message_refused", "too_many_hops", message, {"max_hops": limits.max_hops})
+    if bucket.tokens < 1 - _ROUNDING:
+        wait_s = round((1 - bucket.tokens) / limits.pair_per_second, 3)
+        message = f"{agent.agent_id} has used up mail.pair_per_second to {to}; retry in {wait_s:g} s"
+        return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})
+    if draft.unread_mail(to) >= limits.max_unread:
+        message = f"the inbox of {to} has reached mail.max_unread = {limits.max_unread}"
+        return ErrorReply("message_refused", "inbox_full", message, {"unread": draft.unread_mail(to)})
+    return None
