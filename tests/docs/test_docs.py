@@ -271,11 +271,18 @@ def test_settings_that_are_named_exist(page: Path) -> None:
             assert name in sections[section], code
 
 
-def test_the_parts_are_documented_in_start_order() -> None:
-    """The table of parts is the list of components in engine.py."""
+def test_components_are_documented_in_start_order() -> None:
+    """The table of components is the list in engine.py."""
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    documented = [row[0].strip("`") for row in table("The parts", page)]
+    documented = [row[0].strip("`") for row in table("Components", page)]
     assert documented == [component.name for component in Engine(Settings(), environ={}).components]
+
+
+def test_every_lua_script_is_documented() -> None:
+    """The table of scripts lists the files in store/lua."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "aism_engine/store/lua").glob("*.lua")}
+    assert set(first_column("Lua scripts", page)) == scripts
 
 
 def test_pages_that_the_code_names_exist() -> None:
