@@ -1,4 +1,4 @@
-"""Laws of the doctor's judgement: facts in, findings out."""
+"""Laws of the doctor's checks: facts in, findings out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +21,19 @@ FSYNC = {"appendfsync": "everysec"}
 SLAVE = {"ip": "10.0.0.2", "port": 6379, "state": "online", "lag": 1}
 
 
-def judge(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> CheckResult | None:
-    """Ask one check; whatever is to be mended says how, and only that."""
-    verdict = next(check for check in checks if check.code == code).evaluate(facts)
-    if verdict is not None:
-        assert verdict.summary
-        assert verdict.fix or verdict.severity in {OK, NOTE}
-        assert not (verdict.fix and verdict.severity is OK)
-    return verdict
+def evaluate(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> CheckResult | None:
+    """Run one check. What is wrong has a fix, and what is right has none."""
+    result = next(check for check in checks if check.code == code).evaluate(facts)
+    if result is not None:
+        assert result.summary
+        assert result.fix or result.severity in {OK, NOTE}
+        assert not (result.fix and result.severity is OK)
+    return result
+
+
+def severity(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> Severity | None:
+    result = evaluate(checks, code, facts)
+    return None if result is None else result.severity
 
 
 def buffers(pubsub: str, *, normal: str = "0") -> dict[str, str]:
@@ -106,30 +111,29 @@ def buffers(pubsub: str, *, normal: str = "0") -> dict[str, str]:
         ("cluster", {}, {}, None),
     ],
 )
-def test_a_server_is_judged_by_what_it_says(
+def test_checks_of_the_server(
     code: str, info: dict[str, Any], config: dict[str, str], expected: Severity | None
 ) -> None:
-    """What can lose data is a danger, what the server would not tell is no finding."""
-    verdict = judge(server.CHECKS, code, ServerFacts(info=info, config=config))
-    assert expected == (verdict and verdict.severity)
+    """What can lose data is a danger. What the server does not report is no finding."""
+    assert severity(server.CHECKS, code, ServerFacts(info=info, config=config)) == expected
 
 
 @pytest.mark.parametrize(
     ("prefix", "expected"), [("{aism}", NOTE), ("x{a}b", NOTE), ("{}aism", DANGER), ("a{b", DANGER)]
 )
-def test_in_a_cluster_the_prefix_must_name_a_slot(prefix: str, expected: Severity) -> None:
-    verdict = judge(server.CHECKS, "cluster", ServerFacts(info={"cluster_enabled": 1}, config={}, prefix=prefix))
-    assert expected == (verdict and verdict.severity)
+def test_prefix_on_a_cluster_node_needs_a_hash_tag(prefix: str, expected: Severity) -> None:
+    assert (
+        severity(server.CHECKS, "cluster", ServerFacts(info={"cluster_enabled": 1}, config={}, prefix=prefix))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(("connected", "needed"), [(0, "0"), (1, "0")])
-def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
-    """A primary that may be replaced at any moment must have a follower, and not write without."""
+def test_replicas_matter_more_with_sentinels(connected: int, needed: str) -> None:
+    """A primary that may be replaced at any moment needs a replica, and must not accept writes without one."""
     info = {"role": "master", "connected_slaves": connected}
     watched = ServerFacts(info=info, config={"min-replicas-to-write": needed}, watched=True)
-    verdict = judge(server.CHECKS, "replicas", watched)
-    assert verdict is not None
-    assert verdict.severity is DANGER
+    assert severity(server.CHECKS, "replicas", watched) is DANGER
 
 
 @pytest.mark.parametrize(
@@ -155,9 +159,8 @@ def test_where_sentinels_watch_it_is_worse(connected: int, needed: str) -> None:
         ("not_checked", {"unchecked": ["CONFIG: denied"]}, WARNING),
     ],
 )
-def test_the_way_to_the_server_is_judged(code: str, facts: dict[str, Any], expected: Severity | None) -> None:
-    verdict = judge(environment.CHECKS, code, EnvironmentFacts(server="there", **facts))
-    assert expected == (verdict and verdict.severity)
+def test_checks_of_the_environment(code: str, facts: dict[str, Any], expected: Severity | None) -> None:
+    assert severity(environment.CHECKS, code, EnvironmentFacts(server="redis", **facts)) == expected
 
 
 def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, error: str = "") -> SentinelFacts:
@@ -176,22 +179,20 @@ def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, error
         ([sentinel(1, others=1), sentinel(2, others=1)], WARNING),
     ],
 )
-def test_sentinels_must_answer_agree_and_be_three(sentinels: list[SentinelFacts], expected: Severity | None) -> None:
-    verdict = judge(environment.CHECKS, "sentinels", EnvironmentFacts(server="there", sentinels=sentinels))
-    assert expected == (verdict and verdict.severity)
+def test_three_sentinels_must_answer_and_agree(sentinels: list[SentinelFacts], expected: Severity | None) -> None:
+    assert severity(environment.CHECKS, "sentinels", EnvironmentFacts(server="redis", sentinels=sentinels)) == expected
 
 
 @pytest.mark.parametrize(
     ("mode", "has_password", "expected"),
     [(0o600, True, OK), (0o640, True, OK), (0o644, False, OK), (0o644, True, WARNING), (0o666, False, WARNING)],
 )
-def test_a_password_is_read_by_nobody_else(mode: int, has_password: bool, expected: Severity) -> None:  # noqa: FBT001
+def test_others_cannot_read_the_password(mode: int, has_password: bool, expected: Severity) -> None:  # noqa: FBT001
     file = ConfigFile(path="/etc/aism/engine.toml", mode=mode, has_password=has_password)
-    verdict = judge(environment.CHECKS, "config_file", EnvironmentFacts(server="there", config_file=file))
-    assert expected == (verdict and verdict.severity)
+    assert severity(environment.CHECKS, "config_file", EnvironmentFacts(server="redis", config_file=file)) == expected
 
 
-SOME = Examples(count=7, names=["a", "b"])
+FOUND = Examples(count=7, names=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -199,55 +200,53 @@ SOME = Examples(count=7, names=["a", "b"])
     [
         *((check.code, {}, OK) for check in keys.CHECKS),
         ("prefix", {"fleets_above": ["aism"]}, WARNING),
-        ("prefix", {"fleets_below": SOME}, WARNING),
+        ("prefix", {"fleets_below": FOUND}, WARNING),
         ("prefix", {"other_databases": [1, 7]}, WARNING),
-        ("foreign_keys", {"foreign": SOME}, WARNING),
-        ("key_types", {"wrong_type": SOME}, DANGER),
-        ("orphaned_agents", {"unindexed_agents": SOME}, NOTE),
-        ("orphaned_agents", {"missing_records": SOME}, WARNING),
-        ("orphaned_commands", {"commands_without_deadline": SOME}, DANGER),
+        ("foreign_keys", {"foreign": FOUND}, WARNING),
+        ("key_types", {"wrong_type": FOUND}, DANGER),
+        ("orphaned_agents", {"unindexed_agents": FOUND}, NOTE),
+        ("orphaned_agents", {"missing_records": FOUND}, WARNING),
+        ("orphaned_commands", {"commands_without_deadline": FOUND}, DANGER),
         ("orphaned_commands", {"truncated": True}, NOTE),
-        ("orphaned_commands", {"commands_without_deadline": SOME, "truncated": True}, DANGER),
-        ("orphaned_deadlines", {"deadlines_without_record": SOME}, WARNING),
-        ("no_expiry", {"without_expiry": SOME}, WARNING),
+        ("orphaned_commands", {"commands_without_deadline": FOUND, "truncated": True}, DANGER),
+        ("orphaned_deadlines", {"deadlines_without_record": FOUND}, WARNING),
+        ("no_expiry", {"without_expiry": FOUND}, WARNING),
         ("no_expiry", {"lease_without_expiry": True}, DANGER),
-        ("heartbeats", {"invalid_members": SOME}, NOTE),
-        ("heartbeats", {"unindexed_members": SOME}, NOTE),
+        ("heartbeats", {"invalid_members": FOUND}, NOTE),
+        ("heartbeats", {"unindexed_members": FOUND}, NOTE),
         ("heartbeats", {"heartbeats": 7}, OK),
     ],
 )
-def test_the_keys_of_a_fleet_are_judged(code: str, facts: dict[str, Any], expected: Severity) -> None:
-    """What hangs together is in order; what will never end is a danger."""
-    verdict = judge(keys.CHECKS, code, KeyspaceFacts(prefix="aism:b", **facts))
-    assert expected == (verdict and verdict.severity)
+def test_checks_of_the_keys(code: str, facts: dict[str, Any], expected: Severity) -> None:
+    assert severity(keys.CHECKS, code, KeyspaceFacts(prefix="aism:b", **facts)) == expected
 
 
-def test_who_may_not_call_scripts_is_told_to_look_again() -> None:
-    """Without them the server cannot be asked for the other rights; no digest of a script is shown to anybody."""
+def test_user_without_scripts_is_advised_to_run_the_doctor_again() -> None:
+    """Without scripts the other permissions cannot be checked. The digests of scripts are not shown."""
     refused = [("EVAL", "return 1", "0"), ("EVALSHA", "0" * 40, "0"), ("EVALSHA", "0" * 40, "1", "aism:engine:epoch")]
-    around = EnvironmentFacts(server="there", denied=refused, required=[*refused, ("PING",)])
-    verdict = judge(environment.CHECKS, "permissions", around)
-    assert verdict is not None
-    assert verdict.summary == "the user may not send: EVAL, EVALSHA, EVALSHA aism:engine:epoch"
-    assert "+eval +evalsha" in verdict.fix
-    assert "then run the doctor again" in verdict.fix
+    facts = EnvironmentFacts(server="redis", denied=refused, required=[*refused, ("PING",)])
+    result = evaluate(environment.CHECKS, "permissions", facts)
+    assert result is not None
+    assert result.summary == "the user may not send: EVAL, EVALSHA, EVALSHA aism:engine:epoch"
+    assert "+eval +evalsha" in result.fix
+    assert "then run the doctor again" in result.fix
 
 
 def test_examples_are_bounded() -> None:
-    """Of a million strange keys a few are told, each cut, and how many there are."""
-    some = Examples()
+    """Of any number of names the first few are kept, truncated, and the count."""
+    examples = Examples()
     for number in range(1000):
-        some.add(f"{number}" + "x" * 1000)
-    assert (some.count, len(some.names), max(map(len, some.names))) == (1000, 5, 120)
+        examples.add(f"{number}" + "x" * 1000)
+    assert (examples.count, len(examples.names), max(map(len, examples.names))) == (1000, 5, 120)
     assert list_examples(7, ["a", "b"]) == "a, b, and 5 more"
     assert KeyspaceFacts(prefix="a").foreign is not KeyspaceFacts(prefix="b").foreign
 
 
-def test_the_worst_comes_first() -> None:
-    """And each code is there once at most."""
+def test_most_severe_findings_come_first() -> None:
+    """Each code occurs at most once."""
     facts = DoctorFacts(
         ServerFacts(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
-        EnvironmentFacts(server="there", unchecked=["CONFIG: denied"]),
+        EnvironmentFacts(server="redis", unchecked=["CONFIG: denied"]),
         KeyspaceFacts(prefix="aism"),
     )
     found = diagnose(facts)
@@ -257,8 +256,8 @@ def test_the_worst_comes_first() -> None:
     assert {finding.code for finding in found} <= set(CODES)
 
 
-def test_a_server_that_tells_nothing_has_no_findings() -> None:
-    """Whoever may read neither INFO nor CONFIG learns nothing, and nothing is made up."""
+def test_server_that_reports_nothing_has_no_findings() -> None:
+    """As for a user that may read neither INFO nor CONFIG."""
     assert check_server(ServerFacts(info={}, config={})) == []
 
 
@@ -282,6 +281,6 @@ NEEDED = [
         ([], []),
     ],
 )
-def test_what_is_missing_is_written_as_rules(refused: list[tuple[str, ...]], expected: list[str]) -> None:
-    """Commands before keys before channels; in doubt both the command and its key, for both are needed."""
+def test_denied_commands_become_acl_rules(refused: list[tuple[str, ...]], expected: list[str]) -> None:
+    """Commands before keys before channels. If either can be the reason, both the command and the key."""
     assert missing_rules(refused, NEEDED) == expected
