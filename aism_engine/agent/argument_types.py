@@ -1,4 +1,4 @@
-"""What the arguments of `aism` may be: what the engine would bury shall not leave the house."""
+"""Argument types of `aism`: values that the engine would refuse are refused before they are sent."""
 
 import argparse
 import json
@@ -8,19 +8,19 @@ from typing import Any
 from aism_engine.domain.protocol.names import is_identifier, is_measurement_name, is_state_name, is_type_name
 
 
-def _named(what: str, is_one: Callable[[str], bool]) -> Callable[[str], str]:
+def _name_type(what: str, is_valid: Callable[[str], bool]) -> Callable[[str], str]:
     def check(text: str) -> str:
-        if not is_one(text):
-            raise argparse.ArgumentTypeError(f"{text!r} cannot be {what}: letters, digits, `.`, `_` and `-`")
+        if not is_valid(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}: use letters, digits, `.`, `_` and `-`")
         return text
 
     return check
 
 
-identifier = _named("an id", is_identifier)
-type_name = _named("a name", is_type_name)
-state_name = _named("the name of a state", is_state_name)
-_measure_name = _named("the name of a measurement", is_measurement_name)
+identifier = _name_type("id", is_identifier)
+type_name = _name_type("name", is_type_name)
+state_name = _name_type("state name", is_state_name)
+_measurement_name = _name_type("measurement name", is_measurement_name)
 
 
 def _number(text: str, least: float, most: float) -> float:
@@ -59,14 +59,14 @@ def label(text: str) -> tuple[str, str]:
 
 def measurement(text: str) -> tuple[str, float]:
     name, value = _pair(text)
-    return _measure_name(name), _number(value, -1e308, 1e308)
+    return _measurement_name(name), _number(value, -1e308, 1e308)
 
 
 def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("expected a JSON object")
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
     return value

@@ -1,11 +1,11 @@
-"""One agent's side of the protocol, over plain Redis: what any language can do in as few lines.
+"""The agent's side of the protocol over plain Redis, for asyncio.
 
-Every message gets an id of its own, and is pushed again under that id while the server does not confirm it: the engine
-knows a second copy and takes it for none. A command is popped once: if the reply to the pop is lost, so is the command,
-unless the agent registered with the capability `ack`, for which the engine sends it again.
+Every message has an id of its own, and is pushed again under that id until Redis confirms it: the engine ignores the
+second copy. A command is popped once: if the reply to the pop is lost, the command is lost too, unless the agent
+registered with the capability `ack`. Then the engine delivers it again.
 
-Every method raises `ServerUnavailableError` while Redis cannot serve, and `MalformedError` for what the engine would
-not understand; those that wait for an answer raise `TimeoutError` when none comes.
+Every method raises `ServerUnavailableError` while Redis is not available, and `MalformedError` for a message that the
+engine would refuse. Methods that wait for a reply raise `TimeoutError` without one.
 """
 
 import asyncio
@@ -31,17 +31,15 @@ T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(0.1, 0.5)
-"""Pauses between attempts of an idempotent call: enough for a broken connection, not for an outage."""
-_SLICE_S: Final = 2.0
-"""Of a blocking pop: less than the socket's timeout, or a long wait would look like an outage."""
-
-
-_LOOKED_AT: Final = 64
-"""The newest commands of our list that are searched for one that calls another off: an arbitrary number."""
+"""Pauses between attempts of an idempotent call: long enough for a broken connection, not for an outage."""
+_MAX_BLOCK_S: Final = 2.0
+"""Longest blocking pop: less than the timeout of the socket, which would look like an outage."""
+_MAX_SEARCHED: Final = 64
+"""Newest commands of the list that are searched for cancellations: an arbitrary number."""
 
 
 class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the engine says to a message that asked for a reply. `state` is the agent's, after it."""
+    """Reply of the engine to a message that asked for one. `state` is that of the agent after the message."""
 
     id: str
     ok: bool
@@ -51,10 +49,10 @@ class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AgentClient:
-    """Speaks for one agent. Messages that are given `reply=True` wait for the engine's answer; others return None.
+    """Client of one agent. Methods with `reply=True` wait for the engine's reply, without it they return None.
 
-    `instance` names the process that *is* the agent, a new one at each start: then a second one under the same id is
-    noticed. What merely speaks for it now and then, as a tool in its shell does, gives none.
+    `instance` identifies the process that is the agent, a new one at each start, so that the engine notices two
+    processes under one id. A tool that speaks for the agent now and then has no instance.
     """
 
     def __init__(
@@ -63,13 +61,13 @@ class AgentClient:
         *,
         url: str = "redis://127.0.0.1:6379/0",
         prefix: str = "aism",
-        answer_timeout_s: float = 30,
+        reply_timeout_s: float = 30,
         instance: str | None = None,
     ) -> None:
         if not is_identifier(agent_id):
-            raise ValueError(f"{agent_id!r} is no agent id: letters, digits, `.`, `_` and `-`, at most 128 of them")
+            raise ValueError(f"{agent_id!r} is not a valid agent id: use at most 128 letters, digits, `.`, `_` and `-`")
         self.agent_id = agent_id
-        self._answer_timeout_s = answer_timeout_s
+        self._reply_timeout_s = reply_timeout_s
         self._instance = instance
         self._keys = Keys(prefix)
         self._client = connect_url(url, "agent")
@@ -96,72 +94,71 @@ class AgentClient:
         codec: str = "json",
         reply: bool = True,
     ) -> Reply | None:
-        """Join the fleet, or start afresh in it, as an agent of this type."""
+        """Register as an agent of this type, or start afresh."""
         payload = {"type": kind, "labels": labels or {}, "capabilities": list(capabilities), "codec": codec}
-        return await self._say("register", payload, reply=reply)
+        return await self._send("register", payload, reply=reply)
 
     async def heartbeat(self) -> None:
-        """Show that we live. Any clock will do: the engine sees that the score moves."""
+        """Send a heartbeat. The agent's clock may be wrong: the engine observes changes of the score."""
         await self._retry(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
 
     async def goodbye(self, reason: str | None = None, *, reply: bool = False) -> Reply | None:
-        """Leave in order: our silence from here on is no loss."""
-        return await self._say("goodbye", {"reason": reason}, reply=reply)
+        """Leave the fleet in order: silence from here on is not a loss."""
+        return await self._send("goodbye", {"reason": reason}, reply=reply)
 
     async def is_registered(self) -> bool:
-        """Tell whether the server holds that we have registered; the engine writes it down when we do."""
+        """Whether the engine's record of the registration is still on the server."""
         at = await self._retry(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
         return at is not None
 
     async def state(self) -> str | None:
-        """Read the state that the engine holds us to be in; None if it does not know us."""
+        """Read the agent's state according to the engine; None if the engine does not know the agent."""
         state = await self._retry(lambda: self._client.get(self._keys.state(self.agent_id)))
         return state.decode() if state is not None else None
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
     async def next_command(self, wait_s: float) -> CommandMessage | None:
-        """Take the oldest command, waiting for one at most so long. What is no command is reported and passed over."""
+        """Take the oldest command, waiting at most `wait_s` for one. Malformed commands are reported and skipped."""
         ends_at = time.monotonic() + wait_s
         while True:
             left_s = ends_at - time.monotonic()
-            raw = await self._pop(self._keys.commands(self.agent_id), min(left_s, _SLICE_S))
+            raw = await self._pop(self._keys.commands(self.agent_id), min(left_s, _MAX_BLOCK_S))
             if raw is not None:
                 try:
                     return _decode(raw, CommandMessage)
                 except msgspec.MsgspecError as error:
                     await self.error("malformed_command", str(error))
-            elif left_s <= _SLICE_S:
+            elif left_s <= _MAX_BLOCK_S:
                 return None
 
-    async def called_off(self, command_ids: Collection[str]) -> set[str]:
-        """Take the `cancel` commands for any of these out of our list, wherever they lie in it."""
+    async def take_cancellations(self, command_ids: Collection[str]) -> set[str]:
+        """Remove `cancel` commands for any of these from the agent's list; return the ids that they cancel."""
         key, found = self._keys.commands(self.agent_id), set[str]()
         with naming_outages():
-            for raw in await self._client.lrange(key, 0, _LOOKED_AT - 1):
+            for raw in await self._client.lrange(key, 0, _MAX_SEARCHED - 1):
                 try:
                     command = _decode(raw, CommandMessage)
                 except msgspec.MsgspecError:
                     continue
-                about = str(command.payload.get("command_id"))
-                if command.type == "cancel" and about in command_ids and await self._client.lrem(key, 1, raw):
-                    found.add(about)
+                command_id = str(command.payload.get("command_id"))
+                if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, 1, raw):
+                    found.add(command_id)
         return found
 
     async def ack(self, command_id: str, *, reply: bool = False) -> Reply | None:
-        """Say that we have the command and will see to it."""
-        return await self._say("ack", {}, command_id, reply=reply)
+        return await self._send("ack", {}, command_id, reply=reply)
 
     async def progress(
         self, command_id: str, *, percent: float | None = None, note: str | None = None, reply: bool = False
     ) -> Reply | None:
-        return await self._say("progress", {"percent": percent, "note": note}, command_id, reply=reply)
+        return await self._send("progress", {"percent": percent, "note": note}, command_id, reply=reply)
 
     async def result(
         self, command_id: str, payload: Mapping[str, Any] | None = None, *, reply: bool = False
     ) -> Reply | None:
-        """Say that the command is done; to a `state_transition`, that we are in its target."""
-        return await self._say("result", payload or {}, command_id, reply=reply)
+        """Report success; for a `state_transition`, that the agent is in the target state."""
+        return await self._send("result", payload or {}, command_id, reply=reply)
 
     async def error(
         self,
@@ -172,11 +169,11 @@ class AgentClient:
         retryable: bool | None = None,
         reply: bool = False,
     ) -> Reply | None:
-        """Say that something went wrong: with a command, or with ourselves."""
+        """Report an error of a command, or without `command_id` of the agent itself."""
         payload = {"code": code, "message": message, "retryable": retryable}
-        return await self._say("error", payload, command_id, reply=reply)
+        return await self._send("error", payload, command_id, reply=reply)
 
-    # --- states and figures -------------------------------------------------------------------------------------------
+    # --- states and measurements --------------------------------------------------------------------------------------
 
     async def transition(
         self,
@@ -187,20 +184,20 @@ class AgentClient:
         command_id: str | None = None,
         reply: bool = True,
     ) -> Reply | None:
-        """Declare a change of our state; with `command_id`, also as the answer to the command that asked for it."""
+        """Declare a new state; with `command_id`, also as the outcome of the command that requested it."""
         payload = {"target": target, "context": context or {}, "reason": reason}
-        return await self._say("state_transition", payload, command_id, reply=reply)
+        return await self._send("state_transition", payload, command_id, reply=reply)
 
     async def measure(self, values: Mapping[str, float], *, reply: bool = False) -> Reply | None:
-        """Report figures by name; the engine keeps the latest of each."""
-        return await self._say("measurement", values, reply=reply)
+        """Report measurements by name; the engine keeps the latest of each."""
+        return await self._send("measurement", values, reply=reply)
 
-    # --- the wire -----------------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
 
-    def compose(
+    def build_message(
         self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool = False
     ) -> bytes:
-        """Build a message. What the engine would bury shall not leave the house: MalformedError."""
+        """Encode a message. Raises MalformedError for a message that the engine would refuse."""
         message: dict[str, Any] = {
             "id": str(uuid_utils.uuid7()),
             "type": kind,
@@ -219,39 +216,39 @@ class AgentClient:
         return body
 
     async def push(self, bodies: Sequence[bytes]) -> None:
-        """Push messages, the first one first. To push them again does no harm: the engine knows their ids."""
+        """Push messages, the first one first. Idempotent: the engine knows their ids."""
         with naming_outages():
             pipeline = self._client.pipeline(transaction=False)
             pipeline.lpush(self._keys.response_queue, *bodies)
             pipeline.publish(self._keys.responses, bodies[-1])
             await pipeline.execute()
 
-    async def _say(
+    async def _send(
         self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool
     ) -> Reply | None:
-        body = self.compose(kind, payload, command_id, reply=reply)
+        body = self.build_message(kind, payload, command_id, reply=reply)
         await self._retry(lambda: self.push([body]))
-        return await self._send_reply(msgspec.json.decode(body)["id"]) if reply else None
+        return await self._wait_for_reply(msgspec.json.decode(body)["id"]) if reply else None
 
-    async def _send_reply(self, message_id: str) -> Reply:
+    async def _wait_for_reply(self, message_id: str) -> Reply:
         key = self._keys.agent_reply(self.agent_id, message_id)
-        ends_at = time.monotonic() + self._answer_timeout_s
+        ends_at = time.monotonic() + self._reply_timeout_s
         while (left_s := ends_at - time.monotonic()) > 0:
-            raw = await self._pop(key, min(left_s, _SLICE_S))
+            raw = await self._pop(key, min(left_s, _MAX_BLOCK_S))
             if raw is not None:
                 return _decode(raw, Reply)
-        raise TimeoutError(f"the engine has not answered {message_id} within {self._answer_timeout_s:g} s")
+        raise TimeoutError(f"the engine has not replied to message {message_id} within {self._reply_timeout_s:g} s")
 
     async def _pop(self, key: str, wait_s: float) -> bytes | None:
         with naming_outages():
             if wait_s <= 0:
                 raw: bytes | None = await self._client.rpop(key)
                 return raw
-            popped = await self._client.brpop(key, timeout=max(wait_s, 0.01))  # 0 would be for ever
+            popped = await self._client.brpop(key, timeout=max(wait_s, 0.01))  # 0 would wait for ever
             return popped[1] if popped else None
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make an idempotent call, and repeat it a few times while the server is unavailable."""
+        """Repeat an idempotent call a few times while Redis is not available."""
         for attempt in range(1, _ATTEMPTS):
             try:
                 with naming_outages():
@@ -263,7 +260,7 @@ class AgentClient:
 
 
 def _decode(raw: bytes, kind: type[T]) -> T:
-    """Read what the engine wrote, in the codec that we registered with: JSON, or MessagePack."""
+    """Decode a message of the engine: JSON, or MessagePack if the agent registered with that codec."""
     return msgspec.json.decode(raw, type=kind) if raw[:1] == b"{" else msgspec.msgpack.decode(raw, type=kind)
 
 

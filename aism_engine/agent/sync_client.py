@@ -1,8 +1,8 @@
-"""One agent's side of the protocol for a single call from a shell: blocking, and quick to import.
+"""The agent's side of the protocol for one call from a shell: blocking, and quick to import.
 
-A message is pushed again under its id while the server does not confirm it: the engine knows a second copy. A command
-that was popped is in our hands: if we die before it is printed it is gone, unless the agent registered with the
-capability `ack`, for which the engine sends it again.
+Messages are pushed again under their id until Redis confirms them: the engine ignores the second copy. A popped command
+is lost if this process dies before it has printed the command, unless the agent registered with the capability `ack`.
+Then the engine delivers it again.
 """
 
 import json
@@ -23,104 +23,103 @@ T = TypeVar("T")
 _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(0.1, 0.5)
 """Pauses between attempts of an idempotent call."""
-_SLICE_S: Final = 2.0
-"""Of a blocking pop: by then a connection that died without a word is noticed."""
+_MAX_BLOCK_S: Final = 2.0
+"""Longest blocking pop: after that time a connection that died silently is noticed."""
 
 
 class SyncAgentClient:
-    """Speaks for one agent. All methods raise ServerUnavailableError while the server cannot serve."""
+    """Client of one agent. All methods raise ServerUnavailableError while Redis is not available."""
 
     def __init__(self, agent_id: str, url: str, prefix: str) -> None:
-        """Nothing is connected before there is something to say. Raises ValueError where the id is none."""
+        """Connect lazily, at the first call. Raises ValueError for an invalid id."""
         if not is_identifier(agent_id):
-            raise ValueError(f"{agent_id!r} is no agent id: letters, digits, `.`, `_` and `-`, at most 128 of them")
+            raise ValueError(f"{agent_id!r} is not a valid agent id: use at most 128 letters, digits, `.`, `_` and `-`")
         self.agent_id = agent_id
         self.keys = Keys(prefix)
         self._url = url
-        self._wire: SyncRedis | None = None
+        self._connection: SyncRedis | None = None
 
-    def say(self, kind: str, payload: Mapping[str, Any], command_id: str | None, timeout_s: float) -> dict[str, Any]:
-        """Push a message and wait for the engine's answer. Raises TimeoutError where none comes; the push stays."""
+    def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None, timeout_s: float) -> dict[str, Any]:
+        """Push a message and wait for the engine's reply. Raises TimeoutError without one; the message stays queued."""
         message_id = str(uuid_utils.uuid7())
         given = {name: value for name, value in payload.items() if value is not None}
         message = {"id": message_id, "type": kind, "agent_id": self.agent_id, "payload": given, "reply": True}
         if command_id is not None:
             message["command_id"] = command_id
         body = json.dumps(message).encode()
-        keys = self.keys
-        self._retry(
-            lambda wire: wire.calls([("LPUSH", keys.response_queue, body), ("PUBLISH", keys.responses, message_id)])
-        )
-        answer = self.pop(keys.agent_reply(self.agent_id, message_id), timeout_s)
-        if answer is None:
-            raise TimeoutError(f"the engine has not answered {message_id} within {timeout_s:g} s")
-        return answer
+        queue, channel = self.keys.response_queue, self.keys.responses
+        self._retry(lambda redis: redis.calls([("LPUSH", queue, body), ("PUBLISH", channel, message_id)]))
+        reply = self.pop(self.keys.agent_reply(self.agent_id, message_id), timeout_s)
+        if reply is None:
+            raise TimeoutError(f"the engine has not replied to message {message_id} within {timeout_s:g} s")
+        return reply
 
-    def beat(self) -> None:
-        self._retry(lambda wire: wire.call("ZADD", self.keys.heartbeats, time.time(), self.agent_id))
+    def heartbeat(self) -> None:
+        self._retry(lambda redis: redis.call("ZADD", self.keys.heartbeats, time.time(), self.agent_id))
 
     def state(self) -> str | None:
-        """Read the state that the engine holds us to be in; none where it has not met us."""
-        found = self._retry(lambda wire: wire.call("GET", self.keys.state(self.agent_id)))
-        return found.decode() if found is not None else None
+        """Read the agent's state according to the engine; None if the engine does not know the agent."""
+        state = self._retry(lambda redis: redis.call("GET", self.keys.state(self.agent_id)))
+        return state.decode() if state is not None else None
 
     def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
-        """Take the oldest message of a list, waiting for one at most so long; a broken connection is made again.
+        """Pop the oldest message of a list, waiting at most `wait_s` for one. Skips entries that are no messages.
 
-        What is no message at all is passed over.
+        Reconnects after an outage until the time is over.
         """
         ends_at = time.monotonic() + wait_s
         while True:
             left_s = ends_at - time.monotonic()
             try:
-                raw = self._pop(key, min(left_s, _SLICE_S))
+                raw = self._pop(key, min(left_s, _MAX_BLOCK_S))
             except ServerUnavailableError:
                 self.close()
                 if left_s <= 0 or wait_s == 0:
                     raise
                 time.sleep(min(_BACKOFF.max_s, left_s))
                 continue
-            message = _decoded(raw) if raw is not None else None
+            message = _decode(raw) if raw is not None else None
             if message is not None or (raw is None and left_s <= 0):
                 return message
 
     def close(self) -> None:
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _pop(self, key: str, wait_s: float) -> bytes | None:
         if wait_s <= 0:
-            raw: bytes | None = self._connected().call("RPOP", key)
+            raw: bytes | None = self._connect().call("RPOP", key)
             return raw
-        popped = self._connected().call("BRPOP", key, max(round(wait_s, 3), 0.01), wait_s=wait_s)  # 0 would be for ever
+        block_s = max(round(wait_s, 3), 0.01)  # 0 would wait for ever
+        popped = self._connect().call("BRPOP", key, block_s, wait_s=wait_s)
         return popped[1] if popped else None
 
-    def _connected(self) -> SyncRedis:
-        if self._wire is None:
-            self._wire = SyncRedis.open(self._url)
-        return self._wire
+    def _connect(self) -> SyncRedis:
+        if self._connection is None:
+            self._connection = SyncRedis.open(self._url)
+        return self._connection
 
-    def _retry(self, ask: Callable[[SyncRedis], T]) -> T:
-        """Make an idempotent call, and repeat it a few times while the server is unavailable."""
+    def _retry(self, call: Callable[[SyncRedis], T]) -> T:
+        """Repeat an idempotent call a few times while Redis is not available."""
         for attempt in range(1, _ATTEMPTS):
             try:
-                return ask(self._connected())
+                return call(self._connect())
             except ServerUnavailableError:
                 self.close()
                 time.sleep(_BACKOFF.limit_s(attempt))
-        return ask(self._connected())
+        return call(self._connect())
 
 
-def _decoded(raw: bytes) -> dict[str, Any] | None:
-    """Read what the engine wrote: JSON, or MessagePack to an agent that registered for it by other means."""
+def _decode(raw: bytes) -> dict[str, Any] | None:
+    """Decode JSON, or MessagePack if the agent registered with that codec elsewhere; None for anything else."""
     try:
         if raw[:1] == b"{":
-            found = json.loads(raw)
+            message = json.loads(raw)
         else:
-            import msgspec  # noqa: PLC0415  slow, and seldom needed
+            import msgspec  # noqa: PLC0415  slow to import and seldom needed
 
-            found = msgspec.msgpack.decode(raw)
-    except ValueError:  # msgspec's errors are such, too
+            message = msgspec.msgpack.decode(raw)
+    except ValueError:  # base class of the errors of both decoders
         return None
-    return found if isinstance(found, dict) else None
+    return message if isinstance(message, dict) else None

@@ -1,4 +1,4 @@
-"""How commands read a fleet, send requests to its engine, and wait for what became of them."""
+"""How commands read a fleet, send requests to its engine, and wait for outcomes."""
 
 import asyncio
 import time
@@ -16,22 +16,23 @@ from aism_engine.ops.admin_client import AdminClient
 
 T = TypeVar("T")
 
-_LOOK_EVERY_S: Final = 0.1
+_POLL_INTERVAL_S: Final = 0.1
 _OPEN: Final = frozenset({*(status.value for status in OPEN), "open"})
-_CONTENTS: Final = ("payload", "result")
-"""Fields of a command's record that hold JSON."""
+_INTERNAL_FIELDS: Final = frozenset({"body", "request"})
+"""Fields of a record that only the engine uses."""
+_JSON_FIELDS: Final = ("payload", "result")
 _COUNTS: Final = ("total", "needed", *OUTCOMES)
 
 
 def with_admin_client(redis: str | None, prefix: str | None, act: Callable[[AdminClient], Awaitable[T]]) -> T:
-    """Connect to the server and the fleet that are meant (by flags, the environment, or default), and act there."""
-    server = load_settings(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
+    """Run `act` with a client of the fleet that the flags, the environment or the defaults name."""
+    settings = load_settings(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
 
-    async def session() -> T:
-        async with AdminClient.connect(server.url, server.prefix) as admin:
+    async def run() -> T:
+        async with AdminClient.connect(settings.url, settings.prefix) as admin:
             return await act(admin)
 
-    return asyncio.run(session())
+    return asyncio.run(run())
 
 
 async def send_request(
@@ -43,55 +44,58 @@ async def send_request(
     timeout_s: float,
     json: bool,
 ) -> dict[str, Any]:
-    """Ask the engine for something. Raises RefusedError with its reasons, TimedOutError where it does not answer."""
+    """Send a request to the engine and return its reply. Raises RefusedError, or TimedOutError without a reply.
+
+    A refusal is also printed if `json` is set.
+    """
     try:
         reply = await admin.request(kind, payload, request_id=request_id, timeout_s=timeout_s)
     except TimeoutError as error:
         raise TimedOutError(
-            f"no engine has answered within {timeout_s:g} s. Request {error} stays queued and may still be accepted; "
-            f"to ask again with --id {error} does not do it twice."
+            f"no engine has replied within {timeout_s:g} s. Request {error} stays queued and may still be accepted. "
+            f"To ask again without a second effect, repeat it with --id {error}."
         ) from None
     if not reply["ok"]:
         if json:
             print_json(reply)
-        raise RefusedError(_reasons(reply["error"]))
+        raise RefusedError(_format_refusal(reply["error"]))
     return reply
 
 
-def _reasons(fault: Mapping[str, Any]) -> str:
-    suggestions = "; ".join(fault.get("suggestions", ()))
-    return f"refused: {fault['message']}" + (f" (try: {suggestions})" if suggestions else "")
+async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
+    """Read the record of a command or a group, as `--json` prints it. Raises RefusedError if there is none."""
+    if record := await admin.command(record_id):
+        contents = {name: msgspec.json.decode(record[name]) for name in _JSON_FIELDS if record.get(name)}
+        return {"command_id": record_id, **_public(record), **contents}
+    if record := await admin.group(record_id):
+        counts = {name: int(record.get(name, 0)) for name in _COUNTS}
+        return {"group_id": record_id, **_public(record), **counts, "stopped": bool(record.get("stopped"))}
+    raise RefusedError(
+        f"there is no command or group {record_id}: the id is wrong, or commands.retention has passed. "
+        "aism-engine commands list --ended shows what is kept"
+    )
 
 
-async def read_outcome(admin: AdminClient, name: str) -> dict[str, Any]:
-    """Read how a command or a group stands, as programs get it. Raises RefusedError where there is none of that id."""
-    if record := await admin.command(name):
-        contents = {each: msgspec.json.decode(record[each]) for each in _CONTENTS if record.get(each)}
-        return {"command_id": name, **_said(record), **contents}
-    if record := await admin.group(name):
-        counts = {each: int(record.get(each, 0)) for each in _COUNTS}
-        return {"group_id": name, **_said(record), **counts, "stopped": bool(record.get("stopped"))}
-    raise RefusedError(f"there is no command {name}, and no group: it never was, or its record has gone")
-
-
-async def wait_for_outcome(admin: AdminClient, name: str, ends_at: float) -> dict[str, Any]:
-    """Wait until it is known what becomes of a command, or of enough of a group. Raises TimedOutError."""
+async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -> dict[str, Any]:
+    """Wait until a command has ended or a group is decided. Raises TimedOutError at `ends_at` (monotonic)."""
     progress = ProgressLine()
     try:
-        while (found := await read_outcome(admin, name))["status"] in _OPEN:
+        while (found := await read_outcome(admin, record_id))["status"] in _OPEN:
             if time.monotonic() >= ends_at:
-                raise TimedOutError(f"{name} is {found['status']} still; it goes on, and may yet end well")
-            progress.update(f"{name}: {format_outcome(found)}")
-            await asyncio.sleep(_LOOK_EVERY_S)
+                raise TimedOutError(
+                    f"{record_id} is still {found['status']}. It goes on: aism-engine commands wait {record_id}"
+                )
+            progress.update(f"{record_id}: {format_outcome(found)}")
+            await asyncio.sleep(_POLL_INTERVAL_S)
     finally:
         progress.clear()
     return found
 
 
 def format_outcome(found: Mapping[str, Any]) -> str:
-    """Write an outcome on one line: the status, and what there is to say of it."""
+    """Write an outcome on one line: status, code, reason and result; for a group the counts."""
     if "group_id" in found:
-        counts = ", ".join(f"{found[each]} {each}" for each in OUTCOMES if found[each])
+        counts = ", ".join(f"{found[name]} {name}" for name in OUTCOMES if found[name])
         return f"{found['status']} ({counts or 'none ended'}, of {found['total']})"
     result = msgspec.json.encode(found["result"]).decode() if found.get("result") else ""
     reason = ": ".join(found[name] for name in ("code", "reason") if found.get(name) not in {None, found["status"]})
@@ -102,6 +106,10 @@ def outcome_exit_code(found: Mapping[str, Any]) -> ExitCode:
     return ExitCode.DONE if found["status"] == "succeeded" else ExitCode.REFUSED
 
 
-def _said(record: Mapping[str, str]) -> dict[str, Any]:
-    """Leave out what says nothing, and what is there for the engine alone."""
-    return {name: value for name, value in record.items() if value != "" and name not in {"body", "request"}}
+def _public(record: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value != "" and name not in _INTERNAL_FIELDS}
+
+
+def _format_refusal(error: Mapping[str, Any]) -> str:
+    suggestions = "; ".join(error.get("suggestions", ()))
+    return f"refused: {error['message']}" + (f" (try: {suggestions})" if suggestions else "")

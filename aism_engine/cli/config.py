@@ -1,4 +1,4 @@
-"""`aism-engine config`: what is set, and whether it can be."""
+"""`aism-engine config`: checks and shows the settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,45 +12,41 @@ from aism_engine.config import load_machines, load_settings, load_settings_and_m
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 
-app = options.CommandGroup(help="Check the settings, or show them.")
+app = options.CommandGroup(help="Check or show the settings.")
 
 
 @app.command()
 def check(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", show_default=False, help="Settings in TOML. Default: none.")
+    ] = None,
     *,
     json: options.Json = False,
 ) -> None:
-    """Check the settings and machines, and name all that is wrong with them.
+    """Check the settings and the state machines they name, and print every problem.
 
-    The environment counts as well, as it does for `run`.
+    AISM_ variables of the environment override the file, as they do for `aism-engine run`.
 
     \b
     Example:
       aism-engine config check /etc/aism/engine.toml
     """  # noqa: D301  \b keeps the lines of the example apart, here and below
     try:
-        loaded = load_settings_and_machines(file)
+        settings = load_settings_and_machines(file).settings
     except ConfigError as error:
         if json:
             print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})
         raise
-    machines = sorted(load_machines(loaded.settings.machines).machines)
+    machines = sorted(load_machines(settings.machines).machines)
     if json:
         print_json({"ok": True, "problems": [], "machines": machines})
     else:
-        typer.echo(f"{file or 'the defaults'}: good; machines: {', '.join(machines)}")
-
-
-def _shown(name: str, value: object) -> object:
-    if name.endswith("password") and value:
-        return "***"
-    return redacted(value) if isinstance(value, str) else value
+        typer.echo(f"{file or 'the defaults'}: ok; machines: {', '.join(machines)}")
 
 
 @app.command()
 def show(*, config: options.Config = None, json: options.Json = False) -> None:
-    """Show every setting in force, its value, and where it came from.
+    """Show every setting in force, its value and its source.
 
     \b
     Example:
@@ -58,7 +54,7 @@ def show(*, config: options.Config = None, json: options.Json = False) -> None:
     """  # noqa: D301
     settings, sources = load_settings(config)
     values = {
-        f"{section}.{name}": _shown(name, value)
+        f"{section}.{name}": _hide_password(name, value)
         for section, table in msgspec.to_builtins(settings).items()
         for name, value in table.items()
     }
@@ -67,3 +63,9 @@ def show(*, config: options.Config = None, json: options.Json = False) -> None:
     else:
         rows = ((key, msgspec.json.encode(value).decode(), sources[key]) for key, value in values.items())
         print_table(("SETTING", "VALUE", "SOURCE"), rows)
+
+
+def _hide_password(name: str, value: object) -> object:
+    if name.endswith("password") and value:
+        return "***"
+    return redacted(value) if isinstance(value, str) else value

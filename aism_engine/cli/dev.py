@@ -1,4 +1,4 @@
-"""`aism-engine dev`: a server, an engine and a fleet of pretenders, in one process and one command."""
+"""`aism-engine dev`: a bundled server, an engine and simulated agents in one process."""
 
 import asyncio
 import secrets
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from aism_engine import logs
 from aism_engine.cli import options
-from aism_engine.cli.dashboard import DevSummary, Lines, Show, Table, summarize
+from aism_engine.cli.dashboard import Dashboard, DevSummary, LogDashboard, TerminalDashboard, summarize
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import print_fields, print_json
@@ -32,98 +32,99 @@ _SETTINGS: Final = {
     "sampler.poll_interval": 0.5,
     "supervisor.shutdown_timeout": 2.0,
 }
-"""Shorter than in earnest, so that there is something to see: and all of it has to be gone within 5 s of Ctrl-C."""
-_SILENCE_S: Final = 5.0  # long enough to be lost
+"""Shorter than the defaults, so that losses are soon seen and Ctrl-C ends everything within seconds."""
+_SILENCE_S: Final = 5.0  # longer than lost_after
 
 
 def dev(
     *,
-    agents: Annotated[int, typer.Option(min=1, max=2000, metavar="N", help="How many simulated agents.")] = 12,
-    duration: Annotated[float | None, typer.Option(metavar="S", help="End after so many seconds.")] = None,
+    agents: Annotated[int, typer.Option(min=1, max=2000, metavar="N", help="Number of simulated agents.")] = 12,
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop after this time. Default: at Ctrl-C.")
+    ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the server; 0 takes any free one.")
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the Redis server; 0: any free port.")
     ] = 0,
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the server's append-only file here.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="Keep the server's data in this directory.", show_default=False)
     ] = None,
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to serve /metrics.")] = "127.0.0.1:0",
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address that serves /metrics.")] = "127.0.0.1:0",
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="The same again for the same choices.", show_default=False),
+        typer.Option(metavar="N", help="Seed of the agents' random choices. Default: random.", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> ExitCode:
-    """Try it all out: start the bundled server, the engine, and simulated agents that keep it busy.
+    """Try the engine: start a bundled server, an engine and simulated agents that keep it busy.
 
-    Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C, or the end of --duration, stops everything that was
-    started and prints a summary. Speak to it meanwhile with the other commands, and the --redis that is shown.
+    Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C stops everything and prints a summary. Meanwhile,
+    use the other commands with the --redis URL that is shown.
 
     \b
-    Examples:
+    Example:
       aism-engine dev
       aism-engine dev --agents 100 --duration 30 --seed 7 --json
-    """  # noqa: D301  the \b is for the help: it keeps the lines of the example apart
-    host, http_port = options.address(http)
+    """  # noqa: D301  \b keeps the lines of the example apart
+    host, http_port = options.parse_address(http)
     console = Console(stderr=True)
-    show: Show = Table(console) if console.is_terminal else Lines()
-    chosen = secrets.randbits(32) if seed is None else seed
+    dashboard: Dashboard = TerminalDashboard(console) if console.is_terminal else LogDashboard()
+    chosen_seed = secrets.randbits(32) if seed is None else seed
 
     async def run() -> None:
         stopping = asyncio.Event()
         with (
             signals.install(asyncio.get_running_loop(), lambda _signal: stopping.set()),
-            _started(EmbeddedServer(port=port, data_dir=data_dir)) as server,
+            _start(EmbeddedServer(port=port, data_dir=data_dir)) as server,
         ):
             flags = {**_SETTINGS, "redis.url": server.url, "http.host": host, "http.port": http_port}
             settings = load_settings_and_machines(flags=flags).settings
             url, prefix = settings.redis.url, settings.redis.prefix
-            simulation = Simulation(agents, seed=chosen, url=url, prefix=prefix, silence_s=_SILENCE_S)
-            log.info("dev_started", redis=url, agents=agents, seed=chosen)
-            summary = await _play(Engine(settings), simulation, show, stopping, duration)
+            simulation = Simulation(agents, seed=chosen_seed, url=url, prefix=prefix, silence_s=_SILENCE_S)
+            log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)
+            summary = await _run(Engine(settings), simulation, dashboard, stopping, duration)
         if json:
             print_json(summary)
         else:
             print_fields(msgspec.structs.asdict(summary).items())
 
-    return run_in_event_loop(
-        run(), logs.configure(level=show.level, format=show.format, queue=10_000, stream=show.stream)
-    )
+    writer = logs.configure(level=dashboard.level, format=dashboard.format, queue=10_000, stream=dashboard.stream)
+    return run_in_event_loop(run(), writer)
 
 
-def _started(server: EmbeddedServer) -> EmbeddedServer:
+def _start(server: EmbeddedServer) -> EmbeddedServer:
     try:
         server.start()
     except ServerUnavailableError as error:
-        reason = str(error).splitlines()[-1]  # of its log, that is where it says why
+        reason = str(error).splitlines()[-1]  # the last line of the server's log
         raise RefusedError(f"the bundled server does not start: {reason}") from None
     return server
 
 
-async def _play(
-    engine: Engine, simulation: Simulation, show: Show, stopping: asyncio.Event, duration_s: float | None
+async def _run(
+    engine: Engine, simulation: Simulation, dashboard: Dashboard, stopping: asyncio.Event, duration_s: float | None
 ) -> DevSummary:
-    """Let the engine and the fleet run until something ends, and stop the fleet before the engine."""
-    began = time.monotonic()
-    running = asyncio.create_task(engine.run(stopping))
-    players = [
+    """Run engine and agents until `stopping`, `duration_s`, or a failure; then stop the agents before the engine."""
+    started_at = time.monotonic()
+    engine_task = asyncio.create_task(engine.run(stopping))
+    tasks = [
         asyncio.create_task(simulation.run()),
-        asyncio.create_task(_showing(show, engine, began)),
+        asyncio.create_task(_draw(dashboard, engine, started_at)),
         asyncio.create_task(stopping.wait()),
     ]
-    ended, _ = await asyncio.wait([running, *players], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
-    seconds = time.monotonic() - began
-    for player in players:
-        player.cancel()
-    await asyncio.wait(players)
+    ended, _ = await asyncio.wait([engine_task, *tasks], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
+    seconds = time.monotonic() - started_at
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
     stopping.set()
-    await running
-    for player in ended:
-        player.result()
+    await engine_task
+    for task in ended:
+        task.result()  # raises what has failed
     return summarize(engine.metrics, seconds)
 
 
-async def _showing(show: Show, engine: Engine, began: float) -> None:
-    with show:
+async def _draw(dashboard: Dashboard, engine: Engine, started_at: float) -> None:
+    with dashboard:
         while True:
-            await asyncio.sleep(show.every_s)
-            show.draw(engine, time.monotonic() - began)
+            await asyncio.sleep(dashboard.interval_s)
+            dashboard.draw(engine, time.monotonic() - started_at)

@@ -1,4 +1,4 @@
-"""`aism-engine divergences`: where what agents say and what is seen of them disagree."""
+"""`aism-engine divergences`: lists agents whose declared and measured state disagree."""
 
 import time
 from typing import Annotated, Any
@@ -15,24 +15,26 @@ from aism_engine.domain.agents.divergence import RULES
 from aism_engine.ops.admin_client import AdminClient
 
 
-def _rule(value: str | None) -> str | None:
+def _check_rule(value: str | None) -> str | None:
     if value is not None and value not in RULES:
-        raise typer.BadParameter(f"there is no rule {value}; the rules are: {', '.join(RULES)}")
+        raise typer.BadParameter(f"there is no rule {value}. The rules are: {', '.join(RULES)}")
     return value
 
 
 def divergences(
     *,
-    rule: Annotated[str | None, typer.Option(metavar="RULE", help="Only those of this rule.", callback=_rule)] = None,
-    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only of agents of this type.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Only divergences of this rule.", callback=_check_rule)
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only agents of this type.")] = None,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> None:
-    """List where agents say one thing and another is seen: all that is open, the oldest first.
+    """List the open divergences, the oldest first: what an agent declares and what is measured disagree.
 
-    Each is advice, with its reason and how sure it is; nothing is done to an agent for it. What has ended stands in the
-    history, as divergence_opened and divergence_closed. The rules are explained in docs/divergences.md.
+    A divergence is advice, with a reason and a confidence; the engine takes no action. The history of an agent has
+    closed ones. docs/divergences.md explains the rules.
 
     \b
     Example:
@@ -40,33 +42,24 @@ def divergences(
       aism-engine divergences --type scribe --json
     """  # noqa: D301  \b keeps the lines of the example apart
     found = [
-        each
-        for seen in with_admin_client(redis, prefix, AdminClient.agents)
-        if kind in {None, seen.agent.type}
-        for each in described(seen.agent)
-        if rule in {None, each["rule"]}
+        divergence
+        for view in with_admin_client(redis, prefix, AdminClient.agents)
+        if kind in {None, view.agent.type}
+        for divergence in divergences_as_json(view.agent)
+        if rule in {None, divergence["rule"]}
     ]
     found.sort(key=lambda each: each["since"])
     if json:
         print_json(found)
         return
-    now = time.time()
-    rows = (
-        (
-            each["agent_id"],
-            each["type"],
-            each["rule"],
-            each["confidence"],
-            format_age(now - from_iso(each["since"])),
-            each["reason"],
-        )
-        for each in found
-    )
-    print_table(("AGENT", "TYPE", "RULE", "CONFIDENCE", "OPEN FOR", "REASON"), rows)
+    now, columns = time.time(), ("agent_id", "type", "rule", "confidence", "open_for", "reason")
+    rows = (each | {"open_for": format_age(now - from_iso(each["since"]))} for each in found)
+    header = [name.removesuffix("_id").replace("_", " ").upper() for name in columns]
+    print_table(header, ([row[name] for name in columns] for row in rows))
 
 
-def described(agent: AgentRecord) -> list[dict[str, Any]]:
-    """Build what programs get of an agent's open divergences: the names are published, and so for ever."""
+def divergences_as_json(agent: AgentRecord) -> list[dict[str, Any]]:
+    """Build the JSON of an agent's open divergences. The field names are a published interface."""
     return [
         {"agent_id": agent.agent_id, "type": agent.type, "rule": rule, **to_builtins(divergence)}
         for rule, divergence in sorted(agent.divergences.items())

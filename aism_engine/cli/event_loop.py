@@ -1,4 +1,4 @@
-"""The event loop of a command that runs an engine: uvloop where there is one, and an end in any case."""
+"""The event loop of the commands that run an engine: uvloop if installed, and a process that always ends."""
 
 import asyncio
 import gc
@@ -11,23 +11,24 @@ from typing import Any, Final
 from aism_engine.cli.exit_codes import ExitCode, report_error
 from aism_engine.logs import LogWriter
 
-_PATIENCE_S: Final = 1.0
-"""For tasks that the supervisor has left behind; it has waited for them already."""
+_CANCEL_TIMEOUT_S: Final = 1.0
+"""For tasks that outlived the supervisor, which has already waited for them."""
 
 
 def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> ExitCode:
-    """Run `main` and write out the logs. Where a task does not end even when cancelled, the process ends all the same:
-    `asyncio.Runner` would wait for it for ever.
+    """Run `main`, write the remaining log lines, and return the exit code.
+
+    A task that does not end when cancelled does not keep the process alive, as it would with `asyncio.Runner` alone.
     """
     tune_garbage_collector()
     runner = asyncio.Runner(loop_factory=_loop_factory())
     code = ExitCode.DONE
     try:
         runner.run(main)
-    except Exception as error:  # noqa: BLE001  a bug goes through
+    except Exception as error:  # noqa: BLE001  report_error raises bugs again
         code = report_error(error)
     finally:
-        stuck = _left_behind(runner.get_loop())
+        stuck = _cancel_remaining(runner.get_loop())
         if not stuck:
             runner.close()
         writer.close()
@@ -38,20 +39,21 @@ def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exi
 
 
 def tune_garbage_collector() -> None:
-    """Let the collector leave a fleet alone: it is a million objects that live long.
+    """Make garbage collection rare: a fleet is a million long-lived objects.
 
-    With Python's own thresholds loading it takes a quarter longer, and each full collection stalls the loop, with
-    100,000 agents for 160 to 350 ms. What the engine makes besides dies young, and needs no collector.
+    With Python's default thresholds loading takes a quarter longer, and with 100,000 agents each full collection stalls
+    the event loop for 160 to 350 ms. Nearly all other objects are freed by reference counting.
     """
     gc.set_threshold(50_000, 5, 400)
 
 
-def _left_behind(loop: asyncio.AbstractEventLoop) -> bool:
+def _cancel_remaining(loop: asyncio.AbstractEventLoop) -> bool:
+    """Cancel all tasks that are left; return whether one of them did not end."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
     if tasks:
-        _, tasks = loop.run_until_complete(asyncio.wait(tasks, timeout=_PATIENCE_S))
+        _, tasks = loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_TIMEOUT_S))
     return bool(tasks)
 
 

@@ -1,4 +1,4 @@
-"""How commands end: every exit code, and which error means which. The codes are published, and so for ever."""
+"""Exit codes of all commands, and the error reports that go with them. The codes are a published interface."""
 
 import sys
 from enum import IntEnum
@@ -9,7 +9,7 @@ from aism_engine.redact import redacted
 
 
 class ExitCode(IntEnum):
-    """The exit code of every command of ours; 64 and 69 are those of sysexits.h."""
+    """Exit code of a command; 64 and 69 are those of sysexits.h."""
 
     DONE = 0
     REFUSED = 1
@@ -18,15 +18,15 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69
 
 
-EXIT_CODES: Final = "ExitCode codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
+EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
 
 
 class RefusedError(AismError):
-    """The engine said no, or there is no such thing."""
+    """The engine refused the request, or the thing that was named does not exist."""
 
 
 class TimedOutError(AismError):
-    """Nobody answered in time; what was asked may still be done."""
+    """The wait ended before the result was known. The request may still take effect."""
 
 
 _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
@@ -37,31 +37,29 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (OSError, ExitCode.REFUSED),
 )
 
-_HINT: Final = "Is it running? Name it with --redis URL or AISM_REDIS_URL."
 _HINTS: Final = {
     "noauth": "Give user and password: --redis redis://USER:PASSWORD@HOST:PORT, or in AISM_REDIS_URL.",
-    "noperm": "aism-engine doctor names the rights that are missing.",
-    "loading": "It reads its data: try again in a moment.",
+    "noperm": "aism-engine doctor lists the missing permissions.",
+    "loading": "The server is loading its data: try again in a moment.",
     "wrong_type": "aism-engine doctor names the key.",
 }
-"""What to do about an outage, where it is not that nobody is there."""
+"""What to do about an outage, by its name."""
+_DEFAULT_HINT: Final = "Is the server running? Name it with --redis URL or AISM_REDIS_URL."
 
 
 def report_error(error: Exception) -> ExitCode:
-    """Tell people what went wrong, on standard error, and give the exit code for it. A bug of ours is raised again."""
+    """Print an error of ours and return its exit code. Any other exception is a bug and is raised again."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if code is None:
         raise error
-    if code is ExitCode.UNAVAILABLE:
-        reason = str(error).rstrip(".")
-        outage = getattr(error, "outage", "")
-        print_error(f"Redis cannot serve us: {reason}. {_HINTS.get(outage, _HINT)}")
+    if isinstance(error, ServerUnavailableError):
+        print_error(f"Redis is not available: {str(error).rstrip('.')}. {_HINTS.get(error.outage, _DEFAULT_HINT)}")
     else:
         print_error(getattr(error, "strerror", None) or str(error))
     return code
 
 
 def print_error(message: str) -> None:
-    """Write a message for people to standard error, each of its lines marked, and no password in it."""
+    """Print a message on standard error, each line prefixed with `error:`, without passwords."""
     for line in redacted(message).splitlines():
-        print(f"error: {line}", file=sys.stderr)  # noqa: T201  this is where messages are printed
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201  all error messages are printed here

@@ -15,7 +15,7 @@ from aism_engine.cli.admin import with_admin_client
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.options import parse_time_or_age
 from aism_engine.cli.output import ProgressLine, print_fields, print_json, print_table
-from aism_engine.cli.tail import described
+from aism_engine.cli.tail import format_event
 from aism_engine.clock import from_iso, iso
 from aism_engine.config import load_settings
 from aism_engine.domain.protocol.names import is_identifier
@@ -207,7 +207,7 @@ def _formatted(item: dict[str, Any]) -> str:
         since = iso(entry_time(rollback.after))
         return f"--- the server was rolled back to {since}: the facts above that are later were undone ---"
     local_time = datetime.fromtimestamp(_time_of(item)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    return f"{local_time}  {described({key: value for key, value in item.items() if key not in {'entry', 'at'}})}"
+    return f"{local_time}  {format_event({key: value for key, value in item.items() if key not in {'entry', 'at'}})}"
 
 
 # --- an instant -------------------------------------------------------------------------------------------------------

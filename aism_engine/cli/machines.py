@@ -1,4 +1,4 @@
-"""`aism-engine machines`: the state machines that agents live by."""
+"""`aism-engine machines`: checks and shows state machines, as tables and as Mermaid diagrams."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +14,19 @@ from aism_engine.domain.machines.loader import ENTRIES, read_all
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines
 from aism_engine.errors import ConfigError
 
-_INDENT: Final = "    "
-
 app = options.CommandGroup(help="Check state machines, or show those in use.")
+
+_INDENT: Final = "    "
+_Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Name of a machine in use.")]
 
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", show_default=False)], *, json: options.Json = False
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", show_default=False, help="Machines in TOML.")],
+    *,
+    json: options.Json = False,
 ) -> None:
-    """Check machine files, and name all that is wrong with them, by file and line.
+    """Check machine files, and print every problem with its file and line.
 
     \b
     Example:
@@ -36,20 +39,21 @@ def check(
             texts[str(file)] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             unreadable.append(f"{file}: cannot be read: {error}")
-    good, problems = read_all(texts)
+    valid, problems = read_all(texts)
     problems = unreadable + problems
     if json:
-        print_json({"ok": not problems, "problems": problems, "machines": [machine.name for machine in good.values()]})
+        names = [machine.name for machine in valid.values()]
+        print_json({"ok": not problems, "problems": problems, "machines": names})
     else:
-        for source, machine in good.items():
-            typer.echo(f"{source}: good; machine {machine.name}, {_size(machine)}")
+        for source, machine in valid.items():
+            typer.echo(f"{source}: ok; machine {machine.name}, {_size(machine)}")
     if problems:
         raise ConfigError(problems)
 
 
 @app.command("list")
 def list_(*, config: options.Config = None, json: options.Json = False) -> None:
-    """List the machines in use, and for whom they are.
+    """List the machines in use, and which agents each one applies to.
 
     \b
     Example:
@@ -58,29 +62,24 @@ def list_(*, config: options.Config = None, json: options.Json = False) -> None:
     found = _load(config)
     machines = found.machines.values()
     if json:
-        print_json([_described(found, each) for each in machines])
-    else:
-        rows = (
-            (each.name, each.version, each.extends, _size(each), each.initial, ", ".join(_users(found, each)))
-            for each in machines
-        )
-        print_table(("MACHINE", "VERSION", "EXTENDS", "SIZE", "INITIAL", "FOR"), rows)
+        print_json([_as_json(found, machine) for machine in machines])
+        return
+    rows = (
+        (*(each.name, each.version, each.extends, _size(each), each.initial), ", ".join(_applies_to(found, each)))
+        for each in machines
+    )
+    print_table(("MACHINE", "VERSION", "EXTENDS", "SIZE", "INITIAL", "APPLIES TO"), rows)
 
 
 @app.command()
-def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
-    *,
-    config: options.Config = None,
-    json: options.Json = False,
-) -> None:
-    """Show one machine: its states, where each leads, and the moves that the engine makes.
+def show(name: _Name, *, config: options.Config = None, json: options.Json = False) -> None:
+    """Show one machine: its states, their targets and their conditions.
 
     \b
     Example:
       aism-engine machines show journey
     """  # noqa: D301
-    machine = _named(name, config)
+    machine = _get(name, config)
     if json:
         print_json(machine)
         return
@@ -91,32 +90,30 @@ def show(
         return
     typer.echo()
     rows = (
-        (name, ", ".join(machine.allowed(name)) or "nowhere", "; ".join(terms(machine, name)), state.description)
+        (name, ", ".join(machine.allowed(name)) or "none", "; ".join(_conditions(machine, name)), state.description)
         for name, state in machine.states.items()
     )
-    print_table(("STATE", "LEADS TO", "TERMS", "MEANS"), rows)
+    print_table(("STATE", "TARGETS", "CONDITIONS", "DESCRIPTION"), rows)
 
 
 @app.command()
-def graph(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)], *, config: options.Config = None
-) -> None:
-    """Print one machine as a Mermaid diagram, for a page or an editor that draws it.
+def graph(name: _Name, *, config: options.Config = None) -> None:
+    """Print one machine as a Mermaid diagram.
 
-    A transition says what it asks for, and `max_stay` where the engine takes it by itself.
+    The label of a transition names its conditions, and `max_stay` for a transition that the engine makes by itself.
 
     \b
     Example:
       aism-engine machines graph journey > journey.mmd
     """  # noqa: D301
-    typer.echo(drawn(_named(name, config)))
+    typer.echo(_mermaid(_get(name, config)))
 
 
-def _named(name: str, config: Path | None) -> Machine:
+def _get(name: str, config: Path | None) -> Machine:
     found = _load(config)
     machine = found.machines.get(name)
     if machine is None:
-        raise RefusedError(f"there is no machine {name}; there are: {', '.join(found.machines)}")
+        raise RefusedError(f"there is no machine {name}. Machines in use: {', '.join(found.machines)}")
     return machine
 
 
@@ -128,24 +125,24 @@ def _size(machine: Machine) -> str:
     return "any states" if machine.open else f"{len(machine.states)} states"
 
 
-def _described(machines: Machines, machine: Machine) -> dict[str, object]:
+def _as_json(machines: Machines, machine: Machine) -> dict[str, object]:
     return {
         "name": machine.name,
         "version": machine.version,
         "extends": machine.extends or None,
         "states": list(machine.states),
-        "for": _users(machines, machine),
+        "applies_to": _applies_to(machines, machine),
     }
 
 
-def _users(machines: Machines, machine: Machine) -> list[str]:
-    users = [f"type {kind}" for kind, name in machines.by_type.items() if name == machine.name]
-    users += ["all who register"] * (machines.default == machine.name)
-    return users + ["all who never register"] * (machines.unregistered == machine.name)
+def _applies_to(machines: Machines, machine: Machine) -> list[str]:
+    agents = [f"type {kind}" for kind, name in machines.by_type.items() if name == machine.name]
+    agents += ["all registered agents"] * (machines.default == machine.name)
+    return agents + ["all unregistered agents"] * (machines.unregistered == machine.name)
 
 
-def terms(machine: Machine, name: str) -> Iterator[str]:
-    """Say in short what a state asks for, beside its arrows."""
+def _conditions(machine: Machine, name: str) -> Iterator[str]:
+    """Describe the conditions of a state and of its transitions."""
     state = machine.state(name)
     if state.final:
         yield "final"
@@ -161,13 +158,12 @@ def terms(machine: Machine, name: str) -> Iterator[str]:
     if state.cooldown:
         yield f"not again for {state.cooldown:g} s"
     if state.max_agents:
-        yield f"room for {state.max_agents}"
+        yield f"at most {state.max_agents} agents"
     for target in state.transitions:
-        yield f"to {target}: {arrow_terms(machine, name, target)}"
+        yield f"to {target}: {_transition_conditions(machine, name, target)}"
 
 
-def arrow_terms(machine: Machine, name: str, target: str) -> str:
-    """Say what one arrow asks for; nothing where it is anybody's."""
+def _transition_conditions(machine: Machine, name: str, target: str) -> str:
     transition = machine.state(name).transitions.get(target)
     if transition is None:
         return ""
@@ -176,8 +172,8 @@ def arrow_terms(machine: Machine, name: str, target: str) -> str:
     return ", ".join(filter(None, (by, needs)))
 
 
-def drawn(machine: Machine) -> str:
-    """Draw a machine in Mermaid: a `stateDiagram-v2`. Names get ids of their own, for not every name can be one."""
+def _mermaid(machine: Machine) -> str:
+    """Draw a machine as a Mermaid `stateDiagram-v2`. States get generated ids: Mermaid does not allow every name."""
     ids = {name: f"s{number}" for number, name in enumerate(machine.states)}
     lines = ["stateDiagram-v2", *(f'{_INDENT}state "{name}" as {ids[name]}' for name in machine.states)]
     if machine.open:
@@ -186,7 +182,7 @@ def drawn(machine: Machine) -> str:
     lines.append(f"{_INDENT}[*] --> {ids[machine.initial]}")
     for name, state in machine.states.items():
         for target in machine.allowed(name):
-            labels = [arrow_terms(machine, name, target)]
+            labels = [_transition_conditions(machine, name, target)]
             if target == state.after_max_stay:
                 labels.append(f"max_stay {state.max_stay:g} s")
             label = ", ".join(filter(None, labels))

@@ -1,4 +1,4 @@
-"""`aism-engine`: all commands, and the one place where they begin and end."""
+"""Entry point of `aism-engine`: the list of commands, and how errors become exit codes."""
 
 import platform
 import sys
@@ -15,7 +15,12 @@ from aism_engine.cli.output import print_json
 
 
 def version(*, json: options.Json = False) -> None:
-    """Print which version this is."""
+    """Print the version of AISM Engine.
+
+    \b
+    Example:
+      aism-engine version --json
+    """  # noqa: D301  \b keeps the lines of the example apart
     if json:
         print_json({"version": __version__, "python": platform.python_version()})
     else:
@@ -43,16 +48,16 @@ COMMANDS: Final = {
     "machines": "machines:app",
     "config": "config:app",
 }
-"""Each command, or group of them, and where it is."""
+"""Each command or group, as `module:attribute` of this package."""
 
 
 def build(first: str = "") -> options.CommandGroup:
-    """Build the command line; where its first word names a command, with that one alone.
+    """Build the command line: only command `first` if there is one of that name, else all.
 
-    All that is needed for all of them takes half a second to import, and `health` is called every few seconds.
+    Importing all commands takes half a second, and container health checks call `health` every few seconds.
     """
-    app = options.CommandGroup(help="The AISM Engine: it coordinates agents over Redis, and knows what they are doing.")
-    app.callback()(lambda: None)  # a single command would be the whole, without its name
+    app = options.CommandGroup(help="AISM Engine: coordinates agents over Redis and records what they do.")
+    app.callback()(lambda: None)  # without a callback, typer would drop the name of a single command
     for name in (first,) if first in COMMANDS else COMMANDS:
         module, _, attribute = COMMANDS[name].partition(":")
         found = getattr(import_module(f"aism_engine.cli.{module}"), attribute)
@@ -64,14 +69,14 @@ def build(first: str = "") -> options.CommandGroup:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command, and exit with its code. Errors are a line on standard error, never a traceback."""
+    """Run one command and exit with its code. Errors are printed on standard error, without a traceback."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         code = build(*arguments[:1])(arguments, prog_name="aism-engine", standalone_mode=False)
     except typer.TyperException as error:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
-        print_error(f"{error.format_message().rstrip('.')}; try {command} --help")
+        print_error(f"{error.format_message().rstrip('.')}. See {command} --help")
         code = ExitCode.USAGE
-    except Exception as error:  # noqa: BLE001  what is no error of ours is raised again
+    except Exception as error:  # noqa: BLE001  report_error raises bugs again
         code = report_error(error)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The options that commands share, and what they are made into."""
+"""Options that commands share, and the parsing of addresses, times and durations."""
 
 import re
 from collections.abc import Callable
@@ -11,25 +11,32 @@ import typer
 from aism_engine.cli.exit_codes import EXIT_CODES
 from aism_engine.domain.protocol.messages import MAX_DURATION_S
 
-_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
-_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 Redis: TypeAlias = Annotated[
-    str | None, typer.Option("--redis", metavar="URL", help="The server; else AISM_REDIS_URL, else localhost.")
+    str | None,
+    typer.Option("--redis", metavar="URL", help="Redis server. Default: AISM_REDIS_URL, then localhost."),
 ]
 Prefix: TypeAlias = Annotated[
-    str | None, typer.Option("--prefix", metavar="NAME", help="First part of every key: the fleet's name.")
+    str | None,
+    typer.Option("--prefix", metavar="NAME", help="Prefix of every key: names the fleet. Default: aism."),
 ]
 Config: TypeAlias = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings in TOML; see config/engine.toml.")
 ]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Reason: TypeAlias = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Recorded in the audit.")]
+ReplyTimeout: TypeAlias = Annotated[
+    str, typer.Option("--timeout", metavar="DURATION", help="Longest wait for the engine's reply.")
+]
+
+_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class CommandGroup(typer.Typer):
-    """A group of commands, each of which tells its exit codes in its help."""
+    """A group of commands whose help lists the exit codes."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401  as typer has it
-        # A bug of ours shall be a plain traceback, that can be read where logs are read.
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  as in typer
+        # Bugs print a plain traceback: it stays readable in logs and shows no local variables.
         options |= {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
         super().__init__(epilog=EXIT_CODES, **options)
 
@@ -37,8 +44,8 @@ class CommandGroup(typer.Typer):
         return super().command(name, epilog=EXIT_CODES, **options)
 
 
-def address(text: str) -> tuple[str, str]:
-    """Split HOST:PORT; `[::1]:80` is one too. Whether they are good is for the settings to say."""
+def parse_address(text: str) -> tuple[str, str]:
+    """Split HOST:PORT or [IPV6]:PORT. The settings validate both parts."""
     host, colon, port = text.rpartition(":")
     if not colon:
         raise typer.BadParameter(f"expected HOST:PORT, got {text!r}")
@@ -46,30 +53,27 @@ def address(text: str) -> tuple[str, str]:
 
 
 def parse_time_or_age(option: str, text: str, now: float) -> float:
-    """Read `2026-11-23T02:00:00Z` (without an offset: the local time) or `90s`, `10m`, `2h`, `1d` ago."""
-    ago = _DURATION.match(text)
-    if ago and ago[2]:
-        return now - float(ago[1]) * _UNITS[ago[2]]
+    """Parse an ISO time like `2026-11-23T02:00:00Z`, or an age like `90s`, `10m`, `2h` or `1d`; return unix seconds."""
+    age = _DURATION.match(text)
+    if age and age[2]:
+        return now - float(age[1]) * _UNITS[age[2]]
+    return parse_time(option, text, or_age=", or an age like 10m, 2h or 1d")
+
+
+def parse_time(option: str, text: str, *, or_age: str = "") -> float:
+    """Parse an ISO time; without an offset it is local time. Returns unix seconds."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
-        expected = "expected a time like 2026-11-23T02:00:00Z, or like 10m, 2h or 1d ago"
-        raise typer.BadParameter(f"{option}: {expected}, got {text!r}") from None
-
-
-def parse_time(option: str, text: str) -> float:
-    """Read `2026-11-23T02:00:00Z`; without an offset it is the local time."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise typer.BadParameter(f"{option}: expected a time like 2026-11-23T02:00:00Z, got {text!r}") from None
+        message = f"{option}: expected a time like 2026-11-23T02:00:00Z{or_age}, got {text!r}"
+        raise typer.BadParameter(message) from None
 
 
 def parse_duration(option: str, text: str) -> float:
-    """Read `90s`, `10m`, `2h`, `1d` or `500ms`; a number alone is seconds; above 0, at most a year."""
+    """Parse `500ms`, `90s`, `10m`, `2h` or `1d` into seconds; a bare number is seconds. Above 0, at most a year."""
     found = _DURATION.match(text)
     seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
     if not 0 < seconds <= MAX_DURATION_S:
-        most = f"more than 0, like 30s, 10m, 2h or 1d, and at most {MAX_DURATION_S // _UNITS['d']}d"
-        raise typer.BadParameter(f"{option}: expected {most}, got {text!r}")
+        expected = f"a duration like 30s, 10m, 2h or 1d, more than 0 and at most {MAX_DURATION_S // _UNITS['d']}d"
+        raise typer.BadParameter(f"{option}: expected {expected}, got {text!r}")
     return seconds

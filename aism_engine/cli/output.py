@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, for people or for programs."""
+"""What commands print: results on standard output, progress on standard error."""
 
 import sys
 import time
@@ -8,6 +8,10 @@ from typing import Final, TextIO
 import msgspec
 import typer
 
+_PROGRESS_AFTER_S: Final = 1.0
+_PROGRESS_INTERVAL_S: Final = 0.2
+_PROGRESS_WIDTH: Final = 79
+
 
 def print_json(value: object) -> None:
     """Print a result as one line of JSON."""
@@ -15,7 +19,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print columns that line up, and nothing that a pipe would trip over."""
+    """Print aligned columns as plain text."""
     lines = [header, *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -23,7 +27,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Print one thing, a field a line."""
+    """Print one object, one field a line."""
     pairs = [(name, _cell(value)) for name, value in fields]
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
@@ -31,7 +35,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 
 def format_age(seconds: float | None) -> str:
-    """Write an age as people say it: `4s`, `2m`, `3h`, `5d`."""
+    """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`."""
     if seconds is None:
         return "-"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -49,30 +53,25 @@ def _cell(value: object) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-_AFTER_S: Final = 1.0
-_EVERY_S: Final = 0.2
-_WIDTH: Final = 79
-
-
 class ProgressLine:
-    """One line on standard error, written over and over, from a second on; `clear` takes it away."""
+    """One line on standard error, rewritten while a command works. Starts after a second, and only on a terminal."""
 
     def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream or sys.stderr
         self._now = now
-        self._next_at = now() + _AFTER_S
+        self._next_at = now() + _PROGRESS_AFTER_S
         self._shown = False
 
     def update(self, text: str) -> None:
         if self._now() < self._next_at or not self._stream.isatty():
             return
-        self._next_at = self._now() + _EVERY_S
+        self._next_at = self._now() + _PROGRESS_INTERVAL_S
         self._shown = True
-        self._stream.write(f"\r{text[:_WIDTH]:<{_WIDTH}}")
+        self._stream.write(f"\r{text[:_PROGRESS_WIDTH]:<{_PROGRESS_WIDTH}}")
         self._stream.flush()
 
     def clear(self) -> None:
         if self._shown:
             self._shown = False
-            self._stream.write(f"\r{'':<{_WIDTH}}\r")
+            self._stream.write(f"\r{'':<{_PROGRESS_WIDTH}}\r")
             self._stream.flush()

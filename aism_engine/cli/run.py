@@ -27,22 +27,24 @@ def run(
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help="Where to serve /metrics, /livez, /readyz.")
+        str | None,
+        typer.Option("--http", metavar="HOST:PORT", help="Address that serves /metrics, /livez and /readyz."),
     ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="json, console or auto.")] = None,
 ) -> ExitCode:
-    """Run the engine until SIGTERM or SIGINT. SIGHUP makes it read its machines anew, all of them or none, SIGUSR1 open
-    its log file anew.
+    """Run the engine until SIGTERM or SIGINT.
 
-    A flag beats the environment, which beats the file; `aism-engine config show` tells what is in force. Redis need not
-    be there yet: the engine waits for it and says so. Logs go to standard error.
+    A flag overrides the environment, which overrides the file; see aism-engine config show. The engine waits for a
+    Redis server that is not there yet. Logs go to standard error.
+
+    SIGHUP reloads the state machines, all or none. SIGUSR1 reopens the log file.
 
     \b
     Example:
       aism-engine run --config /etc/aism/engine.toml --redis redis://localhost:6379/0 --http 0.0.0.0:9464
-    """  # noqa: D301  the \b is for the help: it keeps the lines of the example apart
-    host, port = options.address(http) if http is not None else (None, None)
+    """  # noqa: D301  \b keeps the lines of the example apart
+    host, port = options.parse_address(http) if http is not None else (None, None)
     flags = {
         "redis.url": redis,
         "redis.prefix": prefix,
@@ -52,43 +54,43 @@ def run(
         "logs.format": log_format,
     }
     settings = load_settings_and_machines(config, flags).settings
-    told = settings.logs
+    chosen = settings.logs
     writer = logs.configure(
-        level=told.level, format=told.format, queue=told.queue_size, repeats=told.max_repeats, file=told.file
+        level=chosen.level, format=chosen.format, queue=chosen.queue_size, repeats=chosen.max_repeats, file=chosen.file
     )
 
-    def machines() -> Machines:
+    def reload() -> Machines:
         return load_machines(load_settings(config, overrides=flags).settings.machines)
 
-    return run_in_event_loop(_serve(settings, machines, writer), writer)
+    return run_in_event_loop(_serve(settings, reload, writer), writer)
 
 
-async def _serve(settings: Settings, machines: Callable[[], Machines], writer: LogWriter) -> None:
+async def _serve(settings: Settings, reload: Callable[[], Machines], writer: LogWriter) -> None:
     engine, stopping = Engine(settings), asyncio.Event()
 
     def stop(_signal: str) -> None:
         engine.notifier.stopping()
         stopping.set()
 
-    counting = asyncio.create_task(_count_dropped(writer, engine.metrics))
+    counter = asyncio.create_task(_count_dropped(writer, engine.metrics))
     try:
-        others = {signal.SIGHUP: lambda: engine.reload_machines(machines), signal.SIGUSR1: writer.reopen}
+        others = {signal.SIGHUP: lambda: engine.reload_machines(reload), signal.SIGUSR1: writer.reopen}
         with signals.install(asyncio.get_running_loop(), stop, others):
             try:
                 await engine.run(stopping)
             finally:
-                counting.cancel()
+                counter.cancel()
                 with suppress(asyncio.CancelledError):
-                    await counting
+                    await counter
     finally:
         signals.ignore()
 
 
 async def _count_dropped(writer: LogWriter, metrics: Metrics) -> None:
-    """Carry the count of lost log lines over to the metrics, which the logs know nothing of."""
-    told = 0
+    """Copy the count of dropped log lines to the metrics every second: the log writer has no access to them."""
+    counted = 0
     while True:
         dropped = writer.dropped
-        metrics.log_lines_dropped.inc(dropped - told)
-        told = dropped
+        metrics.log_lines_dropped.inc(dropped - counted)
+        counted = dropped
         await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""`aism-engine scenario`: does the protocol keep its word? On a server of one's own, for anyone to see."""
+"""`aism-engine scenario`: runs a scenario of the AISM literature and checks its result."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -15,40 +15,38 @@ from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import print_fields, print_json
 from aism_engine.runtime import signals
 from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
-from aism_engine.scenarios.environment import Outcome
+from aism_engine.scenarios.environment import ScenarioResult
 
 
-class Name(StrEnum):
-    """What can be played."""
-
+class ScenarioName(StrEnum):
     PING_PONG = "ping-pong"
     COORDINATION = "coordination"
     BYZANTINE = "byzantine"
     CONTEXT_PRESSURE = "context-pressure"
 
 
-_PLAYS: Final[Mapping[Name, Callable[[], Coroutine[None, None, Outcome]]]] = {
-    Name.PING_PONG: ping_pong.play,
-    Name.COORDINATION: coordination.play,
-    Name.BYZANTINE: byzantine.play,
-    Name.CONTEXT_PRESSURE: context_pressure.play,
+_SCENARIOS: Final[Mapping[ScenarioName, Callable[[], Coroutine[None, None, ScenarioResult]]]] = {
+    ScenarioName.PING_PONG: ping_pong.run,
+    ScenarioName.COORDINATION: coordination.run,
+    ScenarioName.BYZANTINE: byzantine.run,
+    ScenarioName.CONTEXT_PRESSURE: context_pressure.run,
 }
 
 
 def scenario(
-    name: Annotated[Name, typer.Argument(metavar="NAME", show_default=False, help="Which one: see above.")],
+    name: Annotated[ScenarioName, typer.Argument(metavar="NAME", show_default=False, help="One of those above.")],
     *,
     json: options.Json = False,
 ) -> ExitCode:
-    """Play a scenario of the AISM literature on a server of its own, and print what it came to.
+    """Run a scenario on a server and an engine of its own, and print the result.
 
     \b
-    ping-pong         two agents alternate 1,000 increments, by nothing but their states
-    coordination      three count to 100 together while one is killed half way
-    byzantine         one of ten says that it works, and does not
-    context-pressure  six agents distill their context when the engine tells them to
+    ping-pong         two agents increment a counter in turns, 1,000 times, synchronized only by their states
+    coordination      three agents count to 100 together; one is killed half way
+    byzantine         one of ten agents declares that it works, and does not
+    context-pressure  six agents distill their context when the engine advises it
 
-    The exit code is 1 where a figure is not what it should be. docs/scenarios.md tells how to read them.
+    The exit code is 1 if the result is not the expected one. docs/scenarios.md explains each field.
 
     \b
     Example:
@@ -56,21 +54,21 @@ def scenario(
     """  # noqa: D301  \b keeps the lines apart
 
     async def run() -> None:
-        playing = asyncio.ensure_future(_PLAYS[name]())
+        running = asyncio.ensure_future(_SCENARIOS[name]())
 
-        def break_off(_signal: str) -> None:
-            playing.cancel()
+        def cancel(_signal: str) -> None:
+            running.cancel()
 
-        with signals.install(asyncio.get_running_loop(), break_off):
-            await asyncio.wait([playing])
-        if playing.cancelled():
-            raise RefusedError("broken off")
-        figures = playing.result()
+        with signals.install(asyncio.get_running_loop(), cancel):
+            await asyncio.wait([running])
+        if running.cancelled():
+            raise RefusedError(f"scenario {name} was interrupted")
+        result = running.result()
         if json:
-            print_json(figures)
+            print_json(result)
         else:
-            print_fields(msgspec.structs.asdict(figures).items())
-        if not figures.holds:
-            raise RefusedError(f"{name} does not come out as it should: see docs/scenarios.md")
+            print_fields(msgspec.structs.asdict(result).items())
+        if not result.passed:
+            raise RefusedError(f"scenario {name} has failed: docs/scenarios.md lists the expected values")
 
     return run_in_event_loop(run(), logs.configure(level="warning", format="auto", queue=10_000))

@@ -1,4 +1,4 @@
-"""`aism-engine tail`: what happens, as it happens."""
+"""`aism-engine tail`: prints events as they happen."""
 
 from contextlib import aclosing
 from datetime import datetime
@@ -17,65 +17,67 @@ _HEAD: Final = frozenset({"event", "at", "timestamp", "agent_id", "old_state", "
 
 def tail(
     *,
-    event: Annotated[list[str] | None, typer.Option("--type", metavar="EVENT", help="Only these; repeatable.")] = None,
-    agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent.")] = None,
-    command: Annotated[str | None, typer.Option(metavar="ID", help="Only this command.")] = None,
-    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after so many.")] = None,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", metavar="EVENT", help="Only this event; repeatable.")
+    ] = None,
+    agent: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this agent.")] = None,
+    command: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this command.")] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N events.")] = None,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> None:
-    """Follow the fleet, a line for each event, until Ctrl-C.
+    """Print the events of a fleet, one a line, until Ctrl-C.
 
-    Events are the facts of the audit, such as state_changed, agent_first_seen, agent_lost, command_queued,
-    command_succeeded or dead_letter_added, and what is only published: error, measurement, state_declared.
+    Events are the facts of the audit, such as state_changed, agent_lost, command_queued or command_succeeded, and
+    events that are only published: error, measurement and state_declared.
 
     \b
     Example:
       aism-engine tail --type state_changed --type agent_lost --json
     """  # noqa: D301  \b keeps the lines of the example apart
 
-    async def act(admin: AdminClient) -> None:
-        left = count
+    async def follow(admin: AdminClient) -> None:
+        remaining = count
         async with aclosing(admin.events()) as events:
-            async for found in events:
+            async for event in events:
                 if (
-                    (event and found["event"] not in event)
-                    or agent not in {None, found.get("agent_id")}
-                    or command not in {None, found.get("command_id")}
+                    (types and event["event"] not in types)
+                    or agent not in {None, event.get("agent_id")}
+                    or command not in {None, event.get("command_id")}
                 ):
                     continue
-                print_json(found) if json else typer.echo(_line(found))
-                left = left and left - 1
-                if left == 0:
+                print_json(event) if json else typer.echo(_format_line(event))
+                remaining = remaining and remaining - 1
+                if remaining == 0:
                     return
 
     try:
-        with_admin_client(redis, prefix, act)
-    except KeyboardInterrupt:  # the way to end it
+        with_admin_client(redis, prefix, follow)
+    except KeyboardInterrupt:  # Ctrl-C is the regular end
         return
 
 
-def _line(event: dict[str, Any]) -> str:
-    return f"{_clock_time(event.get('at') or event.get('timestamp'))}  {described(event)}"
+def _format_line(event: dict[str, Any]) -> str:
+    return f"{_local_time(event.get('at') or event.get('timestamp'))}  {format_event(event)}"
 
 
-def described(event: dict[str, Any]) -> str:
-    """Write an event, but for its time, on one line."""
+def format_event(event: dict[str, Any]) -> str:
+    """Write an event without its time on one line."""
     parts = [event["event"], event.get("agent_id", "-")]
     if "new_state" in event:
         parts.append(f"{event.get('old_state', '?')} -> {event['new_state']}")
-    parts += (f"{name}={_plain(value)}" for name, value in event.items() if name not in _HEAD and value is not None)
+    parts += (f"{name}={_as_text(value)}" for name, value in event.items() if name not in _HEAD and value is not None)
     return "  ".join(map(str, parts))
 
 
-def _clock_time(instant: Any) -> str:  # noqa: ANN401  agents publish what they like
-    """Give the time of day where people are."""
+def _local_time(text: Any) -> str:  # noqa: ANN401  an agent may publish any value
+    """Return the local time of day of an ISO time; `-` for anything else."""
     try:
-        return datetime.fromisoformat(instant).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        return datetime.fromisoformat(text).astimezone().strftime("%H:%M:%S.%f")[:-3]
     except (TypeError, ValueError):
         return "-"
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

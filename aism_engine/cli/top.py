@@ -1,4 +1,4 @@
-"""`aism-engine top`: the fleet in figures, drawn again and again."""
+"""`aism-engine top`: an overview of the fleet that refreshes itself."""
 
 import asyncio
 import time
@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aism_engine.cli import commands, options
+from aism_engine.cli import options
 from aism_engine.cli.admin import with_admin_client
-from aism_engine.cli.options import parse_duration
+from aism_engine.cli.commands import command_as_json
 from aism_engine.cli.output import ProgressLine, format_age, print_json
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import Overview
@@ -21,77 +21,78 @@ from aism_engine.ops.inspector import Overview
 
 def top(
     *,
-    interval: Annotated[str, typer.Option(metavar="TIME", help="Between two looks.")] = "2s",
-    slowest: Annotated[int, typer.Option(metavar="N", min=0, help="How many of the slowest commands.")] = 10,
-    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    interval: Annotated[str, typer.Option(metavar="DURATION", help="Time between two refreshes.")] = "2s",
+    slowest: Annotated[int, typer.Option(metavar="N", min=0, help="Number of slowest commands to list.")] = 10,
+    once: Annotated[bool, typer.Option("--once", help="Print one overview and exit.")] = False,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> None:
-    """Watch the fleet: states, liveness, queues, rates, and the slowest commands, until Ctrl-C.
+    """Watch the fleet until Ctrl-C: states, liveness, queues, rates and the commands that have been open longest.
 
-    Rates are those of the last ten seconds. With --json each look is a line.
+    Rates are averages of the last ten seconds. With --json each refresh is one line.
 
     \b
     Example:
       aism-engine top --interval 5s
       aism-engine top --once --json
     """  # noqa: D301  \b keeps the lines of the example apart
-    every_s, console = parse_duration("--interval", interval), Console()
+    interval_s, console = options.parse_duration("--interval", interval), Console()
 
     async def watch(admin: AdminClient) -> None:
         progress = ProgressLine()
         with Live(console=console, auto_refresh=False, screen=False) as live:
             while True:
-                began = time.monotonic()
-                found = await admin.overview(slowest, progress.update if once else None)
+                started_at = time.monotonic()
+                overview = await admin.overview(slowest, progress.update if once else None)
                 progress.clear()
                 if json:
-                    print_json(_described(found))
+                    print_json(_as_json(overview))
                 else:
-                    live.update(_screen(found), refresh=True)
+                    live.update(_screen(overview), refresh=True)
                 if once:
                     return
-                await asyncio.sleep(max(every_s, time.monotonic() - began))  # no more than half of the time
+                # Reading takes at most half of the time, however large the fleet is.
+                await asyncio.sleep(max(interval_s, time.monotonic() - started_at))
 
     try:
         with_admin_client(redis, prefix, watch)
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # Ctrl-C is the regular end
         return
 
 
-def _described(found: Overview) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(found)
-    return plain | {"slowest": [commands.described(command) for command in found.slowest]}
+def _as_json(overview: Overview) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(overview)
+    return plain | {"slowest": [command_as_json(command) for command in overview.slowest]}
 
 
-def _screen(found: Overview) -> RenderableType:
+def _screen(overview: Overview) -> RenderableType:
     head = Text()
-    head.append(f"{found.agents} agents", style="bold")
-    head.append(f"  {_counts(found.by_liveness)}")
-    head.append(f"  {found.held} held" if found.held else "")
-    head.append(f"  fleet: {found.hold}" if found.hold else "", style="yellow")
-    head.append("" if found.leader else "  no leader", style="red")
-    lines = {
-        "states": _counts(found.by_state),
-        "types": _counts(found.by_type),
-        "waiting for": _counts(found.waiting_for),
-        "queues": _counts(found.queues),
-        "commands": _counts(found.commands),
-        "per second": _counts(found.rates),
+    head.append(f"{overview.agents} agents", style="bold")
+    head.append(f"  {_counts(overview.by_liveness)}")
+    head.append(f"  {overview.held} held" if overview.held else "")
+    head.append(f"  fleet: {overview.hold}" if overview.hold else "", style="yellow")
+    head.append("" if overview.leader else "  no leader", style="red")
+    lines: dict[str, dict[str, int] | dict[str, float]] = {
+        "states": overview.by_state,
+        "types": overview.by_type,
+        "waiting for": overview.waiting_for,
+        "queues": overview.queues,
+        "commands": overview.commands,
+        "per second": overview.rates,
     }
-    figures = Table.grid(padding=(0, 2))
-    for name, told in lines.items():
-        figures.add_row(Text(name, style="dim"), told or "-")
-    if not found.slowest:
-        return Group(head, figures)
+    counts = Table.grid(padding=(0, 2))
+    for name, values in lines.items():
+        counts.add_row(Text(name, style="dim"), _counts(values) or "-")
+    if not overview.slowest:
+        return Group(head, counts)
     slowest, now = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), time.time()
     for heading in ("SLOWEST COMMAND", "AGENT", "TYPE", "STATUS", "AGE"):
         slowest.add_column(heading)
-    for command in found.slowest:
-        since = format_age(now - command.accepted_at)
-        slowest.add_row(command.command_id, command.agent_id, command.type, command.status.value, since)
-    return Group(head, figures, Text(), slowest)
+    for command in overview.slowest:
+        age = format_age(now - command.accepted_at)
+        slowest.add_row(command.command_id, command.agent_id, command.type, command.status.value, age)
+    return Group(head, counts, Text(), slowest)
 
 
 def _counts(counts: dict[str, int] | dict[str, float]) -> str:

@@ -1,5 +1,5 @@
-"""The scenarios of the AISM literature, each on a server and an engine of its own: does the protocol keep its word?
+"""Scenarios of the AISM literature: each checks a promise of the protocol on a server and an engine of its own.
 
-A scenario is one file with one function `play(stage)`: it lets agents act, and gives figures that are read off the
-engine's own record, the audit, not off what the agents say of themselves. docs/scenarios.md tells how to read them.
+A scenario is one module with one function `run()`: it lets agents act, and returns a result. The result is read from
+the engine's audit, not from what the agents say about themselves. docs/scenarios.md explains the fields.
 """

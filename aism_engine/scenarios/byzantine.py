@@ -1,37 +1,41 @@
-"""Ten agents say that they work; one of them does not.
+"""Ten agents declare that they work; one of them does not.
 
-The nine are honest in ways that are easy to suspect: most take commands and finish them, one works on a single command
-for longer than the engine's patience, one has no command at all and only measures, and one is silent between its
-commands for as long as it may be. The tenth declares the same state, beats as they do, and does nothing.
+The nine honest agents are easy to suspect: six finish one command after another, one works on a single command for
+longer than `divergence.idle_evidence_after`, one has no command and only measures, and one rests between its commands
+for more than half of that time. The tenth declares the same state, sends heartbeats, and does nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.scenarios.environment import Outcome, Stage, staged
+from aism_engine.scenarios.environment import (
+    ScenarioEnvironment,
+    ScenarioResult,
+    scenario_environment,
+    send_heartbeats,
+)
 
-_PATIENCE_S: Final = 2.0
+_IDLE_AFTER_S: Final = 2.0
 _SETTINGS: Final = {
     "divergence.poll_interval": 0.2,
-    "divergence.idle_evidence_after": _PATIENCE_S,
+    "divergence.idle_evidence_after": _IDLE_AFTER_S,
     "dispatcher.poll_interval": 0.1,
 }
-_LASTS_S: Final = 3 * _PATIENCE_S
-"""Long enough for an honest agent to be accused, if any was."""
+_DURATION_S: Final = 3 * _IDLE_AFTER_S
+"""Long enough for a false accusation to show."""
 _BUSY: Final = tuple(f"busy-{number}" for number in range(6))
-_SLOW, _MEASURING, _SELDOM, _LIAR = "slow", "measuring", "seldom", "liar"
-HONEST: Final = (*_BUSY, _SLOW, _MEASURING, _SELDOM)
+_SLOW, _MEASURING, _RESTING, _LIAR = "slow", "measuring", "resting", "liar"
 
-Life: TypeAlias = Callable[[AgentClient], Awaitable[Any]]
+Behaviour: TypeAlias = Callable[[AgentClient], Coroutine[Any, Any, Any]]
 
 
-class Figures(Outcome, frozen=True):
-    """`detected`: liars that the engine has doubted; `detection_s`: after which time, from its declaration on;
+class ByzantineResult(ScenarioResult, frozen=True):
+    """`detected`: liars with a divergence; `detection_s`: from the liar's declaration to its divergence;
     `false_accusations`: divergences of honest agents.
     """
 
@@ -43,81 +47,76 @@ class Figures(Outcome, frozen=True):
     seconds: float
 
     @property
-    def holds(self) -> bool:
+    def passed(self) -> bool:
         return self.detected == self.liars and not self.false_accusations
 
 
-async def play() -> Figures:
-    async with staged("workers", _SETTINGS) as stage, AdminClient.connect(stage.url, stage.prefix) as operator:
-        lives: dict[str, Life] = {
+async def run() -> ByzantineResult:
+    async with (
+        scenario_environment("workers", _SETTINGS) as environment,
+        AdminClient.connect(environment.url, environment.prefix) as admin,
+    ):
+        behaviours: dict[str, Behaviour] = {
             **dict.fromkeys(_BUSY, _work),
-            _SLOW: lambda agent: _work(agent, takes_s=2 * _PATIENCE_S),
+            _SLOW: lambda agent: _work(agent, work_s=2 * _IDLE_AFTER_S),
             _MEASURING: _measure,
-            _SELDOM: lambda agent: _work(agent, rests_s=0.6 * _PATIENCE_S),
+            _RESTING: lambda agent: _work(agent, rest_s=0.6 * _IDLE_AFTER_S),
             _LIAR: lambda _: asyncio.Event().wait(),
         }
-        async with asyncio.TaskGroup() as fleet:
-            living = [fleet.create_task(_live(stage, name, life)) for name, life in lives.items()]
-            living += [fleet.create_task(_command(operator, name)) for name in lives if name != _MEASURING]
-            await asyncio.sleep(_LASTS_S)
-            for task in living:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_run_agent(environment, name, behaviour)) for name, behaviour in behaviours.items()
+            ]
+            tasks += [group.create_task(_send_work(admin, name)) for name in behaviours if name != _MEASURING]
+            await asyncio.sleep(_DURATION_S)
+            for task in tasks:
                 task.cancel()
-        opened = await stage.facts("divergence_opened")
-        (said,) = [fact for fact in await stage.facts("state_changed") if _is_at_work(fact, _LIAR)][:1]
-        doubted = [fact for fact in opened if fact["agent_id"] == _LIAR]
-        return Figures(
-            agents=len(lives),
+        opened = await environment.facts("divergence_opened")
+        declared = next(fact for fact in await environment.facts("state_changed") if _declares_work(fact, _LIAR))
+        of_liar = [fact for fact in opened if fact["agent_id"] == _LIAR]
+        return ByzantineResult(
+            agents=len(behaviours),
             liars=1,
-            detected=len({fact["agent_id"] for fact in doubted}),
-            detection_s=round(from_iso(doubted[0]["at"]) - from_iso(said["at"]), 2) if doubted else None,
-            false_accusations=len(opened) - len(doubted),
-            seconds=stage.seconds,
+            detected=len({fact["agent_id"] for fact in of_liar}),
+            detection_s=round(from_iso(of_liar[0]["at"]) - from_iso(declared["at"]), 2) if of_liar else None,
+            false_accusations=len(opened) - len(of_liar),
+            seconds=environment.seconds,
         )
 
 
-def _is_at_work(fact: dict[str, Any], agent_id: str) -> bool:
+def _declares_work(fact: dict[str, Any], agent_id: str) -> bool:
     return (fact["agent_id"], fact["new_state"]) == (agent_id, "deep_work")
 
 
-async def _live(stage: Stage, name: str, life: Life) -> None:
-    """Register, say that it works, beat, and do whatever its life is."""
-    async with stage.agent(name) as agent, asyncio.TaskGroup() as tasks:
+async def _run_agent(environment: ScenarioEnvironment, name: str, behaviour: Behaviour) -> None:
+    """Register, declare work, send heartbeats, and behave as given."""
+    async with environment.agent_client(name) as agent, asyncio.TaskGroup() as tasks:
         await agent.register("worker", capabilities=["ack"])
         await agent.transition("deep_work")
-        tasks.create_task(_beat(agent))
-        tasks.create_task(_lead(life, agent))
+        tasks.create_task(send_heartbeats(agent))
+        tasks.create_task(behaviour(agent))
 
 
-async def _lead(life: Life, agent: AgentClient) -> None:
-    await life(agent)
-
-
-async def _beat(agent: AgentClient) -> None:
-    while True:
-        await agent.heartbeat()
-        await asyncio.sleep(0.2)
-
-
-async def _work(agent: AgentClient, takes_s: float = 0.05, rests_s: float = 0.0) -> None:
+async def _work(agent: AgentClient, work_s: float = 0.05, rest_s: float = 0.0) -> None:
     while True:
         command = await agent.next_command(wait_s=1.0)
         if command is not None:
             await agent.ack(command.id)
-            await asyncio.sleep(takes_s)
+            await asyncio.sleep(work_s)
             await agent.result(command.id)
-            await asyncio.sleep(rests_s)
+            await asyncio.sleep(rest_s)
 
 
 async def _measure(agent: AgentClient) -> None:
     while True:
         await agent.measure({"pages": 1.0})
-        await asyncio.sleep(0.3 * _PATIENCE_S)
+        await asyncio.sleep(0.3 * _IDLE_AFTER_S)
 
 
-async def _command(operator: AdminClient, agent_id: str) -> None:
-    """Give an agent something to do, again and again; whoever is full, or unknown yet, is asked again later."""
+async def _send_work(admin: AdminClient, agent_id: str) -> None:
+    """Send commands to an agent again and again. Refusals (agent unknown, queue full) do not matter."""
     while True:
         payload = {"agent_id": agent_id, "command": {"type": "work"}}
         with suppress(TimeoutError):
-            await operator.request("send", payload, timeout_s=1.0)
+            await admin.request("send", payload, timeout_s=1.0)
         await asyncio.sleep(0.2)

@@ -1,8 +1,8 @@
-"""Agents whose context grows, who do not watch it, and who distill it when the engine tells them to.
+"""Agents whose context grows distill it when the engine advises it.
 
-Each works, and measures how large its context has become. The engine compares that with a limit, and doubts whoever is
-above it and goes on; the agents heed its advice. There is a second limit, at which a context would overflow: nobody
-shall ever measure so much.
+Each agent works and measures the size of its context, but does not compare it with a limit. The engine does, and
+publishes a divergence for an agent above `divergence.context_limit`; the agents follow that advice. At a second, higher
+limit a context would overflow: no agent may ever measure that much.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import msgspec
 
-from aism_engine.scenarios.environment import Outcome, Stage, staged
+from aism_engine.scenarios.environment import ScenarioEnvironment, ScenarioResult, scenario_environment
 
 LIMIT: Final = 8_000
 OVERFLOW: Final = 12_000
 _AFTER_DISTILLING: Final = 6_500
-_STEP: Final = (40, 80)
-_EVERY_S: Final = 0.05
+_GROWTH: Final = (40, 80)
+_INTERVAL_S: Final = 0.05
 _AGENTS: Final = 6
 _ROUNDS: Final = 3
-_MOST: Final = 1000
+_MAX_EVENTS: Final = 1000
 _SETTINGS: Final = {
     "divergence.poll_interval": 0.2,
     "divergence.context_evidence_after": 0.1,
@@ -30,8 +30,8 @@ _SETTINGS: Final = {
 }
 
 
-class Figures(Outcome, frozen=True):
-    """`overflows`: contexts that were measured at the second limit, or above it; `peak`: the largest of all."""
+class ContextPressureResult(ScenarioResult, frozen=True):
+    """`overflows`: measurements at the second limit or above; `peak`: the largest; `advice`: divergences."""
 
     agents: int
     distillations: int
@@ -41,54 +41,58 @@ class Figures(Outcome, frozen=True):
     seconds: float
 
     @property
-    def holds(self) -> bool:
+    def passed(self) -> bool:
         return self.distillations >= self.agents * _ROUNDS and not self.overflows
 
 
-async def play(*, heeding: bool = True) -> Figures:
-    """Let all of them distill a few times. Who is not `heeding` goes on to the second limit."""
-    async with staged("workers", _SETTINGS) as stage:
-        async with asyncio.TaskGroup() as fleet:
-            agents = [fleet.create_task(_live(stage, number, heeding=heeding)) for number in range(_AGENTS)]
+async def run(*, follow_advice: bool = True) -> ContextPressureResult:
+    """Let every agent distill three times; without `follow_advice`, let every agent overflow."""
+    async with scenario_environment("workers", _SETTINGS) as environment:
+        async with asyncio.TaskGroup() as group:
+            agents = [
+                group.create_task(_run_agent(environment, number, follow_advice=follow_advice))
+                for number in range(_AGENTS)
+            ]
         measured = [size for agent in agents for size in agent.result()]
-        changes = await stage.facts("state_changed")
-        return Figures(
+        changes = await environment.facts("state_changed")
+        return ContextPressureResult(
             agents=_AGENTS,
             distillations=sum(fact["new_state"] == "distill" for fact in changes),
             overflows=sum(size >= OVERFLOW for size in measured),
             peak=max(measured),
-            advice=len(await stage.facts("divergence_opened")),
-            seconds=stage.seconds,
+            advice=len(await environment.facts("divergence_opened")),
+            seconds=environment.seconds,
         )
 
 
-async def _live(stage: Stage, number: int, *, heeding: bool) -> list[int]:
-    """Work, measure, and distill on advice; gives all that was measured, as the engine has taken it in."""
-    name, random, measured = f"thinker-{number}", Random(number), list[int]()  # noqa: S311  the same again is wanted
+async def _run_agent(environment: ScenarioEnvironment, number: int, *, follow_advice: bool) -> list[int]:
+    """Work, measure, and distill when advised; return all measurements, each confirmed by the engine."""
+    name, measured = f"thinker-{number}", list[int]()
+    random = Random(number)  # noqa: S311  reproducible choices
     context, distilled = _AFTER_DISTILLING, 0
-    ear = stage.listen(stage.keys.errors)
-    async with stage.agent(name) as agent:
+    errors = environment.subscribe(environment.keys.errors)
+    async with environment.agent_client(name) as agent:
         await agent.register("thinker")
         await agent.transition("deep_work")
-        while distilled < _ROUNDS and (heeding or context < OVERFLOW):
-            context += random.randint(*_STEP)
+        while distilled < _ROUNDS and (follow_advice or context < OVERFLOW):
+            context += random.randint(*_GROWTH)
             await agent.measure({"context_tokens": float(context)}, reply=True)
             measured.append(context)
-            heard = await ear.read(_MOST, timeout_s=_EVERY_S)
-            if heeding and any(_advises(data, name) for _, data in heard):
+            events = await errors.read(_MAX_EVENTS, timeout_s=_INTERVAL_S)
+            if follow_advice and any(_advises(data, name) for _, data in events):
                 await agent.transition("distill")
                 context, distilled = _AFTER_DISTILLING, distilled + 1
                 await agent.transition("deep_work")
-            elif heard:
-                await asyncio.sleep(_EVERY_S)
+            elif events:
+                await asyncio.sleep(_INTERVAL_S)
     return measured
 
 
 def _advises(data: bytes, agent_id: str) -> bool:
-    """Tell whether an event says that this agent ought to distill."""
+    """Whether an event advises this agent to distill."""
     with suppress(msgspec.DecodeError):
         event: dict[str, Any] = msgspec.json.decode(data)
         details = event.get("details") or {}
-        told = (event.get("code"), event.get("agent_id"), details.get("rule"), details.get("status"))
-        return told == ("divergence", agent_id, "context_too_large", "opened")
+        found = (event.get("code"), event.get("agent_id"), details.get("rule"), details.get("status"))
+        return found == ("divergence", agent_id, "context_too_large", "opened")
     return False

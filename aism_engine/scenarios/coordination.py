@@ -1,9 +1,8 @@
-"""Three agents, each a process, count to a hundred together, while one is killed and started again half way.
+"""Three agents, each a process, count to a hundred together, while one is killed and restarted half way.
 
-Who is in the state `counting` writes the next number; the machine has room for one. The list that they write to is
-protected by nothing else: each reads how long it is, and appends one more. The one that is killed dies at the worst of
-moments, between its number and its leave, so that the others have to wait until the engine knows better: it registers
-again, or is called lost.
+The agent in state `counting` writes the next number; the machine allows one agent in that state. Nothing else protects
+the list of numbers: each agent reads its length and appends one. The victim is killed at the worst moment, between
+writing its number and leaving the state. The others wait until it registers again or is marked as lost.
 """
 
 import argparse
@@ -14,18 +13,20 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from aism_engine.agent.client import AgentClient
-from aism_engine.scenarios.environment import Outcome, Stage, staged
+from aism_engine.scenarios.environment import (
+    ScenarioEnvironment,
+    ScenarioResult,
+    scenario_environment,
+    send_heartbeats,
+)
 
 COUNT: Final = 100
 _AGENTS: Final = ("anna", "bert", "carl")
 _VICTIM: Final = _AGENTS[1]
 _NUMBERS: Final = "coordination:numbers"
-_BEAT_EVERY_S: Final = 0.2
-_LOOK_EVERY_S: Final = 0.02
-_MOST: Final = 100
-_AWAY_S: Final = 0.5
-"""How long the killed one is away."""
+_POLL_INTERVAL_S: Final = 0.02
+_MAX_EVENTS: Final = 100
+_RESTART_AFTER_S: Final = 0.5
 _SETTINGS: Final = {
     "liveness.silent_after": 0.6,
     "liveness.lost_after": 2.0,
@@ -33,8 +34,8 @@ _SETTINGS: Final = {
 }
 
 
-class Figures(Outcome, frozen=True):
-    """`duplicates`: numbers written twice; `gaps`: numbers left out; `collisions`: times that two were `counting`."""
+class CoordinationResult(ScenarioResult, frozen=True):
+    """`duplicates`: numbers written twice; `gaps`: missing numbers; `collisions`: times that two were `counting`."""
 
     counted: int
     duplicates: int
@@ -44,89 +45,82 @@ class Figures(Outcome, frozen=True):
     seconds: float
 
     @property
-    def holds(self) -> bool:
+    def passed(self) -> bool:
         return self.counted == COUNT and self.kills == 1 and not (self.duplicates or self.gaps or self.collisions)
 
 
-async def play() -> Figures:
-    async with staged("counting", _SETTINGS) as stage:
-        codes = await asyncio.gather(*(_live(stage, name) for name in _AGENTS))
-        numbers = [int(line.split()[0]) for line in await stage.client.lrange(_NUMBERS, 0, -1)]
-        return Figures(
+async def run() -> CoordinationResult:
+    async with scenario_environment("counting", _SETTINGS) as environment:
+        codes = await asyncio.gather(*(_run_agent(environment, name) for name in _AGENTS))
+        numbers = [int(entry.split()[0]) for entry in await environment.client.lrange(_NUMBERS, 0, -1)]
+        return CoordinationResult(
             counted=len(set(numbers)),
             duplicates=len(numbers) - len(set(numbers)),
             gaps=len(set(range(1, COUNT + 1)) - set(numbers)),
-            collisions=await _collisions(stage),
+            collisions=await _count_collisions(environment),
             kills=codes.count(-signal.SIGKILL),
-            seconds=stage.seconds,
+            seconds=environment.seconds,
         )
 
 
-async def _live(stage: Stage, name: str) -> int:
-    """Run one agent's process, and after a while another where it was killed; gives how the first ended."""
-    code = await _process(stage, name, dies_at=COUNT // 2 if name == _VICTIM else 0)
+async def _run_agent(environment: ScenarioEnvironment, name: str) -> int:
+    """Run the process of an agent, and a second one if the first was killed; return the exit code of the first."""
+    code = await _run_process(environment, name, kill_at=COUNT // 2 if name == _VICTIM else 0)
     if code:
-        await asyncio.sleep(_AWAY_S)
-        await _process(stage, name)
+        await asyncio.sleep(_RESTART_AFTER_S)
+        await _run_process(environment, name)
     return code
 
 
-async def _process(stage: Stage, name: str, dies_at: int = 0) -> int:
-    arguments = ("--redis", stage.url, "--prefix", stage.prefix, "--dies-at", str(dies_at), name)
+async def _run_process(environment: ScenarioEnvironment, name: str, kill_at: int = 0) -> int:
+    arguments = ("--redis", environment.url, "--prefix", environment.prefix, "--kill-at", str(kill_at), name)
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, *arguments)
     try:
         return await process.wait()
     finally:
-        with suppress(ProcessLookupError):  # it lives only where the scenario was broken off
+        with suppress(ProcessLookupError):  # still running only if the scenario was interrupted
             process.kill()
 
 
-async def _collisions(stage: Stage) -> int:
-    """Count, by the engine's record, how often one began to count while another did."""
-    changes = await stage.facts("state_changed")
-    inside: set[str] = set()
+async def _count_collisions(environment: ScenarioEnvironment) -> int:
+    """Count in the audit how often an agent began to count while another one did."""
+    counting: set[str] = set()
     collisions = 0
-    for fact in changes:
+    for fact in await environment.facts("state_changed"):
         if fact["new_state"] == "counting":
-            collisions += bool(inside)
-            inside.add(fact["agent_id"])
+            collisions += bool(counting)
+            counting.add(fact["agent_id"])
         else:
-            inside.discard(fact["agent_id"])
+            counting.discard(fact["agent_id"])
     return collisions
 
 
-# --- one agent, in a process of its own -------------------------------------------------------------------------------
+# --- one agent, in its own process ------------------------------------------------------------------------------------
 
 
-async def _count(stage: Stage, name: str, dies_at: int) -> None:
-    changes = stage.changes()
-    async with stage.agent(name) as agent:
-        beating = asyncio.create_task(_beat(agent))
+async def _count(environment: ScenarioEnvironment, name: str, kill_at: int) -> None:
+    changes = environment.subscribe(environment.keys.state_changes)
+    async with environment.agent_client(name) as agent:
+        heartbeats = asyncio.create_task(send_heartbeats(agent))
         await agent.register("counter")
-        while "" in await stage.states(*_AGENTS):  # they begin together
-            await changes.read(_MOST, timeout_s=_LOOK_EVERY_S)
-        while await stage.client.llen(_NUMBERS) < COUNT:
-            answer = await agent.transition("counting")
-            if answer is not None and answer.ok:
-                await _write_next(stage, name, dies_at)
+        while "" in await environment.states(*_AGENTS):  # wait until all three have registered
+            await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)
+        while await environment.client.llen(_NUMBERS) < COUNT:
+            reply = await agent.transition("counting")
+            if reply is not None and reply.ok:
+                await _write_next(environment, name, kill_at)
                 await agent.transition("idle")
-            await changes.read(_MOST, timeout_s=_LOOK_EVERY_S)  # the others' turn
-        beating.cancel()
+            await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)  # let the others have a turn
+        heartbeats.cancel()
         await agent.goodbye(reply=True)
 
 
-async def _write_next(stage: Stage, name: str, dies_at: int) -> None:
-    number = await stage.client.llen(_NUMBERS) + 1
+async def _write_next(environment: ScenarioEnvironment, name: str, kill_at: int) -> None:
+    number = await environment.client.llen(_NUMBERS) + 1
     if number <= COUNT:
-        await stage.client.rpush(_NUMBERS, f"{number} {name}")
-    if 0 < dies_at <= number:
+        await environment.client.rpush(_NUMBERS, f"{number} {name}")
+    if 0 < kill_at <= number:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-async def _beat(agent: AgentClient) -> None:
-    while True:
-        await agent.heartbeat()
-        await asyncio.sleep(_BEAT_EVERY_S)
 
 
 def main() -> None:
@@ -134,15 +128,15 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--redis", required=True)
     parser.add_argument("--prefix", required=True)
-    parser.add_argument("--dies-at", type=int, default=0)
-    given = parser.parse_args()
+    parser.add_argument("--kill-at", type=int, default=0)
+    options = parser.parse_args()
 
-    async def run() -> None:
-        stage = Stage(given.redis, given.prefix)
-        await _count(stage, given.name, given.dies_at)
-        await stage.aclose()
+    async def run_agent() -> None:
+        environment = ScenarioEnvironment(options.redis, options.prefix)
+        await _count(environment, options.name, options.kill_at)
+        await environment.aclose()
 
-    asyncio.run(run())
+    asyncio.run(run_agent())
 
 
 if __name__ == "__main__":

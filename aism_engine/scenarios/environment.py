@@ -1,4 +1,4 @@
-"""What every scenario stands on: a server of its own, an engine beside it, and the record of what was so."""
+"""What every scenario runs on: a Redis server, an engine, and access to both."""
 
 import asyncio
 import time
@@ -19,70 +19,67 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.subscription import Subscription
 
 MACHINES: Final = files(__package__) / "machines"
-_MOST: Final = 1000
+_PAGE_SIZE: Final = 1000
 
 
-class Outcome(Struct, frozen=True):
-    """The figures of a scenario. Their names are published, and so for ever."""
+class ScenarioResult(Struct, frozen=True):
+    """Base of the results. Their field names are a published interface."""
 
     @property
-    def holds(self) -> bool:
-        """Whether they are as they should be."""
+    def passed(self) -> bool:
         raise NotImplementedError
 
 
-class Stage:
-    """Where a scenario is played: agents of its fleet, their states, and the engine's record."""
+class ScenarioEnvironment:
+    """Clients of a scenario's server, and the audit of its engine."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url = url
         self.prefix = prefix
         self.keys = Keys(prefix)
         self.client: Client = connect_url(url, "scenario")
-        """For what agents share beside the protocol: their own data, of which the engine knows nothing."""
-        self.began = time.monotonic()
+        """For data that the agents share outside the protocol."""
+        self._started_at = time.monotonic()
         self._audit = AuditLog(self.client, self.keys)
-        self._listening: list[Client] = []
+        self._pubsub_clients: list[Client] = []
 
     @property
     def seconds(self) -> float:
-        return round(time.monotonic() - self.began, 2)
+        return round(time.monotonic() - self._started_at, 2)
 
-    def agent(self, agent_id: str) -> AgentClient:
+    def agent_client(self, agent_id: str) -> AgentClient:
         return AgentClient(agent_id, url=self.url, prefix=self.prefix)
 
-    def changes(self) -> Subscription:
-        """Hear of changes of state: a hint, as all that is published; whoever waits for it looks at the keys too."""
-        return self.listen(self.keys.state_changes)
-
-    def listen(self, channel: str) -> Subscription:
-        self._listening.append(connect_url(self.url, "scenario-pubsub"))
-        return Subscription(self._listening[-1], [channel])
+    def subscribe(self, channel: str) -> Subscription:
+        """Subscribe to a channel. Events can be lost: use them as wake-ups, and read the keys as well."""
+        self._pubsub_clients.append(connect_url(self.url, "scenario-pubsub"))
+        return Subscription(self._pubsub_clients[-1], [channel])
 
     async def states(self, *agent_ids: str) -> list[str]:
-        found = await self.client.mget([self.keys.state(agent_id) for agent_id in agent_ids])
-        return [state.decode() if state else "" for state in found]
+        """Read the states of agents; an empty string for an agent without one."""
+        values = await self.client.mget([self.keys.state(agent_id) for agent_id in agent_ids])
+        return [value.decode() if value else "" for value in values]
 
-    async def facts(self, event: str = "") -> list[dict[str, Any]]:
-        """Read the whole audit, in order: all facts, or those of one event."""
+    async def facts(self, event: str) -> list[dict[str, Any]]:
+        """Read all facts of one event from the audit, oldest first."""
         facts: list[dict[str, Any]] = []
         last = BEGINNING
         while True:
-            page = await self._audit.page(last, _MOST)
+            page = await self._audit.page(last, _PAGE_SIZE)
             for entry_id, fields in page.entries:
                 facts += line_from_entry(entry_id, fields).decoded_facts()
                 last = entry_id.decode()
             if not page.more:
-                return [fact for fact in facts if event in ("", fact["event"])]
+                return [fact for fact in facts if fact["event"] == event]
 
     async def aclose(self) -> None:
-        for client in (self.client, *self._listening):
+        for client in (self.client, *self._pubsub_clients):
             await client.aclose()
 
 
 @asynccontextmanager
-async def staged(machine: str, overrides: Mapping[str, object]) -> AsyncIterator[Stage]:
-    """Start a server and an engine whose agents all live by this machine of ours, and stop them in the end."""
+async def scenario_environment(machine: str, overrides: Mapping[str, object]) -> AsyncIterator[ScenarioEnvironment]:
+    """Start a server and an engine whose agents all use `machine`, and stop both at the end."""
     stopping = asyncio.Event()
     with EmbeddedServer() as server, as_file(MACHINES) as folder:
         flags = {
@@ -91,16 +88,23 @@ async def staged(machine: str, overrides: Mapping[str, object]) -> AsyncIterator
             "machines.directory": str(folder),
             "machines.default": machine,
             "machines.unregistered": machine,
-            "retention.audit_entries": 1_000_000,  # it is the evidence
+            "retention.audit_entries": 1_000_000,  # results are read from the audit, so nothing may be trimmed
             "retention.audit_entries_max": 2_000_000,
             **overrides,
         }
         engine = Engine(load_settings(environ={}, overrides=flags).settings, environ={})
-        running = asyncio.create_task(engine.run(stopping))
-        stage = Stage(server.url, engine.settings.redis.prefix)
+        engine_task = asyncio.create_task(engine.run(stopping))
+        environment = ScenarioEnvironment(server.url, engine.settings.redis.prefix)
         try:
-            yield stage
+            yield environment
         finally:
-            await stage.aclose()
+            await environment.aclose()
             stopping.set()
-            await running
+            await engine_task
+
+
+async def send_heartbeats(agent: AgentClient, interval_s: float = 0.2) -> None:
+    """Send heartbeats until cancelled."""
+    while True:
+        await agent.heartbeat()
+        await asyncio.sleep(interval_s)

@@ -1,58 +1,59 @@
-"""Two agents alternate a thousand increments, by nothing but their declared states.
+"""Two agents alternate a thousand increments, synchronized only by their declared states.
 
-Each sees the state of the other and declares its own; the change of a state is the move. The first moves while both are
-in the same state, the second while they are not: the alternating bit of communication protocols (Bartlett, Scantlebury
-and Wilkinson, 1969). Between its look and its declaration each reads and writes a counter that nothing protects: a
-wrong turn would lose an increment.
+Each agent reads the state of the other and declares its own; declaring a state is the move. The first agent moves while
+both are in the same state, the second while they are not: the alternating bit of communication protocols (Bartlett,
+Scantlebury and Wilkinson, 1969). Between reading and declaring, each agent reads and writes an unprotected counter: a
+move out of turn would lose an increment.
 """
 
 import asyncio
 from typing import Final
 
-from aism_engine.scenarios.environment import Outcome, Stage, staged
+from aism_engine.scenarios.environment import ScenarioEnvironment, ScenarioResult, scenario_environment
 
 INCREMENTS: Final = 1000
 _PLAYERS: Final = ("ping", "pong")
 _COUNTER: Final = "ping-pong:counter"
-_MOST: Final = 100
-_LOOK_EVERY_S: Final = 0.05
-"""Where no event is heard: they are hints."""
+_MAX_EVENTS: Final = 100
+_POLL_INTERVAL_S: Final = 0.05
+"""Read the states this often even without an event: events can be lost."""
 
 
-class Figures(Outcome, frozen=True):
-    """`violations`: moves out of turn, and increments that were lost."""
+class PingPongResult(ScenarioResult, frozen=True):
+    """`violations`: moves out of turn plus lost increments."""
 
     increments: int
     violations: int
     seconds: float
 
     @property
-    def holds(self) -> bool:
+    def passed(self) -> bool:
         return self.increments == INCREMENTS and not self.violations
 
 
-async def play() -> Figures:
-    async with staged("ping-pong", {}) as stage:
+async def run() -> PingPongResult:
+    async with scenario_environment("ping-pong", {}) as environment:
         async with asyncio.TaskGroup() as players:
             for number, name in enumerate(_PLAYERS):
-                players.create_task(_alternate(stage, name, _PLAYERS[1 - number], first=number == 0))
-        moves = [fact["agent_id"] for fact in await stage.facts("state_changed") if fact["source"] == "agent"]
+                players.create_task(_alternate(environment, name, _PLAYERS[1 - number], first=number == 0))
+        changes = await environment.facts("state_changed")
+        moves = [fact["agent_id"] for fact in changes if fact["source"] == "agent"]
         out_of_turn = sum(name != _PLAYERS[number % 2] for number, name in enumerate(moves))
-        counted = int(await stage.client.get(_COUNTER))
-        return Figures(counted, out_of_turn + abs(len(moves) - counted), stage.seconds)
+        counted = int(await environment.client.get(_COUNTER))
+        return PingPongResult(counted, out_of_turn + abs(len(moves) - counted), environment.seconds)
 
 
-async def _alternate(stage: Stage, me: str, other: str, *, first: bool) -> None:
-    changes = stage.changes()
-    async with stage.agent(me) as agent:
+async def _alternate(environment: ScenarioEnvironment, own_id: str, other_id: str, *, first: bool) -> None:
+    changes = environment.subscribe(environment.keys.state_changes)
+    async with environment.agent_client(own_id) as agent:
         await agent.register("player")
         while True:
-            mine, its = await stage.states(me, other)
-            counted = int(await stage.client.get(_COUNTER) or 0)
+            own, other = await environment.states(own_id, other_id)
+            counted = int(await environment.client.get(_COUNTER) or 0)
             if counted == INCREMENTS:
                 return
-            if its and (mine == its) == first:
-                await stage.client.set(_COUNTER, counted + 1)
-                await agent.transition("odd" if mine == "even" else "even")
+            if other and (own == other) == first:
+                await environment.client.set(_COUNTER, counted + 1)
+                await agent.transition("odd" if own == "even" else "even")
             else:
-                await changes.read(_MOST, timeout_s=_LOOK_EVERY_S)
+                await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)

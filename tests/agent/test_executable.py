@@ -1,4 +1,4 @@
-"""Laws of `aism run`, as a process of its own: any executable is an agent."""
+"""Laws of `aism run`, run as a process."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.agent.test_agent import ID, has_left, send, until
+from tests.agent.test_agent import HANGS_S, ID, has_left, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
 
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
@@ -28,7 +28,7 @@ async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
 
 @pytest.fixture
 def start(server: EmbeddedServer, prefix: str) -> Iterator[Start]:
-    """Let a line of shell be the agent; whatever is left of it at the end of the test is killed."""
+    """Run a shell script as the agent; the end of the test kills it."""
     started: list[subprocess.Popen[str]] = []
 
     def start(script: str, *options: str) -> subprocess.Popen[str]:
@@ -45,96 +45,101 @@ def start(server: EmbeddedServer, prefix: str) -> Iterator[Start]:
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("script", "status", "code", "result"),
-    [
-        ("cat", "succeeded", None, {"n": 1}),
-        ("echo hello", "succeeded", None, {"output": "hello"}),
-        ("true", "succeeded", None, {}),
-        ('printf "%s" "$AISM_COMMAND_ID $AISM_COMMAND_TYPE"', "succeeded", None, {"output": "c1 work"}),
-        ("echo sorry >&2; exit 3", "failed", "exit_3", None),
-        ("kill -9 $$", "failed", "signal_9", None),
-        ("yes", "failed", "output_too_large", None),
-        ("exec no-such-program", "failed", "exit_127", None),
-    ],
-)
-async def test_what_it_prints_and_how_it_ends_is_the_outcome(
-    engine: Running, start: Start, script: str, status: str, code: str | None, result: dict[str, object] | None
-) -> None:
-    """The payload on standard input, the result on standard output, the exit code is the verdict."""
-    start(script)
-    await send(engine, "c1")
-    record = await until(engine, "c1", "succeeded", "failed")
-    assert (record["status"], record.get("code")) == (status, code)
-    assert (json.loads(record["result"]) if "result" in record else None) == result
-    assert code != "exit_3" or record["reason"] == "sorry"
+SCRIPTS = {
+    "json": "cat",
+    "exit": "echo sorry >&2; exit 3",
+    "text": "echo hello",
+    "signal": "kill -9 $$",
+    "nothing": "true",
+    "endless": "yes",
+    "environment": 'printf "%s" "$AISM_COMMAND_ID $AISM_COMMAND_TYPE $AISM_ATTEMPT"',
+    "missing": "exec no-such-program",
+}
+"""A program for each type of command. Failures alternate with successes, so that the backoff stays short."""
+
+
+async def test_output_and_exit_code_are_the_outcome(engine: Running, start: Start) -> None:
+    start(f"case $AISM_COMMAND_TYPE in {' '.join(f'{kind}) {script};;' for kind, script in SCRIPTS.items())} esac")
+    for kind in SCRIPTS:
+        await send(engine, kind, kind)
+    records = {kind: await wait_for_status(engine, kind, "succeeded", "failed") for kind in SCRIPTS}
+    results = {kind: json.loads(record["result"]) for kind, record in records.items() if "result" in record}
+    assert results == {
+        "json": {"n": 1},
+        "text": {"output": "hello"},
+        "nothing": {},
+        "environment": {"output": "environment environment 1"},
+    }
+    codes = {kind: record["code"] for kind, record in records.items() if record["status"] == "failed"}
+    assert codes == {"exit": "exit_3", "signal": "signal_9", "endless": "output_too_large", "missing": "exit_127"}
+    assert records["exit"]["reason"] == "sorry"
 
 
 @pytest.mark.parametrize("how", ["limit", "deadline", "cancel", "stop"])
-async def test_it_and_its_children_are_ended(engine: Running, start: Start, tmp_path: Path, how: str) -> None:
-    """When its time is over, when the command is called off, and when the agent stops; whether they listen or not."""
+async def test_the_program_and_its_children_are_ended(engine: Running, start: Start, tmp_path: Path, how: str) -> None:
+    """At the limit, at the deadline, by a cancellation, and when the agent stops; even if a child ignores SIGTERM."""
     file = tmp_path / "pids"
     child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
-    process = start(f"{child} & echo $$ >> {file}; wait", *(["--limit", "0.5"] if how == "limit" else []))
-    await send(engine, "c1", ttl=1.0 if how == "deadline" else 60.0)
-    pids = await eventually(partial(written, file, 2), 15)
+    process = start(f"{child} & echo $$ >> {file}; wait", *(["--limit", "3"] if how == "limit" else []))
+    await send(engine, "c1", ttl=5.0 if how == "deadline" else 60.0)
+    pids = await eventually(partial(read_pids, file, 2), HANGS_S)
     if how == "cancel":
         await engine.ask({"id": "x1", "type": "cancel", "payload": {"command_id": "c1"}})
     elif how == "stop":
         process.send_signal(signal.SIGTERM)
-    await eventually(lambda: not any(map(is_alive, pids)), 25)
+    await eventually(lambda: not any(map(is_alive, pids)), HANGS_S)
     if how == "limit":
-        assert (await until(engine, "c1", "failed"))["code"] == "timeout"
+        assert (await wait_for_status(engine, "c1", "failed"))["code"] == "timeout"
 
 
-async def test_nothing_is_left_though_the_agent_loses_patience_meanwhile(
+async def test_a_stop_during_the_end_of_a_program_leaves_nothing_behind(
     engine: Running, start: Start, tmp_path: Path
 ) -> None:
-    """The limit strikes, children do not listen, and then the agent shall stop, too: they are killed all the same."""
+    """The limit has passed, a child ignores SIGTERM, and then the agent is stopped as well."""
     file = tmp_path / "pids"
     child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
-    process = start(f"{child} & echo $$ >> {file}; wait", "--limit", "1")
+    process = start(f"{child} & echo $$ >> {file}; wait", "--limit", "3")
     await send(engine, "c1")
-    pids = await eventually(partial(written, file, 2), 15)
+    pids = await eventually(partial(read_pids, file, 2), HANGS_S)
     process.send_signal(signal.SIGTERM)
-    await eventually(lambda: not any(map(is_alive, pids)), 25)
+    await eventually(lambda: not any(map(is_alive, pids)), HANGS_S)
 
 
-async def test_a_program_dies_with_its_agent_however_that_dies(engine: Running, start: Start, tmp_path: Path) -> None:
-    """Kill -9 of `aism run` leaves nothing behind that works for nobody."""
+async def test_a_program_dies_with_its_agent(engine: Running, start: Start, tmp_path: Path) -> None:
+    """Even if `aism run` is killed by SIGKILL."""
     file = tmp_path / "pids"
     process = start(f"echo $$ >> {file}; exec sleep 60")
     await send(engine, "c1")
-    (pid,) = await eventually(partial(written, file, 1), 15)
+    (pid,) = await eventually(partial(read_pids, file, 1), HANGS_S)
     process.kill()
-    await eventually(lambda: not is_alive(pid))
+    await eventually(lambda: not is_alive(pid), HANGS_S)
 
 
-async def test_after_failures_in_a_row_it_rests(engine: Running, start: Start, tmp_path: Path) -> None:
-    """A broken program does not fail everything that waits at once; the pause is over with the next success."""
+async def test_failures_in_a_row_cause_a_backoff(engine: Running, start: Start, tmp_path: Path) -> None:
+    """A broken program does not fail all waiting commands at once."""
     file = tmp_path / "times"
     start(f"date +%s%N >> {file}; exit 1")
     for number in range(3):
         await send(engine, f"c{number}")
     for number in range(3):
-        await until(engine, f"c{number}", "failed")
+        await wait_for_status(engine, f"c{number}", "failed")
     first, second, third = (int(line) / 1e9 for line in file.read_text().split())
     assert second - first >= 0.5
     assert third - second >= 1.0
 
 
-async def test_it_says_what_it_has_done(engine: Running, start: Start) -> None:
-    """When it is stopped: one object, exit code 0; the engine knows that it has left."""
+async def test_the_result_of_a_run_is_printed(engine: Running, start: Start) -> None:
+    """At the stop: one object, exit code 0, and the engine knows that the agent has left."""
     process = start("cat")
     await send(engine, "c1")
-    await until(engine, "c1", "succeeded")
+    await wait_for_status(engine, "c1", "succeeded")
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=HANGS_S)
     assert (process.returncode, json.loads(out)) == (0, {"ok": True, "agent_id": ID, "done": 1, "failed": 0})
-    await eventually(partial(has_left, engine))
+    await eventually(partial(has_left, engine), HANGS_S)
 
 
-def written(file: Path, count: int) -> list[int]:
+def read_pids(file: Path, count: int) -> list[int]:
     found = file.read_text().split() if file.exists() else []
     return [int(each) for each in found] if len(found) >= count else []
 

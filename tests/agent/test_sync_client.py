@@ -1,4 +1,4 @@
-"""Laws of what `aism` stands on: quick to import, and hard to shake off."""
+"""Laws of `SyncAgentClient` and `SyncRedis`: quick to import, and persistent across outages."""
 
 import asyncio
 import subprocess
@@ -18,8 +18,8 @@ from tests.support.server import test_server_binary
 HEAVY = ("redis", "msgspec", "asyncio", "structlog", "typer", "ssl", "prometheus_client", "importlib.metadata")
 
 
-def test_it_imports_nothing_that_takes_its_time() -> None:
-    """Every call of an agent from its shell pays for what is imported here."""
+def test_aism_imports_no_slow_module() -> None:
+    """Every call from a shell pays for the imports."""
     found = "import sys, aism_engine.agent.tool; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout.split()
     assert set(HEAVY) & set(modules) == set()
@@ -27,41 +27,40 @@ def test_it_imports_nothing_that_takes_its_time() -> None:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A server with a socket in the file system, that may be treated badly."""
+    """A server with a Unix socket that the test may kill."""
     extra = ("--unixsocket", str(tmp_path / "socket"))
     with EmbeddedServer(test_server_binary(), append_fsync="always", extra=extra) as server:
         yield server
 
 
-def test_every_form_of_a_url_is_understood(own: EmbeddedServer, tmp_path: Path) -> None:
-    """With a socket, a database, a password, a user; what is none of them is a wrong usage."""
-    place = f"127.0.0.1:{own.port}"
-    wire = SyncRedis.open(f"redis://{place}/3")
-    wire.call("ACL", "SETUSER", "ann", "on", ">s%c@t", "allkeys", "allcommands", "allchannels")
-    wire.call("SET", "here", "3")
-    wire.close()
-    for url in (f"redis://ann:s%25c%40t@{place}/3", f"unix://{tmp_path}/socket?db=3"):
-        wire = SyncRedis.open(url)
-        assert wire.call("GET", "here") == b"3"
-        wire.close()
+def test_every_form_of_a_url_is_accepted(own: EmbeddedServer, tmp_path: Path) -> None:
+    """With a Unix socket, a database, a password, a user; anything else is a ValueError."""
+    address = f"127.0.0.1:{own.port}"
+    redis = SyncRedis.open(f"redis://{address}/3")
+    redis.call("ACL", "SETUSER", "ann", "on", ">s%c@t", "allkeys", "allcommands", "allchannels")
+    redis.call("SET", "here", "3")
+    redis.close()
+    for url in (f"redis://ann:s%25c%40t@{address}/3", f"unix://{tmp_path}/socket?db=3"):
+        redis = SyncRedis.open(url)
+        assert redis.call("GET", "here") == b"3"
+        redis.close()
     with pytest.raises(ServerUnavailableError, match="noauth"):
-        SyncRedis.open(f"redis://ann:wrong@{place}/0")
+        SyncRedis.open(f"redis://ann:wrong@{address}/0")
     for url in ("http://localhost", "unix://", "localhost:6379", ""):
         with pytest.raises(ValueError, match="expected redis://HOST"):
             SyncRedis.open(url)
 
 
-def test_a_reply_of_any_size_is_read_whole(own: EmbeddedServer) -> None:
-    """However many pieces it comes in, and several of them in order."""
-    wire, value = SyncRedis.open(own.url), b"x" * 3_000_000
-    assert wire.calls([("SET", "k", value), ("GET", "k"), ("PING",)]) == [b"OK", value, b"PONG"]
-    wire.close()
+def test_large_replies_are_read_completely_and_in_order(own: EmbeddedServer) -> None:
+    redis, value = SyncRedis.open(own.url), b"x" * 3_000_000
+    assert redis.calls([("SET", "k", value), ("GET", "k"), ("PING",)]) == [b"OK", value, b"PONG"]
+    redis.close()
 
 
-async def test_an_answer_is_waited_for_across_a_restart_of_the_server(own: EmbeddedServer, prefix: str) -> None:
-    """The message lies in the queue; who asked connects again, and hears what became of it."""
+async def test_the_wait_for_a_reply_survives_a_restart_of_the_server(own: EmbeddedServer, prefix: str) -> None:
+    """The message is in the queue; the client connects again."""
     client = SyncAgentClient("a", own.url, prefix)
-    waiting = asyncio.ensure_future(asyncio.to_thread(client.say, "register", {"type": "scribe"}, None, 30.0))
+    waiting = asyncio.ensure_future(asyncio.to_thread(client.send, "register", {"type": "scribe"}, None, 100.0))
     async with plain_client(own) as plain:
         await eventually(lambda: plain.llen(f"{prefix}:engine:response_queue"))
     own.kill()
@@ -72,8 +71,8 @@ async def test_an_answer_is_waited_for_across_a_restart_of_the_server(own: Embed
     client.close()
 
 
-async def test_what_is_no_message_is_passed_over(own: EmbeddedServer, prefix: str) -> None:
-    """Anyone may have pushed anything; an agent that registered for MessagePack elsewhere is understood."""
+async def test_malformed_entries_are_skipped(own: EmbeddedServer, prefix: str) -> None:
+    """MessagePack is decoded: the agent may have registered with that codec elsewhere."""
     client = SyncAgentClient("a", own.url, prefix)
     key = client.keys.commands("a")
     async with plain_client(own) as plain:
@@ -83,18 +82,18 @@ async def test_what_is_no_message_is_passed_over(own: EmbeddedServer, prefix: st
     client.close()
 
 
-async def test_an_answer_that_never_comes_is_a_timeout_and_the_message_stays(own: EmbeddedServer, prefix: str) -> None:
-    """No engine is there; when one comes, what was said is applied."""
+async def test_no_reply_is_a_timeout_and_the_message_stays_queued(own: EmbeddedServer, prefix: str) -> None:
+    """An engine that starts later applies it."""
     client = SyncAgentClient("a", own.url, prefix)
     with pytest.raises(TimeoutError):
-        await asyncio.to_thread(client.say, "register", {"type": "scribe"}, None, 0.05)
+        await asyncio.to_thread(client.send, "register", {"type": "scribe"}, None, 0.05)
     client.close()
     async with running_engine(own, prefix) as running:
         await eventually(lambda: running.audit("agent_registered"))
 
 
-async def test_a_push_whose_reply_is_lost_is_applied_once(own: EmbeddedServer, prefix: str) -> None:
-    """It is pushed again under the same id, and the engine takes the second copy for none."""
+async def test_a_push_without_confirmation_is_applied_once(own: EmbeddedServer, prefix: str) -> None:
+    """It is pushed again under the same id, which the engine ignores."""
     client = SyncAgentClient("a", own.url, prefix)
     calls = SyncRedis.calls
 
@@ -106,7 +105,7 @@ async def test_a_push_whose_reply_is_lost_is_applied_once(own: EmbeddedServer, p
     SyncRedis.calls = lost  # type: ignore[method-assign, assignment]
     try:
         async with running_engine(own, prefix) as running:
-            assert (await asyncio.to_thread(client.say, "error", {"code": "oops"}, None, 5.0))["ok"]
+            assert (await asyncio.to_thread(client.send, "error", {"code": "oops"}, None, 100.0))["ok"]
             await eventually(running.is_drained)
             assert len(await running.audit("agent_error")) == 1
     finally:

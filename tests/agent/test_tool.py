@@ -1,4 +1,4 @@
-"""Laws of `aism`, the agent's tool."""
+"""Laws of `aism`, the command line tool for agents."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from tests.support.engine import Running, running_engine
 AGENT = "scribe-1"
 
 
-class Done(NamedTuple):
+class Completed(NamedTuple):
     code: int
     out: str
     err: str
@@ -25,7 +25,7 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
-Tool: TypeAlias = Callable[..., Coroutine[Any, Any, Done]]
+Tool: TypeAlias = Callable[..., Coroutine[Any, Any, Completed]]
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def aism(
     monkeypatch.setenv("AISM_REDIS_URL", server.url)
     monkeypatch.setenv("AISM_REDIS__PREFIX", prefix)
 
-    async def call(*arguments: str) -> Done:
+    async def call(*arguments: str) -> Completed:
         with pytest.raises(SystemExit) as ended:
             await asyncio.to_thread(main, arguments)
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
+        return Completed(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
 
@@ -54,7 +54,7 @@ async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def work(engine: Running, aism: Tool) -> str:
-    """The id of a command that waits for the agent."""
+    """The id of a command in the agent's list."""
     await aism("register", "--type", "scribe")
     request = {"agent_id": AGENT, "command": {"type": "work", "payload": {"n": 1}}}
     await engine.ask({"id": "work-1", "type": "send", "payload": request})
@@ -62,8 +62,8 @@ async def work(engine: Running, aism: Tool) -> str:
     return "work-1"
 
 
-async def test_an_agent_can_live_by_it(engine: Running, aism: Tool) -> None:
-    """Register, beat, move, measure and leave: each prints the engine's answer, or what it has found."""
+async def test_an_agent_can_register_work_and_leave(engine: Running, aism: Tool) -> None:
+    """Each call prints the engine's reply, or what it has read."""
     assert (await aism("register", "--type", "scribe", "--label", "team=a", "--capability", "ack")).json["ok"]
     assert (await engine.record(AGENT))["labels"] == '{"team":"a"}'
     assert (await aism("heartbeat")).json == {"ok": True}
@@ -75,7 +75,6 @@ async def test_an_agent_can_live_by_it(engine: Running, aism: Tool) -> None:
 
 
 async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: str) -> None:
-    """`command next` prints it, the others answer it."""
     assert (await aism("command", "next", "--wait", "5")).json["payload"] == {"n": 1}
     assert (await aism("command", "ack", work)).code == 0
     assert (await aism("command", "progress", work, "--percent", "50", "--note", "half")).code == 0
@@ -86,8 +85,7 @@ async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: st
 
 
 @pytest.mark.usefixtures("engine")
-async def test_agents_write_to_each_other(aism: Tool) -> None:
-    """`message send` gives it to the engine, `inbox` takes it, with its sender and its thread."""
+async def test_agents_send_messages_to_each_other(aism: Tool) -> None:
     await aism("register", "--type", "scribe")
     await aism("--agent", "scribe-2", "register", "--type", "scribe")
     for agent in ("scribe-2", AGENT):
@@ -101,29 +99,27 @@ async def test_agents_write_to_each_other(aism: Tool) -> None:
 
 
 async def test_a_command_can_fail(engine: Running, aism: Tool, work: str) -> None:
-    """With the code and the words of the agent."""
     assert (await aism("command", "fail", work, "--code", "no_luck", "--message", "it rained", "--final")).code == 0
     record = await engine.command(work)
     assert (record["status"], record["code"], record["reason"]) == ("failed", "no_luck", "it rained")
 
 
 @pytest.mark.usefixtures("engine")
-async def test_a_refusal_is_1_and_one_line_of_reason(aism: Tool) -> None:
-    """The answer is on standard output, the reason and what to do instead on standard error."""
+async def test_a_refusal_is_1_with_reason_and_suggestion(aism: Tool) -> None:
+    """The reply is on standard output, the reason in one line on standard error."""
     await aism("register", "--type", "scribe")
-    done = await aism("state", "transition", "deep_work")
-    assert (done.code, done.json["ok"], done.err.count("\n")) == (1, False, 1)
-    assert "inbox, then deep_work" in done.err
+    ended = await aism("state", "transition", "deep_work")
+    assert (ended.code, ended.json["ok"], ended.err.count("\n")) == (1, False, 1)
+    assert "inbox, then deep_work" in ended.err
 
 
-async def test_nothing_in_time_is_2(aism: Tool) -> None:
-    """Neither a command, nor an answer."""
+async def test_no_command_or_no_reply_in_time_is_2(aism: Tool) -> None:
     assert (await aism("command", "next")).code == 2
-    done = await aism("--timeout", "0.05", "goodbye")
-    assert (done.code, done.out) == (2, "")
+    ended = await aism("--timeout", "0.05", "goodbye")
+    assert (ended.code, ended.out) == (2, "")
 
 
-async def test_an_agent_that_the_engine_has_not_met_has_no_state(aism: Tool) -> None:
+async def test_an_unknown_agent_has_no_state(aism: Tool) -> None:
     assert (await aism("whoami")).json == {"agent_id": AGENT, "state": None}
 
 
@@ -146,19 +142,19 @@ async def test_an_agent_that_the_engine_has_not_met_has_no_state(aism: Tool) -> 
 )
 async def test_wrong_usage_is_64(aism: Tool, arguments: list[str]) -> None:
     """One line says what is wrong."""
-    done = await aism(*arguments)
-    assert (done.code, done.out, done.err.count("\n")) == (64, "", 1)
+    ended = await aism(*arguments)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (64, "", 1)
 
 
-async def test_an_agent_has_to_say_who_it_is(aism: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By flag or by AISM_AGENT_ID, else by AGENT_ID."""
+async def test_the_id_comes_from_the_flag_or_the_environment(aism: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AISM_AGENT_ID, else AGENT_ID."""
     monkeypatch.delenv("AISM_AGENT_ID")
-    assert (await aism("whoami")).code == 64
+    missing = await aism("whoami")
+    assert (missing.code, "give --agent ID or set AISM_AGENT_ID" in missing.err) == (64, True)
     monkeypatch.setenv("AGENT_ID", "other")
     assert (await aism("whoami")).json["agent_id"] == "other"
 
 
-async def test_redis_out_of_reach_is_69(aism: Tool) -> None:
-    """And no password is shown."""
-    done = await aism("--redis", "redis://user:hush@127.0.0.1:1", "heartbeat")
-    assert (done.code, done.err.count("\n"), "hush" in done.err) == (69, 1, False)
+async def test_redis_out_of_reach_is_69_and_shows_no_password(aism: Tool) -> None:
+    ended = await aism("--redis", "redis://user:hush@127.0.0.1:1", "heartbeat")
+    assert (ended.code, ended.err.count("\n"), "hush" in ended.err) == (69, 1, False)

@@ -1,21 +1,28 @@
-"""How the tests run commands: in this process where that is enough, as a process of its own where it matters."""
+"""Fixtures that run commands: in this process, or as a process where signals and exit matter."""
 
 import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import pytest
+from structlog.testing import capture_logs
 
 from aism_engine.cli.main import main
 from aism_engine.store.embedded import EmbeddedServer
+from tests.support.engine import Running, eventually, running_engine
+
+WORKERS: Final = ("w-0", "w-1", "w-2")
+HANGS_S: Final = 100
+"""Guard against a test that hangs; the time limit of pytest comes after it."""
 
 
-class Done(NamedTuple):
-    """How a command has ended."""
+class Completed(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -26,13 +33,13 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
-Call: TypeAlias = Callable[..., Coroutine[Any, Any, Done]]
+Call: TypeAlias = Callable[..., Coroutine[Any, Any, Completed]]
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is set where the tests run is not meant for them."""
+    """Remove the AISM_ variables of the surrounding shell."""
     for name in os.environ:
         if name.startswith("AISM_") and name != "AISM_TEST_SERVER":
             monkeypatch.delenv(name)
@@ -40,29 +47,51 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `aism-engine` with these arguments, in a thread: the test's own loop goes on."""
+    """Run `aism-engine` in a thread, so that the event loop of the test goes on."""
 
-    async def call(*arguments: str) -> Done:
+    async def call(*arguments: str) -> Completed:
         with pytest.raises(SystemExit) as ended:
             await asyncio.to_thread(main, arguments)
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
+        return Completed(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
 
 
 @pytest.fixture
 def fleet(cli: Call, server: EmbeddedServer, prefix: str) -> Call:
-    """Run a command on the fleet of this test."""
+    """Run `aism-engine` on the fleet of this test."""
 
-    async def call(*arguments: str) -> Done:
+    async def call(*arguments: str) -> Completed:
         return await cli(*arguments, "--redis", server.url, "--prefix", prefix)
 
     return call
 
 
 @pytest.fixture
+async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
+    """An engine with three registered workers. Its logs are kept out of the output of the commands."""
+    with capture_logs():
+        async with running_engine(server, prefix, dispatcher__poll_interval=0.02) as engine:
+            for number, worker in enumerate(WORKERS):
+                labels = {"team": "ab"[number % 2]}
+                await engine.say(response(worker, "register", type="worker", labels=labels, capabilities=["ack"]))
+            await eventually(partial(engine.record, WORKERS[-1]), HANGS_S)
+            yield engine
+
+
+def response(agent_id: str, kind: str, command_id: str | None = None, **payload: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Build a message of an agent."""
+    message = {"id": f"{agent_id}-{kind}-{command_id}", "type": kind, "agent_id": agent_id, "payload": payload}
+    return message | ({"command_id": command_id} if command_id else {})
+
+
+async def has_status(engine: Running, command_id: str, expected: str) -> bool:
+    return (await engine.command(command_id)).get("status") == expected
+
+
+@pytest.fixture
 def start() -> Iterator[Start]:
-    """Start `aism-engine` as a process; whatever is left of it at the end of the test is killed."""
+    """Start `aism-engine` as a process; the end of the test kills it."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401

@@ -24,8 +24,8 @@ def wrong(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [["config", "check"], ["run", "--config"]], ids=" ".join)
-async def test_all_that_is_wrong_is_told_at_once(cli: Call, wrong: Path, command: list[str]) -> None:
-    """Each problem is a line with file and key, the code is 64, and no password is shown."""
+async def test_every_problem_is_printed_at_once(cli: Call, wrong: Path, command: list[str]) -> None:
+    """Each problem is one line with file and key; no password is shown."""
     done = await cli(*command, str(wrong))
     lines = done.err.splitlines()
     assert (done.code, done.out, len(lines)) == (64, "", 3)
@@ -34,14 +34,12 @@ async def test_all_that_is_wrong_is_told_at_once(cli: Call, wrong: Path, command
     assert "hush" not in done.err
 
 
-async def test_programs_get_the_problems_too(cli: Call, wrong: Path) -> None:
-    """`--json` has them in one object."""
+async def test_json_has_every_problem(cli: Call, wrong: Path) -> None:
     found = (await cli("config", "check", str(wrong), "--json")).json
     assert (found["ok"], len(found["problems"])) == (False, 3)
 
 
-async def test_a_good_configuration_is_0(cli: Call) -> None:
-    """So are the defaults, and the machines that we ship."""
+async def test_the_defaults_and_the_shipped_machines_are_valid(cli: Call) -> None:
     assert (await cli("config", "check")).code == 0
     assert (await cli("config", "check", "--json")).json == {
         "ok": True,
@@ -50,8 +48,7 @@ async def test_a_good_configuration_is_0(cli: Call) -> None:
     }
 
 
-async def test_a_machine_that_cannot_be_loaded_makes_the_configuration_wrong(cli: Call, tmp_path: Path) -> None:
-    """The settings may be right in themselves: what they point to counts."""
+async def test_check_loads_the_machines_that_the_settings_name(cli: Call, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('[machine]\nname = "bad"\ninitial = "a"\n[states.a]\nto = ["b"]\n')
     (tmp_path / "engine.toml").write_text(f'[machines]\ndirectory = "{tmp_path}"\n')
     done = await cli("config", "check", str(tmp_path / "engine.toml"))
@@ -59,8 +56,9 @@ async def test_a_machine_that_cannot_be_loaded_makes_the_configuration_wrong(cli
     assert 'unknown state "b"' in done.err
 
 
-async def test_show_tells_value_and_source(cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every setting is there; the password of the server is not."""
+async def test_show_has_value_and_source_and_hides_passwords(
+    cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "engine.toml").write_text("[lease]\nttl = 9\n")
     monkeypatch.setenv("AISM_REDIS_URL", "redis://user:hush@localhost")
     found = (await cli("config", "show", "--config", str(tmp_path / "engine.toml"), "--json")).json
@@ -70,14 +68,13 @@ async def test_show_tells_value_and_source(cli: Call, tmp_path: Path, monkeypatc
     assert "hush" not in (await cli("config", "show")).out
 
 
-async def test_machines_check_names_every_problem(cli: Call, tmp_path: Path) -> None:
-    """A good file does not hide a bad one, nor the other way round."""
+async def test_machines_check_prints_valid_files_and_every_problem(cli: Call, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text('[machine]\nname = "good"\nopen = true\ninitial = "x"\n')
     bad.write_text('[machine]\nname = "bad"\ninitial = "a"\n[states.a]\nto = ["b"]\n[states.c]\nto = ["a"]\n')
     done = await cli("machines", "check", str(bad), str(good), str(tmp_path / "none.toml"))
     assert done.code == 64
-    assert done.out == f"{good}: good; machine good, any states\n"
+    assert done.out == f"{good}: ok; machine good, any states\n"
     assert f"{bad}:5: " in done.err
     assert "[states.c]" in done.err
     assert "none.toml: cannot be read" in done.err
@@ -89,9 +86,8 @@ async def test_machines_check_names_every_problem(cli: Call, tmp_path: Path) -> 
 
 
 async def test_machines_list_and_show(cli: Call) -> None:
-    """Those in use, for whom they are, and where each state leads."""
     found = {machine["name"]: machine for machine in (await cli("machines", "list", "--json")).json}
-    assert found["journey"]["for"] == ["all who register"]
+    assert found["journey"]["applies_to"] == ["all registered agents"]
     shown = (await cli("machines", "show", "journey", "--json")).json
     assert shown["states"]["offline"]["to"] == ["bootstrap"]
     assert "bootstrap" in (await cli("machines", "show", "journey")).out

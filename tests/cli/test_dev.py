@@ -1,82 +1,83 @@
-"""Laws of `aism-engine dev`, as a process of its own."""
+"""Laws of `aism-engine dev`, run as a process."""
 
 import json
 import os
 import pty
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from tests.cli.conftest import Start
-from tests.cli.test_run import await_event, events
+from tests.cli.conftest import HANGS_S, Start
+from tests.cli.test_run import await_event, read_events
 
-FIGURES = [
+FIELDS = [
     *("responses_applied", "commands_dispatched", "commands_succeeded", "state_changes"),
     *("agents_lost", "dead_letters", "responses_per_second"),
 ]
 
 
-def test_its_summary_is_one_object_of_true_figures(start: Start) -> None:
-    """What it reports is what the engine has done: an hour of nothing would report nothing."""
+def test_the_summary_is_consistent_with_itself(start: Start) -> None:
     process = start("dev", "--duration", "5", "--agents", "12", "--seed", "7", "--json")
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == 0
     summary = json.loads(out)
-    assert list(summary) == FIGURES
-    assert summary["responses_applied"] > 50
-    assert 0 < summary["commands_succeeded"] <= summary["commands_dispatched"]
-    assert 12 < summary["state_changes"] <= summary["responses_applied"] + summary["agents_lost"] * 2
+    assert list(summary) == FIELDS
+    assert summary["commands_succeeded"] <= summary["commands_dispatched"]
+    assert summary["state_changes"] <= summary["responses_applied"] + summary["agents_lost"] * 2
     assert summary["dead_letters"] == 0
-    assert summary["responses_per_second"] == pytest.approx(summary["responses_applied"] / 5, rel=0.2)
+    assert 0 < summary["responses_per_second"] <= summary["responses_applied"] / 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_that_it_started(start: Start, tmp_path: Path, number: signal.Signals) -> None:
-    """Within 5 s, the server's process and its folder too; the summary is printed and the code is 0."""
+def test_a_signal_stops_everything(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    """The server's process and its directory are gone, the summary is printed, and the code is 0."""
     process = start("dev", "--agents", "3", env={**os.environ, "TMPDIR": str(tmp_path)})
-    log = events(process)
+    log = read_events(process)
     url = await_event(log, "dev_started")["redis"]
     await_event(log, "lease_taken")
     with Redis.from_url(url) as redis:
         server = int(redis.info("server")["process_id"])
-    began = time.monotonic()
     process.send_signal(number)
-    out, _ = process.communicate(timeout=10)
-    assert (process.returncode, time.monotonic() - began < 5) == (0, True)
-    assert [line.split()[0] for line in out.splitlines()] == FIGURES
+    out, _ = process.communicate(timeout=HANGS_S)
+    assert process.returncode == 0
+    assert [line.split()[0] for line in out.splitlines()] == FIELDS
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_keeps_the_data_where_it_is_told_to(start: Start, tmp_path: Path) -> None:
-    """A second run on the same folder finds the fleet of the first."""
-    for _ in range(2):
-        process = start("dev", "--agents", "2", "--seed", "7", "--duration", "1", "--data-dir", str(tmp_path))
-        _, err = process.communicate(timeout=20)
+def test_data_dir_keeps_the_fleet(start: Start, tmp_path: Path) -> None:
+    """A second run on the same directory loads the fleet of the first."""
+    for loaded in (0, 2):
+        process = start("dev", "--agents", "2", "--seed", "7", "--data-dir", str(tmp_path))
+        log = read_events(process)
+        assert await_event(log, "fleet_loaded")["agents"] == loaded
+        while await_event(log, "dev_progress")["state_changes"] < 2:
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=HANGS_S)
         assert process.returncode == 0
-    (loaded,) = [line for line in map(json.loads, err.splitlines()) if line["event"] == "fleet_loaded"]
-    assert loaded["agents"] == 2
 
 
-def test_on_a_terminal_it_draws_the_fleet(start: Start) -> None:
-    """Agents, their states, depths and the rate are on the screen, and no line of the log tears it."""
-    ours, its = pty.openpty()
+def test_a_terminal_shows_the_fleet(start: Start) -> None:
+    """Agents, states, queue depths and the rate are on the screen, and no log lines below warning."""
+    ours, theirs = pty.openpty()
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
-    process = start("dev", "--agents", "3", "--seed", "7", "--duration", "2", stderr=its, env=environ)
-    os.close(its)
+    process = start("dev", "--agents", "3", "--seed", "7", stderr=theirs, env=environ)
+    os.close(theirs)
+    expected = (b"AISM Engine", b"architect-", b"LIVENESS", b"depths", b"responses per second")
     screen = b""
     try:
         while chunk := os.read(ours, 65536):
             screen += chunk
-    except OSError:  # the other end is closed
+            if all(text in screen for text in expected):
+                process.send_signal(signal.SIGINT)
+    except OSError:  # the process has closed its end
         pass
     finally:
         os.close(ours)
-    assert process.wait(10) == 0
-    for words in (b"AISM Engine", b"architect-", b"LIVENESS", b"depths", b"responses per second"):
-        assert words in screen
+    assert process.wait(HANGS_S) == 0
+    assert [text for text in expected if text not in screen] == []
     assert b"component_started" not in screen

@@ -16,7 +16,7 @@ from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import ProgressLine
 from aism_engine.ops.archive.directory import ArchiveError
 from aism_engine.store.embedded import EmbeddedServer
-from tests.cli.conftest import Call, Done, Start
+from tests.cli.conftest import Call, Completed, Start
 from tests.support.engine import Running, eventually, running_engine
 
 AGENT: Final = "scribe-1"
@@ -44,7 +44,7 @@ async def engine(server: EmbeddedServer, prefix: str, archive: Path) -> AsyncIte
 @pytest.fixture
 async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIterator[AgentClient]:
     """An agent that has lived a while, and whose past is in the archive alone: the audit keeps three entries."""
-    async with AgentClient(AGENT, url=server.url, prefix=prefix, answer_timeout_s=5) as client:
+    async with AgentClient(AGENT, url=server.url, prefix=prefix, reply_timeout_s=5) as client:
         await client.register("scribe")
         for state in ("inbox", "distill", "inbox", "deep_work", "inbox"):
             await client.transition(state)
@@ -56,7 +56,7 @@ async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIt
         yield client
 
 
-def facts(done: Done) -> list[dict[str, Any]]:
+def facts(done: Completed) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines()]
 
 

@@ -1,0 +1,78 @@
+"""Laws of `dead-letters`."""
+
+from functools import partial
+
+import pytest
+
+from tests.cli.conftest import HANGS_S, Call, response
+from tests.support.engine import Running, eventually
+
+
+@pytest.fixture
+async def dead_letters(engine: Running) -> dict[str, str]:
+    """Three dead letters: their ids by their codes."""
+    await engine.say(
+        b"no message",
+        response("w-0", "result", "never-sent"),
+        response("w-1", "message", to="late", content="hi"),
+    )
+
+    async def ids_by_code() -> dict[str, str] | None:
+        entries = await engine.client.xrange(engine.keys.dead_letters)
+        ids = {fields[b"code"].decode(): dead_letter_id.decode() for dead_letter_id, fields in entries}
+        return ids if len(ids) == 3 else None
+
+    found = await eventually(ids_by_code, HANGS_S)
+    assert found is not None
+    return found
+
+
+async def test_list_filters_and_show_has_the_raw_message(fleet: Call, dead_letters: dict[str, str]) -> None:
+    async def codes(*flags: str) -> list[str]:
+        return [each["code"] for each in (await fleet("dead-letters", "list", *flags, "--json")).json]
+
+    assert sorted(await codes()) == sorted(dead_letters)
+    assert await codes("--code", "invalid_json") == ["invalid_json"]
+    assert await codes("--agent", "w-0") == ["unknown_command"]
+    assert await codes("--source", "commands") == []
+    assert await codes("--since", "1h", "--until", "30m") == []
+    shown = (await fleet("dead-letters", "show", dead_letters["invalid_json"], "--json")).json
+    assert (shown["raw"], shown["size"]) == ("no message", 10)
+    assert dead_letters["invalid_json"] in (await fleet("dead-letters", "list")).out
+    assert (await fleet("dead-letters", "show", "1-1")).code == 1
+
+
+async def test_a_replayed_message_is_applied_or_dead_lettered_again(
+    fleet: Call, engine: Running, dead_letters: dict[str, str]
+) -> None:
+    """A message passes the same checks as at first; a new dead letter is linked to the first one."""
+    await engine.say(response("late", "register", type="worker"))
+    await eventually(partial(engine.record, "late"), HANGS_S)
+    replayed = await fleet("dead-letters", "replay", dead_letters["unknown_recipient"], "--json")
+    assert (replayed.code, [each["outcome"] for each in replayed.json]) == (0, ["applied"])
+    assert await engine.call("LLEN", engine.keys.inbox("late")) == 1
+    replayed = await fleet("dead-letters", "replay", "--all", "--json")
+    assert replayed.code == 1
+    assert {each["dead_letter_id"]: each["outcome"] for each in replayed.json} == {
+        dead_letters["invalid_json"]: "refused",
+        dead_letters["unknown_command"]: "dead_lettered",
+    }
+    left = (await fleet("dead-letters", "list", "--json")).json
+    assert {each["code"]: each["replay_of"] for each in left} == {
+        "invalid_json": None,
+        "unknown_command": dead_letters["unknown_command"],
+    }
+    gone = await fleet("dead-letters", "replay", dead_letters["unknown_recipient"])
+    assert (gone.code, gone.out.splitlines()[-1]) == (1, "1 refused")
+
+
+async def test_purge_removes_exactly_the_selection(fleet: Call, engine: Running, dead_letters: dict[str, str]) -> None:
+    assert (await fleet("dead-letters", "purge")).code == 64
+    assert (await fleet("dead-letters", "purge", dead_letters["invalid_json"], "--all")).code == 64
+    purged = await fleet("dead-letters", "purge", "--code", "invalid_json", "--reason", "noise", "--json")
+    assert purged.json == {"purged": 1}
+    assert (await fleet("dead-letters", "purge", "--until", "1h", "--json")).json == {"purged": 0}
+    assert len(await engine.dead_letters()) == 2
+    assert (await fleet("dead-letters", "purge", "--all", "--json")).json == {"purged": 2}
+    (first, _) = await engine.audit("dead_letters_purged")
+    assert (first["reason"], first["details"]["count"]) == ("noise", 1)
