@@ -1,4 +1,4 @@
-"""The laws of the settings: precedence, errors that are told all at once, the reference file, passwords."""
+"""Laws of the settings: precedence of the sources, problems, the reference file, passwords."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from aism_engine.redact import redacted
 from aism_engine.settings import LeaseSettings, Settings
 
 KEYS = sorted(descriptions())
-counts = st.none() | st.integers(1, 1_000_000_000)
+COUNTS = st.none() | st.integers(1, 1_000_000_000)
 
 
 def variable(key: str) -> str:
@@ -34,24 +34,22 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "engine.toml"
 
 
-def test_without_any_source_the_defaults_hold() -> None:
-    """No file, no environment, no flags: the structs' defaults, and each says so."""
+def test_without_sources_the_defaults_are_in_force() -> None:
     loaded = load_settings(environ={})
     assert loaded.settings == Settings()
     assert loaded.sources == dict.fromkeys(KEYS, "default")
 
 
-def test_the_environment_is_that_of_the_process_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`load_settings()` reads os.environ."""
+def test_environment_is_that_of_the_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AISM_HTTP__PORT", "0")
     assert load_settings().settings.http.port == 0
 
 
-@given(in_file=counts, in_environment=counts, in_flags=counts)
-def test_the_last_source_that_names_a_setting_wins(
+@given(in_file=COUNTS, in_environment=COUNTS, in_flags=COUNTS)
+def test_last_source_that_sets_a_setting_wins(
     in_file: int | None, in_environment: int | None, in_flags: int | None
 ) -> None:
-    """Default, file, environment, flag: whichever subset is given, the last of it holds and is named as the source."""
+    """The order is default, file, environment, flag. The winner is also recorded as the source."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "engine.toml")
         path.write_text("" if in_file is None else f"[response_consumer]\nbatch_messages = {in_file}\n")
@@ -70,8 +68,8 @@ def test_the_last_source_that_names_a_setting_wins(
     ) == expected
 
 
-def test_the_short_variable_of_the_server_yields_to_the_long_one() -> None:
-    """AISM_REDIS_URL sets redis.url, unless AISM_REDIS__URL does."""
+def test_long_variable_of_the_server_url_overrides_the_short_one() -> None:
+    """AISM_REDIS_URL sets redis.url, unless AISM_REDIS__URL is set."""
     short = {"AISM_REDIS_URL": "redis://short"}
     loaded = load_settings(environ=short)
     assert (loaded.settings.redis.url, loaded.sources["redis.url"]) == ("redis://short", "env AISM_REDIS_URL")
@@ -79,14 +77,14 @@ def test_the_short_variable_of_the_server_yields_to_the_long_one() -> None:
     assert (loaded.settings.redis.url, loaded.sources["redis.url"]) == ("redis://long", "env AISM_REDIS__URL")
 
 
-def test_variables_that_are_no_settings_are_left_alone() -> None:
-    """A variable without `__`, or without our prefix, is somebody else's."""
+def test_other_variables_are_ignored() -> None:
+    """A variable of the settings has the prefix `AISM_` and contains `__`."""
     environ = {"AISM_AGENT_ID": "a-1", "AISM_TEST_SERVER": "x", "AISM_": "", "OTHER__KEY": "1"}
     assert load_settings(environ=environ).settings == Settings()
 
 
-def test_text_is_understood_by_the_type_of_its_setting() -> None:
-    """The environment and flags give text: numbers, booleans, and tables as JSON."""
+def test_text_is_converted_to_the_type_of_the_setting() -> None:
+    """The environment and flags contain text: numbers, booleans, and tables as JSON."""
     environ = {
         "AISM_LEASE__TTL": "7",
         "AISM_HTTP__ENABLED": "false",
@@ -103,8 +101,8 @@ def test_text_is_understood_by_the_type_of_its_setting() -> None:
     assert (settings.machines.by_type, settings.protocol.publish_events) == ({"scribe": "open"}, False)
 
 
-def test_the_file_is_taken_by_its_types(file: Path) -> None:
-    """In TOML a number is no text and text is no number; an integer will do for a float."""
+def test_file_must_have_the_right_types(file: Path) -> None:
+    """TOML distinguishes numbers from strings; only an integer is accepted for a float."""
     file.write_text('[lease]\nttl = 7\n[http]\nport = "80"\n[redis]\nprefix = 42\n')
     assert problems_of(file) == [
         f"file {file}: http.port: expected `int`, got '80'",
@@ -112,8 +110,8 @@ def test_the_file_is_taken_by_its_types(file: Path) -> None:
     ]
 
 
-def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
-    """One line for each: where it is, the key, what was expected, what it got; also where a later source overrides."""
+def test_all_problems_of_all_sources_are_reported_at_once(file: Path) -> None:
+    """One line each, with source, key, expected and actual value; also for a value that a later source overrides."""
     unknown = "batch_mesages"
     file.write_text(
         f"[lease]\nttl = -1\n[leese]\n[response_consumer]\n{unknown} = 1\n"
@@ -139,14 +137,13 @@ def test_all_problems_of_all_sources_are_told_at_once(file: Path) -> None:
     ]
 
 
-def test_a_section_that_is_no_table_is_told(file: Path) -> None:
-    """`redis = 3` is a problem of its own, not a crash."""
+def test_section_that_is_not_a_table_is_a_problem(file: Path) -> None:
     file.write_text("redis = 3\n")
     assert problems_of(file) == [f"file {file}: redis: expected a table, got 3"]
 
 
-def test_a_broken_file_is_told_with_its_line(file: Path) -> None:
-    """A syntax error names file and line, and the other sources are still checked."""
+def test_syntax_error_is_reported_with_its_line(file: Path) -> None:
+    """The other sources are still checked."""
     file.write_text("[http]\nport = \n")
     broken, flag = problems_of(file, http__port=-1)
     assert broken.startswith(f"file {file}: not TOML: ")
@@ -154,8 +151,8 @@ def test_a_broken_file_is_told_with_its_line(file: Path) -> None:
     assert flag == "flag: http.port: expected `int` >= 0, got -1"
 
 
-def test_a_file_that_cannot_be_read_is_told(file: Path) -> None:
-    """Missing, a directory, or not UTF-8: a problem like any other."""
+def test_unreadable_file_is_a_problem(file: Path) -> None:
+    """A missing file, a directory, or a file that is not UTF-8."""
     assert problems_of(file) == [f"file {file}: cannot be read: No such file or directory"]
     assert problems_of(file.parent) == [f"file {file.parent}: cannot be read: Is a directory"]
     file.write_bytes(b"\xff")
@@ -163,21 +160,21 @@ def test_a_file_that_cannot_be_read_is_told(file: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["inf", "nan", "0", "-1", "1e300"])
-def test_a_duration_is_positive_and_finite(text: str) -> None:
-    """No timer of the engine can be told to wait for ever, or not at all."""
+def test_duration_must_be_positive_and_finite(text: str) -> None:
+    """A timer that never waits, or waits for ever, would break the engine."""
     assert problems_of(environ={"AISM_LEASE__TTL": text})[0].startswith(
         "env AISM_LEASE__TTL: lease.ttl: expected `float`"
     )
 
 
 @pytest.mark.parametrize("prefix", ["", "a b", "a\n", "a*", "a" * 65])
-def test_a_prefix_that_would_spoil_keys_is_refused(prefix: str) -> None:
-    """The prefix becomes part of every key: only letters, digits and `._{}:-`, at most 64."""
+def test_prefix_must_be_usable_in_keys(prefix: str) -> None:
+    """At most 64 letters, digits and `._{}:-`."""
     assert problems_of(redis__prefix=prefix)[0].startswith("flag: redis.prefix: expected ")
 
 
-def test_a_lease_is_renewed_more_than_twice_in_its_time(file: Path) -> None:
-    """`renew_interval` is less than half of `ttl`; where it is not, every source that had a part in it is named."""
+def test_lease_is_renewed_more_than_twice_before_it_expires(file: Path) -> None:
+    """`renew_interval` is less than half of `ttl`. The problem names every source of the two."""
     file.write_text("[lease]\nttl = 2.0\n")
     assert problems_of(file) == [f"file {file}: lease.renew_interval: expected less than half of ttl (2.0), got 1.0"]
     assert problems_of(file, {"AISM_LEASE__RENEW_INTERVAL": "3"}) == [
@@ -190,8 +187,8 @@ def test_a_lease_is_renewed_more_than_twice_in_its_time(file: Path) -> None:
         LeaseSettings(ttl=1.0)
 
 
-def test_an_agent_is_silent_before_it_is_lost(file: Path) -> None:
-    """`lost_after` is more than `silent_after`: for all agents, and for those of one type."""
+def test_agent_is_silent_before_it_is_lost(file: Path) -> None:
+    """`lost_after` is more than `silent_after`, also in the limits of one agent type."""
     file.write_text("[liveness]\nsilent_after = 60\n")
     assert problems_of(file) == [f"file {file}: liveness.lost_after: expected more than silent_after (60.0), got 45.0"]
     file.write_text("[liveness.by_type.scribe]\nsilent_after = 3\nlost_after = 3\n")
@@ -200,8 +197,8 @@ def test_an_agent_is_silent_before_it_is_lost(file: Path) -> None:
     ]
 
 
-def test_the_limits_of_a_type_are_given_whole(file: Path) -> None:
-    """What one would expect of a limit left out (the default? that of all agents?) is open, so it is asked for."""
+def test_limits_of_a_type_must_be_complete(file: Path) -> None:
+    """A missing limit could mean the default or that of all agents, so it is a problem."""
     file.write_text("[liveness.by_type.scribe]\nlost_afte = 3\nsilent_after = 'x'\n")
     assert problems_of(file) == [
         f"file {file}: liveness.by_type.scribe.lost_afte: unknown setting, did you mean lost_after?",
@@ -210,21 +207,19 @@ def test_the_limits_of_a_type_are_given_whole(file: Path) -> None:
     ]
 
 
-def test_the_limits_of_all_agents_stand_in_for_those_of_a_type() -> None:
-    """`by_type.get(type, settings)` is all that a reader needs."""
+def test_general_limits_have_the_interface_of_those_of_a_type() -> None:
+    """A reader calls `by_type.get(type, settings)`."""
     assert isinstance(LivenessSettings(), LivenessLimits)
 
 
-def test_a_problem_shows_no_password() -> None:
-    """A URL that is refused is shown without its password."""
+def test_problem_shows_no_password() -> None:
     assert problems_of(environ={"AISM_REDIS_URL": "http://me:s3cret@host"}) == [
         "env AISM_REDIS_URL: redis.url: expected `str` matching regex '^(redis|rediss|unix)://', got 'http://me:***@host'"
     ]
 
 
 @pytest.mark.parametrize("url", ["me:s3cret@host", ":s3cret@host:6379/0"])
-def test_a_problem_shows_no_password_where_the_url_lacks_its_head(url: str) -> None:
-    """Who forgets redis:// has not meant to show it."""
+def test_problem_shows_no_password_of_a_url_without_scheme(url: str) -> None:
     (problem,) = problems_of(environ={"AISM_REDIS_URL": url})
     assert "s3cret" not in problem
 
@@ -236,8 +231,8 @@ def test_a_problem_shows_no_password_where_the_url_lacks_its_head(url: str) -> N
         *("redis://me:3/cret@h", "redis://me:3#cret@h", "redis://me:3?cret@h", "redis://h:s3cret", "redis://h/s3cret"),
     ],
 )
-def test_a_password_that_tears_its_url_apart_is_refused_and_not_shown(url: str) -> None:
-    """It would be read as a port, a database or an option, and end in a traceback with the half of it."""
+def test_password_with_unescaped_delimiters_is_refused_and_not_shown(url: str) -> None:
+    """A part of it would be read as a port, a database or an option, and be shown in a traceback."""
     (problem,) = problems_of(environ={"AISM_REDIS_URL": url})
     assert "%2F" in problem
     assert "cret" not in problem
@@ -250,43 +245,44 @@ def test_a_password_that_tears_its_url_apart_is_refused_and_not_shown(url: str) 
         *("redis://[::1]:1/0", "redis://:p@ss@h", "unix:///run/redis.sock?db=3", "unix://me:p@/run/redis.sock"),
     ],
 )
-def test_a_url_that_means_one_thing_is_taken(url: str) -> None:
+def test_unambiguous_url_is_accepted(url: str) -> None:
     assert load_settings(environ={"AISM_REDIS_URL": url}).settings.redis.url == url
 
 
 @given(key=st.sampled_from(KEYS), text=st.text() | st.sampled_from(["{}", "[" * 100_000, '{"a": {}}', "null", "1e999"]))
-def test_any_text_is_taken_or_refused_with_its_key(key: str, text: str) -> None:
-    """Whatever a variable holds: a setting, or problems that all name the variable and the key."""
+def test_any_text_is_accepted_or_refused_with_its_key(key: str, text: str) -> None:
+    """Every problem names the variable and the key."""
     problems: tuple[str, ...] = ()
     try:
         load_settings(environ={variable(key): text})
     except ConfigError as error:
         problems = error.problems
-    expected = f"env {variable(key)}: {key}", f"env {variable(key)}: {key.partition('.')[0]}."  # of a rule: its section
+    expected = (
+        f"env {variable(key)}: {key}",
+        f"env {variable(key)}: {key.partition('.')[0]}.",
+    )  # two settings that contradict each other
     assert [problem for problem in problems if not problem.startswith(expected)] == []
 
 
-def test_the_reference_file_is_what_the_structs_say() -> None:
-    """config/engine.toml is generated: `render_reference()` writes it, and nobody else."""
+def test_reference_file_is_up_to_date() -> None:
+    """`make config` generates config/engine.toml."""
     shipped = Path(__file__).parents[2] / "config" / "engine.toml"
     assert shipped.read_text(encoding="utf-8") == render_reference()
 
 
-def test_the_reference_loads_to_the_defaults_and_names_every_setting(file: Path) -> None:
-    """Starting from the reference changes nothing."""
+def test_reference_sets_every_setting_to_its_default(file: Path) -> None:
     file.write_text(render_reference(), encoding="utf-8")
     loaded = load_settings(file, environ={})
     assert loaded.settings == Settings()
     assert loaded.sources == dict.fromkeys(KEYS, f"file {file}")
 
 
-def test_the_defaults_keep_their_own_rules() -> None:
-    """What holds when nothing is said would be accepted if it were said."""
+def test_defaults_are_valid() -> None:
     assert convert(to_builtins(Settings()), Settings) == Settings()
 
 
-def test_every_setting_is_described_in_one_short_line() -> None:
-    """A description fits a line of the reference file."""
+def test_every_setting_has_a_short_description() -> None:
+    """A description fits into one line of the reference file."""
     assert [key for key, text in descriptions().items() if not 0 < len(text) <= 100 or "\n" in text] == []
 
 
@@ -294,8 +290,8 @@ def test_every_setting_is_described_in_one_short_line() -> None:
     user=st.text("abc%40", max_size=8),
     password=st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1),
 )
-def test_no_password_outlives_redaction(user: str, password: str) -> None:
-    """Whatever characters it is made of, `@`, `:` and `/` included."""
+def test_redaction_removes_every_password(user: str, password: str) -> None:
+    """Also one with `@`, `:` or `/`."""
     assert redacted(f"redis://{user}:{password}@host:6379/0") == f"redis://{user}:***@host:6379/0"
 
 
@@ -310,12 +306,12 @@ def test_no_password_outlives_redaction(user: str, password: str) -> None:
         ("mail me@host: 1", "mail me@host: 1"),
     ],
 )
-def test_only_the_password_is_taken(text: str, expected: str) -> None:
-    """User, host, port and the text around stay readable."""
+def test_redaction_removes_only_the_password(text: str, expected: str) -> None:
+    """User, host, port and the surrounding text remain."""
     assert redacted(text) == expected
 
 
-def test_redaction_takes_no_longer_than_its_text() -> None:
-    """A hostile text of a megabyte is read once, not once for each of its URLs."""
+def test_redaction_takes_linear_time() -> None:
+    """A hostile megabyte is read once, not once per URL: quadratic time would exceed the timeout of the test."""
     hostile = "://a:" * 200_000
     assert redacted(hostile) == hostile

@@ -1,4 +1,4 @@
-"""The laws of what is only published: nothing is made of it that was not said, and a flood of it stays small."""
+"""Laws of publications: messages say what was published, and a flood becomes few messages."""
 
 import json
 from typing import Any
@@ -20,17 +20,17 @@ def declared(agent_id: str, state: str) -> bytes:
     return json.dumps({"agent_id": agent_id, "new_state": state}).encode()
 
 
-def told(publications: Publications) -> list[dict[str, Any]]:
+def messages_of(publications: Publications) -> list[dict[str, Any]]:
     return [json.loads(message) for message in publications.finish()]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["x", "y", "z", ""]), st.integers(-9, 9))))
-def test_the_latest_value_of_each_name_is_what_counts(said: list[tuple[str, str, int]]) -> None:
-    """However measurements are merged, whoever applies the messages in order ends with what was published last; a state
-    change stands between what was measured before and after it.
+def test_merging_keeps_the_latest_value_of_each_name(published: list[tuple[str, str, int]]) -> None:
+    """Applying the messages in order gives the values that were published last. A state change separates the
+    measurements before it from those after it.
     """
     publications, expected, declarations = Publications(max_malformed=0), dict[str, dict[str, float]](), list[Any]()
-    for agent_id, name, value in said:
+    for agent_id, name, value in published:
         if name:
             publications.add_measurement(measured(agent_id, **{name: value}))
             expected.setdefault(agent_id, {})[name] = value
@@ -38,7 +38,7 @@ def test_the_latest_value_of_each_name_is_what_counts(said: list[tuple[str, str,
             publications.add_state_change(declared(agent_id, f"s{value}"))
             declarations.append((agent_id, json.loads(json.dumps(expected))))
     found: dict[str, dict[str, float]] = {}
-    for message in told(publications):
+    for message in messages_of(publications):
         if message["type"] == "measurement":
             found.setdefault(message["agent_id"], {}).update(message["payload"])
         else:
@@ -46,13 +46,13 @@ def test_the_latest_value_of_each_name_is_what_counts(said: list[tuple[str, str,
     assert (found, declarations) == (expected, [])
 
 
-def test_a_message_has_no_more_names_than_it_may() -> None:
-    """What is too much for one goes on in the next one, in order: none is refused for having been merged."""
+def test_merged_message_respects_the_limit_of_names() -> None:
+    """More names continue in the next message, in order, so that no merged message is refused."""
     publications = Publications(max_malformed=0)
     for n in range(70):
         publications.add_measurement(measured("a", **{f"n{n}": n}))
         publications.add_measurement(measured("a", n0=-n))
-    messages = told(publications)
+    messages = messages_of(publications)
     assert [len(message["payload"]) <= 32 for message in messages] == [True] * len(messages)
     assert len(messages) < 5
     merged: dict[str, float] = {}
@@ -70,24 +70,24 @@ def containing(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(values) | st.dictionaries(keys, values)
 
 
-NONSENSE = {
-    "no JSON": b"\xff",
-    "no object": b"[1]",
-    "no agent": b'{"values":{"x":1}}',
-    "an id that is none": measured("a:b", x=1),
-    "a name that is none": measured("a", **{"a b": 1}),
-    "a value that is no number": measured("a", x="many"),
-    "an infinity": b'{"agent_id":"a","values":{"x":1e999}}',
+MALFORMED = {
+    "not JSON": b"\xff",
+    "not an object": b"[1]",
+    "no agent id": b'{"values":{"x":1}}',
+    "invalid agent id": measured("a:b", x=1),
+    "invalid name": measured("a", **{"a b": 1}),
+    "value is not a number": measured("a", x="many"),
+    "infinity": b'{"agent_id":"a","values":{"x":1e999}}',
     "too many names": measured("a", **{f"n{n}": n for n in range(33)}),
     "too deep": b'{"agent_id":"a","values":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "a key that JSON has not": b"\x82\xa8agent_id\xa1a\xa6values\x81\xc0\x02",
-    "a value that JSON has not": b"\x82\xa8agent_id\xa1a\xa6values\xd4\x05x",
+    "key that JSON cannot express": b"\x82\xa8agent_id\xa1a\xa6values\x81\xc0\x02",
+    "value that JSON cannot express": b"\x82\xa8agent_id\xa1a\xa6values\xd4\x05x",
 }
 
 
 @given(st.dictionaries(st.sampled_from(["agent_id", "values", "new_state"]), st.recursive(SCALARS, containing)))
-def test_whatever_is_published_raises_nothing(published: dict[str, Any]) -> None:
-    """On either channel, in either format: what raised would end the listener, and with it the engine."""
+def test_no_publication_raises(published: dict[str, Any]) -> None:
+    """On either channel and in either encoding: an exception would stop the listener, and with it the engine."""
     for codec in ("json", "msgpack"):
         try:
             body = ENCODERS[codec](published)
@@ -99,9 +99,9 @@ def test_whatever_is_published_raises_nothing(published: dict[str, Any]) -> None
         assert len(publications.finish()) <= 2
 
 
-@pytest.mark.parametrize("published", NONSENSE.values(), ids=NONSENSE.keys())
-def test_of_nonsense_as_much_is_passed_on_as_may_be(published: bytes) -> None:
-    """It spoils nothing that was published beside it, and the rest of it is only counted."""
+@pytest.mark.parametrize("published", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_measurements_are_passed_on_up_to_the_limit(published: bytes) -> None:
+    """The rest is only counted. Valid measurements are not affected."""
     publications = Publications(max_malformed=1)
     for each in (measured("a", x=1), published, published, measured("a", x=2)):
         publications.add_measurement(each)

@@ -1,4 +1,4 @@
-"""Laws of the signals."""
+"""Laws of the signal handlers."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from aism_engine.runtime import signals
 
 
 class Stops:
-    """Writes down each call of stop()."""
+    """Records the calls of `stop`."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -30,32 +30,30 @@ async def stops() -> AsyncIterator[Stops]:
         yield stops
 
 
-async def handled(number: signal.Signals) -> None:
-    """Send ourselves a signal, and await the loop's turn in which it has been handled."""
+async def send_and_wait(number: signal.Signals) -> None:
+    """Send a signal to this process, and wait until the event loop has handled it."""
     arrived = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, arrived.set)
     try:
         os.kill(os.getpid(), number)
-        os.kill(os.getpid(), signal.SIGUSR1)  # handled after the one before it: the loop reads them in order
+        os.kill(os.getpid(), signal.SIGUSR1)  # the loop handles signals in order
         await arrived.wait()
     finally:
         loop.remove_signal_handler(signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("number", signals.STOP_SIGNALS)
-async def test_a_signal_asks_for_a_stop(stops: Stops, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT each call stop() with their name."""
+async def test_signal_requests_a_stop(stops: Stops, number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     await stops.called.wait()
     assert stops.names == [number.name]
 
 
-async def test_a_second_signal_changes_nothing(stops: Stops) -> None:
-    """Whatever comes after the first signal is logged, and no more."""
+async def test_second_signal_is_only_logged(stops: Stops) -> None:
     with capture_logs() as logs:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            await handled(number)
+            await send_and_wait(number)
     assert stops.names == ["SIGTERM"]
     assert [(line["event"], line["signal"]) for line in logs] == [
         ("signal_received", "SIGTERM"),
@@ -64,15 +62,14 @@ async def test_a_second_signal_changes_nothing(stops: Stops) -> None:
     ]
 
 
-async def test_the_handlers_leave_with_the_context() -> None:
-    """At exit both signals mean again what they mean to Python."""
+async def test_handlers_are_removed_with_the_context() -> None:
+    """The signals then have their default effect in Python."""
     with signals.install(asyncio.get_running_loop(), Stops()):
         pass
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-async def test_no_other_signal_is_touched(stops: Stops) -> None:
-    """SIGHUP, SIGQUIT and the rest keep their meaning while we listen."""
+async def test_other_signals_keep_their_handlers(stops: Stops) -> None:
     assert stops.names == []
     assert {signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)} == {signal.SIG_DFL}
