@@ -1,4 +1,4 @@
-"""The page on divergences says of each rule what the code does."""
+"""Compare docs/divergences.md with the code: rules, settings, confidences and ways to declare."""
 
 from typing import Final, get_args
 
@@ -11,30 +11,26 @@ PAGE: Final = (DOCS / "divergences.md").read_text(encoding="utf-8")
 _SHARED: Final = {"poll_interval", "batch"}
 
 
-def test_every_rule_is_there() -> None:
-    """In the order in which the code has them, and each of them can be turned off."""
-    documented = [names(row[0])[0] for row in table("The rules", PAGE)]
+def test_every_rule_is_documented_and_has_a_switch() -> None:
+    documented = [names(row[0])[0] for row in table("Rules", PAGE)]
     assert documented == list(divergence.RULES) == list(get_args(divergence.Rule))
     assert set(documented) <= fields_of(DivergenceSettings).keys()
 
 
-def test_every_setting_stands_with_its_rule() -> None:
-    """Each setting of the section is one of a rule, or of all."""
-    found = [setting.removeprefix("divergence.") for row in table("The rules", PAGE) for setting in names(row[4])]
+def test_every_setting_is_documented_with_its_rule() -> None:
+    found = [setting.removeprefix("divergence.") for row in table("Rules", PAGE) for setting in names(row[4])]
     assert sorted(found) == sorted(fields_of(DivergenceSettings).keys() - _SHARED)
 
 
-def test_every_rule_is_as_sure_as_it_says() -> None:
-    """The confidence of what a rule finds is that of the page."""
+def test_the_confidence_of_every_rule_is_documented() -> None:
     given: dict[str, set[str]] = {}
     for call, place in calls("Diverged"):
         for keyword in call.keywords:
             if keyword.arg == "confidence":
                 given.setdefault(place.name, set()).update(literals(keyword.value, place))  # type: ignore[attr-defined]
-    assert {names(row[0])[0]: set(names(row[3])) for row in table("The rules", PAGE)} == given
+    assert {names(row[0])[0]: set(names(row[3])) for row in table("Rules", PAGE)} == given
     assert set.union(*given.values()) == set(get_args(Confidence))
 
 
-def test_every_way_to_declare_is_there() -> None:
-    """The values of `declared_via` are named."""
-    assert set(names(table("What is kept", PAGE)[0][2])) >= set(get_args(Via))
+def test_every_value_of_declared_via_is_documented() -> None:
+    assert set(names(table("What is recorded", PAGE)[0][2])) >= set(get_args(Via))

@@ -1,4 +1,4 @@
-"""What docs/machines.md says of machines is so."""
+"""Compare docs/machines.md with the code: examples, keys, codes, types and actors."""
 
 import re
 from typing import get_args
@@ -11,13 +11,12 @@ PAGE = (DOCS / "machines.md").read_text(encoding="utf-8")
 
 
 def examples() -> dict[str, Machine]:
-    """Read all machines of the page as one set, for some extend others."""
+    """Read all machines of the page together, because some extend others."""
     texts = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     return parse_all({f"example {number}": text for number, text in enumerate(texts)})
 
 
-def test_every_example_is_a_good_machine() -> None:
-    """They are read and checked as files are, and mean what the page says of them."""
+def test_every_example_is_a_valid_machine() -> None:
     found = examples()
     assert sorted(found) == ["patient-review", "review", "sleeper"]
     assert (found["patient-review"].states["reviewing"].max_stay, found["review"].states["reviewing"].max_stay) == (
@@ -26,8 +25,7 @@ def test_every_example_is_a_good_machine() -> None:
     )
 
 
-def test_every_key_has_its_row() -> None:
-    """No key is left out, and none is made up."""
+def test_every_key_is_documented() -> None:
     for heading, keys in (
         ("Keys of a machine", MACHINE_KEYS),
         ("Keys of a state", STATE_KEYS),
@@ -36,8 +34,7 @@ def test_every_key_has_its_row() -> None:
         assert set(first_column(heading, PAGE)) == set(keys)
 
 
-def test_every_code_type_and_party_is_named() -> None:
-    """What can be written, and what can be answered."""
+def test_every_code_type_and_actor_is_documented() -> None:
     transition = " ".join(" ".join(row) for row in table("Keys of a transition", PAGE))
     assert {word for word in (*get_args(Kind), *ACTORS) if f"`{word}`" not in transition} == set()
     assert {code for code in get_args(Code) if f"`{code}`" not in PAGE} == set()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.domain.machines.loader import parse
-from aism_engine.domain.machines.machine import ANY, Machine, Machines, State
+from aism_engine.domain.machines.machine import ANY, NAME_RULE, Machine, Machines, State
 from aism_engine.errors import ConfigError
 
 JOURNEY_ARROWS = {
@@ -117,21 +117,25 @@ def test_a_star_means_any_other_state() -> None:
         ('name = "small"', 'name = "small"\nnam = 1', 'm.toml:3: [machine] nam: unknown key (did you mean "name"?)'),
         ('description = "works"', "max_stey = 5", "m.toml:10: [states.deep_work] max_stey: unknown key (did you mean"),
         ('name = "small"', "name = 7", "m.toml:2: [machine] name: Expected `str`, got `int`"),
-        ('name = "small"', 'name = "a small one"', "m.toml:2: [machine] name: not a name: a letter, then at most 63"),
+        (
+            'name = "small"',
+            'name = "a small one"',
+            "m.toml:2: [machine] name: not a name: expected a letter, then at most 63",
+        ),
         ('["inbox"]', '"inbox"', "m.toml:11: [states.deep_work] to: Expected `array`, got `str`"),
         ('["inbox"]', '["inbox", 1]', "m.toml:11: [states.deep_work] to: Expected `str`, got `int` - at `$[1]`"),
         ('["inbox"]', '["inbx"]', 'm.toml:11: [states.deep_work] to: unknown state "inbx" (did you mean "inbox"?)'),
         ('["inbox"]', '["inbox", "zzz"]', 'm.toml:11: [states.deep_work] to: unknown state "zzz"'),
         ('["inbox"]', '[\n  "inbox",\n  "zzz",\n]', 'm.toml:13: [states.deep_work] to: unknown state "zzz"'),
-        ('["inbox"]', '["inbox", "inbox"]', 'm.toml:11: [states.deep_work] to: "inbox" stands there twice'),
-        ('["inbox"]', '["inbox", "deep_work"]', "m.toml:11: [states.deep_work] to: a state cannot be its own target: "),
+        ('["inbox"]', '["inbox", "inbox"]', 'm.toml:11: [states.deep_work] to: "inbox" is listed twice'),
+        ('["inbox"]', '["inbox", "deep_work"]', "m.toml:11: [states.deep_work] to: a state cannot be its own target"),
         (
             '["inbox"]',
             '["inbox", "*"]',
-            'm.toml:11: [states.deep_work] to: "*" means all other states, and stands alone',
+            'm.toml:11: [states.deep_work] to: "*" means all other states, so it must be the only target',
         ),
-        ('["inbox"]', "[]", "m.toml:11: [states.deep_work] to: a dead end: every state needs a way out"),
-        ('["inbox"]', '["deep_work"]', "m.toml:11: [states.deep_work] to: a dead end: every state needs a way out"),
+        ('["inbox"]', "[]", "m.toml:11: [states.deep_work] to: no way out: expected at least one target"),
+        ('["inbox"]', '["deep_work"]', "m.toml:11: [states.deep_work] to: no way out: expected at least one target"),
         ('initial = "inbox"', 'initial = "x"', 'm.toml:3: [machine] initial: unknown state "x"'),
         *[
             (
@@ -141,7 +145,7 @@ def test_a_star_means_any_other_state() -> None:
             )
             for entry in ("on_register", "on_lost", "on_return", "on_goodbye", "on_unknown")
         ],
-        ("\n\n", "\nopen = true\n", "m.toml:5: [states]: an open machine knows any state, and has none of its own"),
+        ("\n\n", "\nopen = true\n", "m.toml:5: [states]: an open machine allows any state and has none of its own"),
         ("", "states = 1\n", "m.toml:1: [states]: expected a table [states.NAME] for each state"),
         ("", "machine = 1\n", "m.toml:1: [machine]: expected a table"),
     ],
@@ -163,7 +167,7 @@ def test_a_name_that_cannot_be_one_is_a_mistake(name: str) -> None:
 def test_a_state_that_cannot_be_reached_is_a_mistake_unless_the_engine_leads_there() -> None:
     """What counts is a way from `initial` or from where the engine itself moves agents."""
     text = SMALL + '[states.attic]\nto = ["cellar"]\n[states.cellar]\nto = ["attic", "inbox"]\n'
-    reason = "cannot be reached, neither from initial nor from an on_... entry"
+    reason = "cannot be reached from initial or an on_... entry"
     assert problems(text) == (f"m.toml:12: [states.attic]: {reason}", f"m.toml:14: [states.cellar]: {reason}")
     assert parse(text.replace("\n\n", '\non_lost = "cellar"\n', 1), "m.toml").on_lost == "cellar"
 
@@ -199,10 +203,10 @@ inbox.to = ["offline", "inbox"]
     assert [problem.partition(";")[0] for problem in problems(text)] == [
         'm.toml:4: [machine] on_lost: unknown state "ofline" (did you mean "offline"?)',
         'm.toml:10: [states.offline] to: unknown state "inbx" (did you mean "inbox"?)',
-        "m.toml:12: [states.inbox] to: a state cannot be its own target: to stay is no transition",
-        "m.toml:13: [states.spare room] to: a dead end: every state needs a way out, or final = true",
-        "m.toml:13: [states.spare room]: cannot be reached, neither from initial nor from an on_... entry",
-        "m.toml:13: [states.spare room]: not a name: a letter, then at most 63 letters, digits, `_`, `.` or `-`",
+        "m.toml:12: [states.inbox] to: a state cannot be its own target",
+        "m.toml:13: [states.spare room] to: no way out: expected at least one target, or final = true",
+        "m.toml:13: [states.spare room]: cannot be reached from initial or an on_... entry",
+        f"m.toml:13: [states.spare room]: not a name: expected {NAME_RULE}",
     ]
 
 

@@ -111,8 +111,8 @@ GOOD = {"branch": "main", "tokens": 7}
         (TransitionCase("agent", context=GOOD, cooling_s=lambda _: 0.1), "work", "cooling_down"),
         (TransitionCase("agent", context=GOOD, occupants=lambda _: 2), "work", "state_full"),
         (TransitionCase("agent", context=GOOD, occupants=lambda _: 1), "work", None),
-        (TransitionCase("agent"), "talk", "wrong_party"),
-        (TransitionCase("engine"), "talk", "wrong_party"),
+        (TransitionCase("agent"), "talk", "wrong_actor"),
+        (TransitionCase("engine"), "talk", "wrong_actor"),
         (TransitionCase("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) 
     cooling = machine.check("inbox", "work", TransitionCase("agent", cooling_s=lambda _: 12.0))
     assert missing is not None
     assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work",))  # to talk is for operators
-    assert missing.message == "inbox leads to work with a context that has tokens (integer)"
+    assert missing.message == "the transition from inbox to work requires in its context: tokens (integer)"
     assert soon is not None
     assert soon.retry_after_s == 3.0
     assert cooling is not None
@@ -150,12 +150,12 @@ def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("version = 3", "version = 0", "full.toml:3: [machine] version: versions are counted from 1"),
-        ("min_stay = 5", "min_stay = -1", "full.toml:8: [states.inbox] min_stay: expected 0, for none, to 1e+09"),
-        ("max_stay = 600", "max_stay = nan", "full.toml:18: [states.work] max_stay: expected 0, for none, to"),
+        ("version = 3", "version = 0", "full.toml:3: [machine] version: expected 1 or more"),
+        ("min_stay = 5", "min_stay = -1", "full.toml:8: [states.inbox] min_stay: expected 0 (none) to 1e+09"),
+        ("max_stay = 600", "max_stay = nan", "full.toml:18: [states.work] max_stay: expected 0 (none) to"),
         ("max_agents = 2", "max_agents = 2.5", "full.toml:21: [states.work] max_agents: Expected `int`, got `float`"),
         ("max_stay = 600", "max_stay = 6\nmin_stay = 7", "full.toml:18: [states.work] max_stay: less than min_stay"),
-        ("max_stay = 600\n", "", "full.toml:18: [states.work] after_max_stay: there is no max_stay"),
+        ("max_stay = 600\n", "", "full.toml:18: [states.work] after_max_stay: max_stay is missing"),
         (
             '= "inbox"\ncool',
             '= "talk"\ncool',
@@ -171,12 +171,12 @@ def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
         (
             '["operator"]',
             '["boss"]',
-            'full.toml:12: [states.inbox] transitions.talk.by: unknown "boss"; there are: agent',
+            'full.toml:12: [states.inbox] transitions.talk.by: unknown "boss"; expected one of: agent',
         ),
         (
             '["operator"]',
             "[]",
-            "full.toml:12: [states.inbox] transitions.talk.by: a transition that nobody may take is none",
+            "full.toml:12: [states.inbox] transitions.talk.by: expected at least one actor",
         ),
         (
             "transitions.talk]",
@@ -198,7 +198,7 @@ def test_where_the_engine_shall_lead_it_must_be_able_to(machine: Machine) -> Non
     assert machine.states["work"].after_max_stay == "inbox"
     barred = '[states.work.transitions.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
     assert problems(full=FULL + barred) == (
-        'full.toml:19: [states.work] after_max_stay: the engine may not take the transition to "inbox": see its "by"',
+        'full.toml:19: [states.work] after_max_stay: "by" of the transition to "inbox" does not include the engine',
         (
             'full.toml:19: [states.work] after_max_stay: the transition to "inbox" requires a context,'
             " and the engine has none"
@@ -255,7 +255,7 @@ def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
     """At the line that changes it, or at `extends` where it has none of its own."""
     cut = CHILD.replace('to = ["work", "talk", "rest"]', 'to = ["work", "rest"]')
     cut = cut.replace("max_stay = 60", 'to = ["done"]')
-    reason = "cannot be reached, neither from initial nor from an on_... entry"
+    reason = "cannot be reached from initial or an on_... entry"
     assert problems(child=cut, full=FULL) == (
         f"child.toml:3: [states.talk]: {reason}",
         'child.toml:5: [states.work] after_max_stay: work does not lead to "inbox"',
@@ -360,7 +360,7 @@ def reason(
     elif target not in start.to:
         found = ("not_allowed", {}, None)
     elif case.by not in transition.by:
-        found = ("wrong_party", {}, None)
+        found = ("wrong_actor", {}, None)
     elif missing:
         found = ("context_missing", missing, None)
     elif case.stayed_s < start.min_stay:

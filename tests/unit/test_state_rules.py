@@ -129,7 +129,7 @@ def test_of_a_large_context_its_digest_is_kept(desk: World) -> None:
 
 def test_what_an_operator_alone_may_cause_needs_a_command(desk: World) -> None:
     """By its own word the agent may not go there; by the same word as the answer to a command, it does."""
-    assert go(desk, "talk").code == "wrong_party"
+    assert go(desk, "talk").code == "wrong_actor"
     desk.send("c1", kind="state_transition", target="talk")
     desk.poll_list()
     assert go(desk, "talk", command_id="c1").outcome == "applied"
@@ -383,7 +383,7 @@ def check_reason(machine: Machine, current: str, target: str, code: str) -> None
     else:
         asked = machine.state(current).transitions.get(target)
         reasons = {
-            "wrong_party": asked is not None and "agent" not in asked.by,
+            "wrong_actor": asked is not None and "agent" not in asked.by,
             "context_missing": asked is not None and bool(asked.requires),
             "too_soon": machine.state(current).min_stay > 0,
             "cooling_down": machine.state(target).cooldown > 0,

@@ -1,4 +1,4 @@
-"""An agent: what the engine holds to be true of it, and what Redis shows of one that is not known yet."""
+"""An agent: its record, its liveness, and the keys that it writes itself."""
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from aism_engine.domain.records import COUNT, FLAG, INSTANT, SCORE, TEXT, Record
 
 class Liveness(StrEnum):
     UNKNOWN = "unknown"
-    """Never beat: it is not watched, and so it cannot be lost."""
+    """No heartbeat yet: the agent is not watched and cannot be lost."""
     FRESH = "fresh"
     LOST = "lost"
     LEFT = "left"
-    """Said goodbye: its silence is in order."""
+    """The agent sent `goodbye`."""
 
 
 ABSENT: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
 class ShownLiveness(StrEnum):
-    """Liveness as people and programs are shown it: who is fresh by its record may be silent at the moment."""
+    """Liveness as it is displayed: an agent that is fresh in its record may be silent."""
 
     UNKNOWN = "unknown"
     FRESH = "fresh"
@@ -35,17 +35,20 @@ class ShownLiveness(StrEnum):
 
 
 class Hold(StrEnum):
-    """What an operator has stopped."""
+    """What an operator has stopped for one agent, or for the fleet."""
 
     NONE = ""
     PAUSE = "pause"
-    """Commands are accepted, and wait."""
+    """Commands are accepted, but not dispatched."""
     DRAIN = "drain"
-    """Commands are refused; those that were accepted are still handed out."""
+    """New commands are refused; accepted ones are still dispatched."""
 
 
 class AgentRecord(Struct, kw_only=True):
-    """What the engine holds to be true of one agent. Instants are unix seconds by Redis `TIME`."""
+    """Record of one agent, the engine's authority on it. Instants are unix seconds by Redis `TIME`.
+
+    Containers are replaced, never changed in place, so that a draft can share them with the fleet.
+    """
 
     agent_id: str
     type: str = "unknown"
@@ -60,40 +63,40 @@ class AgentRecord(Struct, kw_only=True):
     declared_via: Via | None = None
     liveness: Liveness = Liveness.UNKNOWN
     lost_from: str | None = None
-    """The state it was in when it was lost."""
+    """State at the moment of the loss."""
     lost_score: float | None = None
-    """The heartbeat it was lost with: a different one brings it back."""
+    """Score of the last heartbeat before the agent was lost or left: a different score brings it back."""
     lost_at: float = 0.0
     first_seen_at: float
     hold: Hold = Hold.NONE
     cooling: dict[str, float] = field(default_factory=dict)
-    """States that it may not enter again yet, and until when."""
+    """Ends of the cooldowns, by state."""
     explained: bool = True
-    """Whether its record may have a reason or a context of its last change. It is no part of the record itself."""
+    """Whether the record may have the reason or context of the last state change. Not part of the record."""
     waits_for: str = ""
-    """Who has to act while it is in its state: `human`, `agent`, or nobody."""
+    """Who must act in the current state: `human`, `agent`, or nobody."""
     stay_until: float = 0.0
-    """When its longest stay is over, as the deadlines have it; 0: there is none. It is no part of the record."""
+    """Deadline of the stay as written; 0: none. Not part of the record."""
     divergences: dict[str, Divergence] = field(default_factory=dict)
-    """What is open of them, by rule; never changed in place."""
+    """Open divergences, by rule."""
     mail_waiting: int = 0
-    """How many messages wait until it accepts them."""
-    # Where its open commands are: derived from them, not part of the record. None of these is ever changed in place.
+    """Number of messages that wait until the agent accepts them."""
+    # Index of the open commands: derived from their records, not part of the agent's record.
     scheduled: frozenset[str] = frozenset()
     waiting: tuple[tuple[int, int, str], ...] = ()
-    """Rank of its priority, turn, id: in the order in which they will be handed out."""
+    """(priority rank, seq, id), in the order of dispatch."""
     queued: tuple[str, ...] = ()
-    """In the order in which they were pushed."""
+    """In the order of the pushes."""
     delivered: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str | None:
-        """Its type, as far as machines go: one that never registered has none."""
+        """The type that selects the machine; None if the agent never registered."""
         return self.type if self.registered else None
 
     @property
     def acks(self) -> bool:
-        """Whether it confirms commands, and so may be sent one again."""
+        """Whether the agent acknowledges commands, so that they may be redelivered."""
         return "ack" in self.capabilities
 
     @property
@@ -102,20 +105,20 @@ class AgentRecord(Struct, kw_only=True):
 
     @property
     def load(self) -> int:
-        """How many commands of its are open."""
+        """Number of open commands."""
         return len(self.scheduled) + len(self.waiting) + len(self.queued) + len(self.delivered)
 
     @property
     def in_flight(self) -> int:
-        """How many commands count against its credit. Who does not confirm owes us nothing once it has taken one."""
+        """Number of commands in flight. An agent without the capability `ack` is done once it has taken a command."""
         return len(self.queued) + (len(self.delivered) if self.acks else 0)
 
     @property
     def oldest_undelivered(self) -> list[str]:
-        """The command that has lain in its list for longest, and of each priority the one that waits for longest."""
+        """The oldest command in the agent's list, and the oldest waiting one of each priority."""
         waiting = self.waiting
-        places = {bisect_left(waiting, (rank,)) for rank in RANKS.values()} if waiting else ()
-        return [*self.queued[:1], *(waiting[place][2] for place in places if place < len(waiting))]
+        firsts = {bisect_left(waiting, (rank,)) for rank in RANKS.values()} if waiting else ()
+        return [*self.queued[:1], *(waiting[first][2] for first in firsts if first < len(waiting))]
 
     def unindex(self, command_id: str) -> None:
         if command_id in self.queued:
@@ -128,7 +131,7 @@ class AgentRecord(Struct, kw_only=True):
             self.waiting = tuple(entry for entry in self.waiting if entry[2] != command_id)
 
     def index(self, command: Command) -> None:
-        """Put an open command where it belongs, from wherever it was."""
+        """Put an open command into the bucket of its status."""
         command_id = command.command_id
         self.unindex(command_id)
         match command.bucket:
@@ -156,7 +159,7 @@ class AgentRecord(Struct, kw_only=True):
         return self.fields("liveness", "lost_from", "lost_score", "lost_at")
 
     def present(self, liveness: Liveness | None = None) -> None:
-        """Clear an absence. Unless told, it is watched if it was lost by its heartbeat."""
+        """Clear an absence. By default the agent is watched if it had a heartbeat."""
         self.liveness = liveness or (Liveness.UNKNOWN if self.lost_score is None else Liveness.FRESH)
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 
@@ -195,15 +198,15 @@ AGENT_TABLE: Final = RecordTable(
 )
 
 
-def shown_liveness(agent: AgentRecord, is_silent: bool) -> ShownLiveness:  # noqa: FBT001  read as: its record, and this
-    """Say how an agent is to people: silence is no part of its record, and counts while it is fresh alone."""
+def shown_liveness(agent: AgentRecord, is_silent: bool) -> ShownLiveness:  # noqa: FBT001 - a value, no switch
+    """Return the liveness to display: only a fresh agent can be silent."""
     if is_silent and agent.liveness is Liveness.FRESH:
         return ShownLiveness.SILENT
     return ShownLiveness(agent.liveness.value)
 
 
 class AgentSnapshot(Struct, frozen=True):
-    """What Redis shows of an agent that is not known yet: its own metadata, state key and heartbeat."""
+    """What an agent has written itself: its metadata, state key and heartbeat."""
 
     type: str | None = None
     labels: dict[str, str] = field(default_factory=dict)

@@ -1,11 +1,10 @@
-"""State machines: which state may follow which, when, by whose doing, and why not.
+"""State machines: which transitions are allowed, on which conditions, and why a transition is refused.
 
-A machine is read from TOML and checked as a whole (loader.py): every state can be reached, and left unless it is final.
-From then on `Machine.check` is the only judge of a transition, whoever asks for it: agent, operator or
-engine. It is pure: what it has to know of the agent and the fleet comes in as a `Case`.
+A machine is read from TOML and checked as a whole by loader.py. `Machine.check` then decides on every transition that
+an agent, an operator or the engine requests. What it depends on beside the machine comes in as a `TransitionCase`.
 
-The entries `on_register`, `on_lost`, `on_return` and `on_goodbye` are moves that the engine makes on its own account.
-They are no transitions, and `check` is not asked about them: an agent can be lost from any state.
+The entries `on_register`, `on_lost`, `on_return` and `on_goodbye` are moves by the engine itself. They are no
+transitions and are not checked: an agent can be lost in any state.
 """
 
 import re
@@ -20,16 +19,15 @@ from msgspec.structs import force_setattr
 from aism_engine.domain.effects import Actor
 from aism_engine.errors import ConfigError
 
-PREVIOUS: Final = "previous"  # the value of `on_return` that is a word, and so the one name that no state can have
+PREVIOUS: Final = "previous"
+"""The value of `on_return` that is no state, and so the one name that no state can have."""
 ANY: Final = "*"
 ACTORS: Final[tuple[Actor, ...]] = ("agent", "operator", "engine")
 
 STATE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 NAME_RULE: Final = "a letter, then at most 63 letters, digits, `_`, `.` or `-`"
-_LONGEST: Final = 64
-
 Kind: TypeAlias = Literal["string", "number", "integer", "boolean", "array", "object"]
-"""What a value of the context may have to be: the types of JSON Schema."""
+"""Type that a value of the context must have: the types of JSON Schema."""
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
     "number": (int, float),
@@ -48,48 +46,50 @@ class Transition(Struct, frozen=True):
 
 
 class State(Struct, frozen=True):
-    """One state, as it is written. `to` may be `("*",)`, any state but this one. Durations in seconds."""
+    """One state, as the file has it. Durations are seconds."""
 
     description: str = ""
     to: tuple[str, ...] = ()
+    """States that may follow; `("*",)`: all others."""
     final: bool = False
-    """It may be without a way out."""
+    """Whether the state may have no way out."""
     accepts_messages: bool | Literal["later"] = True
-    """Whether agents in it get messages of others; `later`: they wait until it is left."""
+    """Whether an agent in this state receives messages of other agents; `later`: after it has left the state."""
     waits_for: Literal["human", "agent", ""] = ""
-    """Who has to act, so that waiting is told apart from idleness."""
+    """Who must act, to tell waiting from idleness."""
     min_stay: float = 0.0
     max_stay: float = 0.0
-    """0: for as long as it likes."""
+    """0: no limit."""
     after_max_stay: str = ""
-    """Where the engine then moves it; empty: it is only told of."""
+    """State to which the engine moves the agent then; empty: the stay is only reported."""
     cooldown: float = 0.0
-    """How long after leaving it may not be entered again."""
+    """Time after leaving the state in which it may not be entered again."""
     max_agents: int = 0
-    """How many of the fleet may be in it at once; 0: any number."""
+    """Maximum number of agents in the state; 0: no limit."""
     transitions: dict[str, Transition] = field(default_factory=dict)
-    """What single transitions ask for, by their targets."""
+    """Requirements of single transitions, by target."""
 
 
 class TransitionCase(Struct, frozen=True):
-    """What a transition is judged by, beside the machine itself. Where nothing is said, nothing stands in the way."""
+    """What a transition depends on beside the machine. The defaults satisfy every condition."""
 
     by: Actor
     stayed_s: float = float("inf")
     context: Mapping[str, Any] | None = None
-    """None: not known yet, and so not judged."""
+    """None: not known yet, so `requires` is not checked."""
     cooling_s: Callable[[str], float] = lambda _state: 0.0
-    """For how much longer a state may not be entered again."""
+    """Returns the remaining cooldown of a state."""
     occupants: Callable[[str], int] = lambda _state: 0
+    """Returns the number of agents in a state."""
 
 
 Code: TypeAlias = Literal[
-    "unknown_state", "not_allowed", "wrong_party", "context_missing", "too_soon", "cooling_down", "state_full"
+    "unknown_state", "not_allowed", "wrong_actor", "context_missing", "too_soon", "cooling_down", "state_full"
 ]
 
 
 class Refusal(Struct, frozen=True):
-    """Why a transition is not allowed, and what would be. `requested` is cut if it is too long to be a name."""
+    """Why a transition is refused, and which are allowed. A `requested` that is too long for a name is truncated."""
 
     code: Code
     message: str
@@ -99,14 +99,14 @@ class Refusal(Struct, frozen=True):
     suggestions: tuple[str, ...] = ()
     missing: dict[str, Kind] = field(default_factory=dict)
     retry_after_s: float | None = None
-    """When it may be tried again, where that is a matter of time."""
+    """When to try again, if waiting is enough."""
 
 
 class Machine(Struct, frozen=True, kw_only=True, dict=True):
     """The states of one kind of agent, and the transitions between them.
 
-    `on_register`, `on_lost` and `on_goodbye` are the states the engine moves an agent to; None: it stays where it is.
-    `on_unknown` takes in an agent whose state this machine does not know. An `open` machine allows any name at all.
+    The engine moves an agent to `on_register`, `on_lost`, `on_return` or `on_goodbye`; None: it stays where it is. An
+    agent whose state the machine does not have is moved to `on_unknown`. An `open` machine allows any state.
     """
 
     name: str
@@ -128,117 +128,108 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
     def check(
         self, current: str, target: str, case: TransitionCase | Callable[[], TransitionCase] | None = None
     ) -> Refusal | None:
-        """Say why an agent in `current` may not go to `target`; None if it may, or if it is there already.
+        """Return why an agent in `current` may not change to `target`; None if it may, or if it is there already.
 
-        Staying is no transition: it is for the caller to see that nothing changes. Without a case only `to` is checked;
-        a callable case is called only if the transition has conditions.
+        Without a case only `to` is checked. A callable case is called only if the transition has conditions.
         """
         if target == current:
             return None
-        if target in self._transitions.get(current, self._rescue):
-            if case is None or (current, target) in self._free:
+        if target in self._targets.get(current, self._from_unknown):
+            if case is None or (current, target) in self._unconditional:
                 return None
-            return self._judge(current, target, case() if callable(case) else case)
+            return self._check_conditions(current, target, case() if callable(case) else case)
         if self.open and STATE_NAME.fullmatch(target):
             return None
         return self._refuse(current, target, (case() if callable(case) else case))
 
     def allowed(self, current: str, by: Actor | None = None) -> tuple[str, ...]:
-        """Where `current` leads, whoever or this party alone; in the order of the file; `("*",)`, anywhere, in an open
-        machine.
+        """Return the targets of `current` in the order of the file, for one actor or for any; `("*",)` if open.
 
-        From a state that this machine does not know, the one way leads to `on_unknown`.
+        From a state that the machine does not have, the only target is `on_unknown`.
         """
-        ways = (ANY,) if self.open else self._ways.get(current, (self.on_unknown,))
+        found = (ANY,) if self.open else self._ordered_targets.get(current, (self.on_unknown,))
         transitions = self.state(current).transitions
-        return ways if by is None else tuple(way for way in ways if by in transitions.get(way, _PLAIN).by)
+        return found if by is None else tuple(each for each in found if by in transitions.get(each, _PLAIN).by)
 
     def knows(self, state: str) -> bool:
         return self.open or state in self.states
 
     def state(self, name: str) -> State:
-        """Give what is written of a state; of one that is not written, nothing is."""
-        return self.states.get(name, _UNWRITTEN)
+        """Return a state; the default state for a name that the machine does not have."""
+        return self.states.get(name, _DEFAULT)
 
     @cached_property
-    def _ways(self) -> dict[str, tuple[str, ...]]:
+    def _ordered_targets(self) -> dict[str, tuple[str, ...]]:
         return {name: tuple(targets(name, state.to, self.states)) for name, state in self.states.items()}
 
     @cached_property
-    def _transitions(self) -> dict[str, frozenset[str]]:
-        return {name: frozenset(ways) for name, ways in self._ways.items()}
+    def _targets(self) -> dict[str, frozenset[str]]:
+        return {name: frozenset(found) for name, found in self._ordered_targets.items()}
 
     @cached_property
-    def _free(self) -> frozenset[tuple[str, str]]:
-        """The transitions that ask for nothing: most of them."""
+    def _unconditional(self) -> frozenset[tuple[str, str]]:
+        """Transitions without conditions: most of them."""
         return frozenset(
             (name, target)
-            for name, ways in self._ways.items()
-            for target in ways
+            for name, found in self._ordered_targets.items()
+            for target in found
             if not (self.states[name].min_stay or self.states[target].cooldown or self.states[target].max_agents)
             and self.states[name].transitions.get(target, _PLAIN) == _PLAIN
         )
 
     @cached_property
-    def _rescue(self) -> frozenset[str]:
+    def _from_unknown(self) -> frozenset[str]:
         return frozenset((self.on_unknown,))
 
-    def _judge(self, current: str, target: str, case: TransitionCase) -> Refusal | None:
-        """Judge a transition that is there by what it, and the states at both its ends, ask for."""
+    def _check_conditions(self, current: str, target: str, case: TransitionCase) -> Refusal | None:
+        """Check the conditions of a transition and of its two states."""
         start, goal = self.state(current), self.state(target)
         transition = start.transitions.get(target, _PLAIN)
 
         def refuse(code: Code, message: str, **more: Any) -> Refusal:  # noqa: ANN401 - fields of a refusal
             return Refusal(code, message, current, target, self.allowed(current, case.by), **more)
 
+        step = f"the transition from {current} to {target}"
         if case.by not in transition.by:
-            return refuse(
-                "wrong_party", f"{current} leads to {target} only by {' or '.join(transition.by)}, not {case.by}"
-            )
+            return refuse("wrong_actor", f"{step} is allowed to {' and '.join(transition.by)}, not to {case.by}")
         if case.context is not None and (missing := _missing(transition.requires, case.context)):
             needed = ", ".join(f"{key} ({kind})" for key, kind in missing.items())
-            return refuse(
-                "context_missing", f"{current} leads to {target} with a context that has {needed}", missing=missing
-            )
+            return refuse("context_missing", f"{step} requires in its context: {needed}", missing=missing)
         if case.stayed_s < start.min_stay:
             left_s = start.min_stay - case.stayed_s
-            message = f"{current} is not left before {start.min_stay:g} s have passed: {left_s:.1f} s to go"
+            message = f"the min_stay of {current} is {start.min_stay:g} s; retry in {left_s:.1f} s"
             return refuse("too_soon", message, retry_after_s=left_s)
         if goal.cooldown and (left_s := case.cooling_s(target)) > 0:
-            message = f"{target} is not entered again before {goal.cooldown:g} s have passed: {left_s:.1f} s to go"
+            message = f"the cooldown of {target} is {goal.cooldown:g} s; retry in {left_s:.1f} s"
             return refuse("cooling_down", message, retry_after_s=left_s)
         if goal.max_agents and case.occupants(target) >= goal.max_agents:
-            return refuse(
-                "state_full", f"there are {goal.max_agents} agents in {target} already: max_agents is reached"
-            )
+            return refuse("state_full", f"{target} has reached max_agents = {goal.max_agents}")
         return None
 
     def _refuse(self, current: str, target: str, case: TransitionCase | None) -> Refusal:
-        """Say why there is no such transition."""
+        """Return why there is no such transition."""
         by = None if case is None else case.by
         allowed = self.allowed(current, by)
         if not STATE_NAME.fullmatch(target):
-            requested = target if len(target) <= _LONGEST else f"{target[:_LONGEST]}…"
-            message = f"{requested!r} cannot be the name of a state: {NAME_RULE}"
+            requested = target if len(target) <= 64 else f"{target[:64]}…"  # noqa: PLR2004 - the longest name
+            message = f"{requested!r} is not a state name: expected {NAME_RULE}"
             return Refusal("unknown_state", message, current, requested, allowed)
         if target not in self.states:
             message = f'machine {self.name} has no state "{target}"; its states are: {", ".join(self.states)}'
-            suggestions = tuple(f"did you mean {name}" for name in guess(target, self.states))
+            suggestions = tuple(f"did you mean {name}" for name in similar(target, self.states))
             return Refusal("unknown_state", message, current, target, allowed, suggestions)
         path = self._path(current, target, by)
-        leads = f"it leads to: {', '.join(allowed)}" if allowed else "it leads nowhere that is open to you"
+        reason = f"it leads to: {', '.join(allowed)}" if allowed else f"no transition from it is allowed to {by}"
         if not self.allowed(current):
-            leads = "it is final"
-        message = f"{current} does not lead to {target}; {leads}"
+            reason = "it is final"
+        message = f"{current} does not lead to {target}; {reason}"
         return Refusal("not_allowed", message, current, target, allowed, (", then ".join(path),) if path else ())
 
     def _path(self, current: str, target: str, by: Actor | None) -> tuple[str, ...]:
-        """Find a shortest way from `current` to `target` that is open to this party, without `current` itself; empty if
-        there is none.
-        """
+        """Return a shortest path that the actor may take, without `current`; empty if there is none."""
         came_from = {current: current}
         queue = [current]
-        for state in queue:  # which grows as we go
+        for state in queue:  # the loop appends to it
             new = [follower for follower in self.allowed(state, by) if follower not in came_from]
             came_from.update(dict.fromkeys(new, state))
             queue += new
@@ -250,11 +241,11 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
 
 _PLAIN: Final = Transition()
-_UNWRITTEN: Final = State()
+_DEFAULT: Final = State()
 
 
 class Machines(Struct, frozen=True):
-    """The machines in use, and which one an agent lives by. One that exists is whole: it names no machine in vain."""
+    """The machines in use, by agent type. Raises ConfigError if a type names a machine that does not exist."""
 
     machines: Mapping[str, Machine]
     default: str
@@ -273,18 +264,18 @@ class Machines(Struct, frozen=True):
             raise ConfigError(problems)
 
     def for_type(self, agent_type: str | None) -> Machine:
-        """Give the machine of a type of agent; None is the type of one that never registered."""
+        """Return the machine of an agent type; None is the type of an agent that has not registered."""
         name = self.unregistered if agent_type is None else self.by_type.get(agent_type, self.default)
         return self.machines[name]
 
     def versions(self) -> dict[str, int]:
-        """Give the versions of those that somebody lives by, by name."""
+        """Return the versions of the machines that an agent type uses, by name."""
         used = {self.default, self.unregistered, *self.by_type.values()}
         return {name: self.machines[name].version for name in sorted(used)}
 
 
 def _missing(requires: Mapping[str, Kind], context: Mapping[str, Any]) -> dict[str, Kind]:
-    """Give what is required and is not there, or of another kind. To JSON a boolean is no number."""
+    """Return the required keys that are absent or have another type. In JSON a boolean is no number."""
     return {
         key: kind
         for key, kind in requires.items()
@@ -293,15 +284,15 @@ def _missing(requires: Mapping[str, Kind], context: Mapping[str, Any]) -> dict[s
 
 
 def targets(name: str, to: Iterable[str], states: Iterable[str]) -> list[str]:
-    """Give the states that `to` means, in order; `*` is every state but `name`."""
+    """Return the states that `to` names, in order; `*` names every state but `name`."""
     return [state for state in (states if ANY in to else to) if state != name]
 
 
-def guess(name: str, names: Iterable[str]) -> list[str]:
-    """Find which of `names` may have been meant."""
+def similar(name: str, names: Iterable[str]) -> list[str]:
     folded = {each.casefold(): each for each in names}
     return [folded[match] for match in get_close_matches(name.casefold(), folded)]
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    return "".join(f' (did you mean "{found}"?)' for found in guess(name, names)[:1])
+    """Return a hint for an error message, empty if no name is similar."""
+    return "".join(f' (did you mean "{found}"?)' for found in similar(name, names)[:1])
