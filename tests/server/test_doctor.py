@@ -1,4 +1,4 @@
-"""The doctor on real servers: what they tell, what they deny, and fleets that somebody has damaged."""
+"""The doctor on real servers: what they report, what they deny, and damaged fleets."""
 
 import re
 import secrets
@@ -21,29 +21,37 @@ from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.docs.reading import DOCS, keys_of_code
-from tests.support.engine import Client, eventually, launched, plain_client, running_engine
+from tests.support.engine import Client, Running, eventually, launched, plain_client, running_engine
 from tests.support.sentinels import MASTER, Site
 from tests.support.server import test_server_binary
 
 PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
 
 
-async def examined(server: EmbeddedServer, prefix: str = "aism", most: int = 100_000, **more: Any) -> dict[str, str]:  # noqa: ANN401
-    """Examine a server; gives the severity of each finding."""
-    settings = RedisSettings(**{"url": server.url, "prefix": prefix} | more)
+async def collect(settings: RedisSettings, max_keys: int = 100_000) -> DoctorFacts:
     client = connect(settings, "")
     try:
-        facts = await FactCollector(client, settings).collect(max_keys=most)
+        return await FactCollector(client, settings).collect(max_keys=max_keys)
     finally:
         await client.aclose()
+
+
+async def severities(
+    server: EmbeddedServer,
+    prefix: str = "aism",
+    max_keys: int = 100_000,
+    **settings: Any,  # noqa: ANN401
+) -> dict[str, str]:
+    """Run the doctor, and return the severity of each finding by its code."""
+    facts = await collect(RedisSettings(**{"url": server.url, "prefix": prefix} | settings), max_keys)
     return {finding.code: finding.severity.value for finding in diagnose(facts)}
 
 
-def bad(findings: dict[str, str]) -> dict[str, str]:
-    return {code: severity for code, severity in findings.items() if severity in {"warning", "danger"}}
+def problems(found: dict[str, str]) -> dict[str, str]:
+    return {code: severity for code, severity in found.items() if severity in {"warning", "danger"}}
 
 
-# --- servers ----------------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,14 +71,13 @@ def bad(findings: dict[str, str]) -> dict[str, str]:
     ],
     ids=lambda value: " ".join(value) or "plain" if isinstance(value, tuple) else "",
 )
-async def test_what_a_server_is_set_to_is_found(
+async def test_each_unsafe_setting_is_one_finding(
     append_only: bool,  # noqa: FBT001
     extra: tuple[str, ...],
     expected: dict[str, str],
 ) -> None:
-    """Each wrong setting is its own finding, and nothing else is found."""
     with EmbeddedServer(test_server_binary(), append_only=append_only, extra=extra) as server:
-        assert bad(await examined(server, most=0)) == expected
+        assert problems(await severities(server, max_keys=0)) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,82 +91,79 @@ async def test_what_a_server_is_set_to_is_found(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-async def test_commands_that_a_server_does_not_have_are_told_of(
-    commands: tuple[str, ...], expected: dict[str, str], prefix: str
-) -> None:
-    """As managed servers take some away: what the engine needs is a danger, what only the doctor does is a warning."""
-    gone = [word for command in commands for word in ("--rename-command", command, "")]
-    with EmbeddedServer(test_server_binary(), extra=gone) as server:
+async def test_disabled_commands_are_reported(commands: tuple[str, ...], expected: dict[str, str], prefix: str) -> None:
+    """As on managed servers: a command of the engine is a danger, one that only the doctor uses a warning."""
+    disabled = [word for command in commands for word in ("--rename-command", command, "")]
+    with EmbeddedServer(test_server_binary(), extra=disabled) as server:
         async with plain_client(server) as client:
             await client.execute_command("SET", Keys(prefix).state("a-1"), "idle")
-        assert bad(await examined(server, prefix)) == expected
+        assert problems(await severities(server, prefix)) == expected
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
-async def test_both_protocols_tell_the_same(protocol: int) -> None:
+async def test_both_protocol_versions_give_the_same_findings() -> None:
     with EmbeddedServer(test_server_binary()) as server:
-        found = await examined(server, protocol=protocol)
-        assert bad(found) == {}
-        assert len(found) >= len(await examined(server))
+        found = [await severities(server, protocol=protocol) for protocol in (2, 3)]
+    assert [problems(each) for each in found] == [{}, {}]
+    assert found[0].keys() == found[1].keys()
 
 
-async def test_a_replica_is_no_place_for_an_engine() -> None:
-    """It is told of on both sides: the replica is none, and the primary takes writes when it is gone."""
-    at_once = ("--repl-diskless-sync-delay", "0")
+async def test_replica_is_a_danger() -> None:
+    """Its primary has a warning, since it accepts writes without the replica."""
+    immediate_sync = ("--repl-diskless-sync-delay", "0")
     with (
-        EmbeddedServer(test_server_binary(), extra=at_once) as primary,
+        EmbeddedServer(test_server_binary(), extra=immediate_sync) as primary,
         EmbeddedServer(test_server_binary()) as replica,
     ):
         async with plain_client(replica) as client, plain_client(primary) as other:
             await client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
 
-            async def follows() -> bool:
-                role = await other.execute_command("INFO", "replication")
-                return "slave0" in role and role["slave0"]["state"] == "online"
+            async def is_online() -> bool:
+                replication = await other.execute_command("INFO", "replication")
+                return "slave0" in replication and replication["slave0"]["state"] == "online"
 
-            await eventually(follows)
-        assert bad(await examined(replica))["role"] == "danger"
-        assert bad(await examined(primary)) == {"replicas": "warning"}
-        assert (await examined(primary))["replica_lag"] == "ok"
+            await eventually(is_online)
+        assert problems(await severities(replica))["role"] == "danger"
+        found = await severities(primary)
+        assert (problems(found), found["replica_lag"]) == ({"replicas": "warning"}, "ok")
 
 
-async def test_sentinels_are_asked(tmp_path: Path) -> None:
-    """Three that agree are in order; one that is not there is told of, and is no error."""
+async def test_sentinels_are_queried(tmp_path: Path) -> None:
+    """Three that agree are ok. One that does not answer is a finding, and not an error."""
     with Site(test_server_binary(), tmp_path, append_fsync="always") as site:
         primary = site.named(site.sentinels[0])
         assert primary is not None
         watched: dict[str, Any] = {"sentinels": tuple(site.addresses), "sentinel_master": MASTER}
-        found = await examined(primary, **watched)
-        assert (found["sentinels"], found["replicas"]) == ("ok", "danger")  # it writes also when it is cut off
-        found = await examined(primary, **watched | {"sentinels": (site.addresses[0], "127.0.0.1:1")})
-        assert found["sentinels"] == "warning"
+        found = await severities(primary, **watched)
+        assert (found["sentinels"], found["replicas"]) == ("ok", "danger")  # it accepts writes without a replica
+        watched["sentinels"] = (site.addresses[0], "127.0.0.1:1")
+        assert (await severities(primary, **watched))["sentinels"] == "warning"
 
 
-# --- rights -----------------------------------------------------------------------------------------------------------
+# --- permissions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[EmbeddedServer]:
-    """A server whose users are those of these tests."""
+    """A server whose users belong to these tests."""
     with EmbeddedServer(test_server_binary()) as server:
         yield server
 
 
 @pytest.fixture
-async def boss(own: EmbeddedServer) -> AsyncIterator[Client]:
+async def admin(own: EmbeddedServer) -> AsyncIterator[Client]:
     async with plain_client(own) as client:
         yield client
 
 
 @asynccontextmanager
-async def user(boss: Client, own: EmbeddedServer, *rules: str) -> AsyncIterator[str]:
-    """Make a user with these rights alone; gives the URL to come as that one."""
+async def user(admin: Client, own: EmbeddedServer, *rules: str) -> AsyncIterator[str]:
+    """Create a user with these permissions only, and yield its URL."""
     name = f"u{secrets.token_hex(4)}"
-    await boss.execute_command("ACL", "SETUSER", name, "on", ">secret", "resetchannels", *rules)
+    await admin.execute_command("ACL", "SETUSER", name, "on", ">secret", "resetchannels", *rules)
     try:
         yield f"redis://{name}:secret@127.0.0.1:{own.port}/0"
     finally:
-        await boss.execute_command("ACL", "DELUSER", name)
+        await admin.execute_command("ACL", "DELUSER", name)
 
 
 def all_rules(prefix: str) -> list[str]:
@@ -168,135 +172,111 @@ def all_rules(prefix: str) -> list[str]:
 
 
 async def missing(url: str, prefix: str) -> list[str]:
-    client: Client = Redis.from_url(url, protocol=2)
     commands = required_commands(Keys(prefix))
-    try:
+    async with Redis.from_url(url, protocol=2) as client:
         return missing_rules(await denied_commands(client, commands), commands)
-    finally:
-        await client.aclose()
 
 
-async def test_each_right_that_is_missing_is_named(own: EmbeddedServer, boss: Client, prefix: str) -> None:
-    """Whoever has all but one is told that one, and no other command is blamed."""
+async def test_every_missing_permission_is_named(own: EmbeddedServer, admin: Client, prefix: str) -> None:
+    """A user that lacks one rule is told that rule, and no other command."""
     rules = all_rules(prefix)
     assert len(rules) > 60
-    asking = ["+multi"]  # what it takes on servers before 7.0, and where scripts are forbidden
-    found = {}
     for rule in rules:
-        async with user(boss, own, *asking, *(each for each in rules if each != rule)) as url:
-            found[rule] = await missing(url, prefix)
-    assert {rule: rule in told for rule, told in found.items()} == dict.fromkeys(rules, True)
-    blamed = {rule: [each for each in told if each[0] == "+"] for rule, told in found.items() if rule[0] == "+"}
-    assert blamed == {rule: [rule] for rule in blamed}
+        others = [each for each in rules if each != rule]
+        async with user(admin, own, "+multi", *others) as url:  # MULTI is how servers before 7.0 are asked
+            found = await missing(url, prefix)
+        assert rule in found
+        assert [each for each in found if each[0] == "+"] == [rule] or rule[0] != "+"
 
 
-async def test_who_has_all_rights_lacks_none(own: EmbeddedServer, boss: Client, prefix: str) -> None:
-    async with user(boss, own, "+multi", *all_rules(prefix)) as url:
-        assert await missing(url, prefix) == []
-    async with user(boss, own, "+@all", f"~{prefix}:*", f"&{prefix}:*") as url:
-        assert await missing(url, prefix) == []
+async def test_complete_permissions_lack_nothing(own: EmbeddedServer, admin: Client, prefix: str) -> None:
+    for rules in (["+multi", *all_rules(prefix)], ["+@all", f"~{prefix}:*", f"&{prefix}:*"]):
+        async with user(admin, own, *rules) as url:
+            assert await missing(url, prefix) == []
 
 
-async def test_an_engine_can_work_with_the_rights_that_are_named(
-    own: EmbeddedServer, boss: Client, prefix: str
-) -> None:
-    """The list is complete: with nothing else a whole life is lived, and no command is ever forbidden."""
-    async with user(boss, own, *all_rules(prefix)) as url:
+async def test_engine_works_with_the_named_permissions_only(own: EmbeddedServer, admin: Client, prefix: str) -> None:
+    """The rules are complete: with nothing else the engine does everything once, and no command is denied."""
+    async with user(admin, own, *all_rules(prefix)) as url:
         async with launched(own, prefix, redis__url=url, protocol__max_message_bytes=2000) as engine:
-            keys = engine.keys
-            for number in (1, 2):
-                register = {"type": "scribe", "capabilities": ["ack"], "labels": {"n": str(number)}}
-                await engine.say(
-                    {"id": f"r{number}", "type": "register", "agent_id": f"a-{number}", "payload": register}
-                )
-                await engine.call("ZADD", keys.heartbeats, 1_800_000_000, f"a-{number}")
-            await engine.say(
-                {
-                    "id": "m1",
-                    "type": "message",
-                    "agent_id": "a-1",
-                    "payload": {"to": "a-2", "content": 1},
-                    "reply": True,
-                },
-                {"id": "m2", "type": "measurement", "agent_id": "a-1", "payload": {"n": 1}},
-                {"id": "m3", "type": "message", "agent_id": "a-1", "payload": {"to": "nobody", "content": 1}},
-                {"id": "m4", "type": "measurement", "agent_id": "a-1", "payload": {"n": 1}, "pad": "x" * 3000},
-                b"{",
-            )
-            await eventually(lambda: engine.call("LLEN", keys.oversized))
-            await engine.ask({"id": "c1", "type": "send", "payload": {"agent_id": "a-1", "command": {"type": "work"}}})
-            await engine.replied("c1")
-            await engine.call("RPOP", keys.commands("a-1"))
-            await engine.say({"type": "result", "agent_id": "a-1", "command_id": "c1", "payload": {}})
-            await eventually(lambda: _ended(engine.command, "c1"))
-            for number, (kind, payload) in enumerate(
-                (
-                    ("send", {"selector": "type=scribe", "command": {"type": "work"}}),
-                    ("cancel", {"group_id": "q0"}),
-                    ("pause", {"all": True}),
-                    ("resume", {"all": True}),
-                    ("replay", {"dead_letter_id": await _letter(engine.call, keys)}),
-                    ("purge", {"until": "9999999999999-0"}),
-                    ("forget", {"agent_id": "a-2"}),
-                )
-            ):
-                await engine.ask({"id": f"q{number}", "type": kind, "payload": payload, "reply": True})
-                assert "forbidden" not in str(await engine.replied(f"q{number}"))
-            await engine.call("PUBLISH", keys.state_changes, '{"agent_id":"a-1","old_state":"x","new_state":"inbox"}')
-            await eventually(lambda: engine.call("EXISTS", keys.publication_cursor))
+            await use_everything(engine)
             assert engine.metric("aism_redis_outages_total", outage="noperm") == 0
             assert engine.outage is None
-        assert await boss.execute_command("EXISTS", keys.lease) == 0  # it was given back
+        assert await admin.execute_command("EXISTS", Keys(prefix).lease) == 0  # the lease was released
 
 
-async def _ended(command: Any, command_id: str) -> bool:  # noqa: ANN401
-    return bool((await command(command_id)).get("ended_at"))
+async def use_everything(engine: Running) -> None:
+    """Make the engine use each of its keys and commands once."""
+    keys = engine.keys
+    for agent_id in ("a-1", "a-2"):
+        register = {"type": "scribe", "capabilities": ["ack"], "labels": {"name": agent_id}}
+        await engine.say({"id": "r", "type": "register", "agent_id": agent_id, "payload": register})
+        await engine.call("ZADD", keys.heartbeats, 1_800_000_000, agent_id)
+    measurement = {"type": "measurement", "agent_id": "a-1", "payload": {"n": 1}}
+    message = {"type": "message", "agent_id": "a-1", "payload": {"to": "a-2", "content": 1}, "reply": True}
+    await engine.say(
+        {"id": "m1", **message},
+        {"id": "m2", **measurement},
+        {"id": "m3", **message, "payload": {"to": "nobody", "content": 1}},
+        {"id": "m4", **measurement, "pad": "x" * 3000},
+        b"{",
+    )
+    await eventually(lambda: engine.call("LLEN", keys.oversized))
+    await engine.ask({"id": "c1", "type": "send", "payload": {"agent_id": "a-1", "command": {"type": "work"}}})
+    await engine.replied("c1")
+    await engine.call("RPOP", keys.commands("a-1"))
+    await engine.say({"type": "result", "agent_id": "a-1", "command_id": "c1", "payload": {}})
+
+    async def has_ended() -> bool:
+        return bool((await engine.command("c1")).get("ended_at"))
+
+    await eventually(has_ended)
+    dead_letters = await eventually(lambda: engine.call("XRANGE", keys.dead_letters, "-", "+"))
+    requests = (
+        ("send", {"selector": "type=scribe", "command": {"type": "work"}}),
+        ("cancel", {"group_id": "q0"}),
+        ("pause", {"all": True}),
+        ("resume", {"all": True}),
+        ("replay", {"dead_letter_id": dead_letters[0][0].decode()}),
+        ("purge", {"until": "9999999999999-0"}),
+        ("forget", {"agent_id": "a-2"}),
+    )
+    for number, (kind, payload) in enumerate(requests):
+        await engine.ask({"id": f"q{number}", "type": kind, "payload": payload, "reply": True})
+        assert "forbidden" not in str(await engine.replied(f"q{number}"))
+    await engine.call("PUBLISH", keys.state_changes, '{"agent_id":"a-1","old_state":"x","new_state":"inbox"}')
+    await eventually(lambda: engine.call("EXISTS", keys.publication_cursor))
 
 
-async def _letter(call: Any, keys: Keys) -> str:  # noqa: ANN401
-    entries = await eventually(lambda: call("XRANGE", keys.dead_letters, "-", "+"))
-    return str(entries[0][0].decode())
-
-
-async def facts_of(url: str, prefix: str) -> DoctorFacts:
-    settings = RedisSettings(url=url, prefix=prefix)
-    client = connect(settings, "")
-    try:
-        return await FactCollector(client, settings).collect(max_keys=1000)
-    finally:
-        await client.aclose()
-
-
-async def test_what_is_denied_is_told(own: EmbeddedServer, boss: Client, prefix: str) -> None:
-    """Who may do what the engine does, and no more, may not see everything: that is a finding, and no error."""
-    async with user(boss, own, *all_rules(prefix)) as url:
-        facts = await facts_of(url, prefix)
+async def test_denied_reads_are_findings(own: EmbeddedServer, admin: Client, prefix: str) -> None:
+    """The permissions of the engine do not let the doctor read everything; that is not an error."""
+    async with user(admin, own, *all_rules(prefix)) as url:
+        facts = await collect(RedisSettings(url=url, prefix=prefix))
     assert {"INFO", "CONFIG", "keys"} <= {each.partition(":")[0] for each in facts.environment.unchecked}
     assert facts.keyspace is None
-    assert {finding.code for finding in diagnose(facts) if finding.severity is Severity.DANGER} == set()
+    assert [finding.code for finding in diagnose(facts) if finding.severity is Severity.DANGER] == []
 
 
-async def test_the_doctor_sees_everything_with_the_rights_that_its_page_names(
-    own: EmbeddedServer, boss: Client, prefix: str
+async def test_doctor_reads_everything_with_the_permissions_of_its_page(
+    own: EmbeddedServer, admin: Client, prefix: str
 ) -> None:
     extra = [rule for rules in re.findall(r"`(\+[^`]*)`", PAGE) for rule in rules.split()]
-    async with user(boss, own, *all_rules(prefix), *extra) as url:
-        await boss.execute_command("SADD", Keys(prefix).index, "a-1")
-        await boss.execute_command("SET", Keys(prefix).state("ghost"), "idle")
-        facts = await facts_of(url, prefix)
-    assert list(facts.environment.unchecked) == []
-    assert facts.environment.denied == []
+    async with user(admin, own, *all_rules(prefix), *extra) as url:
+        await admin.execute_command("SADD", Keys(prefix).index, "a-1")
+        await admin.execute_command("SET", Keys(prefix).state("ghost"), "idle")
+        facts = await collect(RedisSettings(url=url, prefix=prefix))
+    assert (list(facts.environment.unchecked), facts.environment.denied) == ([], [])
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+# --- the keys ---------------------------------------------------------------------------------------------------------
 
 
-async def surveyed(client: Client, prefix: str, most: int = 100_000) -> KeyspaceFacts:
-    return await KeyspaceScan(client, Keys(prefix), max_keys=most).run()
+async def scan(client: Client, prefix: str, max_keys: int = 100_000) -> KeyspaceFacts:
+    return await KeyspaceScan(client, Keys(prefix), max_keys=max_keys).run()
 
 
-def test_every_key_of_the_engine_is_known_by_its_name() -> None:
-    """What store/keys.py can make is recognised, whatever the prefix; channels are no keys."""
+def test_every_key_of_the_engine_is_classified() -> None:
+    """Whatever the prefix. Channels are not keys."""
     channels = {
         getattr(Keys("aism"), name) for name in ("responses", "requests", "state_changes", "errors", "measurements")
     }
@@ -307,30 +287,22 @@ def test_every_key_of_the_engine_is_known_by_its_name() -> None:
             assert classify(Keys(prefix), f"{key}:more") is None
 
 
-async def test_a_fleet_at_work_is_in_order(server: EmbeddedServer, prefix: str, redis_client: Client) -> None:
-    """Whatever an engine writes, nothing of it is strange, orphaned or for ever."""
+async def test_working_fleet_has_no_findings(server: EmbeddedServer, prefix: str, redis_client: Client) -> None:
+    """Everything that an engine writes is known, belongs together and expires where it should."""
     async with running_engine(server, prefix) as engine:
         for number in range(20):
             await engine.say({"id": "r", "type": "register", "agent_id": f"a-{number}", "payload": {"type": "scribe"}})
-        await engine.ask(
-            {
-                "id": "g",
-                "type": "send",
-                "payload": {"selector": "type=scribe", "command": {"type": "work"}},
-                "reply": True,
-            }
-        )
+        payload = {"selector": "type=scribe", "command": {"type": "work"}}
+        await engine.ask({"id": "g", "type": "send", "payload": payload, "reply": True})
         await engine.replied("g")
         await engine.say({"type": "result", "agent_id": "a-1", "command_id": "g.a-1", "payload": {}}, b"{")
         await eventually(engine.is_drained)
-        found = await surveyed(redis_client, prefix)
-    expected = KeyspaceFacts(prefix=prefix, scanned=found.scanned)
-    assert found == expected
+        found = await scan(redis_client, prefix)
+    assert found == KeyspaceFacts(prefix=prefix, scanned=found.scanned)
     assert found.scanned > 60
 
 
-async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix: str, redis_client: Client) -> None:
-    """Each kind of orphan, by its name."""
+async def test_each_kind_of_damage_is_found(server: EmbeddedServer, prefix: str, redis_client: Client) -> None:
     call, keys = redis_client.execute_command, Keys(prefix)
     async with running_engine(server, prefix) as engine:
         await engine.say({"id": "r", "type": "register", "agent_id": "a-1", "payload": {"type": "scribe"}})
@@ -340,18 +312,18 @@ async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix
             await engine.replied(name)
     await call("ZREM", keys.deadlines, "command:c-1")
     await call("DEL", keys.command("c-2"))
-    await call("ZADD", keys.deadlines, 1, "nonsense", 2, "stay:a-1", 2, "stay:nobody")
+    await call("ZADD", keys.deadlines, 0, "nonsense", 2, "stay:a-1", 2, "stay:nobody")
     await call("HSET", keys.group("g-1"), "status", "open")
     await call("SET", keys.state("ghost"), "idle")
     await call("SADD", keys.index, "gone")
     await call("LPUSH", keys.request_reply("q-1"), "{}")
     await call("LPUSH", keys.agent_reply("a-1", "m-1"), "{}")
     await call("SET", keys.lease, "1:x")
-    await call("SET", keys.inbox("a-1"), "no list")
+    await call("SET", keys.inbox("a-1"), "not a list")
     await call("SET", f"{prefix}:engine:waiting:a-1", "x")
-    await call("ZADD", keys.heartbeats, 1, "no id", 1, "a-1")
+    await call("ZADD", keys.heartbeats, 1, "no id", 1, "a-1", 0, "a-2")
     await call("SET", f"{prefix}:blue:engine:epoch", "1:x")
-    found = await surveyed(redis_client, prefix)
+    found = await scan(redis_client, prefix)
     assert sorted(found.commands_without_deadline.names) == ["command:c-1", "group:g-1"]
     assert sorted(found.deadlines_without_record.names) == ["command:c-2", "nonsense", "stay:nobody"]
     assert found.unindexed_agents.names == ["ghost"]
@@ -360,65 +332,49 @@ async def test_what_somebody_has_damaged_is_found(server: EmbeddedServer, prefix
     assert found.lease_without_expiry
     assert found.wrong_type.names == [f"{keys.inbox('a-1')} (string)"]
     assert found.foreign.names == [f"{prefix}:engine:waiting:a-1"]
-    assert found.invalid_members.names == ["no id"]
+    assert (found.heartbeats, found.invalid_members.names, found.unindexed_members.names) == (3, ["no id"], ["a-2"])
     assert found.fleets_below.names == [f"{prefix}:blue"]
-    assert (await surveyed(redis_client, f"{prefix}:blue:deep")).fleets_above == [prefix, f"{prefix}:blue"]
+    assert (await scan(redis_client, f"{prefix}:blue:deep")).fleets_above == [prefix, f"{prefix}:blue"]
 
 
-async def test_who_beats_and_is_not_known_is_found(redis_client: Client, prefix: str) -> None:
-    """Nobody watches it: it is never given a command, and never lost."""
-    keys = Keys(prefix)
-    await redis_client.execute_command("SADD", keys.index, "a-1")
-    await redis_client.execute_command("ZADD", keys.heartbeats, 1, "a-1", 1, "a-2", 1, "no id")
-    found = await surveyed(redis_client, prefix)
-    assert (found.heartbeats, found.unindexed_members.names, found.invalid_members.names) == (3, ["a-2"], ["no id"])
+async def test_same_prefix_in_another_database_is_found(own: EmbeddedServer, prefix: str) -> None:
+    """The keys are separate, but the databases of a server share all channels."""
+    other_url = own.url.replace("/0", "/3")
+    async with Redis.from_url(other_url, protocol=2) as other:
+        await other.set(Keys(prefix).epoch, "1:x")
+        await other.set(Keys("another").epoch, "1:x")
+        for url, expected in ((own.url, [3]), (other_url, [])):
+            keyspace = (await collect(RedisSettings(url=url, prefix=prefix))).keyspace
+            assert keyspace is not None
+            assert keyspace.other_databases == expected
+        await other.flushdb()
 
 
-async def test_a_fleet_of_the_same_name_in_another_database_is_found(
-    own: EmbeddedServer, boss: Client, prefix: str
-) -> None:
-    """Its keys are apart, but all channels are one: what its agents publish is heard here."""
-    beside = Redis.from_url(own.url.replace("/0", "/3"), protocol=2)
-    try:
-        await beside.set(Keys(prefix).epoch, "1:x")
-        await beside.set(Keys("another").epoch, "1:x")
-        keyspace = (await facts_of(own.url, prefix)).keyspace
-        assert keyspace is not None
-        assert keyspace.other_databases == [3]
-        keyspace = (await facts_of(own.url.replace("/0", "/3"), prefix)).keyspace
-        assert keyspace is not None
-        assert keyspace.other_databases == []
-        await boss.execute_command("FLUSHALL")
-    finally:
-        await beside.aclose()
-
-
-async def test_an_index_of_the_wrong_type_is_one_finding(redis_client: Client, prefix: str) -> None:
-    """And the walk goes on."""
+async def test_scan_continues_behind_keys_of_the_wrong_type(redis_client: Client, prefix: str) -> None:
     keys = Keys(prefix)
     for key in (keys.index, keys.deadlines, keys.heartbeats, keys.state("a-1")):
         await redis_client.execute_command("LPUSH", key, "x")
-    assert (await surveyed(redis_client, prefix)).wrong_type.count == 4
+    assert (await scan(redis_client, prefix)).wrong_type.count == 4
 
 
-async def test_the_walk_is_bounded(redis_client: Client, prefix: str) -> None:
-    """Of more keys than were to be looked at the rest is left, and that is told."""
+async def test_scan_is_bounded(redis_client: Client, prefix: str) -> None:
+    """It reports that keys are left."""
     await redis_client.mset({Keys(prefix).state(f"a-{number}"): "idle" for number in range(3000)})
-    found = await surveyed(redis_client, prefix, most=1000)
+    found = await scan(redis_client, prefix, max_keys=1000)
     assert found.truncated
     assert found.scanned < 3000
 
 
-# --- what the engine watches ------------------------------------------------------------------------------------------
+# --- the engine's own checks ------------------------------------------------------------------------------------------
 
 
-async def test_the_engine_tells_of_a_server_that_is_not_safe(prefix: str) -> None:
-    """At the start and then by its timer; when it is mended, that is told as well."""
+async def test_engine_reports_an_unsafe_server(prefix: str) -> None:
+    """At its start and on a timer, and also when the danger is gone."""
     with EmbeddedServer(test_server_binary(), append_only=False) as server, capture_logs() as logs:
         async with running_engine(server, prefix, sampler__safety_interval=0.05) as engine:
             await eventually(lambda: engine.metric("aism_redis_unsafe", code="persistence") == 1)
             assert engine.metric("aism_redis_unsafe", code="eviction") == 0
             await engine.call("CONFIG", "SET", "appendonly", "yes")
             await eventually(lambda: engine.metric("aism_redis_unsafe", code="persistence") == 0)
-    told = [(line["event"], line["code"]) for line in logs if line["event"].startswith(("redis_unsafe", "redis_safe"))]
-    assert told == [("redis_unsafe", "persistence"), ("redis_safe", "persistence")]
+    changes = [(line["event"], line["code"]) for line in logs if line["event"] in {"redis_unsafe", "redis_safe"}]
+    assert changes == [("redis_unsafe", "persistence"), ("redis_safe", "persistence")]
