@@ -231,9 +231,8 @@ class AuditLog:
         while True:
             candidates: list[EntryKey] = []
             while len(candidates) < wanted:
-                command = ("XREVRANGE", self._keys.audit, end, "-", "COUNT", _SEARCH_ENTRIES)
                 with naming_outages():
-                    found = await self._client.execute_command(*command)
+                    found = await self._client.xrevrange(self._keys.audit, end, "-", count=_SEARCH_ENTRIES)
                 candidates += ((decode_truncated(key), _commit(_fields(values))) for key, values in found)
                 if len(found) < _SEARCH_ENTRIES:
                     wanted = 0
