@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An agent that is nothing but redis-cli: it beats, takes commands, and answers them. No library, no registration.
+# An agent on redis-cli alone, without registration: sends heartbeats, takes commands, and answers them.
 #
 #   examples/bare_agent.sh architect-a1b2c3
 #   aism-engine send architect-a1b2c3 greet --payload '{"name": "Ada"}' --wait
@@ -10,7 +10,7 @@ server=${AISM_REDIS_URL:-redis://127.0.0.1:6379/0}
 
 redis() { redis-cli -u "$server" --raw "$@" 2>/dev/null; }
 
-say() { # pushing is what counts; publishing only makes it heard sooner
+send() { # the push delivers the message; the publish only wakes the engine up sooner
   redis LPUSH aism:engine:response_queue "$1" >/dev/null
   redis PUBLISH aism:engine:responses "$1" >/dev/null
 }
@@ -24,8 +24,8 @@ while true; do
   echo "$command"
 
   if [[ $type == fail ]]; then
-    say "{\"id\":\"$id-1\",\"type\":\"error\",\"agent_id\":\"$agent\",\"command_id\":\"$id\",\"payload\":{\"code\":\"asked_to\"}}"
-  else # for a state_transition this also says: I am there
-    say "{\"id\":\"$id-1\",\"type\":\"result\",\"agent_id\":\"$agent\",\"command_id\":\"$id\",\"payload\":{\"done\":\"$type\"}}"
+    send "{\"id\":\"$id-1\",\"type\":\"error\",\"agent_id\":\"$agent\",\"command_id\":\"$id\",\"payload\":{\"code\":\"asked_to\"}}"
+  else # for a state_transition, a result means that the agent is in the target state
+    send "{\"id\":\"$id-1\",\"type\":\"result\",\"agent_id\":\"$agent\",\"command_id\":\"$id\",\"payload\":{\"done\":\"$type\"}}"
   fi
 done

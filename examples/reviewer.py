@@ -1,4 +1,4 @@
-"""An agent with handlers: what it returns is the result, what it raises is the error.
+"""An agent with handlers: what a handler returns is the result, what it raises is the error.
 
 python examples/reviewer.py reviewer-1
 aism-engine send reviewer-1 review --payload '{"branch": "main"}' --wait
@@ -16,10 +16,10 @@ agent = Agent(AGENT_ID, type="reviewer", concurrency=2)
 
 @agent.on("review")
 async def review(task: Task) -> dict[str, object]:
-    """Look at a branch, and take a moment for it."""
+    """Review a branch, with a report of progress half way."""
     branch = task.payload.get("branch")
     if not isinstance(branch, str):
-        raise CommandFailedError("no_branch", "say which branch is meant")
+        raise CommandFailedError("no_branch", "the payload needs a branch")
     await task.progress(percent=50, note=f"reading {branch}")
     await asyncio.sleep(0.1)
     return {"branch": branch, "verdict": "good"}

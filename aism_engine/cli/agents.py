@@ -15,7 +15,7 @@ from aism_engine.domain.agents.agent import AgentRecord, ShownLiveness
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import AgentView
 
-app = options.CommandGroup(help="List agents, show one, forget one, or confirm that silent agents are lost.")
+app = options.CommandGroup(help="List, show or forget agents, or confirm their losses.")
 _AgentId = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of the agent.")]
 
 

@@ -55,7 +55,7 @@ def dev(
     ] = None,
     json: options.Json = False,
 ) -> ExitCode:
-    """Try the engine: start a bundled server, an engine and simulated agents that keep it busy.
+    """Try the engine with simulated agents on a bundled server.
 
     Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C stops everything and prints a summary. Meanwhile,
     use the other commands with the --redis URL that is shown.

@@ -31,9 +31,10 @@ def divergences(
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> None:
-    """List the open divergences, the oldest first: what an agent declares and what is measured disagree.
+    """List the open divergences, the oldest first.
 
-    A divergence is advice, with a reason and a confidence; the engine takes no action. The history of an agent has
+    A divergence: what an agent declares and what the engine measures disagree. It is advice, with a reason and a
+    confidence; the engine takes no action. The history of an agent has
     closed ones. docs/divergences.md explains the rules.
 
     \b

@@ -26,10 +26,11 @@ def health(
     config: options.Config = None,
     json: options.Json = False,
 ) -> ExitCode:
-    """Check whether an engine is ready: exit code 0, or 1 if a check fails or no engine answers.
+    """Check whether an engine is ready.
 
-    A standby is ready. The address is that of the settings: in a container, the engine in the same container. --live
-    passes while Redis is down, because restarting the engine would not help.
+    The exit code is 1 if a check fails or no engine answers. A standby is ready. The address is that of the settings:
+    in a container, the engine in the same container. --live passes while Redis is down, because restarting the engine
+    would not help.
 
     \b
     Example:

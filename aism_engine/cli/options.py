@@ -48,7 +48,7 @@ def parse_address(text: str) -> tuple[str, str]:
     """Split HOST:PORT or [IPV6]:PORT. The settings validate both parts."""
     host, colon, port = text.rpartition(":")
     if not colon:
-        raise typer.BadParameter(f"expected HOST:PORT, got {text!r}")
+        raise typer.BadParameter(f"--http: expected HOST:PORT, got {text!r}")
     return host.strip("[]"), port
 
 

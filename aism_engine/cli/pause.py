@@ -20,7 +20,7 @@ from aism_engine.cli.send import check_identifier, selector_payload
 from aism_engine.ops.admin_client import AdminClient
 
 _HELP: Final = {
-    "pause": """Pause delivery: new commands are accepted and wait until resume.
+    "pause": """Pause the delivery of commands: new ones wait until resume.
 
     Commands that are already in an agent's list stay there.
 
@@ -28,7 +28,9 @@ _HELP: Final = {
     Example:
       aism-engine pause --select type=architect --reason "quota used up"
     """,
-    "drain": """Refuse new commands, and let accepted ones run to their end: prepares an agent for its stop.
+    "drain": """Refuse new commands, and complete the accepted ones.
+
+    Drain an agent before you stop it.
 
     \b
     Example:

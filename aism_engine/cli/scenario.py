@@ -38,7 +38,7 @@ def scenario(
     *,
     json: options.Json = False,
 ) -> ExitCode:
-    """Run a scenario on a server and an engine of its own, and print the result.
+    """Run a scenario and print its result. Each has a server and an engine of its own.
 
     \b
     ping-pong         two agents increment a counter in turns, 1,000 times, synchronized only by their states

@@ -74,7 +74,7 @@ def send(  # noqa: PLR0913  each is a flag
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> ExitCode:
-    """Send a command to one agent, or to all agents that match a selector.
+    """Send a command to an agent, or to all that match a selector.
 
     The engine accepts or refuses the command at once; the agent takes it when it is ready. With --wait the exit code
     is that of the outcome: 0 succeeded, 1 failed, expired or cancelled, 2 not ended in time. Defaults are in section

@@ -28,9 +28,10 @@ def top(
     prefix: options.Prefix = None,
     json: options.Json = False,
 ) -> None:
-    """Watch the fleet until Ctrl-C: states, liveness, queues, rates and the commands that have been open longest.
+    """Watch an overview of the fleet until Ctrl-C.
 
-    Rates are averages of the last ten seconds. With --json each refresh is one line.
+    Shows states, liveness, queues, rates and the commands that have been open longest. Rates are averages of the
+    last ten seconds. With --json each refresh is one line.
 
     \b
     Example:
