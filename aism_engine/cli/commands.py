@@ -34,7 +34,7 @@ def list_(  # noqa: PLR0913  each is a flag
     ended: Annotated[
         bool, typer.Option("--ended", help="Also commands that have ended and are still kept. Scans all keys.")
     ] = False,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="List at most the N newest.")] = 100,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Show only the newest N.")] = 100,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,
@@ -65,7 +65,7 @@ def list_(  # noqa: PLR0913  each is a flag
         return
     print_table(("COMMAND", "AGENT", "TYPE", "STATUS", "PRIORITY", "ATTEMPT", "AGE", "DUE"), map(_row, shown))
     if len(shown) < len(found):
-        typer.echo(f"the newest {len(shown)} of {len(found)} are listed; --limit lists more", err=True)
+        typer.echo(f"showing the newest {len(shown)} of {len(found)}; use --limit to show more", err=True)
 
 
 @app.command()
