@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from the hash-locked requirements; nothing else has to be installed or started first.
+# All targets run in .venv, which is made from the hash-locked requirements. Nothing else has to be installed or started.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types contracts unit config lock bench chaos clean
 
-help: ## show this list
+help: ## show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP) ## make .venv with everything in it
+install: $(STAMP) ## create .venv with the engine and all tools
 
 $(STAMP): pyproject.toml requirements/dev.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -19,10 +19,10 @@ $(STAMP): pyproject.toml requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(STAMP) ## run the engine with simulated agents on the embedded server
+demo: $(STAMP) ## run the engine with simulated agents on a bundled server
 	$(BIN)/aism-engine dev $(ARGS)
 
-test: lint types contracts unit ## the whole gate: lint, types, import contracts, tests
+test: lint types contracts unit ## run the whole gate: lint, types, import contracts, tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,16 +40,16 @@ unit: $(STAMP)
 config: $(STAMP) ## generate config/engine.toml from the settings
 	$(BIN)/python -c 'from aism_engine.config import render_reference; print(render_reference(), end="")' > config/engine.toml
 
-lock: ## resolve the dependencies anew (needs uv)
+lock: ## resolve the dependencies again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' pyproject.toml -o requirements/run.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --constraints requirements/run.lock --extra embedded --group dev --group build pyproject.toml -o requirements/dev.lock
 
-chaos: $(STAMP) ## break engines, server and wire by a seeded schedule, and check that nothing is lost (ARGS="--trials 300 --seed 1")
+chaos: $(STAMP) ## kill engines, servers and connections by a seeded schedule, and check that nothing is lost (ARGS="--trials 300 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 BENCH := responses
-bench: $(STAMP) ## how fast it is, against a limit measured in the same run (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
+bench: $(STAMP) ## run a benchmark, relative to a limit measured in the same run (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
 	$(BIN)/python bench/$(BENCH).py $(ARGS)
 
-clean: ## remove what make made
+clean: ## remove everything that make created
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
