@@ -69,7 +69,7 @@ class Engine:
 
     - is called once for each response of the type from a known agent, duplicates excluded, before the commit of its
       batch; it is called again if the batch is decided again, so it must be pure: no I/O, no clock, no async;
-    - reads `response.payload` (a dict), the draft and the policy, and changes the fleet only through `ctx`;
+    - reads `response.payload` (any JSON value), the draft and the policy, and changes the fleet only through `ctx`;
     - returns None, or an ErrorReply that is sent to the agent if it asked for a reply;
     - may raise: the response is then dead-lettered as `internal_error`, and all other responses are applied.
 

@@ -46,7 +46,7 @@ class Sampler(Service):
         settings: SamplerSettings,
         report_status: Callable[[str], None],
     ) -> None:
-        super().__init__(context)
+        super().__init__(context, settings.poll_interval)
         self._metrics = context.metrics
         self._collector = collector
         self._settings = settings
@@ -85,9 +85,6 @@ class Sampler(Service):
             self._server_examined_at = began_at
         self._record_step(began_at, ())
         return False
-
-    async def wait(self) -> None:
-        await asyncio.sleep(self._settings.poll_interval)
 
     async def _examine_server(self) -> None:
         """Report whether the configuration of the server can lose data, and log what has changed."""

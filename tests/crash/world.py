@@ -308,7 +308,7 @@ async def verdict(world: World) -> list[str]:
     found = Counter(map(told, facts))
     spoken = [int(fact["new_state"][1:]) for fact in await world.audit("state_changed", agent_id="voice")]
     order = [fact["cause"] for fact in facts if fact["by"] == "agent" and fact.get("agent_id") == "a"]
-    letters = Counter(raw for _, raw in await world.buried())
+    letters = Counter(raw for _, raw in await world.dead_lettered())
     expected: dict[str, tuple[Any, Any]] = {
         "facts missing": (FACTS - found, Counter()),
         "facts too many": (found - FACTS, Counter()),

@@ -161,7 +161,7 @@ async def test_a_message_of_exactly_the_limit_is_handled(engine: Running) -> Non
     assert (len(fits), len(large)) == (MIB, MIB + 1)
     await engine.say(fits, large)
     await eventually(engine.is_drained)
-    assert (await engine.state("a"), [code for code, _ in await engine.buried()]) == ("fits", ["oversized"])
+    assert (await engine.state("a"), [code for code, _ in await engine.dead_lettered()]) == ("fits", ["oversized"])
 
 
 async def test_good_and_bad_in_one_batch_keep_their_order(engine: Running) -> None:
@@ -176,7 +176,7 @@ async def test_good_and_bad_in_one_batch_keep_their_order(engine: Running) -> No
     await engine.say(*messages)
     await eventually(engine.is_drained)
     assert [fact["new_state"] for fact in await engine.audit("state_changed")] == [f"s{n}" for n in range(200)]
-    assert [code for code, _ in await engine.buried()] == ["invalid_json", "unknown_command"] * 200
+    assert [code for code, _ in await engine.dead_lettered()] == ["invalid_json", "unknown_command"] * 200
 
 
 # Keys of the wrong type
@@ -255,7 +255,7 @@ async def test_many_messages_that_meet_one_wrong_key_are_buried_together(engine:
     before = engine.metric("aism_commits_total", code="wrong_type")
     await engine.say({"type": "heartbeat", "agent_id": "a"}, *bad, good)
     await eventually(partial(_state_is, engine, "b", "served"))
-    assert [code for code, _ in await engine.buried()] == ["wrong_type"] * 2000
+    assert [code for code, _ in await engine.dead_lettered()] == ["wrong_type"] * 2000
     assert engine.metric("aism_commits_total", code="wrong_type") - before < 200
 
 
@@ -362,7 +362,7 @@ async def test_the_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine
     await eventually(partial(_state_is, engine, "new", "served"))
     await eventually(lambda: engine.outage is None)
     await eventually(engine.is_drained)
-    assert [code for code, _ in await engine.buried()] == ["invalid_json", "oversized"]
+    assert [code for code, _ in await engine.dead_lettered()] == ["invalid_json", "oversized"]
     assert engine.metric("aism_redis_up") == 1
 
 
@@ -447,5 +447,5 @@ async def test_a_stranger_that_cannot_be_written_holds_nobody_up(engine: Running
     beats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]
     await engine.say(*beats, {"type": "heartbeat", "agent_id": "b", "id": "m"})
     await eventually(lambda: engine.record("b"))
-    assert [code for code, _ in await engine.buried()] == ["wrong_type"] * 200
+    assert [code for code, _ in await engine.dead_lettered()] == ["wrong_type"] * 200
     assert engine.metric("aism_commits_total", code="wrong_type") <= 4

@@ -141,7 +141,7 @@ async def test_an_outcome_counts_once_and_from_whom_it_was_asked(shop: Shop) -> 
     await shop.send("c")
     await shop.tell("result", "w-1", command_id="c")
     await eventually(shop.dead_letters)
-    assert [code for code, _ in await shop.buried()] == ["foreign_command"]
+    assert [code for code, _ in await shop.dead_lettered()] == ["foreign_command"]
     assert (await shop.command("c"))["status"] == "queued"
     await shop.tell("result", command_id="c", payload={"n": 1})
     before = await shop.becomes("c", "succeeded")

@@ -167,7 +167,7 @@ async def test_what_is_published_and_means_nothing_is_buried(engine: Running, ag
     for published in rubbish:
         await agent("PUBLISH", engine.keys.state_changes, published)
     await eventually(lambda: _count(engine, 4))
-    buried = await engine.buried()
+    buried = await engine.dead_lettered()
     assert [code for code, _ in buried] == ["invalid_utf8", "not_an_object", "invalid_agent_id", "invalid_message"]
     assert [raw for _, raw in buried[:2]] == rubbish[:2]
 
@@ -443,7 +443,7 @@ async def test_without_auto_register_only_those_who_registered_belong(
         await engine.say({"type": "heartbeat", "agent_id": "stranger"})
         await engine.say({"type": "register", "agent_id": "a", "payload": {"type": "scribe"}})
         await eventually(lambda: engine.state("a"))
-        assert [code for code, _ in await engine.buried()] == ["unknown_agent"]
+        assert [code for code, _ in await engine.dead_lettered()] == ["unknown_agent"]
         assert await agent("SMEMBERS", engine.keys.index) == [b"a"]
 
 

@@ -200,7 +200,7 @@ async def test_a_wrong_type_buries_that_one_message_and_the_others_go_on(office:
     bad = m.Measurement(agent_id="a5", payload={"x": 1.0})
     decisions = await office.hear(*(beat(f"a{n}") for n in range(batch)), bad, beat("last"))
     assert [decision.outcome for decision in decisions] == ["applied"] * batch + ["dead_lettered", "applied"]
-    assert (await office.buried(), "last" in office.writer.fleet.agents) == ([("wrong_type", b"raw")], True)
+    assert (await office.dead_lettered(), "last" in office.writer.fleet.agents) == ([("wrong_type", b"raw")], True)
     assert office.observer.codes == ["wrong_type", "applied"]
 
 

@@ -1,9 +1,9 @@
-"""An engine that runs in the test's own loop, and short ways to see what it has done."""
+"""An engine in the event loop of the test, and short ways to read what it wrote."""
 
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
@@ -12,13 +12,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aism_engine.config import load_settings
+from aism_engine.domain.responses import ResponseHandler
 from aism_engine.engine import Engine
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 
 T = TypeVar("T")
 Client: TypeAlias = Any
-"""A `redis.asyncio.Redis`: its annotations describe the synchronous client at the same time."""
+"""A `redis.asyncio.Redis`, whose annotations also describe the synchronous client."""
 
 _FAST: Final[dict[str, object]] = {
     "http.enabled": False,
@@ -30,7 +31,7 @@ _FAST: Final[dict[str, object]] = {
     "registrar.metadata_interval": 0.1,
     "sampler.poll_interval": 0.05,
     "redis.retry_backoff_max": 0.2,
-    "supervisor.restarts": 0,  # a service that raises fails the test
+    "supervisor.restarts": 0,  # a component that fails also fails the test
 }
 
 
@@ -54,13 +55,13 @@ async def eventually(condition: Callable[[], Any], within_s: float = 300.0) -> A
 
 
 def plain_client(server: EmbeddedServer) -> Client:
-    """A client that tries each command once, and gives bytes."""
+    """Return a client without retries that returns bytes."""
     retry = Retry(NoBackoff(), retries=0)
     return Redis.from_url(server.url, protocol=2, decode_responses=False, retry=retry, socket_timeout=300)
 
 
 class Reader:
-    """What a fleet has in Redis, read with a plain client."""
+    """Reads the data of a fleet with a plain client."""
 
     def __init__(self, client: Client, prefix: str) -> None:
         self.client = client
@@ -70,7 +71,7 @@ class Reader:
         return await self.client.execute_command(*words)
 
     async def audit(self, *events: str, agent_id: str | None = None) -> list[dict[str, Any]]:
-        """Read the facts of the audit, oldest first: of these events, of this agent, or all."""
+        """Return the facts in the audit, oldest first, filtered by event and agent."""
         entries = await self.call("XRANGE", self.keys.audit, "-", "+")
         facts = [fact for _, fields in entries for fact in json.loads(_table(fields)["facts"])]
         return [
@@ -80,19 +81,19 @@ class Reader:
         ]
 
     async def dead_letters(self) -> list[dict[str, bytes]]:
-        """Read the dead letters, oldest first."""
+        """Return the dead letters, oldest first."""
         return [_table(fields) for _, fields in await self.call("XRANGE", self.keys.dead_letters, "-", "+")]
 
-    async def buried(self) -> list[tuple[str, bytes]]:
-        """Read the code and the original bytes of each dead letter, oldest first."""
+    async def dead_lettered(self) -> list[tuple[str, bytes]]:
+        """Return the code and the original bytes of each dead letter, oldest first."""
         return [(letter["code"].decode(), letter["raw"]) for letter in await self.dead_letters()]
 
     async def record(self, agent_id: str) -> dict[str, str]:
-        """Read the engine's record of an agent; empty where there is none."""
+        """Return the engine's record of an agent; empty if there is none."""
         return await self._texts(self.keys.agent(agent_id))
 
     async def command(self, command_id: str) -> dict[str, str]:
-        """Read the record of a command; empty where there is none."""
+        """Return the record of a command; empty if there is none."""
         return await self._texts(self.keys.command(command_id))
 
     async def state(self, agent_id: str) -> str | None:
@@ -100,25 +101,25 @@ class Reader:
         return None if value is None else str(value.decode())
 
     async def is_drained(self) -> bool:
-        """Tell whether both queues are empty."""
+        """Return whether both queues are empty."""
         lengths = [await self.call("LLEN", queue) for queue in (self.keys.response_queue, self.keys.request_queue)]
         return not any(lengths)
 
     async def dump(self) -> dict[bytes, bytes]:
-        """Read all that lies under the prefix, as the server serializes it: two dumps tell whether anything changed."""
+        """Return all keys of the fleet with their serialized values, to detect any change."""
         names = [name async for name in self.client.scan_iter(match=f"{_escaped(self.keys.prefix)}:*", count=1000)]
         return {name: await self.call("DUMP", name) for name in sorted(names)}
 
     async def say(self, *messages: bytes | dict[str, Any]) -> None:
-        """Push messages as agents do, the first one first."""
+        """Push responses as agents do, in order."""
         await self.call("LPUSH", self.keys.response_queue, *map(_body, messages))
 
     async def ask(self, *requests: bytes | dict[str, Any]) -> None:
-        """Push requests as operators do."""
+        """Push requests as operators do, in order."""
         await self.call("LPUSH", self.keys.request_queue, *map(_body, requests))
 
     async def replied(self, request_id: str, within_s: float = 300.0) -> dict[str, Any]:
-        """Wait for the reply to a request."""
+        """Wait for the reply to a request, and return it."""
         reply = await self.call("BRPOP", self.keys.request_reply(request_id), within_s)
         assert reply is not None, f"no reply to {request_id} within {within_s} s"
         found: dict[str, Any] = json.loads(reply[1])
@@ -130,41 +131,44 @@ class Reader:
 
 
 class Running(Reader):
-    """An engine that runs, and what it has in Redis."""
+    """A running engine, and the data of its fleet."""
 
     def __init__(self, engine: Engine, client: Client) -> None:
         super().__init__(client, engine.settings.redis.prefix)
         self.engine = engine
 
     def metric(self, name: str, **labels: str) -> float:
-        """Give the value of a metric; 0 where it has none yet."""
+        """Return the value of a metric; 0 if it has none yet."""
         return self.engine.metrics.registry.get_sample_value(name, labels) or 0.0
 
     @property
     def outage(self) -> str | None:
-        """The name of the outage that the engine tells of at this moment."""
+        """The name of the current outage, as the engine reports it."""
         return self.engine.outages.current
 
     async def wait_serving(self) -> None:
-        """Wait until it leads, has loaded the fleet, and hears what is published."""
+        """Wait until the engine leads, has loaded the fleet, and is subscribed."""
         keys = self.keys
         await eventually(lambda: self.engine.leadership.token)
         await self.engine.writer.loaded()
         channels = (keys.responses, keys.requests, keys.state_changes, keys.measurements)
 
-        async def heard() -> bool:
+        async def is_subscribed() -> bool:
             counts = await self.call("PUBSUB", "NUMSUB", *channels)
             counts = [count for _, count in counts] if isinstance(counts[0], list | tuple) else counts[1::2]
             return all(counts)
 
-        await eventually(heard)
+        await eventually(is_subscribed)
 
 
 @asynccontextmanager
-async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> AsyncIterator[Running]:
-    """Start an engine, without waiting for it to be of any use, and stop it cleanly in the end.
+async def launched(
+    server: EmbeddedServer, prefix: str, handlers: Mapping[str, ResponseHandler] | None = None, /, **overrides: object
+) -> AsyncIterator[Running]:
+    """Start an engine without waiting for anything, and stop it cleanly at the end.
 
-    An override is named `section__key`. Should the engine give up, the test fails with the reason.
+    An override of a setting is named `section__key`; `handlers` is passed to the engine. If the engine gives up, the
+    test fails with the reason.
     """
     settings = load_settings(
         environ={},
@@ -172,7 +176,7 @@ async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> 
         | {"redis.url": server.url, "redis.prefix": prefix}
         | {name.replace("__", "."): value for name, value in overrides.items()},
     ).settings
-    engine = Engine(settings, environ={})
+    engine = Engine(settings, environ={}, handlers=handlers)
     stopping = asyncio.Event()
     run = asyncio.create_task(engine.run(stopping))
     try:
@@ -185,9 +189,11 @@ async def launched(server: EmbeddedServer, prefix: str, **overrides: object) -> 
 
 
 @asynccontextmanager
-async def running_engine(server: EmbeddedServer, prefix: str, **overrides: object) -> AsyncIterator[Running]:
-    """Run an engine that leads and listens, and stop it cleanly in the end."""
-    async with launched(server, prefix, **overrides) as running:
+async def running_engine(
+    server: EmbeddedServer, prefix: str, handlers: Mapping[str, ResponseHandler] | None = None, /, **overrides: object
+) -> AsyncIterator[Running]:
+    """Run an engine that leads and is subscribed, and stop it cleanly at the end."""
+    async with launched(server, prefix, handlers, **overrides) as running:
         await running.wait_serving()
         yield running
 
@@ -203,5 +209,5 @@ def _body(message: bytes | dict[str, Any]) -> bytes:
 
 
 def _escaped(prefix: str) -> str:
-    """A prefix as a pattern that matches nothing else."""
+    """Return a pattern that matches only this prefix."""
     return "".join(f"[{letter}]" if letter in "*?[]\\" else letter for letter in prefix)

@@ -70,7 +70,7 @@ class Load:
         for agent, name in self._said:
             expected[agent].append(name)
         assert await self.applied(reader) == dict(expected)
-        assert await reader.buried() == []
+        assert await reader.dead_lettered() == []
         for agent, names in expected.items():
             assert await reader.state(agent) == f"s-{names[-1]}"
             assert (await reader.record(agent))["state"] == f"s-{names[-1]}"

@@ -1,4 +1,4 @@
-"""Which server the tests run against: what `AISM_TEST_SERVER` names (a path, or a command), else the one bundled."""
+"""The server that the tests use: `AISM_TEST_SERVER` (a path or a command), else the bundled one."""
 
 import os
 import shutil
@@ -12,4 +12,4 @@ def test_server_binary() -> Path:
     return Path(shutil.which(named) or named) if named else bundled_binary()
 
 
-test_server_binary.__test__ = False  # type: ignore[attr-defined]  # it is no test, whatever pytest makes of its name
+test_server_binary.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it because of its name
