@@ -1,10 +1,10 @@
-"""The words with which a server says that it cannot serve, and the outage that each of them is."""
+"""The error codes with which a server says that it cannot serve, and the name of each outage."""
 
 from typing import Final
 
 OUTAGES: Final = {
-    word: word.lower()
-    for word in (
+    code: code.lower()
+    for code in (
         "MISCONF",
         "BUSY",
         "READONLY",

@@ -1,4 +1,4 @@
-"""redis-py's exceptions, for the modules above the store: only the store imports redis."""
+"""redis-py's exceptions for the layers above, because only the store imports redis."""
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
