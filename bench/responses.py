@@ -72,7 +72,7 @@ def prepared(watermark: list[bytes], keys: Keys, settings: Settings) -> list[byt
         batch = Batch(keys, Bounds(1_000_000, 10_000, 16))
         batch.add(decide_response(draft, rules, decode_response(raw), raw) for raw in raws)
         commit_id = f"commit-{number}"
-        taken = Peek(keys.response_queue, raws, "", len(watermark), "").taken
+        taken = Peek(keys.response_queue, raws, "", len(watermark), "").trim
         call_keys, arguments = batch.call(TOKEN, commit_id, previous, taken)
         call: Any = ("EVALSHA", COMMIT.digest, len(call_keys), *call_keys, *arguments)
         packed.append(hiredis.pack_command(call))

@@ -18,8 +18,9 @@ from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
+from aism_engine.store.reads import read_dead_letter
 from aism_engine.store.records import CHUNK, chunks, measurements_in, text
-from aism_engine.store.store import Store, read_dead_letter
+from aism_engine.store.store import Store
 
 _RATES_OVER_S: Final = 10.0
 _RATES_OVER_COMMITS: Final = 1000
@@ -94,7 +95,7 @@ class Inspector:
         commands: dict[str, list[Command]] = {}
         for command in await self.open_commands():
             commands.setdefault(command.agent_id, []).append(command)
-        silent = await self._store.silent()
+        silent = await self._store.silent_agents()
         return [view for chunk in chunks(ids) for view in await self._read_chunk(chunk, commands, silent)]
 
     async def _read_chunk(
@@ -107,7 +108,7 @@ class Inspector:
             pipeline.hgetall(keys.agent_measurements(agent_id))
         with naming_outages():
             replies = iter(await pipeline.execute(raise_on_error=False))
-        now, scores, found = await self._store.read_time(), await self._store.scores(ids), []
+        now, scores, found = await self._store.read_time(), await self._store.heartbeat_scores(ids), []
         for agent_id in ids:
             record, queued, measurements = next(replies), next(replies), next(replies)
             if (agent := _agent(agent_id, record)) is not None:
@@ -182,7 +183,7 @@ class Inspector:
         """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
         keys, now, ids = self._keys, await self._store.read_time(), await self._agent_ids()
         counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold", "waits_for")}
-        silent, fresh = await self._store.silent(), Liveness.FRESH.value.encode()
+        silent, fresh = await self._store.silent_agents(), Liveness.FRESH.value.encode()
         for chunk in chunks(ids):
             pipeline = self._client.pipeline(transaction=False)
             for agent_id in chunk:

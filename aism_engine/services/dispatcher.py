@@ -9,7 +9,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import DispatcherSettings
-from aism_engine.store.writer import one_by_one
+from aism_engine.store.writer import decide_each
 
 
 class Dispatcher(Service):
@@ -62,7 +62,7 @@ class Dispatcher(Service):
         agent_ids = [agent_id for agent_id in self._unchecked[:batch] if agent_id in fleet.queued]
         self._unchecked = self._unchecked[batch:]
         last_seq = fleet.last_seq
-        heads = await self._store.heads(agent_ids)
+        heads = await self._store.list_heads(agent_ids)
         changed = [each for each, head in heads.items() if self._has_deliveries(fleet, each, head, last_seq)]
         if not changed:
             return []
@@ -88,4 +88,4 @@ class Dispatcher(Service):
     async def _commit(
         self, fleet: Fleet, agent_ids: Sequence[str], decide_one: Callable[[Draft, str], Decision]
     ) -> list[Decision]:
-        return await self._writer.write(one_by_one("dispatcher", agent_ids, decide_one), on=fleet)
+        return await self._writer.commit(decide_each("dispatcher", agent_ids, decide_one), fleet=fleet)

@@ -21,7 +21,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import DivergenceSettings
 from aism_engine.services.base import Service, ServiceContext
-from aism_engine.store.writer import one_by_one
+from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="divergence_checker")
 
@@ -94,7 +94,7 @@ class DivergenceChecker(Service):
 
         decisions: list[Decision] = []
         if changed:
-            decisions = await self._writer.write(one_by_one("divergence", changed, decide_one), on=fleet)
+            decisions = await self._writer.commit(decide_each("divergence", changed, decide_one), fleet=fleet)
         for candidate in candidates:  # read again, because the commit has replaced the changed agents
             if (agent := fleet.agents.get(candidate.agent_id)) is not None:
                 self._open.update((rule, agent.type) for rule in agent.divergences)
@@ -102,7 +102,7 @@ class DivergenceChecker(Service):
 
     async def _observe_heartbeats(self, absent: Sequence[AgentRecord]) -> None:
         asked_at = self._store.now
-        scores = await self._store.scores([agent.agent_id for agent in absent])
+        scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
         for agent in absent:
             if (score := scores[agent.agent_id]) is not None:
                 self._heartbeats.observe(agent.agent_id, score, asked_at, self._store.now, agent.since)

@@ -48,10 +48,10 @@ class Elector(Service):
         if leadership.token is None and self._token is not None:
             log.warning("lease_lost", token=self._token)
             self._token = None
-        code, token = await self._lease_store.take_lease(self._holder_id, ttl_s, self._token)
+        code, token = await self._lease_store.acquire_lease(self._holder_id, ttl_s, self._token)
         if code is LeaseCode.HELD and token.endswith(f":{self._holder_id}"):
             # An earlier request took the lease and its reply was lost: renew, instead of waiting for it to expire.
-            code, token = await self._lease_store.take_lease(self._holder_id, ttl_s, token)
+            code, token = await self._lease_store.acquire_lease(self._holder_id, ttl_s, token)
         if code is LeaseCode.HELD:
             leadership.lose()
             self._token = None

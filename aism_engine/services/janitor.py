@@ -21,7 +21,7 @@ from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention, old
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import RetentionSettings
 from aism_engine.store.scripts import TrimCode
-from aism_engine.store.writer import one_by_one
+from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="janitor")
 
@@ -95,11 +95,11 @@ class Janitor(Service):
             agents = [agent for each in chunk if (agent := fleet.agents.get(each))]
             absent = [agent for agent in agents if _absent_since(fleet, agent) < before]
             # A heartbeat that the registrar or the reaper has yet to see is a sign of life.
-            scores = await self._store.scores([agent.agent_id for agent in absent])
+            scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
             expired = [agent.agent_id for agent in absent if scores[agent.agent_id] in {None, agent.lost_score}]
             if expired:
-                decide = one_by_one("expired_agent", expired, self._decide)
-                decisions += await self._writer.write(decide, on=fleet)
+                decide = decide_each("expired_agent", expired, self._decide)
+                decisions += await self._writer.commit(decide, fleet=fleet)
             await asyncio.sleep(0)
         return decisions
 

@@ -120,7 +120,7 @@ class QueueConsumer(Service, Generic[M]):
 
         decoded = [message for message in messages if not isinstance(message, MalformedError)]
         lookups = await self._handler.look_up(fleet, decoded)
-        decisions = await self._writer.write(decide, on=fleet, lookups=lookups, taken=peek.taken)
+        decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
         if not decisions:
             await self._drop_prefetched()
         if self._watermark is not None:
@@ -152,9 +152,9 @@ class QueueConsumer(Service, Generic[M]):
         settings, asked_at = self._settings, self._clock.monotonic()
         peek = await self._store.peek(
             self._queue,
-            most=settings.batch_messages,
-            most_bytes=settings.batch_bytes,
-            limit=self._policy.protocol.max_message_bytes,
+            max_messages=settings.batch_messages,
+            max_bytes=settings.batch_bytes,
+            max_message_bytes=self._policy.protocol.max_message_bytes,
             skip=skip,
         )
         if self._watermark is not None:

@@ -15,7 +15,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import LivenessSettings
 from aism_engine.services.base import Service, ServiceContext
-from aism_engine.store.writer import Decide, Failures, one_by_one
+from aism_engine.store.writer import Decide, Failures, decide_each
 
 T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
@@ -96,7 +96,7 @@ class Reaper(Service):
     async def _read_scores(self, score_range: ScoreRange) -> dict[str, float]:
         """Read the scores outside the range. Those in the future are included: they would seem fresh for too long."""
         batch = self._settings.batch
-        scores, slowest_s = await self._store.scores_outside(score_range.low, score_range.now, batch)
+        scores, slowest_s = await self._store.heartbeats_outside(score_range.low, score_range.now, batch)
         self._scanned_at = self._clock.monotonic()
         if slowest_s > self._max_gap_s:  # the server or the network stood still: no agent could send a heartbeat
             self._reset(slowest_s)
@@ -125,7 +125,7 @@ class Reaper(Service):
     async def _scores(self, agent_ids: list[str]) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
         for start in range(0, len(agent_ids), self._settings.batch):
-            found |= await self._store.scores(agent_ids[start : start + self._settings.batch])
+            found |= await self._store.heartbeat_scores(agent_ids[start : start + self._settings.batch])
         return found
 
     # --- deciding and writing ---------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Reaper(Service):
         # An agent that has sent a message since the scan is not lost.
         lost = [loss for loss in losses if fleet.last_message_at.get(loss.agent_id, 0.0) <= read_at]
         subjects: list[Loss | str] = [*lost, *returned]
-        return one_by_one("lost", subjects, self._decide_one, _unchanged)(draft, failures)
+        return decide_each("lost", subjects, self._decide_one, _unchanged)(draft, failures)
 
     def _decide_one(self, draft: Draft, subject: Loss | str) -> Decision:
         if isinstance(subject, str):
@@ -167,7 +167,7 @@ class Reaper(Service):
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
         """Commit one batch, because a commit delays those of other services. A commit in time is no blind spell."""
         began = self._clock.monotonic()
-        decisions = await self._writer.write(decide, on=fleet)
+        decisions = await self._writer.commit(decide, fleet=fleet)
         if (took_s := self._clock.monotonic() - began) <= self._max_gap_s:
             self._scanned_at += took_s
         return decisions

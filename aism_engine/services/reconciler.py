@@ -13,7 +13,7 @@ from aism_engine.domain.commands.orphans import decide_orphan
 from aism_engine.domain.fleet import Lookups
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
-from aism_engine.store.writer import one_by_one
+from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="reconciler")
 
@@ -37,7 +37,7 @@ class Reconciler(Service):
         fleet = await self._writer.loaded()
         started_at = self._clock.monotonic()
         try:
-            self._cursor, command_ids, group_ids = await self._store.orphans(self._cursor, _PAGE)
+            self._cursor, command_ids, group_ids = await self._store.scan_without_deadline(self._cursor, _PAGE)
         except ServerUnavailableError as error:
             if error.outage != "noperm":
                 raise
@@ -53,8 +53,8 @@ class Reconciler(Service):
             commands=await self._store.commands(command_ids - fleet.commands.keys()),
             groups=await self._store.groups(group_ids - fleet.groups.keys()),
         )
-        decide = one_by_one("orphan", members, lambda draft, member: decide_orphan(draft, self._policy, member))
-        decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
+        decide = decide_each("orphan", members, lambda draft, member: decide_orphan(draft, self._policy, member))
+        decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups)
         if restored := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=restored, first=members[0])
         self._record_step(started_at, decisions)

@@ -22,7 +22,7 @@ from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.services.wakeup import Wakeup
 from aism_engine.settings import RegistrarSettings
-from aism_engine.store.writer import one_by_one
+from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="registrar")
 
@@ -55,7 +55,7 @@ class Registrar(Service):
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         began = self._clock.monotonic()
-        heartbeats = await self._store.beating()
+        heartbeats = await self._store.heartbeat_count()
         is_full_pass, self._commit_s = began >= self._next_full_pass_at, 0.0
         decisions: list[Decision] = []
         interval_s = self._settings.metadata_interval
@@ -91,7 +91,7 @@ class Registrar(Service):
         invalid, example, cursor = 0, "", 0
         missing = {agent.agent_id for agent in fleet.agents.values() if agent.liveness is Liveness.FRESH}
         while True:
-            cursor, page = await self._store.members(cursor, self._settings.batch)
+            cursor, page = await self._store.scan_heartbeats(cursor, self._settings.batch)
             missing.difference_update(page)  # `-=` would iterate over `missing` for each page
             new: dict[str, float] = {}
             for member, score in page.items():
@@ -113,7 +113,7 @@ class Registrar(Service):
         """Stop watching agents whose heartbeat somebody has removed: a missing score cannot stand still."""
         decisions: list[Decision] = []
         for agent_ids in self._batches(missing):
-            scores = await self._store.scores(agent_ids)
+            scores = await self._store.heartbeat_scores(agent_ids)
             removed = [agent_id for agent_id, score in scores.items() if score is None]
             decisions += await self._commit(fleet, removed, Lookups(), decide_heartbeat_removed)
         if decisions:
@@ -128,7 +128,7 @@ class Registrar(Service):
         """Compare what agents wrote to their own keys with their records."""
         decisions: list[Decision] = []
         for agent_ids in self._batches(list(fleet.agents)):
-            read_at = await self._writer.quiet()
+            read_at = await self._writer.wait_idle()
             lookups = Lookups(await self._store.snapshots(agent_ids))
             changed = {
                 agent_id
@@ -169,8 +169,8 @@ class Registrar(Service):
             return decide_one(draft, self._policy, agent_id, *arguments)
 
         began = self._clock.monotonic()
-        decide_all = one_by_one("registrar", sorted(agent_ids), decide)
-        decisions = await self._writer.write(decide_all, on=fleet, lookups=lookups)
+        decide_all = decide_each("registrar", sorted(agent_ids), decide)
+        decisions = await self._writer.commit(decide_all, fleet=fleet, lookups=lookups)
         self._commit_s += self._clock.monotonic() - began
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 

@@ -60,7 +60,7 @@ class RequestQueueHandler:
         return Lookups(
             snapshots,
             await store.commands(command_ids - fleet.commands.keys()),
-            request_replies=await store.answers([message.id for message in messages]),
+            request_replies=await store.saved_replies([message.id for message in messages]),
             dead_letters=dead_letters,
             measurements=await store.measurements(senders & fleet.unloaded_measurements),
         )

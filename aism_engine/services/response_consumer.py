@@ -37,7 +37,7 @@ class ResponseQueueHandler:
         return Lookups(
             await store.snapshots(unknown_agents),
             await store.commands(ended_commands),
-            unread=await store.unread(recipients),
+            unread=await store.unread_counts(recipients),
             measurements=await store.measurements(measuring & fleet.unloaded_measurements),
         )
 

@@ -15,7 +15,7 @@ from aism_engine.ops.doctor.findings import Severity
 from aism_engine.ops.doctor.server import SERVER_CODES, check_server
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import SamplerSettings
-from aism_engine.store.records import MEASURED_AT_ONCE
+from aism_engine.store.records import MEASUREMENTS_CHUNK
 
 log = structlog.get_logger(component="sampler")
 
@@ -59,7 +59,7 @@ class Sampler(Service):
     async def run_once(self) -> bool:
         metrics, began_at = self._metrics, self._clock.monotonic()
         await self._compare_clocks()
-        for queue, depth in (await self._store.depths()).items():
+        for queue, depth in (await self._store.lengths()).items():
             metrics.queue_depth.labels(queue).set(depth)
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # only the leader reports the fleet
@@ -102,7 +102,7 @@ class Sampler(Service):
         """Load some of the measurements that were taken before this engine led."""
         until = self._clock.monotonic() + _LOADING_SHARE * self._settings.poll_interval
         while fleet.unloaded_measurements and self._clock.monotonic() < until:
-            page = list(islice(fleet.unloaded_measurements, MEASURED_AT_ONCE))
+            page = list(islice(fleet.unloaded_measurements, MEASUREMENTS_CHUNK))
             for agent_id, values in (await self._store.measurements(page)).items():
                 fleet.load_measurements(agent_id, values)
 

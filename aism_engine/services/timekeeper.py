@@ -9,7 +9,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Lookups
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import TimekeeperSettings
-from aism_engine.store.writer import one_by_one
+from aism_engine.store.writer import decide_each
 
 _BODY_BYTES: Final = 4_194_304
 """Limit of the command bodies that are read for one commit: an arbitrary number."""
@@ -43,14 +43,14 @@ class Timekeeper(Service):
         if started_at < self._acts_from:
             return False
         backlog_s = started_at - self._context.watermark.applied_until
-        due = await self._store.due(now - backlog_s, self._settings.batch)
+        due = await self._store.due_deadlines(now - backlog_s, self._settings.batch)
         if not due:
             self._record_step(started_at)
             return False
         waiting = [command_id for member, _ in due if _is_waiting(fleet.commands.get(command_id := _id_of(member)))]
-        lookups = Lookups(bodies=await self._store.bodies(waiting, _BODY_BYTES))
-        decide = one_by_one("deadline", due, self._decide, self._decide_failed)
-        decisions = await self._writer.write(decide, on=fleet, lookups=lookups)
+        lookups = Lookups(bodies=await self._store.command_bodies(waiting, _BODY_BYTES))
+        decide = decide_each("deadline", due, self._decide, self._decide_failed)
+        decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups)
         self._record_step(started_at, decisions)
         return len(due) == self._settings.batch and any(each.outcome not in _NO_PROGRESS for each in decisions)
 

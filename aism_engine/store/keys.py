@@ -1,8 +1,8 @@
-"""The names of all keys and channels, for one fleet. They are for ever: see docs/protocol.md."""
+"""The names of all keys and channels of a fleet: see docs/protocol.md."""
 
 
 class Keys:
-    """Keys under one prefix. `{aism}` as prefix puts a whole fleet into one slot of a cluster."""
+    """Keys under one prefix. The prefix `{aism}` keeps the whole fleet in one slot of a cluster."""
 
     def __init__(self, prefix: str = "aism") -> None:
         self.prefix = prefix

@@ -1,8 +1,7 @@
-"""Who leads, as far as this engine may trust its own word.
+"""Whether this engine leads. The elector writes it, all other components read it.
 
-The elector writes it, everybody else reads it. A holder trusts its lease until `trusted_until`, counted on the
-monotonic clock from before the renewal was sent; past that it does not act, whatever else it believes. That is a
-courtesy: what makes a stale leader harmless is its token, which every commit compares.
+A holder trusts its lease until `trusted_until`, counted on the monotonic clock from before the renewal was sent. After
+that it stops acting. This only saves work: a stale leader is harmless because every commit compares its fencing token.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ from aism_engine.clock import Clock
 
 
 class Leadership:
-    """The token of the lease, and until when it may be trusted (seconds of the monotonic clock)."""
+    """The fencing token of this engine, and until when it may be trusted (seconds of the monotonic clock)."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -21,7 +20,7 @@ class Leadership:
 
     @property
     def token(self) -> str | None:
-        """The fencing token while we lead, else none."""
+        """The fencing token while this engine leads, else None."""
         return self._token if self._clock.monotonic() < self._trusted_until else None
 
     @property
@@ -34,12 +33,12 @@ class Leadership:
         self._changed.set()
 
     def lose(self) -> None:
-        """Stop leading at once: the lease is another's, or given back."""
+        """Stop leading at once: another engine holds the lease, or it was released."""
         self._token = None
         self._changed.clear()
 
     async def wait_leading(self) -> str:
-        """Wait until this engine leads; gives the token."""
+        """Wait until this engine leads, and return its token."""
         while (token := self.token) is None:
             self._changed.clear()
             await self._changed.wait()

@@ -1,4 +1,4 @@
-"""Loading: how a new leader reads the whole fleet. Nobody else can write meanwhile, since the epoch is its own."""
+"""Loads the whole fleet for a new leader. The epoch is its own, so no other engine writes meanwhile."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,22 +15,23 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.records import Records, agent_of, command_of, group_of, text
 
 _AUDIT_PAGE: Final = 100
-_CAUSES: Final = 10_000
-"""How many messages of the past a new leader reads, at least, to know a second copy: an arbitrary number. A commit of a
-busy fleet holds hundreds, that of a quiet one holds one.
+_MIN_MESSAGE_IDS: Final = 10_000
+"""Message ids that a new leader reads at least, if there are as many: an arbitrary number.
+
+An audit entry of a busy fleet has hundreds of them, an entry of a quiet fleet has one.
 """
 
 
 class LoadedFleet(NamedTuple):
     fleet: Fleet
     ledger: str
-    """The id of the last commit."""
+    """Id of the last commit."""
     damaged: int
-    """How many records of agents could not be read."""
+    """Number of agent records that could not be read."""
 
 
 async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet:
-    """Read all of it; raises `ServerUnavailableError`."""
+    """Load agents, open commands, groups and recent message ids. Raises `ServerUnavailableError`."""
     records = Records(client)
     with naming_outages():
         ledger = await client.get(keys.ledger)
@@ -38,48 +39,48 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet
         deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))
         hold = await client.hget(keys.holds, "fleet")
     agents = [agent async for agent in records.each(agent_ids, keys.agent, AGENT_TABLE.fields, agent_of)]
-    command_ids, group_ids = list(_named(deadlines, "command")), list(_named(deadlines, "group"))
+    command_ids, group_ids = list(_names(deadlines, "command")), list(_names(deadlines, "group"))
     commands = [
         command
         async for command in records.each(command_ids, keys.command, COMMAND_TABLE.fields, command_of)
         if command.open
     ]
     groups = [group async for group in records.each(group_ids, keys.group, GROUP_TABLE.fields, group_of)]
-    held = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
-    fleet = Fleet(agents, commands, groups, hold=held, recent_ids=recent_ids)
-    for agent_id in _named(deadlines, "stay"):
+    fleet_hold = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
+    fleet = Fleet(agents, commands, groups, hold=fleet_hold, recent_ids=recent_ids)
+    for agent_id in _names(deadlines, "stay"):
         if (agent := fleet.agents.get(agent_id)) is not None:
             agent.stay_until = deadlines[f"stay:{agent_id}".encode()]
-    for agent_id, cause in await _causes(client, keys):
-        fleet.mark_seen(agent_id, cause)
+    for agent_id, message_id in await _recent_message_ids(client, keys):
+        fleet.mark_seen(agent_id, message_id)
     return LoadedFleet(fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents))
 
 
-def _named(members: Iterable[bytes], kind: str) -> Iterator[str]:
-    """Give the names of those deadlines that are of one kind."""
+def _names(members: Iterable[bytes], kind: str) -> Iterator[str]:
+    """Return the names of the deadlines of one kind."""
     for member in members:
         found, _, name = text(member).partition(":")
         if found == kind:
             yield name
 
 
-async def _causes(client: Client, keys: Keys) -> list[tuple[str, str]]:
-    """Read whose messages were heard last, by their ids, the oldest first."""
-    causes: list[tuple[str, str]] = []
+async def _recent_message_ids(client: Client, keys: Keys) -> list[tuple[str, str]]:
+    """Read agent and id of the messages applied last from the audit, oldest first."""
+    message_ids: list[tuple[str, str]] = []
     last = b"+"
-    while len(causes) < _CAUSES:
+    while len(message_ids) < _MIN_MESSAGE_IDS:
         with naming_outages():
             entries = await client.execute_command("XREVRANGE", keys.audit, last, "-", "COUNT", _AUDIT_PAGE)
-        for _, fields in entries:  # redis-py has made a dict of them
-            causes += reversed(_heard(fields))
+        for _, fields in entries:
+            message_ids += reversed(_message_ids_of(fields))
         if len(entries) < _AUDIT_PAGE:
             break
         last = b"(" + entries[-1][0]
-    return causes[::-1]
+    return message_ids[::-1]
 
 
 class _Cause(msgspec.Struct):
-    """Of a fact, what tells that its agent has said something, and that it was applied."""
+    """The fields of a fact that identify the message which caused it."""
 
     event: str
     agent_id: str = ""
@@ -87,18 +88,18 @@ class _Cause(msgspec.Struct):
     cause: str = ""
 
     @property
-    def tells(self) -> bool:
+    def is_applied_message(self) -> bool:
         return self.by == "agent" and self.event != "dead_letter_added" and "" not in {self.agent_id, self.cause}
 
 
 _FACTS = msgspec.json.Decoder(list[_Cause])
-_HEARD = msgspec.json.Decoder(list[tuple[str, str]])
+_MESSAGE_IDS = msgspec.json.Decoder(list[tuple[str, str]])
 
 
-def _heard(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
-    """Read one entry of the audit; one that is none of ours tells nothing."""
+def _message_ids_of(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
+    """Read the message ids of an audit entry; one that another client wrote has none."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         facts = _FACTS.decode(entry.get(b"facts", b"[]"))
-        heard = _HEARD.decode(entry.get(b"message_ids", b"[]"))
-        return [*((fact.agent_id, fact.cause) for fact in facts if fact.tells), *heard]
+        message_ids = _MESSAGE_IDS.decode(entry.get(b"message_ids", b"[]"))
+        return [*((fact.agent_id, fact.cause) for fact in facts if fact.is_applied_message), *message_ids]
     return []

@@ -1,4 +1,4 @@
-"""Records: hashes of which many are read at once, each as one reply. What somebody has damaged is left out."""
+"""Reads many record hashes at once, each as one reply. Damaged records are left out."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -17,17 +17,16 @@ from aism_engine.store.scripts import READ_RECORDS
 
 T = TypeVar("T")
 CHUNK: Final = 1000
-_TURNS: Final = 3
-"""Turns of the loop that redis-py needs to send a request."""
+_SEND_ITERATIONS: Final = 3
+"""Iterations of the event loop that redis-py needs to send a request."""
 _FIELD_BYTES: Final = 65_536
-"""Longest field of a record that is read: labels may be long, and anyone may have written anything."""
-MEASURED_AT_ONCE: Final = 250
-"""Agents of which what they measured is read at once: with 64 names each, 7 ms of the server, and as much of the loop.
-"""
-_MEASURE_NAMES: Final = 4096
-"""Names of measurements that are looked at once: many agents have few of them."""
+"""Maximum length of a field that is read: labels may be long, and any client may have written anything."""
+MEASUREMENTS_CHUNK: Final = 250
+"""Agents whose measurements are read at once: with 64 names each, 7 ms of the server and as much of the event loop."""
+_MEASUREMENT_NAMES: Final = 4096
+"""Names of measurements in the cache: many agents share few names."""
 _VALUES = msgspec.msgpack.Decoder(list[str])
-"""Of a record, as records.lua packs it. Raises ValueError where one is no UTF-8."""
+"""Decodes a record as read_records.lua packs it. Raises ValueError if a value is not UTF-8."""
 
 
 class Records:
@@ -37,7 +36,7 @@ class Records:
         self._client = client
 
     async def read(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
-        """Read some fields of each, or without `fields` all behind their names; packed, for the functions below."""
+        """Read some fields of each hash, or names and values of all fields; packed, for the functions below."""
         with naming_outages():
             found: list[bytes] = await READ_RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
         return found
@@ -49,20 +48,18 @@ class Records:
         fields: Sequence[str],
         parse: Callable[[str, bytes], T | None],
         *,
-        most: int = CHUNK,
+        chunk: int = CHUNK,
     ) -> AsyncIterator[T]:
-        """Read the records of any number, at `most` so many at once. The server reads a page while we take in the one
-        before it.
-        """
+        """Read any number of records, `chunk` at a time. The server reads a page while we parse the one before it."""
         ahead: asyncio.Future[list[bytes]] | None = None
-        pages = list(chunks(ids, most))
+        pages = list(chunks(ids, chunk))
         try:
             for number, page in enumerate(pages):
                 records = await (ahead or self.read(map(key, page), fields))
                 ahead = None
                 if number + 1 < len(pages):
                     ahead = asyncio.ensure_future(self.read(map(key, pages[number + 1]), fields))
-                    for _ in range(_TURNS):
+                    for _ in range(_SEND_ITERATIONS):
                         await asyncio.sleep(0)
                 for name, packed in zip(page, records, strict=True):
                     if (found := parse(name, packed)) is not None:
@@ -72,17 +69,17 @@ class Records:
                 ahead.cancel()
 
 
-def chunks(ids: Sequence[str], most: int = CHUNK) -> Iterator[Sequence[str]]:
-    return (ids[start : start + most] for start in range(0, len(ids), most))
+def chunks(ids: Sequence[str], size: int = CHUNK) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 def text(value: bytes) -> str:
-    """Read a name that anyone may have written: what is no UTF-8 is shown escaped, and so is no agent id."""
+    """Decode a name that any client may have written. Bytes that are not UTF-8 are escaped, so it is no agent id."""
     return value.decode(errors="backslashreplace")
 
 
 def is_empty(packed: bytes) -> bool:
-    """Tell whether a record of one field has nothing in it, or cannot be read."""
+    """Return whether a record that was read with one field has no value, or cannot be read."""
     return packed == _EMPTY
 
 
@@ -111,7 +108,6 @@ def group_of(group_id: str, packed: bytes) -> Group | None:
 
 
 def measurements_of(agent_id: str, packed: bytes) -> tuple[str, dict[str, float]] | None:
-    """Read what an agent has measured; anyone may have written to it."""
     try:
         values = _VALUES.decode(packed)
     except (ValueError, msgspec.DecodeError):
@@ -121,10 +117,10 @@ def measurements_of(agent_id: str, packed: bytes) -> tuple[str, dict[str, float]
 
 
 def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Keep what is a measurement: a name, and a number in decimal that is finite."""
+    """Return the pairs that are measurements: a valid name and a finite decimal number."""
     found: dict[str, float] = {}
     for word, value in pairs:
-        if name := _measure_name(word):
+        if name := _measurement_name(word):
             try:
                 number = float(value)
             except ValueError:
@@ -134,7 +130,7 @@ def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     return found
 
 
-@lru_cache(_MEASURE_NAMES)
-def _measure_name(name: str) -> str:
-    """Give the name, one string for all who measure it; empty where it is none."""
+@lru_cache(_MEASUREMENT_NAMES)
+def _measurement_name(name: str) -> str:
+    """Return the name, as one string shared by all agents; empty if it is not a valid name."""
     return name if is_measurement_name(name) else ""

@@ -1,22 +1,23 @@
-"""The one who writes: decides over a draft of the fleet, commits, and makes the draft the fleet.
+"""The one writer of a fleet: decides over a draft, commits the decisions, and makes the draft the fleet.
 
-What is guaranteed. All of a batch is written or nothing, once, in the order of the commits. A commit whose reply was
-lost is sent again as it is: its id in the ledger tells whether it was written. Two services never decide at the same
-time.
+Guaranteed:
+- All decisions of a batch are written or none is, exactly once, in the order of the commits.
+- A commit without a reply is sent again under its id. The ledger shows whether it was applied before.
+- Decisions are made under one lock: each sees what was committed before it.
 
-What can fail. Another engine has led (FENCED), or the ledger is neither ours nor the one before (OUT_OF_STEP: another
-wrote, or the server went back in time): the fleet in memory is void, is dropped, and is loaded again before the next
-decision. The tail of the queue is not what was peeked: the caller peeks again. A key has the wrong type, a heartbeat
-has moved, a decision raises: everything is decided again, and the one that failed is told why, so that it can bury its
-message and let the others go on.
+Failures:
+- FENCED, another engine has led since, or OUT_OF_STEP, another engine wrote or the server went back in time: the fleet
+  in memory is invalid. The writer drops it and loads it again before the next decision.
+- SOURCE_MOVED, the tail of the queue is not what was peeked: nothing is written, and the caller peeks again.
+- A key has the wrong type, a watched score has moved, or a decision raises: the writer decides the whole batch again
+  and tells the decision that failed why. It can dead-letter its message, and the others go on.
 
-What is not guaranteed. That a commit is written before the caller is cancelled: it is finished then, and the
-cancellation goes on after it.
+Not guaranteed: that a cancelled caller returns at once. Its commit is finished first, then the cancellation goes on.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import structlog
 import uuid_utils
@@ -34,55 +35,64 @@ from aism_engine.store.store import CommitReply, Store
 
 log = structlog.get_logger(component="writer")
 
-_SILENCES: Final = frozenset({"connection", "timeout", "refused"})
-"""Outages that leave it unknown whether what was sent was done."""
-_ATTEMPTS: Final = 3
-"""How often a commit is sent at most: an arbitrary number. Past it the fleet is loaded again, which is as safe, but
-slow.
-"""
+_UNKNOWN_OUTCOME: Final = frozenset({"connection", "timeout", "refused"})
+"""Outages after which it is unknown whether the server applied a commit."""
+_MAX_ATTEMPTS: Final = 3
+"""How often one commit is sent: an arbitrary number. Then the fleet is loaded again, which is as safe, but slow."""
 
 T = TypeVar("T")
-Failures: TypeAlias = Mapping[int, tuple[str, str]]
-"""What could not be committed before: the number of a decision, to its code and the reason."""
+
+
+class Failure(NamedTuple):
+    """Why a decision could not be committed."""
+
+    code: str
+    reason: str
+
+
+Failures: TypeAlias = Mapping[int, Failure]
+"""The failures of earlier attempts, by the number of the decision."""
 Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
 
 
-def wrong_type(*keys: str) -> tuple[str, str]:
-    """Give the failure of a decision that would have written keys of the wrong type."""
+def wrong_type(*keys: str) -> Failure:
+    """Return the failure of a decision that uses keys of the wrong type."""
     if len(keys) == 1:
-        return "wrong_type", f"the key {keys[0]} has the wrong type"
-    return "wrong_type", f"the keys {', '.join(keys)} have the wrong type"
+        return Failure("wrong_type", f"the key {keys[0]} has the wrong type")
+    return Failure("wrong_type", f"the keys {', '.join(keys)} have the wrong type")
 
 
 class DecisionError(Exception):
-    """Decision `number` raised: decide all of them again, that one knowing that it failed."""
+    """Decision `number` raised."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"decision {number} raised")
         self.number = number
 
 
-def one_by_one(
+def decide_each(
     kind: str,
-    things: Sequence[T],
+    items: Sequence[T],
     decide_one: Callable[[Draft, T], Decision],
-    failed: Callable[[Draft, T, tuple[str, str]], Decision] | None = None,
+    decide_failed: Callable[[Draft, T, Failure], Decision] | None = None,
 ) -> Decide:
-    """Decide on many things by themselves. Where one cannot be committed, or raises, the others go on, and `failed`
-    says what becomes of it: unless told, a refusal of this kind that changes nothing.
+    """Decide on each item by itself, so that one that fails does not stop the others.
+
+    `decide_failed` decides on an item that cannot be committed, or whose decision raised. By default such an item is
+    refused and nothing changes.
     """
 
     def decide(draft: Draft, failures: Failures) -> list[Decision]:
         decisions = []
-        for number, thing in enumerate(things):
+        for number, item in enumerate(items):
             failure = failures.get(number)
             try:
                 if failure is None:
-                    decision = decide_one(draft, thing)
-                elif failed is None:
-                    decision = Decision(kind, "refused", failure[0])
+                    decision = decide_one(draft, item)
+                elif decide_failed is None:
+                    decision = Decision(kind, "refused", failure.code)
                 else:
-                    decision = failed(draft, thing, failure)
+                    decision = decide_failed(draft, item, failure)
             except Exception as error:
                 raise DecisionError(number) from error
             decisions.append(decision)
@@ -92,7 +102,7 @@ def one_by_one(
 
 
 class CommitObserver(Protocol):
-    """Hears of every commit: what was decided, which facts were recorded, how long it took, what was answered."""
+    """Receives the result of every commit. `code` is the name of a CommitCode in lower case."""
 
     def committed(self, decisions: list[Decision], facts: list[Fact], seconds: float, code: str) -> None: ...
 
@@ -102,7 +112,7 @@ class CommitObserver(Protocol):
 class Writer:
     """Holds the fleet, and the lock under which it changes."""
 
-    def __init__(  # noqa: PLR0913  everything it stands on
+    def __init__(  # noqa: PLR0913 - its dependencies
         self,
         store: Store,
         leadership: Leadership,
@@ -125,124 +135,125 @@ class Writer:
         self._lock = asyncio.Lock()
         self._fleet = Fleet()
         self._loaded_for: str | None = None
+        """The token under which the fleet was loaded; None if the fleet is invalid."""
         self._ledger = ""
 
     @property
     def fleet(self) -> Fleet:
-        """The fleet as last committed: to read, never to write."""
+        """The fleet as last committed. Callers must not change it."""
         return self._fleet
 
+    @property
+    def ledger(self) -> str:
+        """Id of the last commit that the engine knows of."""
+        return self._ledger
+
     async def loaded(self) -> Fleet:
-        """Give the fleet, loaded for the lease that we hold now. Raises NotLeadingError where we hold none."""
+        """Return the fleet, loaded under the present lease. Raises NotLeadingError if the engine holds none."""
         if self._loaded_for is None or self._loaded_for != self._leadership.token:
             async with self._lock:
                 await self._load()
         return self._fleet
 
-    @property
-    def ledger(self) -> str:
-        """The id of the last commit that we know of."""
-        return self._ledger
-
-    async def quiet(self) -> float:
-        """Wait until no commit is in flight; gives the server's time. What is read then shows all that was decided."""
+    async def wait_idle(self) -> float:
+        """Wait until no commit is in flight, and return the server's time. A later read sees everything decided."""
         async with self._lock:
             return self._store.now
 
-    async def write(
+    async def commit(
         self,
         decide: Decide,
         *,
-        on: Fleet | None = None,
+        fleet: Fleet | None = None,
         lookups: Lookups | None = None,
-        taken: SourceTrim | None = None,
+        trim: SourceTrim | None = None,
     ) -> list[Decision]:
-        """Decide and commit, whole; gives the decisions as they were committed, none if the queue has moved meanwhile.
+        """Decide and commit; return the decisions as committed, or none if the queue of `trim` has moved.
 
-        `on` is the fleet beside which the lookups were read: once it has been loaded again they are void, for a commit
-        of which we did not know may have come in between.
+        `fleet` is the fleet for which the lookups were read. If it has been loaded again since, the lookups are
+        invalid, because an unknown commit may have come in between.
 
-        Raises NotLeadingError where what was decided is void, ServerUnavailableError where Redis does not take it.
+        Raises NotLeadingError if the decisions are invalid, ServerUnavailableError if Redis does not accept them.
         """
-        work = asyncio.ensure_future(self._write(decide, on, lookups, taken))
+        task = asyncio.ensure_future(self._commit(decide, fleet, lookups, trim))
         try:
-            return await asyncio.shield(work)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait([work])  # the commit in hand is finished, or we would not know whether it was
-            if not work.cancelled():
-                work.exception()
+            await asyncio.wait([task])  # an interrupted commit would have an unknown outcome
+            if not task.cancelled():
+                task.exception()
             raise
 
-    async def _write(
-        self, decide: Decide, on: Fleet | None, lookups: Lookups | None, taken: SourceTrim | None
+    async def _commit(
+        self, decide: Decide, fleet: Fleet | None, lookups: Lookups | None, trim: SourceTrim | None
     ) -> list[Decision]:
         async with self._lock:
             token = await self._load()
-            if on is not None and on is not self._fleet:
-                raise NotLeadingError("the fleet has been loaded again: what was read beside the old one is void")
-            failures: dict[int, tuple[str, str]] = {}
+            if fleet is not None and fleet is not self._fleet:
+                raise NotLeadingError("the fleet has been loaded again: lookups for the old one are invalid")
+            failures: dict[int, Failure] = {}
             while True:
                 draft = Draft(self._fleet, self._store.now, lookups)
                 try:
                     decisions = decide(draft, failures)
                 except DecisionError as error:
                     log.exception("decision_failed", number=error.number)
-                    _blame(failures, error.number, "internal_error", f"{error.__cause__!r:.200}")
+                    _add_failure(failures, error.number, Failure("internal_error", f"{error.__cause__!r:.200}"))
                     continue
                 batch = Batch(self._store.keys, self._bounds)
                 batch.add(decisions)
                 batch.add_message_ids(draft.seen_ids())
                 commit_id = str(uuid_utils.uuid7())
                 began = self._clock.monotonic()
-                reply = await self._send(batch, token, commit_id, taken)
-                code = reply.code
-                if code in {CommitCode.APPLIED, CommitCode.REPLAYED}:
+                reply = await self._send(batch, token, commit_id, trim)
+                code = reply.code.name.lower()
+                if reply.code in {CommitCode.APPLIED, CommitCode.REPLAYED}:
                     self._ledger = commit_id
                     draft.apply()
                     if self._fleet.dispatchable:
                         self._on_dispatchable()
-                    self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code.name.lower())
+                    self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code)
                     if reply.details:
                         log.error("commit_incomplete", commit=commit_id, failed=reply.details)
                     return decisions
-                self._observer.refused(code.name.lower())
-                if code is CommitCode.SOURCE_MOVED:
+                self._observer.refused(code)
+                if reply.code is CommitCode.SOURCE_MOVED:
                     return []
-                self._learn(batch, reply, failures)
+                self._add_failures(batch, reply, failures)
 
-    def _learn(self, batch: Batch, reply: CommitReply, failures: dict[int, tuple[str, str]]) -> None:
-        """Note which decisions stood in the way of a commit; raise where none of them did."""
+    def _add_failures(self, batch: Batch, reply: CommitReply, failures: dict[int, Failure]) -> None:
+        """Add the decisions that stopped a commit to the failures; raise if no decision did."""
         if reply.code is CommitCode.WRONG_TYPE:
-            keys: dict[int, list[str]] = {}
+            keys_of_decision: dict[int, list[str]] = {}
             for key, numbers in batch.owners_of_keys(reply.details).items():
                 if SHARED in numbers:
-                    raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: mend it or remove it")
+                    raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: repair or remove it")
                 for number in numbers:
-                    keys.setdefault(number, []).append(key)
-            for number, wrong in keys.items():
-                _blame(failures, number, *wrong_type(*wrong))
+                    keys_of_decision.setdefault(number, []).append(key)
+            for number, keys in keys_of_decision.items():
+                _add_failure(failures, number, wrong_type(*keys))
         elif reply.code is CommitCode.SCORE_MOVED:
             for number in set(map(batch.owner_of_watch, reply.details)):
-                _blame(failures, number, "score_moved", "it has moved since it was read")
+                _add_failure(failures, number, Failure("score_moved", "the score has moved since it was read"))
         else:
             self._invalidate(reply.code)
 
-    async def _send(self, batch: Batch, token: str, commit_id: str, taken: SourceTrim | None) -> CommitReply:
-        """Send a commit; where there is no answer to it, send it again.
+    async def _send(self, batch: Batch, token: str, commit_id: str, trim: SourceTrim | None) -> CommitReply:
+        """Send a commit; send it again if there is no reply.
 
-        An answer that says no (OOM, READONLY, …) is an answer: nothing was written. After silence it remains unknown,
-        and once we give up, the next load of the fleet will show.
+        A refusal (OOM, READONLY, …) is a reply: nothing was written. Without any reply the outcome stays unknown, and
+        the next load of the fleet shows it.
         """
-        keys, arguments = batch.call(token, commit_id, self._ledger, taken)
-        left, unknown = _ATTEMPTS, False
+        keys, arguments = batch.call(token, commit_id, self._ledger, trim)
+        attempts_left, unknown = _MAX_ATTEMPTS, False
         while True:
-            left -= 1
+            attempts_left -= 1
             try:
                 return await self._store.commit(keys, arguments)
             except ServerUnavailableError as error:
-                silent = error.outage in _SILENCES
-                unknown |= silent
-                if not silent or not left or self._leadership.token != token:
+                unanswered = error.outage in _UNKNOWN_OUTCOME
+                unknown |= unanswered
+                if not unanswered or not attempts_left or self._leadership.token != token:
                     if unknown:
                         self._loaded_for = None
                     raise
@@ -250,14 +261,15 @@ class Writer:
             await asyncio.sleep(self._resend_after_s)
 
     async def _load(self) -> str:
+        """Load the fleet unless it was loaded under the present token; return the token."""
         token = self._leadership.token
         if token is None:
             raise NotLeadingError("this engine does not hold the lease")
         if self._loaded_for != token:
             began = self._clock.monotonic()
             await self._store.read_time()
-            await self._store.probe()
-            self._fleet, self._ledger, damaged = await self._store.load(self._recent_ids)
+            await self._store.probe_permissions()
+            self._fleet, self._ledger, damaged = await self._store.load_fleet(self._recent_ids)
             self._fleet.loaded_at = self._store.now
             self._loaded_for = token
             self._on_dispatchable()
@@ -271,7 +283,7 @@ class Writer:
         return token
 
     def _invalidate(self, code: CommitCode) -> None:
-        """Drop everything in hand."""
+        """Drop the fleet in memory, and stop leading if the engine was fenced."""
         self._loaded_for = None
         log.warning("fleet_dropped", reason=code.name.lower())
         if code is CommitCode.FENCED:
@@ -279,7 +291,7 @@ class Writer:
         raise NotLeadingError(f"the commit was refused: {code.name}")
 
 
-def _blame(failures: dict[int, tuple[str, str]], number: int, code: str, reason: str) -> None:
-    if failures.get(number) == (code, reason):  # it was told so, and did it again
-        raise RuntimeError(f"decision {number} cannot be committed: {code}: {reason}; before: {failures[number]}")
-    failures[number] = (code, reason)
+def _add_failure(failures: dict[int, Failure], number: int, failure: Failure) -> None:
+    if failures.get(number) == failure:  # the decision knew of this failure, and failed again
+        raise RuntimeError(f"decision {number} cannot be committed: {failure.code}: {failure.reason}")
+    failures[number] = failure

@@ -36,13 +36,13 @@ READS: Final[Mapping[str, Mapping[str, str]]] = {
     "response_consumer": {"peek": "peeked", "snapshots": "looked up", "commands": "looked up"},
     "request_consumer": {"peek": "peeked", "snapshots": "looked up", "commands": "looked up"},
     "fanout": {"peek": "peeked", "group_request": "looked up"},
-    "dispatcher": {"heads": "peeked"},
-    "timekeeper": {"due": "peeked", "bodies": "looked up"},
-    "reaper": {"scores_outside": "peeked", "scores": "looked up"},
-    "registrar": {"members": "peeked", "snapshots": "looked up"},
-    "divergence_checker": {"scores": "peeked"},
-    "reconciler": {"orphans": "peeked"},
-    "janitor": {"scores": "peeked"},
+    "dispatcher": {"list_heads": "peeked"},
+    "timekeeper": {"due_deadlines": "peeked", "command_bodies": "looked up"},
+    "reaper": {"heartbeats_outside": "peeked", "heartbeat_scores": "looked up"},
+    "registrar": {"scan_heartbeats": "peeked", "snapshots": "looked up"},
+    "divergence_checker": {"heartbeat_scores": "peeked"},
+    "reconciler": {"scan_without_deadline": "peeked"},
+    "janitor": {"heartbeat_scores": "peeked"},
 }
 """For each service that commits, what it reads, and which step that is."""
 _TURNS: Final = 5
@@ -122,7 +122,7 @@ class FusedWriter:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._writer, name)
 
-    async def write(self, decide: Callable[[Draft, Failures], list[Decision]], **options: Any) -> Sequence[Decision]:  # noqa: ANN401
+    async def commit(self, decide: Callable[[Draft, Failures], list[Decision]], **options: Any) -> Sequence[Decision]:  # noqa: ANN401
         def decide_and_tell(draft: Draft, failures: Failures) -> list[Decision]:
             decisions = decide(draft, failures)
             kinds = frozenset(decision.kind for decision in decisions if decision.outcome != "unchanged")
@@ -130,7 +130,7 @@ class FusedWriter:
             self._fuse.reach(self._service, "decided", kinds)
             return decisions
 
-        decisions = await self._writer.write(decide_and_tell, **options)
+        decisions = await self._writer.commit(decide_and_tell, **options)
         kinds = frozenset(decision.kind for decision in decisions if decision.outcome != "unchanged")
         self._fuse.reach(self._service, "applied", kinds)
         return decisions
@@ -159,7 +159,7 @@ def fuse(engine: Engine, point: Point) -> None:
 
 
 def _fuse_elector(elector: Any, laid: Fuse) -> None:  # noqa: ANN401
-    take = elector._lease_store.take_lease
+    take = elector._lease_store.acquire_lease
 
     async def take_lease(holder: str, ttl_s: float, token: str | None) -> Any:  # noqa: ANN401
         await elector._lease_store.read_time()  # so that there is a connection on which to send
@@ -169,7 +169,7 @@ def _fuse_elector(elector: Any, laid: Fuse) -> None:  # noqa: ANN401
         laid.reach("elector", "answered", kinds)
         return answer
 
-    elector._lease_store.take_lease = take_lease
+    elector._lease_store.acquire_lease = take_lease
 
 
 def _fuse_listener(listener: Any, laid: Fuse) -> None:  # noqa: ANN401

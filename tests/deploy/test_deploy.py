@@ -189,7 +189,7 @@ def test_every_recording_rule_and_alert_has_a_promtool_test() -> None:
 
 async def test_alerts_use_queues_that_are_measured(redis_client: Redis, prefix: str) -> None:
     """Each `queue` of an alert is one of those that the sampler reads."""
-    measured = await Store(redis_client, Keys(prefix), SystemClock()).depths()
+    measured = await Store(redis_client, Keys(prefix), SystemClock()).lengths()
     assert set(re.findall(r'queue="(\w+)"', "\n".join(expressions()))) <= set(measured)
 
 

@@ -131,14 +131,12 @@ def argument(call: ast.Call, place: int, name: str) -> ast.expr | None:
 def codes_of_dead_letters() -> set[str]:
     """Collect the codes of dead letters. A response is dead-lettered with the code of a refused admission."""
     found = set()
-    for name in ("dead_letter", "MalformedError"):
+    for name in ("dead_letter", "MalformedError", "Failure"):
         for call, around in calls(name):
             found |= literals(argument(call, 0, "code"), around)
     for call, around in calls("ErrorReply"):
         if getattr(around, "name", "") == "admit":
             found |= literals(argument(call, 1, "code"), around)
-    for call, around in calls("_blame"):
-        found |= literals(call.args[2], around)
     # A score that moved is that of a heartbeat or a deadline: no message is decided with such a precondition.
     return (found | {wrong_type("")[0]}) - {"score_moved"}
 

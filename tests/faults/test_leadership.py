@@ -122,7 +122,7 @@ async def test_lease_is_trusted_from_before_the_request_was_sent(server: Embedde
     flags = {"redis.url": server.url, "redis.prefix": prefix, "lease.ttl": 5.0}
     engine = Engine(load_settings(environ={}, overrides=flags).settings, clock=clock, environ={})
     elector = next(part for part in engine.components if isinstance(part, Elector))
-    take = elector._lease_store.take_lease
+    take = elector._lease_store.acquire_lease
 
     async def take_slowly(holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
         clock.advance(2)
@@ -130,7 +130,7 @@ async def test_lease_is_trusted_from_before_the_request_was_sent(server: Embedde
         clock.advance(2)
         return answer
 
-    elector._lease_store.take_lease = take_slowly  # type: ignore[method-assign]
+    elector._lease_store.acquire_lease = take_slowly  # type: ignore[method-assign]
     try:
         for _ in ("taken", "renewed"):
             asked_at = clock.now

@@ -146,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
     def lead(self, holder: str) -> None:
         """The lease has run out, and somebody takes it: whoever commits under an older token is fenced."""
         self.redis.delete(self.keys.lease)
-        code, self.token = self.loop.run_until_complete(self.store.take_lease(holder, 60.0, None))
+        code, self.token = self.loop.run_until_complete(self.store.acquire_lease(holder, 60.0, None))
         number = int((self.model.text(self.keys.epoch) or "0").split(":")[0]) + 1
         assert (code, self.token) == (LeaseCode.TAKEN, f"{number}:{holder}")
         self.model.values[self.keys.epoch] = self.model.values[self.keys.lease] = self.token.encode()
@@ -170,7 +170,9 @@ class StoreMachine(RuleBasedStateMachine):
     def peek(self, most: int, most_bytes: int, limit: int, skip: int) -> Any:  # noqa: ANN401 - a value for the bundle, or none
         """A peek gives the oldest messages, within all bounds, and takes nothing away."""
         queue = self.model.queue()
-        asking = self.store.peek(self.keys.response_queue, most=most, most_bytes=most_bytes, limit=limit, skip=skip)
+        asking = self.store.peek(
+            self.keys.response_queue, max_messages=most, max_bytes=most_bytes, max_message_bytes=limit, skip=skip
+        )
         if not isinstance(self.model.values.get(self.keys.response_queue, []), list):
             with pytest.raises(ServerUnavailableError, match="wrong_type"):
                 self.loop.run_until_complete(asking)
@@ -182,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (found.messages, found.oversized) == ([rest[0][:4096]], digest(rest[0]))
         else:
             assert (found.messages, found.oversized) == (_fitting(rest, most, most_bytes, limit), "")
-        return found.taken if found.messages and not skip else multiple()
+        return found.trim if found.messages and not skip else multiple()
 
     @rule(target=attempts, decided=some_decisions, message_ids=some_message_ids, behind=positions)
     def commit(self, decided: tuple[Decision, ...], message_ids: tuple[tuple[str, str], ...], behind: str) -> Attempt:
@@ -196,8 +198,8 @@ class StoreMachine(RuleBasedStateMachine):
         """A commit of what was peeked at just now."""
         if not self.model.queue():
             return multiple()
-        asking = self.store.peek(self.keys.response_queue, most=most, most_bytes=10_000, limit=limit)
-        return self._commit(decided, message_ids, "in step", self.loop.run_until_complete(asking).taken)
+        asking = self.store.peek(self.keys.response_queue, max_messages=most, max_bytes=10_000, max_message_bytes=limit)
+        return self._commit(decided, message_ids, "in step", self.loop.run_until_complete(asking).trim)
 
     @rule(target=attempts, decided=some_decisions, most=st.integers(1, 4), end=st.sampled_from(["oldest", "newest"]))
     def consume_what_has_moved(self, decided: tuple[Decision, ...], most: int, end: str) -> Any:  # noqa: ANN401
@@ -205,7 +207,9 @@ class StoreMachine(RuleBasedStateMachine):
         if not self.model.queue():
             return multiple()
         queue = self.keys.response_queue
-        taken = self.loop.run_until_complete(self.store.peek(queue, most=most, most_bytes=10_000, limit=10_000)).taken
+        taken = self.loop.run_until_complete(
+            self.store.peek(queue, max_messages=most, max_bytes=10_000, max_message_bytes=10_000)
+        ).trim
         place = -1 if end == "oldest" else -taken.messages
         self.redis.lset(queue, place, b"moved")
         self.model.values[queue][place] = b"moved"

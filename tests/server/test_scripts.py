@@ -469,7 +469,7 @@ _SCORES = [0.0, -1.5, 0.1 + 0.2, 1_800_000_000.123456, 1_800_000_000_123.0, 5e-3
 async def test_a_score_is_expected_to_the_last_bit(desk: Desk, score: float) -> None:
     """What was read is what is compared, whatever its size; one bit more is another heartbeat."""
     await desk.call("ZADD", desk.keys.heartbeats, repr(score), "a")
-    (read,) = (await desk.store.scores(["a"])).values()
+    (read,) = (await desk.store.heartbeat_scores(["a"])).values()
     assert read == score
     if math.isfinite(score):
         expect = fx.ExpectScore("a", math.nextafter(score, math.inf))
@@ -503,7 +503,9 @@ async def peeked(
     desk: Desk, *, most: int = 100, most_bytes: int = 10_000, limit: int = 5000, skip: int = 0
 ) -> list[int]:
     """Peek, and give the lengths of what was found."""
-    peek = await desk.store.peek(desk.keys.response_queue, most=most, most_bytes=most_bytes, limit=limit, skip=skip)
+    peek = await desk.store.peek(
+        desk.keys.response_queue, max_messages=most, max_bytes=most_bytes, max_message_bytes=limit, skip=skip
+    )
     return [len(message) for message in peek.messages]
 
 
@@ -511,10 +513,10 @@ async def test_a_peek_takes_nothing_away_and_reads_the_oldest_first(desk: Desk) 
     """With the length of the whole queue; messages are binary."""
     messages = [b"1", b"\x00\xff\r\n", b"3"]
     await desk.fill(*messages)
-    peek = await desk.store.peek(desk.keys.response_queue, most=2, most_bytes=100, limit=100)
+    peek = await desk.store.peek(desk.keys.response_queue, max_messages=2, max_bytes=100, max_message_bytes=100)
     assert (peek.messages, peek.oversized, peek.length) == (messages[:2], "", 3)
     assert await desk.queue() == messages
-    assert peek.taken == SourceTrim(
+    assert peek.trim == SourceTrim(
         desk.keys.response_queue, 2, message_digest(messages[0]), message_digest(messages[1])
     )
 
@@ -557,9 +559,11 @@ async def test_an_oversized_message_is_shown_by_its_head_and_digest(desk: Desk, 
     whole = whole[:size]
     await desk.fill(b"small", whole, b"later")
     assert await peeked(desk, limit=100) == [5]
-    peek = await desk.store.peek(desk.keys.response_queue, most=10, most_bytes=10**7, limit=100, skip=1)
+    peek = await desk.store.peek(
+        desk.keys.response_queue, max_messages=10, max_bytes=10**7, max_message_bytes=100, skip=1
+    )
     assert (peek.messages, peek.oversized, peek.length) == ([whole[:4096]], message_digest(whole), 3)
-    assert peek.taken == SourceTrim(
+    assert peek.trim == SourceTrim(
         desk.keys.response_queue, 1, message_digest(whole), message_digest(whole), oversized=True
     )
 
@@ -568,7 +572,9 @@ async def test_a_message_of_exactly_the_limit_is_read(desk: Desk) -> None:
     """The bound is the largest that is let through."""
     await desk.fill(b"x" * 5000)
     assert await peeked(desk, limit=5000, most_bytes=10) == [5000]
-    assert (await desk.store.peek(desk.keys.response_queue, most=1, most_bytes=10, limit=4999)).oversized
+    assert (
+        await desk.store.peek(desk.keys.response_queue, max_messages=1, max_bytes=10, max_message_bytes=4999)
+    ).oversized
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 4095, 4096, 4097, 8192, 100_000])
@@ -576,7 +582,7 @@ async def test_python_and_lua_name_a_message_alike(desk: Desk, size: int) -> Non
     """By the SHA-1 of its first 4 KiB and its length, whatever its bytes are."""
     for whole in (b"x" * size, (bytes(range(256)) * 400)[:size], b"\x00" * size):
         await desk.fill(whole)
-        peek = await desk.store.peek(desk.keys.response_queue, most=1, most_bytes=1, limit=-1)
+        peek = await desk.store.peek(desk.keys.response_queue, max_messages=1, max_bytes=1, max_message_bytes=-1)
         assert peek.oversized == message_digest(whole)
         await desk.call("DEL", desk.keys.response_queue)
 
@@ -601,56 +607,56 @@ async def free(desk: Desk) -> Desk:
 
 async def test_a_free_lease_is_taken_under_a_new_epoch(free: Desk) -> None:
     """The epoch outlives the lease, and only ever grows."""
-    assert await free.store.take_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1:me")
+    assert await free.store.acquire_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1:me")
     assert 4000 < await free.call("PTTL", free.keys.lease) <= 5000
     assert await free.call("PTTL", free.keys.epoch) == -1
     await free.call("DEL", free.keys.lease)
-    assert await free.store.take_lease("you", 5.0, None) == (LeaseCode.TAKEN, "2:you")
+    assert await free.store.acquire_lease("you", 5.0, None) == (LeaseCode.TAKEN, "2:you")
 
 
 async def test_a_lease_is_renewed_by_its_holder_alone(free: Desk) -> None:
     """Under the same token; whoever else asks is told whose it is."""
-    await free.store.take_lease("me", 0.5, None)
-    assert await free.store.take_lease("me", 60.0, "1:me") == (LeaseCode.RENEWED, "1:me")
+    await free.store.acquire_lease("me", 0.5, None)
+    assert await free.store.acquire_lease("me", 60.0, "1:me") == (LeaseCode.RENEWED, "1:me")
     assert await free.call("PTTL", free.keys.lease) > 5000
     for holder, token in (("you", None), ("you", "1:you"), ("you", "0:me"), ("me", None)):
-        assert await free.store.take_lease(holder, 60.0, token) == (LeaseCode.HELD, "1:me")
+        assert await free.store.acquire_lease(holder, 60.0, token) == (LeaseCode.HELD, "1:me")
 
 
 async def test_a_lease_that_has_expired_is_taken_anew(free: Desk) -> None:
     """Also by the one who held it: others may have led in between."""
-    await free.store.take_lease("me", 5.0, None)
+    await free.store.acquire_lease("me", 5.0, None)
     await free.call("DEL", free.keys.lease)
-    assert await free.store.take_lease("me", 5.0, "1:me") == (LeaseCode.TAKEN, "2:me")
+    assert await free.store.acquire_lease("me", 5.0, "1:me") == (LeaseCode.TAKEN, "2:me")
 
 
 async def test_a_lease_under_a_lost_epoch_is_not_renewed(free: Desk) -> None:
     """A server that went back in time may hold a lease without the epoch that belongs to it."""
-    await free.store.take_lease("me", 5.0, None)
+    await free.store.acquire_lease("me", 5.0, None)
     await free.call("SET", free.keys.epoch, "1:another")
-    assert await free.store.take_lease("me", 5.0, "1:me") == (LeaseCode.TAKEN, "2:me")
+    assert await free.store.acquire_lease("me", 5.0, "1:me") == (LeaseCode.TAKEN, "2:me")
 
 
 @pytest.mark.parametrize("epoch", ["", "nonsense", "x:y", ":me", "-5:me"])
 async def test_a_damaged_epoch_begins_again(free: Desk, epoch: str) -> None:
     """It is no reason not to lead."""
     await free.call("SET", free.keys.epoch, epoch)
-    assert await free.store.take_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1:me")
+    assert await free.store.acquire_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1:me")
 
 
 async def test_an_epoch_is_written_out_whole(free: Desk) -> None:
     """Lua's numbers would turn into 1e+15."""
     await free.call("SET", free.keys.epoch, "1000000000000000:you")
-    assert await free.store.take_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1000000000000001:me")
+    assert await free.store.acquire_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1000000000000001:me")
 
 
 async def test_a_lease_is_released_by_its_holder_alone(free: Desk) -> None:
     """Then a standby takes it at once; the epoch stays."""
-    await free.store.take_lease("me", 5.0, None)
+    await free.store.acquire_lease("me", 5.0, None)
     assert await free.store.release_lease("1:you") is False
     assert await free.store.release_lease("1:me") is True
     assert await free.store.release_lease("1:me") is False
-    assert await free.store.take_lease("you", 5.0, None) == (LeaseCode.TAKEN, "2:you")
+    assert await free.store.acquire_lease("you", 5.0, None) == (LeaseCode.TAKEN, "2:you")
 
 
 # All of them

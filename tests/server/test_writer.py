@@ -102,7 +102,7 @@ class Office(Reader):
         self.leadership.hold(token, self.clock.monotonic() + 60)
 
     async def hear(self, *messages: m.Response, taken: SourceTrim | None = None) -> list[Decision]:
-        return await self.writer.write(hearing(*messages), taken=taken)
+        return await self.writer.commit(hearing(*messages), trim=taken)
 
     async def put(self, *messages: bytes) -> SourceTrim:
         """Push messages, to be taken by a commit."""
@@ -214,7 +214,7 @@ async def test_a_decision_that_raises_is_told_so_and_the_others_go_on(office: Of
         error = MalformedError(*failures[1])
         return [*first, dead_letter_response(draft, RULES, error, b"raw"), *hearing(beat("b"))(draft, {})]
 
-    await office.writer.write(decide)
+    await office.writer.commit(decide)
     assert list(office.writer.fleet.agents) == ["a", "b"]
     (letter,) = await office.dead_letters()
     assert (letter["code"], letter["reason"]) == (b"internal_error", b"ZeroDivisionError('oh')")
@@ -227,14 +227,14 @@ async def test_one_that_fails_at_failing_too_is_not_tried_for_ever(office: Offic
         raise DecisionError(0) from ZeroDivisionError("oh")
 
     with pytest.raises(RuntimeError, match="internal_error"):
-        await office.writer.write(decide)
+        await office.writer.commit(decide)
     before = await office.dump()
 
     def broken(_draft: Draft, _failures: Failures) -> list[Decision]:
         raise KeyError("not even told")
 
     with pytest.raises(KeyError):
-        await office.writer.write(broken)
+        await office.writer.commit(broken)
     assert await office.dump() == before
     await office.hear(beat("a"))
     assert list(office.writer.fleet.agents) == ["a"]
@@ -252,7 +252,7 @@ async def test_a_heartbeat_that_has_moved_fails_alone(office: Office) -> None:
             for number, (agent_id, score) in enumerate(_EXPECTED.items())
         ]
 
-    decisions = await office.writer.write(decide)
+    decisions = await office.writer.commit(decide)
     assert [decision.outcome for decision in decisions] == ["applied", "unchanged", "unchanged", "applied"]
     assert [await office.state(each) for each in _EXPECTED] == ["lost", None, None, "lost"]
 
@@ -339,7 +339,7 @@ async def test_without_the_lease_nothing_is_decided(office: Office) -> None:
     await office.hear(beat("a"))
     office.clock.advance(60)
     with pytest.raises(NotLeadingError):
-        await office.writer.write(decide)
+        await office.writer.commit(decide)
     with pytest.raises(NotLeadingError):
         await office.another(Leadership(office.clock)).loaded()
 
@@ -393,7 +393,7 @@ async def test_the_next_leader_knows_what_the_last_one_knew(office: Office) -> N
         move("a", "inbox", "m2"),
         beat("b", "m1"),
     )
-    await office.writer.write(
+    await office.writer.commit(
         lambda draft, _: [
             decide_request(draft, RULES, m.Send(id=each, payload=send), b"") for each in ("c1", "c2", "c3")
         ]
@@ -467,7 +467,7 @@ async def test_what_is_read_when_it_is_quiet_shows_all_that_was_decided(office: 
     office.wire.fates = ["hold"]
     writing = asyncio.create_task(office.hear(beat("a")))
     await office.wire.held.wait()
-    quiet = asyncio.create_task(office.writer.quiet())
+    quiet = asyncio.create_task(office.writer.wait_idle())
     await asyncio.sleep(0)
     assert not quiet.done()
     office.wire.release.set()
