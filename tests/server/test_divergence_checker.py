@@ -1,4 +1,4 @@
-"""The laws of the witness: what is said and what is seen, compared on a real server, over a takeover."""
+"""The divergence checker on a real server, across a takeover."""
 
 import asyncio
 import json
@@ -29,16 +29,16 @@ QUICK: Final[dict[str, object]] = {
 }
 
 
-async def speak(engine: Running, kind: str, payload: dict[str, Any], **fields: Any) -> None:  # noqa: ANN401
+async def respond(engine: Running, kind: str, payload: dict[str, Any], **fields: Any) -> None:  # noqa: ANN401
     await engine.say({"type": kind, "agent_id": "a", "payload": payload, **fields})
 
 
 async def enter(engine: Running, *states: str) -> None:
     for state in states:
-        await speak(engine, "state_transition", {"target": state})
+        await respond(engine, "state_transition", {"target": state})
 
 
-async def beat(engine: Running, over: asyncio.Event) -> None:
+async def send_heartbeats(engine: Running, over: asyncio.Event) -> None:
     at = 1_800_000_000.0
     while not over.is_set():
         at += 0.01
@@ -47,15 +47,15 @@ async def beat(engine: Running, over: asyncio.Event) -> None:
 
 
 async def alternate_instances(engine: Running, over: asyncio.Event) -> None:
-    """Speak as two processes under one id, in turns."""
+    """Respond as two processes under one agent id, alternately."""
     while not over.is_set():
         for instance in ("first", "second"):
             await engine.say({"type": "heartbeat", "agent_id": "a", "instance": instance})
         await asyncio.sleep(0.06)
 
 
-async def take(engine: Running, over: asyncio.Event, *, ack: bool) -> None:
-    """Take one command after the other, and confirm them or not; finish none."""
+async def take_commands(engine: Running, over: asyncio.Event, *, ack: bool) -> None:
+    """Take commands, acknowledge them if `ack`, and finish none."""
     number = 0
     while not over.is_set():
         if (await engine.command(f"c{number}")).get("status", "failed") == "failed":
@@ -69,30 +69,30 @@ async def take(engine: Running, over: asyncio.Event, *, ack: bool) -> None:
         await asyncio.sleep(0.01)
 
 
-async def lie(engine: Running, rule: str, over: asyncio.Event) -> None:
-    """Do what the rule is about, until it is over."""
+async def diverge(engine: Running, rule: str, over: asyncio.Event) -> None:
+    """Do what the rule looks for, until `over` is set."""
     match rule:
         case "idle_at_work":
             await enter(engine, "inbox", "deep_work")
         case "heartbeat_while_absent":
             await enter(engine, "inbox", "logout", "offline")
-            await beat(engine, over)
+            await send_heartbeats(engine, over)
         case "forbidden_state":
             await enter(engine, "inbox")
             await eventually(partial(engine.state, "a"))
             await engine.call("PUBLISH", engine.keys.state_changes, '{"agent_id":"a","new_state":"nirvana"}')
         case "never_acks" | "never_finishes":
-            await take(engine, over, ack=rule == "never_finishes")
+            await take_commands(engine, over, ack=rule == "never_finishes")
         case "duplicate_instance":
             await alternate_instances(engine, over)
         case "context_too_large":
-            await speak(engine, "measurement", {"context_tokens": 1_000_000})
+            await respond(engine, "measurement", {"context_tokens": 1_000_000})
 
 
 @asynccontextmanager
-async def lying(engine: Running, rule: str) -> AsyncIterator[None]:
+async def diverging(engine: Running, rule: str) -> AsyncIterator[None]:
     over = asyncio.Event()
-    task = asyncio.create_task(lie(engine, rule, over))
+    task = asyncio.create_task(diverge(engine, rule, over))
     try:
         yield
     finally:
@@ -101,10 +101,10 @@ async def lying(engine: Running, rule: str) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-async def test_a_divergence_is_told_of_outlives_its_engine_and_closes(
+async def test_a_divergence_opens_survives_a_takeover_and_closes(
     server: EmbeddedServer, prefix: str, rule: str
 ) -> None:
-    """In the audit, in the record and in the gauge; the engine that takes over knows of it, and closes it."""
+    """In the audit, the record and the metric."""
 
     async def opened() -> list[dict[str, Any]]:
         return await engine.audit("divergence_opened")
@@ -114,42 +114,41 @@ async def test_a_divergence_is_told_of_outlives_its_engine_and_closes(
 
     settings = QUICK | {f"divergence__{each}": each == rule for each in RULES}
     async with running_engine(server, prefix, **settings) as engine:
-        await speak(engine, "register", {"type": "scribe", "capabilities": ["ack"]})
+        await respond(engine, "register", {"type": "scribe", "capabilities": ["ack"]})
         await eventually(partial(engine.record, "a"))
-        async with lying(engine, rule):
-            facts = await eventually(opened, 10)
+        async with diverging(engine, rule):
+            facts = await eventually(opened)
         assert [(fact["agent_id"], fact["type"], fact["code"]) for fact in facts] == [("a", "scribe", rule)]
         await eventually(lambda: engine.metric("aism_divergences_open", rule=rule, type="scribe") == 1)
     async with running_engine(server, prefix, **settings) as engine:
         await eventually(lambda: engine.metric("aism_divergences_open", rule=rule, type="scribe") == 1)
         assert rule in (await engine.record("a"))["divergences"]
-        await speak(engine, "goodbye", {})
+        await respond(engine, "goodbye", {})
         await eventually(closed)
         assert (await engine.record("a"))["divergences"] == ""
         await eventually(lambda: engine.metric("aism_divergences_open", rule=rule, type="scribe") == 0)
         assert [fact["code"] for fact in await opened()] == [rule]
 
 
-async def test_a_blind_spell_gives_everybody_the_full_grace_again(server: EmbeddedServer, prefix: str) -> None:
-    """However long an agent was idle while we did not look: only what we saw since then counts."""
+async def test_evidence_counts_from_the_end_of_a_blind_spell(server: EmbeddedServer, prefix: str) -> None:
     after_s = 0.3
     async with running_engine(
         server, prefix, divergence__poll_interval=1000.0, divergence__idle_evidence_after=after_s
     ) as engine:
         store = engine.engine.store
-        witness = next(part for part in engine.engine.components if isinstance(part, DivergenceChecker))
+        checker = next(part for part in engine.engine.components if isinstance(part, DivergenceChecker))
 
-        async def looks_after(seconds: float) -> list[dict[str, Any]]:
+        async def check_after(seconds: float) -> list[dict[str, Any]]:
             began = store.now
             await eventually(lambda: store.now >= began + seconds)
-            await witness.run_once()
+            await checker.run_once()
             return await engine.audit("divergence_opened")
 
-        await speak(engine, "register", {"type": "scribe"})
+        await respond(engine, "register", {"type": "scribe"})
         await enter(engine, "inbox", "deep_work")
         await eventually(lambda: engine.audit("state_changed", agent_id="a"))
-        assert await looks_after(0.0) == []
-        witness._checked_at = float("-inf")
-        assert await looks_after(2 * after_s) == []
-        (found,) = await looks_after(2 * after_s)
+        assert await check_after(0.0) == []
+        checker._checked_at = float("-inf")
+        assert await check_after(2 * after_s) == []
+        (found,) = await check_after(2 * after_s)
         assert found["code"] == "idle_at_work"

@@ -1,19 +1,21 @@
-"""What is shown of silence, and what it costs to show it: on a real server, by an engine in the loop of the test."""
+"""Liveness on a real server: silent, lost and returning agents, and their expiry."""
 
 from functools import partial
 from typing import Final
 
 from aism_engine.domain.agents.agent import ShownLiveness
 from aism_engine.ops.inspector import Inspector
+from aism_engine.services.base import Service
+from aism_engine.services.janitor import Janitor
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, launched, running_engine
 
-HASTY: Final[dict[str, object]] = {"liveness__silent_after": 0.3, "liveness__lost_after": 3600.0}
+QUICK: Final[dict[str, object]] = {"liveness__silent_after": 0.3, "liveness__lost_after": 3600.0}
 
 
-async def beat(running: Running, *agent_ids: str) -> float:
+async def send_heartbeats(running: Running, *agent_ids: str) -> float:
     seconds, microseconds = await running.call("TIME")
     now = int(seconds) + int(microseconds) / 1_000_000
     for agent_id in agent_ids:
@@ -34,26 +36,26 @@ async def wait_shown(running: Running, agent_id: str, liveness: str) -> None:
     await eventually(partial(is_shown, running, agent_id, liveness))
 
 
-async def test_who_is_silent_is_shown_as_such_until_it_beats_again(server: EmbeddedServer, prefix: str) -> None:
-    """With the instant since when, by the server's clock; its record says fresh all the while."""
-    async with running_engine(server, prefix, **HASTY) as running:
-        beaten_at = await beat(running, "a")
+async def test_a_silent_agent_is_shown_as_silent_until_its_next_heartbeat(server: EmbeddedServer, prefix: str) -> None:
+    """With the instant since when, by the server's clock. Its record stays fresh."""
+    async with running_engine(server, prefix, **QUICK) as running:
+        heartbeat_at = await send_heartbeats(running, "a")
         await wait_shown(running, "a", "fresh")
         await wait_shown(running, "a", "silent")
         seen = await Inspector(running.client, running.keys).agent("a")
         assert seen is not None
         assert seen.silent_since is not None
-        assert abs(seen.silent_since - beaten_at) < 1
+        assert abs(seen.silent_since - heartbeat_at) < 1
         assert (await running.record("a"))["liveness"] == "fresh"
-        await beat(running, "a")
+        await send_heartbeats(running, "a")
         await wait_shown(running, "a", "fresh")
         assert await running.call("EXISTS", running.keys.silent) == 0
 
 
-async def test_to_be_silent_costs_one_write_and_no_line_of_the_audit(server: EmbeddedServer, prefix: str) -> None:
-    """However many scans go by."""
-    async with running_engine(server, prefix, **HASTY) as running:
-        await beat(running, "a", "b")
+async def test_silence_is_written_once_and_not_audited(server: EmbeddedServer, prefix: str) -> None:
+    """However many scans follow."""
+    async with running_engine(server, prefix, **QUICK) as running:
+        await send_heartbeats(running, "a", "b")
         await wait_shown(running, "a", "silent")
         await wait_shown(running, "b", "silent")
         ledger, length = await running.call("GET", running.keys.ledger), await running.call("XLEN", running.keys.audit)
@@ -63,16 +65,15 @@ async def test_to_be_silent_costs_one_write_and_no_line_of_the_audit(server: Emb
         assert await running.call("XLEN", running.keys.audit) == length
 
 
-def _has_scanned(reaper: Reaper, times: int, scans: set[float]) -> bool:
-    scans.add(reaper.step_started_at)
+def _has_scanned(service: Service, times: int, scans: set[float]) -> bool:
+    scans.add(service.step_started_at)
     return len(scans) > times
 
 
-async def test_who_is_lost_or_has_left_or_is_forgotten_is_not_silent(server: EmbeddedServer, prefix: str) -> None:
-    """Liveness is one word; the sorted set holds no one whose record says another."""
-    lost = HASTY | {"liveness__lost_after": 1.0}
+async def test_an_agent_that_is_lost_left_or_forgotten_is_not_silent(server: EmbeddedServer, prefix: str) -> None:
+    lost = QUICK | {"liveness__lost_after": 1.0}
     async with running_engine(server, prefix, **lost) as running:
-        await beat(running, "a", "b", "c")
+        await send_heartbeats(running, "a", "b", "c")
         for agent_id in "abc":
             await wait_shown(running, agent_id, "silent")
         await running.say({"type": "goodbye", "agent_id": "b"})
@@ -87,37 +88,36 @@ async def _is_gone(running: Running) -> bool:
     return bool(await running.call("EXISTS", running.keys.silent) == 0)
 
 
-async def test_a_key_that_is_in_the_way_hides_silence_and_nothing_else(server: EmbeddedServer, prefix: str) -> None:
-    """Nobody is shown as silent; who is lost is lost, and no outage is told of."""
-    await_lost = HASTY | {"liveness__lost_after": 1.0}
+async def test_a_silent_key_of_the_wrong_type_hides_silence_only(server: EmbeddedServer, prefix: str) -> None:
+    """Agents are still lost, and no outage is reported."""
+    await_lost = QUICK | {"liveness__lost_after": 1.0}
     async with launched(server, prefix, **await_lost) as running:
         await running.call("SET", running.keys.silent, "mine")
         await running.wait_serving()
-        await beat(running, "a")
+        await send_heartbeats(running, "a")
         await wait_shown(running, "a", "fresh")
         await wait_shown(running, "a", "lost")
         assert running.outage is None
         assert await running.call("GET", running.keys.silent) == b"mine"
 
 
-async def test_the_next_leader_takes_over_who_was_silent_and_judges_anew(server: EmbeddedServer, prefix: str) -> None:
-    """It has watched nobody yet: who beat meanwhile is not shown as silent, who did not is, after its own watch."""
-    async with running_engine(server, prefix, **HASTY) as running:
-        await beat(running, "a", "b")
+async def test_the_next_leader_loads_the_silent_agents_and_observes_afresh(server: EmbeddedServer, prefix: str) -> None:
+    async with running_engine(server, prefix, **QUICK) as running:
+        await send_heartbeats(running, "a", "b")
         await wait_shown(running, "a", "silent")
         await wait_shown(running, "b", "silent")
-    async with running_engine(server, prefix, **HASTY) as running:
+    async with running_engine(server, prefix, **QUICK) as running:
         assert running.engine.writer.fleet.silent.keys() <= {"a", "b"}
-        await beat(running, "b")
+        await send_heartbeats(running, "b")
         await wait_shown(running, "b", "fresh")
         await wait_shown(running, "a", "silent")
 
 
-async def test_all_who_fall_silent_at_once_are_shown_and_counted(server: EmbeddedServer, prefix: str) -> None:
-    """In as many commits as it takes, within one scan; every count of liveness says the same, and they add up."""
+async def test_agents_that_fall_silent_at_once_are_all_counted(server: EmbeddedServer, prefix: str) -> None:
+    """In several commits of one scan. All counts of liveness agree."""
     ids = [f"a{number}" for number in range(25)]
-    async with running_engine(server, prefix, **HASTY, liveness__batch=10) as running:
-        await beat(running, *ids)
+    async with running_engine(server, prefix, **QUICK, liveness__batch=10) as running:
+        await send_heartbeats(running, *ids)
         await running.say({"type": "state_transition", "agent_id": "mute", "payload": {"target": "idle"}})
         await eventually(partial(_is_counted, running, "silent", 25))
         await eventually(lambda: running.metric("aism_agents_silent") == 25)
@@ -128,7 +128,7 @@ async def test_all_who_fall_silent_at_once_are_shown_and_counted(server: Embedde
         assert overview.by_liveness == {"silent": 25, "unknown": 1}
 
         async def are_back() -> bool:
-            await beat(running, *ids[5:])
+            await send_heartbeats(running, *ids[5:])
             return _is_counted(running, "fresh", 20)
 
         await eventually(are_back)
@@ -139,49 +139,47 @@ def _is_counted(running: Running, liveness: str, count: int) -> bool:
     return running.metric("aism_agents", liveness=liveness) == count
 
 
-async def test_who_is_lost_stays_so_through_a_restart_and_comes_back_with_its_next_beat(
+async def test_a_lost_agent_stays_lost_across_a_restart_until_its_next_heartbeat(
     server: EmbeddedServer, prefix: str
 ) -> None:
-    """The long dead do not come back to life with a new engine, nor are they lost a second time."""
-    hasty = {"liveness__silent_after": 0.2, "liveness__lost_after": 0.6}
-    async with running_engine(server, prefix, **hasty) as running:
+    """It is not lost a second time."""
+    quick = {"liveness__silent_after": 0.2, "liveness__lost_after": 0.6}
+    async with running_engine(server, prefix, **quick) as running:
         await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "at-work"}})
-        await beat(running, "a")
+        await send_heartbeats(running, "a")
         await wait_shown(running, "a", "lost")
-    async with running_engine(server, prefix, **hasty) as running:
+    async with running_engine(server, prefix, **quick) as running:
         reaper = next(part for part in running.engine.components if isinstance(part, Reaper))
         await eventually(partial(_has_scanned, reaper, 20, set()))
         assert await shown(running, "a") == "lost"
         assert len(await running.audit("agent_lost")) == 1
-        await beat(running, "a")
+        await send_heartbeats(running, "a")
         await wait_shown(running, "a", "fresh")
         assert await running.state("a") == "at-work"
 
 
-async def test_who_has_never_beaten_is_not_watched(server: EmbeddedServer, prefix: str) -> None:
-    """Its liveness is unknown, however long it says nothing; with its first beat the watch begins."""
+async def test_an_agent_without_a_heartbeat_is_not_watched(server: EmbeddedServer, prefix: str) -> None:
+    """Its liveness is unknown until its first heartbeat."""
     async with running_engine(server, prefix, liveness__silent_after=0.1, liveness__lost_after=0.3) as running:
         await running.say({"type": "register", "agent_id": "a", "payload": {"type": "scribe"}})
         await wait_shown(running, "a", "unknown")
         reaper = next(part for part in running.engine.components if isinstance(part, Reaper))
         await eventually(partial(_has_scanned, reaper, 20, set()))
         assert await shown(running, "a") == "unknown"
-        await beat(running, "a")
+        await send_heartbeats(running, "a")
         await wait_shown(running, "a", "lost")
 
 
-async def test_an_operators_word_ends_the_doubt_about_those_who_are_silent_now(
-    server: EmbeddedServer, prefix: str
-) -> None:
-    """In full nobody is lost, until an operator says that it is true: then all of them are at once, and it is over."""
+async def test_confirm_losses_ends_the_mode_full(server: EmbeddedServer, prefix: str) -> None:
+    """In mode full no agent is lost until an operator confirms the losses. Then all are."""
     gone = [f"a{number}" for number in range(30)]
-    settings = HASTY | {"liveness__lost_after": 0.9}
+    settings = QUICK | {"liveness__lost_after": 0.9}
     async with running_engine(server, prefix, **settings) as running:
-        await beat(running, *gone)
+        await send_heartbeats(running, *gone)
         await eventually(lambda: running.metric("aism_fleet_mode", mode="full"))
         reaper = next(part for part in running.engine.components if isinstance(part, Reaper))
-        judged_at, scans = running.engine.store.now + 1.5, set[float]()
-        await eventually(lambda: running.engine.store.now > judged_at and _has_scanned(reaper, 2, scans))
+        lost_by, scans = running.engine.store.now + 1.5, set[float]()
+        await eventually(lambda: running.engine.store.now > lost_by and _has_scanned(reaper, 2, scans))
         assert await running.audit("agent_lost") == []
         await running.ask({"type": "confirm_losses", "id": "ask", "payload": {"reason": "the rack is off"}})
         assert (await running.replied("ask"))["silent"] == len(gone)
@@ -193,3 +191,17 @@ async def test_an_operators_word_ends_the_doubt_about_those_who_are_silent_now(
 
 async def _are_lost(running: Running, count: int) -> bool:
     return len(await running.audit("agent_lost")) == count
+
+
+async def test_an_absent_agent_is_forgotten_after_its_ttl_but_not_one_with_a_new_heartbeat(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """A heartbeat that no service has seen yet is a sign of life, too."""
+    settings = {"retention__absent_agent_ttl": 0.2, "retention__trim_interval": 0.05}
+    async with running_engine(server, prefix, **settings, registrar__poll_interval=1000.0) as running:
+        await running.client.zadd(running.keys.heartbeats, {"b": 1.0})
+        await running.say(*({"type": "heartbeat", "agent_id": agent_id} for agent_id in "ab"))
+        await eventually(partial(running.audit, "agent_forgotten"))
+        janitor = next(part for part in running.engine.components if isinstance(part, Janitor))
+        await eventually(partial(_has_scanned, janitor, 10, set()))
+        assert [fact["agent_id"] for fact in await running.audit("agent_forgotten")] == ["a"]

@@ -1,4 +1,4 @@
-"""Machines on a real server: reloaded all or nothing, and stays that end while engines come and go."""
+"""State machines on a real server: reloads, and stays across takeovers."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ SHORT = SHIFT.replace('"home"]', '"home"]\nmax_stay = 0.6\nafter_max_stay = "off
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write the one machine file, and give the settings by which it is used."""
+    """Write the machine file, and return the settings that use it."""
 
     def write(text: str) -> Mapping[str, object]:
         (tmp_path / "shift.toml").write_text(text)
@@ -53,7 +53,7 @@ def reload(running: Running, folder: Path) -> None:
 
 
 async def begin(running: Running) -> None:
-    """Let an agent register, and be `on`."""
+    """Let an agent register and change to `on`."""
     await running.say(said("register", type="guard"), said("state_transition", target="on"))
     await eventually(partial(is_in, running, "on"))
 
@@ -66,10 +66,10 @@ async def is_in(running: Reader, state: str) -> bool:
     return await running.state("a") == state
 
 
-async def test_machines_are_exchanged_as_a_whole_or_not_at_all(
+async def test_a_reload_applies_all_machines_or_none(
     server: EmbeddedServer, prefix: str, write: Write, tmp_path: Path
 ) -> None:
-    """A file that is wrong changes nothing and is told of; a good one holds at once, and moves whom it knows not."""
+    """A file with a problem changes nothing and is logged. A valid one applies at once."""
     async with running_engine(server, prefix, **write(SHIFT)) as running:
         await begin(running)
         write(SHIFT.replace('to = ["off"]', 'to = ["of"]'))
@@ -90,10 +90,8 @@ async def test_machines_are_exchanged_as_a_whole_or_not_at_all(
         assert (change["old_state"], change["source"]) == ("on", "machine")
 
 
-async def test_a_stay_ends_though_another_engine_leads_by_then(
-    server: EmbeddedServer, prefix: str, write: Write
-) -> None:
-    """Its deadline is in Redis, and a new leader keeps to it."""
+async def test_a_stay_ends_under_the_next_leader(server: EmbeddedServer, prefix: str, write: Write) -> None:
+    """Its deadline is in Redis."""
     settings = write(SHORT)
     async with running_engine(server, prefix, **settings) as running:
         await begin(running)
@@ -103,10 +101,10 @@ async def test_a_stay_ends_though_another_engine_leads_by_then(
         assert (change["source"], change["by"]) == ("max_stay", "engine")
 
 
-async def test_a_declaration_that_waits_beats_the_end_of_the_stay(
+async def test_a_queued_declaration_takes_precedence_over_the_end_of_a_stay(
     server: EmbeddedServer, prefix: str, write: Write
 ) -> None:
-    """What was said counts, though no engine was there to hear it when the time ran out."""
+    """Although no engine ran when the stay ended."""
     settings = write(SHORT)
     async with running_engine(server, prefix, **settings) as running:
         await begin(running)

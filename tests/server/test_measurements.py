@@ -1,6 +1,4 @@
-"""What agents measure: the latest value of each name, whether pushed or only published, by type for Prometheus; floods
-and nonsense are bounded.
-"""
+"""Measurements on a real server: pushed and published, summarised by type, and rate-limited."""
 
 import json
 import time
@@ -32,14 +30,14 @@ async def has(engine: Running, agent_id: str, expected: dict[str, float]) -> boo
     return await kept(engine, agent_id) == expected
 
 
-def rolled_up(engine: Running, kind: str) -> list[float | None]:
-    """Give of how many agents of a type the tokens are shown, and their mean, least and largest."""
+def summary_of(engine: Running, kind: str) -> list[float | None]:
+    """Return the number of agents of a type that measured tokens, and the mean, minimum and maximum."""
     registry, labels = engine.engine.metrics.registry, {"type": kind, "name": "tokens"}
     return [registry.get_sample_value(f"aism_measurement_{what}", labels) for what in ("agents", "mean", "min", "max")]
 
 
-async def test_what_is_published_is_kept_as_what_is_pushed(server: EmbeddedServer, prefix: str) -> None:
-    """The latest value of each name; a stranger is met by it; the engine's own events are not heard as anybody's."""
+async def test_published_measurements_are_kept_like_pushed_ones(server: EmbeddedServer, prefix: str) -> None:
+    """The latest value of each name. Events of the engine itself are ignored."""
     async with running_engine(server, prefix) as engine:
         await publish(engine, measured("a", tokens=1, cpu=0.5), measured("a", tokens=2))
         await eventually(partial(has, engine, "a", {"tokens": 2.0, "cpu": 0.5}))
@@ -52,8 +50,8 @@ async def test_what_is_published_is_kept_as_what_is_pushed(server: EmbeddedServe
         assert [fact["agent_id"] for fact in await engine.audit("agent_first_seen")] == ["a", "b"]
 
 
-async def test_prometheus_sees_them_by_type_also_of_the_next_leader(server: EmbeddedServer, prefix: str) -> None:
-    """Of agents that are there: one that has left counts no more, and no engine has to hear them anew."""
+async def test_metrics_summarise_measurements_by_type_across_a_takeover(server: EmbeddedServer, prefix: str) -> None:
+    """Agents that have left are not counted."""
     async with running_engine(server, prefix) as engine:
         for agent_id, tokens in (("a", 10), ("b", 30), ("c", 80)):
             await engine.say(
@@ -61,16 +59,16 @@ async def test_prometheus_sees_them_by_type_also_of_the_next_leader(server: Embe
                 {"type": "measurement", "agent_id": agent_id, "payload": {"tokens": tokens}},
             )
         await publish(engine, measured("stranger", tokens=5))
-        await eventually(lambda: rolled_up(engine, "scribe") == [3, 40, 10, 80])
-        await eventually(lambda: rolled_up(engine, "unregistered") == [1, 5, 5, 5])
+        await eventually(lambda: summary_of(engine, "scribe") == [3, 40, 10, 80])
+        await eventually(lambda: summary_of(engine, "unregistered") == [1, 5, 5, 5])
         await engine.say({"type": "goodbye", "agent_id": "c"})
-        await eventually(lambda: rolled_up(engine, "scribe") == [2, 20, 10, 30])
+        await eventually(lambda: summary_of(engine, "scribe") == [2, 20, 10, 30])
     async with running_engine(server, prefix) as engine:
-        await eventually(lambda: rolled_up(engine, "scribe") == [2, 20, 10, 30])
+        await eventually(lambda: summary_of(engine, "scribe") == [2, 20, 10, 30])
 
 
-async def test_a_new_leader_reads_those_of_all_agents(server: EmbeddedServer, prefix: str) -> None:
-    """However many there are: they are read some agents at a time."""
+async def test_a_new_leader_reads_the_measurements_of_all_agents(server: EmbeddedServer, prefix: str) -> None:
+    """In several steps."""
     expected = {f"a{number}": {"tokens": float(number)} for number in range(600)}
     async with running_engine(server, prefix) as engine:
         await engine.say(*({"type": "measurement", "agent_id": a, "payload": values} for a, values in expected.items()))
@@ -81,12 +79,8 @@ async def test_a_new_leader_reads_those_of_all_agents(server: EmbeddedServer, pr
         assert not fleet.unloaded_measurements
 
 
-async def test_what_anyone_wrote_there_keeps_no_engine_from_loading_the_rest(
-    server: EmbeddedServer, prefix: str
-) -> None:
-    """Names and values that mean nothing are left out; a key of another type, or with more fields than any of ours has,
-    is as good as none.
-    """
+async def test_damaged_measurements_do_not_stop_the_loading_of_others(server: EmbeddedServer, prefix: str) -> None:
+    """Invalid names and values are skipped; so are keys of another type or with too many fields."""
     async with running_engine(server, prefix) as engine:
         for agent_id in "abcd":
             await engine.say({"type": "measurement", "agent_id": agent_id, "payload": {"tokens": 1}})
@@ -101,8 +95,8 @@ async def test_what_anyone_wrote_there_keeps_no_engine_from_loading_the_rest(
         assert fleet.measurements == {"a": {"tokens": 1.0}, "c": {"tokens": 1.0}}
 
 
-async def test_an_agent_that_invents_names_keeps_those_it_has(server: EmbeddedServer, prefix: str) -> None:
-    """So many are kept, also by the next engine; one that is known is kept up, whatever else is in its message."""
+async def test_measurements_beyond_max_names_are_refused(server: EmbeddedServer, prefix: str) -> None:
+    """Known names are still updated, also under the next leader."""
     async with running_engine(server, prefix, measurements__max_names=3) as engine:
         for n in range(100):
             await engine.say({"type": "measurement", "agent_id": "a", "payload": {f"n{n}": n}})
@@ -111,7 +105,7 @@ async def test_an_agent_that_invents_names_keeps_those_it_has(server: EmbeddedSe
     async with running_engine(server, prefix, measurements__max_names=3) as engine:
         said = {"id": "m", "type": "measurement", "agent_id": "a", "payload": {"n1": 10, "n7": 7}, "reply": True}
         await engine.say(said)
-        _, answer = await engine.call("BRPOP", engine.keys.agent_reply("a", "m"), 5)
+        _, answer = await engine.call("BRPOP", engine.keys.agent_reply("a", "m"), 300)
         error = json.loads(answer)["error"]
         assert (error["type"], error["code"]) == ("measurement_refused", "too_many_measurements")
         assert error["details"] == {"refused": ["n7"], "max_names": 3}
@@ -123,15 +117,13 @@ async def is_calm(engine: Running, agent_id: str) -> bool:
     return await engine.state(agent_id) == "calm"
 
 
-async def is_heard_again(engine: Running) -> bool:
+async def is_read_again(engine: Running) -> bool:
     await publish(engine, measured("late", n=1))
     return bool(await kept(engine, "late"))
 
 
-async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
-    server: EmbeddedServer, prefix: str
-) -> None:
-    """No more is heard in a second than may be, what is published elsewhere is heard meanwhile, and it ends."""
+async def test_published_measurements_are_rate_limited(server: EmbeddedServer, prefix: str) -> None:
+    """Other channels are read meanwhile, and the limit ends with the flood."""
     limit = 50
     with capture_logs() as logs:
         async with running_engine(server, prefix, measurements__published_per_second=limit) as engine:
@@ -144,15 +136,15 @@ async def test_a_flood_of_measurements_is_left_unheard_and_then_heard_again(
             heard = sum(engine.metric("aism_publications_total", outcome=each) for each in ("measurement", "merged"))
             seconds = 1 + int(time.monotonic() - began)
             assert 0 < heard <= limit * (seconds + 1)
-            await eventually(partial(is_heard_again, engine))
+            await eventually(partial(is_read_again, engine))
             await eventually(lambda: any(entry["event"] == "measurements_rate_limit_ended" for entry in logs))
     told = [entry for entry in logs if entry["event"].startswith("measurements_")]
     assert [entry["event"] for entry in told] == ["measurements_rate_limited", "measurements_rate_limit_ended"]
     assert told[0]["noisiest_agent"] == "a"
 
 
-async def test_a_flood_is_measured_in_bytes_as_well(server: EmbeddedServer, prefix: str) -> None:
-    """A few that are long are as good as many; one of them is always heard, however little may be."""
+async def test_the_rate_of_published_measurements_counts_bytes(server: EmbeddedServer, prefix: str) -> None:
+    """A long message counts as several; at least one is always read."""
     async with running_engine(server, prefix, measurements__published_per_second=2) as engine:
         long = json.dumps({"agent_id": "a", "values": {"tokens": 1}, "more": "x" * 100_000})
         await publish(engine, *[long] * 10)
@@ -163,20 +155,21 @@ async def test_a_flood_is_measured_in_bytes_as_well(server: EmbeddedServer, pref
         assert sum(accepted) < dropped
 
 
-async def test_the_engines_own_events_are_no_ones_measurements_that_were_dropped(
+async def test_events_of_the_engine_itself_are_rate_limited_but_not_counted_as_dropped(
     server: EmbeddedServer, prefix: str
 ) -> None:
-    """To hear them costs as much, and so they count; but nothing is lost when they are not heard."""
     with capture_logs() as logs:
         async with running_engine(server, prefix, measurements__published_per_second=10) as engine:
             await publish(engine, *[b'{"agent_id":"a","values":{"x":1},"source":"engine"}'] * 200)
             await eventually(lambda: any(entry["event"] == "measurements_rate_limited" for entry in logs))
-            await eventually(partial(is_heard_again, engine))
+            await eventually(partial(is_read_again, engine))
             assert engine.metric("aism_publications_total", outcome="dropped") == 0
 
 
-async def test_measurements_are_heard_again_whatever_comes_at_once(server: EmbeddedServer, prefix: str) -> None:
-    """Floods, a consumer that is busy and mutes the channels, connections that are cut: in any order."""
+async def test_published_measurements_are_read_again_after_floods_load_and_cut_connections(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """In any order."""
     limits = {"measurements__published_per_second": 20, "response_consumer__batch_messages": 4}
     async with running_engine(server, prefix, **limits) as engine:
         for turn in range(40):
@@ -195,8 +188,10 @@ async def test_measurements_are_heard_again_whatever_comes_at_once(server: Embed
             await eventually(is_kept)
 
 
-async def test_of_nonsense_one_a_second_is_buried(server: EmbeddedServer, prefix: str) -> None:
-    """With its reason, for its sender to see; the rest is counted, and washes no other letter away."""
+async def test_malformed_published_measurements_are_dead_lettered_once_a_second(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """The others are only counted."""
     async with running_engine(server, prefix) as engine:
         await publish(engine, *[measured("a", tokens="many")] * 400)
         await eventually(lambda: engine.metric("aism_publications_total", outcome="malformed") == 400)

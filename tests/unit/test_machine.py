@@ -1,4 +1,4 @@
-"""The laws of state machines: the two that are shipped, how a file is checked, and the one check of a transition."""
+"""State machines: the two default machines, the check of a file, and the check of a transition."""
 
 from importlib.resources import files
 from itertools import pairwise, product, starmap
@@ -11,7 +11,7 @@ from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import ANY, NAME_RULE, Machine, Machines, State
 from aism_engine.errors import ConfigError
 
-JOURNEY_ARROWS = {
+JOURNEY = {
     "offline": {"bootstrap"},
     "bootstrap": {"inbox", "direct_io"},
     "inbox": {"deep_work", "distill", "idle", "logout", "direct_io"},
@@ -53,26 +53,26 @@ def journey() -> Machine:
     return shipped("journey")
 
 
-# What is shipped
+# --- default machines -------------------------------------------------------------------------------------------------
 
 
 def test_the_journey_has_the_transitions_of_the_design_and_no_others(journey: Machine) -> None:
     """Of all pairs of states, exactly those of the table above are allowed."""
-    pairs = {(a, b) for a, b in product(JOURNEY_ARROWS, repeat=2) if a != b and journey.check(a, b) is None}
-    assert pairs == {(state, target) for state, targets in JOURNEY_ARROWS.items() for target in targets}
-    assert {name: set(journey.allowed(name)) for name in journey.states} == JOURNEY_ARROWS
+    pairs = {(a, b) for a, b in product(JOURNEY, repeat=2) if a != b and journey.check(a, b) is None}
+    assert pairs == {(state, target) for state, targets in JOURNEY.items() for target in targets}
+    assert {name: set(journey.allowed(name)) for name in journey.states} == JOURNEY
 
 
-def test_the_journey_says_what_the_engine_does_on_its_own_account(journey: Machine) -> None:
-    """Registering boots, loss and goodbye lead offline, and who returns goes on where it was."""
+def test_the_entries_of_the_journey(journey: Machine) -> None:
+    """A registration leads to bootstrap, a loss or goodbye to offline, a return to the previous state."""
     assert (journey.name, journey.initial, journey.on_register) == ("journey", "offline", "bootstrap")
     assert (journey.on_lost, journey.on_return, journey.on_goodbye) == ("offline", "previous", "offline")
     assert journey.on_unknown == "offline"
     assert all(state.description for state in journey.states.values())
 
 
-def test_the_open_machine_allows_any_name_and_nothing_else() -> None:
-    """An agent that never registers may be in any state that can be named."""
+def test_the_open_machine_allows_any_valid_state_name() -> None:
+    """For agents that never register."""
     machine = shipped("open")
     assert machine.check("anything", "reviewing.the-7th_draft") is None
     assert machine.allowed("anything") == (ANY,)
@@ -82,11 +82,11 @@ def test_the_open_machine_allows_any_name_and_nothing_else() -> None:
         assert (refusal.code, refusal.suggestions) == ("unknown_state", ())
 
 
-# How a file is checked
+# --- problems of a file -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_has_its_default() -> None:
-    """Nobody is moved unless the file says so; who returns goes on where it was; `on_unknown` is as `initial`."""
+def test_missing_keys_have_their_defaults() -> None:
+    """Entries change no state, on_return is `previous`, on_unknown is as `initial`."""
     machine = parse(SMALL, "m.toml")
     assert machine == Machine(
         name="small",
@@ -98,8 +98,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert machine.on_return == "previous"
 
 
-def test_a_star_means_any_other_state() -> None:
-    """`to = ["*"]` is every state of the machine but the one that says it."""
+def test_a_star_means_all_other_states() -> None:
     machine = parse(SMALL.replace('["deep_work"]', '["*"]') + '[states.idle]\nto = ["*"]\n', "m.toml")
     assert machine.allowed("inbox") == ("deep_work", "idle")
     assert machine.allowed("idle") == ("inbox", "deep_work")
@@ -150,30 +149,28 @@ def test_a_star_means_any_other_state() -> None:
         ("", "machine = 1\n", "m.toml:1: [machine]: expected a table"),
     ],
 )
-def test_each_mistake_is_named_with_its_file_and_line(old: str, new: str, expected: str) -> None:
-    """Whoever wrote the file can go straight to the line, and reads what was expected there."""
+def test_every_problem_is_reported_with_its_file_and_line(old: str, new: str, expected: str) -> None:
     text = SMALL.replace(old, new, 1) if old else new
     found = problems(text)
     assert [problem for problem in found if problem.startswith(expected)], found
 
 
 @pytest.mark.parametrize("name", ["a b", "7up", "", "x" * 65, "a:b", "é", "previous"])
-def test_a_name_that_cannot_be_one_is_a_mistake(name: str) -> None:
-    """A state's name becomes part of events and metrics; `previous` has a meaning of its own in `on_return`."""
+def test_an_invalid_state_name_is_reported(name: str) -> None:
+    """State names are part of events and metrics; `previous` is reserved for `on_return`."""
     text = SMALL.replace('["deep_work"]', '["*"]') + f'\n[states."{name}"]\nto = ["inbox"]\n'
     assert [problem.partition(" not a name: ")[0] for problem in problems(text)] == [f"m.toml:13: [states.{name}]:"]
 
 
-def test_a_state_that_cannot_be_reached_is_a_mistake_unless_the_engine_leads_there() -> None:
-    """What counts is a way from `initial` or from where the engine itself moves agents."""
+def test_a_state_that_neither_initial_nor_an_entry_reaches_is_reported() -> None:
     text = SMALL + '[states.attic]\nto = ["cellar"]\n[states.cellar]\nto = ["attic", "inbox"]\n'
     reason = "cannot be reached from initial or an on_... entry"
     assert problems(text) == (f"m.toml:12: [states.attic]: {reason}", f"m.toml:14: [states.cellar]: {reason}")
     assert parse(text.replace("\n\n", '\non_lost = "cellar"\n', 1), "m.toml").on_lost == "cellar"
 
 
-def test_a_machine_without_states_has_to_be_open() -> None:
-    """An empty machine is a mistake, and so is an empty file."""
+def test_a_machine_without_states_must_be_open() -> None:
+    """An empty file is a problem, too."""
     text = '[machine]\nname = "none"\ninitial = "here"\n'
     assert "m.toml:1: [machine]: a machine needs states, or open = true" in problems(text)
     assert parse(text + "open = true\n", "m.toml").open
@@ -183,8 +180,8 @@ def test_a_machine_without_states_has_to_be_open() -> None:
     )
 
 
-def test_all_mistakes_are_named_at_once_in_the_order_of_the_file() -> None:
-    """One run of the check is enough to mend a file; text that only looks like a key leads nobody astray."""
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
+    """A long string that contains something like a key does not shift the lines."""
     text = '''\
 [machine]
 name = "bad"
@@ -210,16 +207,14 @@ inbox.to = ["offline", "inbox"]
     ]
 
 
-# The one check of a transition
+# --- the check of a transition ----------------------------------------------------------------------------------------
 
 
-def test_staying_is_no_transition(journey: Machine) -> None:
-    """No state is refused to an agent that is in it already; nothing changes."""
+def test_the_current_state_is_never_refused(journey: Machine) -> None:
     assert [journey.check(state, state) for state in journey.states] == [None] * 8
 
 
-def test_a_refusal_says_what_is_allowed_and_how_to_get_there(journey: Machine) -> None:
-    """An agent that asks for a leap is told the current state, its transitions and a shortest path."""
+def test_a_refusal_lists_the_allowed_states_and_a_shortest_path(journey: Machine) -> None:
     refusal = journey.check("offline", "deep_work")
     assert refusal is not None
     assert (refusal.code, refusal.current, refusal.requested) == ("not_allowed", "offline", "deep_work")
@@ -229,24 +224,22 @@ def test_a_refusal_says_what_is_allowed_and_how_to_get_there(journey: Machine) -
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("inbx", "inbox"), ("deepwork", "deep_work"), ("IDLE", "idle")])
-def test_a_misspelt_state_is_answered_with_the_one_that_was_meant(journey: Machine, typed: str, meant: str) -> None:
-    """The refusal of an unknown name suggests those that are near."""
+def test_the_refusal_of_a_misspelt_state_suggests_similar_names(journey: Machine, typed: str, meant: str) -> None:
     refusal = journey.check("inbox", typed)
     assert refusal is not None
     assert (refusal.code, refusal.requested) == ("unknown_state", typed)
     assert refusal.suggestions == (f"did you mean {meant}",)
 
 
-def test_a_huge_name_is_refused_in_few_words(journey: Machine) -> None:
-    """A hostile target costs no more than a plain one, and does not come back whole."""
+def test_a_huge_state_name_is_truncated_in_the_refusal(journey: Machine) -> None:
     refusal = journey.check("inbox", "x" * 1_000_000)
     assert refusal is not None
     assert refusal.requested == "x" * 64 + "…"
     assert len(refusal.message) < 300
 
 
-def test_out_of_an_unknown_state_the_only_way_is_on_unknown(journey: Machine) -> None:
-    """An agent whose state the machine does not know (any more) is never trapped in it."""
+def test_on_unknown_is_the_only_target_of_an_unknown_state(journey: Machine) -> None:
+    """An agent whose state no longer exists is never trapped."""
     assert journey.allowed("gone") == ("offline",)
     assert journey.check("gone", "offline") is None
     refusal = journey.check("gone", "inbox")
@@ -259,7 +252,7 @@ NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", fullmatch=True).filter(la
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """Any closed machine, as its file has it; not all states need be within reach here."""
+    """Any closed machine; its states need not be reachable."""
     names = draw(st.lists(NAMES, min_size=2, max_size=6, unique=True))
     targets = [draw(st.just((ANY,)) | st.sets(st.sampled_from(names)).map(lambda s: tuple(sorted(s)))) for _ in names]
     states = {n: State("", tuple(t for t in to if t != n)) for n, to in zip(names, targets, strict=True)}
@@ -267,8 +260,8 @@ def machines(draw: st.DrawFn) -> Machine:
 
 
 @given(st.data())
-def test_whatever_is_declared_the_state_is_one_of_the_machine_and_each_step_a_transition(data: st.DataObject) -> None:
-    """Only what `check` lets through is applied; each refusal names a true reason and true ways out."""
+def test_any_sequence_of_declarations_follows_the_transitions(data: st.DataObject) -> None:
+    """Each refusal has a true reason and the true targets."""
     machine = data.draw(machines())
     declared = data.draw(st.lists(st.sampled_from(sorted(machine.states)) | NAMES | st.text(max_size=70), max_size=20))
     state = machine.initial
@@ -296,8 +289,7 @@ def test_whatever_is_declared_the_state_is_one_of_the_machine_and_each_step_a_tr
 
 
 @given(st.text() | st.text().map(lambda text: SMALL + text) | st.text('[]"=.# \n*ax').map(lambda text: text + SMALL))
-def test_no_text_is_too_odd_for_the_parser(text: str) -> None:
-    """It gives a machine, or says what is wrong with the file, line by line."""
+def test_any_text_is_a_machine_or_a_list_of_problems(text: str) -> None:
     try:
         found = [parse(text, "m.toml").initial]
     except ConfigError as error:
@@ -305,11 +297,11 @@ def test_no_text_is_too_odd_for_the_parser(text: str) -> None:
     assert set(found) in ({"inbox"}, {"m.toml"})
 
 
-# The machines in use
+# --- machines by agent type -------------------------------------------------------------------------------------------
 
 
-def test_each_agent_lives_by_the_machine_of_its_type(journey: Machine) -> None:
-    """A type may have a machine of its own; who never registered has another than who did."""
+def test_each_agent_has_the_machine_of_its_type(journey: Machine) -> None:
+    """Unregistered agents have their own."""
     small = parse(SMALL, "m.toml")
     machines = Machines(
         {"journey": journey, "open": shipped("open"), "small": small}, "journey", "open", {"scout": "small"}
@@ -319,8 +311,8 @@ def test_each_agent_lives_by_the_machine_of_its_type(journey: Machine) -> None:
     assert machines.for_type(None).name == "open"
 
 
-def test_a_set_that_names_a_machine_in_vain_cannot_be_made(journey: Machine) -> None:
-    """All such names are told at once, each with its key."""
+def test_machines_that_do_not_exist_are_all_reported(journey: Machine) -> None:
+    """Each with its key."""
     with pytest.raises(ConfigError) as caught:
         Machines({"journey": journey}, "jorney", "open", {"scout": "small", "critic": "journey"})
     assert caught.value.problems == (

@@ -1,4 +1,4 @@
-"""Conditions of a transition: stays, cooldowns, `max_agents`, context, parties; and inheritance between machines."""
+"""Conditions of a transition: stays, cooldowns, `max_agents`, context, actors; and inheritance between machines."""
 
 from typing import Any, get_args
 
@@ -73,8 +73,8 @@ def problems(**texts: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_every_key_means_what_it_says(machine: Machine) -> None:
-    """What is written is what stands in the machine; what is not has its default."""
+def test_every_key_is_read(machine: Machine) -> None:
+    """Keys that are missing have their defaults."""
     assert (machine.name, machine.version) == ("full", 3)
     assert machine.states["work"] == State(
         description="Works.",
@@ -93,7 +93,7 @@ def test_every_key_means_what_it_says(machine: Machine) -> None:
     assert machine.allowed("done") == ()
 
 
-# What a transition is judged by
+# --- conditions of a transition ---------------------------------------------------------------------------------------
 
 GOOD = {"branch": "main", "tokens": 7}
 
@@ -116,15 +116,14 @@ GOOD = {"branch": "main", "tokens": 7}
         (TransitionCase("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
     ],
 )
-def test_a_transition_is_taken_only_where_all_it_asks_for_is_there(
+def test_a_transition_is_allowed_only_if_all_its_conditions_hold(
     machine: Machine, case: TransitionCase, target: str, expected: str | None
 ) -> None:
-    """Its party, its context, the stay before it, and the cooldown and the room of its target."""
+    """Actor, context, min_stay, cooldown and max_agents."""
     assert code(machine, "inbox", target, case) == expected
 
 
 def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) -> None:
-    """So that who was refused can do better without a look at the machine."""
     missing = machine.check("inbox", "work", TransitionCase("agent", context={"branch": "main"}))
     soon = machine.check("inbox", "work", TransitionCase("agent", stayed_s=2.0))
     cooling = machine.check("inbox", "work", TransitionCase("agent", cooling_s=lambda _: 12.0))
@@ -137,14 +136,13 @@ def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) 
     assert cooling.retry_after_s == 12.0
 
 
-def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
-    """And the refusal says so."""
+def test_no_transition_leaves_a_final_state(machine: Machine) -> None:
     refusal = machine.check("done", "inbox", TransitionCase("agent"))
     assert refusal is not None
     assert (refusal.code, refusal.message) == ("not_allowed", "done does not lead to inbox; it is final")
 
 
-# How a file is checked
+# --- problems of a file -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,14 +185,13 @@ def test_out_of_a_final_state_nothing_leads(machine: Machine) -> None:
         ("final = true", "final = false", 'full.toml:28: [states.done]: "to" is missing'),
     ],
 )
-def test_each_mistake_is_named_with_its_file_and_line(old: str, new: str, expected: str) -> None:
-    """Whoever wrote the file can go straight to the line."""
+def test_every_problem_of_a_condition_is_reported_with_its_file_and_line(old: str, new: str, expected: str) -> None:
     found = problems(full=FULL.replace(old, new, 1))
     assert [problem for problem in found if problem.startswith(expected)], found
 
 
-def test_where_the_engine_shall_lead_it_must_be_able_to(machine: Machine) -> None:
-    """A transition that is not for the engine, or asks for a context, is none that it can take after a stay."""
+def test_the_engine_must_be_allowed_to_move_an_agent_to_after_max_stay(machine: Machine) -> None:
+    """`by` must include the engine, and the engine has no context."""
     assert machine.states["work"].after_max_stay == "inbox"
     barred = '[states.work.transitions.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
     assert problems(full=FULL + barred) == (
@@ -206,11 +203,11 @@ def test_where_the_engine_shall_lead_it_must_be_able_to(machine: Machine) -> Non
     )
 
 
-# One machine extends another
+# --- inheritance ------------------------------------------------------------------------------------------------------
 
 
-def test_a_machine_has_all_of_the_one_it_extends_but_for_what_it_writes_itself() -> None:
-    """Key by key, over any number of generations, in whatever order the files come."""
+def test_a_machine_inherits_every_key_that_it_does_not_write() -> None:
+    """Over any number of generations, with the files in any order."""
     grandchild = '[machine]\nname = "grandchild"\nextends = "child"\nversion = 9\n[states.rest]\nmin_stay = 1\n'
     found = parse_all({"g.toml": grandchild, "c.toml": CHILD, "f.toml": FULL})
     child, grown = found["child"], found["grandchild"]
@@ -221,8 +218,8 @@ def test_a_machine_has_all_of_the_one_it_extends_but_for_what_it_writes_itself()
     assert (grown.version, grown.states["rest"]) == (9, State(to=("inbox",), min_stay=1))
 
 
-def test_what_is_inherited_can_be_lifted() -> None:
-    """By what means none: 0, or an empty text."""
+def test_inherited_conditions_can_be_removed() -> None:
+    """By 0, an empty text or an empty table."""
     free = '[machine]\nname = "free"\nextends = "full"\n'
     free += '[states.work]\nmax_stay = 0\nafter_max_stay = ""\ncooldown = 0\nmax_agents = 0\n'
     free += '[states.inbox]\nmin_stay = 0\ntransitions = {}\n[states.talk]\nwaits_for = ""\n'
@@ -235,10 +232,8 @@ def test_what_is_inherited_can_be_lifted() -> None:
     )
 
 
-def test_a_transition_is_inherited_by_itself() -> None:
-    """What is written of one changes no other, and of itself only the keys that are written; where a state leads no
-    more, nothing is asked.
-    """
+def test_transitions_are_inherited_one_by_one() -> None:
+    """Also key by key. A transition that `to` no longer names is dropped."""
     head = '[machine]\nname = "{}"\nextends = "{}"\n'
     base = '[machine]\nname = "base"\ninitial = "a"\n[states.a]\nto = ["b", "c"]\n'
     base += '[states.a.transitions.b]\nrequires = { plan = "string" }\nby = ["agent"]\n'
@@ -251,8 +246,8 @@ def test_a_transition_is_inherited_by_itself() -> None:
     assert found["two"].states["a"].transitions == {"b": b}
 
 
-def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
-    """At the line that changes it, or at `extends` where it has none of its own."""
+def test_a_problem_in_an_inherited_part_is_reported_in_the_file_that_extends_it() -> None:
+    """At the line that changes it, or else at `extends`."""
     cut = CHILD.replace('to = ["work", "talk", "rest"]', 'to = ["work", "rest"]')
     cut = cut.replace("max_stay = 60", 'to = ["done"]')
     reason = "cannot be reached from initial or an on_... entry"
@@ -262,8 +257,8 @@ def test_what_a_machine_breaks_in_another_is_told_in_its_own_file() -> None:
     )
 
 
-def test_a_machine_that_extends_itself_or_nobody_is_a_mistake() -> None:
-    """Each machine of a circle says so, and names the way round."""
+def test_cycles_and_unknown_names_in_extends_are_reported() -> None:
+    """Each machine of a cycle reports the cycle."""
     assert problems(full=FULL, child=CHILD.replace('"full"', '"fall"')) == (
         'child.toml:3: [machine] extends: no machine "fall" (did you mean "full"?)',
     )
@@ -278,7 +273,7 @@ def test_a_machine_that_extends_itself_or_nobody_is_a_mistake() -> None:
     )
 
 
-# The law
+# --- property ---------------------------------------------------------------------------------------------------------
 
 
 _names = st.sampled_from(["a", "b", "c", "d"])
@@ -290,7 +285,7 @@ _contexts: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """Any machine of a few states, with whatever a state and a transition can ask for."""
+    """Any machine of a few states with any conditions."""
     names = draw(st.lists(_names, min_size=2, max_size=4, unique=True))
     states = {}
     for name in names:
@@ -316,8 +311,8 @@ def machines(draw: st.DrawFn) -> Machine:
 
 
 @given(machines(), st.data())
-def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObject) -> None:
-    """As plainly as docs/machines.md has it: the first thing that is missing, and exactly how much of it."""
+def test_every_refusal_has_the_first_condition_that_fails(machine: Machine, data: st.DataObject) -> None:
+    """Compared with a second implementation of docs/machines.md."""
     current = data.draw(st.sampled_from(sorted(machine.states)))
     target = data.draw(_names)
     left_s, occupants = data.draw(_seconds), data.draw(st.integers(0, 3))
@@ -346,7 +341,7 @@ def test_every_refusal_names_the_true_reason(machine: Machine, data: st.DataObje
 def reason(
     machine: Machine, current: str, target: str, case: TransitionCase
 ) -> tuple[str | None, dict[str, Any], float | None]:
-    """Judge a transition again, word by word: the code, what is missing of the context, and when to try again."""
+    """Return the expected code, the missing context, and when to try again."""
     start, goal = machine.states[current], machine.states.get(target)
     transition = start.transitions.get(target, Transition())
     missing = {
@@ -373,7 +368,7 @@ def reason(
 
 
 def kinds_of(value: object) -> set[str]:
-    """Say what JSON Schema calls a value."""
+    """Return the types that JSON Schema gives a value."""
     kinds: dict[type, set[str]] = {
         bool: {"boolean"},
         int: {"integer", "number"},

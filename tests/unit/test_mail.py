@@ -1,6 +1,4 @@
-"""The laws of messages between agents: when they come, when they wait, when they are refused; and that no loop is
-endless.
-"""
+"""Messages between agents: delivered, waiting or refused, and the limits that end loops."""
 
 import json
 from collections import Counter, deque
@@ -40,7 +38,7 @@ to = ["open", "later"]
 
 
 class Talk(World):
-    """Agents of a machine that has a state of each kind."""
+    """Agents whose machine has a state for each value of accepts_messages."""
 
     def __init__(self, *agents: str, **rules: Any) -> None:  # noqa: ANN401
         super().__init__(**rules)
@@ -51,8 +49,8 @@ class Talk(World):
         for agent_id in agents or ("a", "b", "c"):
             self.respond("register", agent_id, type="talker")
 
-    def tell(self, sender: str, to: str, content: object = None, thread: str | None = None) -> Decision:
-        """One agent sends another a message, and asks for a reply."""
+    def send_message(self, sender: str, to: str, content: object = None, thread: str | None = None) -> Decision:
+        """Send a message from one agent to another, with a request for a reply."""
         self.sent += 1
         threaded = {} if thread is None else {"thread_id": thread}
         return self.respond("message", sender, id=f"m{self.sent}", reply=True, to=to, content=content, **threaded)
@@ -61,7 +59,7 @@ class Talk(World):
         self.respond("state_transition", agent_id, target=state)
 
     def inbox(self, agent_id: str) -> list[Any]:
-        """What lies in the agent's inbox: contents, the oldest first."""
+        """Return the contents of the inbox, the oldest first."""
         return [json.loads(body)["payload"]["content"] for body in reversed(self.inboxes[agent_id])]
 
     def refused(self, decision: Decision, sender: str = "a") -> str:
@@ -72,83 +70,85 @@ class Talk(World):
         return str(decision.code)
 
 
-def test_a_message_comes_where_it_is_accepted() -> None:
-    """With its sender, and the thread that it was sent in."""
+def test_a_message_is_delivered_with_its_sender_and_thread() -> None:
     talk = Talk()
-    talk.tell("a", "b", "hello", "t-1")
+    talk.send_message("a", "b", "hello", "t-1")
     (body,) = talk.inboxes["b"]
     assert json.loads(body)["payload"] == {"from": "a", "content": "hello", "thread_id": "t-1"}
     assert talk.reply("m1", "a")["ok"] is True
 
 
-def test_a_message_waits_where_it_is_accepted_later() -> None:
-    """And comes in the commit that changes the state, in order; what is sent after that comes behind it."""
+def test_a_message_waits_until_the_recipient_accepts_it() -> None:
+    """It is delivered in the commit that changes the state, in order, before later messages."""
     talk = Talk()
     talk.go("b", "later")
     for content in (1, 2, 3):
-        assert talk.tell("a", "b", content).outcome == "applied"
+        assert talk.send_message("a", "b", content).outcome == "applied"
     assert (talk.inbox("b"), talk.records["b"]["mail_waiting"]) == ([], "3")
     for state in ("busy", "shut"):
         talk.go("b", state)
     assert (talk.inbox("b"), talk.reloaded().agents["b"].mail_waiting) == ([], 3)
     talk.fleet = talk.reloaded()
     talk.go("b", "open")
-    talk.tell("a", "b", 4)
+    talk.send_message("a", "b", 4)
     assert (talk.inbox("b"), talk.records["b"]["mail_waiting"]) == ([1, 2, 3, 4], "")
     assert [(fact["agent_id"], fact["details"]) for fact in talk.facts_of("messages_released")] == [("b", {"count": 3})]
 
 
-def test_a_message_is_refused_where_none_is_accepted() -> None:
-    """Its sender is told in which state its recipient is."""
+def test_a_message_is_refused_if_the_recipient_accepts_none() -> None:
+    """The reply names the recipient's state."""
     talk = Talk()
     talk.go("b", "shut")
-    assert talk.refused(talk.tell("a", "b")) == "not_accepting"
+    assert talk.refused(talk.send_message("a", "b")) == "not_accepting"
     assert talk.reply("m1", "a")["error"]["details"] == {"state": "shut"}
     assert (talk.inboxes["b"], talk.dead_letters) == ([], [])
 
 
 @pytest.mark.parametrize("state", ["open", "later"])
-def test_an_inbox_has_a_bound_and_nothing_is_dropped(state: str) -> None:
-    """What lies there and what waits count together, so that what was accepted always fits."""
+def test_max_unread_counts_inbox_and_waiting_messages_together(state: str) -> None:
+    """So accepted messages always fit."""
     talk = Talk(max_unread=3)
-    talk.tell("a", "b", 1)
+    talk.send_message("a", "b", 1)
     talk.go("b", state)
-    talk.tell("a", "b", 2)
+    talk.send_message("a", "b", 2)
     draft = talk.draft()  # two in one batch: the second sees the first
     talk.commit(draft, talk.decide_on(draft, "message", "a", to="b", content=3))
-    assert talk.refused(talk.tell("a", "b", 4)) == "inbox_full"
+    assert talk.refused(talk.send_message("a", "b", 4)) == "inbox_full"
     talk.go("b", "open")
     assert talk.inbox("b") == [1, 2, 3]
     talk.inboxes["b"].pop()
-    assert talk.tell("a", "b", 5).outcome == "applied"
+    assert talk.send_message("a", "b", 5).outcome == "applied"
 
 
-def test_a_batch_does_not_go_past_the_bound() -> None:
-    """What one batch has pushed already counts, though nobody has looked it up."""
+def test_max_unread_holds_within_a_batch() -> None:
     talk = Talk(max_unread=2)
     draft = talk.draft()
     outcomes = [talk.decide_on(draft, "message", "a", to="b", content=number).outcome for number in range(4)]
     assert outcomes == ["applied", "applied", "refused", "refused"]
 
 
-def test_a_pair_has_a_rate_and_others_are_not_held_up() -> None:
-    """A burst, then as many as come back in time; the refusal says how long that takes, and it is so."""
+def test_the_rate_limits_one_pair_only() -> None:
+    """After `retry_after` the next message is accepted."""
     talk = Talk(pair_burst=3, pair_per_second=2.0)
-    assert [talk.tell("a", "b").outcome for _ in range(3)] == ["applied"] * 3
-    assert talk.refused(talk.tell("a", "b")) == "rate_limited"
+    assert [talk.send_message("a", "b").outcome for _ in range(3)] == ["applied"] * 3
+    assert talk.refused(talk.send_message("a", "b")) == "rate_limited"
     wait_s = talk.reply(f"m{talk.sent}", "a")["error"]["details"]["retry_after"]
-    assert (wait_s, talk.tell("a", "c").outcome, talk.tell("b", "a").outcome) == (0.5, "applied", "applied")
+    assert (wait_s, talk.send_message("a", "c").outcome, talk.send_message("b", "a").outcome) == (
+        0.5,
+        "applied",
+        "applied",
+    )
     talk.now += wait_s
-    assert [talk.tell("a", "b").outcome for _ in range(2)] == ["applied", "refused"]
+    assert [talk.send_message("a", "b").outcome for _ in range(2)] == ["applied", "refused"]
 
 
-def test_a_thread_told_to_many_is_one_hop() -> None:
-    """Who begins it may send in it as often as it likes; who answers lies one hop further."""
+def test_sending_to_many_agents_in_a_thread_is_one_hop() -> None:
+    """The sender may repeat it; a reply is one hop further."""
     talk = Talk(max_hops=2)
-    assert {talk.tell("a", to, thread="t").outcome for to in ("b", "c") * 5} == {"applied"}
-    assert talk.tell("b", "a", thread="t").outcome == "applied"
-    assert talk.refused(talk.tell("a", "b", thread="t")) == "too_many_hops"
-    assert talk.tell("a", "b", thread="another").outcome == "applied"
+    assert {talk.send_message("a", to, thread="t").outcome for to in ("b", "c") * 5} == {"applied"}
+    assert talk.send_message("b", "a", thread="t").outcome == "applied"
+    assert talk.refused(talk.send_message("a", "b", thread="t")) == "too_many_hops"
+    assert talk.send_message("a", "b", thread="another").outcome == "applied"
 
 
 @given(
@@ -157,30 +157,30 @@ def test_a_thread_told_to_many_is_one_hop() -> None:
     st.dictionaries(st.sampled_from("abcd"), st.sampled_from("abcd")),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_loop_in_a_thread_gets_past_its_hops(
+def test_max_hops_ends_every_loop_in_a_thread(
     starts: list[tuple[str, str]], max_hops: int, answers_to: dict[str, str]
 ) -> None:
-    """Agents that answer every message for ever, to its sender or in a ring, come to an end."""
+    """Agents that always reply, to the sender or in a ring."""
     talk = Talk(*"abcd", max_hops=max_hops, pair_burst=1_000_000)
-    limits, passed = deque((sender, to) for sender, to in starts), 0
-    while limits:
-        sender, to = limits.popleft()
-        if talk.tell(sender, to, thread="t").outcome == "applied":
+    unanswered, passed = deque((sender, to) for sender, to in starts), 0
+    while unanswered:
+        sender, to = unanswered.popleft()
+        if talk.send_message(sender, to, thread="t").outcome == "applied":
             passed += 1
-            limits.append((to, answers_to.get(to, sender)))
+            unanswered.append((to, answers_to.get(to, sender)))
         assert passed <= len(starts) * max_hops
 
 
 @given(st.integers(1, 20), st.floats(0.5, 20), st.lists(st.floats(0, 3), min_size=1, max_size=150))
 @settings(max_examples=60, deadline=None)
-def test_no_loop_outside_of_threads_gets_past_its_rate(burst: int, per_s: float, pauses: list[float]) -> None:
-    """Two that answer each other for ever are slowed to the burst and the rate, however they time it."""
+def test_the_rate_limits_every_loop_outside_of_threads(burst: int, per_s: float, pauses: list[float]) -> None:
+    """Two agents that always reply to each other, with any timing."""
     talk = Talk("a", "b", pair_burst=burst, pair_per_second=per_s)
     passed, began = Counter[str](), talk.now
     for number, pause_s in enumerate(pauses):
         talk.now += pause_s
         sender, to = ("a", "b") if number % 2 else ("b", "a")
-        passed[sender] += talk.tell(sender, to).outcome == "applied"
+        passed[sender] += talk.send_message(sender, to).outcome == "applied"
         assert passed[sender] <= burst + per_s * (talk.now - began) + 0.01
 
 
@@ -194,12 +194,12 @@ _STEPS = st.one_of(
 
 @given(st.lists(_STEPS, max_size=60))
 @settings(deadline=None)
-def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(status_changes: list[tuple[str, str]]) -> None:
-    """Whatever its recipient does meanwhile, and whoever leads."""
+def test_accepted_messages_of_a_pair_arrive_in_order(steps: list[tuple[str, str]]) -> None:
+    """Whatever the recipient does, and across takeovers."""
     talk = Talk(max_unread=5)
     accepted: dict[str, list[int]] = {"a": [], "c": []}
     read: list[list[Any]] = []
-    for number, (step, what) in enumerate(status_changes):
+    for number, (step, what) in enumerate(steps):
         match step:
             case "go":
                 talk.go("b", what)
@@ -209,7 +209,7 @@ def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(status_changes
                 read += talk.inbox("b")[:1]
                 talk.inboxes["b"] = talk.inboxes["b"][:-1]
             case _:
-                if talk.tell(step, what, [step, number]).outcome == "applied":
+                if talk.send_message(step, what, [step, number]).outcome == "applied":
                     accepted[step].append(number)
         assert len(talk.inboxes["b"]) + len(talk.mail["b"]) <= 5
     talk.go("b", "open")
@@ -217,12 +217,12 @@ def test_the_order_of_a_pair_is_kept_and_nothing_accepted_is_lost(status_changes
     assert {sender: [number for who, number in read if who == sender] for sender in accepted} == accepted
 
 
-def test_what_is_counted_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs and threads without end cost no memory without end: those used longest ago are forgotten."""
+def test_the_memory_for_pairs_and_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used are forgotten."""
     monkeypatch.setattr(mail, "MAX_COUNTED", 4)
     talk = Talk()
     for number in range(10):
-        talk.tell("a", "b", thread=f"t{number}")
-        talk.tell("a", "b", thread="t0")
+        talk.send_message("a", "b", thread=f"t{number}")
+        talk.send_message("a", "b", thread="t0")
     assert [place for place, _ in talk.fleet.traffic.hops] == ["t7", "t8", "t9", "t0"]
     assert talk.fleet.traffic.buckets.keys() == {("a", "b")}

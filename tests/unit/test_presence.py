@@ -1,4 +1,4 @@
-"""The laws of what nobody says: a heartbeat seen, missed, seen again; what agents write themselves; a deadline."""
+"""Decisions on presence: first heartbeats, losses and returns, snapshots, expiry; and the ttl of commands."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from tests.support.model import NOW, World
 
 
 def beat(world: World, agent_id: str = "a", score: float = 1.0) -> Decision:
-    """A heartbeat is seen of an agent that is not watched yet."""
+    """Decide on the first heartbeat of an agent."""
     seen = world.snapshots.get(agent_id, AgentSnapshot())
     world.snapshots[agent_id] = AgentSnapshot(seen.type, seen.labels, seen.state, score)
     draft = world.draft()
@@ -43,7 +43,7 @@ def look(world: World, agent_id: str = "a", looked_at: float = NOW + 60) -> Deci
 
 @pytest.fixture
 def world() -> World:
-    """A registered agent `a` that beats, in deep work."""
+    """A registered agent `a` with a heartbeat, in deep_work."""
     world = World()
     world.respond("register", type="scribe")
     world.respond("state_transition", target="inbox")
@@ -54,11 +54,11 @@ def world() -> World:
     return world
 
 
-# Met
+# --- first heartbeats -------------------------------------------------------------------------------------------------
 
 
-def test_one_whose_heartbeat_was_removed_is_watched_no_more_until_it_beats_again(world: World) -> None:
-    """It cannot be lost by what is not there, and it is not called fresh for ever."""
+def test_an_agent_whose_heartbeat_was_removed_is_not_watched_until_its_next_one(world: World) -> None:
+    """Without a score the agent can be neither lost nor fresh."""
     for outcome in ("applied", "unchanged"):
         draft = world.draft()
         assert world.commit(draft, decide_heartbeat_removed(draft, world.policy, "a")).outcome == outcome
@@ -67,8 +67,8 @@ def test_one_whose_heartbeat_was_removed_is_watched_no_more_until_it_beats_again
     assert world.agent().liveness is Liveness.FRESH
 
 
-def test_an_agent_known_by_nothing_but_a_heartbeat_is_taken_in() -> None:
-    """It is fresh, and watched from now on."""
+def test_an_agent_that_is_known_only_by_its_heartbeat_is_added() -> None:
+    """It is fresh, and watched from then on."""
     world = World()
     assert beat(world).outcome == "applied"
     assert (world.agent().state, world.agent().liveness) == ("unknown", Liveness.FRESH)
@@ -76,8 +76,8 @@ def test_an_agent_known_by_nothing_but_a_heartbeat_is_taken_in() -> None:
     assert [fact["event"] for fact in world.facts_of("agent_first_seen")] == ["agent_first_seen"]
 
 
-def test_the_first_beat_of_one_that_has_spoken_makes_it_watched() -> None:
-    """Before, it was unknown, and so could not be lost."""
+def test_the_first_heartbeat_of_a_known_agent_makes_it_watched() -> None:
+    """Before, its liveness is unknown and it cannot be lost."""
     world = World()
     world.respond("register", type="scribe")
     assert world.agent().liveness == Liveness.UNKNOWN
@@ -90,17 +90,17 @@ def test_the_first_beat_of_one_that_has_spoken_makes_it_watched() -> None:
 
 
 @pytest.mark.parametrize("rules", [{"auto_register": False}, {"max_agents": 0}])
-def test_a_heartbeat_opens_no_door_that_is_closed(rules: dict[str, int]) -> None:
-    """Not past max_agents, and not without auto_register."""
+def test_a_heartbeat_adds_no_agent_that_the_settings_exclude(rules: dict[str, int]) -> None:
+    """Neither beyond max_agents, nor without auto_register."""
     world = World(**rules)
     assert (beat(world).outcome, world.fleet.agents, world.facts) == ("unchanged", {}, [])
 
 
-# Lost, and back
+# --- losses and returns -----------------------------------------------------------------------------------------------
 
 
-def test_an_agent_that_is_lost_goes_where_its_machine_says(world: World) -> None:
-    """Where it was, and the heartbeat it was lost with, are part of its record."""
+def test_a_lost_agent_changes_to_on_lost(world: World) -> None:
+    """Its record holds its previous state and the score of its last heartbeat."""
     world.now += 45
     decision = lose(world)
     assert fx.ExpectScore("a", 1.0) in decision.effects
@@ -114,24 +114,22 @@ def test_an_agent_that_is_lost_goes_where_its_machine_says(world: World) -> None
     assert [(e["old_state"], e["new_state"]) for e in world.events("state_changes")] == [("deep_work", "offline")]
 
 
-def test_nobody_is_lost_twice_nor_after_a_goodbye(world: World) -> None:
-    """Lost, gone in order, or never met: there is nothing to lose."""
+def test_no_agent_is_lost_twice_or_after_a_goodbye(world: World) -> None:
     lose(world)
     assert (lose(world).effects, lose(world, "nobody").effects) == ([], [])
     world.respond("goodbye")
     assert lose(world).effects == []
 
 
-def test_the_commands_of_one_that_is_lost_wait_for_it(world: World) -> None:
-    """Lost is reversible: its queue is as it was."""
+def test_the_commands_of_a_lost_agent_stay_in_its_queue(world: World) -> None:
+    """A loss is reversible."""
     world.send("c1")
     lose(world)
     assert (world.status("c1"), len(world.lists["a"])) == ("queued", 1)
 
 
 @pytest.mark.parametrize("how", ["beats", "speaks"])
-def test_one_that_returns_is_where_it_was(world: World, how: str) -> None:
-    """Lost by mistake, it goes on where it stopped."""
+def test_a_returning_agent_is_in_its_previous_state(world: World, how: str) -> None:
     lose(world)
     world.facts.clear()
     if how == "beats":
@@ -148,15 +146,15 @@ def test_one_that_returns_is_where_it_was(world: World, how: str) -> None:
     assert mark_returned(world).outcome == "unchanged"
 
 
-def test_what_one_that_returns_says_counts_from_where_it_was(world: World) -> None:
-    """It is back first, and judged then: from deep_work, not from offline."""
+def test_the_response_of_a_returning_agent_is_applied_to_its_previous_state(world: World) -> None:
+    """The agent returns first: the transition starts in deep_work, not in offline."""
     lose(world)
     assert world.respond("state_transition", target="distill").outcome == "applied"
     assert world.agent().state == "distill"
 
 
-def test_a_machine_may_send_one_that_returns_elsewhere() -> None:
-    """`on_return` names the state; without `on_lost` a loss moves nobody."""
+def test_on_return_may_name_another_state() -> None:
+    """Without `on_lost` a loss changes no state."""
     world = World()
     world.respond("register", type="clerk")
     world.respond("state_transition", target="busy")
@@ -167,35 +165,35 @@ def test_a_machine_may_send_one_that_returns_elsewhere() -> None:
     assert (world.agent().state, world.agent().liveness) == ("waiting", Liveness.FRESH)
 
 
-def test_one_that_is_lost_can_still_say_goodbye(world: World) -> None:
-    """Then it has left in order, and does not come back with its next heartbeat."""
+def test_a_lost_agent_can_say_goodbye(world: World) -> None:
+    """Then it has left, and does not return with an unchanged heartbeat."""
     lose(world)
     world.respond("goodbye")
     assert (world.agent().liveness, world.agent().state, world.agent().lost_from) == (Liveness.LEFT, "offline", None)
     assert mark_returned(world).outcome == "unchanged"
 
 
-def test_one_that_is_away_for_long_is_forgotten(world: World) -> None:
-    """Lost, or gone in order, with a line in the audit; never one that is there."""
+def test_an_absent_agent_is_forgotten_after_its_ttl(world: World) -> None:
+    """A lost one, or one that left, with a fact in the audit; never a fresh one."""
     beat(world)
-    assert oblivion(world).outcome == "unchanged"
+    assert expire(world).outcome == "unchanged"
     lose(world)
-    assert (oblivion(world).outcome, world.fleet.agents) == ("applied", {})
+    assert (expire(world).outcome, world.fleet.agents) == ("applied", {})
     world.respond("goodbye")
-    assert (oblivion(world).outcome, world.fleet.agents) == ("applied", {})
+    assert (expire(world).outcome, world.fleet.agents) == ("applied", {})
     assert len(world.facts_of("agent_forgotten")) == 2
 
 
-def oblivion(world: World) -> Decision:
+def expire(world: World) -> Decision:
     draft = world.draft()
     return world.commit(draft, decide_expired_agent(draft, world.policy, "a"))
 
 
-# What agents write themselves
+# --- snapshots --------------------------------------------------------------------------------------------------------
 
 
-def test_metadata_is_taken_over_where_it_has_changed() -> None:
-    """Of one that never registered both type and labels; that is no news twice."""
+def test_changed_metadata_is_applied() -> None:
+    """Type and labels of an agent that never registered. Unchanged metadata changes nothing."""
     world = World()
     world.respond("heartbeat")
     world.snapshots["a"] = AgentSnapshot(type="architect", labels={"team": "x"}, state="unknown")
@@ -208,15 +206,15 @@ def test_metadata_is_taken_over_where_it_has_changed() -> None:
     ]
 
 
-def test_who_registered_stays_what_it_registered_as(world: World) -> None:
-    """Its labels it may change; its machine hangs on its type."""
+def test_a_registered_agent_keeps_its_type(world: World) -> None:
+    """It may change its labels, but its type selects its machine."""
     world.snapshots["a"] = AgentSnapshot(type="emperor", labels={"team": "y"}, state="deep_work")
     look(world)
     assert (world.agent().type, world.agent().labels) == ("scribe", {"team": "y"})
 
 
-def test_a_state_key_that_an_agent_has_set_is_a_declaration(world: World) -> None:
-    """Allowed, it holds; not allowed, it is refused and the key is put back. It is noticed, and never a conflict."""
+def test_a_state_key_that_an_agent_wrote_is_a_declaration(world: World) -> None:
+    """An allowed state is applied. A forbidden one is refused, and the key is overwritten."""
     world.snapshots["a"] = AgentSnapshot(state="distill")
     look(world)
     assert (world.agent().state, world.agent().declared) == ("distill", "distill")
@@ -228,25 +226,24 @@ def test_a_state_key_that_an_agent_has_set_is_a_declaration(world: World) -> Non
     assert [fact["code"] for fact in world.facts_of("transition_refused")] == ["not_allowed"]
 
 
-def test_a_state_that_the_engine_has_changed_since_the_look_proves_nothing(world: World) -> None:
-    """What was read may be older than what we wrote."""
+def test_a_snapshot_from_before_the_latest_change_is_ignored(world: World) -> None:
+    """It may be older than what the engine wrote."""
     world.now = NOW + 60
     world.respond("state_transition", target="inbox")
     world.snapshots["a"] = AgentSnapshot(state="deep_work")
     assert look(world, looked_at=NOW + 60).effects == []
 
 
-def test_a_look_at_a_stranger_or_without_a_finding_is_nothing(world: World) -> None:
-    """There is nobody to compare with."""
+def test_a_snapshot_of_an_unknown_agent_is_ignored(world: World) -> None:
     world.snapshots.clear()
     assert (look(world).effects, look(world, "nobody").effects) == ([], [])
 
 
-# Deadlines
+# --- the ttl of commands ----------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_is_not_done_in_time_expires(world: World) -> None:
-    """It ends on record, its copy is taken out of the agent's list, and an event says so."""
+def test_a_command_expires_after_its_ttl(world: World) -> None:
+    """Its outcome is recorded, its copy is removed from the agent's list, and an event reports it."""
     world.send("c1")
     world.send("c2")
     world.pop()
@@ -263,15 +260,14 @@ def test_a_command_that_is_not_done_in_time_expires(world: World) -> None:
     assert [fact["cause"] for fact in world.facts_of("command_expired")] == ["command:c1", "command:c2"]
 
 
-def test_nothing_expires_before_its_time(world: World) -> None:
-    """Not a moment before."""
+def test_no_command_expires_early(world: World) -> None:
     world.send("c1")
     assert world.pass_time(3599.999) == []
     assert world.status("c1") == "queued"
 
 
-def test_a_deadline_of_what_has_ended_or_never_was_is_removed(world: World) -> None:
-    """And nothing else is done: who ended it has recorded that."""
+def test_the_deadline_of_an_ended_or_unknown_command_is_removed(world: World) -> None:
+    """Nothing else changes."""
     world.send("c1")
     world.respond("result", command_id="c1")
     before = len(world.facts)
@@ -282,8 +278,8 @@ def test_a_deadline_of_what_has_ended_or_never_was_is_removed(world: World) -> N
     assert (world.deadlines, world.status("c1"), len(world.facts)) == ({}, "succeeded", before)
 
 
-def test_an_expiry_is_decided_from_the_fleet_and_not_from_the_record(world: World) -> None:
-    """A record that was read before the result was committed says open; the fleet knows better."""
+def test_an_expiry_is_decided_from_the_fleet_and_not_from_a_stale_record(world: World) -> None:
+    """A record that was read before the result was committed still says open."""
     world.send("c1")
     stale = world.draft().lookups
     world.respond("result", command_id="c1")

@@ -1,4 +1,4 @@
-"""The laws of where agents stand: stays, cooldowns, room, contexts and parties, as decisions over the fleet."""
+"""Rules that a state imposes, as decisions over a fleet: stays, cooldowns, max_agents, contexts and actors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -85,7 +85,7 @@ def set_right(world: World, agent_id: str = "a") -> Decision:
 
 @pytest.fixture(autouse=True)
 def _beaten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are as they are expected: what this file is about is what comes of a loss."""
+    """Every expected score matches: this file tests what follows from a loss."""
     write = World._write
 
     def _write(self: World, effect: Any) -> None:  # noqa: ANN401
@@ -95,11 +95,11 @@ def _beaten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(World, "_write", _write)
 
 
-# What a transition asks for
+# --- conditions of a transition ---------------------------------------------------------------------------------------
 
 
-def test_a_context_that_is_required_has_to_be_there(desk: World) -> None:
-    """The refusal names what is missing, and of which kind; with it the transition is made, and both are kept."""
+def test_a_transition_without_its_required_context_is_refused(desk: World) -> None:
+    """The refusal names the missing keys and their types. A complete context is kept."""
     go(desk, "work", id="m1", reply=True, context={"tokens": 1})
     assert desk.reply("m1", "a")["error"]["details"] == {
         "current": "inbox",
@@ -111,8 +111,8 @@ def test_a_context_that_is_required_has_to_be_there(desk: World) -> None:
     assert (desk.agent().state, desk.records["a"]["context"]) == ("work", '{"branch":"main"}')
 
 
-def test_what_was_said_of_a_change_is_not_said_of_the_next(desk: World) -> None:
-    """Reason and context are those of the last change, or none; a new leader leaves nothing old behind, either."""
+def test_reason_and_context_belong_to_the_last_change_only(desk: World) -> None:
+    """Also after a takeover."""
     go(desk, "work", reason="a chapter")
     assert (desk.records["a"]["reason"], desk.records["a"]["context"]) == ("a chapter", '{"branch":"main"}')
     desk.fleet = desk.reloaded()
@@ -120,15 +120,15 @@ def test_what_was_said_of_a_change_is_not_said_of_the_next(desk: World) -> None:
     assert (desk.records["a"]["reason"], desk.records["a"]["context"]) == ("", "")
 
 
-def test_of_a_large_context_its_digest_is_kept(desk: World) -> None:
-    """The audit and the record stay small, whatever an agent says."""
+def test_a_large_context_is_kept_as_a_digest(desk: World) -> None:
+    """So audit and record stay small."""
     go(desk, "work", context={"branch": "x" * 10_000})
     (fact,) = desk.facts_of("state_changed")[-1:]
     assert (set(fact["details"]), desk.records["a"]["context"]) == ({"context_digest", "context_size"}, "")
 
 
-def test_what_an_operator_alone_may_cause_needs_a_command(desk: World) -> None:
-    """By its own word the agent may not go there; by the same word as the answer to a command, it does."""
+def test_a_transition_of_operators_needs_a_command(desk: World) -> None:
+    """The agent's own declaration is refused; as the answer to a command it is allowed."""
     assert go(desk, "talk").code == "wrong_actor"
     desk.send("c1", kind="state_transition", target="talk")
     desk.poll_list()
@@ -137,7 +137,7 @@ def test_what_an_operator_alone_may_cause_needs_a_command(desk: World) -> None:
 
 
 def test_the_result_of_a_command_is_the_context_of_its_transition(desk: World) -> None:
-    """One that lacks what is required fails the command, with that reason."""
+    """A result without the required keys fails the command."""
     for number, (payload, status) in enumerate([({}, "failed"), ({"branch": "main"}, "succeeded")]):
         desk.send(f"c{number}", kind="state_transition", target="work")
         desk.respond("result", command_id=f"c{number}", payload=payload)
@@ -145,8 +145,8 @@ def test_the_result_of_a_command_is_the_context_of_its_transition(desk: World) -
     assert desk.command_records["c0"]["code"] == "context_missing"
 
 
-def test_a_state_is_not_left_before_its_time_nor_entered_again_too_soon(desk: World) -> None:
-    """The refusal says how long it will be; a new leader knows it as well."""
+def test_min_stay_and_cooldown_refuse_early_transitions(desk: World) -> None:
+    """The refusal says when to try again, also after a takeover."""
     go(desk, "rest")
     desk.now += 2
     go(desk, "inbox", id="m1", reply=True)
@@ -162,11 +162,11 @@ def test_a_state_is_not_left_before_its_time_nor_entered_again_too_soon(desk: Wo
     assert go(desk, "rest").outcome == "applied"
 
 
-# Room
+# --- max_agents -------------------------------------------------------------------------------------------------------
 
 
-def test_no_more_are_in_a_state_than_it_has_room_for(desk: World) -> None:
-    """Whoever leaves, or is lost, makes room; the next leader counts the same."""
+def test_max_agents_limits_the_agents_in_a_state(desk: World) -> None:
+    """An agent that leaves the state or is lost makes room, also after a takeover."""
     assert [go(desk, "work", agent_id).code for agent_id in "abc"] == ["", "", "state_full"]
     desk.fleet = desk.reloaded()
     assert go(desk, "work", "c").code == "state_full"
@@ -176,8 +176,8 @@ def test_no_more_are_in_a_state_than_it_has_room_for(desk: World) -> None:
     assert go(desk, "work", "b").code == ""
 
 
-def test_the_second_of_a_batch_sees_that_the_first_has_taken_the_room(desk: World) -> None:
-    """Three that ask within one commit are as three that ask one after the other."""
+def test_max_agents_holds_within_a_batch(desk: World) -> None:
+    """Three requests in one commit are decided like three in a row."""
     draft = desk.draft()
     codes = [
         desk.decide_on(draft, "state_transition", agent_id, target="work", context={"branch": "m"}).code
@@ -186,8 +186,8 @@ def test_the_second_of_a_batch_sees_that_the_first_has_taken_the_room(desk: Worl
     assert codes == ["", "", "state_full"]
 
 
-def test_who_returns_finds_its_place_only_if_it_is_free(desk: World) -> None:
-    """Otherwise it stays where its loss had put it, and may ask."""
+def test_a_returning_agent_enters_its_previous_state_only_if_there_is_room(desk: World) -> None:
+    """Otherwise it stays in the state after the loss."""
     for agent_id in "ab":
         go(desk, "work", agent_id)
     lose(desk, "a")
@@ -198,8 +198,8 @@ def test_who_returns_finds_its_place_only_if_it_is_free(desk: World) -> None:
     assert [desk.agent(agent_id).state for agent_id in "abc"] == ["work", "inbox", "work"]
 
 
-def test_only_those_of_the_same_machine_share_the_room() -> None:
-    """Two machines may both have a state of that name."""
+def test_max_agents_counts_agents_of_the_same_machine_only() -> None:
+    """Two machines may have states of one name."""
     shared = OTHER.replace("elsewhere", "work")
     made = world(other=shared)
     for number in range(3):
@@ -208,8 +208,8 @@ def test_only_those_of_the_same_machine_share_the_room() -> None:
     assert [go(made, "work", agent_id).code for agent_id in "abc"] == ["", "", "state_full"]
 
 
-def test_for_whom_an_agent_waits_stands_in_its_record(desk: World) -> None:
-    """From when it comes there to when it leaves; a machine that says otherwise later is followed."""
+def test_waits_for_is_part_of_the_record(desk: World) -> None:
+    """From entering the state until leaving it, and after a reload as the new machine says."""
     desk.send("c1", kind="state_transition", target="talk")
     go(desk, "talk", command_id="c1")
     assert desk.records["a"]["waits_for"] == ""
@@ -220,11 +220,11 @@ def test_for_whom_an_agent_waits_stands_in_its_record(desk: World) -> None:
     assert desk.records["a"]["waits_for"] == ""
 
 
-# Stays
+# --- stays ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stay_that_is_over_ends_where_the_machine_says(desk: World) -> None:
-    """By the engine, with its reason; the deadline of the next state takes the place of the last."""
+def test_a_stay_that_is_over_ends_in_after_max_stay(desk: World) -> None:
+    """The engine moves the agent with a reason, and sets the deadline of the next stay."""
     go(desk, "work")
     assert desk.deadlines == {"stay:a": NOW + 60}
     desk.pass_time(59)
@@ -240,16 +240,16 @@ def test_a_stay_that_is_over_ends_where_the_machine_says(desk: World) -> None:
     assert [event["code"] for event in desk.events("errors")] == ["stay_exceeded"]
 
 
-def test_a_stay_that_is_only_told_of_is_told_once(desk: World) -> None:
-    """And what is over is not set again."""
+def test_a_stay_without_after_max_stay_is_reported_once(desk: World) -> None:
+    """Its deadline is not set again."""
     go(desk, "rest")
     desk.pass_time(31)
     assert (desk.agent().state, desk.deadlines, len(desk.facts_of("stay_exceeded"))) == ("rest", {}, 1)
     assert set_right(desk).outcome == "unchanged"
 
 
-def test_where_the_engine_finds_no_room_it_tries_again_later() -> None:
-    """The refusal is recorded, and the agent stays where it is."""
+def test_the_engine_tries_again_if_after_max_stay_is_full() -> None:
+    """The refusal is recorded, and the agent stays in its state."""
     full = DESK.replace("max_stay = 30", "max_agents = 1")
     made = world(full)
     go(made, "rest", "b")
@@ -263,8 +263,8 @@ def test_where_the_engine_finds_no_room_it_tries_again_later() -> None:
     assert made.agent().state == "rest"
 
 
-def test_whoever_leaves_is_not_waited_for_any_more(desk: World) -> None:
-    """Be it by its own word, by registering as something else, or by being forgotten."""
+def test_the_deadline_of_a_stay_is_cleared_when_the_agent_leaves_the_state(desk: World) -> None:
+    """By a declaration, a registration as another type, or a forget."""
     ways: tuple[Callable[[], Decision], ...] = (
         lambda: go(desk, "inbox"),
         lambda: desk.respond("register", type="stranger"),
@@ -278,8 +278,8 @@ def test_whoever_leaves_is_not_waited_for_any_more(desk: World) -> None:
         assert desk.deadlines == {}
 
 
-def test_a_deadline_that_was_lost_is_set_again(desk: World) -> None:
-    """From the record: it is the truth, and the deadline its index."""
+def test_a_lost_deadline_of_a_stay_is_set_again(desk: World) -> None:
+    """The record is authoritative, the deadline is its index."""
     go(desk, "work")
     desk.deadlines.clear()
     desk.fleet = desk.reloaded()
@@ -289,10 +289,8 @@ def test_a_deadline_that_was_lost_is_set_again(desk: World) -> None:
 
 
 @pytest.mark.parametrize(("limit_s", "waited_s", "state"), [(30, 10, "work"), (10, 40, "rest"), (600, 40, "work")])
-def test_a_limit_that_was_changed_holds_for_who_is_there_already(
-    desk: World, limit_s: int, waited_s: int, state: str
-) -> None:
-    """Shorter or longer, from when it came; what is over by the new one is over soon: at the latest after one more."""
+def test_a_changed_max_stay_applies_to_current_stays(desk: World, limit_s: int, waited_s: int, state: str) -> None:
+    """A stay that is over by the new limit ends after one more max_stay at the latest."""
     go(desk, "work")
     desk.now += waited_s
     desk.policy = world(DESK.replace("max_stay = 60", f"max_stay = {limit_s}")).policy
@@ -303,16 +301,16 @@ def test_a_limit_that_was_changed_holds_for_who_is_there_already(
     assert set_right(desk).outcome == "unchanged"
 
 
-def test_a_deadline_that_comes_too_early_is_moved(desk: World) -> None:
-    """The machine may have been changed since: what counts is what it says now."""
+def test_a_deadline_of_a_stay_that_comes_too_early_is_moved(desk: World) -> None:
+    """A reload may have extended the stay."""
     go(desk, "work")
     desk.deadlines["stay:a"] = NOW + 10
     desk.pass_time(10)
     assert (desk.agent().state, desk.deadlines) == ("work", {"stay:a": NOW + 60})
 
 
-def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World) -> None:
-    """It is told of, as a trouble, and recorded as the doing of the machine."""
+def test_an_agent_in_a_state_that_no_longer_exists_is_moved_to_on_unknown(desk: World) -> None:
+    """An error event reports it, and the source of the change is the machine."""
     go(desk, "talk", command_id=None)
     go(desk, "rest")
     shrunk = DESK.replace('"rest"]\n[states.inbox.transitions.work]', '"nap"]\n[states.inbox.transitions.work]')
@@ -324,7 +322,7 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
     assert [event["code"] for event in desk.events("errors")][-1:] == ["state_unknown"]
 
 
-# The law
+# --- property ---------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -339,7 +337,7 @@ def test_a_state_that_does_not_exist_any_more_is_left_for_on_unknown(desk: World
         max_size=40,
     )
 )
-def test_whatever_happens_each_agent_is_where_its_machine_allows(
+def test_every_agent_is_always_in_a_state_that_its_machine_allows(
     status_changes: list[tuple[str, str, str, float, dict[str, str]]],
 ) -> None:
     """Each change was an allowed transition, each refusal has a true reason, `max_agents` holds, and the next leader
