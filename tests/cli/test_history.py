@@ -1,4 +1,4 @@
-"""Laws of `aism-engine history`: the archive and the audit as one, filtered, followed, and played back."""
+"""Laws of `aism-engine history`: archive and audit as one log, filtered, followed, and reconstructed at an instant."""
 
 import asyncio
 import io
@@ -33,17 +33,14 @@ async def engine(server: EmbeddedServer, prefix: str, archive: Path) -> AsyncIte
         keep: dict[str, object] = {"retention__audit_entries": 3, "retention__trim_interval": 0.02}
         dirs: dict[str, object] = {"archive__directory": str(archive), "archive__poll_interval": 0.02}
         async with running_engine(server, prefix, **keep, **dirs) as engine:
-
-            async def announced() -> bool:  # before that nothing is kept for the archive
-                return bool(await engine.call("EXISTS", engine.keys.archives))
-
-            await eventually(announced)
+            # Until the archive has published its position, the audit keeps nothing for it.
+            await eventually(lambda: engine.call("EXISTS", engine.keys.archives))
             yield engine
 
 
 @pytest.fixture
 async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIterator[AgentClient]:
-    """An agent that has lived a while, and whose past is in the archive alone: the audit keeps three entries."""
+    """An agent whose first facts are in the archive only: the audit keeps three entries."""
     async with AgentClient(AGENT, url=server.url, prefix=prefix, reply_timeout_s=5) as client:
         await client.register("scribe")
         for state in ("inbox", "distill", "inbox", "deep_work", "inbox"):
@@ -61,26 +58,26 @@ def facts(done: Completed) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("agent")
-async def test_the_archive_and_the_audit_are_one(fleet: Call, archive: Path) -> None:
-    """Every fact once, in order, with the entry that it stands in: no hole and no double where the two meet."""
+async def test_archive_and_audit_are_one_log(fleet: Call, archive: Path) -> None:
+    """Every fact once, in order, with the id of its entry, also where the two meet."""
     done = await fleet("history", AGENT, "--archive", str(archive), "--json")
     assert (done.code, done.err) == (0, "")
-    told = facts(done)
-    changes = [(fact["old_state"], fact["new_state"]) for fact in told if fact["event"] == "state_changed"]
+    found = facts(done)
+    changes = [(fact["old_state"], fact["new_state"]) for fact in found if fact["event"] == "state_changed"]
     states = [old for old, _ in changes] + [changes[-1][1]]
     assert states[-5:] == ["inbox", "distill", "inbox", "deep_work", "inbox"]
     assert all(new == following for (_, new), (following, _) in pairwise(changes))
-    assert len({(fact["entry"], fact["event"]) for fact in told}) == len(told)
-    assert [fact["entry"] for fact in told] == sorted(fact["entry"] for fact in told)
-    alone = facts(await fleet("history", AGENT, "--json"))
-    assert alone == told[-len(alone) :]
-    assert len(alone) < len(told)
+    assert len({(fact["entry"], fact["event"]) for fact in found}) == len(found)
+    assert [fact["entry"] for fact in found] == sorted(fact["entry"] for fact in found)
+    audit_only = facts(await fleet("history", AGENT, "--json"))
+    assert audit_only == found[-len(audit_only) :]
+    assert len(audit_only) < len(found)
 
 
-async def test_the_setting_names_the_archive_too(
+async def test_archive_is_found_by_its_setting(
     fleet: Call, agent: AgentClient, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a file or the environment, as for the engine."""
+    """In the settings file or in the environment, as for the engine."""
     expected = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
     file = tmp_path / "engine.toml"
     await asyncio.to_thread(file.write_text, f'[archive]\ndirectory = "{archive}"\n')
@@ -89,45 +86,43 @@ async def test_the_setting_names_the_archive_too(
     assert facts(await fleet("history", agent.agent_id, "--json")) == expected
 
 
-async def test_a_command_has_a_history_of_its_own(fleet: Call, agent: AgentClient) -> None:
-    """An id is looked for among commands and among agents."""
+async def test_history_of_a_command(fleet: Call, agent: AgentClient) -> None:
     await fleet("send", AGENT, "work", "--id", "work-1")
     command = await agent.next_command(5)
     assert command is not None
     await agent.ack("work-1", reply=True)
     await agent.result("work-1", reply=True)
-    told = facts(await fleet("history", "work-1", "--json"))
-    events = [fact["event"] for fact in told]
+    found = facts(await fleet("history", "work-1", "--json"))
+    events = [fact["event"] for fact in found]
     assert events[0] == "command_queued"
     assert events[-2:] == ["command_acked", "command_succeeded"]
-    assert {fact["command_id"] for fact in told} == {"work-1"}
+    assert {fact["command_id"] for fact in found} == {"work-1"}
 
 
 @pytest.mark.usefixtures("agent")
-async def test_a_span_narrows_it(fleet: Call, archive: Path) -> None:
-    """Both ends are instants of facts; an age is as good as a time."""
+async def test_since_and_until_select_a_period(fleet: Call, archive: Path) -> None:
+    """Both are inclusive, and either a time or an age."""
     read = ("history", AGENT, "--archive", str(archive), "--json")
-    told = facts(await fleet(*read))
-    middle = told[len(told) // 2]["at"]
-    assert facts(await fleet(*read, "--since", middle)) == [fact for fact in told if fact["at"] >= middle]
-    assert facts(await fleet(*read, "--until", middle)) == [fact for fact in told if fact["at"] <= middle]
-    assert facts(await fleet(*read, "--since", "10m")) == told
+    found = facts(await fleet(*read))
+    middle = found[len(found) // 2]["at"]
+    assert facts(await fleet(*read, "--since", middle)) == [fact for fact in found if fact["at"] >= middle]
+    assert facts(await fleet(*read, "--until", middle)) == [fact for fact in found if fact["at"] <= middle]
+    assert facts(await fleet(*read, "--since", "10m")) == found
     done = await fleet(*read, "--until", "1h")
     assert (done.code, done.out) == (ExitCode.REFUSED, "")
     assert f"no facts about {AGENT} are recorded" in done.err
 
 
 @pytest.mark.usefixtures("agent")
-async def test_people_get_a_line_each(fleet: Call) -> None:
-    """The time, what happened, to whom, and the change."""
+async def test_text_output_is_one_line_per_fact(fleet: Call) -> None:
     line = (await fleet("history", AGENT)).out.splitlines()[-1]
     assert "state_changed  scribe-1  deep_work -> inbox" in line
 
 
-async def test_it_follows_what_happens(
+async def test_follow_continues_with_new_facts(
     server: EmbeddedServer, prefix: str, agent: AgentClient, archive: Path, start: Start
 ) -> None:
-    """From the archive on, through the audit, to what comes; Ctrl-C is its end, and a good one."""
+    """After those of the archive and the audit. Ctrl-C ends it with exit code 0."""
     flags = ("--archive", str(archive), "--follow", "--json", "--redis", server.url, "--prefix", prefix)
     process = start("history", AGENT, *flags)
     assert process.stdout is not None
@@ -140,35 +135,35 @@ async def test_it_follows_what_happens(
     assert await asyncio.to_thread(process.wait, 10) == ExitCode.DONE
 
 
-async def test_a_gap_is_told_where_it_is(fleet: Call, engine: Running, agent: AgentClient, archive: Path) -> None:
-    """Between the facts around it, in words or as it is written in the archive."""
-    archivist = next(each for each in engine.engine.components if each.name == "archiver")
-    archivist._path = archive.parent / "elsewhere"  # type: ignore[attr-defined]
-    await archivist._fail(ArchiveError("missing", "moved"))  # type: ignore[attr-defined]
+async def test_gap_is_shown_at_its_place(fleet: Call, engine: Running, agent: AgentClient, archive: Path) -> None:
+    """Between the facts around it, as text or as JSON."""
+    archiver = next(each for each in engine.engine.components if each.name == "archiver")
+    archiver._path = archive.parent / "elsewhere"  # type: ignore[attr-defined]
+    await archiver._fail(ArchiveError("missing", "moved"))  # type: ignore[attr-defined]
     await agent.transition("distill")
     await engine.call("XTRIM", engine.keys.audit, "MAXLEN", "=", 0)
     await agent.transition("inbox")
-    told = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
-    assert [*told[-2]] == ["gap"]
-    assert told[-1]["new_state"] == "inbox"
+    found = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
+    assert [*found[-2]] == ["gap"]
+    assert found[-1]["new_state"] == "inbox"
     assert "entries are missing between" in (await fleet("history", AGENT, "--archive", str(archive))).out
 
 
 # --- at an instant ----------------------------------------------------------------------------------------------------
 
 
-async def test_an_agent_is_shown_as_it_stood(fleet: Call, agent: AgentClient, archive: Path) -> None:
-    """At every instant of its life: its state, and the commands that were open then."""
+async def test_agent_is_shown_as_it_was_at_an_instant(fleet: Call, agent: AgentClient, archive: Path) -> None:
+    """At the instant of every state change: the state, and the open commands."""
     await fleet("send", AGENT, "work", "--id", "work-1")
     await eventually(lambda: _archived(archive, "command_queued"))
     await agent.result("work-1", reply=True)
-    told = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
-    of_instants = {fact["at"]: fact for fact in told if fact["event"] == "state_changed"}  # the last of each
-    for fact in of_instants.values():
+    found = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
+    changes = {fact["at"]: fact for fact in found if fact["event"] == "state_changed"}  # the last of each instant
+    for fact in changes.values():
         shown = (await fleet("history", AGENT, "--at", fact["at"], "--archive", str(archive), "--json")).json
         assert (shown["state"], shown["since"], shown["basis"]) == (fact["new_state"], fact["at"], "recorded")
         assert shown["open_commands"] == []
-    queued_at = next(fact["at"] for fact in told if fact["event"] == "command_queued")
+    queued_at = next(fact["at"] for fact in found if fact["event"] == "command_queued")
     shown = (await fleet("history", AGENT, "--at", queued_at, "--archive", str(archive), "--json")).json
     assert [each["command_id"] for each in shown["open_commands"]] == ["work-1"]
     assert shown["type"] == "scribe"
@@ -179,8 +174,8 @@ def _archived(archive: Path, event: str) -> bool:
 
 
 @pytest.mark.usefixtures("agent")
-async def test_an_instant_before_what_is_kept_says_so(fleet: Call) -> None:
-    """The audit alone begins late: what is inferred is called that, with the reason; people see it as well."""
+async def test_instant_before_the_oldest_entry_is_inferred(fleet: Call) -> None:
+    """With a note that tells why, in both output formats."""
     done = await fleet("history", AGENT, "--at", "1d", "--json")
     assert (done.json["basis"], done.json["recorded_since"] > done.json["at"]) == ("inferred", True)
     assert done.json["notes"]
@@ -190,8 +185,8 @@ async def test_an_instant_before_what_is_kept_says_so(fleet: Call) -> None:
 
 
 @pytest.mark.usefixtures("agent")
-async def test_one_that_was_not_there_is_not_unknown(fleet: Call, archive: Path) -> None:
-    """Before it was met it was not in the fleet. Of one that never was nothing is known, which is 1."""
+async def test_absent_agent_differs_from_an_unknown_one(fleet: Call, archive: Path) -> None:
+    """Before it was first seen an agent was not in the fleet. An agent without any fact is refused."""
     done = await fleet("history", "nobody", "--at", "1s")
     assert (done.code, done.out) == (ExitCode.REFUSED, "")
     assert "no facts about an agent nobody are recorded" in done.err
@@ -199,7 +194,7 @@ async def test_one_that_was_not_there_is_not_unknown(fleet: Call, archive: Path)
     assert "not in the fleet" in shown
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,14 +209,14 @@ async def test_one_that_was_not_there_is_not_unknown(fleet: Call, archive: Path)
     ],
     ids=" ".join,
 )
-async def test_wrong_usage_is_64(fleet: Call, arguments: list[str]) -> None:
-    """One line on standard error says what was expected."""
+async def test_wrong_usage_exits_with_64(fleet: Call, arguments: list[str]) -> None:
+    """With one line on standard error."""
     done = await fleet("history", *arguments)
     assert (done.code, done.out, done.err.count("\n")) == (ExitCode.USAGE, "", 1)
 
 
-async def test_an_archive_that_is_none_is_refused(fleet: Call, tmp_path: Path) -> None:
-    """So is that of another fleet: one would be taken for the other."""
+async def test_unusable_archive_is_refused(fleet: Call, tmp_path: Path) -> None:
+    """A directory without an archive, and the archive of another fleet."""
     done = await fleet("history", "a", "--archive", str(tmp_path / "nowhere"))
     assert (done.code, done.out) == (ExitCode.REFUSED, "")
     assert "nowhere" in done.err
@@ -231,10 +226,8 @@ async def test_an_archive_that_is_none_is_refused(fleet: Call, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("agent")
-async def test_without_redis_the_archive_is_told_and_the_code_says_that_it_is_not_all(
-    cli: Call, archive: Path, prefix: str
-) -> None:
-    """An archive is for bad days, too."""
+async def test_archive_is_shown_without_redis(cli: Call, archive: Path, prefix: str) -> None:
+    """The exit code tells that the audit is missing."""
     flags = ("--archive", str(archive), "--prefix", prefix, "--redis", "redis://127.0.0.1:1", "--json")
     done = await cli("history", AGENT, *flags)
     assert done.code == ExitCode.UNAVAILABLE
@@ -247,8 +240,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
-def test_progress_is_shown_from_a_second_on(stream: Callable[[], io.StringIO], *, shown: bool) -> None:
-    """On a terminal, now and then, and it leaves nothing behind; a pipe sees none of it."""
+def test_progress_is_shown_on_a_terminal_after_a_second(stream: Callable[[], io.StringIO], *, shown: bool) -> None:
+    """It is updated now and then, and cleared at the end. A pipe receives nothing."""
     now, written = 0.0, stream()
     progress = ProgressLine(written, lambda: now)
     progress.update("early")
