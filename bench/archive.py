@@ -1,7 +1,7 @@
-"""How fast the audit is read, written to files and synced, searched and compressed; and how long the server is held up.
+"""Measures how fast the audit is read, archived, synced and searched, and how long each page occupies the server.
 
-Entries of so many facts of 195 bytes, on a server of its own: `python bench/archive.py [--facts N] [--entries N]`. The
-archivist of an engine rests as long as it works, so it takes half of this at most.
+Runs a server of its own, with facts of 195 bytes: `python bench/archive.py [--facts N] [--entries N]`. The archiver of
+an engine pauses for as long as it works, so it reaches half of this rate at most.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _FACT = {
 _CHUNK = 500
 
 
-async def _nothing(_: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+async def _none_known(_: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
     return set()
 
 
@@ -49,7 +49,7 @@ async def main(facts: int, entries: int, folder: Path) -> None:
                 pipeline.execute_command("XADD", keys.audit, "*", *fields)
             await pipeline.execute()
         archive = ArchiveWriter.open(folder, "bench")
-        tail = AuditTail(AuditLog(client, keys), archive.cursor, _nothing)
+        tail = AuditTail(AuditLog(client, keys), archive.cursor, _none_known)
         began, worked, written, more = time.perf_counter(), time.process_time(), 0, True
         while more:
             reading = await tail.read()

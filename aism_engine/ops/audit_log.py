@@ -61,7 +61,7 @@ def entry_day(entry_id: str) -> str:
 class Cursor(NamedTuple):
     """The last entry that was read. Without a commit it is only a position, at which no entry need exist.
 
-    `number` is how many entries had ever been written by then, None if the server cannot tell.
+    `number` is how many entries had ever been written by then, None if the server does not count.
     """
 
     id: str = BEGINNING
@@ -87,7 +87,7 @@ class Rollback(Struct, frozen=True):
 class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of an archive: an audit entry, or a note that entries are missing around it.
 
-    `n` is the number of the entry, counted by the server since the first one; absent if the server cannot tell.
+    `n` is the number of the entry, counted by the server since the first one; absent if the server does not count.
     `foreign` holds the fields of an entry that no engine wrote.
     """
 

@@ -173,7 +173,7 @@ def _with_state(
     if before is not None:
         note = "facts between `since` and `at` are missing: the state may have changed"
         return _set(agent, _state_after(before.fact), iso(before.at), "inferred", note)
-    return _set(agent, None, None, "unknown", "no recorded fact tells the state at this instant")
+    return _set(agent, None, None, "unknown", "the state at this instant is not recorded")
 
 
 def _set(agent: AgentAtInstant, state: str | None, since: str | None, basis: Basis, *notes: str) -> AgentAtInstant:
@@ -185,14 +185,14 @@ def _set(agent: AgentAtInstant, state: str | None, since: str | None, basis: Bas
 
 
 def _state_after(fact: Fact) -> str | None:
-    """Return the state since this fact: empty if the agent was forgotten, None if the fact does not tell."""
+    """Return the state since this fact: empty if the agent was forgotten, None if the fact has no state."""
     if fact.event in {"agent_first_seen", "state_changed"}:
         return fact.new_state
     return "" if fact.event == "agent_forgotten" else None
 
 
 def _state_before(fact: Fact) -> str | None:
-    """Return the state until this fact, None if the fact does not tell."""
+    """Return the state until this fact, None if the fact has no old state."""
     if fact.event == "agent_first_seen":
         return ""
     return fact.old_state if fact.event in _WITH_OLD_STATE else None

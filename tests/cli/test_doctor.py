@@ -63,7 +63,7 @@ async def test_settings_file_is_checked(
 
 
 async def test_wrong_password_differs_from_an_unreachable_server(cli: Call, safe: EmbeddedServer) -> None:
-    """Each message tells what to do."""
+    """Each message says what to do."""
     done = await cli("doctor", "--redis", safe.url.replace("//", "//nobody:hush@"))
     assert (done.code, done.out, done.err.count("\n")) == (69, "", 1)
     assert "password" in done.err

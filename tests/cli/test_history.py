@@ -175,7 +175,7 @@ def _archived(archive: Path, event: str) -> bool:
 
 @pytest.mark.usefixtures("agent")
 async def test_instant_before_the_oldest_entry_is_inferred(fleet: Call) -> None:
-    """With a note that tells why, in both output formats."""
+    """With a note that gives the reason, in both output formats."""
     done = await fleet("history", AGENT, "--at", "1d", "--json")
     assert (done.json["basis"], done.json["recorded_since"] > done.json["at"]) == ("inferred", True)
     assert done.json["notes"]
@@ -227,7 +227,7 @@ async def test_unusable_archive_is_refused(fleet: Call, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("agent")
 async def test_archive_is_shown_without_redis(cli: Call, archive: Path, prefix: str) -> None:
-    """The exit code tells that the audit is missing."""
+    """The exit code says that the audit is missing."""
     flags = ("--archive", str(archive), "--prefix", prefix, "--redis", "redis://127.0.0.1:1", "--json")
     done = await cli("history", AGENT, *flags)
     assert done.code == ExitCode.UNAVAILABLE

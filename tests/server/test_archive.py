@@ -221,7 +221,7 @@ async def test_page_is_bounded_in_bytes(archived: Archived) -> None:
 
 
 def test_directory_has_one_writer(tmp_path: Path) -> None:
-    """A second writer is told who holds the lock and what to do. After the first has closed it can open."""
+    """The error names the holder of the lock and the fix. After the first has closed, a second can open."""
     first = ArchiveWriter.open(tmp_path, "aism")
     with pytest.raises(ArchiveError, match=rf"process {os.getpid()} on .* a different archive.directory") as refused:
         ArchiveWriter.open(tmp_path, "aism")

@@ -178,7 +178,7 @@ async def missing(url: str, prefix: str) -> list[str]:
 
 
 async def test_every_missing_permission_is_named(own: EmbeddedServer, admin: Client, prefix: str) -> None:
-    """A user that lacks one rule is told that rule, and no other command."""
+    """For a user that lacks one rule that rule is reported, and no other command."""
     rules = all_rules(prefix)
     assert len(rules) > 60
     for rule in rules:

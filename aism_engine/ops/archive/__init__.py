@@ -10,11 +10,11 @@ file of its day by the Redis clock, or in the newest file if that is of a later 
 
 Guaranteed:
 
-- The last complete line tells where to continue. After a kill -9 a torn line is cut off and read again from the audit.
+- The archive continues after its last complete line. A line torn by a kill -9 is cut off and read again.
 - One engine writes to a directory. A second engine finds it locked.
 - `synced` is the last entry that survives a power loss. The audit is trimmed only up to that entry.
 
-What can fail: every OSError closes the archive and cuts off what was not synced, since nobody knows how much of it
+What can fail: every OSError closes the archive and cuts off what was not synced, since it is unknown how much of it
 reached the disk. The audit still holds those entries. Damage with complete lines behind it is moved to a file
 `damaged-*.jsonl`.
 

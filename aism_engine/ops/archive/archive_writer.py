@@ -31,7 +31,7 @@ _LINES: Final = msgspec.json.Decoder(AuditLine)
 class ArchiveWriter:
     """One archive, locked for writing from `open` to `close`. Every method raises ArchiveError on an OSError.
 
-    If `append` or `sync` fails, the archive is closed and what was not synced is cut off: nobody knows how much of it
+    If `append` or `sync` fails, the archive is closed and what was not synced is cut off: it is unknown how much of it
     reached the disk, and the audit still holds all of it.
     """
 

@@ -1,4 +1,4 @@
-"""Checks of what lies between engine and server: permissions, clocks, latency, sentinels, the settings file."""
+"""Checks of the environment of the engine: permissions, clocks, latency, sentinels, the settings file."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -117,7 +117,7 @@ def _sentinels(environment: EnvironmentFacts) -> CheckResult | None:
         summary = f"the sentinels name different primaries: {', '.join(primaries)}"
         return danger(summary, "Wait for the end of a failover. If it lasts, SENTINEL RESET the name at each.")
     if errors:
-        fix = "Start that sentinel, or remove it from redis.sentinels. SENTINEL CKQUORUM tells more."
+        fix = "Start that sentinel, or remove it from redis.sentinels. SENTINEL CKQUORUM has details."
         return warning("; ".join(errors), fix)
     known = min((each.others + 1 for each in answering), default=0)
     if known < _MIN_SENTINELS:

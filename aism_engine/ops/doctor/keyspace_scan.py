@@ -1,8 +1,7 @@
 """Scans the keys under a prefix for keys of other origin, and for records that do not belong together.
 
-The fleet may be working meanwhile. So what seems to be missing is checked a second time, after the key that refers to
-it: a reference that existed before, and exists after, the missing key was looked up, is really broken. All scans are
-bounded.
+The fleet may be working meanwhile. So when a record is missing, the reference to it is read again afterwards: only a
+reference that existed both before and after is broken. All scans are bounded.
 """
 
 import re

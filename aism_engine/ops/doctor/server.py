@@ -189,7 +189,7 @@ def _replica_lag(server: ServerFacts) -> CheckResult | None:
         if state != "online":
             problems.append(f"{name} is {state}")
         elif int(lag) > _MAX_REPLICA_LAG_S:
-            problems.append(f"{name} was last heard {lag} s ago")
+            problems.append(f"{name} last replied {lag} s ago")
     if problems:
         return warning("; ".join(problems), "Check the replica, its log, and the network to it.")
     return ok(f"{plural(len(replicas), 'replica')}, none behind")
