@@ -98,13 +98,16 @@ class _BoundedQueueHandler(QueueHandler):
         self.rate_limit = LogRateLimit(repeats, _log_repeated)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        if hasattr(record, "_logger"):  # from structlog
-            fields = cast("EventDict", record.msg)
-            event, component = str(fields["event"]), str(fields.get("component", record.name))
-        else:  # its level becomes the next lower one of the standard levels
-            record = copy.copy(record)
-            record.msg, record.args, record.levelno = _message(record), None, min(record.levelno // 10 * 10, 50)
-            event, component = record.msg, record.name
+        try:
+            if isinstance(record.msg, dict) and hasattr(record, "_logger"):  # from structlog
+                event, component = str(record.msg["event"]), str(record.msg.get("component", record.name))
+            else:  # its level becomes the next lower one of the standard levels
+                record = copy.copy(record)
+                event, component = record.getMessage().rstrip(), record.name
+                record.msg, record.args, record.levelno = event, None, min(record.levelno // 10 * 10, logging.CRITICAL)
+        except Exception:  # noqa: BLE001  arguments that do not fit, and a value's own __str__, can raise anything
+            self.handleError(record)
+            return False
         is_allowed = event == "event_repeated" or self.rate_limit.allows(LoggedEvent(event, component, record.levelno))
         return is_allowed and super().handle(record)
 
@@ -115,15 +118,10 @@ class _BoundedQueueHandler(QueueHandler):
             record.__dict__["dropped_before"] = self.dropped
             self.queue.put(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  the name is logging's
-        get_logger("logs").error("unloggable_line", error=type(sys.exc_info()[1]).__name__)
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage().rstrip()
-    except Exception:  # noqa: BLE001  arguments that do not fit raise anything; the template still says something
-        return str(record.msg)
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        event = record.msg["event"] if isinstance(record.msg, dict) and "event" in record.msg else record.msg
+        of, error = event if isinstance(event, str) else "", type(sys.exc_info()[1]).__name__
+        get_logger("logs").error("unloggable_line", of=of, error=error)
 
 
 def _log_repeated(of: LoggedEvent, count: int) -> None:

@@ -155,16 +155,19 @@ def test_logging_never_raises(logged: Logged) -> None:
     log.info("odd", path=Path("a"), lone="\ud800", bell="\x1b[2J", raw=b"x", big=2**70, none=float("nan"), a={1: {2}})
     log.info("broken", value=Broken())
     log.info("endless", value=endless)
+    event: Any = Broken()
+    log.info(event)
     handler = logging.getLogger("aism_engine").handlers[0]  # not through the root logger: handlers of pytest raise
     handler.handle(logging.LogRecord("x", logging.ERROR, "", 0, "%d", ("no number",), None))
     odd, *others = logged.lines()
     assert [odd[key] for key in ("path", "lone", "bell", "raw", "big", "none", "a")] == [
         *("a", "\\ud800", "\\x1b[2J", "b'x'", 2**70, None, {"1": [2]})
     ]
-    assert [(line["event"], line.get("error")) for line in others] == [
-        ("unloggable_line", "RuntimeError"),
-        ("unloggable_line", "RecursionError"),
-        ("%d", None),
+    assert [(line["event"], line["of"], line["error"]) for line in others] == [
+        ("unloggable_line", "broken", "RuntimeError"),
+        ("unloggable_line", "endless", "RecursionError"),
+        ("unloggable_line", "", "RuntimeError"),
+        ("unloggable_line", "%d", "TypeError"),
     ]
 
 
