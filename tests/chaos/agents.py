@@ -1,7 +1,7 @@
-"""The agents of the load: they behave as the protocol allows, and note what they did.
+"""The agents of the load. They follow the protocol, and record what they send.
 
-Each pushes its next message when the last one was accepted, and pushes it again where it does not know; that is what
-makes the order of its journal the order that counts. Some also push an older message a second time on purpose.
+An agent pushes its next message when the last one was accepted, and repeats a push of which it does not know the
+outcome: its record is in the order in which the messages must be applied. It also pushes some recent messages twice.
 """
 
 import asyncio
@@ -12,75 +12,76 @@ from contextlib import suppress
 from typing import Any, Final
 
 from aism_engine.store.keys import Keys
-from tests.chaos.journal import Journal, Said
-from tests.chaos.law import JOURNEY, LETTER, Mind
-from tests.chaos.line import BROKEN, Line
+from tests.chaos.agent_model import DEAD_LETTER, JOURNEY, AgentModel
+from tests.chaos.records import AgentRecord, Message
+from tests.chaos.retrying_client import BROKEN, RetryingClient
 from tests.chaos.schedule import Plan
 
-HUBS: Final = ("hub-0", "hub-1")
-"""Agents that are there before the load begins, to write to."""
+RECIPIENTS: Final = ("recipient-0", "recipient-1")
+"""Agents that have registered before the load begins, and receive messages."""
 _RECENT: Final = 24
-"""How many messages back a second copy may be: well within `protocol.recent_ids`."""
+"""How many messages back a repeated one may be: well within `protocol.recent_ids`."""
 
 
 class Agent:
-    """Speaks at random, by its kind: `journey`, `open`, `soldier` (moves by command alone), `hub` (registers, no more),
-    `wrong_type_keys` (its state key has the wrong type), `voice` (only publishes).
+    """An agent that behaves at random, within its kind.
+
+    `journey` follows the machine of that name, `open` never registers, `recipient` only registers, `publisher` only
+    publishes, and the state key of `wrong-type` is a list.
     """
 
-    def __init__(self, agent_id: str, kind: str, line: Line, keys: Keys, plan: Plan, *, beats: bool) -> None:
+    def __init__(
+        self, agent_id: str, kind: str, client: RetryingClient, keys: Keys, plan: Plan, *, beats: bool
+    ) -> None:
         self.kind = kind
         self.beats = beats
-        self._leaves = kind == "journey" and not beats  # a heartbeat would bring it back, nobody knows when
-        self.journal = Journal(agent_id, Mind("journey" if kind in {"journey", "soldier", "hub"} else "open"))
-        self._line = line
+        self.record = AgentRecord(agent_id, AgentModel("journey" if kind in {"journey", "recipient"} else "open"))
+        self._leaves = kind == "journey" and not beats  # a heartbeat would bring it back at an unknown time
+        self._client = client
         self._keys = keys
         self._rng = random.Random(f"{plan.seed} {agent_id}")
-        self._recent: deque[Said] = deque(maxlen=_RECENT)
-        self._pace_s = plan.leisure * self._rng.choice((0.02, 0.04, 0.06, 0.1))
+        self._recent: deque[Message] = deque(maxlen=_RECENT)
+        self._pause_s = plan.pause_factor * self._rng.choice((0.02, 0.04, 0.06, 0.1))
 
     async def run(self, stopping: asyncio.Event, drained: asyncio.Event) -> None:
-        """Speak until `stopping`, and go on to answer commands until `drained`."""
-        if self.kind == "voice":
-            return await self._publish(stopping)
-        while not drained.is_set():
-            if self.kind in {"journey", "soldier"}:
-                await self._obey()
-            if not stopping.is_set() and self.kind != "soldier":
-                await self._speak()
+        """Send messages until `stopping`, and answer commands until `drained`."""
+        while not (stopping if self.kind == "publisher" else drained).is_set():
+            if self.kind == "publisher":
+                await self._publish()
+            if self.kind == "journey":
+                await self._do_command()
+            if self.kind != "publisher" and not stopping.is_set():
+                await self._send_any()
                 if self._recent and self._rng.random() < 0.1:
                     await self._push(self._rng.choice(self._recent))
-            await asyncio.sleep(self._rng.uniform(0, 2 * self._pace_s))
-        return None
+            await asyncio.sleep(self._rng.uniform(0, 2 * self._pause_s))
 
-    async def say(
+    async def send(
         self, kind: str, subject: str = "", *, command_id: str | None = None, payload: dict[str, Any] | None = None
     ) -> None:
-        """Say something, and note what it should come to."""
-        journal = self.journal
-        message_id = f"{journal.agent_id}-{len(journal.said)}"
-        body: dict[str, Any] = {"id": message_id, "type": kind, "agent_id": journal.agent_id, "payload": payload or {}}
+        """Send a message, and record its expected effects."""
+        record = self.record
+        message_id = f"{record.agent_id}-{len(record.messages)}"
+        body: dict[str, Any] = {"id": message_id, "type": kind, "agent_id": record.agent_id, "payload": payload or {}}
         if command_id is not None:
             body["command_id"] = command_id
-        expected = (LETTER,) if self.kind == "wrong_type_keys" else journal.mind.hear(kind, subject, command_id)
-        said = Said(message_id, kind, json.dumps(body).encode(), expected)
-        journal.said.append(said)
-        await self._push(said)
-        if self.kind != "wrong_type_keys":  # what was buried may be pushed again: that is how it is replayed
-            self._recent.append(said)
+        is_refused = self.kind == "wrong-type"
+        expected = (DEAD_LETTER,) if is_refused else record.model.apply(kind, subject, command_id)
+        message = Message(message_id, kind, json.dumps(body).encode(), expected)
+        record.messages.append(message)
+        await self._push(message)
+        if not is_refused:  # a dead-lettered message may be pushed again: that is how it is replayed
+            self._recent.append(message)
 
-    async def _push(self, said: Said) -> None:
-        keys = self._keys
-        said.attempts += await self._line.write("LPUSH", keys.response_queue, said.raw)
-        said.pushes += 1
+    async def _push(self, message: Message) -> None:
+        message.attempts += await self._client.write("LPUSH", self._keys.response_queue, message.raw)
+        message.pushes += 1
         if self._rng.random() < 0.7:
-            try:
-                await self._line.client.publish(keys.responses, said.raw)
-            except BROKEN:
-                return  # a hint, no more
+            with suppress(*BROKEN):
+                await self._client.client.publish(self._keys.responses, message.raw)
 
-    async def _speak(self) -> None:
-        rng, mind = self._rng, self.journal.mind
+    async def _send_any(self) -> None:
+        rng, model = self._rng, self.record.model
         kind = rng.choices(
             ("state_transition", "error", "measurement", "message", "heartbeat", "unknown", "goodbye", "register"),
             (60, 5, 10, 10, 5, 3, 2, 2),
@@ -89,52 +90,51 @@ class Agent:
             kind = "state_transition"
         match kind:
             case "state_transition":
-                states = sorted(JOURNEY[mind.state]) if mind.machine == "journey" else [f"s{len(self.journal.said)}"]
-                target = rng.choice(states if rng.random() < 0.8 else sorted(JOURNEY))
-                await self.say(kind, target, payload={"target": target})
+                allowed = [f"s{len(self.record.messages)}"]
+                if model.machine == "journey":
+                    allowed = sorted(JOURNEY[model.state])
+                target = rng.choice(allowed if rng.random() < 0.8 else sorted(JOURNEY))
+                await self.send(kind, target, payload={"target": target})
             case "error":
-                await self.say(kind, payload={"code": "oops", "message": "no matter"})
+                await self.send(kind, payload={"code": "oops", "message": "no matter"})
             case "measurement":
-                self.journal.measured += 1
-                n = self.journal.measured
-                await self.say(kind, payload={"last": n, f"m{n}": n})
+                self.record.measurements += 1
+                n = self.record.measurements
+                await self.send(kind, payload={"last": n, f"m{n}": n})
             case "message":
-                to = rng.choice((*HUBS, "nobody-at-all"))
-                await self.say(kind, to.removeprefix("nobody-at-all"), payload={"to": to, "content": {"n": "x"}})
+                to = rng.choice((*RECIPIENTS, "nobody-at-all"))
+                await self.send(kind, to.removeprefix("nobody-at-all"), payload={"to": to, "content": {"n": "x"}})
             case "unknown":
-                await self.say("result", command_id=f"never-sent-{rng.getrandbits(40)}")
+                await self.send("result", command_id=f"never-sent-{rng.getrandbits(40)}")
             case "register":
-                await self.say(kind, payload={"type": rng.choice(("architect", "scribe"))})
+                await self.send(kind, payload={"type": rng.choice(("architect", "scribe"))})
             case _:
-                await self.say(kind)
+                await self.send(kind)
 
-    async def _obey(self) -> None:
-        """Do the oldest command, if there is one. It is taken off the list after it was answered."""
-        rng, mind, commands = self._rng, self.journal.mind, self._keys.commands(self.journal.agent_id)
-        body = await self._line.read("LINDEX", commands, -1)
+    async def _do_command(self) -> None:
+        """Do the oldest command, if there is one. It is removed from the list after its outcome was reported."""
+        rng, commands = self._rng, self._keys.commands(self.record.agent_id)
+        body = await self._client.read("LINDEX", commands, -1)
         if body is None:
             return
-        command = json.loads(body)
-        command_id, target = command["id"], command["payload"].get("target")
-        self.journal.popped[command_id] = self.journal.popped.get(command_id, 0) + 1
-        mind.have(command_id, target)
+        command_id = json.loads(body)["id"]
+        self.record.received[command_id] = self.record.received.get(command_id, 0) + 1
+        self.record.model.commands.setdefault(command_id, "queued")
         if rng.random() < 0.5:
-            await self.say("ack", command_id=command_id)
+            await self.send("ack", command_id=command_id)
         if rng.random() < 0.2:
-            await self.say("progress", command_id=command_id, payload={"percent": 50})
-        if target is None and rng.random() < 0.2:
-            await self.say("error", command_id=command_id, payload={"code": "failed"})
+            await self.send("progress", command_id=command_id, payload={"percent": 50})
+        if rng.random() < 0.2:
+            await self.send("error", command_id=command_id, payload={"code": "failed"})
         else:
-            await self.say("result", command_id=command_id, payload={"answer": 42})
-        if rng.random() < 0.1:  # its outcome is recorded: this one is late
-            await self.say("error", command_id=command_id, payload={"code": "late"})
-        await self._line.write("LREM", commands, 0, body)
+            await self.send("result", command_id=command_id, payload={"answer": 42})
+        if rng.random() < 0.1:  # a second outcome, which changes nothing
+            await self.send("error", command_id=command_id, payload={"code": "late"})
+        await self._client.write("LREM", commands, 0, body)
 
-    async def _publish(self, stopping: asyncio.Event) -> None:
-        """Only publish one's states, as the channel design has it: s1, s2, …"""
-        while not stopping.is_set():
-            self.journal.published += 1
-            event = {"agent_id": self.journal.agent_id, "new_state": f"s{self.journal.published}"}
-            with suppress(*BROKEN):  # said to nobody
-                await self._line.client.publish(self._keys.state_changes, json.dumps(event))
-            await asyncio.sleep(self._rng.uniform(0, 2 * self._pace_s))
+    async def _publish(self) -> None:
+        """Publish the next state: s1, s2, …"""
+        self.record.publications += 1
+        event = {"agent_id": self.record.agent_id, "new_state": f"s{self.record.publications}"}
+        with suppress(*BROKEN):
+            await self._client.client.publish(self._keys.state_changes, json.dumps(event))

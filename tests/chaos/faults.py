@@ -1,9 +1,9 @@
-"""What each kind of fault does to the world of a trial. One that needs somebody who is not there comes to nothing."""
+"""What each kind of fault does to the system under test. A fault whose target is not there does nothing."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeAlias
 
 from redis.exceptions import RedisError
@@ -12,240 +12,271 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import ACQUIRE_LEASE, COMMIT, PEEK
 from tests.chaos.engines import EngineProcess
-from tests.chaos.ground import Ground
-from tests.chaos.recovery import Recovery
-from tests.chaos.schedule import Fault
-from tests.support.proxy import FaultProxy, Match
+from tests.chaos.environment import Environment
+from tests.chaos.retrying_client import RetryingClient
+from tests.chaos.schedule import FAILOVERS, Fault
+from tests.support.faults import calls
+from tests.support.proxy import FaultProxy
+from tests.support.sentinels import SentinelSetup
 
 _SCRIPTS: Final = (COMMIT, COMMIT, COMMIT, ACQUIRE_LEASE, PEEK)
-"""Whose requests and replies are lost: most of all the commits."""
+"""The scripts whose requests and replies are lost: most of all commits."""
+_CUT_OFF: Final = 0.75
+"""How often replication breaks shortly before a failover: on one machine hardly anything would be lost otherwise."""
+_CUT_OFF_S: Final = (0.05, 0.4)
+"""For how long: far shorter than the time after which sentinels consider a replica too old."""
 
 
-class World:
-    """Servers, engines that speak to them, and the clock of their recovery."""
+class System:
+    """The servers, and the engines that use them."""
 
-    def __init__(self, ground: Ground, keys: Keys, engines: list[EngineProcess], recovery: Recovery) -> None:
-        self.ground = ground
-        self.client = ground.line.client
+    def __init__(self, environment: Environment, keys: Keys, engines: list[EngineProcess]) -> None:
+        self.environment = environment
+        self.client = environment.client.client
         self.keys = keys
         self.engines = engines
-        self.wires = dict(zip(engines, ground.wires, strict=False))  # under sentinels there are none
-        self.recovery = recovery
+        self.proxies = dict(zip(engines, environment.proxies, strict=False))
+        """Empty under sentinels."""
         self.rollbacks = 0
-        """How many failovers have taken back what an engine was told is written."""
-        self.server_busy = asyncio.Lock()
-        """One thing at a time for the servers' processes."""
-
-    @property
-    def server(self) -> EmbeddedServer:
-        """The only one, where there is one."""
-        return self.ground.nodes[0].server
+        """The number of failovers that have taken back a confirmed commit."""
+        self.server_lock = asyncio.Lock()
+        """Held by the fault that stops or restarts a server."""
 
     async def leader(self) -> EngineProcess:
-        """Find who holds the lease; where nobody does, any engine is as good."""
-        try:
+        """Return the holder of the lease, or any engine if nobody holds it."""
+        with suppress(RedisError, OSError):
             token = await self.client.get(self.keys.lease)
-        except (RedisError, OSError):
-            token = None
-        named = [engine for engine in self.engines if token is not None and token.decode() in engine.tokens]
-        return (named or [engine for engine in self.engines if engine.alive] or self.engines)[0]
+            for engine in self.engines:
+                if token is not None and engine.holds(token.decode()):
+                    return engine
+        return next((engine for engine in self.engines if engine.is_running), self.engines[0])
 
-    async def befall(self, fault: Fault) -> None:
-        """Do it, wait for as long as it lasts, and undo it."""
-        async with self.recovery.disturbed():
-            await _DEEDS[fault.kind](self, fault)
-
-
-Deed: TypeAlias = Callable[[World, Fault], Awaitable[None]]
-
-
-async def _kill(world: World, fault: Fault, *victims: EngineProcess) -> None:
-    for victim in victims:
-        await victim.kill()
-    others = [engine for engine in world.engines if engine not in victims]
-    with world.recovery.left_to(others):
-        await asyncio.sleep(fault.for_s)
-    for victim in victims:
-        await victim.start()
+    async def inject(self, fault: Fault) -> bool:
+        """Cause the fault, wait until it is over, and undo it. Returns whether it has happened."""
+        if fault.kind in FAILOVERS:
+            return await _fail_over(self, fault)
+        await _ACTIONS[fault.kind](self, fault)
+        return True
 
 
-async def _kill_leader(world: World, fault: Fault) -> None:
-    await _kill(world, fault, await world.leader())
+# --- engines ----------------------------------------------------------------------------------------------------------
 
 
-async def _kill_standby(world: World, fault: Fault) -> None:
-    leader = await world.leader()
-    await _kill(world, fault, *(engine for engine in world.engines if engine is not leader))
+async def _kill(fault: Fault, *engines: EngineProcess) -> None:
+    for engine in engines:
+        await engine.kill()
+    await asyncio.sleep(fault.for_s)
+    for engine in engines:
+        await engine.start()
 
 
-async def _kill_both(world: World, fault: Fault) -> None:
-    await _kill(world, fault, *world.engines)
+async def _kill_leader(system: System, fault: Fault) -> None:
+    await _kill(fault, await system.leader())
 
 
-async def _terminate_leader(world: World, fault: Fault) -> None:
-    leader = await world.leader()
+async def _kill_standby(system: System, fault: Fault) -> None:
+    leader = await system.leader()
+    await _kill(fault, *(engine for engine in system.engines if engine is not leader))
+
+
+async def _kill_both(system: System, fault: Fault) -> None:
+    await _kill(fault, *system.engines)
+
+
+async def _terminate_leader(system: System, fault: Fault) -> None:
+    leader = await system.leader()
     await leader.terminate()
     await asyncio.sleep(fault.for_s)
     await leader.start()
 
 
-async def _stop(world: World, fault: Fault, *victims: EngineProcess) -> None:
-    for victim in victims:
-        victim.pause()
-    with world.recovery.left_to([engine for engine in world.engines if engine not in victims]):
+async def _suspend(fault: Fault, *engines: EngineProcess) -> None:
+    for engine in engines:
+        engine.suspend()
+    await asyncio.sleep(fault.for_s)
+    for engine in engines:
+        engine.resume()
+
+
+async def _suspend_leader(system: System, fault: Fault) -> None:
+    await _suspend(fault, await system.leader())
+
+
+async def _suspend_both(system: System, fault: Fault) -> None:
+    await _suspend(fault, *system.engines)
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _server(system: System) -> AsyncIterator[EmbeddedServer]:
+    async with system.server_lock:
+        yield system.environment.nodes[0].server
+
+
+async def _kill_server(system: System, fault: Fault) -> None:
+    async with _server(system) as server:
+        server.kill()
         await asyncio.sleep(fault.for_s)
-    for victim in victims:
-        victim.resume()
+        server.start()
 
 
-async def _stop_leader(world: World, fault: Fault) -> None:
-    await _stop(world, fault, await world.leader())
+async def _restart_server(system: System, _fault: Fault) -> None:
+    async with _server(system) as server:
+        server.restart()
 
 
-async def _stop_both(world: World, fault: Fault) -> None:
-    await _stop(world, fault, *world.engines)
-
-
-async def _kill_server(world: World, fault: Fault) -> None:
-    async with world.server_busy:
-        world.server.kill()
+async def _suspend_server(system: System, fault: Fault) -> None:
+    async with _server(system) as server:
+        server.pause()
         await asyncio.sleep(fault.for_s)
-        world.server.start()
+        server.resume()
 
 
-async def _restart_server(world: World, _fault: Fault) -> None:
-    async with world.server_busy:
-        world.server.restart()
-
-
-async def _stop_server(world: World, fault: Fault) -> None:
-    async with world.server_busy:
-        world.server.pause()
-        await asyncio.sleep(fault.for_s)
-        world.server.resume()
-
-
-async def _client_kill(world: World, fault: Fault) -> None:
-    """Cut all connections, or those for one purpose only."""
-    purpose = random.Random(fault.salt).choice(("", "aism-commands", "aism-lease", "aism-pubsub"))
+async def _client_kill(system: System, fault: Fault) -> None:
+    """Close all connections, or those of one purpose."""
+    purpose = random.Random(fault.seed).choice(("", "aism-commands", "aism-lease", "aism-pubsub"))
     with suppress(RedisError, OSError):
-        for client in await world.client.client_list():
-            if client["name"].startswith(purpose) and int(client["id"]) != int(await world.client.client_id()):
+        for client in await system.client.client_list():
+            if client["name"].startswith(purpose) and int(client["id"]) != int(await system.client.client_id()):
                 with suppress(RedisError):
-                    await world.client.execute_command("CLIENT", "KILL", "ID", client["id"])
+                    await system.client.execute_command("CLIENT", "KILL", "ID", client["id"])
 
 
-async def _client_pause(world: World, fault: Fault) -> None:
+async def _client_pause(system: System, fault: Fault) -> None:
     with suppress(RedisError, OSError):
-        await world.client.client_pause(int(fault.for_s * 1000), all=bool(fault.salt % 2))
+        await system.client.client_pause(int(fault.for_s * 1000), all=bool(fault.seed % 2))
         await asyncio.sleep(fault.for_s)
 
 
-async def _script_flush(world: World, _fault: Fault) -> None:
+async def _script_flush(system: System, _fault: Fault) -> None:
     with suppress(RedisError, OSError):
-        await world.client.script_flush()
+        await system.client.script_flush()
 
 
-def _calls(script: str) -> Match:
-    return lambda request: len(request) > 1 and request[0] == b"EVALSHA" and request[1] == script.encode()
+# --- the network ------------------------------------------------------------------------------------------------------
 
 
-async def _wire(world: World, fault: Fault) -> FaultProxy:
-    """Choose a wire: as a rule that of the leader."""
-    wires = list(world.wires.values())
-    return world.wires[await world.leader()] if fault.salt % 4 else wires[fault.salt % len(wires)]
+async def _proxy(system: System, fault: Fault) -> FaultProxy:
+    """Choose a proxy: usually that of the leader."""
+    proxies = list(system.proxies.values())
+    return system.proxies[await system.leader()] if fault.seed % 4 else proxies[fault.seed % len(proxies)]
 
 
-async def _drop_reply(world: World, fault: Fault) -> None:
-    rng, wire = random.Random(fault.salt), await _wire(world, fault)
-    cue = wire.drop_reply(_calls(rng.choice(_SCRIPTS).digest), times=rng.choice((1, 1, 2, 5)), cut=rng.random() < 0.5)
-    await asyncio.sleep(0.3)  # its time is over then, whether it came or not
-    cue.lift()
+async def _drop_reply(system: System, fault: Fault) -> None:
+    rng, proxy = random.Random(fault.seed), await _proxy(system, fault)
+    rule = proxy.drop_reply(calls(rng.choice(_SCRIPTS)), times=rng.choice((1, 1, 2, 5)), cut=rng.random() < 0.5)
+    await asyncio.sleep(0.3)
+    rule.disable()
 
 
-async def _late_request(world: World, fault: Fault) -> None:
-    rng, wire = random.Random(fault.salt), await _wire(world, fault)
-    cue = wire.hold_request(_calls(rng.choice(_SCRIPTS).digest), cut=rng.random() < 0.7)
+async def _late_request(system: System, fault: Fault) -> None:
+    rng, proxy = random.Random(fault.seed), await _proxy(system, fault)
+    rule = proxy.hold_request(calls(rng.choice(_SCRIPTS)), cut=rng.random() < 0.7)
     await asyncio.sleep(fault.for_s)
-    cue.release()
+    rule.release()
 
 
-async def _late_reply(world: World, fault: Fault) -> None:
-    rng, wire = random.Random(fault.salt), await _wire(world, fault)
-    cue = wire.hold_reply(_calls(rng.choice(_SCRIPTS).digest))
+async def _late_reply(system: System, fault: Fault) -> None:
+    rng, proxy = random.Random(fault.seed), await _proxy(system, fault)
+    rule = proxy.hold_reply(calls(rng.choice(_SCRIPTS)))
     await asyncio.sleep(fault.for_s)
-    cue.release()
+    rule.release()
 
 
-async def _starve_lease(world: World, fault: Fault) -> None:
-    """All passes but what the leader sends to keep its lease: another takes over while the first hears everything."""
-    wire = await _wire(world, fault)
-    cue = wire.hold_request(_calls(ACQUIRE_LEASE.digest), times=float("inf"))
+async def _starve_lease(system: System, fault: Fault) -> None:
+    """Hold only the renewals of the lease: another engine takes over while the first is fully connected."""
+    rule = (await _proxy(system, fault)).hold_request(calls(ACQUIRE_LEASE), times=float("inf"))
     await asyncio.sleep(fault.for_s)
-    cue.release()
+    rule.release()
 
 
-async def _black_hole(world: World, fault: Fault, *wires: FaultProxy) -> None:
-    """Nothing passes; afterwards all is delivered late, or the connections are forgotten."""
-    wires = wires or (await _wire(world, fault),)
-    for wire in wires:
-        wire.black_hole()
+async def _black_hole(system: System, fault: Fault, *proxies: FaultProxy) -> None:
+    """Pass nothing. Afterwards everything is delivered late, or the connections are dead."""
+    proxies = proxies or (await _proxy(system, fault),)
+    for proxy in proxies:
+        proxy.black_hole()
     await asyncio.sleep(fault.for_s)
-    for wire in wires:
-        if fault.salt % 2:
-            wire.forget()
-        wire.heal()
+    for proxy in proxies:
+        if fault.seed % 2:
+            proxy.forget()
+        proxy.heal()
 
 
-async def _black_hole_both(world: World, fault: Fault) -> None:
-    await _black_hole(world, fault, *world.wires.values())
+async def _black_hole_both(system: System, fault: Fault) -> None:
+    await _black_hole(system, fault, *system.proxies.values())
 
 
-async def _reset(world: World, fault: Fault) -> None:
-    (await _wire(world, fault)).reset()
+async def _reset(system: System, fault: Fault) -> None:
+    (await _proxy(system, fault)).reset()
 
 
-async def _cut(world: World, fault: Fault) -> None:
-    (await _wire(world, fault)).cut_after(1, 3000)
+async def _cut(system: System, fault: Fault) -> None:
+    (await _proxy(system, fault)).cut_after(1, 3000)
     await asyncio.sleep(0.1)
 
 
-async def _delay(world: World, fault: Fault) -> None:
-    wire = await _wire(world, fault)
-    wire.delay(0.0, 0.05)
+async def _delay(system: System, fault: Fault) -> None:
+    proxy = await _proxy(system, fault)
+    proxy.delay(0.0, 0.05)
     await asyncio.sleep(fault.for_s)
-    wire.heal()
+    proxy.heal()
 
 
-async def _throttle(world: World, fault: Fault) -> None:
-    wire = await _wire(world, fault)
-    wire.throttle(30_000)
+async def _throttle(system: System, fault: Fault) -> None:
+    proxy = await _proxy(system, fault)
+    proxy.throttle(30_000)
     await asyncio.sleep(fault.for_s)
-    wire.heal()
+    proxy.heal()
 
 
-_DEEDS: Final[dict[str, Deed]] = {
-    "kill_leader": _kill_leader,
-    "kill_standby": _kill_standby,
-    "kill_both": _kill_both,
-    "terminate_leader": _terminate_leader,
-    "stop_leader": _stop_leader,
-    "stop_both": _stop_both,
-    "kill_server": _kill_server,
-    "restart_server": _restart_server,
-    "stop_server": _stop_server,
-    "client_kill": _client_kill,
-    "client_pause": _client_pause,
-    "script_flush": _script_flush,
-    "drop_reply": _drop_reply,
-    "late_request": _late_request,
-    "late_reply": _late_reply,
-    "starve_lease": _starve_lease,
-    "black_hole": _black_hole,
-    "black_hole_both": _black_hole_both,
-    "reset": _reset,
-    "cut": _cut,
-    "delay": _delay,
-    "throttle": _throttle,
+_ACTIONS: Final[dict[str, Callable[[System, Fault], Awaitable[None]]]] = {
+    action.__name__.removeprefix("_"): action
+    for action in (
+        *(_kill_leader, _kill_standby, _kill_both, _terminate_leader, _suspend_leader, _suspend_both),
+        *(_kill_server, _restart_server, _suspend_server, _client_kill, _client_pause, _script_flush),
+        *(_drop_reply, _late_request, _late_reply, _starve_lease, _black_hole, _black_hole_both),
+        *(_reset, _cut, _delay, _throttle),
+    )
 }
-KINDS: Final = frozenset(_DEEDS)
+
+
+# --- failovers --------------------------------------------------------------------------------------------------------
+
+_Loss: TypeAlias = Callable[[SentinelSetup, EmbeddedServer], object]
+_LOSSES: Final[dict[str, tuple[_Loss, Callable[[EmbeddedServer], object]]]] = {
+    "failover_kill": (lambda _, primary: primary.kill(), lambda primary: primary.start()),
+    # The primary wakes up as a primary, among clients that do not know of its successor either.
+    "failover_suspend": (lambda _, primary: primary.pause(), lambda primary: primary.resume()),
+    # The primary accepts writes until it is told that it is a replica.
+    "failover_order": (lambda sentinels, _: sentinels.fail_over(), lambda _: None),
+}
+"""How the primary is lost, and how it comes back, to become a replica of its successor."""
+
+
+async def _fail_over(system: System, fault: Fault) -> bool:
+    """Lose the primary, wait until its replica is promoted, and bring the old primary back.
+
+    One failover at a time, and only with a replica that is up to date: with another one sentinels would promote
+    nobody, or a server that lacks what a client was told to be safe.
+    """
+    sentinels, rng = system.environment.sentinels, random.Random(fault.seed)
+    assert sentinels is not None
+    lose, bring_back = _LOSSES[fault.kind]
+    async with system.server_lock:
+        old = await asyncio.to_thread(sentinels.wait_whole)
+        new = system.environment.node(sentinels.other(old))
+        if rng.random() < _CUT_OFF:
+            sentinels.cut_off(old)
+            await asyncio.sleep(rng.uniform(*_CUT_OFF_S))
+        confirmed = await RetryingClient(system.environment.node(old).client).read("GET", system.keys.ledger)
+        lose(sentinels, old)
+        promoted = await asyncio.to_thread(sentinels.wait_promoted, new.server)
+        if promoted:
+            system.rollbacks += await RetryingClient(new.client).read("GET", system.keys.ledger) != confirmed
+            await asyncio.sleep(fault.for_s)
+        bring_back(old)  # in the main thread: a server dies with the thread that started it
+        sentinels.let_follow(old)
+        await asyncio.to_thread(sentinels.wait_whole)
+    return promoted

@@ -1,29 +1,24 @@
-"""The same law at every step: an engine that ends between any two steps of any service loses nothing and doubles
-nothing.
+"""An engine that crashes between any two steps of any service loses nothing and applies nothing twice.
 
-Exhaustive, not random: for each service that commits, each of its reads, and the five steps of each kind of commit that
-it makes. Each case runs the same small world from beginning to end, so that the crash of one service meets the work of
-all.
+Exhaustive, not random: each read of each service that writes, and each kind of its commits before the commit is sent,
+after it is sent, and after it is answered. A small fleet lives once from beginning to end for each of these phases; its
+engine crashes at each point of the phase, and is restarted each time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
+from contextlib import suppress
 from typing import Any, Final, get_args
 
 import pytest
-from redis.exceptions import RedisError
 
 from aism_engine.domain.protocol import messages as m
 from aism_engine.engine import Engine
 from aism_engine.services.base import Service
 from aism_engine.settings import Settings
 from aism_engine.store.embedded import EmbeddedServer
-from tests.crash.engine import COMMIT_STEPS, CRASHED, READS, Point, run
-from tests.crash.world import MOST_BYTES, World, verdict
+from tests.crash.crash_points import CRASHED, READS, Point, run
+from tests.crash.fleet import LARGEST_MESSAGE, SmallFleet, problems
+from tests.support.daemon import FORK_SERVER
 from tests.support.engine import eventually, plain_client
 
 KINDS: Final = {
@@ -44,42 +39,42 @@ KINDS: Final = {
     "reconciler": ("orphan",),
     "janitor": ("expired_agent",),
 }
-"""What each service commits, by the kinds of its decisions."""
-POINTS: Final = [
-    *(
-        Point(service, step, kind)
-        for service, kinds in KINDS.items()
-        for step, kind in (
-            *((step, "") for step in dict.fromkeys(READS[service].values())),
-            *((step, kind) for kind in kinds for step in COMMIT_STEPS),
-        )
-    ),
-    *(Point("elector", step, kind) for kind in ("take", "renew") for step in ("asked", "sent", "answered")),
-    *(Point("listener", step) for step in ("heard", "sent", "pushed")),
-]
-_SIDE_BY_SIDE: Final = 8
-"""Worlds at a time, an arbitrary number: each waits for clocks most of the time."""
-_WITHIN_S: Final = 20.0
-
-_FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.crash.engine"])
+"""The kinds of decisions that each service commits."""
 
 
-def _has_ended(process: BaseProcess) -> bool:
-    return not process.is_alive()
+def commits(step: str) -> set[Point]:
+    return {Point(service, step, kind) for service, kinds in KINDS.items() for kind in kinds}
 
 
-class Phoenix:
-    """An engine that is started again whenever it has ended at its point."""
+def elections(step: str) -> set[Point]:
+    return {Point("elector", step, kind) for kind in ("take", "renew")}
 
-    def __init__(self, url: str, prefix: str, point: Point) -> None:
-        self.crashes: list[int] = []
+
+PHASES: Final = {
+    "unsent": commits("built")
+    | elections("asked")
+    | {Point("listener", "received")}
+    | {Point(service, step) for service, reads in READS.items() for step in (*reads.values(), "decided", "applied")},
+    "sent": commits("sent") | elections("sent") | {Point("listener", "sent")},
+    "answered": commits("answered") | elections("answered") | {Point("listener", "pushed")},
+}
+"""The points at which the engine of one fleet crashes. A commit can crash once after it is sent, and often before."""
+
+
+class CrashingEngine:
+    """An engine that crashes at each of its points once, and is restarted whenever it has crashed."""
+
+    def __init__(self, url: str, fleet: SmallFleet, points: set[Point]) -> None:
+        self.left = set(points)
+        self.exits: list[int | None] = []
+        """Exit codes of processes that ended otherwise than by a crash at a point."""
+        self._fleet = fleet
         self._overrides = {
             "redis.url": url,
-            "redis.prefix": prefix,
+            "redis.prefix": fleet.keys.prefix,
             "http.enabled": False,
-            "protocol.max_message_bytes": MOST_BYTES,
-            "lease.ttl": 0.5,
+            "protocol.max_message_bytes": LARGEST_MESSAGE,
+            "lease.ttl": 3.0,
             "lease.renew_interval": 0.1,
             "response_consumer.poll_interval": 0.02,
             "request_consumer.poll_interval": 0.02,
@@ -88,90 +83,81 @@ class Phoenix:
             "commands.backoff_initial": 0.1,
             "timekeeper.poll_interval": 0.05,
             "timekeeper.grace": 0.1,
-            "liveness.silent_after": 0.4,
-            "liveness.lost_after": 1.2,
+            "liveness.silent_after": 200,
+            "liveness.lost_after": 600,
+            "liveness.by_type": {"mortal": {"silent_after": 0.4, "lost_after": 1.2}},
             "liveness.scan_interval": 0.1,
-            "retention.absent_agent_ttl": 1.0,
+            "retention.absent_agent_ttl": 5.0,
             "retention.trim_interval": 0.2,
             "registrar.metadata_interval": 0.2,
             "divergence.poll_interval": 0.1,
             "divergence.forbidden_evidence_after": 0.2,
+            "divergence.heartbeat_evidence_after": 3600,
             "supervisor.restarts": 0,
         }
-        self._point = point
 
     async def run(self) -> None:
-        process = self._start(self._point)
+        while True:
+            report, to_report = FORK_SERVER.Pipe(duplex=False)
+            process = FORK_SERVER.Process(target=run, args=(self._overrides, self.left, to_report), daemon=True)
+            process.start()
+            to_report.close()
+            try:
+                await _wait_ended(process)
+                if process.exitcode == CRASHED:
+                    self.left -= set(report.recv())
+                else:
+                    self.exits.append(process.exitcode)
+            finally:
+                process.kill()
+                process.join()
+                report.close()
+            await self._fleet.call("DEL", self._fleet.keys.lease)  # its holder is dead: nothing is won by waiting
+
+
+async def _wait_ended(process: Any) -> None:  # noqa: ANN401 - the process of a fork server has no public type
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_crash_at_any_point_loses_nothing_and_applies_nothing_twice(
+    server: EmbeddedServer, phase: str, prefix: str
+) -> None:
+    """What was committed is there once, and the next engine does the rest. Each point is reached."""
+    async with plain_client(server) as client:
+        fleet = SmallFleet(client, prefix)
+        await fleet.prepare()
+        engine = CrashingEngine(server.url, fleet, PHASES[phase])
+        running = [asyncio.create_task(engine.run()), asyncio.create_task(fleet.beat())]
         try:
-            while True:
-                await eventually(partial(_has_ended, process), within_s=60)
-                self.crashes.append(process.exitcode)
-                process = self._start(None)
+            await fleet.live()
+            await eventually(lambda: not engine.left)
+            await eventually(fleet.is_drained)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; points not reached: {sorted(engine.left)}; exits: {engine.exits}") from None
         finally:
-            process.kill()
-            process.join()
-
-    def _start(self, point: Point | None) -> Any:  # noqa: ANN401 - a process of the fork server has no public type
-        process = _FORKS.Process(target=run, args=(self._overrides, point))
-        process.start()
-        return process
-
-
-@pytest.mark.parametrize("service", [*KINDS, "elector", "listener"])
-@pytest.mark.timeout(180)
-async def test_a_crash_at_any_step_loses_and_doubles_nothing(server: EmbeddedServer, service: str, prefix: str) -> None:
-    """What was committed is there once, what was not is done by the next engine; each point is reached."""
-    slots = asyncio.Semaphore(_SIDE_BY_SIDE)
-    points = [point for point in POINTS if point.service == service]
-
-    async def case(number: int, point: Point) -> list[str]:
-        async with slots:
-            return [f"{point}: {problem}" for problem in await problems_of(server, f"{prefix}-{number}", point)]
-
-    found = await asyncio.gather(*(case(number, point) for number, point in enumerate(points)))
-    wrong = [problem for problems in found for problem in problems]
-    assert not wrong, "\n".join(wrong)
+            for task in running:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        assert await problems(fleet) == []
+        assert engine.exits == []
 
 
-def test_no_service_that_commits_is_left_out() -> None:
-    """Every service that leads, except the listener and the elector, has its points here."""
+def test_every_service_that_commits_has_crash_points() -> None:
+    """These are the services that only the leader runs, except the listener."""
     engine = Engine(Settings(), environ={})
     services = {part.name for part in engine.components if isinstance(part, Service) and part.leads_only}
     assert services - {"listener"} == set(KINDS) == set(READS)
 
 
-def test_no_kind_of_message_is_left_out() -> None:
-    """What the consumer and the dispatcher decide on is what can be said and asked, and what cannot be read."""
+def test_every_type_of_message_has_crash_points() -> None:
+    """The consumers decide on each type of response and request, and on what cannot be decoded."""
     for service, types in (("response_consumer", m.Response), ("request_consumer", m.Request)):
         tags = {member.__struct_config__.tag for member in get_args(types)}
         assert set(KINDS[service]) == tags | {"malformed", "oversized"}
-
-
-async def problems_of(server: EmbeddedServer, prefix: str, point: Point) -> list[str]:
-    """Run one world through with a crash at this point, and compare what is left with what should be."""
-    phoenix, ended = Phoenix(server.url, prefix, point), asyncio.Event()
-    async with plain_client(server) as client:
-        world = World(client, prefix)
-        await world.prepare()
-        async with burning(phoenix), asyncio.TaskGroup() as group:
-            group.create_task(world.beat(ended))
-            try:
-                await world.live()
-                await eventually(lambda: phoenix.crashes, _WITHIN_S)
-                await eventually(world.is_drained, _WITHIN_S)
-            except (AssertionError, RedisError) as error:
-                return [f"{error}; crashes: {phoenix.crashes}"]
-            finally:
-                ended.set()
-        return [*await verdict(world), *([] if phoenix.crashes == [CRASHED] else [f"crashes: {phoenix.crashes}"])]
-
-
-@asynccontextmanager
-async def burning(phoenix: Phoenix) -> AsyncIterator[None]:
-    running = asyncio.create_task(phoenix.run())
-    try:
-        yield
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running

@@ -150,9 +150,9 @@ async def test_engine_recognizes_a_lease_whose_grant_was_lost(
     """The reply that grants the lease is lost. The engine finds its own token in it, and leads without waiting."""
     async with plain_client(server) as client:
         await client.script_load(ACQUIRE_LEASE.text)  # otherwise the first reply would be NOSCRIPT
-    cue = proxy.drop_reply(IS_LEASE, cut=True)
+    rule = proxy.drop_reply(IS_LEASE, cut=True)
     async with running_engine(server, prefix, redis__url=proxy.url, lease__ttl=600.0) as engine:
-        ((code, token, _),) = cue.replies
+        ((code, token, _),) = rule.replies
         assert (code, engine.engine.leadership.token) == (LeaseCode.TAKEN, token.decode())
         load = Load()
         await load.say(engine, 3)

@@ -13,10 +13,10 @@ import pytest
 from aism_engine.clock import SystemClock, from_iso
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.cues import Request
 from tests.support.daemon import daemon
 from tests.support.engine import Reader, eventually, plain_client, running_engine
 from tests.support.proxy import FaultProxy
+from tests.support.proxy_rules import Request
 
 LOST_AFTER_S: Final = 2.0
 SHORT: Final[dict[str, object]] = {
@@ -123,11 +123,11 @@ async def test_a_scan_that_was_held_up_is_followed_by_the_next_one_soon(server: 
         running_engine(server, prefix, redis__url=proxy.url, **SHORT) as engine,
     ):
         reaper = next(part for part in engine.engine.components if isinstance(part, Reaper))
-        cue = proxy.hold_reply(_is_scan)
-        await cue.wait_answered()
+        rule = proxy.hold_reply(_is_scan)
+        await rule.wait_answered()
         held_at, clock = reaper.step_started_at, SystemClock()
         await eventually(lambda: clock.monotonic() > held_at + 1)
-        cue.release()
+        rule.release()
         await eventually(lambda: reaper.step_started_at > held_at, LOST_AFTER_S)
         assert reaper.step_started_at < clock.monotonic()
 

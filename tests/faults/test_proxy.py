@@ -14,9 +14,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.cues import Frames, Match, Request
 from tests.support.engine import Client, eventually
-from tests.support.proxy import FaultProxy, Way
+from tests.support.proxy import Direction, FaultProxy
+from tests.support.proxy_rules import Frames, Match, Request
 
 COMMANDS = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n", b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\n\r\n*1\r\n"
 REPLIES = (
@@ -79,13 +79,13 @@ async def test_exactly_one_reply_is_dropped(
     proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, *, cut: bool
 ) -> None:
     """That of the n-th request that matches; what was asked is done, and whoever comes next is served."""
-    cue = proxy.drop_reply(named("INCRBY"), nth=2, cut=cut)
+    rule = proxy.drop_reply(named("INCRBY"), nth=2, cut=cut)
     assert await client.incr(prefix) == 1
     with pytest.raises(RedisConnectionError if cut else RedisTimeoutError):
         await client.incr(prefix)
     assert await redis_client.get(prefix) == b"2"
     assert await client.incr(prefix) == 3
-    assert (cue.struck, cue.replies) == ([[b"INCRBY", prefix.encode(), b"1"]], [2])
+    assert (rule.matched, rule.replies) == ([[b"INCRBY", prefix.encode(), b"1"]], [2])
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -93,24 +93,24 @@ async def test_a_request_that_is_held_arrives_when_it_is_released(
     proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, *, cut: bool
 ) -> None:
     """Long after its client has given up."""
-    cue = proxy.hold_request(named("INCRBY"), cut=cut)
+    rule = proxy.hold_request(named("INCRBY"), cut=cut)
     with pytest.raises(RedisConnectionError if cut else RedisTimeoutError):
         await client.incr(prefix)
     assert await redis_client.exists(prefix) == 0
     assert await client.incr(prefix) == 1
-    cue.release()
-    assert await cue.wait_answered() == [2]
+    rule.release()
+    assert await rule.wait_answered() == [2]
 
 
 async def test_a_reply_that_is_held_arrives_when_it_is_released(
     proxy: FaultProxy, client: Client, redis_client: Client, prefix: str
 ) -> None:
     """The server has done it long before."""
-    cue = proxy.hold_reply(named("INCRBY"))
+    rule = proxy.hold_reply(named("INCRBY"))
     asking = asyncio.create_task(client.incr(prefix))
-    await cue.wait_answered()
+    await rule.wait_answered()
     assert (await redis_client.get(prefix), asking.done()) == (b"1", False)
-    cue.release()
+    rule.release()
     assert await asking == 1
 
 
@@ -118,11 +118,11 @@ async def test_it_answers_in_the_servers_place(
     proxy: FaultProxy, client: Client, redis_client: Client, prefix: str
 ) -> None:
     """Until that is lifted; the server sees nothing of it."""
-    cue = proxy.answer(named("INCRBY"), b"-LOADING not yet\r\n")
+    rule = proxy.answer(named("INCRBY"), b"-LOADING not yet\r\n")
     with pytest.raises(BusyLoadingError):
         await client.incr(prefix)
     assert await redis_client.exists(prefix) == 0
-    cue.lift()
+    rule.disable()
     assert await client.incr(prefix) == 1
 
 
@@ -149,7 +149,7 @@ async def test_a_black_hole_of_one_way_lets_the_other_pass(
 ) -> None:
     """What is asked is done, and nobody hears of it."""
     await client.ping()
-    proxy.black_hole(Way.BACK)
+    proxy.black_hole(Direction.TO_CLIENT)
     with pytest.raises(RedisTimeoutError):
         await client.incr(prefix)
     assert await redis_client.get(prefix) == b"1"
@@ -179,14 +179,14 @@ async def test_a_reset_is_a_reset(proxy: FaultProxy) -> None:
 
 async def test_a_half_closed_connection_ends_for_one_side(proxy: FaultProxy) -> None:
     """The client reads an end, and what it sends still arrives."""
-    cue = proxy.watch(named("PING"))
+    rule = proxy.watch(named("PING"))
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(b"*1\r\n$4\r\nPING\r\n")
     assert await reader.readline() == b"+PONG\r\n"
-    proxy.half_close(Way.BACK)
+    proxy.half_close(Direction.TO_CLIENT)
     assert await reader.read() == b""
     writer.write(b"*1\r\n$4\r\nPING\r\n")
-    assert await cue.wait_answered(2) == [b"PONG", b"PONG"]
+    assert await rule.wait_answered(2) == [b"PONG", b"PONG"]
     writer.close()
 
 
@@ -201,16 +201,16 @@ async def test_refused_connections_are_refused_until_they_are_admitted(proxy: Fa
     socket.create_connection(("127.0.0.1", proxy.port)).close()
 
 
-@pytest.mark.parametrize("way", [Way.THERE, Way.BACK])
+@pytest.mark.parametrize("way", [Direction.TO_SERVER, Direction.TO_CLIENT])
 async def test_a_connection_is_cut_after_so_many_bytes(
-    proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, way: Way
+    proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, way: Direction
 ) -> None:
     """In the middle of a request, or of a reply; once."""
     await redis_client.set(prefix, b"x" * 10_000)
     await client.ping()
     proxy.cut_after(5_000, way=way)
     with pytest.raises(RedisConnectionError):
-        await (client.set(prefix, b"y" * 10_000) if way is Way.THERE else client.get(prefix))
+        await (client.set(prefix, b"y" * 10_000) if way is Direction.TO_SERVER else client.get(prefix))
     assert await client.get(prefix) == b"x" * 10_000
 
 
@@ -222,7 +222,7 @@ async def test_chance_is_in_the_seed(server: EmbeddedServer) -> None:
         async with FaultProxy(server.port, seed=seed) as proxy:
             for _ in range(5):
                 proxy.cut_after(0, 1 << 30)
-                found.append(proxy.weather[Way.THERE].left)
+                found.append(proxy.conditions[Direction.TO_SERVER].left)
         return found
 
     assert await cuts(1) == await cuts(1) != await cuts(2)
@@ -236,7 +236,7 @@ async def test_it_delays_and_throttles(proxy: FaultProxy, client: Client, prefix
     await client.ping()
     assert time.monotonic() - began >= 0.1
     proxy.heal()
-    proxy.throttle(100_000, Way.BACK)
+    proxy.throttle(100_000, Direction.TO_CLIENT)
     began = time.monotonic()
     assert len(await client.get(prefix)) == 10_000
     assert time.monotonic() - began >= 0.1

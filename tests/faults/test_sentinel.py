@@ -15,20 +15,20 @@ from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Reader, Running, eventually, launched, plain_client
 from tests.support.faults import Load
 from tests.support.resp import Cli
-from tests.support.sentinels import MASTER, Site
+from tests.support.sentinels import MASTER, SentinelSetup
 from tests.support.server import test_server_binary
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with Site(test_server_binary(), tmp_path) as site:
+def site(tmp_path: Path) -> Iterator[SentinelSetup]:
+    with SentinelSetup(test_server_binary(), tmp_path) as site:
         yield site
 
 
 class Pair:
     """The two servers as they begin, and an engine that follows whom the sentinels name."""
 
-    def __init__(self, site: Site, primary: Reader, engine: Running) -> None:
+    def __init__(self, site: SentinelSetup, primary: Reader, engine: Running) -> None:
         self.site = site
         self.old, self.new = site.servers
         self.primary = primary
@@ -45,7 +45,7 @@ class Pair:
 
 
 @asynccontextmanager
-async def following(site: Site, prefix: str, **settings: object) -> AsyncIterator[Pair]:
+async def following(site: SentinelSetup, prefix: str, **settings: object) -> AsyncIterator[Pair]:
     known = {"redis__sentinels": site.addresses, "redis__sentinel_master": MASTER}
     async with (
         plain_client(site.servers[0]) as primary,
@@ -54,27 +54,27 @@ async def following(site: Site, prefix: str, **settings: object) -> AsyncIterato
         yield Pair(site, Reader(primary, prefix), engine)
 
 
-Failover: TypeAlias = Callable[[Site, EmbeddedServer], None]
+Failover: TypeAlias = Callable[[SentinelSetup, EmbeddedServer], None]
 """Why the sentinels promote the replica of this primary."""
 
 
-def killed(_site: Site, primary: EmbeddedServer) -> None:
+def killed(_site: SentinelSetup, primary: EmbeddedServer) -> None:
     """It is gone, and says so: whoever connects is refused."""
     primary.kill()
 
 
-def stopped(_site: Site, primary: EmbeddedServer) -> None:
+def stopped(_site: SentinelSetup, primary: EmbeddedServer) -> None:
     """It stands still: connections to it stay open, and mute."""
     primary.pause()
 
 
-def replaced(site: Site, _primary: EmbeddedServer) -> None:
+def replaced(site: SentinelSetup, _primary: EmbeddedServer) -> None:
     """An operator asks for it: it lives on, and takes writes until the sentinels get to it, ten seconds later."""
     site.fail_over()
 
 
 @pytest.mark.parametrize("failover", [killed, stopped, replaced])
-async def test_engine_follows_a_failover(site: Site, prefix: str, failover: Failover) -> None:
+async def test_engine_follows_a_failover(site: SentinelSetup, prefix: str, failover: Failover) -> None:
     """It continues at the new primary: each response is applied once and in order."""
     load = Load()
     async with following(site, prefix) as pair:
@@ -88,7 +88,7 @@ async def test_engine_follows_a_failover(site: Site, prefix: str, failover: Fail
         await eventually(lambda: pair.engine.outage is None)
 
 
-async def test_what_a_failover_takes_back_is_applied_when_it_is_said_again(site: Site, prefix: str) -> None:
+async def test_what_a_failover_takes_back_is_applied_when_it_is_said_again(site: SentinelSetup, prefix: str) -> None:
     """The replica has not had it, effects and all. Lease and token are the same there: the chain alone tells that the
     server went back in time, and the engine must not know the messages for ones that it has seen.
     """
@@ -113,7 +113,7 @@ async def test_what_a_failover_takes_back_is_applied_when_it_is_said_again(site:
         assert pair.engine.metric("aism_commits_total", code="out_of_step") >= 1
 
 
-async def test_who_is_no_primary_is_not_spoken_to(site: Site) -> None:
+async def test_who_is_no_primary_is_not_spoken_to(site: SentinelSetup) -> None:
     """Sentinels that still name a demoted server are not believed: it answers PING, but its role is another."""
     primary, replica = site.servers
     settings = RedisSettings(sentinels=(site.addresses[0],), sentinel_master=MASTER)

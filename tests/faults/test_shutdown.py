@@ -15,11 +15,11 @@ from typing import Final, TypeAlias
 import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.cues import Cue
 from tests.support.daemon import Daemon, daemon
 from tests.support.engine import Reader, launched, plain_client
 from tests.support.faults import IS_COMMIT, Load
 from tests.support.proxy import FaultProxy
+from tests.support.proxy_rules import Rule
 from tests.support.server import test_server_binary
 
 MANY: Final = 1000
@@ -49,13 +49,13 @@ async def proxy(own: EmbeddedServer) -> AsyncIterator[FaultProxy]:
 @asynccontextmanager
 async def _working(
     proxy: FaultProxy, reader: Reader, load: Load, **settings: object
-) -> AsyncIterator[tuple[Daemon, Cue]]:
+) -> AsyncIterator[tuple[Daemon, Rule]]:
     """Run the daemon on a long queue. Its third commit is in flight: the proxy holds the request."""
     await load.say(reader, MANY)
-    cue = proxy.hold_request(IS_COMMIT, nth=3)
+    rule = proxy.hold_request(IS_COMMIT, nth=3)
     async with daemon(proxy.url, reader.keys.prefix, **SETTINGS, **settings) as engine:
-        await cue.wait_struck()
-        yield engine, cue
+        await rule.wait_matched()
+        yield engine, rule
 
 
 async def _ends_well(engine: Daemon) -> None:
@@ -76,10 +76,10 @@ async def test_signal_under_load_finishes_the_commit_in_flight_and_loses_nothing
 ) -> None:
     """Responses are either applied or still queued; the lease is released last, and the next engine does the rest."""
     load = Load(agents=50)
-    async with _working(proxy, reader, load, lease__ttl=3600.0) as (engine, cue):
+    async with _working(proxy, reader, load, lease__ttl=3600.0) as (engine, rule):
         engine.signal(number)
         await engine.wait_event("component_stopped", component="request_consumer")
-        cue.release()
+        rule.release()
         await _ends_well(engine)
         left = await reader.call("LLEN", reader.keys.response_queue)
         assert 0 < left < MANY
@@ -96,7 +96,7 @@ async def test_repeated_signals_change_nothing(
 ) -> None:
     """At any moment of the shutdown, the very last included: there is one shutdown, and its exit code is 0."""
     load = Load(agents=50)
-    async with _working(proxy, reader, load) as (engine, cue):
+    async with _working(proxy, reader, load) as (engine, rule):
 
         async def repeat_signals() -> None:
             while engine.exit_code is None:
@@ -107,7 +107,7 @@ async def test_repeated_signals_change_nothing(
         engine.signal(signal.SIGTERM)
         repeating = asyncio.create_task(repeat_signals())
         await engine.wait_event("signal_ignored")
-        cue.release()
+        rule.release()
         await _ends_well(engine)
         await repeating
         assert engine.count("signal_received") == 1
@@ -154,7 +154,7 @@ async def test_busy_engine_stops_while_redis_is_away(
 ) -> None:
     """The outcome of the commit in flight stays unknown to it; the next engine finds out."""
     load = Load(agents=50)
-    async with _working(proxy, reader, load, **SHORT_LEASE) as (engine, cue):
+    async with _working(proxy, reader, load, **SHORT_LEASE) as (engine, rule):
         away(own, proxy)
         engine.signal(signal.SIGTERM)
         await _ends_well(engine)
@@ -163,6 +163,6 @@ async def test_busy_engine_stops_while_redis_is_away(
     elif away is _pause:
         own.resume()
     proxy.heal()
-    cue.release()  # the request arrives long after its sender has ended
+    rule.release()  # the request arrives long after its sender has ended
     await reader.client.connection_pool.disconnect()
     await _finish(own, prefix, load)

@@ -1,6 +1,6 @@
 """The wire's tricks on a commit: its reply is lost, its request is late, it is taken back, its epoch is not its own.
 
-Whatever the trick, every response is applied exactly once in the end, and none is in the dead letters.
+Whatever the trick, every response is applied exactly once in the end, and none is in the dead dead_letters.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.scripts import READ_SNAPSHOTS, CommitCode
 from tests.support.engine import Client, Running, eventually, launched, running_engine
 from tests.support.faults import IS_COMMIT, IS_LEASE, Load, calls
-from tests.support.proxy import Cue, FaultProxy, Way
+from tests.support.proxy import Direction, FaultProxy, Rule
 from tests.support.server import test_server_binary
 
 HASTY: dict[str, object] = {"redis__socket_timeout": 0.3, "registrar__metadata_interval": 60.0}
@@ -42,10 +42,10 @@ def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
 async def test_a_naive_client_does_it_twice(proxy: FaultProxy, redis_client: Client, prefix: str) -> None:
     """Why no client of ours retries by itself: redis-py, as it comes, replays a script whose reply was lost."""
     script = "return redis.call('INCR', KEYS[1])"
-    cue = proxy.drop_reply(lambda request: request[0] == b"EVAL", cut=True)
+    rule = proxy.drop_reply(lambda request: request[0] == b"EVAL", cut=True)
     async with Redis(port=proxy.port) as naive:
         assert await naive.eval(script, 1, prefix) == 2
-    assert cue.replies == [1]
+    assert rule.replies == [1]
     assert await redis_client.get(prefix) == b"2"
 
 
@@ -58,11 +58,11 @@ async def test_a_commit_whose_reply_is_lost_is_applied_once(
         load = Load()
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
-        cue = proxy.drop_reply(IS_COMMIT, cut=cut)
+        rule = proxy.drop_reply(IS_COMMIT, cut=cut)
         await load.say(engine, 20)
-        await cue.wait_struck()
+        await rule.wait_matched()
         await load.wait_applied_once(engine)
-        assert [code for code, *_ in cue.replies] == [CommitCode.APPLIED]
+        assert [code for code, *_ in rule.replies] == [CommitCode.APPLIED]
         await eventually(lambda: engine.metric("aism_commits_total", code="replayed") == 1)
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
@@ -76,9 +76,9 @@ async def test_a_commit_whose_every_reply_is_lost_is_applied_once(
         load = Load()
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
-        cue = proxy.drop_reply(IS_COMMIT, times=3, cut=True)
+        rule = proxy.drop_reply(IS_COMMIT, times=3, cut=True)
         await load.say(engine, 20)
-        assert [reply[0] for reply in await cue.wait_answered(3)] == [CommitCode.APPLIED, *[CommitCode.REPLAYED] * 2]
+        assert [reply[0] for reply in await rule.wait_answered(3)] == [CommitCode.APPLIED, *[CommitCode.REPLAYED] * 2]
         await load.wait_applied_once(engine)
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
@@ -92,13 +92,13 @@ async def test_a_commit_that_comes_late_changes_nothing(server: EmbeddedServer, 
         load = Load()
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
-        cue = proxy.hold_request(IS_COMMIT, times=3)
+        rule = proxy.hold_request(IS_COMMIT, times=3)
         await load.say(engine, 20)
-        await cue.wait_struck(3)
+        await rule.wait_matched(3)
         await load.wait_applied_once(engine)  # decided again, while three copies of the first decision are under way
         before = await engine.dump()
-        cue.release()
-        assert [reply[0] for reply in await cue.wait_answered(3)] == [CommitCode.OUT_OF_STEP] * 3
+        rule.release()
+        assert [reply[0] for reply in await rule.wait_answered(3)] == [CommitCode.OUT_OF_STEP] * 3
         assert _without_leadership(engine, await engine.dump()) == _without_leadership(engine, before)
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
@@ -112,11 +112,11 @@ async def test_a_commit_that_comes_after_its_own_copy_changes_nothing(
         load = Load()
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
-        cue = proxy.hold_request(IS_COMMIT)
+        rule = proxy.hold_request(IS_COMMIT)
         await load.say(engine, 20)
         await load.wait_applied_once(engine)
-        cue.release()
-        assert [reply[0] for reply in await cue.wait_answered()] == [CommitCode.REPLAYED]
+        rule.release()
+        assert [reply[0] for reply in await rule.wait_answered()] == [CommitCode.REPLAYED]
         later = proxy.hold_request(IS_COMMIT)
         await load.say(engine, 20)
         await load.wait_applied_once(engine)
@@ -139,13 +139,13 @@ async def test_a_look_at_an_agent_that_a_late_commit_overtakes_proves_nothing(
         load = Load(agents=1)
         await load.say(engine, 1)
         await load.wait_applied_once(engine)
-        cue = proxy.hold_request(IS_COMMIT, times=3)
+        rule = proxy.hold_request(IS_COMMIT, times=3)
         await load.say(engine, 1)
-        await cue.wait_struck(3)
+        await rule.wait_matched(3)
         look = proxy.hold_reply(calls(READ_SNAPSHOTS))
         await look.wait_answered()
-        cue.release()
-        await cue.wait_answered(3)
+        rule.release()
+        await rule.wait_answered(3)
         look.release()
         await load.wait_applied_once(engine)
         await load.say(engine, 1)
@@ -161,14 +161,14 @@ async def test_a_commit_that_comes_late_under_an_older_lease_is_fenced(
         await first.wait_serving()
         await load.say(first, 3)
         await load.wait_applied_once(first)
-        cue = proxy.hold_request(IS_COMMIT)
+        rule = proxy.hold_request(IS_COMMIT)
         await load.say(first, 20)
-        await cue.wait_struck()
+        await rule.wait_matched()
         await first.call("DEL", first.keys.lease)
         async with running_engine(server, prefix) as second:
             await load.wait_applied_once(second)
-            cue.release()
-            assert [reply[0] for reply in await cue.wait_answered()] == [CommitCode.FENCED]
+            rule.release()
+            assert [reply[0] for reply in await rule.wait_answered()] == [CommitCode.FENCED]
             await eventually(lambda: first.engine.role() == "standby")
             await load.say(second, 3)
             await load.wait_applied_once(second)
@@ -187,12 +187,12 @@ async def test_a_commit_that_a_failover_takes_back_is_made_again(
         load = Load()
         await load.say(engine, 3)
         await load.wait_applied_once(engine)
-        cue = proxy.hold_request(IS_COMMIT)
+        rule = proxy.hold_request(IS_COMMIT)
         await load.say(engine, 20)
-        await cue.wait_struck()
+        await rule.wait_matched()
         shutil.copytree(tmp_path / "data", copy)
         token = engine.engine.leadership.token
-        cue.release()
+        rule.release()
         await load.wait_applied_once(engine)
 
         await _go_back(engine, own, tmp_path / "data", copy)
@@ -213,11 +213,11 @@ async def test_a_failover_during_a_commit_whose_reply_is_lost(own: EmbeddedServe
         held = proxy.hold_request(IS_COMMIT)
         lost = proxy.hold_reply(IS_COMMIT)
         await load.say(engine, 20)
-        await held.wait_struck()
+        await held.wait_matched()
         shutil.copytree(tmp_path / "data", copy)
         held.release()
         await held.wait_answered()
-        await eventually(lambda: lost.struck or held.replies)
+        await eventually(lambda: lost.matched or held.replies)
         await _go_back(engine, own, tmp_path / "data", copy)
         lost.release()
         await load.wait_applied_once(engine)
@@ -256,17 +256,17 @@ async def test_two_engines_with_the_same_epoch_number_are_told_apart(
     async with running_engine(server, prefix, redis__url=proxy.url, **PATIENT) as first:
         await load.say(first, 3)
         await load.wait_applied_once(first)
-        cue, renewals = proxy.hold_request(IS_COMMIT), proxy.hold_request(IS_LEASE)
+        rule, renewals = proxy.hold_request(IS_COMMIT), proxy.hold_request(IS_LEASE)
         await load.say(first, 20)
-        await cue.wait_struck()
+        await rule.wait_matched()
         await first.call("DEL", first.keys.lease, first.keys.epoch)
         async with running_engine(server, prefix) as second:
             tokens = [each.engine.leadership.token for each in (first, second)]
             assert [str(token).partition(":")[0] for token in tokens] == ["1", "1"]
             assert tokens[0] != tokens[1]
             await load.wait_applied_once(second)
-            cue.release()
-            assert [reply[0] for reply in await cue.wait_answered()] == [CommitCode.FENCED]
+            rule.release()
+            assert [reply[0] for reply in await rule.wait_answered()] == [CommitCode.FENCED]
             await eventually(lambda: first.engine.role() == "standby")
             renewals.release()
             await load.say(second, 20)
@@ -301,8 +301,8 @@ async def test_whatever_the_wire_does(server: EmbeddedServer, prefix: str, seed:
         load, chance = Load(agents=7), proxy.random
         tricks: list[Callable[[], object]] = [
             proxy.reset,
-            lambda: proxy.half_close(chance.choice([Way.THERE, Way.BACK])),
-            lambda: proxy.cut_after(1, 20_000, chance.choice([Way.THERE, Way.BACK])),
+            lambda: proxy.half_close(chance.choice([Direction.TO_SERVER, Direction.TO_CLIENT])),
+            lambda: proxy.cut_after(1, 20_000, chance.choice([Direction.TO_SERVER, Direction.TO_CLIENT])),
             lambda: proxy.drop_reply(IS_COMMIT, nth=chance.randint(1, 3), cut=chance.random() < 0.5),
             lambda: proxy.hold_request(IS_COMMIT, cut=chance.random() < 0.5),
             lambda: proxy.delay(0.0, 0.02),
@@ -310,10 +310,10 @@ async def test_whatever_the_wire_does(server: EmbeddedServer, prefix: str, seed:
             proxy.forget,
             proxy.heal,
         ]
-        held: list[Cue] = []
+        held: list[Rule] = []
         for _ in range(25):
-            if isinstance(cue := chance.choice(tricks)(), Cue):
-                held.append(cue)
+            if isinstance(rule := chance.choice(tricks)(), Rule):
+                held.append(rule)
             await load.say(engine, 100)
             facts = engine.metric("aism_audit_events_total", event="state_changed")
             with suppress(AssertionError):  # it may well have come to a stop
@@ -321,8 +321,8 @@ async def test_whatever_the_wire_does(server: EmbeddedServer, prefix: str, seed:
             if held and chance.random() < 0.5:
                 held.pop(0).release()
         proxy.heal()
-        for cue in held:
-            cue.release()
+        for rule in held:
+            rule.release()
         await load.wait_applied_once(engine)
 
 

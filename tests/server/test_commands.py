@@ -419,7 +419,7 @@ async def test_a_request_to_many_survives_the_death_of_its_engine_without_a_hole
             assert (len(queued), set(queued.values())) == (count, {1})
         finally:
             await engine.terminate()
-        assert engine.complaints == []
+        assert engine.complaints() == []
 
 
 async def test_any_chooses_among_those_who_can_take_it(shop: Shop) -> None:

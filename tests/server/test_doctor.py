@@ -22,7 +22,7 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.docs.reading import DOCS, keys_of_code
 from tests.support.engine import Client, Running, eventually, launched, plain_client, running_engine
-from tests.support.sentinels import MASTER, Site
+from tests.support.sentinels import MASTER, SentinelSetup
 from tests.support.server import test_server_binary
 
 PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
@@ -129,13 +129,13 @@ async def test_replica_is_a_danger() -> None:
 
 async def test_sentinels_are_queried(tmp_path: Path) -> None:
     """Three that agree are ok. One that does not answer is a finding, and not an error."""
-    with Site(test_server_binary(), tmp_path, append_fsync="always") as site:
-        primary = site.named(site.sentinels[0])
+    with SentinelSetup(test_server_binary(), tmp_path, append_fsync="always") as sentinels:
+        primary = sentinels.named(sentinels.sentinels[0])
         assert primary is not None
-        watched: dict[str, Any] = {"sentinels": tuple(site.addresses), "sentinel_master": MASTER}
+        watched: dict[str, Any] = {"sentinels": tuple(sentinels.addresses), "sentinel_master": MASTER}
         found = await severities(primary, **watched)
         assert (found["sentinels"], found["replicas"]) == ("ok", "danger")  # it accepts writes without a replica
-        watched["sentinels"] = (site.addresses[0], "127.0.0.1:1")
+        watched["sentinels"] = (sentinels.addresses[0], "127.0.0.1:1")
         assert (await severities(primary, **watched))["sentinels"] == "warning"
 
 

@@ -5,8 +5,8 @@ from collections import defaultdict
 from typing import Any, Final
 
 from aism_engine.store.scripts import ACQUIRE_LEASE, COMMIT, Script
-from tests.support.cues import Match, Request
 from tests.support.engine import Reader, eventually
+from tests.support.proxy_rules import Match, Request
 
 
 def calls(script: Script) -> Match:

@@ -1,4 +1,4 @@
-"""RESP2 in a few lines: stands in for a bare `redis-cli`, in the hands of an agent without any client library."""
+"""A minimal RESP2 client, for agents without a client library."""
 
 import socket
 from types import TracebackType
@@ -6,16 +6,16 @@ from typing import Any, Self
 
 
 class RespError(Exception):
-    """An error reply of the server, in its own words."""
+    """An error reply of the server."""
 
 
 class Cli:
-    """`Cli(host, port)("BRPOP", key, 0)`: one connection, one command at a time, in bytes. It blocks its thread.
+    """One connection that runs one command at a time, in bytes: `Cli(host, port)("BRPOP", key, 0)`. It blocks.
 
-    Whatever takes longer than `timeout_s` fails with TimeoutError, also a BRPOP that would wait for ever.
+    A command that takes longer than `timeout_s` fails with TimeoutError.
     """
 
-    def __init__(self, host: str, port: int, timeout_s: float = 10.0) -> None:
+    def __init__(self, host: str, port: int, timeout_s: float = 300.0) -> None:
         self._socket = socket.create_connection((host, port), timeout_s)
         self._replies = self._socket.makefile("rb")
 
@@ -25,7 +25,7 @@ class Cli:
         return self.read()
 
     def read(self) -> Any:  # noqa: ANN401
-        """Await one more reply, such as a message on a channel that this connection has subscribed to."""
+        """Read one more reply, such as a message on a channel that this connection has subscribed to."""
         line = self._replies.readline()
         kind, rest = line[:1], line[1:-2]
         match kind:
@@ -39,7 +39,7 @@ class Cli:
                 return None if rest == b"-1" else self._replies.read(int(rest) + 2)[:-2]
             case b"*":
                 return None if rest == b"-1" else [self.read() for _ in range(int(rest))]
-        raise ConnectionError(f"the server has closed the connection, or does not speak RESP2: {line!r}")
+        raise ConnectionError(f"the server closed the connection, or does not speak RESP2: {line!r}")
 
     def close(self) -> None:
         self._replies.close()

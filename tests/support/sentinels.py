@@ -1,13 +1,13 @@
-"""A primary, its replica and three sentinels, all of them real: what a failover needs.
+"""A real primary, its replica and three sentinels, for failovers.
 
-Neither server is told for good whom it follows: whoever was killed comes back as a primary of its own data, and it is
-for the sentinels to make a replica of it, as they do where nobody has written a server's role into its configuration.
+No role is in a configuration file: a server that was killed comes back as a primary of its own data, and the sentinels
+make a replica of it.
 """
 
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,30 +20,36 @@ MASTER: Final = "fleet"
 _SENTINELS: Final = 3
 _QUORUM: Final = 2
 _HOST: Final = "127.0.0.1"
-_LOOK_EVERY_S: Final = 0.03
-_ANSWERS_WITHIN_S: Final = 0.5
-_HASTE: Final = {"ping-period": 200, "info-period": 400, "ask-period": 100, "publish-period": 500, "tilt-period": 1000}
-"""Milliseconds between what sentinels do by the clock; their own are up to twenty times that. A primary that comes back
-is made a replica four `publish-period` later; with less, a sentinel that has not heard of a failover yet (whoever leads
-it looks once a second) would take whom it has promoted for such a one. Servers before 7.0 can't be told, and take their
-time.
+_POLL_S: Final = 0.03
+_ANSWERS_WITHIN_S: Final = 2.0
+_PERIODS_MS: Final = {
+    "ping-period": 200,
+    "info-period": 400,
+    "ask-period": 100,
+    "publish-period": 500,
+    "tilt-period": 1000,
+}
+"""Periods of the sentinels in milliseconds; the defaults are up to twenty times longer.
+
+A primary that comes back is made a replica four `publish-period` later. With a shorter period, a sentinel that does not
+know of a failover yet would demote the new primary. Servers before 7.0 have no such options, and are slower.
 """
 
 
-class Site:
-    """Servers and sentinels that know each other. `with Site(binary, folder) as site`; everything here blocks."""
+class SentinelSetup:
+    """A primary, its replica and three sentinels, as a context manager. All methods block."""
 
     def __init__(
         self,
         binary: Path,
         folder: Path,
         *,
-        down_after_s: float = 1.0,
-        failover_timeout_s: float = 3.0,
+        down_after_s: float = 2.0,
+        failover_timeout_s: float = 6.0,
         append_fsync: str | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """Prepare it. `append_fsync` None: nothing is persisted."""
+        """`append_fsync` None: nothing is persisted."""
         self.folders = tuple(folder / f"server-{number}" for number in range(2))
         self.servers = tuple(
             EmbeddedServer(
@@ -56,7 +62,7 @@ class Site:
             for each in self.folders
         )
         self.sentinels: list[int] = []
-        """Their ports."""
+        """The ports of the sentinels."""
         self._binary = binary
         self._folder = folder
         self._timing = {"down-after-milliseconds": down_after_s, "failover-timeout": failover_timeout_s}
@@ -64,7 +70,7 @@ class Site:
 
     @property
     def addresses(self) -> list[str]:
-        """Where the sentinels are, as `redis.sentinels` wants it."""
+        """The addresses of the sentinels, for `redis.sentinels`."""
         return [f"{_HOST}:{port}" for port in self.sentinels]
 
     def __enter__(self) -> Self:
@@ -84,20 +90,15 @@ class Site:
     ) -> None:
         self._stack.close()
 
-    def pace(self, periods_ms: Mapping[str, int]) -> None:
-        """Set how often sentinels do what they do by the clock; see `_HASTE`."""
-        for port in self.sentinels:
-            _pace(port, periods_ms)
-
     def named(self, sentinel: int) -> EmbeddedServer | None:
-        """Find whom the sentinel on this port calls the primary; None where it does not answer."""
+        """Return the primary according to the sentinel on this port; None where it does not answer."""
         with suppress(OSError, RespError), _asking(sentinel) as ask:
             _, port = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
             return next((server for server in self.servers if server.port == int(port)), None)
         return None
 
     def is_whole(self) -> bool:
-        """Tell whether all agree on one primary, which has its replica at its heels, and could fail over now."""
+        """Tell whether all agree on one primary, its replica is connected, and a failover could begin."""
         named = {self.named(sentinel) for sentinel in self.sentinels}
         primary = named.pop()
         if named or primary is None:
@@ -112,46 +113,46 @@ class Site:
         except (OSError, RespError):
             return False
 
-    def wait_whole(self, within_s: float = 20.0) -> EmbeddedServer:
-        """Wait until it is whole; gives the primary."""
+    def wait_whole(self, within_s: float = 300.0) -> EmbeddedServer:
+        """Wait until the setup is whole, and return the primary."""
         ends_at = time.monotonic() + within_s
         while not self.is_whole():
             if time.monotonic() > ends_at:
-                raise AssertionError(f"not whole within {within_s} s: {self.told()}")
-            time.sleep(_LOOK_EVERY_S)
+                raise AssertionError(f"not whole within {within_s} s: {self.views()}")
+            time.sleep(_POLL_S)
         primary = self.named(self.sentinels[0])
         assert primary is not None
         return primary
 
-    def wait_promoted(self, server: EmbeddedServer, within_s: float = 10.0) -> bool:
-        """Wait until this server calls itself a primary, and so takes writes; tells whether it came to that."""
+    def wait_promoted(self, server: EmbeddedServer, within_s: float = 60.0) -> bool:
+        """Wait until this server is a primary, and so accepts writes. Returns whether it was promoted in time."""
         ends_at = time.monotonic() + within_s
         while time.monotonic() < ends_at:
             with suppress(OSError, RespError):
                 if _role(server)[0] == b"master":
                     return True
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
         return False
 
     def fail_over(self) -> None:
-        """Ask for a failover. Nothing comes of it where the sentinel finds no replica good enough."""
+        """Request a failover. A sentinel ignores it if no replica is up to date."""
         with suppress(RespError), _asking(self.sentinels[0]) as ask:
             ask("SENTINEL", "FAILOVER", MASTER)
 
     def cut_off(self, primary: EmbeddedServer) -> None:
-        """Give the replica nothing more, until `let_follow`: what is written from now on, a failover takes back."""
-        _tell(primary.port, "ACL", "SETUSER", "default", "-psync", "-sync")
-        _tell(primary.port, "CLIENT", "KILL", "TYPE", "replica")
+        """Stop replication until `let_follow`: a failover takes back what is written meanwhile."""
+        _send(primary.port, "ACL", "SETUSER", "default", "-psync", "-sync")
+        _send(primary.port, "CLIENT", "KILL", "TYPE", "replica")
 
     def let_follow(self, server: EmbeddedServer) -> None:
-        """Let it have a replica again, when it is a primary."""
-        _tell(server.port, "ACL", "SETUSER", "default", "+psync", "+sync")
+        """Allow this server to have a replica again."""
+        _send(server.port, "ACL", "SETUSER", "default", "+psync", "+sync")
 
     def other(self, server: EmbeddedServer) -> EmbeddedServer:
         return self.servers[1 - self.servers.index(server)]
 
-    def told(self) -> dict[str, Any]:
-        """Everybody's view, for who wonders why nothing happens."""
+    def views(self) -> dict[str, Any]:
+        """Return how each server and sentinel sees the others, for messages of failures."""
         found: dict[str, Any] = {}
         for server in self.servers:
             with suppress(OSError, RespError):
@@ -164,7 +165,7 @@ class Site:
 
 @contextmanager
 def _sentinel(binary: Path, config: Path, watched: int, timing: dict[str, float]) -> Iterator[int]:
-    """Run a sentinel, which reads and rewrites a file of its own; gives its port."""
+    """Run a sentinel, which rewrites its configuration file, and yield its port."""
     with socket.create_server((_HOST, 0)) as free:
         port = int(free.getsockname()[1])
     lines = [f"port {port}", f"bind {_HOST}", "protected-mode no", f"dir {config.parent}"]
@@ -174,22 +175,22 @@ def _sentinel(binary: Path, config: Path, watched: int, timing: dict[str, float]
     with config.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen([str(binary), str(config), "--sentinel"], stdout=log)
     try:
-        _pace(port, _HASTE)
+        _set_periods(port)
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(300)
 
 
-def _pace(port: int, periods_ms: Mapping[str, int], within_s: float = 10.0) -> None:
+def _set_periods(port: int, within_s: float = 300.0) -> None:
     ends_at = time.monotonic() + within_s
     while time.monotonic() < ends_at:
         with suppress(OSError), _asking(port) as ask:
-            for name, period_ms in periods_ms.items():
+            for name, period_ms in _PERIODS_MS.items():
                 with suppress(RespError):
                     ask("SENTINEL", "DEBUG", name, period_ms)
             return
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_S)
     raise AssertionError("a sentinel does not answer")
 
 
@@ -197,8 +198,8 @@ def _asking(port: int) -> Cli:
     return Cli(_HOST, port, _ANSWERS_WITHIN_S)
 
 
-def _tell(port: int, *words: str, attempts: int = 20) -> None:
-    """Tell a server something that may be told twice: our connection may be among those that a test cuts."""
+def _send(port: int, *words: str, attempts: int = 20) -> None:
+    """Send a server an idempotent command, and repeat it: a test may cut this connection as well."""
     for left in range(attempts, 0, -1):
         try:
             with _asking(port) as ask:
@@ -206,7 +207,7 @@ def _tell(port: int, *words: str, attempts: int = 20) -> None:
         except OSError:
             if left == 1:
                 raise
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
         else:
             return
 
@@ -227,7 +228,7 @@ def _facts(sentinel: int) -> dict[bytes, bytes]:
 
 
 def _sees_all(sentinel: int) -> bool:
-    """Tell whether it has last heard from everybody what they are, so that it puts nobody right any more."""
+    """Tell whether the sentinel knows the current role of each server, so that it changes none."""
     with _asking(sentinel) as ask:
         primary = _table(ask("SENTINEL", "MASTER", MASTER))
         replicas = [_table(each) for each in ask("SENTINEL", "SLAVES", MASTER)]

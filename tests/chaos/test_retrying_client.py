@@ -1,4 +1,4 @@
-"""What the load takes for safe is safe: nothing less than a replica's word counts."""
+"""The client of the load counts nothing as done that a replica has not confirmed."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.chaos.line import Line, load_client
+from tests.chaos.retrying_client import RetryingClient, load_client
 from tests.support.resp import Cli
 from tests.support.server import test_server_binary
 
@@ -22,25 +22,25 @@ def pair() -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
         yield primary, replica
 
 
-async def test_what_is_written_lies_on_the_replica(pair: tuple[EmbeddedServer, EmbeddedServer]) -> None:
-    """It is there when the write returns, however often it had to be done before somebody was there to have it."""
+async def test_written_value_is_on_the_replica(pair: tuple[EmbeddedServer, EmbeddedServer]) -> None:
+    """It is there when the write returns, however often the write had to be repeated."""
     primary, replica = pair
     async with load_client(primary.url) as client:
-        attempts = await Line(client, replicas=1).write("LPUSH", "list", "x")
+        attempts = await RetryingClient(client, replicas=1).write("LPUSH", "list", "x")
     with Cli("127.0.0.1", replica.port) as ask:
         assert 1 <= ask("LLEN", "list") <= attempts
 
 
-async def test_what_no_replica_has_is_written_again_and_not_believed(
+async def test_unconfirmed_calls_are_repeated(
     pair: tuple[EmbeddedServer, EmbeddedServer],
 ) -> None:
-    """Neither a write nor an answer counts: both go on until they are safe, which here they never are."""
+    """Without a replica neither writes nor reads end."""
     primary, replica = pair
     replica.kill()
     async with load_client(primary.url) as client:
-        line = Line(client, replicas=1)
+        line = RetryingClient(client, replicas=1)
         for call in (line.write("LPUSH", "list", "x"), line.read("LLEN", "list")):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.7):
                     await call
-        assert await Line(client).read("LLEN", "list") > 1
+        assert await RetryingClient(client).read("LLEN", "list") > 1

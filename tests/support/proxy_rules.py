@@ -1,4 +1,4 @@
-"""What the proxy can do to one request: which, and what. And where on the wire a request or a reply begins and ends."""
+"""Rules of the fault proxy, each for single requests, and the framing of RESP that they need."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ Match: TypeAlias = Callable[[Request], bool]
 
 
 class Frames:
-    """Cuts a stream of RESP into its requests, or its replies, byte for byte."""
+    """Splits a stream of RESP into the bytes of its requests or replies."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -20,7 +20,7 @@ class Frames:
         self._missing = 1
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take in what has arrived, and give each frame that is whole by now."""
+        """Add received bytes, and yield each frame that is complete."""
         self._bytes += data
         while self._skip_element():
             if self._missing == 0:
@@ -30,7 +30,7 @@ class Frames:
                 yield frame
 
     def rest(self) -> bytes:
-        """Give what is no whole frame yet, and forget it."""
+        """Return and forget the bytes of an incomplete frame."""
         rest = bytes(self._bytes)
         self._bytes.clear()
         self._at, self._missing = 0, 1
@@ -50,14 +50,14 @@ class Frames:
             self._missing += int(size)
         elif kind == ord("%"):
             self._missing += 2 * int(size)
-        elif kind == ord("|"):  # attributes: they stand before what they belong to, and are part of its frame
+        elif kind == ord("|"):  # attributes precede a value, and belong to its frame
             self._missing += 2 * int(size) + 1
         self._missing -= 1
         self._at = end
         return True
 
 
-class Deed(Enum):
+class Action(Enum):
     WATCH = auto()
     DROP_REPLY = auto()
     HOLD_REQUEST = auto()
@@ -65,15 +65,15 @@ class Deed(Enum):
     ANSWER = auto()
 
 
-class Cue:
-    """One request to wait for, and what is done when it comes: from the n-th that matches on, `times` times."""
+class Rule:
+    """Applies an action to requests that match: to `times` of them, beginning with the n-th."""
 
-    def __init__(self, match: Match, deed: Deed, *, nth: int, times: float, cut: bool, reply: bytes = b"") -> None:
-        self.struck: list[Request] = []
-        """The requests that it was done to."""
+    def __init__(self, match: Match, action: Action, *, nth: int, times: float, cut: bool, reply: bytes = b"") -> None:
+        self.matched: list[Request] = []
+        """The requests to which the action was applied."""
         self.replies: list[Any] = []
-        """What the server has answered to those, whether the client came to know it or not; errors as exceptions."""
-        self.deed = deed
+        """What the server has answered to those, whether or not the client has received it. Errors are exceptions."""
+        self.action = action
         self.cut = cut
         self.reply = reply
         self._match = match
@@ -82,36 +82,36 @@ class Cue:
         self._changed = asyncio.Event()
         self._released = asyncio.Event()
 
-    async def wait_struck(self, times: int = 1) -> Self:
-        """Wait until it was done so often."""
-        await self._wait(lambda: len(self.struck) >= times)
+    async def wait_matched(self, times: int = 1) -> Self:
+        """Wait until the action was applied `times` times."""
+        await self._wait(lambda: len(self.matched) >= times)
         return self
 
     async def wait_answered(self, times: int = 1) -> list[Any]:
-        """Wait until the server has answered so many of the requests that it was done to; gives the replies."""
+        """Wait until the server has answered `times` of the matched requests, and return the replies."""
         await self._wait(lambda: len(self.replies) >= times)
         return self.replies
 
     def release(self) -> None:
-        """Let go of all that is held, and hold nothing more."""
-        self.lift()
+        """Deliver what is held, and disable the rule."""
+        self.disable()
         self._released.set()
 
-    def lift(self) -> None:
-        """Do it to nobody any more; what is held stays held."""
+    def disable(self) -> None:
+        """Apply the action to no further request. What is held stays held."""
         self._times = 0
 
-    # --- for the proxy ------------------------------------------------------------------------------------------------
+    # --- used by the proxy --------------------------------------------------------------------------------------------
 
     def takes(self, request: Request) -> bool:
-        """Tell whether it is this request's turn; then it is counted as struck."""
+        """Tell whether the action applies to this request, and count it."""
         if self._times <= 0 or not self._match(request):
             return False
         if self._waiting:
             self._waiting -= 1
             return False
         self._times -= 1
-        self.struck.append(request)
+        self.matched.append(request)
         self._changed.set()
         return True
 
@@ -123,14 +123,14 @@ class Cue:
         await self._released.wait()
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(300):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
 
 def parsed(frame: bytes) -> Any:  # noqa: ANN401 - a reply is what the command makes it
-    """Read one frame; an error is given as an exception, not raised."""
+    """Parse one frame. An error is returned as an exception, not raised."""
     reader = hiredis.Reader()
     reader.feed(frame)
     return reader.gets()

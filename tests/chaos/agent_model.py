@@ -1,7 +1,6 @@
-"""What each response should come to, in plain Python.
+"""The expected effects of each response, in plain Python.
 
-Nothing of the engine's is used here: the journey is written down once more, from docs/protocol.md and the drawing in
-config/machines/journey.toml, so that a wrong rule of the engine cannot excuse itself.
+It imports nothing from the engine: the journey is repeated here, so that a wrong rule of the engine is noticed.
 """
 
 from dataclasses import dataclass, field
@@ -20,36 +19,28 @@ JOURNEY: Final = {
 
 
 class Effect(NamedTuple):
-    """A fact that the audit should hold: which event, and the state that it names (of a state), or the command."""
+    """An expected fact in the audit: the event, and the new state or the command that it names."""
 
     event: str
     subject: str = ""
 
 
-LETTER: Final = Effect("dead_letter_added")
+DEAD_LETTER: Final = Effect("dead_letter_added")
 
 
 @dataclass
-class Mind:
-    """Where an agent stands, if all that it has said was applied once and in order."""
+class AgentModel:
+    """The state of an agent, if each of its messages is applied once and in order."""
 
     machine: str
-    """`journey` for one that registers, `open` for one that never does."""
+    """`journey` for an agent that registers, else `open`."""
     state: str = "unknown"
     left: bool = False
     commands: dict[str, str] = field(default_factory=dict)
-    """The status of each command it has had."""
-    targets: dict[str, str] = field(default_factory=dict)
-    """The state that a command asks for."""
+    """The status of each command that has reached the agent."""
 
-    def have(self, command_id: str, target: str | None) -> None:
-        """A command has reached the agent."""
-        self.commands.setdefault(command_id, "queued")
-        if target is not None:
-            self.targets[command_id] = target
-
-    def hear(self, kind: str, subject: str, command_id: str | None = None) -> tuple[Effect, ...]:
-        """Give what a response of this kind comes to. `subject` is the target of a transition."""
+    def apply(self, kind: str, subject: str, command_id: str | None = None) -> tuple[Effect, ...]:
+        """Apply a response, and return its effects. `subject` is the target of a transition or the recipient."""
         returned: tuple[Effect, ...] = ()
         if self.left and kind not in {"register", "goodbye"}:
             self.left = False
@@ -64,11 +55,11 @@ class Mind:
             case "state_transition":
                 effects = self._declare(subject)
             case "ack" | "progress" | "result" | "error" if command_id is not None:
-                effects = self._send_reply(kind, command_id)
+                effects = self._report(kind, command_id)
             case "error":
                 effects = (Effect("agent_error"),)
             case "message":
-                effects = (Effect("message_delivered"),) if subject else (LETTER,)
+                effects = (Effect("message_delivered"),) if subject else (DEAD_LETTER,)
             case "heartbeat" | "measurement":
                 effects = ()
             case _:
@@ -86,15 +77,14 @@ class Mind:
             return (Effect("transition_refused", target),)
         return self._go(target)
 
-    def _send_reply(self, kind: str, command_id: str) -> tuple[Effect, ...]:
+    def _report(self, kind: str, command_id: str) -> tuple[Effect, ...]:
         status = self.commands.get(command_id)
         if status is None:
-            return (LETTER,)
+            return (DEAD_LETTER,)
         if status not in {"queued", "acked"}:
-            return ()  # late: its outcome is recorded
+            return ()  # the outcome is recorded already
         if kind in {"ack", "progress"}:
             self.commands[command_id] = "acked"
             return (Effect("command_acked", command_id),) if status == "queued" else ()
         self.commands[command_id] = "failed" if kind == "error" else "succeeded"
-        moved = self._go(self.targets[command_id]) if kind == "result" and command_id in self.targets else ()
-        return (*moved, Effect(f"command_{self.commands[command_id]}", command_id))
+        return (Effect(f"command_{self.commands[command_id]}", command_id),)
