@@ -16,6 +16,7 @@ from aism_engine.domain.agents.agent import AgentRecord, Liveness, ShownLiveness
 from aism_engine.domain.agents.heartbeats import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
+from aism_engine.ops.audit_log import DECODE_ERRORS, entry_time
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.reads import read_dead_letter
@@ -234,10 +235,10 @@ class Inspector:
         if not entries:
             return {}
         if len(entries) == _RATES_OVER_COMMITS:
-            since = int(entries[-1][0].partition(b"-")[0]) / 1000
+            since = entry_time(text(entries[-1][0]))
         counted = Counter[str]()
         for _, fields in entries:
-            with suppress(msgspec.DecodeError, TypeError, AttributeError):
+            with suppress(*DECODE_ERRORS, TypeError, AttributeError):
                 counted.update(str(fact.get("event")) for fact in msgspec.json.decode(fields.get(b"facts", b"[]")))
         span_s = max(now - since, 0.001)
         return {event: round(count / span_s, 1) for event, count in counted.most_common()}
