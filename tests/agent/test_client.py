@@ -31,7 +31,7 @@ async def agent(server: EmbeddedServer, prefix: str) -> AsyncIterator[AgentClien
 async def send(engine: Running, command_id: str, kind: str, **payload: Any) -> None:  # noqa: ANN401
     request = {"agent_id": AGENT, "command": {"type": kind, "payload": payload}}
     await engine.ask({"id": command_id, "type": "send", "payload": request})
-    assert (await engine.replied(command_id, 100))["ok"]
+    assert (await engine.replied(command_id))["ok"]
 
 
 async def test_a_message_is_pushed_and_then_published(redis_client: Redis, prefix: str, agent: AgentClient) -> None:
@@ -184,5 +184,5 @@ async def test_two_instances_under_one_id_are_a_divergence(server: EmbeddedServe
         assert await engine.audit("divergence_opened") == []
         for instance in (one, two, one):
             await instance.measure({"x": 4}, reply=True)
-        (found,) = await eventually(lambda: engine.audit("divergence_opened"), 100)
+        (found,) = await eventually(lambda: engine.audit("divergence_opened"))
         assert (found["code"], found["details"]["confidence"]) == ("duplicate_instance", "certain")

@@ -35,13 +35,13 @@ async def outcome(engine: Running, kind: str, **payload: Any) -> tuple[str, str]
     """Send a command and wait for its end; return its status, and its result or code."""
     request = {"agent_id": AGENT, "command": {"type": kind, "payload": payload}}
     await engine.ask({"id": kind, "type": "send", "payload": request})
-    assert (await engine.replied(kind, 100))["ok"]
+    assert (await engine.replied(kind))["ok"]
 
     async def ended() -> dict[str, str]:
         record = await engine.command(kind)
         return record if "ended_at" in record else {}
 
-    record = await eventually(ended, within_s=100)
+    record = await eventually(ended)
     return record["status"], record.get("result") or record.get("code", "")
 
 
@@ -84,7 +84,7 @@ async def test_an_example_executes_commands(
     environ = {**os.environ, "AISM_REDIS_URL": server.url}
     agent = Popen([*program, AGENT], cwd=EXAMPLES, env=environ, stdout=DEVNULL, stderr=DEVNULL)  # noqa: ASYNC220
     try:
-        await eventually(lambda: engine.state(AGENT), within_s=100)
+        await eventually(lambda: engine.state(AGENT))
         kind, payload = work
         assert await outcome(engine, kind, **payload) == ("succeeded", result)
         assert (await outcome(engine, "fail"))[0] == "failed"

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.agent.test_agent import HANGS_S, ID, has_left, send, wait_for_status
+from tests.agent.test_agent import ID, has_left, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
 
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
@@ -82,12 +82,12 @@ async def test_the_program_and_its_children_are_ended(engine: Running, start: St
     child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
     process = start(f"{child} & echo $$ >> {file}; wait", *(["--limit", "3"] if how == "limit" else []))
     await send(engine, "c1", ttl=5.0 if how == "deadline" else 60.0)
-    pids = await eventually(partial(read_pids, file, 2), HANGS_S)
+    pids = await eventually(partial(read_pids, file, 2))
     if how == "cancel":
         await engine.ask({"id": "x1", "type": "cancel", "payload": {"command_id": "c1"}})
     elif how == "stop":
         process.send_signal(signal.SIGTERM)
-    await eventually(lambda: not any(map(is_alive, pids)), HANGS_S)
+    await eventually(lambda: not any(map(is_alive, pids)))
     if how == "limit":
         assert (await wait_for_status(engine, "c1", "failed"))["code"] == "timeout"
 
@@ -100,9 +100,9 @@ async def test_a_stop_during_the_end_of_a_program_leaves_nothing_behind(
     child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
     process = start(f"{child} & echo $$ >> {file}; wait", "--limit", "3")
     await send(engine, "c1")
-    pids = await eventually(partial(read_pids, file, 2), HANGS_S)
+    pids = await eventually(partial(read_pids, file, 2))
     process.send_signal(signal.SIGTERM)
-    await eventually(lambda: not any(map(is_alive, pids)), HANGS_S)
+    await eventually(lambda: not any(map(is_alive, pids)))
 
 
 async def test_a_program_dies_with_its_agent(engine: Running, start: Start, tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ async def test_a_program_dies_with_its_agent(engine: Running, start: Start, tmp_
     file = tmp_path / "pids"
     process = start(f"echo $$ >> {file}; exec sleep 60")
     await send(engine, "c1")
-    (pid,) = await eventually(partial(read_pids, file, 1), HANGS_S)
+    (pid,) = await eventually(partial(read_pids, file, 1))
     process.kill()
-    await eventually(lambda: not is_alive(pid), HANGS_S)
+    await eventually(lambda: not is_alive(pid))
 
 
 async def test_failures_in_a_row_cause_a_backoff(engine: Running, start: Start, tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ async def test_the_result_of_a_run_is_printed(engine: Running, start: Start) -> 
     await send(engine, "c1")
     await wait_for_status(engine, "c1", "succeeded")
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=HANGS_S)
+    out, _ = process.communicate()
     assert (process.returncode, json.loads(out)) == (0, {"ok": True, "agent_id": ID, "done": 1, "failed": 0})
-    await eventually(partial(has_left, engine), HANGS_S)
+    await eventually(partial(has_left, engine))
 
 
 def read_pids(file: Path, count: int) -> list[int]:

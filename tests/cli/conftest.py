@@ -17,8 +17,6 @@ from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
 
 WORKERS: Final = ("w-0", "w-1", "w-2")
-HANGS_S: Final = 100
-"""Guard against a test that hangs; the time limit of pytest comes after it."""
 
 
 class Completed(NamedTuple):
@@ -75,7 +73,7 @@ async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
             for number, worker in enumerate(WORKERS):
                 labels = {"team": "ab"[number % 2]}
                 await engine.say(response(worker, "register", type="worker", labels=labels, capabilities=["ack"]))
-            await eventually(partial(engine.record, WORKERS[-1]), HANGS_S)
+            await eventually(partial(engine.record, WORKERS[-1]))
             yield engine
 
 

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
 from aism_engine.store.embedded import EmbeddedServer
-from tests.cli.conftest import HANGS_S, Call, response
+from tests.cli.conftest import Call, response
 from tests.support.engine import Running, eventually, running_engine
 
 
@@ -20,7 +20,7 @@ async def test_list_has_everything_for_programs(
         await agent.transition("inbox")
         await agent.measure({"tokens": 12.5}, reply=True)
     await fleet("send", "w-0", "work", "--id", "work-1")
-    await eventually(lambda: engine.engine.writer.fleet.agents["w-0"].liveness == "fresh", HANGS_S)
+    await eventually(lambda: engine.engine.writer.fleet.agents["w-0"].liveness == "fresh")
     found = (await fleet("agents", "list", "--json")).json[0]
     assert (found["agent_id"], found["type"], found["state"], found["liveness"]) == ("w-0", "worker", "inbox", "fresh")
     assert found["measurements"] == {"tokens": 12.5}
@@ -63,7 +63,7 @@ async def test_silent_agents_are_shown_and_losses_confirmed(fleet: Call, server:
             none = await fleet("agents", "confirm-losses")
             assert (none.code, none.out) == (0, "no agent is silent: there is nothing to confirm\n")
             await engine.call("ZADD", engine.keys.heartbeats, time.time() + 3600, "a-1")
-            await eventually(lambda: "a-1" in engine.engine.writer.fleet.silent, HANGS_S)
+            await eventually(lambda: "a-1" in engine.engine.writer.fleet.silent)
             (found,) = (await fleet("agents", "list", "--json", "--liveness", "silent")).json
             assert (found["agent_id"], found["liveness"]) == ("a-1", "silent")
             assert abs(from_iso(found["silent_since"]) - time.time()) < 300
@@ -94,7 +94,7 @@ async def test_open_divergences_are_listed_and_shown_with_their_agent(
                 response("a", "state_transition", target="inbox"),
                 response("a", "state_transition", target="deep_work") | {"id": "to-deep-work"},
             )
-            await eventually(lambda: engine.audit("divergence_opened"), HANGS_S)
+            await eventually(lambda: engine.audit("divergence_opened"))
     (found,) = (await fleet("divergences", "--json")).json
     assert (found["agent_id"], found["type"], found["rule"]) == ("a", "scribe", "idle_at_work")
     assert (found["confidence"], found["declared"]["state"]) == ("possible", "deep_work")

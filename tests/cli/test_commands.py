@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from aism_engine.clock import iso
-from tests.cli.conftest import HANGS_S, WORKERS, Call, has_status, response
+from tests.cli.conftest import WORKERS, Call, has_status, response
 from tests.support.engine import Running, eventually
 
 
@@ -48,9 +48,9 @@ async def test_list_filters_and_limits(fleet: Call) -> None:
 
 async def test_a_group_is_cancelled_as_a_whole(fleet: Call, engine: Running) -> None:
     await fleet("send", "--select", "type=worker", "work", "--id", "g-1")
-    await eventually(partial(has_status, engine, "g-1.w-2", "queued"), HANGS_S)
+    await eventually(partial(has_status, engine, "g-1.w-2", "queued"))
     await engine.say(response("w-0", "result", "g-1.w-0"))
-    await eventually(partial(has_status, engine, "g-1.w-0", "succeeded"), HANGS_S)
+    await eventually(partial(has_status, engine, "g-1.w-0", "succeeded"))
     cancelled = await fleet("commands", "cancel", "g-1", "--timeout", "1h", "--json")
     assert (cancelled.code, cancelled.json["total"], cancelled.json["succeeded"]) == (0, 2, 2)
     shown = (await fleet("commands", "show", "g-1", "--json")).json
@@ -79,7 +79,7 @@ async def test_holds_of_agents_and_of_the_fleet_add_up(fleet: Call, engine: Runn
     assert [await has_status(engine, each, "waiting") for each in ("c-0", "c-1")] == [True, True]
     assert (await fleet("resume", "--all", "--json")).json["held_agents"] == 1
     for each in ("c-0", "c-1"):
-        await eventually(partial(has_status, engine, each, "queued"), HANGS_S)
+        await eventually(partial(has_status, engine, each, "queued"))
 
 
 @pytest.mark.usefixtures("engine")

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from tests.cli.conftest import HANGS_S, Call, response
+from tests.cli.conftest import Call, response
 from tests.support.engine import Running, eventually
 
 
@@ -22,7 +22,7 @@ async def dead_letters(engine: Running) -> dict[str, str]:
         ids = {fields[b"code"].decode(): dead_letter_id.decode() for dead_letter_id, fields in entries}
         return ids if len(ids) == 3 else None
 
-    found = await eventually(ids_by_code, HANGS_S)
+    found = await eventually(ids_by_code)
     assert found is not None
     return found
 
@@ -47,7 +47,7 @@ async def test_a_replayed_message_is_applied_or_dead_lettered_again(
 ) -> None:
     """A message passes the same checks as at first; a new dead letter is linked to the first one."""
     await engine.say(response("late", "register", type="worker"))
-    await eventually(partial(engine.record, "late"), HANGS_S)
+    await eventually(partial(engine.record, "late"))
     replayed = await fleet("dead-letters", "replay", dead_letters["unknown_recipient"], "--json")
     assert (replayed.code, [each["outcome"] for each in replayed.json]) == (0, ["applied"])
     assert await engine.call("LLEN", engine.keys.inbox("late")) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.cli.conftest import HANGS_S, Start
+from tests.cli.conftest import Start
 from tests.cli.test_run import await_event, read_events
 
 FIELDS = [
@@ -20,7 +20,7 @@ FIELDS = [
 
 def test_the_summary_is_consistent_with_itself(start: Start) -> None:
     process = start("dev", "--duration", "5", "--agents", "12", "--seed", "7", "--json")
-    out, _ = process.communicate(timeout=HANGS_S)
+    out, _ = process.communicate()
     assert process.returncode == 0
     summary = json.loads(out)
     assert list(summary) == FIELDS
@@ -40,7 +40,7 @@ def test_a_signal_stops_everything(start: Start, tmp_path: Path, number: signal.
     with Redis.from_url(url) as redis:
         server = int(redis.info("server")["process_id"])
     process.send_signal(number)
-    out, _ = process.communicate(timeout=HANGS_S)
+    out, _ = process.communicate()
     assert process.returncode == 0
     assert [line.split()[0] for line in out.splitlines()] == FIELDS
     with pytest.raises(ProcessLookupError):
@@ -57,7 +57,7 @@ def test_data_dir_keeps_the_fleet(start: Start, tmp_path: Path) -> None:
         while await_event(log, "dev_progress")["state_changes"] < 2:
             pass
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=HANGS_S)
+        process.communicate()
         assert process.returncode == 0
 
 
@@ -78,6 +78,6 @@ def test_a_terminal_shows_the_fleet(start: Start) -> None:
         pass
     finally:
         os.close(ours)
-    assert process.wait(HANGS_S) == 0
+    assert process.wait() == 0
     assert [text for text in expected if text not in screen] == []
     assert b"component_started" not in screen

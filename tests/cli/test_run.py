@@ -14,7 +14,7 @@ from urllib.request import urlopen
 from redis import Redis
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.cli.conftest import HANGS_S, Start
+from tests.cli.conftest import Start
 from tests.support.server import test_server_binary
 
 
@@ -42,7 +42,7 @@ def test_signals_reload_the_machines_and_stop_in_order(start: Start, server: Emb
     with Redis.from_url(server.url) as redis:
         assert redis.exists(f"{prefix}:engine:lease")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(HANGS_S) == 0
+        assert process.wait() == 0
         assert not redis.exists(f"{prefix}:engine:lease")
     assert process.stdout is not None
     assert process.stdout.read() == ""
@@ -57,7 +57,7 @@ def test_the_engine_waits_for_a_server_that_is_not_there_yet(start: Start, tmp_p
         server.start()
         await_event(log, "lease_taken")
         process.send_signal(signal.SIGINT)
-        assert process.wait(HANGS_S) == 0
+        assert process.wait() == 0
 
 
 def test_an_address_in_use_is_one_line(start: Start) -> None:
@@ -65,7 +65,7 @@ def test_an_address_in_use_is_one_line(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start("run", "--redis", "redis://127.0.0.1:1", "--http", f"127.0.0.1:{port}", "--log-level", "error")
-        _, err = process.communicate(timeout=HANGS_S)
+        _, err = process.communicate()
     assert process.returncode == 1
     assert err.startswith("error: cannot serve HTTP: Address already in use")
     assert str(port) in err
@@ -80,7 +80,7 @@ def test_an_outage_does_not_delay_the_stop(start: Start) -> None:
     await_event(log, "redis_unavailable")
     process.send_signal(signal.SIGTERM)
     await_event(log, "engine_stopped")
-    assert process.wait(HANGS_S) == 0
+    assert process.wait() == 0
 
 
 def test_sigusr1_reopens_the_log_file(start: Start, server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_sigusr1_reopens_the_log_file(start: Start, server: EmbeddedServer, pref
     process.send_signal(signal.SIGUSR1)
     await_line(file, "log_reopened")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(HANGS_S) == 0
+    assert process.wait() == 0
     assert (event_names(moved)[-1] != "engine_stopped", event_names(file)[-1]) == (True, "engine_stopped")
     assert "engine_starting" in event_names(moved)
 

@@ -5,12 +5,12 @@ import os
 import signal
 from pathlib import Path
 
-from tests.cli.conftest import HANGS_S, Start
+from tests.cli.conftest import Start
 
 
 def test_the_result_is_one_json_object(start: Start) -> None:
     process = start("scenario", "ping-pong", "--json")
-    out, err = process.communicate(timeout=HANGS_S)
+    out, err = process.communicate()
     result = json.loads(out)
     assert (process.returncode, err, result["increments"], result["violations"]) == (0, "", 1000, 0)
 
@@ -21,6 +21,6 @@ def test_a_signal_interrupts_and_leaves_nothing_behind(start: Start, tmp_path: P
     while not list(tmp_path.glob("*/server.log")):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=HANGS_S)
+    out, err = process.communicate()
     assert (process.returncode, out, err) == (1, "", "error: scenario coordination was interrupted\n")
     assert list(tmp_path.iterdir()) == []

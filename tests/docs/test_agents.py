@@ -1,4 +1,4 @@
-"""What docs/agents.md says can be done is done here, as it stands there."""
+"""Runs the examples of docs/agents.md."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def environ(server: EmbeddedServer, prefix: str) -> dict[str, str]:
 
 
 async def test_every_call_of_the_tool_works(server: EmbeddedServer, prefix: str) -> None:
-    """In order, as one script, which ends at the first that fails; what it has said has come true."""
+    """The first block runs as one script, which ends at the first call that fails."""
     with capture_logs():
         async with running_engine(server, prefix) as engine:
             shell = await asyncio.create_subprocess_exec(
@@ -41,7 +41,7 @@ async def test_every_call_of_the_tool_works(server: EmbeddedServer, prefix: str)
 
 
 async def test_the_python_example_works(server: EmbeddedServer, prefix: str, tmp_path: Path) -> None:
-    """It is a whole program: it registers, works, and fails where it says so."""
+    """It is a complete program: it registers, succeeds, and fails as shown."""
     program = tmp_path / "reviewer.py"
     program.write_text(blocks("python")[0])
     with capture_logs():
@@ -50,7 +50,7 @@ async def test_the_python_example_works(server: EmbeddedServer, prefix: str, tmp
                 *(sys.executable, str(program)), env=environ(server, prefix), stdout=asyncio.subprocess.DEVNULL
             )
             try:
-                await eventually(lambda: engine.audit("agent_registered"), 10)
+                await eventually(lambda: engine.audit("agent_registered"))
                 assert await outcome(engine, "c1", branch="main") == ("succeeded", '{"verdict":"good"}')
                 assert await outcome(engine, "c2") == ("failed", "no_branch")
             finally:
@@ -61,7 +61,7 @@ async def test_the_python_example_works(server: EmbeddedServer, prefix: str, tmp
 async def outcome(engine: Running, command_id: str, **payload: str) -> tuple[str, str]:
     request = {"agent_id": "reviewer-1", "command": {"type": "review", "payload": payload}}
     await engine.ask({"id": command_id, "type": "send", "payload": request})
-    await eventually(partial(has_ended, engine, command_id), 10)
+    await eventually(partial(has_ended, engine, command_id))
     record = await engine.command(command_id)
     return record["status"], record.get("result") or record["code"]
 

@@ -1,4 +1,4 @@
-"""Every command line of docs/operating.md does what its page says: it is run, in order, on a fleet of three scribes."""
+"""Runs every command of docs/operating.md, in order, on a fleet of three scribes."""
 
 import asyncio
 import re
@@ -21,14 +21,14 @@ LINES: Final = [
 ENDLESS: Final = "aism-engine tail"
 
 
-async def _work(agent: AgentClient) -> None:
-    """Do whatever comes, as long as the test goes on."""
+async def _execute(agent: AgentClient) -> None:
+    """Execute every command until cancelled."""
     while True:
         if (command := await agent.next_command(1)) is not None:
             await agent.result(command.id, {"ok": True})
 
 
-async def _call(line: str, server: EmbeddedServer, prefix: str) -> int:
+async def _run(line: str, server: EmbeddedServer, prefix: str) -> int:
     arguments = [*shlex.split(line)[1:], "--redis", server.url, "--prefix", prefix]
     with pytest.raises(SystemExit) as ended:
         await asyncio.to_thread(main, arguments)
@@ -47,25 +47,26 @@ async def test_every_line_of_the_page_works(
             message = {"to": "nobody", "content": "hello"}
             await engine.say({"id": "m-1", "type": "message", "agent_id": "scribe-1", "payload": message})
             await eventually(engine.dead_letters)
-            working = [asyncio.create_task(_work(agent)) for agent in agents]
+            executing = [asyncio.create_task(_execute(agent)) for agent in agents]
             found = {}
             for line in LINES:
-                stirring = asyncio.create_task(_stir(engine)) if line.startswith(ENDLESS) else None
-                found[line] = await _call(line, server, prefix)
-                if stirring is not None:
-                    stirring.cancel()
-            for task in working:
+                events = asyncio.create_task(_make_events(engine)) if line.startswith(ENDLESS) else None
+                found[line] = await _run(line, server, prefix)
+                if events is not None:
+                    events.cancel()
+            for task in executing:
                 task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+            await asyncio.gather(*executing, return_exceptions=True)
             for agent in agents:
                 await agent.aclose()
+    # The replay is refused again: the recipient of the message is still unknown.
     replay = next(line for line in LINES if "replay" in line)
-    assert found == dict.fromkeys(LINES, 0) | {replay: 1}, capsys.readouterr().err  # there still is nobody
+    assert found == dict.fromkeys(LINES, 0) | {replay: 1}, capsys.readouterr().err
 
 
-async def _stir(engine: Running) -> None:
-    """Let something happen to the first scribe, again and again."""
+async def _make_events(engine: Running) -> None:
+    """Make events of the first scribe until cancelled."""
     for number in range(1000):
-        message = {"id": f"stir-{number}", "type": "measurement", "agent_id": "scribe-1", "payload": {"n": number}}
+        message = {"id": f"event-{number}", "type": "measurement", "agent_id": "scribe-1", "payload": {"n": number}}
         await engine.say(message)
         await asyncio.sleep(0.05)
