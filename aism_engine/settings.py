@@ -142,7 +142,7 @@ class RetentionSettings(Section, frozen=True):
         Meta(description="Maximum number of audit entries, kept while an archive is behind; at least audit_entries"),
     ] = 2_000_000
     dead_letter_entries: Annotated[Count, Meta(description="Number of dead letters that are kept")] = 10_000
-    dead_letter_ttl: Annotated[Seconds, Meta(description="Seconds for which a dead letter is kept")] = 2_592_000.0
+    dead_letter_ttl: Annotated[Seconds, Meta(description="Seconds until a dead letter is removed")] = 2_592_000.0
     oversized_messages: Annotated[Count, Meta(description="Number of oversized messages that are kept whole")] = 16
     absent_agent_ttl: Annotated[Seconds, Meta(description="Seconds after which an absent agent is forgotten")] = (
         604_800.0

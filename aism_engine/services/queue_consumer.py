@@ -27,7 +27,7 @@ class MessageHandler(Protocol[M]):
     """Decides on the messages of one queue."""
 
     name: str
-    """Name of the component, in metrics and in /readyz."""
+    """Name of the component, in logs and metrics."""
     source: DeadLetterSource
     """Name of the queue: its attribute in `Keys`, and the source of its dead letters."""
 
@@ -61,7 +61,7 @@ class QueueConsumer(Service, Generic[M]):
         watermark: Watermark | None = None,
         on_applied: Callable[[], None] = lambda: None,
     ) -> None:
-        """`watermark` is told how far the queue has been applied; `on_applied` is called after each commit."""
+        """`watermark` is updated with how far the queue has been applied; `on_applied` is called after each commit."""
         super().__init__(context)
         self.name = handler.name
         self._handler = handler

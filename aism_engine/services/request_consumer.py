@@ -53,10 +53,10 @@ class RequestQueueHandler:
         }
         command_ids |= {
             command_id
-            for letter in dead_letters.values()
-            if letter.source == "commands" and (command_id := command_id_of(letter.raw)) is not None
+            for each in dead_letters.values()
+            if each.source == "commands" and (command_id := command_id_of(each.raw)) is not None
         }
-        senders = {letter.agent_id for letter in dead_letters.values() if letter.agent_id is not None}
+        senders = {each.agent_id for each in dead_letters.values() if each.agent_id is not None}
         return Lookups(
             snapshots,
             await store.commands(command_ids - fleet.commands.keys()),
