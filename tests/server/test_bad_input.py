@@ -135,7 +135,7 @@ async def test_a_bad_request_is_kept_as_well(engine: Running, raw: bytes, code: 
         assert (await engine.replied("r1"))["error"]["code"] == code
 
 
-async def test_the_oversized_that_are_kept_are_bounded(server: EmbeddedServer, prefix: str) -> None:
+async def test_the_oversized_list_is_bounded(server: EmbeddedServer, prefix: str) -> None:
     """The newest stay; the dead letter of one that has gone still names it."""
     large = [bytes([48 + number]) * 3000 for number in range(6)]
     async with running_engine(
@@ -247,7 +247,7 @@ async def test_a_wrong_type_buries_the_request_that_meets_it(engine: Running, wh
     assert key[what] in letter["reason"].decode()
 
 
-async def test_many_messages_that_meet_one_wrong_key_are_buried_together(engine: Running) -> None:
+async def test_messages_that_use_one_wrong_key_are_dead_lettered_together(engine: Running) -> None:
     """They do not hold up the others by failing one after the other."""
     await engine.call("SET", engine.keys.agent_measurements("a"), "x")
     bad = [{"type": "measurement", "agent_id": "a", "payload": {"x": n}} for n in range(2000)]
@@ -401,7 +401,7 @@ async def test_a_heartbeat_that_somebody_removes_leaves_nobody_fresh_for_ever(en
         await eventually(partial(is_called, "unknown"))
 
 
-async def test_deadlines_that_are_nonsense_hold_no_other_up(server: EmbeddedServer, prefix: str) -> None:
+async def test_malformed_deadlines_are_removed(server: EmbeddedServer, prefix: str) -> None:
     """More of them than are read at once are the oldest, and some are no UTF-8: all are removed."""
     async with running_engine(server, prefix, timekeeper__batch=2, timekeeper__grace=0.1) as engine:
         nonsense = (b"\xff\xfe", b"command:\xff", b"group:\xff", b"stay:\xff", b"", "command:ghost", "nonsense")
@@ -441,7 +441,7 @@ async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
         await eventually(partial(_state_is, engine, "a", "anything"))
 
 
-async def test_a_stranger_that_cannot_be_written_holds_nobody_up(engine: Running) -> None:
+async def test_an_unknown_agent_that_cannot_be_written_does_not_delay_others(engine: Running) -> None:
     """All that it says in one batch is buried in one go: its next message does not take it in again."""
     await engine.call("SET", engine.keys.agent("a"), "x")
     beats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]

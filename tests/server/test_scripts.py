@@ -678,7 +678,7 @@ async def test_what_was_heard_is_queued_in_order_or_never(desk: Desk) -> None:
     assert await desk.call("GET", desk.keys.publication_cursor) == b"2:1"
 
 
-async def test_a_script_that_the_server_has_forgotten_is_loaded_again(desk: Desk) -> None:
+async def test_a_script_missing_on_the_server_is_sent_whole(desk: Desk) -> None:
     """The cache of scripts dies with every restart: nobody notices."""
     await desk.fill(b"1")
     with pytest.raises(NoScriptError):

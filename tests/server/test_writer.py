@@ -194,7 +194,7 @@ async def test_two_who_write_at_the_same_time_decide_one_after_the_other(office:
 
 
 @pytest.mark.parametrize("batch", [1, 50])
-async def test_a_wrong_type_buries_that_one_message_and_the_others_go_on(office: Office, batch: int) -> None:
+async def test_a_wrong_type_dead_letters_one_message_and_the_others_go_on(office: Office, batch: int) -> None:
     """The decision is told what it met, and everything is decided again."""
     await office.call("SET", office.keys.agent_measurements("a5"), "x")
     bad = m.Measurement(agent_id="a5", payload={"x": 1.0})
@@ -204,7 +204,7 @@ async def test_a_wrong_type_buries_that_one_message_and_the_others_go_on(office:
     assert office.observer.codes == ["wrong_type", "applied"]
 
 
-async def test_a_decision_that_raises_is_told_so_and_the_others_go_on(office: Office) -> None:
+async def test_a_decision_that_raises_is_dead_lettered_and_the_others_go_on(office: Office) -> None:
     """It is a bug of ours: its message is kept as internal_error, for us to look at."""
 
     def decide(draft: Draft, failures: Failures) -> list[Decision]:
@@ -288,7 +288,7 @@ async def test_a_commit_without_an_answer_is_sent_again_and_applied_once(office:
 
 
 @pytest.mark.parametrize("fate", ["lose the reply", "lose the request"])
-async def test_after_too_much_silence_the_next_load_shows_what_was_written(office: Office, fate: str) -> None:
+async def test_after_three_unanswered_attempts_the_next_load_shows_the_outcome(office: Office, fate: str) -> None:
     """Whether it was, remains unknown until then; either way it is in the fleet exactly if it is in Redis."""
     await office.hear(beat("b"))
     office.wire.fates = [fate] * 3
@@ -304,7 +304,7 @@ async def test_after_too_much_silence_the_next_load_shows_what_was_written(offic
 
 
 @pytest.mark.parametrize("when", ["before the next commit", "after the next commit"])
-async def test_a_twin_that_is_delivered_late_does_no_harm(office: Office, when: str) -> None:
+async def test_a_commit_delivered_late_changes_nothing(office: Office, when: str) -> None:
     """A commit that was given up and arrives after all is applied in its place in the chain, or not at all."""
     await office.hear(beat("b"))
     office.wire.fates = ["lose the request"] * 3
@@ -344,7 +344,7 @@ async def test_without_the_lease_nothing_is_decided(office: Office) -> None:
         await office.another(Leadership(office.clock)).loaded()
 
 
-async def test_one_that_was_fenced_stops_leading_at_once(office: Office) -> None:
+async def test_a_fenced_engine_stops_leading_at_once(office: Office) -> None:
     """Whatever its clock still lets it believe; nothing was written."""
     await office.hear(beat("a"))
     await office.call("SET", office.keys.epoch, "2:another")
@@ -368,7 +368,7 @@ async def test_one_that_is_out_of_step_drops_the_fleet_and_loads_it_again(office
     assert set(office.writer.fleet.agents) == {"a", "c"}
 
 
-async def test_a_server_that_has_gone_back_in_time_is_noticed_before_anything_is_written(office: Office) -> None:
+async def test_a_server_that_went_back_in_time_is_noticed_before_the_next_write(office: Office) -> None:
     """The ledger is older than the memory: the memory gives way."""
     await office.hear(beat("a"))
     ledger = await office.call("GET", office.keys.ledger)
@@ -431,7 +431,7 @@ async def test_a_load_is_made_for_each_lease_anew(office: Office) -> None:
 # Stopping
 
 
-async def test_whoever_is_cancelled_finishes_the_commit_in_hand(office: Office) -> None:
+async def test_a_cancelled_caller_finishes_its_commit(office: Office) -> None:
     """Or nobody would know whether it was written. Then the cancellation goes on."""
     office.wire.fates = ["hold"]
     writing = asyncio.create_task(office.hear(beat("a")))
