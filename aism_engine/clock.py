@@ -1,6 +1,6 @@
-"""Time, as something that can be handed in: durations from the monotonic clock, instants in unix seconds.
+"""Clocks that can be injected: durations come from the monotonic clock, instants are unix seconds.
 
-Nothing that is decided reads a clock of its own: the instant of a decision is Redis `TIME`, read by the peek.
+Decisions read no clock: the instant of a decision is Redis `TIME`, read by the peek.
 """
 
 import time
@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 
 class Clock(Protocol):
-    """The local clocks. `monotonic` for durations; `wall` only for what people read."""
+    """The local clocks: `monotonic` for durations, `wall` only for what people read."""
 
     def monotonic(self) -> float: ...
 
@@ -24,7 +24,7 @@ class SystemClock:
 
 
 class FakeClock:
-    """A clock that moves only when it is told to."""
+    """A clock that moves only by `advance`."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
@@ -40,14 +40,14 @@ class FakeClock:
 
 
 ROUNDING_S: Final = 0.002
-"""By how much an instant that was written and read back may be off: `iso` has milliseconds."""
+"""Largest error of an instant that was written and read back: `iso` has milliseconds."""
 
 
 def iso(instant: float) -> str:
-    """Write an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`."""
+    """Format an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`."""
     return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_iso(text: str) -> float:
-    """Read an instant written by `iso` (or any ISO 8601 with an offset) back into unix seconds."""
+    """Parse an instant in ISO 8601 with an offset into unix seconds."""
     return datetime.fromisoformat(text).timestamp()

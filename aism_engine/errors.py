@@ -1,14 +1,14 @@
-"""What can go wrong, by name. Every error says what to do about it, and its class says who has to."""
+"""The errors that this package raises."""
 
 from collections.abc import Sequence
 
 
 class AismError(Exception):
-    """Anything that this package raises on purpose."""
+    """Base class of all errors that this package raises."""
 
 
 class ConfigError(AismError):
-    """A setting or a machine that cannot be used. `problems` has every one of them, each with file and key."""
+    """Settings or machines that cannot be used. `problems` lists each problem with its file and key."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -16,7 +16,7 @@ class ConfigError(AismError):
 
 
 class ServerUnavailableError(AismError):
-    """Redis cannot serve us now. `outage` names the state: refused, timeout, loading, readonly, noauth, …"""
+    """Redis cannot serve now. `outage` names the reason: refused, timeout, loading, readonly, noauth, …"""
 
     def __init__(self, outage: str, detail: str) -> None:
         super().__init__(f"{outage}: {detail}")
@@ -24,8 +24,8 @@ class ServerUnavailableError(AismError):
 
 
 class NotLeadingError(AismError):
-    """Another engine holds the lease, or the server has gone back in time: what was in hand is void."""
+    """Another engine holds the lease, or the server went back in time: what was read before must be discarded."""
 
 
 class GaveUpError(AismError):
-    """A service failed more often than its restart budget allows."""
+    """A component failed more often than its restart budget allows."""

@@ -1,7 +1,7 @@
-"""The draft over which decisions are made: the fleet as it will be once the commit in hand is confirmed.
+"""The draft of the fleet that decisions change. It becomes the fleet when its commit is confirmed, else it is dropped.
 
-It is thrown away otherwise, so a decision can never outlive the write it asked for. The second message of a batch sees
-what the first one did.
+So a decision never outlives the write that it asked for. Within a batch, a later decision sees the changes of the
+earlier ones.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups
 from aism_engine.domain.mail import Pair, ThreadMember, TokenBucket
 
 copy: Final = msgspec.structs.replace
-"""Of a struct, at half the price of copy.copy: each message costs two."""
+"""Copies a struct in half the time of copy.copy. Each message copies two."""
 
 
 class Draft:
-    """The fleet as it will be once the commit in hand is confirmed."""
+    """The fleet with the changes of one batch. `now` is the instant of its decisions, by Redis `TIME`."""
 
     def __init__(self, fleet: Fleet, now: float, lookups: Lookups | None = None) -> None:
         self.now = now
@@ -34,15 +34,15 @@ class Draft:
         self._commands: dict[str, Command] = {}
         self._seen_ids: dict[str, list[str]] = {}
         self._activity: dict[str, Activity] = {}
-        self._acted: set[str] = set()
+        self._active_agents: set[str] = set()
         self._losses_confirmed = False
         self._measurements: dict[str, dict[str, float]] = {}
-        self._mail: Counter[str] = Counter()
-        self._buckets: dict[Pair, TokenBucket] = {}
+        self._new_mail: Counter[str] = Counter()
+        self._token_buckets: dict[Pair, TokenBucket] = {}
         self._hops: dict[ThreadMember, int] = {}
         self._added = 0
         self.request_replies: dict[str, bytes] = {}
-        """What is answered to the requests of this batch."""
+        """Replies to the requests of this batch."""
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
         self._silences: dict[str, float | None] = {}
@@ -53,7 +53,7 @@ class Draft:
         return len(self._fleet.agents) + self._added
 
     def agent(self, agent_id: str) -> AgentRecord | None:
-        """Get the agent to change it; none where it is not known."""
+        """Return an agent that may be changed, or None if it is not known."""
         if agent_id in self._agents:
             return self._agents[agent_id]
         agent = self._fleet.agents.get(agent_id)
@@ -67,11 +67,11 @@ class Draft:
 
     def remove_agent(self, agent_id: str) -> None:
         self._agents[agent_id] = None
-        self._measurements[agent_id] = {}  # it may be met again in the same batch
+        self._measurements[agent_id] = {}  # the agent may be admitted again in the same batch
         self._added -= 1
 
     def command(self, command_id: str) -> Command | None:
-        """Get a command to change it: an open one, or one that has ended and is still on record."""
+        """Return a command that may be changed: an open one, or an ended one whose record was looked up."""
         command = self._commands.get(command_id)
         if command is None:
             fleet = self._fleet
@@ -88,7 +88,7 @@ class Draft:
         self.index(command)
 
     def index(self, command: Command) -> None:
-        """Let its agent know where a command is now."""
+        """Update the index of a command's agent."""
         if agent := self.agent(command.agent_id):
             if command.open:
                 agent.index(command)
@@ -100,7 +100,7 @@ class Draft:
         return self._last_seq
 
     def group(self, group_id: str) -> Group | None:
-        """Get a group to change it; none where it has ended."""
+        """Return an open group that may be changed."""
         group = self._groups.get(group_id)
         if group is None and (found := self._fleet.groups.get(group_id)) is not None:
             group = self._groups[group_id] = copy(found)
@@ -110,11 +110,11 @@ class Draft:
         self._groups[group.group_id] = group
 
     def members(self, group_id: str) -> list[str]:
-        """Find the open commands of a group."""
+        """Return the ids of the open commands of a group."""
         return [each.command_id for each in self._fleet.commands.values() if each.group_id == group_id]
 
     def agents(self) -> Iterable[AgentRecord]:
-        """All agents, to look at and not to change."""
+        """Iterate over all agents, read-only."""
         changed = self._agents
         for agent_id, agent in self._fleet.agents.items():
             found = changed.get(agent_id, agent)
@@ -123,11 +123,11 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count who is in a state, of the kinds that belong."""
-        before = self._fleet.agents
+        """Count the agents in a state, of the kinds that `belongs` accepts."""
+        committed = self._fleet.agents
         count = sum(count for kind, count in self._fleet.occupants.get(state, {}).items() if belongs(kind))
         for agent_id, agent in self._agents.items():
-            for each, change in ((before.get(agent_id), -1), (agent, 1)):
+            for each, change in ((committed.get(agent_id), -1), (agent, 1)):
                 if each is not None and each.state == state and belongs(each.kind):
                     count += change
         return count
@@ -142,27 +142,27 @@ class Draft:
         return message_id in self._seen_ids.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
 
     def note_message(self, agent_id: str, message_id: str | None) -> None:
-        """Note a sign of life, and the id by which a second push of the same message is known."""
+        """Record a sign of life, and the id by which a duplicate of the message is recognised."""
         ids = self._seen_ids.setdefault(agent_id, [])
         if message_id is not None:
             ids.append(message_id)
 
     def note_activity(self, agent_id: str) -> None:
-        """Note that the agent has done something: of most messages that is all there is to note."""
-        self._acted.add(agent_id)
+        """Record that the agent was active, without a copy of its activity: most messages change nothing else of it."""
+        self._active_agents.add(agent_id)
 
     def activity(self, agent_id: str) -> Activity:
-        """Get what the agent was seen to do, to add to it."""
+        """Return the activity of an agent, which may be changed."""
         activity = self._activity.get(agent_id)
         if activity is None:
             known = self._fleet.activity.get(agent_id)
             activity = self._activity[agent_id] = Activity() if known is None else copy(known)
-        if agent_id in self._acted:
+        if agent_id in self._active_agents:
             activity.acted_at = self.now
         return activity
 
     def measurements(self, agent_id: str) -> Mapping[str, float]:
-        """Give the latest value of each name that the agent has measured."""
+        """Return the latest value of each measurement name of an agent, read-only."""
         fleet = self._fleet
         if (changed := self._measurements.get(agent_id)) is not None:
             return changed
@@ -175,44 +175,44 @@ class Draft:
 
     @property
     def silent(self) -> int:
-        """How many are shown as silent."""
+        """Number of agents that are shown as silent."""
         return len(self._fleet.silent)
 
     def confirm_losses(self) -> None:
         self._losses_confirmed = True
 
     def set_silent(self, agent_id: str, since: float | None) -> None:
-        """Note that an agent is silent since then; None: that it is so no more."""
+        """Record that an agent is silent since an instant, or no longer silent (None)."""
         self._silences[agent_id] = since
 
     def unread_mail(self, agent_id: str) -> int:
-        """Count the messages that an agent has not read, as far as it has been looked up."""
-        return self.lookups.unread.get(agent_id, 0) + self._mail[agent_id]
+        """Count the unread messages of an agent, which must be in the lookups."""
+        return self.lookups.unread.get(agent_id, 0) + self._new_mail[agent_id]
 
     def add_mail(self, agent_id: str) -> None:
-        self._mail[agent_id] += 1
+        self._new_mail[agent_id] += 1
 
     def token_bucket(self, sender: str, recipient: str) -> TokenBucket | None:
         pair = (sender, recipient)
-        return self._buckets.get(pair) or self._fleet.traffic.buckets.get(pair)
+        return self._token_buckets.get(pair) or self._fleet.traffic.buckets.get(pair)
 
     def set_token_bucket(self, sender: str, recipient: str, bucket: TokenBucket) -> None:
-        self._buckets[sender, recipient] = bucket
+        self._token_buckets[sender, recipient] = bucket
 
     def hops(self, thread_id: str, agent_id: str) -> int:
-        """Count the hops of the furthest message that an agent was sent in a thread."""
-        place = (thread_id, agent_id)
-        return self._hops.get(place) or self._fleet.traffic.hops.get(place, 0)
+        """Return the largest number of hops of a message that an agent got in a thread."""
+        member = (thread_id, agent_id)
+        return self._hops.get(member) or self._fleet.traffic.hops.get(member, 0)
 
     def set_hops(self, thread_id: str, agent_id: str, hops: int) -> None:
         self._hops[thread_id, agent_id] = hops
 
     def seen_ids(self) -> list[tuple[str, str]]:
-        """Give all that was noted: whose message, and its id, in the order of each agent."""
+        """Return the agent and the id of each message, in order per agent."""
         return [(agent_id, message_id) for agent_id, ids in self._seen_ids.items() for message_id in ids]
 
     def apply(self) -> None:
-        """Make it the fleet: the commit is confirmed."""
+        """Apply the changes to the fleet, once their commit is confirmed."""
         fleet = self._fleet
         for agent_id, agent in self._agents.items():
             if agent is None:
@@ -230,7 +230,7 @@ class Draft:
             fleet.dispatchable |= fleet.waiting
         if self._losses_confirmed:
             fleet.losses_confirmed_at = self.now
-        fleet.traffic.apply(self._buckets, self._hops)
+        fleet.traffic.apply(self._token_buckets, self._hops)
         self._apply_activity()
 
     def _apply_activity(self) -> None:
@@ -243,7 +243,7 @@ class Draft:
         fleet.activity.update(
             (agent_id, activity) for agent_id, activity in self._activity.items() if agent_id in fleet.agents
         )
-        for agent_id in self._acted & fleet.agents.keys():
+        for agent_id in self._active_agents & fleet.agents.keys():
             activity = fleet.activity.get(agent_id)
             if activity is None:
                 activity = fleet.activity[agent_id] = Activity()

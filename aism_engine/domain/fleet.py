@@ -1,4 +1,4 @@
-"""The fleet in memory: what the engine knows to be committed. Nobody changes it but `Draft.apply`."""
+"""The fleet in memory, as it was last committed. Only `Draft.apply` changes it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,41 +15,41 @@ from aism_engine.domain.mail import Traffic
 
 
 class Lookups(Struct):
-    """What was read from Redis for one batch, because the fleet in memory does not hold it."""
+    """Values read from Redis for one batch, because the fleet in memory does not hold them."""
 
     snapshots: dict[str, AgentSnapshot] = field(default_factory=dict)
     commands: dict[str, Command] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
-    """What was pushed for commands that are to be sent again, or given up on; empty where it has gone."""
+    """Bodies of commands that are due for another attempt; empty if the body is missing in the record."""
     request_replies: dict[str, bytes] = field(default_factory=dict)
-    """What was answered to requests that were asked before."""
+    """Saved replies to requests that were decided before."""
     dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
-    """The dead letters that are to be replayed, by their ids in the stream."""
+    """Dead letters to replay, by stream id."""
     unread: dict[str, int] = field(default_factory=dict)
-    """How many messages an agent has not read, or is not let have yet."""
+    """Number of messages in an agent's inbox, together with those that are held for it."""
     groups: dict[str, Group] = field(default_factory=dict)
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-_ENDED: Final = 4096
-"""An arbitrary number: more commands than end while one batch looks up what it needs."""
-_MARK_BYTES: Final = 8
+_MAX_RECENTLY_ENDED: Final = 4096
+"""An arbitrary number, larger than the number of commands that end while one batch reads its lookups."""
+_HASH_BYTES: Final = 8
 
 
-def _mark(message_id: str) -> bytes:
-    """Give the 8 bytes by which a message id is remembered.
+def _hash(message_id: str) -> bytes:
+    """Return the 8 bytes that stand for a message id in a ring.
 
-    Python's hash is keyed anew in each process: nobody can aim at a collision. A ring is searched as one string: that
-    it matches across two marks by chance is no likelier than a collision is.
+    Python keys its hash anew in each process, so that nobody can aim at a collision. A ring is searched as one byte
+    string; a match across two hashes is as unlikely as a collision.
     """
-    return hash(message_id).to_bytes(_MARK_BYTES, "little", signed=True)
+    return hash(message_id).to_bytes(_HASH_BYTES, "little", signed=True)
 
 
 NOTHING_MEASURED: Final[Mapping[str, Any]] = {}
 
 
 class Fleet:
-    """All agents, their open commands, and the ids of the messages last seen from each."""
+    """All agents, their open commands and groups, and the ids of the last messages of each agent."""
 
     def __init__(
         self,
@@ -64,49 +64,49 @@ class Fleet:
         self.commands = {command.command_id: command for command in sorted(commands, key=lambda each: each.seq)}
         self.groups = {group.group_id: group for group in groups}
         self.measurements: dict[str, dict[str, float]] = {}
-        """The latest value of each name, by agent; none of these is ever changed in place."""
+        """Latest value of each measurement name, by agent. The inner dictionaries are never changed in place."""
         self.unloaded_measurements = set(self.agents)
-        """Whose measurements have not been read since the load: it must not take longer for them."""
+        """Agents whose measurements were not read yet: they are read after the load, to keep the load short."""
         self.hold = hold
         self.last_seq = max((command.seq for command in self.commands.values()), default=0)
-        """The last turn that was given."""
+        """Last sequence number given to a command."""
         self.recently_ended: dict[str, Command] = {}
-        """The last commands that have ended: what was looked up for a batch may be older than their end."""
+        """The last commands that ended. A lookup of a batch may have been read before their end."""
         self.last_message_at: dict[str, float] = {}
-        """When each agent was last heard on the queue, since the fleet was loaded."""
+        """When each agent last sent a message, since the fleet was loaded."""
         self.loaded_at = 0.0
         self.silent: dict[str, float] = {}
-        """Whom Redis shows as silent, and since when. One that is not fresh any more is taken out by the next scan."""
+        """Agents that Redis shows as silent, and since when. The next scan removes those that are no longer fresh."""
         self.losses_confirmed_at = float("-inf")
-        """When an operator last said that who was silent then is gone: of this leader's time, and no part of Redis."""
+        """When an operator last confirmed the losses, since the fleet was loaded. It is not stored in Redis."""
         self.activity: dict[str, Activity] = {}
-        """What each agent was seen to do since then; to read, a draft alone changes it."""
+        """Activity of each agent since the fleet was loaded. Read-only: only a draft changes it."""
         self.traffic = Traffic()
         self._recent: dict[str, bytearray] = {}
-        self._recent_bytes = recent_ids * _MARK_BYTES
+        self._recent_bytes = recent_ids * _HASH_BYTES
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
                 agent.index(command)
         self.occupants: dict[str, dict[str | None, int]] = {}
-        """How many agents of each kind are in each state."""
+        """Number of agents by state and kind."""
         for (state, kind), count in Counter((agent.state, agent.kind) for agent in self.agents.values()).items():
             self.occupants.setdefault(state, {})[kind] = count
         self.liveness = Counter(agent.liveness for agent in self.agents.values())
-        """How many agents are fresh, lost and so on: to count 100,000 takes 10 ms of the loop."""
+        """Number of agents by liveness. Counting 100,000 agents anew would take 10 ms of the loop."""
         self.absent = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
-        """Who is back when its heartbeat moves."""
+        """Agents that return when their heartbeat changes."""
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
-        """Who has commands that wait."""
+        """Agents with waiting commands."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
-        """In whose list something lies."""
+        """Agents with commands in their list."""
         self.dispatchable = set(self.waiting)
-        """Who has commands that wait, and has changed since somebody last looked whether they may be handed out."""
+        """Agents with waiting commands that have changed since the dispatcher last checked them."""
 
     def shown(self, agent: AgentRecord) -> ShownLiveness:
         return shown_liveness(agent, agent.agent_id in self.silent)
 
     def count_shown(self) -> Counter[ShownLiveness]:
-        """Count the agents as they are shown, without walking over all of them."""
+        """Count the agents by shown liveness, without a walk over all of them."""
         counts = Counter({ShownLiveness(liveness.value): count for liveness, count in self.liveness.items()})
         silent = [agent for agent_id in self.silent if (agent := self.agents.get(agent_id)) is not None]
         counts[ShownLiveness.SILENT] = sum(self.shown(agent) is ShownLiveness.SILENT for agent in silent)
@@ -114,29 +114,29 @@ class Fleet:
         return counts
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
-        """Tell whether this message was among the last ones of its agent."""
+        """Tell whether this message is one of the last ones of its agent."""
         ring = self._recent.get(agent_id)
-        return ring is not None and _mark(message_id) in ring
+        return ring is not None and _hash(message_id) in ring
 
     def mark_seen(self, agent_id: str, message_id: str) -> None:
-        """Add to the ring of the agent: 64 marks of 100,000 agents are 51 MB, the ids were ten times that."""
+        """Add a message id to the ring of its agent. 64 hashes for 100,000 agents take 51 MB, a tenth of the ids."""
         ring = self._recent.get(agent_id)
         if ring is None:
             ring = self._recent[agent_id] = bytearray()
         elif len(ring) >= self._recent_bytes:
-            del ring[:_MARK_BYTES]
-        ring += _mark(message_id)
+            del ring[:_HASH_BYTES]
+        ring += _hash(message_id)
 
     def end(self, command: Command) -> None:
-        """Take a command off the open ones; for the batches that look things up just now it is kept in mind."""
+        """Remove a command from the open ones. It stays known for batches whose lookups were read before its end."""
         self.commands.pop(command.command_id, None)
         self.recently_ended[command.command_id] = command
-        if len(self.recently_ended) > _ENDED:
+        if len(self.recently_ended) > _MAX_RECENTLY_ENDED:
             del self.recently_ended[next(iter(self.recently_ended))]
 
     def load_measurements(self, agent_id: str, values: dict[str, float]) -> None:
-        """Add what an agent had measured before the load, unless it is known by now. No decision changes by it: those
-        that need it have it looked up.
+        """Add what an agent measured before the load, unless a commit did so. No decision depends on the order of this:
+        a decision that needs the values has them in its lookups.
         """
         if agent_id in self.unloaded_measurements:
             self.unloaded_measurements.discard(agent_id)
@@ -144,6 +144,7 @@ class Fleet:
                 self.measurements[agent_id] = values
 
     def _count(self, agent: AgentRecord, change: int) -> None:
+        """Add `change` to the count of the agent's state and kind."""
         state, kind = agent.state, agent.kind
         kinds = self.occupants.get(state)
         if kinds is None:
@@ -169,14 +170,14 @@ class Fleet:
 
     def replace(self, agent: AgentRecord) -> None:
         agent_id = agent.agent_id
-        before = self.agents.get(agent_id)
-        if before is None or (before.state, before.kind) != (agent.state, agent.kind):
-            if before is not None:
-                self._count(before, -1)
+        old = self.agents.get(agent_id)
+        if old is None or (old.state, old.kind) != (agent.state, agent.kind):
+            if old is not None:
+                self._count(old, -1)
             self._count(agent, 1)
-        if before is None or before.liveness is not agent.liveness:
-            if before is not None:
-                self.liveness[before.liveness] -= 1
+        if old is None or old.liveness is not agent.liveness:
+            if old is not None:
+                self.liveness[old.liveness] -= 1
             self.liveness[agent.liveness] += 1
         if agent.lost_score is None:
             self.absent.discard(agent_id)

@@ -5,10 +5,11 @@ adds the sections that only services read.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
+from aism_engine.domain.commands.command import OnLost
 from aism_engine.domain.machines.machine import Machines
 
 # The upper bounds are arbitrary: they reject infinity and typing errors, not large fleets.
@@ -21,7 +22,6 @@ Limit = Annotated[float, Meta(gt=0, le=1e15)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
-OnLost: TypeAlias = Literal["hold", "fail"]
 
 SilentAfter = Annotated[Seconds, Meta(description="Seconds without a sign of life until an agent is silent")]
 LostAfter = Annotated[
@@ -176,7 +176,7 @@ class DivergenceSettings(Section, frozen=True):
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """Everything beside the fleet that a decision depends on."""
+    """Everything that a decision depends on beside the fleet."""
 
     machines: Machines
     protocol: ProtocolSettings = ProtocolSettings()

@@ -39,7 +39,7 @@ def test_every_end_is_final_and_every_open_status_has_a_way_on() -> None:
 def test_a_step_that_is_not_allowed_is_an_error() -> None:
     """Whoever takes one has asked before."""
     command = Command(command_id="c", agent_id="a", type="x", status=Status.FAILED, accepted_at=NOW, expires_at=NOW + 1)
-    with pytest.raises(ValueError, match="failed does not become acked"):
+    with pytest.raises(ValueError, match="cannot go from failed to acked"):
         command.acknowledge(NOW)
 
 

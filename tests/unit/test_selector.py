@@ -1,4 +1,4 @@
-"""Selectors: what they mean, how they are written, and how they say no."""
+"""Selectors: matching, text form, and errors."""
 
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ ARCHITECT: Final = an_agent(type="architect", state="idle", labels={"team": "a",
 
 
 @pytest.mark.parametrize(
-    ("selector", "fits"),
+    ("selector", "matches"),
     [
         ("type=architect", True),
         ("type==architect", True),
@@ -29,11 +29,11 @@ ARCHITECT: Final = an_agent(type="architect", state="idle", labels={"team": "a",
         ("state notin (inbox)", True),
         ("label.team=a", True),
         ("label.team!=a", False),
-        ("label.region!=eu", True),  # there is no such label
+        ("label.region!=eu", True),  # the agent has no such label
         ("label.region notin (eu,us)", True),
         ("label.region=eu", False),
         ("label.region in (eu)", False),
-        ("label.gpu", True),  # it exists, though it is empty
+        ("label.gpu", True),  # the label exists, with an empty value
         ("!label.gpu", False),
         ("! label.region", True),
         ("id=a-1", True),
@@ -43,18 +43,18 @@ ARCHITECT: Final = an_agent(type="architect", state="idle", labels={"team": "a",
         ("  type = architect , label.gpu,!label.region ", True),
     ],
 )
-def test_it_means_what_kubernetes_means(selector: str, *, fits: bool) -> None:
-    assert Selector.parse(selector).matches(ARCHITECT) is fits
+def test_selector_matches_as_in_kubernetes(selector: str, *, matches: bool) -> None:
+    assert Selector.parse(selector).matches(ARCHITECT) is matches
 
 
 @pytest.mark.parametrize(
-    ("selector", "complaint"),
+    ("selector", "message"),
     [
         ("", "character 1: expected a key"),
-        ("type", "every agent has type: say which"),
-        ("!state", "every agent has state"),
-        ("team=a", "'team' is no key; a label is label.team"),
-        ("label.=a", "'label.' is no key"),
+        ("type", "every agent has a type, so it needs a value"),
+        ("!state", "every agent has a state"),
+        ("team=a", "unknown key 'team'; for a label use label.team"),
+        ("label.=a", "unknown key 'label.'"),
         ("type=", "character 6: expected a value"),
         ("type=a,", "character 8: expected a key"),
         ("type=a b", "character 8: expected a comma or the end"),
@@ -68,13 +68,13 @@ def test_it_means_what_kubernetes_means(selector: str, *, fits: bool) -> None:
         (f"id in ({','.join(map(str, range(257)))})", "at most 256 values"),
     ],
 )
-def test_what_is_no_selector_is_refused_with_the_place(selector: str, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_selector_is_refused_with_the_position(selector: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Selector.parse(selector)
 
 
-def test_it_says_whether_it_speaks_of_liveness() -> None:
-    """Else those that are away are not meant."""
+def test_selector_knows_whether_it_names_liveness() -> None:
+    """Lost and left agents match only a selector that names liveness."""
     assert Selector.parse("type=a,liveness!=left").names_liveness
     assert not Selector.parse("type=a").names_liveness
 
@@ -87,13 +87,13 @@ REQUIREMENTS: Final = st.builds(
 
 
 @given(st.lists(REQUIREMENTS, min_size=1, max_size=5))
-def test_what_it_writes_it_reads(requirements: list[Requirement]) -> None:
+def test_text_of_a_selector_parses_to_the_same_selector(requirements: list[Requirement]) -> None:
     selector = Selector(tuple(requirements))
     assert Selector.parse(selector.text) == selector
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_a_selector_or_is_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         selector = Selector.parse(text)
     except ValueError as error:
@@ -103,7 +103,7 @@ def test_any_text_is_a_selector_or_is_refused(text: str) -> None:
 
 
 @given(st.lists(REQUIREMENTS, min_size=1, max_size=5), WORDS, WORDS, st.dictionaries(WORDS, WORDS, max_size=3))
-def test_all_its_requirements_must_hold(
+def test_selector_matches_if_all_requirements_hold(
     requirements: list[Requirement], kind: str, state: str, labels: dict[str, str]
 ) -> None:
     agent = an_agent(type=kind, state=state, labels=labels)

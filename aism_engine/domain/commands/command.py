@@ -1,12 +1,12 @@
-"""The life of a command, as one state machine. Everything else asks it.
+"""The states of a command, and the steps between them.
 
     scheduled | waiting -> queued -> delivered -> acked -> succeeded | failed | expired | cancelled | dead
 
-A command that goes back from `delivered` or `acked` to `waiting` is to be sent again, under the same id. Every end is
-reached once; what comes after it is late, a duplicate or a contradiction, is counted, and changes nothing.
+A command that goes back from `delivered` or `acked` to `waiting` is sent again under the same id. A command ends once;
+a response after its end is late, duplicate or contradictory, is counted, and changes nothing.
 
-Each step changes the command and gives the fields of its record that changed. A step that its status does not allow
-raises ValueError: whoever takes a step has asked `may_become` before.
+Each step changes the command and returns the fields of its record that change. A step that the status does not allow
+raises ValueError: the caller checks `may_become` first.
 """
 
 from collections.abc import Mapping
@@ -23,21 +23,21 @@ from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTab
 
 class Status(StrEnum):
     SCHEDULED = "scheduled"
-    """Its time has not come."""
+    """Its start time has not come."""
     WAITING = "waiting"
-    """It waits at the engine: for credit, for the end of a pause, or to be sent again."""
+    """The engine keeps it: for lack of credit, during a pause, or until the next attempt."""
     QUEUED = "queued"
-    """It lies in its agent's list."""
+    """It is in its agent's list."""
     DELIVERED = "delivered"
-    """It has left the list: measured."""
+    """It has left the list: the engine measured that."""
     ACKED = "acked"
-    """The agent says that it has it: declared."""
+    """The agent declared that it has the command."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     DEAD = "dead"
-    """Sent as often as it may be, and never done."""
+    """All its attempts are used, and it is a dead letter."""
 
 
 OPEN: Final = frozenset({Status.SCHEDULED, Status.WAITING, Status.QUEUED, Status.DELIVERED, Status.ACKED})
@@ -54,50 +54,47 @@ Priority: TypeAlias = Literal["high", "normal", "low"]
 RANKS: Final[Mapping[str, int]] = {"high": 0, "normal": 1, "low": 2}
 OnLost: TypeAlias = Literal["hold", "fail"]
 Bucket: TypeAlias = Literal["scheduled", "waiting", "queued", "delivered"]
-"""Where an open command is: not yet due, waiting its turn, in the list of its agent, or with its agent."""
+"""Where an open command is: waiting for an instant, ready for dispatch, in its agent's list, or taken by its agent."""
 
 
 class StatusChange(NamedTuple):
-    """What a command went through, for the metrics: from which status to which, and how many seconds it took; None
-    where nobody remembers when it began. From `` it was accepted.
-    """
+    """A change of a command's status, for the metrics. `before` is empty at acceptance."""
 
     type: str
     before: str
     after: str
     seconds: float | None
+    """Seconds in the status before; None if this engine does not know when that began."""
     age_s: float
 
 
 class Command(Struct, kw_only=True):
-    """What the engine has in mind of a command while it is open; the record in Redis holds the rest. Instants are unix
-    seconds by Redis `TIME`.
-    """
+    """An open command in memory. Its record in Redis holds more. Instants are unix seconds by Redis `TIME`."""
 
     command_id: str
     agent_id: str
     type: str
     target: str | None = None
-    """The state asked for, where the type is `state_transition`."""
+    """The requested state, if the type is `state_transition`."""
     status: Status = Status.WAITING
     priority: Priority = "normal"
     seq: int = 0
-    """Its place in the order of all commands: given at acceptance, and anew at each push."""
+    """Position in the order of all commands: assigned at acceptance, and again at each push."""
     attempt: int = 0
-    """How often it was pushed."""
+    """Number of pushes."""
     failures: int = 0
-    """How often its agent reported an error that may pass."""
+    """Number of retryable errors that its agent reported."""
     accepted_at: float
     expires_at: float
     step_at: float = 0.0
-    """When the clock of the present step runs out: start, acknowledgement, execution, another attempt; 0: none runs."""
+    """When the clock of the step runs out: start, acknowledgement, execution or next attempt. 0: no clock runs."""
     ack_timeout_s: float = 30.0
     timeout_s: float = 3600.0
     max_attempts: int = 5
     on_lost: OnLost = "hold"
     group_id: str | None = None
     status_since: float = 0.0
-    """When it came to its status, as far as this engine saw that; 0 where it did not. It is no part of the record."""
+    """When it got its status; 0 if this engine did not see that. Not part of the record."""
 
     @property
     def open(self) -> bool:
@@ -108,12 +105,12 @@ class Command(Struct, kw_only=True):
 
     @property
     def deadline(self) -> str:
-        """Member of the deadlines under which the next of this command's clocks is kept."""
+        """Member of the deadlines for the nearest of this command's clocks."""
         return f"command:{self.command_id}"
 
     @property
     def due_at(self) -> float:
-        """When the first of its clocks runs out."""
+        """When the nearest of its clocks runs out."""
         return min(self.step_at, self.expires_at) if self.step_at else self.expires_at
 
     @property
@@ -126,63 +123,61 @@ class Command(Struct, kw_only=True):
 
     @property
     def was_sent(self) -> bool:
-        """Whether its agent can have it, or have had it."""
+        """Whether it was ever pushed, so that its agent may have it."""
         return self.attempt > 0
 
     def status_change(self, before: str, now: float) -> StatusChange:
-        """Note that it has come to the status it has now."""
+        """Describe the change to the current status, which begins now."""
         seconds = now - self.status_since if self.status_since else None
         self.status_since = now
         return StatusChange(self.type, before, self.status.value, seconds, now - self.accepted_at)
 
-    # --- its steps --------------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------------
 
     def _become(self, status: Status, step_at: float = 0.0) -> dict[str, str]:
         if not self.may_become(status):
-            raise ValueError(f"a command that is {self.status} does not become {status}")
+            raise ValueError(f"a command cannot go from {self.status} to {status}")
         self.status, self.step_at = status, step_at
         return {"status": status.value, "step_at": iso(step_at) if step_at else ""}
 
     def wait(self) -> dict[str, str]:
-        """Take its place among those that wait for credit: its time has come."""
+        """Become ready for dispatch."""
         return self._become(Status.WAITING)
 
     def queue(self, now: float, seq: int) -> dict[str, str]:
-        """Go into the list of its agent."""
+        """Enter the list of its agent."""
         self.attempt, self.seq = self.attempt + 1, seq
         fields = self._become(Status.QUEUED)
         return {**fields, "attempt": str(self.attempt), "seq": str(seq), "queued_at": iso(now)}
 
     def deliver(self, now: float, *, acks: bool) -> dict[str, str]:
-        """Leave the list. The clock of the acknowledgement starts for an agent that acknowledges, else that of the
-        execution.
-        """
+        """Leave the list. The ack timeout starts, or the execution timeout if the agent does not acknowledge."""
         fields = self._become(Status.DELIVERED, now + (self.ack_timeout_s if acks else self.timeout_s))
         return {**fields, "delivered_at": iso(now)}
 
     def acknowledge(self, now: float) -> dict[str, str]:
-        """Be confirmed by its agent: the clock of the execution starts."""
+        """Be acknowledged by its agent. The execution timeout starts."""
         return {**self._become(Status.ACKED, now + self.timeout_s), "acked_at": iso(now)}
 
     def extend(self, now: float) -> dict[str, str]:
-        """Have more time to be executed: there is progress."""
+        """Restart the execution timeout."""
         self.step_at = now + self.timeout_s
         return {"step_at": iso(self.step_at)}
 
     def retry(self, now: float, backoff: Backoff, *, failed: bool) -> dict[str, str]:
-        """Wait to be sent again. What has no attempt left is due at once, to be given up on."""
+        """Wait for the next attempt. If no attempt is left, the command is due at once, and is dead-lettered then."""
         self.failures += failed
         pause_s = self.pause_s(backoff) if self.attempt < self.max_attempts else 0.0
         return {**self._become(Status.WAITING, now + pause_s), "failures": str(self.failures)}
 
     def pause_s(self, backoff: Backoff) -> float:
-        """Return the pause before the next attempt, drawn from the id so that the decision is repeatable."""
+        """Return the pause before the next attempt. Its jitter comes from the command id, so it is always the same."""
         return backoff.pause_s(self.attempt, crc32(f"{self.command_id} {self.attempt}".encode()) / 2**32)
 
     def end(self, status: Status, now: float) -> dict[str, str]:
         return {**self._become(status), "ended_at": iso(now)}
 
-    # --- its record -------------------------------------------------------------------------------------------------
+    # --- record -------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, str]:
         """Return the fields of a new record. An absent value is an empty string."""

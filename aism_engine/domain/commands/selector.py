@@ -1,9 +1,9 @@
-"""Selectors: which agents are meant, in the grammar of Kubernetes label selectors.
+"""Selectors: which agents a request addresses, in the grammar of Kubernetes label selectors.
 
     type=architect, state in (inbox, idle), label.team!=a, label.gpu, !label.retired
 
-Requirements are joined by commas, and all of them must hold. `!=` and `notin` hold as well where there is no such
-label. See "Labels and Selectors" in the documentation of Kubernetes.
+Requirements are joined by commas, and all of them must hold. `!=` and `notin` also hold for agents without the label.
+See "Labels and Selectors" in the documentation of Kubernetes.
 """
 
 import re
@@ -17,7 +17,7 @@ from aism_engine.domain.agents.agent import AgentRecord
 Operator: TypeAlias = Literal["in", "notin", "exists", "absent"]
 
 _TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<sign>==|!=|[=!(),]))")
-_EXAMPLE: Final = "such as type=architect,state in (inbox,idle),label.team!=a"
+_EXAMPLE: Final = "for example type=architect,state in (inbox,idle),label.team!=a"
 _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
     "type": lambda agent: agent.type,
     "state": lambda agent: agent.state,
@@ -25,9 +25,9 @@ _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
     "id": lambda agent: agent.agent_id,
 }
 _LABEL: Final = "label."
-_MOST: Final = 32
-"""Requirements of a selector, and 256 values of each: arbitrary numbers."""
-_MOST_VALUES: Final = 256
+_MAX_REQUIREMENTS: Final = 32
+"""Limits on the requirements of a selector and on the values of each: arbitrary numbers."""
+_MAX_VALUES: Final = 256
 
 
 class Requirement(Struct, frozen=True):
@@ -66,15 +66,15 @@ class Selector(Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "Selector":
-        """Read a selector. Raises ValueError, which says where and what was expected."""
+        """Parse a selector. Raises ValueError with the position and what was expected."""
         tokens = _Tokens(text)
         found = [_requirement(tokens)]
         while tokens.take(","):
             found.append(_requirement(tokens))
         if tokens.word or tokens.sign:
             tokens.fail("a comma or the end")
-        if len(found) > _MOST:
-            raise ValueError(f"a selector has at most {_MOST} requirements, this one {len(found)}")
+        if len(found) > _MAX_REQUIREMENTS:
+            raise ValueError(f"a selector has at most {_MAX_REQUIREMENTS} requirements; this one has {len(found)}")
         return cls(tuple(found))
 
     def matches(self, agent: AgentRecord) -> bool:
@@ -82,17 +82,17 @@ class Selector(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The selector as it is written: read again, it is the same."""
+        """The selector as text, which parses to an equal selector."""
         return ",".join(map(str, self.requirements))
 
     @property
     def names_liveness(self) -> bool:
-        """Whether it speaks of liveness itself; otherwise those that are away are not meant."""
+        """Whether it has a requirement on liveness. Otherwise lost and left agents do not match."""
         return any(requirement.key == "liveness" for requirement in self.requirements)
 
 
 class _Tokens:
-    """The words and signs of a text, one at a time."""
+    """Tokenizer: the words and signs of a text, one at a time."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -116,7 +116,7 @@ class _Tokens:
         self.at, self.word, self.sign = next(self._found, (len(self._text), "", ""))
 
     def take(self, *signs: str) -> bool:
-        """Go past one of these signs, if that is what is next."""
+        """Skip the next token if it is one of these signs."""
         if self.sign and self.sign in signs:
             self.next()
             return True
@@ -134,14 +134,15 @@ class _Tokens:
 
 
 def _requirement(tokens: _Tokens) -> Requirement:
-    negated, at = tokens.take("!"), tokens.at
+    negated = tokens.take("!")
+    where = f"selector, at character {tokens.at + 1}"
     key = tokens.take_word("a key: type, state, liveness, id or label.NAME")
     is_label = key.startswith(_LABEL) and len(key) > len(_LABEL)
     if not is_label and key not in _FIELDS:
-        raise ValueError(f"selector, at character {at + 1}: {key!r} is no key; a label is label.{key}; {_EXAMPLE}")
+        raise ValueError(f"{where}: unknown key {key!r}; for a label use label.{key}; {_EXAMPLE}")
     if negated or not (tokens.word or tokens.sign) or tokens.sign == ",":
         if not is_label:
-            raise ValueError(f"selector, at character {at + 1}: every agent has {key}: say which, {_EXAMPLE}")
+            raise ValueError(f"{where}: every agent has a {key}, so it needs a value; {_EXAMPLE}")
         return Requirement(key, "absent" if negated else "exists")
     if tokens.sign in {"=", "==", "!="}:
         operator: Operator = "notin" if tokens.sign == "!=" else "in"
@@ -158,6 +159,6 @@ def _requirement(tokens: _Tokens) -> Requirement:
         values.add(tokens.take_word("a value"))
     if not tokens.take(")"):
         tokens.fail(", or )")
-    if len(values) > _MOST_VALUES:
-        raise ValueError(f"{key} has at most {_MOST_VALUES} values, here {len(values)}")
+    if len(values) > _MAX_VALUES:
+        raise ValueError(f"a requirement has at most {_MAX_VALUES} values; {key} has {len(values)}")
     return Requirement(key, operator, frozenset(values))

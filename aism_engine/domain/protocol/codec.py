@@ -1,4 +1,4 @@
-"""Reading and writing messages: JSON or MessagePack, told apart by the first byte.
+"""Decoding and encoding of messages, in JSON or MessagePack. The first byte tells which.
 
 `decode_response` and `decode_request` never raise anything but `MalformedError`, whatever the bytes are.
 """
@@ -29,15 +29,15 @@ _ENCODERS: Final[dict[str, Callable[[object], bytes]]] = {
 
 
 def encode(message: object, codec: str = "json") -> bytes:
-    """Write a message in the codec its reader asked for at `register`."""
+    """Encode a message in the codec that its reader chose at `register`."""
     return _ENCODERS[codec](message)
 
 
 class MalformedError(Exception):
-    """A message that cannot be understood.
+    """A message that cannot be decoded.
 
-    `code` is one of those in docs/protocol.md; `agent_id` and `message_id` are there where they could be read, and
-    `reply` tells whether an answer is asked for.
+    `code` is one of docs/protocol.md. `agent_id` and `message_id` are set if they could be read; `reply` tells whether
+    the message asks for a reply.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class MalformedError(Exception):
 
 T = TypeVar("T")
 _MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
-"""First bytes of a MessagePack map; none of them can begin a JSON text."""
+"""First bytes of a MessagePack map. None of them can begin a JSON text."""
 _FREE_FORM: Final = frozenset({Result, Message, Custom, Send})
-"""Types whose payload may hold any value: it must be possible to write it in either format."""
+"""Types whose payload may hold any value, which must be representable in both formats."""
 
 
 def decode_as(form: type[T], raw: bytes) -> T:
-    """Read any form from either format; raises what msgspec raises."""
+    """Decode a message of any form from either format. Raises what msgspec raises."""
     if raw and raw[0] in _MSGPACK_MAP:
         return msgspec.msgpack.decode(raw, type=form)
     return msgspec.json.decode(raw, type=form)
@@ -82,7 +82,7 @@ _ENVELOPES = (msgspec.json.Decoder(_Envelope), msgspec.msgpack.Decoder(_Envelope
 
 
 class Codec:
-    """Decodes one form of messages, a struct or a union of them, from either format."""
+    """Decoder of one struct, or a tagged union of structs, from either format."""
 
     def __init__(self, form: Any, subject: str) -> None:  # noqa: ANN401 - a type form has no type of its own yet
         self._json = msgspec.json.Decoder(form)
@@ -91,7 +91,7 @@ class Codec:
         self._types = frozenset(str(member.__struct_config__.tag) for member in get_args(form))
 
     def decode(self, raw: bytes) -> Any:  # noqa: ANN401 - narrowed by decode_response and decode_request
-        """Read one message, or raise `MalformedError` with a code."""
+        """Decode one message. Raises `MalformedError`."""
         is_json = not raw or raw[0] not in _MSGPACK_MAP
         try:
             if not is_json:
@@ -112,12 +112,12 @@ class Codec:
         return message
 
     def _explain(self, raw: bytes, reason: str, *, is_json: bool) -> MalformedError:
-        """Find the code of a well-formed message that is none of ours: the slow path, taken only by bad input."""
+        """Find the code for a message that was refused. This is the slow path, taken only by bad input."""
         try:
             envelope = _ENVELOPES[not is_json].decode(raw)
         except RecursionError:
             return MalformedError("too_deep", "nested too deep")
-        except (msgspec.DecodeError, OverflowError, ValueError, TypeError):  # not even that much can be read
+        except (msgspec.DecodeError, OverflowError, ValueError, TypeError):  # not even the envelope can be read
             is_object = not is_json or raw.lstrip()[:1] == b"{"
             return MalformedError("invalid_message" if is_object else "not_an_object", reason)
         code, kind = "invalid_message", envelope.type
@@ -125,24 +125,14 @@ class Codec:
         if kind is None:
             reason = "the field `type` is missing"
         elif not isinstance(kind, str) or kind not in self._types:
-            code, reason = "unknown_type", f"no {self._subject} has the type {kind!r:.80}"
+            code, reason = "unknown_type", f"unknown {self._subject} type {kind!r:.80}"
         elif envelope.agent_id is not None and agent_id is None:
-            code, reason = "invalid_agent_id", f"{envelope.agent_id!r:.160} is no agent id"
+            code, reason = "invalid_agent_id", f"invalid agent id {envelope.agent_id!r:.160}"
         return MalformedError(code, reason, agent_id, message_id, reply=envelope.reply is True)
 
 
-def _check_finite(value: object) -> None:
-    """Raise ValueError where there is a NaN or an infinity in a payload: JSON would make it null without a word."""
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{value} is no number")
-    if isinstance(value, Struct):
-        value = msgspec.structs.asdict(value)
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_finite(part)
-
-
 def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any of the messages
-    """Refuse values that could not be written in the other format, or not be counted with."""
+    """Raise for values that cannot be encoded in the other format, and for measurements that are not finite."""
     if isinstance(message, Measurement):
         if not all(map(isfinite, message.payload.values())):
             raise ValueError("a measurement must be a finite number")
@@ -151,7 +141,7 @@ def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any
     elif is_json:
         encode(message.payload, "msgpack")  # refuses integers past 64 bits
     elif msgspec.json.decode(encode(message.payload), type=type(message.payload)) != message.payload:
-        raise ValueError("it has a value that JSON does not: NaN, an infinity, binary, or a key that is no string")
+        raise ValueError("a value that JSON cannot represent: NaN, an infinity, binary, or a key that is not a string")
 
 
 _RESPONSES = Codec(Response, "response")
@@ -160,7 +150,7 @@ _REQUESTS = Codec(Request, "request")
 
 
 def decode_response(raw: bytes, custom: Container[str] = ()) -> Response | Custom:
-    """Read what an agent said; raises `MalformedError`. `custom` holds the types beyond ours that have a handler."""
+    """Decode a response. Raises `MalformedError`. `custom` holds the further types that have a handler."""
     try:
         response: Response = _RESPONSES.decode(raw)
     except MalformedError as error:
@@ -174,6 +164,6 @@ def decode_response(raw: bytes, custom: Container[str] = ()) -> Response | Custo
 
 
 def decode_request(raw: bytes) -> Request:
-    """Read what an operator asks; raises `MalformedError`."""
+    """Decode a request. Raises `MalformedError`."""
     request: Request = _REQUESTS.decode(raw)
     return request

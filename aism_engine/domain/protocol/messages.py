@@ -1,9 +1,7 @@
-"""The messages of the protocol, as they stand on the wire.
+"""The messages of the protocol: responses of agents, requests of operators, and commands.
 
-Two tagged unions on `type`: what an agent says (`Response`) and what an operator asks (`Request`). Each is one JSON
-object or one MessagePack map; the first byte tells which. Unknown fields are ignored (but for an operator's payloads,
-where a typo must not pass), unknown types are refused. `decode_*` never raises anything but `MalformedError`, whatever
-the bytes are.
+`Response` and `Request` are unions that are tagged by the field `type`. Unknown types are refused. Unknown fields are
+ignored, except in the payloads of requests, where they are most likely a typing error.
 """
 
 from datetime import datetime
@@ -19,17 +17,16 @@ TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
 StateName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{STATE_NAME}\Z")]
 MeasurementName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{MEASUREMENT_NAME}\Z")]
 MAX_MEASUREMENTS: Final = 32
-"""In one message."""
+"""Largest number of measurements in one message."""
 Measurements: TypeAlias = Annotated[dict[MeasurementName, float], Meta(max_length=MAX_MEASUREMENTS)]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
 MAX_DURATION_S: Final = 31_536_000
-"""Of every duration: a year."""
+"""Largest duration: a year."""
 MAX_ATTEMPTS: Final = 1000
 Duration: TypeAlias = Annotated[float, Meta(gt=0, le=MAX_DURATION_S)]
 SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
-
 
 # --- agent to engine --------------------------------------------------------------------------------------------------
 
@@ -42,9 +39,9 @@ class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
     timestamp: Any = None
     traceparent: str | None = None
     instance: Identifier | None = None
-    """Which process of this agent speaks: a new one at each start."""
+    """Id of the process that speaks for this agent: a new one at each start."""
     via: str | None = None
-    """`pubsub` where the listener heard it on a channel and put it into the queue."""
+    """`pubsub` if the listener read the message from a channel and pushed it to the queue."""
 
     @property
     def kind(self) -> str:
@@ -128,7 +125,7 @@ class Measurement(_Response, frozen=True, kw_only=True, tag="measurement"):
 
 
 class Custom(_Response, frozen=True, kw_only=True, tag=False, tag_field=None):
-    """A response of a type that is not ours, but for which the engine was given a handler."""
+    """A response of another type, for which the engine was given a handler."""
 
     type: TypeName
     payload: Any = None
@@ -152,29 +149,29 @@ class CommandSpec(Struct, frozen=True):
 
 
 class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is not given is as the section `commands` of the settings says. Durations in seconds."""
+    """Options of a command, in seconds. Defaults are in the section `commands` of the settings."""
 
     ttl: Duration | None = None
-    """From acceptance, or from the start of a scheduled command, to its end."""
+    """Time to live, from acceptance, or from the start of a scheduled command."""
     ack_timeout: Duration | None = None
     timeout: Duration | None = None
-    """Of the execution."""
+    """Execution timeout."""
     max_attempts: Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None = None
     priority: Priority = "normal"
     on_lost: OnLost | None = None
     start_at: str | None = None
     """Not before this instant, ISO 8601 with an offset."""
     start_in: Annotated[float, Meta(ge=0, le=MAX_DURATION_S)] | None = None
-    """Not before so many seconds have passed."""
+    """Not before this many seconds have passed."""
     quorum: Annotated[str, Meta(pattern=r"\A\d{1,7}%?\Z")] | None = None
-    """How many of the selected have to succeed: `80%`, or a number; all."""
+    """How many of the selected agents must succeed, such as `80%` or `3`. The default is all of them."""
 
     def __post_init__(self) -> None:
         if self.start_at is not None:
             if self.start_in is not None:
-                raise ValueError("`start_at` and `start_in` exclude each other")
+                raise ValueError("`start_at` and `start_in` cannot be combined")
             if datetime.fromisoformat(self.start_at).tzinfo is None:
-                raise ValueError("`start_at` needs an offset from UTC, such as a Z at its end")
+                raise ValueError("`start_at` needs an offset from UTC, such as a final Z")
 
 
 class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,7 +179,7 @@ class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
     agent_id: Identifier | None = None
     select: SelectorText | None = None
     any: bool = False
-    """Give it to one of the selected, the one with the fewest commands in flight."""
+    """Send it to one of the selected agents only, the one with the fewest commands in flight."""
     options: SendOptions = SendOptions()
 
     def __post_init__(self) -> None:
@@ -190,14 +187,14 @@ class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
         if self.any and self.select is None:
             raise ValueError("`any` needs `select`")
         if self.options.quorum is not None and (self.select is None or self.any):
-            raise ValueError("a `quorum` needs a `select` of many")
+            raise ValueError("`quorum` needs `select`, and cannot be combined with `any`")
 
 
 class HoldPayload(Struct, frozen=True, forbid_unknown_fields=True):
     agent_id: Identifier | None = None
     select: SelectorText | None = None
     all: bool | None = None
-    """The whole fleet, and who joins it later."""
+    """The whole fleet, with agents that join later."""
     reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -224,7 +221,7 @@ class PurgePayload(Struct, frozen=True, forbid_unknown_fields=True):
 
 def _exactly_one(**choices: object) -> None:
     if sum(choice is not None for choice in choices.values()) != 1:
-        raise ValueError(f"exactly one of {', '.join(f'`{name}`' for name in choices)} is needed")
+        raise ValueError(f"expected exactly one of {', '.join(f'`{name}`' for name in choices)}")
 
 
 class ForgetPayload(Struct, frozen=True, forbid_unknown_fields=True):
@@ -292,7 +289,7 @@ _KINDS: Final = {member: str(member.__struct_config__.tag) for member in (*get_a
 
 
 class CommandMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A command as the agent pops it. The optional fields are absent unless they say something."""
+    """A command as the agent pops it. Optional fields with their default value are left out."""
 
     id: str
     type: str

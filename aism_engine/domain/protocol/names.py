@@ -1,21 +1,21 @@
-"""What may be a name, as patterns. Ids become parts of keys: nothing else may be one.
+"""Patterns of identifiers and names. An identifier becomes part of a key, so nothing else is accepted.
 
-Apart, for those who need nothing else: what the agent's tool imports, each of its calls pays for.
+A module of its own, because the agent's command-line tool pays for each import at each call.
 """
 
 import re
 from typing import Final
 
 IDENTIFIER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-"""Of an agent, a message, a request or a command."""
+"""Id of an agent, a message, a request or a command."""
 TYPE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""Of a type, a label, a capability or an error's code."""
+"""Name of a type, a label, a capability or an error code."""
 STATE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
 MEASUREMENT_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}"
 
 
 def is_identifier(value: object) -> bool:
-    """Tell whether a value may be the id of an agent, a message or a command: it becomes part of a key."""
+    """Tell whether a value is a valid id of an agent, a message, a request or a command."""
     return isinstance(value, str) and re.fullmatch(IDENTIFIER, value) is not None
 
 

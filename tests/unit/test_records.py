@@ -1,0 +1,88 @@
+"""Record tables: every struct is read back as it was written, also from records of other versions."""
+
+import msgspec
+import pytest
+
+from aism_engine.domain.agents.activity import Divergence
+from aism_engine.domain.agents.agent import AgentRecord, Hold, Liveness
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.commands.group import Group
+
+AGENT = AgentRecord(
+    agent_id="a",
+    type="scribe",
+    registered=True,
+    labels={"team": "x"},
+    capabilities=("ack",),
+    codec="msgpack",
+    state="inbox",
+    since=1_800_000_000.125,
+    declared="idle",
+    declared_at=1_800_000_001.0,
+    declared_via="channel",
+    liveness=Liveness.LOST,
+    lost_from="idle",
+    lost_score=1.5,
+    lost_at=1_800_000_002.0,
+    first_seen_at=1_700_000_000.0,
+    hold=Hold.PAUSE,
+    waits_for="human",
+    cooling={"idle": 1_800_000_009.0},
+    mail_waiting=3,
+    divergences={"never_acks": Divergence(since="2027-01-15T08:00:00.000Z", confidence="likely", reason="because")},
+)
+COMMAND = Command(
+    command_id="c",
+    agent_id="a",
+    type="state_transition",
+    target="inbox",
+    status=Status.ACKED,
+    priority="high",
+    seq=7,
+    attempt=2,
+    failures=1,
+    accepted_at=1_800_000_000.0,
+    expires_at=1_800_003_600.0,
+    step_at=1_800_000_030.0,
+    ack_timeout_s=2.5,
+    timeout_s=60.0,
+    max_attempts=3,
+    on_lost="fail",
+    group_id="g",
+)
+GROUP = Group(group_id="g", kind="send", total=5, needed=4, status="failed", stopped=True, succeeded=1, refused=2)
+
+
+def test_records_are_read_back_as_they_were_written() -> None:
+    assert AgentRecord.from_record("a", AGENT.record()) == AGENT
+    assert Command.from_record("c", COMMAND.record()) == COMMAND
+    assert Group.from_record("g", GROUP.record()) == GROUP
+
+
+def test_missing_field_has_its_default() -> None:
+    """A record that another version has written may lack any field that is not required."""
+    agent = {"type": "x", "state": "s", "since": "2027-01-15T08:00:00Z", "first_seen_at": "2027-01-15T08:00:00Z"}
+    now = 1_800_000_000.0
+    assert AgentRecord.from_record("a", agent) == AgentRecord(
+        agent_id="a", type="x", state="s", since=now, first_seen_at=now
+    )
+    command = {"agent_id": "a", "type": "x", "status": "waiting", "accepted_at": agent["since"]}
+    expected = Command(command_id="c", agent_id="a", type="x", accepted_at=now, expires_at=now)
+    assert Command.from_record("c", command | {"expires_at": agent["since"]}) == expected
+    group = {"kind": "send", "total": "2", "needed": "1", "status": "open"}
+    assert Group.from_record("g", group) == Group(group_id="g", kind="send", total=2, needed=1)
+
+
+@pytest.mark.parametrize("name", ["type", "state", "since", "first_seen_at"])
+def test_missing_required_field_raises(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        AgentRecord.from_record("a", AGENT.record() | {name: ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("liveness", "?"), ("hold", "?"), ("labels", "{"), ("since", "yesterday"), ("lost_score", "x"), ("cooling", "[]")],
+)
+def test_damaged_value_raises(name: str, value: str) -> None:
+    with pytest.raises((KeyError, ValueError, msgspec.DecodeError)):
+        AgentRecord.from_record("a", AGENT.record() | {name: value})
