@@ -1,4 +1,4 @@
-"""A fleet without a server: decisions are made over drafts, and what they ask to be written goes into dictionaries."""
+"""A fleet without a server: decisions are made over drafts, and their effects are written into dictionaries."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ from aism_engine.domain.responses import dead_letter_response, decide_response
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"
-"""The same, as it is written."""
+"""The same instant, in ISO 8601."""
 
 CLERK = """\
 [machine]
@@ -44,7 +44,7 @@ to = ["waiting"]
 
 
 def machines() -> Machines:
-    """The two that are shipped, and one of an agent type `clerk` that leaves out whatever it may."""
+    """Return the two shipped machines, and one for the agent type `clerk` without any optional key."""
     shipped = files("aism_engine") / "machines"
     found = [parse((shipped / name).read_text(), name) for name in ("journey.toml", "open.toml")]
     named: dict[str, Machine] = {machine.name: machine for machine in (*found, parse(CLERK, "clerk.toml"))}
@@ -64,14 +64,14 @@ def policy_with(**settings: Any) -> Policy:  # noqa: ANN401 - the type depends o
 
 
 class World:
-    """The fleet in memory, and beside it everything that was written, as Redis would have it."""
+    """The fleet in memory, with everything that was written to Redis."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - the type depends on the setting
         self.policy = policy_with(**settings)
         self.now = NOW
         self.fleet = Fleet()
         self.snapshots: dict[str, AgentSnapshot] = {}
-        """What agents have written by their own hand."""
+        """What agents have written to Redis themselves."""
         self.records: dict[str, dict[str, str]] = {}
         self.index: set[str] = set()
         self.states: dict[str, str] = {}
@@ -79,12 +79,12 @@ class World:
         self.measurements: dict[str, dict[str, float]] = {}
         self.command_records: dict[str, dict[str, str | bytes]] = {}
         self.ttls: dict[str, float] = {}
-        """For how many seconds the record of a command is kept."""
+        """Seconds for which the record of an ended command is kept."""
         self.lists: dict[str, list[bytes]] = defaultdict(list)
         """The commands of each agent, the newest first."""
         self.inboxes: dict[str, list[bytes]] = defaultdict(list)
         self.mail: dict[str, list[bytes]] = defaultdict(list)
-        """What waits for each agent, the newest first."""
+        """Held messages of each agent, the newest first."""
         self.replies: dict[tuple[str | None, str], bytes] = {}
         self.deadlines: dict[str, float] = {}
         self.group_records: dict[str, dict[str, str | bytes]] = {}
@@ -97,24 +97,23 @@ class World:
         """The dead letters, by their ids in the stream."""
         self._dead_lettered = 0
 
-    # --- what happens -------------------------------------------------------------------------------------------------
-
+    # --- events -------------------------------------------------------------------------------------------------------
     def respond(self, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
-        """An agent says something, and it is committed. What is no field of a message is one of its payload."""
+        """Decide on a response and commit it. Fields that are not in the envelope go into the payload."""
         return self.commit(*self.decide_response(kind, agent_id, **fields))
 
     def decide_response(self, kind: str, agent_id: str = "a", **fields: Any) -> tuple[Draft, Decision]:  # noqa: ANN401
-        """An agent says something; what it means is not committed yet."""
+        """Decide on a response without a commit."""
         draft = self.draft()
         return draft, self.decide_on(draft, kind, agent_id, **fields)
 
     def decide_on(self, draft: Draft, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
-        """Decide on what an agent says, over a draft that may have heard more already."""
+        """Decide on a response over a draft that may have other changes."""
         raw = json.dumps(_message({"type": kind, "agent_id": agent_id}, fields)).encode()
         return decide_response(draft, self.policy, decode_response(raw, self.policy.handlers), raw)
 
     def request(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
-        """An operator asks for something, and it is committed. What is no field of a request is one of its payload."""
+        """Decide on a request and commit it. Fields that are not in the envelope go into the payload."""
         target = {} if agent_id is None else {"agent_id": agent_id}
         message = _message({"type": kind, "id": request_id, "payload": {}}, target | fields, ("reply", "traceparent"))
         raw, draft = json.dumps(message).encode(), self.draft()
@@ -124,22 +123,22 @@ class World:
         return self.request("send", command_id, agent_id, command={"type": kind, "payload": payload})
 
     def pop(self, agent_id: str = "a") -> dict[str, Any]:
-        """The agent takes the oldest command from its list."""
+        """Pop the oldest command from an agent's list."""
         found: dict[str, Any] = decode_as(dict[str, Any], self.lists[agent_id].pop())
         return found
 
     def poll_list(self, agent_id: str = "a") -> Decision:
-        """The engine looks at what lies in an agent's list."""
+        """Detect which commands have left an agent's list."""
         draft, head = self.draft(), (self.lists[agent_id] or [b""])[-1]
         return self.commit(draft, decide_deliveries(draft, self.policy, agent_id, head, self.fleet.last_seq))
 
     def dispatch(self, agent_id: str = "a", most: int = 100) -> Decision:
-        """The engine hands out what waits for an agent, as far as it may."""
+        """Dispatch the waiting commands of an agent."""
         draft = self.draft()
         return self.commit(draft, decide_dispatch(draft, self.policy, agent_id, most))
 
     def run_fanout(self) -> list[Decision]:
-        """The engine does what requests to many have left to do."""
+        """Decide on all targets in the fan-out queue."""
         return [self._run_fanout_target(self.fanout.pop(0)) for _ in range(len(self.fanout))]
 
     def _run_fanout_target(self, raw: bytes) -> Decision:
@@ -147,26 +146,25 @@ class World:
         request = decode_request(_bytes(self.group_records[target.group_id]["request"]))
         return self.commit(draft, decide_fanout_target(draft, self.policy, target, request))
 
-    def dead_letter(self, code: str, raw: bytes, *, asked: bool = False, **known: Any) -> Decision:  # noqa: ANN401
+    def dead_letter(self, code: str, raw: bytes, *, request: bool = False, **known: Any) -> Decision:  # noqa: ANN401
         draft, error = self.draft(), MalformedError(code, "because", **known)
         return self.commit(
-            draft, (dead_letter_request if asked else dead_letter_response)(draft, self.policy, error, raw)
+            draft, (dead_letter_request if request else dead_letter_response)(draft, self.policy, error, raw)
         )
 
     def pass_time(self, seconds: float) -> list[Decision]:
-        """Let time pass, and whatever falls due be done."""
+        """Advance the clock, and decide on the deadlines that are due."""
         self.now += seconds
         due = sorted((at, member) for member, at in self.deadlines.items() if at <= self.now)
-        return [self.fall_due(member, at) for at, member in due]
+        return [self.decide_deadline(member, at) for at, member in due]
 
-    def fall_due(self, member: str, at: float) -> Decision:
+    def decide_deadline(self, member: str, at: float) -> Decision:
         draft = self.draft()
         return self.commit(draft, decide_deadline(draft, self.policy, member, at))
 
-    # --- what is so ---------------------------------------------------------------------------------------------------
-
+    # --- state --------------------------------------------------------------------------------------------------------
     def draft(self) -> Draft:
-        """A draft, with everything looked up that the fleet in memory does not hold."""
+        """Return a draft with all lookups."""
         ended = {
             command_id: Command.from_record(command_id, _texts(record))
             for command_id, record in self.command_records.items()
@@ -187,7 +185,7 @@ class World:
         )
 
     def commit(self, draft: Draft, decision: Decision) -> Decision:
-        """Write what a decision asks for, or fail as the store would; then the draft is the fleet."""
+        """Write the effects of a decision, or fail as the store would, and apply the draft."""
         for effect in decision.effects:
             self._write(effect)
         draft.apply()
@@ -207,7 +205,7 @@ class World:
         return [event for where, event in self.published if where == channel]
 
     def facts_of(self, *events: str) -> list[dict[str, Any]]:
-        """The facts of these events, as they are written to the audit, but for their time and whose doing they are."""
+        """Return the facts of these events as they are written to the audit, without `at` and `by`."""
         found = [json.loads(encode(fact)) for fact in self.facts if fact.event in events]
         return [{name: value for name, value in fact.items() if name not in {"at", "by"}} for fact in found]
 
@@ -216,12 +214,12 @@ class World:
         return found
 
     def snapshot(self) -> object:
-        """All of the fleet in memory, to compare."""
+        """Return a copy of the fleet in memory, to compare."""
         fleet = self.fleet
         return copy.deepcopy((fleet.agents, fleet.commands, fleet.last_message_at, fleet._recent, fleet.measurements))
 
     def reloaded(self) -> Fleet:
-        """The fleet as the next leader would load it from what was written."""
+        """Return the fleet as the next leader would load it."""
         commands = (
             Command.from_record(command_id, _texts(record))
             for command_id, record in self.command_records.items()
@@ -307,8 +305,18 @@ class World:
                 assert self.deadlines[member] == at
 
 
+def registered_world(**settings: Any) -> World:  # noqa: ANN401 - the type depends on the setting
+    """Return a world with a registered agent `a` in its inbox, without facts and events."""
+    world = World(**settings)
+    world.respond("register", type="scribe")
+    world.respond("state_transition", target="inbox")
+    world.published.clear()
+    world.facts.clear()
+    return world
+
+
 def queue_of(world: World, agent_id: str = "a") -> list[str]:
-    """What lies in the agent's list, the oldest first."""
+    """Return the ids of the commands in an agent's list, the oldest first."""
     return [json.loads(body)["id"] for body in reversed(world.lists[agent_id])]
 
 

@@ -273,7 +273,7 @@ def test_the_deadline_of_an_ended_or_unknown_command_is_removed(world: World) ->
     before = len(world.facts)
     for member in ("command:c1", "command:c9", "dwell:a", "", "nonsense"):
         world.deadlines[member] = NOW
-        decision = world.fall_due(member, NOW)
+        decision = world.decide_deadline(member, NOW)
         assert decision.outcome == "late"
     assert (world.deadlines, world.status("c1"), len(world.facts)) == ({}, "succeeded", before)
 

@@ -1,4 +1,4 @@
-"""What holds after any sequence of whatever may happen: the properties of decisions."""
+"""Properties of decisions, for any sequence of responses, sends, heartbeats and time."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.support.model import World
 ENDS = frozenset(Status) - OPEN
 AGENTS = ("a", "b")
 COMMANDS = ("c1", "c2", "c3")
-MEASURES = 2
+MAX_NAMES = 2
 STATES = ("inbox", "deep_work", "idle", "offline", "bootstrap", "nirvana")
 Step: TypeAlias = tuple[str, str, dict[str, Any]]
 
@@ -28,26 +28,26 @@ _ids = st.none() | st.sampled_from(["m1", "m2", "m3"])
 _envelope: dict[str, st.SearchStrategy[Any]] = {"id": _ids, "reply": st.booleans()}
 
 
-def _said(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
+def _response(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
     return st.tuples(st.just(kind), _agents, st.fixed_dictionaries(_envelope | fields))
 
 
 _outcomes = st.one_of(
-    _said("ack", command_id=_commands),
-    _said("progress", command_id=_commands, percent=st.integers(0, 100)),
-    _said("result", command_id=_commands),
-    _said("error", command_id=_commands, code=st.just("broken")),
-    _said("state_transition", command_id=_commands, target=_states),
+    _response("ack", command_id=_commands),
+    _response("progress", command_id=_commands, percent=st.integers(0, 100)),
+    _response("result", command_id=_commands),
+    _response("error", command_id=_commands, code=st.just("broken")),
+    _response("state_transition", command_id=_commands, target=_states),
 )
 _responses = st.one_of(
     _outcomes,
-    _said("register", type=st.sampled_from(["scribe", "clerk"])),
-    _said("heartbeat"),
-    _said("goodbye"),
-    _said("state_transition", target=_states),
-    _said("message", to=_agents, content=st.none()),
-    _said("measurement", tokens=st.integers(0, 9)),
-    _said("measurement", cpu=st.integers(0, 9), heat=st.integers(0, 9)),
+    _response("register", type=st.sampled_from(["scribe", "clerk"])),
+    _response("heartbeat"),
+    _response("goodbye"),
+    _response("state_transition", target=_states),
+    _response("message", to=_agents, content=st.none()),
+    _response("measurement", tokens=st.integers(0, 9)),
+    _response("measurement", cpu=st.integers(0, 9), heat=st.integers(0, 9)),
 )
 _kinds = st.sampled_from(["work", "state_transition"])
 _sends = st.tuples(
@@ -61,23 +61,23 @@ _steps = st.lists(_responses | _sends | _others | _waits, max_size=30)
 
 
 def _world() -> World:
-    return World(max_names=MEASURES)
+    return World(max_names=MAX_NAMES)
 
 
-def decided(world: World, draft: Draft, step: Step) -> Decision:
-    """Decide on one step over a draft; nothing is committed."""
+def decide(world: World, draft: Draft, step: Step) -> Decision:
+    """Decide on one step without a commit."""
     kind, agent_id, fields = step
-    rules = world.policy
+    policy = world.policy
     others: dict[str, Callable[[], Decision]] = {
-        "beat": lambda: decide_first_heartbeat(draft, rules, agent_id, {agent_id: 1.0}),
-        "lose": lambda: decide_lost(draft, rules, agent_id, 1.0, 45.0),
-        "return": lambda: decide_returned(draft, rules, agent_id),
+        "beat": lambda: decide_first_heartbeat(draft, policy, agent_id, {agent_id: 1.0}),
+        "lose": lambda: decide_lost(draft, policy, agent_id, 1.0, 45.0),
+        "return": lambda: decide_returned(draft, policy, agent_id),
     }
     return others[kind]() if kind in others else world.decide_on(draft, kind, agent_id, **fields)
 
 
 def take(world: World, step: Step) -> None:
-    """Let one step happen, and be committed."""
+    """Decide on one step and commit it."""
     kind, agent_id, fields = step
     world.now += 1
     match kind:
@@ -91,17 +91,17 @@ def take(world: World, step: Step) -> None:
         case _:
             world.snapshots.setdefault(agent_id, AgentSnapshot(score=1.0))
             draft = world.draft()
-            world.commit(draft, decided(world, draft, step))
+            world.commit(draft, decide(world, draft, step))
 
 
 @given(_steps)
-def test_every_command_ends_at_most_once_and_its_end_never_changes(status_changes: list[Step]) -> None:
-    """Whatever is said, sent, expired or forgotten, in whatever order; and an open one always has its deadline."""
+def test_every_command_ends_at_most_once_and_its_end_never_changes(steps: list[Step]) -> None:
+    """For any sequence of steps. An open command always has its deadline."""
     world = _world()
     world.respond("heartbeat", "a")
     world.respond("register", "b", type="scribe")
     ended: dict[str, dict[str, str | bytes]] = {}
-    for step in status_changes:
+    for step in steps:
         take(world, step)
         for command_id, record in ended.items():
             assert world.command_records[command_id] == record
@@ -116,17 +116,17 @@ def test_every_command_ends_at_most_once_and_its_end_never_changes(status_change
 
 
 @given(_steps)
-def test_what_is_in_memory_is_what_was_written(status_changes: list[Step]) -> None:
-    """The next leader loads from Redis exactly what this one has in mind."""
+def test_fleet_in_memory_equals_the_written_records(steps: list[Step]) -> None:
+    """The next leader loads from Redis what this one has in memory."""
     world = _world()
-    for step in status_changes:
+    for step in steps:
         take(world, step)
     loaded = world.reloaded()
     for agent in world.fleet.agents.values():
-        agent.explained = True  # what this engine alone knows better
+        agent.explained = True  # not part of the record
     assert loaded.agents == world.fleet.agents
     for command in world.fleet.commands.values():
-        command.status_since = 0.0  # what this engine alone has seen
+        command.status_since = 0.0  # not part of the record
     assert loaded.commands == world.fleet.commands
     for agent_id in list(loaded.unloaded_measurements):
         loaded.load_measurements(agent_id, world.measurements.get(agent_id, {}))
@@ -138,30 +138,28 @@ def test_what_is_in_memory_is_what_was_written(status_changes: list[Step]) -> No
 
 @given(_steps, _responses | _others.filter(lambda step: step[0] != "forget"))
 @settings(max_examples=60)
-def test_a_draft_that_is_thrown_away_leaves_the_fleet_untouched(status_changes: list[Step], step: Step) -> None:
-    """A decision never outlives the write it asked for."""
+def test_dropped_draft_leaves_the_fleet_unchanged(steps: list[Step], step: Step) -> None:
     world = _world()
-    for each in status_changes:
+    for each in steps:
         take(world, each)
     before = world.snapshot()
-    decided(world, world.draft(), step)
+    decide(world, world.draft(), step)
     assert world.snapshot() == before
 
 
 @given(_steps, st.lists(_responses, min_size=2, max_size=12))
 @settings(max_examples=60)
-def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(status_changes: list[Step], batch: list[Step]) -> None:
-    """The second message of a batch sees what the first one did; how they are batched changes nothing."""
+def test_batch_has_the_same_result_as_its_messages_one_by_one(steps: list[Step], batch: list[Step]) -> None:
     together, apart = _world(), _world()
-    for step in status_changes:
+    for step in steps:
         take(together, step)
         take(apart, step)
     draft = together.draft()
-    decisions = [decided(together, draft, step) for step in batch]
+    decisions = [decide(together, draft, step) for step in batch]
     together.commit(draft, Decision("batch", effects=[effect for each in decisions for effect in each.effects]))
     for step in batch:
         draft = apart.draft()
-        apart.commit(draft, decided(apart, draft, step))
+        apart.commit(draft, decide(apart, draft, step))
     assert together.facts == apart.facts
     assert together.measurements == apart.measurements
     assert together.snapshot() == apart.snapshot()
@@ -173,10 +171,10 @@ def test_a_batch_comes_to_the_same_as_its_messages_one_by_one(status_changes: li
 
 
 @given(_steps)
-def test_the_changes_of_an_agents_state_form_a_chain(status_changes: list[Step]) -> None:
-    """Each change in the audit begins where the one before it ended."""
+def test_state_changes_of_an_agent_form_a_chain(steps: list[Step]) -> None:
+    """Each change in the audit begins in the state in which the one before it ended."""
     world = _world()
-    for step in status_changes:
+    for step in steps:
         take(world, step)
     states: dict[str, str] = {}
     for fact in world.facts:
@@ -191,21 +189,23 @@ def test_the_changes_of_an_agents_state_form_a_chain(status_changes: list[Step])
 
 
 @given(st.lists(st.none() | st.dictionaries(st.sampled_from("uvwxyz"), st.integers(0, 9), max_size=4), max_size=12))
-def test_who_measures_under_too_many_names_keeps_those_it_has(said: list[dict[str, Any] | None]) -> None:
-    """So many are kept, the first ones; each has the value that was measured last, and what is refused is named. It
-    makes no difference that another engine leads in between, and has not read yet what was measured before.
+def test_measurements_beyond_max_names_are_refused_and_the_known_ones_kept(
+    batches: list[dict[str, Any] | None],
+) -> None:
+    """The first names are kept with their latest values, and the refused names are listed. A new leader that has not
+    read the earlier measurements decides the same.
     """
     world, expected = _world(), dict[str, float]()
-    for number, values in enumerate(said):
+    for number, values in enumerate(batches):
         if values is None:
             world.fleet = world.reloaded()
             continue
         kept = {name: value for name, value in values.items() if name in expected}
-        new = [name for name in values if name not in expected][: MEASURES - len(expected)]
+        new = [name for name in values if name not in expected][: MAX_NAMES - len(expected)]
         expected |= kept | {name: values[name] for name in new}
         decision = world.respond("measurement", id=f"m{number}", reply=True, **values)
         refused = sorted(values.keys() - expected.keys())
-        answer = world.reply(f"m{number}", "a")
-        assert (decision.outcome == "refused", answer["ok"]) == (bool(refused), not refused)
-        assert answer.get("error", {}).get("details", {}).get("refused", []) == refused
+        reply = world.reply(f"m{number}", "a")
+        assert (decision.outcome == "refused", reply["ok"]) == (bool(refused), not refused)
+        assert reply.get("error", {}).get("details", {}).get("refused", []) == refused
     assert world.measurements.get("a", {}) == expected

@@ -1,4 +1,4 @@
-"""Requests to many: whom they mean, and what becomes of each and of all."""
+"""Groups: requests for many agents, their fan-out and their outcomes."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from tests.support.model import World
 
 @pytest.fixture
 def world() -> World:
-    """A registered agent `a`, of another type than the workers to come."""
+    """A registered agent `a`, of another type than the workers."""
     world = World(max_in_flight=2)
     world.respond("register", type="scribe", capabilities=["ack"])
     world.facts.clear()
     return world
 
 
-def fleet_of(world: World, number: int) -> None:
+def add_workers(world: World, number: int) -> None:
     for index in range(number):
         world.respond("register", f"w{index}", type="worker", labels={"team": "ab"[index % 2]})
 
 
-def test_a_request_to_many_is_one_command_for_each_that_fits(world: World) -> None:
-    """The targets are frozen when it is accepted; what becomes of them is counted in its group."""
-    fleet_of(world, 6)
+def test_group_has_one_command_per_selected_agent(world: World) -> None:
+    """The targets are frozen at acceptance. The group counts the outcomes."""
+    add_workers(world, 6)
     world.request(
         "send", "g", None, select="type=worker,label.team=a", command={"type": "x"}, options={"quorum": "60%"}
     )
@@ -52,18 +52,18 @@ def test_a_request_to_many_is_one_command_for_each_that_fits(world: World) -> No
     assert (world.fleet.groups, world.deadlines) == ({}, {})
 
 
-def test_a_group_that_can_reach_its_quorum_no_more_has_failed_at_once(world: World) -> None:
-    """The others go on all the same."""
-    fleet_of(world, 3)
+def test_group_fails_as_soon_as_its_quorum_is_out_of_reach(world: World) -> None:
+    """The other commands go on."""
+    add_workers(world, 3)
     world.request("send", "g", None, select="type=worker", command={"type": "x"}, options={"quorum": "3"})
     world.run_fanout()
     world.respond("error", "w1", command_id="g.w1", code="x")
     assert (world.group_records["g"]["status"], world.status("g.w0")) == ("failed", "queued")
 
 
-def test_a_target_that_it_is_refused_for_is_counted_and_the_others_go_on(world: World) -> None:
-    """Drained between the acceptance and its turn."""
-    fleet_of(world, 2)
+def test_refused_target_is_counted_and_the_others_go_on(world: World) -> None:
+    """The agent is drained between the acceptance and the fan-out."""
+    add_workers(world, 2)
     world.request("send", "g", None, select="type=worker", command={"type": "x"})
     world.request("drain", "d", "w0")
     world.run_fanout()
@@ -71,9 +71,9 @@ def test_a_target_that_it_is_refused_for_is_counted_and_the_others_go_on(world: 
     assert world.facts_of("target_refused")[0]["code"] == "draining"
 
 
-def test_a_target_whose_command_would_have_the_id_of_another_is_refused(world: World) -> None:
-    """`g.w0` may be a command of somebody else's: it is neither overwritten nor lost."""
-    fleet_of(world, 2)
+def test_target_whose_command_id_is_taken_is_refused(world: World) -> None:
+    """The existing command `g.w0` is neither overwritten nor lost."""
+    add_workers(world, 2)
     world.send("g.w0", "w1", kind="other")
     world.request("send", "g", None, select="type=worker", command={"type": "x"})
     world.run_fanout()
@@ -82,9 +82,8 @@ def test_a_target_whose_command_would_have_the_id_of_another_is_refused(world: W
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_group_is_cancelled_whole(world: World, before: bool) -> None:  # noqa: FBT001
-    """What was accepted of it, and what was not yet."""
-    fleet_of(world, 3)
+def test_cancelled_group_cancels_accepted_and_pending_members(world: World, before: bool) -> None:  # noqa: FBT001
+    add_workers(world, 3)
     world.request("send", "g", None, select="type=worker", command={"type": "x"})
     if not before:
         world.run_fanout()
@@ -95,9 +94,9 @@ def test_a_group_is_cancelled_whole(world: World, before: bool) -> None:  # noqa
     assert not any(world.lists[f"w{index}"] for index in range(3))
 
 
-def test_any_is_the_one_with_the_least_to_do(world: World) -> None:
-    """Of those that fit, and can take it. What is for later keeps nobody busy now."""
-    fleet_of(world, 3)
+def test_send_any_chooses_the_agent_with_the_lowest_load(world: World) -> None:
+    """Scheduled commands do not count as load, and paused agents are left out."""
+    add_workers(world, 3)
     world.send("c0", "w0")
     world.send("c1", "w2")
     for number in range(3):
@@ -117,15 +116,14 @@ def test_any_is_the_one_with_the_least_to_do(world: World) -> None:
         ({"select": "type=scribe", "any": True, "command": {"type": "state_transition"}}, "none_available"),
     ],
 )
-def test_a_target_that_fits_nobody_is_refused(world: World, fields: dict[str, Any], code: str) -> None:
-    """And says why."""
+def test_send_without_a_possible_target_is_refused(world: World, fields: dict[str, Any], code: str) -> None:
     decision = world.request("send", "s", None, **({"command": {"type": "x"}} | fields))
     assert (decision.outcome, world.reply("s")["error"]["code"]) == ("refused", code)
 
 
-def test_a_request_is_answered_the_same_when_it_is_asked_again(world: World) -> None:
-    """Whatever it was, and whatever has become of it since."""
-    fleet_of(world, 2)
+def test_repeated_request_gets_the_same_reply(world: World) -> None:
+    """This holds for every type of request, whatever has happened since."""
+    add_workers(world, 2)
     for request_id, kind, agent_id, fields in (
         ("q1", "send", None, {"select": "type=worker", "command": {"type": "x"}}),
         ("q2", "send", "nobody", {"command": {"type": "x"}}),
@@ -139,9 +137,9 @@ def test_a_request_is_answered_the_same_when_it_is_asked_again(world: World) -> 
         assert (world.replies[None, request_id], len(world.facts)) == (first, written)
 
 
-def test_a_group_that_is_open_is_not_made_twice_when_its_answer_has_gone(world: World) -> None:
-    """A group may be open for longer than answers are kept."""
-    fleet_of(world, 2)
+def test_open_group_is_not_created_twice_after_its_reply_expired(world: World) -> None:
+    """A group may be open for longer than replies are kept."""
+    add_workers(world, 2)
     world.request("send", "g", None, select="type=worker", command={"type": "x"})
     world.run_fanout()
     world.request_replies.clear()

@@ -1,4 +1,4 @@
-"""Any sequence of what may happen to commands: each ends once, and nothing is ever in two places."""
+"""Properties of commands, for any sequence of events: each command ends once, and no list has two copies of it."""
 
 from collections import Counter
 
@@ -16,8 +16,8 @@ AGENTS = ("a", "b")
 IDS = tuple(f"c{number}" for number in range(6))
 
 
-class Life(RuleBasedStateMachine):
-    """Two agents, one of which confirms, six commands and a group, and whatever may happen to them."""
+class CommandLife(RuleBasedStateMachine):
+    """Two agents, one of which acknowledges, with six commands and groups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class Life(RuleBasedStateMachine):
         self.world.respond("register", "b", type="worker")
         for agent_id in AGENTS:
             self.world.snapshots[agent_id] = AgentSnapshot(score=1.0)
-        self.asked = 0
+        self.requests = 0
         self.popped: list[str] = []
 
     def request(self, kind: str, agent_id: str | None = None, **fields: object) -> None:
-        self.asked += 1
-        self.world.request(kind, f"r{self.asked}", agent_id, **fields)
+        self.requests += 1
+        self.world.request(kind, f"r{self.requests}", agent_id, **fields)
 
     @rule(
         command_id=st.sampled_from(IDS),
@@ -60,7 +60,7 @@ class Life(RuleBasedStateMachine):
             self.popped.append(self.world.pop(agent_id)["id"])
 
     @rule(agent_id=st.sampled_from(AGENTS))
-    def look(self, agent_id: str) -> None:
+    def poll_list(self, agent_id: str) -> None:
         self.world.poll_list(agent_id)
 
     @rule(agent_id=st.sampled_from(AGENTS))
@@ -68,8 +68,8 @@ class Life(RuleBasedStateMachine):
         self.world.dispatch(agent_id)
 
     @rule(agent_id=st.sampled_from(AGENTS))
-    def lapse(self, agent_id: str) -> None:
-        """Let what was taken go without an acknowledgement, and be sent again."""
+    def miss_ack(self, agent_id: str) -> None:
+        """Let a delivered command miss its acknowledgement, and redeliver it."""
         self.world.poll_list(agent_id)
         self.world.pass_time(10)
         self.world.pass_time(2)
@@ -97,7 +97,7 @@ class Life(RuleBasedStateMachine):
         self.request(kind, agent_id, **({} if agent_id else {"all": True}))
 
     @rule(agent_id=st.sampled_from(AGENTS))
-    def lose(self, agent_id: str) -> None:
+    def lose_agent(self, agent_id: str) -> None:
         draft = self.world.draft()
         self.world.commit(draft, decide_lost(draft, self.world.policy, agent_id, 1.0, 60.0))
 
@@ -110,21 +110,21 @@ class Life(RuleBasedStateMachine):
         self.world.fleet = self.world.reloaded()
 
     @invariant()
-    def each_end_is_reached_once(self) -> None:
-        told = Counter(
+    def each_command_ends_once(self) -> None:
+        recorded = Counter(
             fact.command_id for fact in self.world.facts if fact.event.removeprefix("command_") in set(ENDED)
         )
         ended = {name for name, record in self.world.command_records.items() if Status(str(record["status"])) in ENDED}
-        assert (set(told), max(told.values(), default=1)) == (ended, 1)
+        assert (set(recorded), max(recorded.values(), default=1)) == (ended, 1)
 
     @invariant()
-    def what_is_in_memory_is_what_was_written(self) -> None:
+    def memory_equals_the_records(self) -> None:
         world = self.world
         again = world.reloaded()
-        assert {**again.commands} == {name: _rounded(command) for name, command in world.fleet.commands.items()}
+        assert {**again.commands} == {name: _reread(command) for name, command in world.fleet.commands.items()}
         assert again.groups == world.fleet.groups
         for agent_id in AGENTS:
-            assert _places(again.agents[agent_id]) == _places(world.fleet.agents[agent_id])
+            assert _buckets(again.agents[agent_id]) == _buckets(world.fleet.agents[agent_id])
 
     @invariant()
     def every_open_command_has_its_deadline(self) -> None:
@@ -135,20 +135,20 @@ class Life(RuleBasedStateMachine):
             assert world.deadlines[command.deadline] == pytest.approx(command.due_at, abs=0.002)
 
     @invariant()
-    def no_list_has_a_second_copy_nor_one_of_what_has_ended(self) -> None:
+    def no_list_has_a_second_copy_or_an_ended_command(self) -> None:
         for agent_id in AGENTS:
-            lying = Counter(queue_of(self.world, agent_id))
-            assert max(lying.values(), default=1) == 1
-            for command_id in lying.keys() & self.world.command_records.keys():
+            listed = Counter(queue_of(self.world, agent_id))
+            assert max(listed.values(), default=1) == 1
+            for command_id in listed.keys() & self.world.command_records.keys():
                 assert self.world.status(command_id) == "queued"
 
     @invariant()
-    def nobody_has_more_in_its_list_than_its_credit(self) -> None:
+    def no_list_exceeds_the_credit(self) -> None:
         for agent in self.world.fleet.agents.values():
             assert len(agent.queued) <= 2
 
     def teardown(self) -> None:
-        """Once nothing happens any more, time ends them all, and their groups."""
+        """When nothing else happens, time ends all commands and groups."""
         self.world.run_fanout()
         for _ in range(12):
             self.world.pass_time(100)
@@ -157,16 +157,16 @@ class Life(RuleBasedStateMachine):
         assert self.world.fleet.commands == {}
         for record in self.world.group_records.values():
             assert record["status"] != "open"
-        self.each_end_is_reached_once()
+        self.each_command_ends_once()
 
 
-def _rounded(command: Command) -> Command:
+def _reread(command: Command) -> Command:
     return Command.from_record(command.command_id, command.record())
 
 
-def _places(agent: AgentRecord) -> tuple[object, ...]:
+def _buckets(agent: AgentRecord) -> tuple[object, ...]:
     return (agent.scheduled, agent.waiting, agent.queued, agent.delivered)
 
 
-Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLife = Life.TestCase
+CommandLife.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCommandLife = CommandLife.TestCase
