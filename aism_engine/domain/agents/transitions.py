@@ -61,15 +61,19 @@ def change_state(
         agent.explained = bool(reason or context)
     ctx.add(fx.SaveAgent(agent_id, changed))
     ctx.add(fx.SetState(agent_id, state))
-    ctx.record(
-        "state_changed",
+    fact = fx.Fact(  # not by ctx.record(): its keyword arguments cost a tenth of the decision
+        event="state_changed",
+        at=at,
+        by=ctx.by,
         agent_id=agent_id,
+        cause=ctx.cause,
         old_state=old_state,
         new_state=state,
         source=source,
         reason=reason,
         details=details,
     )
+    ctx.add(fx.RecordFact(fact))
     if ctx.policy.protocol.publish_events:
         event = StateChange(
             agent_id=agent_id, old_state=old_state, new_state=state, timestamp=at, source="engine", cause=ctx.cause
