@@ -186,4 +186,4 @@ class Policy(Struct, frozen=True, kw_only=True):
     measurements: MeasurementsSettings = MeasurementsSettings()
     divergence: DivergenceSettings = DivergenceSettings()
     handlers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """Handlers of response types beyond the protocol's own: see `responses.ResponseHandler`."""
+    """Handlers of further response types, each a `responses.ResponseHandler`."""
