@@ -220,7 +220,7 @@ def test_every_code_of_a_refusal_is_documented() -> None:
         given = literals(code, place) or passed_on[ast.unparse(code)]
         assert kind is not None
         expected |= {(type_, each) for type_ in literals(kind, place) or kinds[ast.unparse(kind)] for each in given}
-    assert {(names(row[0])[0], row[1].strip("`")) for row in table("The answer")} == expected
+    assert {(names(row[0])[0], row[1].strip("`")) for row in table("Replies")} == expected
 
 
 def test_every_code_of_the_errors_channel_is_documented() -> None:
@@ -308,7 +308,7 @@ _READS: Final = frozenset({"GET", "HGET"})
 
 
 async def test_the_flows_work_as_they_are_printed() -> None:
-    """Every command of the four flows, typed in this order beside an engine, prints what the page says."""
+    """Every example of the page, run in order beside an engine, prints what the page says."""
 
     async def types(cli: Cli, words: list[str], expected: str) -> bool:
         shown = printed(await asyncio.to_thread(cli, *words))
