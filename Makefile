@@ -35,7 +35,7 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 config: $(STAMP) ## generate config/engine.toml from the settings
 	$(BIN)/python -c 'from aism_engine.config import render_reference; print(render_reference(), end="")' > config/engine.toml
