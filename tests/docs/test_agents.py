@@ -18,16 +18,17 @@ BIN = Path(sys.executable).parent
 
 
 def blocks(language: str) -> list[str]:
+    """Return the code blocks of the page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def environ(server: EmbeddedServer, prefix: str) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("AISM_")}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("AISM_")}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**ours, "PATH": path, "AISM_REDIS_URL": server.url, "AISM_REDIS__PREFIX": prefix}
+    return {**others, "PATH": path, "AISM_REDIS_URL": server.url, "AISM_REDIS__PREFIX": prefix}
 
 
-async def test_every_call_of_the_tool_works(server: EmbeddedServer, prefix: str) -> None:
+async def test_the_shell_example_works(server: EmbeddedServer, prefix: str) -> None:
     """The first block runs as one script, which ends at the first call that fails."""
     with capture_logs():
         async with running_engine(server, prefix) as engine:
@@ -61,10 +62,10 @@ async def test_the_python_example_works(server: EmbeddedServer, prefix: str, tmp
 async def outcome(engine: Running, command_id: str, **payload: str) -> tuple[str, str]:
     request = {"agent_id": "reviewer-1", "command": {"type": "review", "payload": payload}}
     await engine.ask({"id": command_id, "type": "send", "payload": request})
-    await eventually(partial(has_ended, engine, command_id))
+    await eventually(partial(is_ended, engine, command_id))
     record = await engine.command(command_id)
     return record["status"], record.get("result") or record["code"]
 
 
-async def has_ended(engine: Running, command_id: str) -> bool:
+async def is_ended(engine: Running, command_id: str) -> bool:
     return "ended_at" in await engine.command(command_id)

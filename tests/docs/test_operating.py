@@ -18,7 +18,7 @@ PAGE: Final = Path("docs/operating.md").read_text()
 LINES: Final = [
     line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()
 ]
-ENDLESS: Final = "aism-engine tail"
+TAIL: Final = "aism-engine tail"
 
 
 async def _execute(agent: AgentClient) -> None:
@@ -48,10 +48,10 @@ async def test_every_line_of_the_page_works(
             await engine.say({"id": "m-1", "type": "message", "agent_id": "scribe-1", "payload": message})
             await eventually(engine.dead_letters)
             executing = [asyncio.create_task(_execute(agent)) for agent in agents]
-            found = {}
+            exit_codes = {}
             for line in LINES:
-                events = asyncio.create_task(_make_events(engine)) if line.startswith(ENDLESS) else None
-                found[line] = await _run(line, server, prefix)
+                events = asyncio.create_task(_make_events(engine)) if line.startswith(TAIL) else None
+                exit_codes[line] = await _run(line, server, prefix)
                 if events is not None:
                     events.cancel()
             for task in executing:
@@ -61,7 +61,7 @@ async def test_every_line_of_the_page_works(
                 await agent.aclose()
     # The replay is refused again: the recipient of the message is still unknown.
     replay = next(line for line in LINES if "replay" in line)
-    assert found == dict.fromkeys(LINES, 0) | {replay: 1}, capsys.readouterr().err
+    assert exit_codes == dict.fromkeys(LINES, 0) | {replay: 1}, capsys.readouterr().err
 
 
 async def _make_events(engine: Running) -> None:
