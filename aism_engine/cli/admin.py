@@ -69,7 +69,12 @@ async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
         return {"command_id": record_id, **_public(record), **contents}
     if record := await admin.group(record_id):
         counts = {name: int(record.get(name, 0)) for name in _COUNTS}
-        return {"group_id": record_id, **_public(record), **counts, "stopped": bool(record.get("stopped"))}
+        return {
+            "group_id": record_id,
+            **_public(record),
+            **counts,
+            "cancel_requested": bool(record.get("cancel_requested")),
+        }
     raise RefusedError(
         f"there is no command or group {record_id}: the id is wrong, or commands.retention has passed. "
         "aism-engine commands list --ended shows what is kept"

@@ -14,7 +14,7 @@ from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_
 from aism_engine.domain.responses import decide_response
 from aism_engine.domain.text import truncate
 
-_KIND: Final = "replay_refused"
+_REPLAY_REFUSED: Final = "replay_refused"
 
 
 def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, Any] | ErrorReply:
@@ -25,17 +25,17 @@ def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, An
     dead_letter_id = request.payload.dead_letter_id
     dead_letter = ctx.draft.lookups.dead_letters.get(dead_letter_id)
     if dead_letter is None:
-        return ErrorReply(_KIND, "unknown_dead_letter", f"there is no dead letter {dead_letter_id}")
+        return ErrorReply(_REPLAY_REFUSED, "unknown_dead_letter", f"there is no dead letter {dead_letter_id}")
     if dead_letter.size != len(dead_letter.raw):
         message = f"only {len(dead_letter.raw)} of its {dead_letter.size} bytes are in the dead letter"
-        return ErrorReply(_KIND, "truncated", message)
+        return ErrorReply(_REPLAY_REFUSED, "truncated", message)
     if dead_letter.source == "commands":
         reply = _send_again(ctx, request, dead_letter)
     elif dead_letter.source == "response_queue":
         reply = _decide_again(ctx, dead_letter_id, dead_letter)
     else:
         message = f"dead letters from {dead_letter.source} cannot be replayed; send the request again"
-        return ErrorReply(_KIND, "not_replayable", message)
+        return ErrorReply(_REPLAY_REFUSED, "not_replayable", message)
     if not isinstance(reply, ErrorReply):
         ctx.add(fx.RemoveDeadLetters((dead_letter_id,)))
         details = {"dead_letter_id": dead_letter_id, "outcome": reply["outcome"], "source": dead_letter.source}
@@ -44,12 +44,12 @@ def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, An
 
 
 def _send_again(ctx: DecisionContext, request: m.Replay, dead_letter: fx.DeadLetter) -> dict[str, Any] | ErrorReply:
-    """Send a dead-lettered command under a new id, linked to the old one, with its options if its record is kept."""
+    """Send a dead-lettered command under a new id, linked to the old one. Its options are kept if its record exists."""
     try:
         body = decode_as(m.CommandMessage, dead_letter.raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return ErrorReply(_KIND, "invalid_message", str(error))
-    agent = find_agent(ctx, dead_letter.agent_id or "", _KIND)
+        return ErrorReply(_REPLAY_REFUSED, "invalid_message", str(error))
+    agent = find_agent(ctx, dead_letter.agent_id or "", _REPLAY_REFUSED)
     if isinstance(agent, ErrorReply):
         return agent
     spec = m.CommandSpec(type=body.type, payload=body.payload)
@@ -76,7 +76,7 @@ def _decide_again(ctx: DecisionContext, dead_letter_id: str, dead_letter: fx.Dea
     try:
         response = decode_response(dead_letter.raw, ctx.policy.handlers)
     except MalformedError as error:
-        return ErrorReply(_KIND, error.code, error.reason)
+        return ErrorReply(_REPLAY_REFUSED, error.code, error.reason)
     decision = decide_response(ctx.draft, ctx.policy, response, dead_letter.raw, replayed=True)
     for effect in decision.effects:
         if isinstance(effect, fx.AddDeadLetter):

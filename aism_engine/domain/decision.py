@@ -60,13 +60,13 @@ class DecisionContext:
         self.by = by
         self.cause = cause
         self.via: Via = "queue"
-        """The way by which a state that is declared in this decision reached the engine."""
+        """How a state that is declared in this decision reached the engine."""
         self.add = decision.effects.append
 
     def machine(self, agent: AgentRecord) -> Machine:
-        return self.policy.machines.for_type(agent.kind)
+        return self.policy.machines.for_type(agent.registered_type)
 
-    def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - the fields of a Fact, which checks nothing itself
+    def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - fields of Fact, of several types
         """Record a fact in the audit."""
         self.add(fx.RecordFact(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields)))
 
@@ -99,7 +99,7 @@ class DecisionContext:
     ) -> None:
         """Add a message to the dead letters, with the reason, and publish the error.
 
-        `oversized` is the digest and the size of a message of which `raw` is only the head.
+        `oversized` is the digest and the size of the whole message, if `raw` is only its head.
         """
         self.decision.outcome, self.decision.code = "dead_lettered", code
         reason = truncate(reason)

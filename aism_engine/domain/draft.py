@@ -1,7 +1,7 @@
 """The draft of the fleet that decisions change. It becomes the fleet when its commit is confirmed, else it is dropped.
 
-So a decision never outlives the write that it asked for. Within a batch, a later decision sees the changes of the
-earlier ones.
+So a decision whose write has failed leaves no trace in memory. Within a batch, a later decision sees the changes of
+the earlier ones.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups
 from aism_engine.domain.mail import Pair, ThreadMember, TokenBucket
 
 copy: Final = msgspec.structs.replace
-"""Copies a struct in half the time of copy.copy. Each message copies two."""
+"""Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""
 
 
 class Draft:
@@ -40,7 +40,7 @@ class Draft:
         self._new_mail: Counter[str] = Counter()
         self._token_buckets: dict[Pair, TokenBucket] = {}
         self._hops: dict[ThreadMember, int] = {}
-        self._added = 0
+        self._size_change = 0
         self.request_replies: dict[str, bytes] = {}
         """Replies to the requests of this batch."""
         self.hold = fleet.hold
@@ -50,7 +50,7 @@ class Draft:
 
     @property
     def size(self) -> int:
-        return len(self._fleet.agents) + self._added
+        return len(self._fleet.agents) + self._size_change
 
     def agent(self, agent_id: str) -> AgentRecord | None:
         """Return an agent that may be changed, or None if it is not known."""
@@ -63,15 +63,15 @@ class Draft:
 
     def add_agent(self, agent: AgentRecord) -> None:
         self._agents[agent.agent_id] = agent
-        self._added += 1
+        self._size_change += 1
 
     def remove_agent(self, agent_id: str) -> None:
         self._agents[agent_id] = None
         self._measurements[agent_id] = {}  # the agent may be admitted again in the same batch
-        self._added -= 1
+        self._size_change -= 1
 
     def command(self, command_id: str) -> Command | None:
-        """Return a command that may be changed: an open one, or an ended one whose record was looked up."""
+        """Return a command that may be changed: open, ended recently, or read by the lookups of this batch."""
         command = self._commands.get(command_id)
         if command is None:
             fleet = self._fleet
@@ -123,12 +123,12 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count the agents in a state, of the kinds that `belongs` accepts."""
+        """Count the agents in a state whose registered type `belongs` accepts."""
         committed = self._fleet.agents
-        count = sum(count for kind, count in self._fleet.occupants.get(state, {}).items() if belongs(kind))
+        count = sum(count for each, count in self._fleet.occupants.get(state, {}).items() if belongs(each))
         for agent_id, agent in self._agents.items():
             for each, change in ((committed.get(agent_id), -1), (agent, 1)):
-                if each is not None and each.state == state and belongs(each.kind):
+                if each is not None and each.state == state and belongs(each.registered_type):
                     count += change
         return count
 
@@ -148,7 +148,7 @@ class Draft:
             ids.append(message_id)
 
     def note_activity(self, agent_id: str) -> None:
-        """Record that the agent was active, without a copy of its activity: most messages change nothing else of it."""
+        """Record that the agent was active. This copies no `Activity`: most messages change nothing but `acted_at`."""
         self._active_agents.add(agent_id)
 
     def activity(self, agent_id: str) -> Activity:
@@ -174,7 +174,7 @@ class Draft:
         self._measurements[agent_id] = {**self.measurements(agent_id), **values}
 
     @property
-    def silent(self) -> int:
+    def silent_count(self) -> int:
         """Number of agents that are shown as silent."""
         return len(self._fleet.silent)
 
@@ -200,7 +200,7 @@ class Draft:
         self._token_buckets[sender, recipient] = bucket
 
     def hops(self, thread_id: str, agent_id: str) -> int:
-        """Return the largest number of hops of a message that an agent got in a thread."""
+        """Return the highest hop count of the messages that an agent received in a thread; 0: none."""
         member = (thread_id, agent_id)
         return self._hops.get(member) or self._fleet.traffic.hops.get(member, 0)
 
@@ -208,7 +208,7 @@ class Draft:
         self._hops[thread_id, agent_id] = hops
 
     def seen_ids(self) -> list[tuple[str, str]]:
-        """Return the agent and the id of each message, in order per agent."""
+        """Return (agent id, message id) of each message of this batch, in order for each agent."""
         return [(agent_id, message_id) for agent_id, ids in self._seen_ids.items() for message_id in ids]
 
     def apply(self) -> None:

@@ -15,9 +15,10 @@ DeadLetterSource: TypeAlias = Literal["response_queue", "request_queue", "fanout
 
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of the audit: an event, the actor `by` whom it happened, and the message that is its `cause`.
+    """One line of the audit. `at` is ISO 8601 in UTC, by Redis `TIME`.
 
-    `at` is ISO 8601 in UTC, by Redis `TIME`.
+    `by` is the actor that caused the event. `cause` is the id of the message, request or group that caused it, or the
+    member of the deadline.
     """
 
     event: str
@@ -86,10 +87,10 @@ class ForgetAgent(Struct, frozen=True, gc=False):
 
 
 class SaveSilent(Struct, frozen=True, gc=False):
-    """Mark agents as silent since an instant, and the agents in `over` as no longer silent."""
+    """Mark the agents in `since` as silent since an instant, and those in `no_longer` as not silent any more."""
 
     since: dict[str, float]
-    over: list[str]
+    no_longer: list[str]
 
 
 class SaveCommand(Struct, frozen=True, gc=False):
@@ -113,7 +114,7 @@ class ReleaseCommand(Struct, frozen=True, gc=False):
 
 
 class WithdrawCommand(Struct, frozen=True, gc=False):
-    """Remove a copy that was not popped yet from the agent's list. If there is none, push `otherwise`."""
+    """Remove a copy of the command from the agent's list. If the agent has popped it already, push `otherwise`."""
 
     agent_id: str
     command_id: str
@@ -162,14 +163,14 @@ class DeliverMail(Struct, frozen=True, gc=False):
 
 
 class HoldMail(Struct, frozen=True, gc=False):
-    """Append a message to those that are held until the agent accepts messages."""
+    """Append a message to those that wait until the agent accepts messages."""
 
     agent_id: str
     body: bytes
 
 
 class ReleaseMail(Struct, frozen=True, gc=False):
-    """Move all held messages of the agent to its inbox, in order."""
+    """Move all waiting messages of the agent to its inbox, in order."""
 
     agent_id: str
 

@@ -26,7 +26,7 @@ class Lookups(Struct):
     dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
     """Dead letters to replay, by stream id."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Number of messages in an agent's inbox, together with those that are held for it."""
+    """Number of messages in an agent's inbox, together with those that wait for it."""
     groups: dict[str, Group] = field(default_factory=dict)
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -39,8 +39,8 @@ _HASH_BYTES: Final = 8
 def _hash(message_id: str) -> bytes:
     """Return the 8 bytes that stand for a message id in a ring.
 
-    Python keys its hash anew in each process, so that nobody can aim at a collision. A ring is searched as one byte
-    string; a match across two hashes is as unlikely as a collision.
+    Python seeds its hash at random in each process, so that nobody can construct a collision. `has_seen` searches the
+    ring as one byte string: a false match across two hashes is possible, but as improbable as a collision.
     """
     return hash(message_id).to_bytes(_HASH_BYTES, "little", signed=True)
 
@@ -71,7 +71,7 @@ class Fleet:
         self.last_seq = max((command.seq for command in self.commands.values()), default=0)
         """Last sequence number given to a command."""
         self.recently_ended: dict[str, Command] = {}
-        """The last commands that ended. A lookup of a batch may have been read before their end."""
+        """The last commands that ended. The lookups of a batch may still show them as open."""
         self.last_message_at: dict[str, float] = {}
         """When each agent last sent a message, since the fleet was loaded."""
         self.loaded_at = 0.0
@@ -88,13 +88,13 @@ class Fleet:
             if agent := self.agents.get(command.agent_id):
                 agent.index(command)
         self.occupants: dict[str, dict[str | None, int]] = {}
-        """Number of agents by state and kind."""
-        for (state, kind), count in Counter((agent.state, agent.kind) for agent in self.agents.values()).items():
-            self.occupants.setdefault(state, {})[kind] = count
+        """Number of agents by state and registered type."""
+        for agent in self.agents.values():
+            self._count(agent, 1)
         self.liveness = Counter(agent.liveness for agent in self.agents.values())
-        """Number of agents by liveness. Counting 100,000 agents anew would take 10 ms of the loop."""
+        """Number of agents by liveness. It is kept up to date, because counting 100,000 agents takes 10 ms."""
         self.absent = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
-        """Agents that return when their heartbeat changes."""
+        """Lost and left agents whose last heartbeat is known: they return when it changes."""
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Agents with waiting commands."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
@@ -119,7 +119,7 @@ class Fleet:
         return ring is not None and _hash(message_id) in ring
 
     def mark_seen(self, agent_id: str, message_id: str) -> None:
-        """Add a message id to the ring of its agent. 64 hashes for 100,000 agents take 51 MB, a tenth of the ids."""
+        """Add a message id to the ring of its agent. 64 hashes for 100,000 agents each take 51 MB."""
         ring = self._recent.get(agent_id)
         if ring is None:
             ring = self._recent[agent_id] = bytearray()
@@ -135,8 +135,10 @@ class Fleet:
             del self.recently_ended[next(iter(self.recently_ended))]
 
     def load_measurements(self, agent_id: str, values: dict[str, float]) -> None:
-        """Add what an agent measured before the load, unless a commit did so. No decision depends on the order of this:
-        a decision that needs the values has them in its lookups.
+        """Add what an agent measured before the load, unless a commit has done so.
+
+        It does not matter whether this happens before or after a decision that needs the values: until then the
+        decision finds them in its lookups.
         """
         if agent_id in self.unloaded_measurements:
             self.unloaded_measurements.discard(agent_id)
@@ -144,16 +146,16 @@ class Fleet:
                 self.measurements[agent_id] = values
 
     def _count(self, agent: AgentRecord, change: int) -> None:
-        """Add `change` to the count of the agent's state and kind."""
-        state, kind = agent.state, agent.kind
-        kinds = self.occupants.get(state)
-        if kinds is None:
-            kinds = self.occupants[state] = {}
-        if count := kinds.get(kind, 0) + change:
-            kinds[kind] = count
+        """Add `change` to the count of the agent's state and registered type."""
+        state, agent_type = agent.state, agent.registered_type
+        by_type = self.occupants.get(state)
+        if by_type is None:
+            by_type = self.occupants[state] = {}
+        if count := by_type.get(agent_type, 0) + change:
+            by_type[agent_type] = count
         else:
-            del kinds[kind]
-            if not kinds:
+            del by_type[agent_type]
+            if not by_type:
                 del self.occupants[state]
 
     def forget(self, agent_id: str) -> None:
@@ -171,7 +173,7 @@ class Fleet:
     def replace(self, agent: AgentRecord) -> None:
         agent_id = agent.agent_id
         old = self.agents.get(agent_id)
-        if old is None or (old.state, old.kind) != (agent.state, agent.kind):
+        if old is None or (old.state, old.registered_type) != (agent.state, agent.registered_type):
             if old is not None:
                 self._count(old, -1)
             self._count(agent, 1)

@@ -7,8 +7,8 @@ waiting messages together, so waiting messages always fit into the inbox.
 Two limits end loops of messages. Both are counted in memory and start afresh with a new leader: a takeover allows a
 loop some more messages, never an unlimited number.
 
-- Hops end a loop within a thread. A message is one hop further than the furthest message that its sender received in
-  the thread. Sending to many recipients is one hop.
+- Hops end a loop within a thread. The hop count of a message is one more than the highest hop count that its sender
+  received in the thread. A message to many recipients counts as one hop.
 - The rate of a pair, a token bucket for each sender and recipient, slows a loop outside of threads, or one that begins
   a new thread each time.
 """
@@ -35,7 +35,7 @@ ThreadMember: TypeAlias = tuple[str, str]
 """A thread, and an agent that received a message in it."""
 
 MAX_COUNTED: Final = 65_536
-"""Pairs, and thread members, that are counted: those used most recently. An arbitrary number, about 20 MB for each."""
+"""Maximum number of pairs, and of thread members, to remember: those used most recently. Arbitrary: 20 MB for each."""
 
 _ROUNDING: Final = 1e-6
 """Tolerance for float rounding, so that a sender who waits `retry_after` gets a token."""

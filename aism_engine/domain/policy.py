@@ -49,7 +49,7 @@ class ProtocolSettings(Section, frozen=True):
 class AgentsSettings(Section, frozen=True):
     """Which agents belong to the fleet."""
 
-    auto_register: Annotated[bool, Meta(description="Whether an unknown agent is added at first sight")] = True
+    auto_register: Annotated[bool, Meta(description="Whether an unknown agent is added when it is first seen")] = True
     max_agents: Annotated[Count, Meta(description="Maximum number of known agents")] = 200_000
 
 
@@ -81,7 +81,7 @@ class CommandsSettings(Section, frozen=True):
 class MailSettings(Section, frozen=True):
     """Limits of messages from one agent to another. See docs/protocol.md."""
 
-    max_hops: Annotated[Count, Meta(description="Maximum number of consecutive messages in one thread")] = 64
+    max_hops: Annotated[Count, Meta(description="Maximum number of hops in one thread")] = 64
     pair_per_second: Annotated[
         Rate, Meta(description="Sustained messages per second from one agent to one other agent")
     ] = 10.0
@@ -155,12 +155,12 @@ class DivergenceSettings(Section, frozen=True):
     unacked_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
     never_finishes: Annotated[bool, Meta(description="Rule: acknowledges commands and never finishes one")] = True
     unfinished_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
-    duplicate_instance: Annotated[bool, Meta(description="Rule: two instances speak under one agent id")] = True
+    duplicate_instance: Annotated[bool, Meta(description="Rule: two instances respond under one agent id")] = True
     instance_switches: Annotated[
         SmallCount, Meta(description="Returns to an earlier instance that count as evidence")
     ] = 3
     switch_window: Annotated[
-        Seconds, Meta(description="Seconds for which a switch counts; without one the divergence closes")
+        Seconds, Meta(description="Seconds for which a switch counts; the divergence closes when none is left")
     ] = 300.0
     context_too_large: Annotated[
         bool, Meta(description="Rule: measures too large a context and does not condense it")
@@ -176,7 +176,7 @@ class DivergenceSettings(Section, frozen=True):
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """Everything that a decision depends on beside the fleet."""
+    """Everything that a decision depends on besides the fleet."""
 
     machines: Machines
     protocol: ProtocolSettings = ProtocolSettings()

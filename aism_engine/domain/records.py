@@ -31,7 +31,7 @@ INSTANT: Final = FieldType(lambda value: iso(value) if value else "", from_iso)
 
 
 def choice(values: Iterable[str]) -> FieldType:
-    """Return the type of a field that has one of some values, or members of a StrEnum; others raise KeyError."""
+    """Return the type of a field that holds one of these texts or StrEnum members. Other texts raise KeyError."""
     return FieldType(lambda value: str(value or ""), {str(value): value for value in values}.__getitem__)
 
 
@@ -62,7 +62,7 @@ class RecordTable(Generic[S]):
         self._decoders = [(renamed.get(name, name), type_.decode) for name, type_ in types.items()]
 
     def encode(self, value: S, names: Iterable[str] = ()) -> dict[str, str]:
-        """Return the fields of a record, or only those of these names."""
+        """Return the fields of a record; only those in `names`, if there are any."""
         encoders = self._encoders
         found = {name: encoders[name] for name in names} if names else encoders
         return {name: encode(getattr(value, attribute)) for name, (attribute, encode) in found.items()}
@@ -78,6 +78,6 @@ class RecordTable(Generic[S]):
             if text:
                 found[attribute] = text if decode is None else decode(text)
         if not self._required <= found.keys():
-            raise ValueError(f"a record without {', '.join(sorted(self._required - found.keys()))}")
+            raise ValueError(f"missing fields: {', '.join(sorted(self._required - found.keys()))}")
         found[self._key] = key
         return self._struct(**found)

@@ -28,7 +28,7 @@ _HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
     m.ConfirmLosses: presence.confirm_losses,
 }
 _UNANSWERABLE: Final = frozenset({"wrong_type"})
-"""Codes of requests whose reply may itself be the key that cannot be written."""
+"""Codes of requests that get no reply, because the key of the reply may be the one that has the wrong type."""
 
 
 def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes) -> Decision:

@@ -45,7 +45,7 @@ def decide_response(
     agent = draft.agent(agent_id)
     if agent is None:
         registering_as = response.payload.type if isinstance(response, m.Register) else None
-        admitted = membership.admit(ctx, agent_id, kind="message_refused", registering_as=registering_as)
+        admitted = membership.admit(ctx, agent_id, error_type="message_refused", registering_as=registering_as)
         if isinstance(admitted, ErrorReply):
             _reject(ctx, response, admitted, raw)
             return decision
@@ -72,7 +72,7 @@ def decide_response(
 
 
 def dead_letter_response(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
-    """Dead-letter a response that cannot be decoded or committed, and reply to its agent if it can be read."""
+    """Dead-letter a response that cannot be decoded or committed. Reply if it asks for that and its ids can be read."""
     decision = Decision("malformed")
     ctx = DecisionContext(draft, policy, decision, "agent", error.message_id)
     ctx.dead_letter(error.code, error.reason, raw, source="response_queue", agent_id=error.agent_id)
@@ -87,9 +87,11 @@ def dead_letter_response(draft: Draft, policy: Policy, error: MalformedError, ra
 def dead_letter_oversized(
     draft: Draft, policy: Policy, head: bytes, digest: str, size: int, source: fx.DeadLetterSource
 ) -> Decision:
-    """Dead-letter the head of a message that is too large. The store moves the whole to the oversized list."""
+    """Dead-letter the head of a message that is too large. The store moves the whole message to the oversized list."""
     decision = Decision("oversized")
-    reason = f"{size} bytes exceed protocol.max_message_bytes; the whole message is the newest of the oversized list"
+    reason = (
+        f"{size} bytes exceed protocol.max_message_bytes; the whole message is the newest element of the oversized list"
+    )
     ctx = DecisionContext(draft, policy, decision, "agent")
     ctx.dead_letter("oversized", reason, head, source=source, oversized=(digest, size))
     return decision

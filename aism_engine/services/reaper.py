@@ -193,12 +193,12 @@ class Reaper(Service):
     def _report(self, assessment: Assessment) -> None:
         metrics = self._context.metrics
         metrics.set_fleet_mode(assessment.mode)
-        metrics.agents_silent.set(assessment.silent)
+        metrics.agents_silent.set(assessment.silent_count)
         metrics.agents_skewed.labels("ahead").set(assessment.ahead)
         metrics.agents_skewed.labels("behind").set(assessment.behind)
         if assessment.mode != self._mode:
             self._mode = assessment.mode
-            log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent)
+            log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent_count)
 
 
 def _is_watched(agent: AgentRecord | None) -> bool:

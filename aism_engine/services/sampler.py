@@ -114,7 +114,7 @@ class Sampler(Service):
             for agent_id, values in batch:
                 agent = fleet.agents.get(agent_id)
                 if agent is not None and agent.liveness not in _ABSENT:
-                    statistics.add(agent.kind or "unregistered", values)
+                    statistics.add(agent.registered_type or "unregistered", values)
             spent_s += self._clock.monotonic() - began_at
             await asyncio.sleep(0)
         statistics.export()

@@ -203,7 +203,7 @@ def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
     batch.write_chunks(
         "ZADD", key, [word for agent_id, since in effect.since.items() for word in (repr(since), agent_id)]
     )
-    batch.write_chunks("ZREM", key, effect.over)
+    batch.write_chunks("ZREM", key, effect.no_longer)
 
 
 def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:

@@ -54,7 +54,12 @@ async def test_a_group_is_cancelled_as_a_whole(fleet: Call, engine: Running) -> 
     cancelled = await fleet("commands", "cancel", "g-1", "--timeout", "1h", "--json")
     assert (cancelled.code, cancelled.json["total"], cancelled.json["succeeded"]) == (0, 2, 2)
     shown = (await fleet("commands", "show", "g-1", "--json")).json
-    assert (shown["status"], shown["cancelled"], shown["succeeded"], shown["stopped"]) == ("failed", 2, 1, True)
+    assert (shown["status"], shown["cancelled"], shown["succeeded"], shown["cancel_requested"]) == (
+        "failed",
+        2,
+        1,
+        True,
+    )
     assert (await fleet("commands", "list", "--group", "g-1", "--json")).json == []
 
 

@@ -409,7 +409,7 @@ async def test_the_next_leader_knows_what_the_last_one_knew(office: Office) -> N
         )
         assert abs(agent.declared_at - fleet.agents[agent.agent_id].declared_at) < 0.002
         agent.declared_at = fleet.agents[agent.agent_id].declared_at
-        agent.explained = True  # what this engine alone knows better
+        agent.reason_stored = True  # what this engine alone knows better
     assert fleet.agents == known.agents
     assert {each.command_id: (each.status, each.target) for each in fleet.commands.values()} == {
         each.command_id: (each.status, each.target) for each in known.commands.values()

@@ -123,7 +123,7 @@ def test_fleet_in_memory_equals_the_written_records(steps: list[Step]) -> None:
         take(world, step)
     loaded = world.reloaded()
     for agent in world.fleet.agents.values():
-        agent.explained = True  # not part of the record
+        agent.reason_stored = True  # not part of the record
     assert loaded.agents == world.fleet.agents
     for command in world.fleet.commands.values():
         command.status_since = 0.0  # not part of the record

@@ -68,7 +68,7 @@ def test_an_agent_whose_score_leaves_the_range_is_silent_and_then_lost(
     tracker = observing()
     tracker.scan(1.0, {"a": 7.0})
     assessment = tracker.scan(1.0 + now, {"a": 7.0})
-    assert (assessment.silent, lost(assessment)) == (silent, expected)
+    assert (assessment.silent_count, lost(assessment)) == (silent, expected)
 
 
 def test_a_loss_has_the_score_and_the_duration_of_the_silence() -> None:
@@ -85,7 +85,7 @@ def test_after_a_start_or_a_reset_every_agent_has_the_full_grace(now: float, sil
         tracker.reset()
         tracker.scan(100.0, {"a": 7.0})
         assessment = tracker.scan(100.0 + now, {"a": 7.0})
-        assert (assessment.silent, lost(assessment)) == (silent, expected)
+        assert (assessment.silent_count, lost(assessment)) == (silent, expected)
 
 
 def test_an_agent_that_falls_silent_after_the_first_scan_has_no_extra_grace() -> None:
@@ -114,12 +114,12 @@ def test_a_score_that_goes_backwards_has_changed() -> None:
 def test_a_slow_clock_counts_from_when_its_score_entered_the_range() -> None:
     """The score changed when it entered the range, so it has not been unchanged for the width of the range."""
     tracker = observing()
-    assert tracker.scan(1.0, {"a": 7.0}).silent == 1
+    assert tracker.scan(1.0, {"a": 7.0}).silent_count == 1
     tracker.scan(2.0, {})
     for now in (3.0, 16.9):
         assessment = tracker.scan(now, {"a": 12.0})
-        assert (assessment.silent, assessment.behind) == (0, 1)
-    assert tracker.scan(17.0, {"a": 12.0}).silent == 1
+        assert (assessment.silent_count, assessment.behind) == (0, 1)
+    assert tracker.scan(17.0, {"a": 12.0}).silent_count == 1
     assert lost(tracker.scan(46.9, {"a": 12.0})) == []
     assert lost(tracker.scan(47.0, {"a": 12.0})) == ["a"]
 
@@ -128,7 +128,7 @@ def test_a_fast_clock_has_no_extra_grace_when_time_catches_up_with_it() -> None:
     """Its last score comes to lie in the range unchanged."""
     tracker, score = observing(), SERVER + 20.0
     assessment = tracker.scan(1.0, {"a": score})
-    assert (assessment.silent, assessment.ahead) == (0, 1)
+    assert (assessment.silent_count, assessment.ahead) == (0, 1)
     for now in range(2, 46):
         seen = {} if range_at(now).contains(score) else {"a": score}
         seen |= tracker.caught_up(seen, range_at(now))
@@ -140,7 +140,7 @@ def test_an_agent_whose_score_returns_into_the_range_is_fresh() -> None:
     """Its earlier silence does not count again."""
     tracker = observing()
     tracker.scan(1.0, {"a": 7.0})
-    assert tracker.scan(20.0, {}).silent == 0
+    assert tracker.scan(20.0, {}).silent_count == 0
     tracker.scan(36.0, {"a": 8.0})
     assert lost(tracker.scan(65.9, {"a": 8.0})) == []
     assert lost(tracker.scan(66.0, {"a": 8.0})) == ["a"]
@@ -149,7 +149,7 @@ def test_an_agent_whose_score_returns_into_the_range_is_fresh() -> None:
 def test_a_response_is_a_sign_of_life() -> None:
     tracker, responses = observing(), {"a": 50.0}
     tracker.scan(1.0, {"a": 7.0})
-    assert tracker.scan(60.0, {"a": 7.0}, responses=responses).silent == 0
+    assert tracker.scan(60.0, {"a": 7.0}, responses=responses).silent_count == 0
     assert lost(tracker.scan(94.9, {"a": 7.0}, responses=responses)) == []
     assert lost(tracker.scan(95.0, {"a": 7.0}, responses=responses)) == ["a"]
 
@@ -172,7 +172,7 @@ def test_each_agent_type_has_its_own_limits() -> None:
 def test_an_agent_with_longer_limits_is_silent_for_the_width_of_the_range_only() -> None:
     """The range is as wide as the shortest limit: leaving it shows no longer silence."""
     tracker = observing(a=LivenessLimits(silent_after=300.0, lost_after=330.0))
-    assert tracker.scan(16.0, {"a": 0.0}).silent == 0
+    assert tracker.scan(16.0, {"a": 0.0}).silent_count == 0
     assert tracker.scan(46.0, {"a": 0.0}).losses == []
 
 
@@ -202,7 +202,7 @@ def test_the_fleet_mode_depends_on_the_share_of_silent_agents(silent: int, watch
     scores = {f"a{number}": 7.0 for number in range(silent)}
     tracker.scan(1.0, scores, watched=watched)
     assessment = tracker.scan(60.0, scores, watched=watched)
-    assert (assessment.mode, assessment.silent) == (mode, silent)
+    assert (assessment.mode, assessment.silent_count) == (mode, silent)
     assert len(assessment.losses) == {"normal": silent, "partial": min(silent, 10), "full": 0}[mode]
 
 
@@ -260,4 +260,4 @@ def test_a_fleet_of_wrong_clocks_is_not_silent() -> None:
     for now in range(20):
         scores = {f"a{number}": -9000.0 + now for number in range(100)}
         assessment = tracker.scan(float(now), scores)
-        assert (assessment.mode, assessment.silent) == ("normal", 0)
+        assert (assessment.mode, assessment.silent_count) == ("normal", 0)

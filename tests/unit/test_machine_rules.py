@@ -108,12 +108,12 @@ GOOD = {"branch": "main", "tokens": 7}
         (TransitionCase("agent", context=GOOD | {"tokens": True}), "work", "context_missing"),
         (TransitionCase("agent", context=GOOD, stayed_s=4.9), "work", "too_soon"),
         (TransitionCase("agent", context=GOOD, stayed_s=5.0), "work", None),
-        (TransitionCase("agent", context=GOOD, cooling_s=lambda _: 0.1), "work", "cooling_down"),
+        (TransitionCase("agent", context=GOOD, cooldown_left_s=lambda _: 0.1), "work", "cooling_down"),
         (TransitionCase("agent", context=GOOD, occupants=lambda _: 2), "work", "state_full"),
         (TransitionCase("agent", context=GOOD, occupants=lambda _: 1), "work", None),
         (TransitionCase("agent"), "talk", "wrong_actor"),
         (TransitionCase("engine"), "talk", "wrong_actor"),
-        (TransitionCase("operator", cooling_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
+        (TransitionCase("operator", cooldown_left_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
     ],
 )
 def test_a_transition_is_allowed_only_if_all_its_conditions_hold(
@@ -126,7 +126,7 @@ def test_a_transition_is_allowed_only_if_all_its_conditions_hold(
 def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) -> None:
     missing = machine.check("inbox", "work", TransitionCase("agent", context={"branch": "main"}))
     soon = machine.check("inbox", "work", TransitionCase("agent", stayed_s=2.0))
-    cooling = machine.check("inbox", "work", TransitionCase("agent", cooling_s=lambda _: 12.0))
+    cooling = machine.check("inbox", "work", TransitionCase("agent", cooldown_left_s=lambda _: 12.0))
     assert missing is not None
     assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work",))  # to talk is for operators
     assert missing.message == "the transition from inbox to work requires in its context: tokens (integer)"
@@ -320,7 +320,7 @@ def test_every_refusal_has_the_first_condition_that_fails(machine: Machine, data
         data.draw(st.sampled_from(ACTORS)),
         stayed_s=data.draw(_seconds),
         context=data.draw(_contexts),
-        cooling_s=lambda _: left_s,
+        cooldown_left_s=lambda _: left_s,
         occupants=lambda _: occupants,
     )
     refusal = machine.check(current, target, case)
@@ -360,8 +360,8 @@ def reason(
         found = ("context_missing", missing, None)
     elif case.stayed_s < start.min_stay:
         found = ("too_soon", {}, start.min_stay - case.stayed_s)
-    elif goal.cooldown > 0 and case.cooling_s(target) > 0:
-        found = ("cooling_down", {}, case.cooling_s(target))
+    elif goal.cooldown > 0 and case.cooldown_left_s(target) > 0:
+        found = ("cooling_down", {}, case.cooldown_left_s(target))
     elif goal.max_agents > 0 and case.occupants(target) >= goal.max_agents:
         found = ("state_full", {}, None)
     return found

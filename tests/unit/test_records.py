@@ -27,7 +27,7 @@ AGENT = AgentRecord(
     first_seen_at=1_700_000_000.0,
     hold=Hold.PAUSE,
     waits_for="human",
-    cooling={"idle": 1_800_000_009.0},
+    cooldowns={"idle": 1_800_000_009.0},
     mail_waiting=3,
     divergences={"never_acks": Divergence(since="2027-01-15T08:00:00.000Z", confidence="likely", reason="because")},
 )
@@ -50,7 +50,9 @@ COMMAND = Command(
     on_lost="fail",
     group_id="g",
 )
-GROUP = Group(group_id="g", kind="send", total=5, needed=4, status="failed", stopped=True, succeeded=1, refused=2)
+GROUP = Group(
+    group_id="g", kind="send", total=5, needed=4, status="failed", cancel_requested=True, succeeded=1, refused=2
+)
 
 
 def test_records_are_read_back_as_they_were_written() -> None:
@@ -81,7 +83,14 @@ def test_missing_required_field_raises(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("liveness", "?"), ("hold", "?"), ("labels", "{"), ("since", "yesterday"), ("lost_score", "x"), ("cooling", "[]")],
+    [
+        ("liveness", "?"),
+        ("hold", "?"),
+        ("labels", "{"),
+        ("since", "yesterday"),
+        ("lost_score", "x"),
+        ("cooldowns", "[]"),
+    ],
 )
 def test_damaged_value_raises(name: str, value: str) -> None:
     with pytest.raises((KeyError, ValueError, msgspec.DecodeError)):

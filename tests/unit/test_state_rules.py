@@ -365,8 +365,8 @@ def test_every_agent_is_always_in_a_state_that_its_machine_allows(
         assert set(states) <= set(machine.states)
         assert states.count("work") <= 2
     loaded = made.reloaded()
-    assert {a: (x.state, x.cooling, x.stay_until) for a, x in loaded.agents.items()} == {
-        a: (x.state, x.cooling, x.stay_until) for a, x in made.fleet.agents.items()
+    assert {a: (x.state, x.cooldowns, x.stay_until) for a, x in loaded.agents.items()} == {
+        a: (x.state, x.cooldowns, x.stay_until) for a, x in made.fleet.agents.items()
     }
     assert loaded.occupants == made.fleet.occupants
     assert loaded.liveness == made.fleet.liveness

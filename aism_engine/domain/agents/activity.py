@@ -1,6 +1,6 @@
 """What the engine observed an agent do, and the divergences that are open.
 
-Activity is kept in memory only: a new leader has observed nothing yet and opens no divergence for lack of it. An open
+Activity is kept in memory only. A new leader has observed nothing yet, and does not take that as evidence. An open
 divergence is part of the agent's record, so that any later leader can close it.
 """
 
@@ -12,8 +12,8 @@ Confidence: TypeAlias = Literal["certain", "likely", "possible"]
 Via: TypeAlias = Literal["queue", "channel", "key"]
 """How a state was declared: pushed to the response queue, published on a channel, or written to `:state`."""
 
-_KEPT: Final = 16
-"""Repeated events that are remembered, and so the most that a rule can count. An arbitrary number."""
+_MAX_EVENTS: Final = 16
+"""Maximum number of repeated events to remember, and so the largest threshold of a rule. An arbitrary number."""
 _EARLIER_INSTANCES: Final = 4
 """Earlier instances that are remembered per agent. An arbitrary number."""
 
@@ -55,7 +55,7 @@ class Activity(Struct):
     context: float | None = None
     """The context size that it last measured."""
     context_over_since: float = 0.0
-    """Since when its context has been above the limit without interruption."""
+    """Start of the current time with a context above the limit; 0: it is not above."""
 
     def add_command_response(self, now: float, *, is_outcome: bool) -> None:
         self.command_response_at, self.unacked = now, ()
@@ -73,7 +73,7 @@ class Activity(Struct):
         if instance == self.instance:
             return
         if instance in self.earlier_instances:
-            self.switched_back_at = (*self.switched_back_at, now)[-_KEPT:]
+            self.switched_back_at = (*self.switched_back_at, now)[-_MAX_EVENTS:]
         if self.instance:
             others = (each for each in self.earlier_instances if each != instance)
             self.earlier_instances = (*others, self.instance)[-_EARLIER_INSTANCES:]
@@ -98,4 +98,4 @@ def _with_missed(missed: tuple[MissedDeadline, ...], since: float, now: float) -
     """
     if missed and since <= missed[-1].at:
         return missed
-    return (*missed, MissedDeadline(since, now))[-_KEPT:]
+    return (*missed, MissedDeadline(since, now))[-_MAX_EVENTS:]

@@ -69,14 +69,14 @@ class AgentRecord(Struct, kw_only=True):
     lost_at: float = 0.0
     first_seen_at: float
     hold: Hold = Hold.NONE
-    cooling: dict[str, float] = field(default_factory=dict)
+    cooldowns: dict[str, float] = field(default_factory=dict)
     """Ends of the cooldowns, by state."""
-    explained: bool = True
-    """Whether the record may have the reason or context of the last state change. Not part of the record."""
+    reason_stored: bool = True
+    """Whether the record may hold the reason or context of the last state change. Not part of the record."""
     waits_for: str = ""
-    """Who must act in the current state: `human`, `agent`, or nobody."""
+    """Who must act in the current state: `human`, `agent`, or empty."""
     stay_until: float = 0.0
-    """Deadline of the stay as written; 0: none. Not part of the record."""
+    """Deadline of the stay in its state, as last written to Redis; 0: none. Not part of the record."""
     divergences: dict[str, Divergence] = field(default_factory=dict)
     """Open divergences, by rule."""
     mail_waiting: int = 0
@@ -90,7 +90,7 @@ class AgentRecord(Struct, kw_only=True):
     delivered: frozenset[str] = frozenset()
 
     @property
-    def kind(self) -> str | None:
+    def registered_type(self) -> str | None:
         """The type that selects the machine; None if the agent never registered."""
         return self.type if self.registered else None
 
@@ -110,7 +110,7 @@ class AgentRecord(Struct, kw_only=True):
 
     @property
     def in_flight(self) -> int:
-        """Number of commands in flight. An agent without the capability `ack` is done once it has taken a command."""
+        """Number of commands in flight. Without the capability `ack`, a command that was taken is not counted."""
         return len(self.queued) + (len(self.delivered) if self.acks else 0)
 
     @property
@@ -158,8 +158,8 @@ class AgentRecord(Struct, kw_only=True):
         """Return the fields of the record that say whether the agent is present."""
         return self.fields("liveness", "lost_from", "lost_score", "lost_at")
 
-    def present(self, liveness: Liveness | None = None) -> None:
-        """Clear an absence. By default the agent is watched if it had a heartbeat."""
+    def mark_present(self, liveness: Liveness | None = None) -> None:
+        """End an absence. By default an agent with a known heartbeat becomes fresh, any other unknown."""
         self.liveness = liveness or (Liveness.UNKNOWN if self.lost_score is None else Liveness.FRESH)
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 
@@ -190,7 +190,7 @@ AGENT_TABLE: Final = RecordTable(
         "first_seen_at": INSTANT,
         "hold": choice(Hold),
         "waits_for": TEXT,
-        "cooling": json(dict[str, float], omit_empty=True),
+        "cooldowns": json(dict[str, float], omit_empty=True),
         "mail_waiting": COUNT,
         "divergences": json(dict[str, Divergence], omit_empty=True),
     },

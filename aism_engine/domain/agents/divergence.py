@@ -1,12 +1,11 @@
-"""Divergences between what an agent declares and what the engine observes: one function for each rule, and the decision
-that opens and closes them.
+"""Divergences between what an agent declares and what the engine observes.
 
-A rule returns `Diverged` or `Consistent`, or None if nothing is known either way: then an open divergence stays open,
-and none is opened.
+Each rule is a function. `decide_divergences` opens and closes the divergences. A rule returns `Diverged`,
+`Consistent`, or None if the evidence is not sufficient: then an open divergence stays open, and none is opened.
 
 Guarantee: the engine's own blindness opens no divergence. Evidence counts only within the `ObservationWindow`.
-Not guaranteed: that an agent which hangs in the middle of its work, for longer than a threshold, is told from one that
-does not work. That is why a divergence has no consequences.
+Not guaranteed: a rule cannot distinguish an agent that hangs in the middle of its work, for longer than a threshold,
+from one that does not work. That is why a divergence has no consequences.
 
 docs/divergences.md gives the confidence of each rule; a test compares the two.
 """
@@ -42,7 +41,7 @@ class ObservationWindow(Struct, frozen=True):
     """The time in which the engine observed everything. Instants are unix seconds by Redis `TIME`."""
 
     start_at: float
-    """When it last began to: at a start, a takeover, the end of an outage."""
+    """When the uninterrupted observation began: at a start, a takeover, or the end of an outage."""
     end_at: float
     """Everything that was pushed before this instant has been processed."""
 
@@ -91,13 +90,13 @@ Verdict: TypeAlias = Diverged | Consistent | None
 def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
     """The agent declares that it works, but takes no command and sends no response.
 
-    While a command is in flight the agent may be silent: the command has timeouts of its own.
+    While it has a command that it has taken, an agent may send nothing: the command has timeouts of its own.
     """
     agent, acted_at = seen.agent, seen.activity.acted_at
     if seen.declared_state not in limits.working_states:
         return Consistent("does not declare a working state")
     if agent.delivered:
-        return Consistent("has a command in flight")
+        return Consistent("has taken a command that has not ended")
     idle_s = seen.seconds_since(agent.since, agent.declared_at, acted_at)
     if idle_s >= limits.idle_evidence_after:
         return Diverged(
@@ -112,7 +111,7 @@ def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
 
 
 def heartbeat_while_absent(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
-    """The agent declares that it is absent, but its heartbeat continues for longer than a restart takes to register."""
+    """The agent declares that it is absent, but its heartbeat continues for longer than a restart takes."""
     agent, heartbeat = seen.agent, seen.heartbeat
     if seen.declared_state not in limits.absent_states:
         return Consistent("does not declare an absent state")
@@ -130,7 +129,7 @@ def heartbeat_while_absent(seen: AgentObservation, limits: DivergenceSettings) -
 
 
 def forbidden_state(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
-    """The agent published a state that its machine does not allow, and has not changed its state since.
+    """The agent published, or wrote to its key, a state that its machine does not allow, and kept its state since.
 
     A state that it pushed to the queue is no divergence: it was a request, and was refused.
     """
@@ -245,7 +244,7 @@ def may_have_changes(agent: AgentRecord, activity: Activity | None, limits: Dive
 
 
 def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | Consistent]]:
-    """Yield the rules whose divergence is to be opened or closed. An absent agent claims nothing."""
+    """Yield the rules whose divergence is to be opened or closed. An absent agent has none open."""
     agent = seen.agent
     if agent.liveness in {Liveness.LOST, Liveness.LEFT}:
         yield from ((rule, Consistent(f"the agent is {agent.liveness}")) for rule in agent.divergences)

@@ -1,4 +1,4 @@
-"""Heartbeat scores, and the heartbeats of agents that declared themselves absent: since when they continue.
+"""Heartbeat scores, and how long the heartbeats of agents that declared themselves absent continue.
 
 A score that differs between two readings was written in between. The observed span is therefore a lower bound: it
 begins when the first change was seen, and ends at the last reading before the latest change.
@@ -38,7 +38,7 @@ class AbsentHeartbeats:
         self._heartbeats: dict[str, AbsentHeartbeat] = {}
 
     def reset(self) -> None:
-        """Forget everything: the checker has not seen every change."""
+        """Forget everything: the checker may have missed changes."""
         self._heartbeats.clear()
 
     def retain(self, agent_ids: Collection[str]) -> None:

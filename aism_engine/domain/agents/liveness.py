@@ -1,15 +1,15 @@
 """Decides which agents are silent or lost, from changes of heartbeats that this engine observed itself.
 
-A score is evidence of change only: nothing depends on an agent's clock. A scan reads the scores outside the range of
-accurate clocks. A score that is the same in two scans has been unchanged for as long as the engine has observed it. An
-engine that could not observe (a start, a takeover, a stall, an outage of Redis) has observed nothing: after `reset`
-every agent has the full grace again.
+A score is evidence of change only: nothing depends on an agent's clock. The `ScoreRange` holds the recent scores of
+accurate clocks, and a scan reads only the scores outside it. A score that is the same in two scans has been unchanged
+for as long as the engine has observed it. An engine that could not observe (a start, a takeover, a stall, an outage of
+Redis) has observed nothing: after `reset` every agent has the full grace again.
 
 How a score leaves the range shows when it last changed:
 - A score in the future has changed since the last scan, because time alone moves no score there. It is followed until
   it changes, even after time has caught up with it.
-- A score in the past has been unchanged for the width of the range, if its clock is accurate. If it entered the range a
-  moment ago it changed at that moment, so its clock is slow and its silence counts from there.
+- A score in the past has been unchanged for the width of the range, if its clock is accurate. If it entered the range
+  less than that time ago, its clock is slow: it changed when it entered, and its silence counts from there.
 
 Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When a score leaves into the past
 for the first time its clock is unknown and taken as accurate: its silence is overestimated by at most `silent_after`.
@@ -40,7 +40,7 @@ class ScoreRange(Struct, frozen=True):
     def contains(self, score: float) -> bool:
         return self.low <= score_in_seconds(score) <= self.now
 
-    def is_before(self, score: float) -> bool:
+    def ends_before(self, score: float) -> bool:
         return self.now < score_in_seconds(score)
 
 
@@ -76,7 +76,7 @@ class Assessment(Struct, frozen=True):
     behind: int = 0
 
     @property
-    def silent(self) -> int:
+    def silent_count(self) -> int:
         return len(self.silent_since)
 
 
@@ -92,7 +92,7 @@ class SilenceTracker:
         self._settings = settings
         self._unchanged: dict[str, _Unchanged] = {}
         self._entered_at: dict[str, float] = {}
-        """When agents were seen to enter the range, for as long as the range is wide."""
+        """When agents were seen to enter the range. An entry is kept for the width of the range."""
         self._is_blind = True
 
     def reset(self) -> None:
@@ -102,7 +102,7 @@ class SilenceTracker:
         self._is_blind = True
 
     def caught_up(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
-        """Return the followed scores that time has caught up with: a scan no longer finds them if unchanged."""
+        """Return the followed scores that are in the range now, where a scan does not find an unchanged one."""
         return {
             agent_id: unchanged.score
             for agent_id, unchanged in self._unchanged.items()
@@ -126,7 +126,7 @@ class SilenceTracker:
             silent_s = min(now, scan.observed_until) - since
             if silent_s >= limits.silent_after:
                 silent[agent_id] = since
-            elif score_range.is_before(score):
+            elif score_range.ends_before(score):
                 ahead += 1
             else:
                 behind += not score_range.contains(score)
@@ -145,8 +145,8 @@ class SilenceTracker:
         return Assessment(mode, silent, confirmed + losses, ahead, behind)
 
     def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
-        """Return when a score changed that the scan before did not find."""
-        if self._is_blind or score_range.is_before(score):
+        """Return when a score changed that the previous scan did not find."""
+        if self._is_blind or score_range.ends_before(score):
             return now
         return max(now - score_range.width_s, self._entered_at.get(agent_id, -math.inf))
 

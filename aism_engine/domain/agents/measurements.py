@@ -46,7 +46,7 @@ def _within_limit(max_names: int, known: Mapping[str, float], measured: dict[str
 def _refuse(ctx: DecisionContext, agent_id: str, names: list[str]) -> ErrorReply:
     code, max_names = "too_many_measurements", ctx.policy.measurements.max_names
     ctx.decision.outcome, ctx.decision.code = "refused", code
-    message = f"measurements.max_names = {max_names} names of {agent_id} are kept already; new names are refused"
+    message = f"{agent_id} has reached measurements.max_names = {max_names}; new names are refused"
     details = {"refused": names, "max_names": max_names}
     ctx.publish_error(code, message, agent_id=agent_id, details=details)
     return ErrorReply("measurement_refused", code, message, details)

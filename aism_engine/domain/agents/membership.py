@@ -9,26 +9,26 @@ from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
-from aism_engine.domain.machines.state_rules import apply_state_terms, set_stay
+from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
 
 
 def admit(
-    ctx: DecisionContext, agent_id: str, *, kind: str = "admission_refused", registering_as: str | None = None
+    ctx: DecisionContext, agent_id: str, *, error_type: str = "admission_refused", registering_as: str | None = None
 ) -> AgentRecord | ErrorReply:
     """Add an agent to the fleet, with the type, labels and state that it has written to Redis itself.
 
-    Only a registration (`registering_as` is its type) adds an agent while `agents.auto_register` is off. `kind` is the
-    type of the error reply.
+    While `agents.auto_register` is off, only a registration adds an agent; `registering_as` is its type then.
+    `error_type` is the type of the error reply.
     """
     draft, limits = ctx.draft, ctx.policy.agents
     if not limits.auto_register and registering_as is None:
         message = f"{agent_id} has not registered, and agents.auto_register is off"
-        return ErrorReply(kind, "unknown_agent", message)
+        return ErrorReply(error_type, "unknown_agent", message)
     if draft.size >= limits.max_agents:
         message = f"the fleet is full: agents.max_agents = {limits.max_agents}"
-        return ErrorReply(kind, "fleet_full", message)
+        return ErrorReply(error_type, "fleet_full", message)
     seen = draft.lookups.snapshots.get(agent_id) or AgentSnapshot()
     agent = AgentRecord(
         agent_id=agent_id,
@@ -40,7 +40,7 @@ def admit(
         first_seen_at=draft.now,
     )
     draft.add_agent(agent)
-    apply_state_terms(ctx, agent)
+    apply_state_rules(ctx, agent)
     ctx.add(fx.IndexAgent(agent_id))
     ctx.add(fx.SaveAgent(agent_id, agent.record()))
     if seen.state is None:
@@ -50,7 +50,7 @@ def admit(
 
 
 def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _raw: bytes) -> ErrorReply | None:
-    """Apply a registration: a new process of the agent starts, so what an earlier one declared no longer holds."""
+    """Apply a registration: a new process of the agent has started, so the earlier declaration is cleared."""
     payload = response.payload
     agent.type = payload.type
     agent.registered = True
@@ -59,7 +59,7 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
     agent.codec = payload.codec
     agent.declared, agent.declared_at, agent.declared_via = None, ctx.draft.now, None
     if agent.liveness in ABSENT:
-        agent.present()
+        agent.mark_present()
     machine = ctx.machine(agent)
     ctx.add(fx.SaveAgent(agent.agent_id, agent.record()))
     metadata = agent.fields("type", "labels", "capabilities", "codec")
@@ -71,18 +71,18 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
         target = machine.on_unknown  # the agent was in a state of another machine
     if target is not None and target != agent.state:
         change_state(ctx, agent, target, "register")
-    elif changed := apply_state_terms(ctx, agent):  # the machine may be another than before
+    elif changed := apply_state_rules(ctx, agent):  # the machine may be another than before
         ctx.add(fx.SaveAgent(agent.agent_id, changed))
     return None
 
 
 def heartbeat(_ctx: DecisionContext, _agent: AgentRecord, _response: m.Heartbeat, _raw: bytes) -> ErrorReply | None:
-    """Do nothing more: every response counts as a sign of life already."""
+    """Do nothing: `decide_response` already counts every response as a sign of life."""
     return None
 
 
 def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> ErrorReply | None:
-    agent.present(Liveness.LEFT)
+    agent.mark_present(Liveness.LEFT)
     fields = agent.absence()
     ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
     target = ctx.machine(agent).on_goodbye
@@ -114,7 +114,7 @@ def forget_agent(ctx: DecisionContext, agent: AgentRecord, reason: str | None) -
                 code="agent_forgotten",
                 reason="its agent was forgotten",
             )
-    set_stay(ctx, agent, 0.0)
+    set_stay_deadline(ctx, agent, 0.0)
     ctx.draft.remove_agent(agent.agent_id)
     ctx.add(fx.ForgetAgent(agent.agent_id))
     ctx.record("agent_forgotten", agent_id=agent.agent_id, old_state=agent.state, reason=reason)

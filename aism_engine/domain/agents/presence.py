@@ -11,7 +11,7 @@ from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.machines.state_rules import apply_state_terms, needs_repair
+from aism_engine.domain.machines.state_rules import apply_state_rules, needs_repair
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
@@ -93,8 +93,8 @@ def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) 
     """Accept an operator's confirmation that the agents which are silent now are gone: no brake delays their losses."""
     ctx.draft.confirm_losses()
     reason = truncate(request.payload.reason or "") or None
-    ctx.record("losses_confirmed", reason=reason, details={"silent": ctx.draft.silent})
-    return {"ok": True, "silent": ctx.draft.silent}
+    ctx.record("losses_confirmed", reason=reason, details={"silent": ctx.draft.silent_count})
+    return {"ok": True, "silent": ctx.draft.silent_count}
 
 
 def decide_returned(draft: Draft, policy: Policy, agent_id: str) -> Decision:
@@ -112,7 +112,7 @@ def decide_snapshot(draft: Draft, policy: Policy, agent_id: str, read_at: float)
     """Apply what an agent wrote to its own keys, as read at `read_at`.
 
     The type of a registered agent is the one it registered with. A state that the agent wrote is a declaration: a state
-    that the machine does not allow is overwritten. A snapshot from before the engine's latest change proves nothing.
+    that the machine does not allow is overwritten. A snapshot from before the engine's latest change is ignored.
     """
     decision = Decision("snapshot", "unchanged")
     agent, seen = draft.agent(agent_id), draft.lookups.snapshots.get(agent_id)
@@ -153,7 +153,7 @@ def decide_expired_agent(draft: Draft, policy: Policy, agent_id: str) -> Decisio
 
 
 def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision:
-    """Repair what contradicts the agent's machine after a reload: an unknown state, or a lost deadline of its stay."""
+    """Repair what contradicts the machine after a reload: an unknown state, `waits_for`, or the deadline of a stay."""
     decision = Decision("state_repair")
     agent = draft.agent(agent_id)
     if agent is None or not needs_repair(policy, agent, draft.now):
@@ -162,7 +162,7 @@ def decide_state_repair(draft: Draft, policy: Policy, agent_id: str) -> Decision
     ctx = DecisionContext(draft, policy, decision, "engine")
     machine = ctx.machine(agent)
     if machine.knows(agent.state):
-        ctx.add(fx.SaveAgent(agent_id, apply_state_terms(ctx, agent)))
+        ctx.add(fx.SaveAgent(agent_id, apply_state_rules(ctx, agent)))
     else:
         reason = f"machine {machine.name} has no state {agent.state}"
         ctx.publish_error("state_unknown", reason, agent_id=agent_id)

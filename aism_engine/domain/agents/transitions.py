@@ -19,9 +19,9 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest, truncate
 
-_UNCHANGED: Final[Mapping[str, str]] = {}
+_NO_FIELDS: Final[Mapping[str, str]] = {}
 _CONTEXT_BYTES: Final = 4096
-"""Largest context of a transition that is kept: an arbitrary number. Of a larger one the digest and size are kept."""
+"""Largest context of a transition that is kept: an arbitrary number. A larger one is kept as digest and size."""
 
 
 class StateChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,7 +40,7 @@ def change_state(
     agent: AgentRecord,
     state: str,
     source: str,
-    fields: Mapping[str, str] = _UNCHANGED,
+    fields: Mapping[str, str] = _NO_FIELDS,
     *,
     reason: str | None = None,
     context: Mapping[str, Any] | None = None,
@@ -53,12 +53,12 @@ def change_state(
     agent.since = draft.now
     changed = {"state": state, "since": at, **fields}
     changed |= state_rules.start_cooldown(ctx, agent, old_state)
-    changed |= state_rules.apply_state_terms(ctx, agent)
+    changed |= state_rules.apply_state_rules(ctx, agent)
     details = None
-    if reason or context or agent.explained:
+    if reason or context or agent.reason_stored:
         kept, details = _kept_context(context)
         changed |= {"reason": reason or "", "context": kept}
-        agent.explained = bool(reason or context)
+        agent.reason_stored = bool(reason or context)
     ctx.add(fx.SaveAgent(agent_id, changed))
     ctx.add(fx.SetState(agent_id, state))
     fact = fx.Fact(  # not by ctx.record(): its keyword arguments cost a tenth of the decision
@@ -152,13 +152,13 @@ def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
     if not until or ctx.draft.now < until - ROUNDING_S:
         ctx.decision.outcome = "unchanged"
         agent.stay_until = -1.0  # so that the deadline is written again, whatever is stored
-        state_rules.set_stay(ctx, agent, until)
+        state_rules.set_stay_deadline(ctx, agent, until)
         return
     reason = f"in {agent.state} for longer than {state.max_stay:g} s"
     ctx.record("stay_exceeded", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
     ctx.publish_error("stay_exceeded", reason, agent_id=agent.agent_id)
     if not state.after_max_stay:
-        state_rules.set_stay(ctx, agent, 0.0)
+        state_rules.set_stay_deadline(ctx, agent, 0.0)
         return
     case = state_rules.transition_case(ctx, agent, "engine", None)
     refusal = machine.check(agent.state, state.after_max_stay, case)
@@ -166,7 +166,7 @@ def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
         change_state(ctx, agent, state.after_max_stay, "max_stay", reason=reason)
     else:
         refuse(ctx, agent, refusal)
-        state_rules.set_stay(ctx, agent, ctx.draft.now + state.max_stay)  # the engine tries again then
+        state_rules.set_stay_deadline(ctx, agent, ctx.draft.now + state.max_stay)  # the engine tries again then
 
 
 def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
@@ -174,7 +174,7 @@ def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
     state = agent.state
     if agent.liveness is Liveness.LOST:
         state = state_rules.state_on_return(ctx, agent)
-    agent.present()
+    agent.mark_present()
     fields = agent.absence()
     ctx.record("agent_returned", agent_id=agent.agent_id)
     if state == agent.state:
@@ -186,7 +186,7 @@ def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
 def state_transition(
     ctx: DecisionContext, agent: AgentRecord, response: m.StateTransition, raw: bytes
 ) -> ErrorReply | None:
-    """Change the state of an agent as it declares, and end the command that asked for it, if it names one.
+    """Change the state of an agent as it declares, and end the command that the response names, if any.
 
     The declaration counts even if the command has already ended.
     """

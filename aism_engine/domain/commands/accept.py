@@ -105,24 +105,24 @@ def accept(
     return _accepted(command)
 
 
-def find_agent(ctx: DecisionContext, agent_id: str, kind: str = "send_refused") -> AgentRecord | ErrorReply:
+def find_agent(ctx: DecisionContext, agent_id: str, error_type: str = "send_refused") -> AgentRecord | ErrorReply:
     """Return the agent that a request names. An agent that has left any trace in Redis is admitted."""
     agent = ctx.draft.agent(agent_id)
     if agent is not None:
         return agent
     seen = ctx.draft.lookups.snapshots.get(agent_id)
     if seen is not None and seen.exists:
-        return admit(ctx, agent_id, kind=kind)
+        return admit(ctx, agent_id, error_type=error_type)
     message = f"there is no agent {agent_id}: it has never registered, responded or sent a heartbeat"
-    return ErrorReply(kind, "unknown_agent", message, suggestions=("aism-engine agents list",))
+    return ErrorReply(error_type, "unknown_agent", message, suggestions=("aism-engine agents list",))
 
 
-def select(ctx: DecisionContext, text: str, kind: str) -> list[AgentRecord] | ErrorReply:
+def select(ctx: DecisionContext, text: str, error_type: str) -> list[AgentRecord] | ErrorReply:
     """Return the agents that a selector matches. Lost and left agents match only if it names `liveness`."""
     try:
         selector = Selector.parse(text)
     except ValueError as error:
-        return ErrorReply(kind, "invalid_selector", str(error))
+        return ErrorReply(error_type, "invalid_selector", str(error))
     found = [
         agent
         for agent in ctx.draft.agents()
@@ -130,7 +130,7 @@ def select(ctx: DecisionContext, text: str, kind: str) -> list[AgentRecord] | Er
     ]
     if not found:
         message = f"no agent that is present matches {selector.text}"
-        return ErrorReply(kind, "no_match", message, suggestions=("aism-engine agents list",))
+        return ErrorReply(error_type, "no_match", message, suggestions=("aism-engine agents list",))
     return found
 
 

@@ -22,10 +22,10 @@ def cancel(ctx: DecisionContext, request: m.Cancel, raw: bytes) -> dict[str, Any
     if group is None:
         message = f"there is no open group {payload.group_id}"
         return ErrorReply("cancel_refused", "unknown_group", message)
-    group.stopped = True
-    ctx.add(fx.SaveGroup(group.group_id, {"stopped": "1"}))
+    group.cancel_requested = True
+    ctx.add(fx.SaveGroup(group.group_id, {"cancel_requested": "1"}))
     members = draft.members(group.group_id)
-    if not members:  # the fan-out has accepted no command yet, and accepts none of a stopped group
+    if not members:  # the fan-out has accepted no command yet, and accepts none of a cancel_requested group
         return {"ok": True, "group_id": group.group_id, "targets": 0, "status": "succeeded"}
     cancellation = Group(group_id=request.id, kind=request.kind, total=len(members), needed=len(members))
     fanout = [encode({"group_id": request.id, "command_id": command_id}) for command_id in members]

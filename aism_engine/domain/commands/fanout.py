@@ -31,7 +31,7 @@ def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, req
     if group is None or request is None:
         decision.outcome = "late"
         return decision
-    if group.stopped:
+    if group.cancel_requested:
         decision.outcome, decision.code = "refused", "cancelled"
         count_in_group(ctx, target.group_id, "cancelled")
         return decision

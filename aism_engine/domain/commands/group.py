@@ -25,7 +25,7 @@ class Group(Struct, kw_only=True):
     total: int
     needed: int
     status: GroupStatus = "open"
-    stopped: bool = False
+    cancel_requested: bool = False
     """Whether the group was cancelled: members that are not accepted yet will not be."""
     succeeded: int = 0
     failed: int = 0
@@ -81,7 +81,7 @@ GROUP_TABLE: Final = RecordTable(
         "total": INTEGER,
         "needed": INTEGER,
         "status": choice(get_args(GroupStatus)),
-        "stopped": FLAG,
+        "cancel_requested": FLAG,
         **dict.fromkeys(OUTCOMES, INTEGER),
     },
     required=("kind", "total", "needed", "status"),

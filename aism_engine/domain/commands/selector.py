@@ -16,7 +16,7 @@ from aism_engine.domain.agents.agent import AgentRecord
 
 Operator: TypeAlias = Literal["in", "notin", "exists", "absent"]
 
-_TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<sign>==|!=|[=!(),]))")
+_TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<symbol>==|!=|[=!(),]))")
 _EXAMPLE: Final = "for example type=architect,state in (inbox,idle),label.team!=a"
 _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
     "type": lambda agent: agent.type,
@@ -36,8 +36,8 @@ class Requirement(Struct, frozen=True):
     values: frozenset[str] = frozenset()
 
     def holds(self, agent: AgentRecord) -> bool:
-        of_field = _FIELDS.get(self.key)
-        value = agent.labels.get(self.key[len(_LABEL) :]) if of_field is None else of_field(agent)
+        read_field = _FIELDS.get(self.key)
+        value = agent.labels.get(self.key[len(_LABEL) :]) if read_field is None else read_field(agent)
         match self.operator:
             case "in":
                 return value in self.values
@@ -71,7 +71,7 @@ class Selector(Struct, frozen=True):
         found = [_requirement(tokens)]
         while tokens.take(","):
             found.append(_requirement(tokens))
-        if tokens.word or tokens.sign:
+        if tokens.word or tokens.symbol:
             tokens.fail("a comma or the end")
         if len(found) > _MAX_REQUIREMENTS:
             raise ValueError(f"a selector has at most {_MAX_REQUIREMENTS} requirements; this one has {len(found)}")
@@ -92,12 +92,12 @@ class Selector(Struct, frozen=True):
 
 
 class _Tokens:
-    """Tokenizer: the words and signs of a text, one at a time."""
+    """Tokenizer: the words and symbols of a text, one at a time."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._found = self._scan()
-        self.word = self.sign = ""
+        self.word = self.symbol = ""
         self.at = 0
         self.next()
 
@@ -109,15 +109,15 @@ class _Tokens:
                 self.at = at
                 self.fail("a name, a value or one of = == != ! ( ) ,")
                 return
-            yield found.start(found.lastgroup or 0), found["word"] or "", found["sign"] or ""
+            yield found.start(found.lastgroup or 0), found["word"] or "", found["symbol"] or ""
             at = found.end()
 
     def next(self) -> None:
-        self.at, self.word, self.sign = next(self._found, (len(self._text), "", ""))
+        self.at, self.word, self.symbol = next(self._found, (len(self._text), "", ""))
 
-    def take(self, *signs: str) -> bool:
-        """Skip the next token if it is one of these signs."""
-        if self.sign and self.sign in signs:
+    def take(self, *symbols: str) -> bool:
+        """Skip the next token if it is one of these symbols."""
+        if self.symbol and self.symbol in symbols:
             self.next()
             return True
         return False
@@ -140,12 +140,12 @@ def _requirement(tokens: _Tokens) -> Requirement:
     is_label = key.startswith(_LABEL) and len(key) > len(_LABEL)
     if not is_label and key not in _FIELDS:
         raise ValueError(f"{where}: unknown key {key!r}; for a label use label.{key}; {_EXAMPLE}")
-    if negated or not (tokens.word or tokens.sign) or tokens.sign == ",":
+    if negated or not (tokens.word or tokens.symbol) or tokens.symbol == ",":
         if not is_label:
             raise ValueError(f"{where}: every agent has a {key}, so it needs a value; {_EXAMPLE}")
         return Requirement(key, "absent" if negated else "exists")
-    if tokens.sign in {"=", "==", "!="}:
-        operator: Operator = "notin" if tokens.sign == "!=" else "in"
+    if tokens.symbol in {"=", "==", "!="}:
+        operator: Operator = "notin" if tokens.symbol == "!=" else "in"
         tokens.next()
         return Requirement(key, operator, frozenset({tokens.take_word("a value")}))
     if tokens.word not in {"in", "notin"}:

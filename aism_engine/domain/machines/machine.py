@@ -77,7 +77,7 @@ class TransitionCase(Struct, frozen=True):
     stayed_s: float = float("inf")
     context: Mapping[str, Any] | None = None
     """None: not known yet, so `requires` is not checked."""
-    cooling_s: Callable[[str], float] = lambda _state: 0.0
+    cooldown_left_s: Callable[[str], float] = lambda _state: 0.0
     """Returns the remaining cooldown of a state."""
     occupants: Callable[[str], int] = lambda _state: 0
     """Returns the number of agents in a state."""
@@ -199,7 +199,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             left_s = start.min_stay - case.stayed_s
             message = f"the min_stay of {current} is {start.min_stay:g} s; retry in {left_s:.1f} s"
             return refuse("too_soon", message, retry_after_s=left_s)
-        if goal.cooldown and (left_s := case.cooling_s(target)) > 0:
+        if goal.cooldown and (left_s := case.cooldown_left_s(target)) > 0:
             message = f"the cooldown of {target} is {goal.cooldown:g} s; retry in {left_s:.1f} s"
             return refuse("cooling_down", message, retry_after_s=left_s)
         if goal.max_agents and case.occupants(target) >= goal.max_agents:

@@ -24,7 +24,7 @@ def transition_case(
         by,
         stayed_s=now - agent.since,
         context=context,
-        cooling_s=lambda state: agent.cooling.get(state, 0.0) - now,
+        cooldown_left_s=lambda state: agent.cooldowns.get(state, 0.0) - now,
         occupants=lambda state: _occupants(ctx, agent, state),
     )
 
@@ -57,10 +57,10 @@ def stay_end(state: State, agent: AgentRecord) -> float:
     return agent.since + state.max_stay if state.max_stay else 0.0
 
 
-def apply_state_terms(ctx: DecisionContext, agent: AgentRecord) -> dict[str, str]:
+def apply_state_rules(ctx: DecisionContext, agent: AgentRecord) -> dict[str, str]:
     """Set the deadline of the stay and `waits_for` by the agent's current state; return the changed record fields."""
     state = ctx.machine(agent).state(agent.state)
-    set_stay(ctx, agent, stay_end(state, agent))
+    set_stay_deadline(ctx, agent, stay_end(state, agent))
     if state.waits_for == agent.waits_for:
         return {}
     agent.waits_for = state.waits_for
@@ -72,7 +72,7 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
 
     A stay without `after_max_stay` is reported once: its deadline is not set again when it is over.
     """
-    machine = policy.machines.for_type(agent.kind)
+    machine = policy.machines.for_type(agent.registered_type)
     state = machine.state(agent.state)
     until = stay_end(state, agent)
     if not machine.knows(agent.state) or state.waits_for != agent.waits_for:
@@ -85,7 +85,7 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
     return is_shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 
 
-def set_stay(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
+def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
     """Write the deadline of an agent's stay; 0 clears it."""
     if until == agent.stay_until:
         return
@@ -98,9 +98,9 @@ def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left: str) -> dict[
     """Start the cooldown of the state that an agent has left; return the changed record fields."""
     now = ctx.draft.now
     cooldown_s = ctx.machine(agent).state(left).cooldown
-    if not cooldown_s and not agent.cooling:
+    if not cooldown_s and not agent.cooldowns:
         return {}
-    agent.cooling = {state: until for state, until in agent.cooling.items() if until > now}
+    agent.cooldowns = {state: until for state, until in agent.cooldowns.items() if until > now}
     if cooldown_s:
-        agent.cooling[left] = now + cooldown_s
-    return agent.fields("cooling")
+        agent.cooldowns[left] = now + cooldown_s
+    return agent.fields("cooldowns")
