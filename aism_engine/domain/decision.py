@@ -1,4 +1,4 @@
-"""A decision: the effects of one message, request, deadline or heartbeat, and the context in which it is made.
+"""A decision on one message, request, deadline or heartbeat, and the context in which it is made.
 
 The functions that decide take a `DecisionContext`. They change its draft and add the effects that write the same change
 to Redis.

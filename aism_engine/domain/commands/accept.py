@@ -1,4 +1,4 @@
-"""Acceptance of commands: which agents a `send` means, whether they may get the command, and where it goes first."""
+"""Acceptance of commands: which agents a `send` addresses, whether they may get the command, and its first status."""
 
 from hashlib import sha1
 from typing import Any, Final
@@ -37,7 +37,9 @@ def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | 
         return _send_to_all(ctx, request, found, raw)
     able = [agent for agent in found if _refusal(ctx, agent, request) is None and not ctx.draft.is_paused(agent)]
     if not able:
-        message = f"none of the {len(found)} selected agents can take it: they are paused, full, or in another state"
+        message = (
+            f"none of the {len(found)} selected agents can take the command: they are paused, full, or in another state"
+        )
         return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
     chosen = min(able, key=lambda agent: (*_load(agent), crc32(f"{request.id} {agent.agent_id}".encode())))
     return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
@@ -56,7 +58,10 @@ def accept(
     group_id: str | None = None,
     **links: str,
 ) -> dict[str, Any] | ErrorReply:
-    """Accept one command for one agent: push it at once, or let it wait for credit or for its start."""
+    """Accept one command for one agent: push it at once, or let it wait for credit or for its start.
+
+    `links` are further fields of its record.
+    """
     draft, limits, spec, options = ctx.draft, ctx.policy.commands, request.payload.command, request.payload.options
     if draft.command(command_id) is not None:
         return ErrorReply("send_refused", "id_taken", f"command {command_id} exists already; use another id")
@@ -106,7 +111,7 @@ def accept(
 
 
 def find_agent(ctx: DecisionContext, agent_id: str, error_type: str = "send_refused") -> AgentRecord | ErrorReply:
-    """Return the agent that a request names. An agent that has left any trace in Redis is admitted."""
+    """Return the agent that a request names. An agent that has written to its own keys in Redis is admitted."""
     agent = ctx.draft.agent(agent_id)
     if agent is not None:
         return agent
@@ -143,7 +148,7 @@ def accept_group(
     ends_at: float,
     **fields: str,
 ) -> dict[str, Any]:
-    """Accept a request for many: freeze its targets in the fan-out queue, and create the group that counts outcomes."""
+    """Accept a request for many: write its targets to the fan-out queue, and create the group that counts outcomes."""
     ctx.draft.add_group(group)
     accepted: dict[str, str | bytes] = {**group.record(), **fields, "accepted_at": ctx.draft.at, "request": raw}
     ctx.add(fx.SaveGroup(group.group_id, accepted))
@@ -191,9 +196,9 @@ def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> Error
 
 
 def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> ErrorReply | None:
-    """Check a transition from the state in which the agent is, or in which its pending commands will bring it.
+    """Check a transition from the current state of the agent, or from the target of one of its open commands.
 
-    How long it will have stayed, and with which context it will arrive, is not known yet and not checked.
+    `min_stay` and the required context depend on the moment of the transition, and are not checked here.
     """
     target = request.payload.command.payload.get("target")
     if not isinstance(target, str):

@@ -87,14 +87,14 @@ class Command(Struct, kw_only=True):
     accepted_at: float
     expires_at: float
     step_at: float = 0.0
-    """When the clock of the step runs out: start, acknowledgement, execution or next attempt. 0: no clock runs."""
+    """When the start, the ack timeout, the execution timeout or the next attempt is due; 0: none of them."""
     ack_timeout_s: float = 30.0
     timeout_s: float = 3600.0
     max_attempts: int = 5
     on_lost: OnLost = "hold"
     group_id: str | None = None
     status_since: float = 0.0
-    """When it got its status; 0 if this engine did not see that. Not part of the record."""
+    """When it got its status; 0 if an earlier engine changed it. Not part of the record."""
 
     @property
     def open(self) -> bool:
@@ -105,12 +105,12 @@ class Command(Struct, kw_only=True):
 
     @property
     def deadline(self) -> str:
-        """Member of the deadlines for the nearest of this command's clocks."""
+        """Member of this command in the sorted set of deadlines."""
         return f"command:{self.command_id}"
 
     @property
     def due_at(self) -> float:
-        """When the nearest of its clocks runs out."""
+        """Score of that member: `step_at` or `expires_at`, whichever comes first."""
         return min(self.step_at, self.expires_at) if self.step_at else self.expires_at
 
     @property
@@ -127,7 +127,7 @@ class Command(Struct, kw_only=True):
         return self.attempt > 0
 
     def status_change(self, before: str, now: float) -> StatusChange:
-        """Describe the change to the current status, which begins now."""
+        """Return the change to the current status, and record that this status begins now."""
         seconds = now - self.status_since if self.status_since else None
         self.status_since = now
         return StatusChange(self.type, before, self.status.value, seconds, now - self.accepted_at)
@@ -213,4 +213,4 @@ COMMAND_TABLE: Final = RecordTable(
     required=("agent_id", "type", "status", "accepted_at", "expires_at"),
     renamed={"ack_timeout": "ack_timeout_s", "timeout": "timeout_s"},
 )
-"""The fields of a record that the engine reads back. A record has more fields, for people."""
+"""The fields of a record that are part of a `Command`. A record has more, such as `body`, `payload` and `result`."""

@@ -41,7 +41,7 @@ def decide_deadline(
 
 
 def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[str]) -> None:
-    """Act on the clock of a command that has run out."""
+    """Act on the due deadline of a command."""
     decision = ctx.decision
     agent = ctx.draft.agent(command.agent_id)
     if wrong_type_keys or now >= command.expires_at or agent is None:

@@ -56,8 +56,9 @@ def decide_dispatch(draft: Draft, policy: Policy, agent_id: str, limit: int) -> 
 def decide_deliveries(draft: Draft, policy: Policy, agent_id: str, head: bytes, last_seq: int) -> Decision:
     """Mark the commands as delivered that have left an agent's list.
 
-    `head` is the head of the oldest element of the list, empty if the list is empty. Of the commands that were in the
-    list when it was read, those up to `last_seq`, all that were pushed before this element have been popped.
+    `head` is the head of the oldest element of the list, empty if the list is empty. All commands that were pushed
+    before this element have been popped. A command after `last_seq` was pushed after the list was read: the list does
+    not show whether it has left.
     """
     decision = Decision("delivery", "unchanged")
     agent = draft.agent(agent_id)

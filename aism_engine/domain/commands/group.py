@@ -45,7 +45,7 @@ class Group(Struct, kw_only=True):
 
     @property
     def deadline(self) -> str:
-        """Member of the deadlines by which an open group is found again."""
+        """Member of this group in the sorted set of deadlines."""
         return f"group:{self.group_id}"
 
     def count(self, outcome: str, now: float) -> dict[str, str]:
@@ -91,7 +91,7 @@ GROUP_TABLE: Final = RecordTable(
 def quorum(text: str | None, total: int) -> int:
     """Return how many of `total` must succeed: `80%` is rounded up, a number is taken as it is, None means all.
 
-    Raises ValueError if the quorum is no share, or cannot be reached.
+    Raises ValueError for a share outside 1% to 100%, or a number outside 1 to `total`.
     """
     if text is None:
         return total

@@ -1,7 +1,7 @@
 """The responses of an agent about its commands: ack, progress, result, error.
 
-A response proves that the agent has taken the command, even if the engine has not seen it leave the list. Of a first
-attempt no copy can be left there then; of a later attempt one can, and is withdrawn.
+A response proves that the agent has taken the command, even if the engine has not seen it leave the list. After a first
+attempt the list holds no copy any more. After a later attempt it may still hold one, which is withdrawn.
 """
 
 from aism_engine.domain import effects as fx
@@ -54,7 +54,7 @@ def progress(ctx: DecisionContext, agent: AgentRecord, response: m.Progress, raw
 
 
 def result(ctx: DecisionContext, agent: AgentRecord, response: m.Result, raw: bytes) -> ErrorReply | None:
-    """End a command as succeeded. If it is a `state_transition`, the agent changes its state, or the command fails."""
+    """End a command as succeeded. A `state_transition` changes the agent's state too, and fails if that is refused."""
     command = _open_command(ctx, agent, response, raw)
     if isinstance(command, ErrorReply):
         return command
@@ -97,7 +97,7 @@ def error(ctx: DecisionContext, agent: AgentRecord, response: m.Error, raw: byte
 
 
 def _open_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | ErrorReply:
-    """Return the command that a response is about, or the error reply if there is none that is open."""
+    """Return the command that a response is about, or an error reply if it is unknown or has ended."""
     command = find_command(ctx, agent, response, raw)
     if command is None:
         return unknown_command(ctx, response)

@@ -92,7 +92,7 @@ class Selector(Struct, frozen=True):
 
 
 class _Tokens:
-    """Tokenizer: the words and symbols of a text, one at a time."""
+    """Tokenizer: yields words and symbols of a text, one at a time. One of `word` and `symbol` is empty."""
 
     def __init__(self, text: str) -> None:
         self._text = text

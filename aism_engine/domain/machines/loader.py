@@ -35,7 +35,7 @@ STATE_KEYS: Final[Mapping[str, Any]] = {**State.__annotations__, "transitions": 
 TRANSITION_KEYS: Final[Mapping[str, Any]] = {"requires": dict[str, str], "by": tuple[str, ...]}
 
 _MAX: Final = 1e9
-"""Largest number and duration: a larger one is a typing error."""
+"""Largest number and duration: a larger one is taken as a typing error."""
 
 _Table = dict[str, Any]
 
@@ -196,7 +196,7 @@ class _File:
         self._check_reach(head, states)
         for entry in ENTRIES:
             if states.get(head.get(entry, ""), {}).get("max_agents"):
-                problem = f'"{head[entry]}" has max_agents, which the engine cannot observe here'
+                problem = f'"{head[entry]}" has max_agents, which is not checked for this entry'
                 self.add_problem(("machine", entry), problem)
 
     def _require(self, path: Path, keys: _Table) -> None:

@@ -1,10 +1,10 @@
 """State machines: which transitions are allowed, on which conditions, and why a transition is refused.
 
 A machine is read from TOML and checked as a whole by loader.py. `Machine.check` then decides on every transition that
-an agent, an operator or the engine requests. What it depends on beside the machine comes in as a `TransitionCase`.
+an agent, an operator or the engine requests. A `TransitionCase` holds everything else that the decision depends on.
 
-The entries `on_register`, `on_lost`, `on_return` and `on_goodbye` are moves by the engine itself. They are no
-transitions and are not checked: an agent can be lost in any state.
+The entries `on_register`, `on_lost`, `on_return`, `on_goodbye` and `on_unknown` are state changes by the engine itself.
+They are not checked as transitions: an agent can be lost in any state.
 """
 
 import re
@@ -20,7 +20,7 @@ from aism_engine.domain.effects import Actor
 from aism_engine.errors import ConfigError
 
 PREVIOUS: Final = "previous"
-"""The value of `on_return` that is no state, and so the one name that no state can have."""
+"""The value of `on_return` that means the state before the loss. No state can have this name."""
 ANY: Final = "*"
 ACTORS: Final[tuple[Actor, ...]] = ("agent", "operator", "engine")
 
@@ -52,7 +52,7 @@ class State(Struct, frozen=True):
     to: tuple[str, ...] = ()
     """States that may follow; `("*",)`: all others."""
     final: bool = False
-    """Whether the state may have no way out."""
+    """Whether the state may have no targets."""
     accepts_messages: bool | Literal["later"] = True
     """Whether an agent in this state receives messages of other agents; `later`: after it has left the state."""
     waits_for: Literal["human", "agent", ""] = ""
@@ -61,7 +61,7 @@ class State(Struct, frozen=True):
     max_stay: float = 0.0
     """0: no limit."""
     after_max_stay: str = ""
-    """State to which the engine moves the agent then; empty: the stay is only reported."""
+    """State to which the engine moves the agent after `max_stay`; empty: the engine only reports the stay."""
     cooldown: float = 0.0
     """Time after leaving the state in which it may not be entered again."""
     max_agents: int = 0
@@ -71,7 +71,7 @@ class State(Struct, frozen=True):
 
 
 class TransitionCase(Struct, frozen=True):
-    """What a transition depends on beside the machine. The defaults satisfy every condition."""
+    """What a transition depends on besides the machine. The defaults satisfy every condition."""
 
     by: Actor
     stayed_s: float = float("inf")
@@ -105,7 +105,7 @@ class Refusal(Struct, frozen=True):
 class Machine(Struct, frozen=True, kw_only=True, dict=True):
     """The states of one kind of agent, and the transitions between them.
 
-    The engine moves an agent to `on_register`, `on_lost`, `on_return` or `on_goodbye`; None: it stays where it is. An
+    The engine moves an agent to `on_register`, `on_lost`, `on_return` or `on_goodbye`; None: it stays in its state. An
     agent whose state the machine does not have is moved to `on_unknown`. An `open` machine allows any state.
     """
 
@@ -118,7 +118,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
     on_lost: str | None = None
     on_return: str = PREVIOUS
     on_goodbye: str | None = None
-    on_unknown: str = ""  # as `initial`
+    on_unknown: str = ""  # empty: the same as `initial`
     states: dict[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -269,7 +269,7 @@ class Machines(Struct, frozen=True):
         return self.machines[name]
 
     def versions(self) -> dict[str, int]:
-        """Return the versions of the machines that an agent type uses, by name."""
+        """Return the versions of the machines that are in use, by name."""
         used = {self.default, self.unregistered, *self.by_type.values()}
         return {name: self.machines[name].version for name in sorted(used)}
 

@@ -1,4 +1,4 @@
-"""Rules that an agent's state imposes: how long it may stay, which states it may not enter again yet, who must act.
+"""Rules of an agent's state: the longest stay, the cooldown of the states that it has left, and who must act.
 
 The end of the longest stay is a deadline, `stay:{agent_id}`, like those of commands. The agent's `since` and its
 machine are authoritative: a lost deadline is set again.
@@ -47,11 +47,6 @@ def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
 # --- stays ------------------------------------------------------------------------------------------------------------
 
 
-def stay(agent_id: str) -> str:
-    """Name the deadline of an agent's stay."""
-    return f"stay:{agent_id}"
-
-
 def stay_end(state: State, agent: AgentRecord) -> float:
     """Return when the longest stay of an agent ends; 0: never."""
     return agent.since + state.max_stay if state.max_stay else 0.0
@@ -79,8 +74,8 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
         return True
     if until > agent.stay_until:
         return until > now or bool(state.after_max_stay)
-    # A reload of the machines may have shortened the stay. A later deadline is right where the target was full: the
-    # engine tries again after another `max_stay`.
+    # A reload of the machines may have shortened the stay. A deadline after the end of the stay is correct if the
+    # transition was refused: the engine tries again after another `max_stay`.
     is_shorter = 0 < until < agent.stay_until - ROUNDING_S
     return is_shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 
@@ -90,17 +85,17 @@ def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) ->
     if until == agent.stay_until:
         return
     agent.stay_until = until
-    member = stay(agent.agent_id)
+    member = f"stay:{agent.agent_id}"
     ctx.add(fx.SetDeadline(member, until) if until else fx.ClearDeadline(member))
 
 
-def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left: str) -> dict[str, str]:
+def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left_state: str) -> dict[str, str]:
     """Start the cooldown of the state that an agent has left; return the changed record fields."""
     now = ctx.draft.now
-    cooldown_s = ctx.machine(agent).state(left).cooldown
+    cooldown_s = ctx.machine(agent).state(left_state).cooldown
     if not cooldown_s and not agent.cooldowns:
         return {}
     agent.cooldowns = {state: until for state, until in agent.cooldowns.items() if until > now}
     if cooldown_s:
-        agent.cooldowns[left] = now + cooldown_s
+        agent.cooldowns[left_state] = now + cooldown_s
     return agent.fields("cooldowns")

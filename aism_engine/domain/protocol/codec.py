@@ -96,7 +96,7 @@ class Codec:
         try:
             if not is_json:
                 message = self._msgpack.decode(raw)
-            elif raw.isascii() or raw.decode():  # msgspec checks only the strings it keeps
+            elif raw.isascii() or raw.decode():  # msgspec checks UTF-8 only in the strings that it keeps
                 message = self._json.decode(raw)
             _check_values(message, is_json=is_json)
         except RecursionError:
@@ -107,7 +107,7 @@ class Codec:
             if not isinstance(error, msgspec.ValidationError):
                 raise MalformedError("invalid_json" if is_json else "invalid_msgpack", str(error)) from None
             raise self._explain(raw, str(error), is_json=is_json) from None
-        except (OverflowError, ValueError, TypeError) as error:  # of _check_values
+        except (OverflowError, ValueError, TypeError) as error:  # raised by _check_values
             raise self._explain(raw, str(error), is_json=is_json) from None
         return message
 
@@ -150,7 +150,7 @@ _REQUESTS = Codec(Request, "request")
 
 
 def decode_response(raw: bytes, custom: Container[str] = ()) -> Response | Custom:
-    """Decode a response. Raises `MalformedError`. `custom` holds the further types that have a handler."""
+    """Decode a response. Raises `MalformedError`. `custom` holds the types of custom responses that have a handler."""
     try:
         response: Response = _RESPONSES.decode(raw)
     except MalformedError as error:

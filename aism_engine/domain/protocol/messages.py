@@ -39,7 +39,7 @@ class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
     timestamp: Any = None
     traceparent: str | None = None
     instance: Identifier | None = None
-    """Id of the process that speaks for this agent: a new one at each start."""
+    """Id of the agent's process: a new one at each start."""
     via: str | None = None
     """`pubsub` if the listener read the message from a channel and pushed it to the queue."""
 
@@ -160,9 +160,9 @@ class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
     priority: Priority = "normal"
     on_lost: OnLost | None = None
     start_at: str | None = None
-    """Not before this instant, ISO 8601 with an offset."""
+    """Earliest start, in ISO 8601 with an offset."""
     start_in: Annotated[float, Meta(ge=0, le=MAX_DURATION_S)] | None = None
-    """Not before this many seconds have passed."""
+    """Seconds until the earliest start."""
     quorum: Annotated[str, Meta(pattern=r"\A\d{1,7}%?\Z")] | None = None
     """How many of the selected agents must succeed, such as `80%` or `3`. The default is all of them."""
 
