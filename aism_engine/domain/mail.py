@@ -1,8 +1,8 @@
 """Messages from one agent to another: delivered, kept waiting until the recipient accepts them, or refused.
 
-A refused message is not dead-lettered: the sender learns of the refusal from the reply, and a loop of messages would
-push all other dead letters out. An accepted message is never dropped: `mail.max_unread` counts the inbox and the
-waiting messages together, so waiting messages always fit into the inbox.
+Only a message to an unknown recipient is dead-lettered. Any other refused message is not: the reply tells the sender,
+and a loop of messages would push all other dead letters out. An accepted message is never dropped: `mail.max_unread`
+counts the inbox and the waiting messages together, so waiting messages always fit into the inbox.
 
 Two limits end loops of messages. Both are counted in memory and start afresh with a new leader: a takeover allows a
 loop some more messages, never an unlimited number.
@@ -14,6 +14,7 @@ loop some more messages, never an unlimited number.
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -143,7 +144,9 @@ def _check(
         message = f"thread {thread_id} has reached mail.max_hops = {limits.max_hops}"
         return ErrorReply("message_refused", "too_many_hops", message, {"max_hops": limits.max_hops})
     if bucket.tokens < 1 - _ROUNDING:
-        wait_s = round((1 - bucket.tokens) / limits.pair_per_second, 3)
+        # Rounded up, so that a retry is never too early. Half of the tolerance absorbs float noise: 500.0000001 ms is
+        # not 501 ms.
+        wait_s = ceil((1 - _ROUNDING / 2 - bucket.tokens) / limits.pair_per_second * 1000) / 1000
         message = f"{agent.agent_id} has used up mail.pair_per_second to {to}; retry in {wait_s:g} s"
         return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})
     if draft.unread_mail(to) >= limits.max_unread:

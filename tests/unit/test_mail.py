@@ -127,14 +127,15 @@ def test_max_unread_holds_within_a_batch() -> None:
     assert outcomes == ["applied", "applied", "refused", "refused"]
 
 
-def test_the_rate_limits_one_pair_only() -> None:
-    """After `retry_after` the next message is accepted."""
-    talk = Talk(pair_burst=3, pair_per_second=2.0)
+@pytest.mark.parametrize(("per_s", "expected_s"), [(2.0, 0.5), (3.0, 0.334), (7.0, 0.143)])
+def test_the_rate_limits_one_pair_only(per_s: float, expected_s: float) -> None:
+    """After `retry_after`, which is rounded up to milliseconds, the next message is accepted."""
+    talk = Talk(pair_burst=3, pair_per_second=per_s)
     assert [talk.send_message("a", "b").outcome for _ in range(3)] == ["applied"] * 3
     assert talk.refused(talk.send_message("a", "b")) == "rate_limited"
     wait_s = talk.reply(f"m{talk.sent}", "a")["error"]["details"]["retry_after"]
     assert (wait_s, talk.send_message("a", "c").outcome, talk.send_message("b", "a").outcome) == (
-        0.5,
+        expected_s,
         "applied",
         "applied",
     )

@@ -32,7 +32,7 @@ class AbsentHeartbeat(Struct):
 
 
 class AbsentHeartbeats:
-    """Remembers the heartbeats of absent agents, to tell a forgotten process from one that just restarted."""
+    """Remembers the heartbeats of absent agents, to distinguish a forgotten process from a restarted one."""
 
     def __init__(self) -> None:
         self._heartbeats: dict[str, AbsentHeartbeat] = {}

@@ -56,7 +56,7 @@ class State(Struct, frozen=True):
     accepts_messages: bool | Literal["later"] = True
     """Whether an agent in this state receives messages of other agents; `later`: after it has left the state."""
     waits_for: Literal["human", "agent", ""] = ""
-    """Who must act, to tell waiting from idleness."""
+    """Who must act while an agent is in this state. An agent that waits for somebody is not idle."""
     min_stay: float = 0.0
     max_stay: float = 0.0
     """0: no limit."""

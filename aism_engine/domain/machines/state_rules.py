@@ -36,7 +36,7 @@ def _occupants(ctx: DecisionContext, agent: AgentRecord, state: str) -> int:
 
 
 def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
-    """Return the state that `on_return` gives a lost agent; its current state if that one is full or unknown."""
+    """Return the state that a lost agent returns to, by `on_return`; its current state if that is full or unknown."""
     machine = ctx.machine(agent)
     state = (agent.lost_from or agent.state) if machine.on_return == PREVIOUS else machine.on_return
     max_agents = machine.state(state).max_agents
