@@ -62,7 +62,7 @@ timeouts.
 
 
 class Engine:
-    """One engine process. `run` goes on until `stopping` is set; nothing connects to Redis before.
+    """One engine process. `run` runs until `stopping` is set; nothing connects to Redis before `run`.
 
     `handlers` adds response types beyond the protocol's own. It maps a type to a function
     `handler(ctx: DecisionContext, agent: AgentRecord, response: Custom, raw: bytes) -> ErrorReply | None`, which

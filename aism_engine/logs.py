@@ -55,8 +55,8 @@ def configure(
     """Send all logs of this process to `file`, or else to `stream` (default: standard error).
 
     `level` is debug, info, warning or error. `format` is json, console, or auto (console on a terminal, else json).
-    `queue` is the number of lines that may wait, `repeats` the number of lines per event in ten seconds. OSError if the
-    file cannot be opened. Close the previous writer first.
+    `queue` is the number of lines that may wait, `repeats` the number of lines per event in ten seconds. Raises
+    OSError if the file cannot be opened. Close the previous writer first.
     """
     watched = WatchedFileHandler(file, encoding="utf-8") if file else None
     output: TextIO = cast("TextIO", watched.stream) if watched else stream or sys.stderr
@@ -148,7 +148,7 @@ class LogWriter(QueueListener):
         return self._handler.dropped + self._unwritten
 
     def reopen(self) -> None:
-        """Begin a new file if the present one was moved away: the line that says so is already written to it."""
+        """Begin a new file if the present one was moved away. Its first line is `log_reopened`."""
         if isinstance(self._output, WatchedFileHandler):
             get_logger("logs").info("log_reopened", file=self._output.baseFilename)
 

@@ -70,7 +70,9 @@ class Metrics:
 
         # --- services
         self.service_up = gauge("service_up", "1 if the service runs, else 0", "service")
-        self.service_failures = counter("service_failures", "Exceptions that a service raised", "service")
+        self.service_failures = counter(
+            "service_failures", "Failures of a service: it raised an exception or returned", "service"
+        )
         self.service_restarts = counter("service_restarts", "Restarts of a service", "service")
         self.last_success = gauge(
             "service_last_success_timestamp_seconds", "Unix time at which a service last completed a step", "service"

@@ -194,7 +194,7 @@ class SupervisorSettings(Section, frozen=True):
         int, Meta(ge=0, le=1_000_000, description="Maximum number of restarts of one component without a healthy run")
     ] = 5
     healthy_after: Annotated[
-        Seconds, Meta(description="Seconds that a healthy run takes; it restores the number of restarts")
+        Seconds, Meta(description="Seconds after which a run is healthy and restores the restarts")
     ] = 60.0
     backoff_initial: Annotated[
         Seconds, Meta(description="Maximum seconds before the first restart; doubles with each failure")

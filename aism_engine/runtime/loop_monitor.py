@@ -15,7 +15,7 @@ log = structlog.get_logger(component="loop")
 class LoopMonitor:
     """Measures how late timers fire, in seconds, and notifies the watchdog while `has_progress` returns true.
 
-    Everything else in the process waits for the loop as long as the monitor does. A blocked loop cannot notify the
+    If a timer of the monitor is late, all other tasks of the process are late as well. A blocked loop cannot notify the
     watchdog. `has_progress` must count waiting for Redis as progress: otherwise an outage would cause restarts.
     """
 

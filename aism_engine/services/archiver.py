@@ -2,7 +2,7 @@
 
 A page is written as soon as it is read. Written entries are synced every `poll_interval` and every 8 MiB; then the
 archiver publishes its position, and the janitor trims only up to published positions. So neither a kill nor a power
-loss costs an entry.
+failure loses an entry.
 
 A disk error is logged and counted by its cause, and the archiver tries again. The engine keeps working, and the audit
 keeps what is not archived yet, up to `retention.audit_entries_max`; beyond that the archive has a gap, which it notes.
@@ -35,7 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PUBLISH_EVERY_S: Final = 60.0
-"""Between two publications of an unchanged position: an archive without news for too long is no longer waited for."""
+"""Between two publications of an unchanged position: the janitor ignores an archive that is silent for too long."""
 _RETRY_AFTER_S: Final = 5.0
 """Shortest pause after a disk error: an arbitrary number."""
 
@@ -137,7 +137,7 @@ class Archiver(Service):
         self._published = (cursor, self._clock.monotonic())
 
     async def _compress(self, archive: ArchiveWriter, now: float) -> bool:
-        """Compress a part of earlier days. After an error the plain file stays, and archiving goes on."""
+        """Compress a part of earlier days. After an error the plain file stays, and archiving continues."""
         if now < self._compress_from:
             return False
         try:

@@ -26,7 +26,7 @@ log = structlog.get_logger(component="services")
 FIRST_PAUSE_S: Final = 0.05
 """Longest pause after the first failed attempt to reach Redis."""
 _RELOAD_PAUSE_S: Final = 0.01
-"""Pause when the lease was lost or the fleet must be loaded again: neither takes long to find out."""
+"""Pause after the lease was lost, or before the fleet is loaded again. Both are resolved quickly."""
 
 
 class Outages:
@@ -46,7 +46,7 @@ class Outages:
 
     @property
     def current(self) -> str | None:
-        """Name of the outage; None while Redis is available; `connecting` until Redis first was available."""
+        """Name of the outage; None while Redis is available; `connecting` until Redis is first available."""
         return next(iter(self._failing.values()), None if self._was_available else "connecting")
 
     def begin(self, service: str, error: ServerUnavailableError) -> None:
@@ -112,7 +112,7 @@ class Service(ABC):
         self._writer = context.writer
         self._interval_s = interval_s
         self.step_started_at = context.clock.monotonic()
-        """Start of the last step: a leading service that starts no step for long is stuck."""
+        """Start of the last step: a leading service that starts no step for a long time is stuck."""
 
     @property
     def _policy(self) -> Policy:

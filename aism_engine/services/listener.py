@@ -26,7 +26,7 @@ _WINDOW_S: Final = 1.0
 _MALFORMED_PER_WINDOW: Final = 1
 """Malformed measurements that are dead-lettered per window: enough for the publisher to notice."""
 _MEASUREMENT_BYTES: Final = 1024
-"""A measurement counts once more for each such piece: reading and decoding it costs about as much as a message."""
+"""Each full piece of this size counts as one more measurement: it costs about as much to read and decode."""
 _DENIED_PAUSE_S: Final = 5.0
 """Pause between attempts to subscribe while an ACL forbids it: an arbitrary number."""
 
@@ -162,7 +162,7 @@ class Listener(Service):
     # --- subscribing --------------------------------------------------------------------------------------------------
 
     async def _pause_denied(self, error: ServerUnavailableError) -> None:
-        """Go on without pub/sub, which is only a hint: the server serves everything else."""
+        """Continue without pub/sub, which is only a hint: the server serves everything else."""
         if not self._is_denied:
             self._is_denied = True
             log.warning("subscribe_denied", detail=str(error), consequence="queues are polled; publications are lost")

@@ -84,7 +84,7 @@ class QueueConsumer(Service, Generic[M]):
         try:
             return await self._step()
         except (NotLeadingError, ServerUnavailableError):
-            await self._drop_prefetched()  # it skips a batch that was not applied
+            await self._drop_prefetched()  # its read skipped a batch that was not applied
             raise
 
     async def wait(self) -> None:
@@ -102,7 +102,7 @@ class QueueConsumer(Service, Generic[M]):
             if was_muted:
                 await self._wakeup.unmute()
             self._record_step(started_at)
-            return was_muted  # nothing announced what arrived while muted: peek once more
+            return was_muted  # messages that arrive while muted wake nobody: peek again
         if peek.length > len(peek.messages):
             await self._prefetch(len(peek.messages))
             if not self._wakeup.muted:
@@ -141,7 +141,7 @@ class QueueConsumer(Service, Generic[M]):
         return await self._fetch(skip=0)
 
     async def _prefetch(self, skip: int) -> None:
-        """Start to read the batch behind the current one, while the current one is decided and committed."""
+        """Start to read the next batch while the current one is decided and committed."""
         self._prefetch_ledger = self._writer.ledger
         self._prefetched = asyncio.ensure_future(self._fetch(skip))
         for _ in range(_SEND_ITERATIONS):

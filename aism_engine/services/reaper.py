@@ -20,9 +20,9 @@ from aism_engine.store.writer import Decide, Failures, decide_each
 T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
 
-_REST: Final = 9
+_REST_FACTOR: Final = 9
 """A scan is followed by a rest of this many times its duration: reading 100,000 silent agents takes a while."""
-_MAX_REST: Final = 0.1
+_MAX_REST_SHARE: Final = 0.1
 """Longest rest as a share of lost_after, because a scan also takes long if the process was stopped during it."""
 
 
@@ -42,7 +42,7 @@ class Reaper(Service):
         self._tracker = SilenceTracker(settings)
         limits = (settings, *settings.by_type.values())
         self._range_width_s = min(each.silent_after for each in limits)
-        self._max_rest_s = _MAX_REST * min(each.lost_after for each in limits)
+        self._max_rest_s = _MAX_REST_SHARE * min(each.lost_after for each in limits)
         self._max_gap_s = settings.scan_interval + 1
         """A longer time without observation is a blind spell."""
         self._scanned_at = float("-inf")
@@ -98,7 +98,7 @@ class Reaper(Service):
         batch = self._settings.batch
         scores, slowest_s = await self._store.heartbeats_outside(score_range.low, score_range.now, batch)
         self._scanned_at = self._clock.monotonic()
-        if slowest_s > self._max_gap_s:  # the server or the network stood still: no agent could send a heartbeat
+        if slowest_s > self._max_gap_s:  # the server or the network stalled: no agent could send a heartbeat
             self._reset(slowest_s)
         return scores
 
@@ -188,7 +188,7 @@ class Reaper(Service):
 
     @property
     def _rest_s(self) -> float:
-        return max(self._settings.scan_interval, min(_REST * self._scan_s, self._max_rest_s))
+        return max(self._settings.scan_interval, min(_REST_FACTOR * self._scan_s, self._max_rest_s))
 
     def _report(self, assessment: Assessment) -> None:
         metrics = self._context.metrics
@@ -213,6 +213,6 @@ def _unchanged(_draft: Draft, subject: Loss | str, _failure: tuple[str, str]) ->
 def _decide_silent(
     draft: Draft, failures: Failures, *, since: Mapping[str, float], no_longer: Sequence[str]
 ) -> list[Decision]:
-    if failures:  # the key has another type: silent agents cannot be listed, everything else goes on
+    if failures:  # the key has another type: silent agents cannot be listed, the rest continues
         return [Decision("silent", "refused", failures[0][0])]
     return [decide_silent(draft, since, no_longer)]

@@ -27,9 +27,10 @@ from aism_engine.store.writer import decide_each
 log = structlog.get_logger(component="registrar")
 
 _HEARTBEATS_SHARE: Final = 0.1
+"""Largest share of the time for passes over the heartbeats while their number changes."""
 _FULL_PASS_SHARE: Final = 0.01
-"""Largest shares of the time for passes over the heartbeats while their number changes, and for full passes."""
-_MAX_REST: Final = 10
+"""Largest share of the time for full passes."""
+_MAX_REST_INTERVALS: Final = 10
 """Longest rest in multiples of `metadata_interval`, because a pass also takes long if the process was stopped."""
 
 
@@ -67,7 +68,7 @@ class Registrar(Service):
         if is_full_pass:
             decisions += await self._read_snapshots(fleet)
             decisions += await self._repair_states(fleet)
-            rest_s = min(_MAX_REST * interval_s, self._read_s(began) / _FULL_PASS_SHARE)
+            rest_s = min(_MAX_REST_INTERVALS * interval_s, self._read_s(began) / _FULL_PASS_SHARE)
             self._next_full_pass_at = began + max(interval_s, rest_s)
         self._record_step(began, decisions)
         return False
@@ -110,7 +111,7 @@ class Registrar(Service):
         return decisions + await self._unwatch_removed(fleet, sorted(missing))
 
     async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> list[Decision]:
-        """Stop watching agents whose heartbeat somebody has removed: a missing score cannot stand still."""
+        """Stop watching agents whose heartbeat was removed: without a score, silence cannot be measured."""
         decisions: list[Decision] = []
         for agent_ids in self._batches(missing):
             scores = await self._store.heartbeat_scores(agent_ids)

@@ -1,4 +1,4 @@
-"""The sampler: measures on a timer, so that a scrape of the metrics does not have to ask Redis."""
+"""The sampler: measures on a timer, so that a scrape of the metrics sends nothing to Redis."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,9 +15,7 @@ _BODY_BYTES: Final = 4_194_304
 """Limit of the command bodies that are read for one commit: an arbitrary number."""
 _NO_PROGRESS: Final = frozenset({"unchanged", "refused"})
 _BLIND_S: Final = 1.0
-"""A gap between two checks that is longer than the interval by this much means that the engine was blind: an arbitrary
-number.
-"""
+"""A check that is later than the poll interval by more than this follows a blind spell: an arbitrary number."""
 
 
 class Timekeeper(Service):
