@@ -1,7 +1,7 @@
-"""One plain connection to Redis, for a tool that lives for a single call: it asks, blocks, and is gone.
+"""A blocking connection to Redis, for a command-line tool that makes a single call.
 
-Importing redis-py takes ten times as long as the whole of such a call. This is the part of it that is needed here: a
-socket, and hiredis to write and read the protocol. Nothing is retried; every outage has its name.
+Importing redis-py takes ten times as long as such a call. This needs only a socket, and hiredis for the protocol.
+Nothing is retried; every outage has a name.
 """
 
 import socket
@@ -24,11 +24,11 @@ _SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 class RefusedCommandError(Exception):
-    """The server says no, and it is no outage: a bug of ours."""
+    """The server refuses a command for another reason than an outage: a bug of the caller."""
 
 
 class SyncRedis:
-    """A connection, in RESP2. Raises ServerUnavailableError for whatever keeps the server from serving."""
+    """A connection, in RESP2. Raises ServerUnavailableError while the server cannot serve."""
 
     def __init__(self, stream: socket.socket) -> None:
         self._socket = stream
@@ -55,11 +55,11 @@ class SyncRedis:
         return wire
 
     def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - a reply is what the command makes it
-        """Ask one thing. `wait_s` is for how long the server may let us wait by itself."""
+        """Send one command. `wait_s` is how long the command itself may block."""
         return self.calls([words], wait_s=wait_s)[0]
 
     def calls(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
-        """Ask several things at once; gives their replies."""
+        """Send several commands at once, and return their replies."""
         try:
             self._socket.settimeout(wait_s + _REPLY_S)
             for words in commands:
@@ -103,7 +103,7 @@ def _connect(where: SplitResult, options: dict[str, str]) -> socket.socket:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if where.scheme == "redis":
         return stream
-    import ssl  # noqa: PLC0415  it takes its time, and most do without
+    import ssl  # noqa: PLC0415  it is slow to import, and few need it
 
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
     if options.get("ssl_cert_reqs") == "none":
