@@ -1,9 +1,9 @@
 """Reads the audit stream of one fleet as a log.
 
-Guaranteed: an `AuditTail` returns every entry behind its cursor once, in order, or reports what is missing: a gap
+Guaranteed: an `AuditTail` returns every entry after its cursor once, in order, or reports what is missing: a gap
 (entries were trimmed before they were read) or a rollback (the server lost entries that were read already). Not
 guaranteed: the number of entries in a gap, before Redis 7.0 or after the server's own count restarted; and that the
-deletion of single entries by someone else is detected.
+deletion of single entries by another client is detected.
 
 An entry id is `{milliseconds}-{number}`, given by the server, increasing, and contains the time of the entry. After a
 failover or a restored backup the server may give the same id to another commit, so an entry is identified by its id
@@ -151,7 +151,7 @@ def _commit(fields: dict[bytes, bytes]) -> str:
 def check_continuity(
     cursor: Cursor, commit_at_cursor: str | None, first: str, first_number: int | None
 ) -> tuple[Literal["intact", "gap", "rollback"], int | None]:
-    """Return whether the audit still holds everything behind the cursor, and how many entries are missing.
+    """Return whether the audit still holds everything after the cursor, and how many entries are missing.
 
     `commit_at_cursor` is None if the entry at the cursor is gone. `first` and `first_number` are of the oldest entry.
     The janitor never trims the entry at an archive's cursor. So if that entry is gone, either the hard bound removed
@@ -266,7 +266,7 @@ class AuditTail:
         """Returned with the next entry: alone at the end of a file it would be written again after a restart."""
 
     async def read(self) -> TailPage:
-        """Read the next page. The note of a gap or a rollback comes right before the entry behind it, never alone."""
+        """Read the next page. The note of a gap or a rollback comes right before the entry after it, never alone."""
         page = await self._audit.page(self.cursor.id)
         if not page.length:
             return TailPage([], page.now, more=False, behind=0, first="")

@@ -1,7 +1,7 @@
 """Decides which old audit entries and dead letters may be trimmed.
 
-Each archive publishes its position: the last entry that is safe on its disk. No entry behind the position of a live
-archive is trimmed, short of the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
+Each archive publishes its position: the last entry that is safe on its disk. No entry after the position of a live
+archive is trimmed, except by the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
 """
 
 from collections.abc import Mapping
@@ -55,11 +55,11 @@ class AuditRetention:
             await self._client.hdel(self._keys.archives, archive)
 
     async def trim_audit(self, token: str, keep: int, before: str | None) -> tuple[TrimCode, int, bool]:
-        """Trim some entries, down to `keep`, but not the entry `before` nor any behind it.
+        """Trim some entries, down to `keep`, but not the entry `before` nor any after it.
 
         Returns the script's code, how many entries were trimmed, and whether another call may trim more.
 
-        The script compares the fencing token, so that a deposed leader with other settings trims nothing. Cursors only
+        The script compares the fencing token, so that a former leader with other settings trims nothing. Cursors only
         grow, so a `before` that is a moment old keeps too much, never too little. An archive that publishes an older
         cursor in the meantime finds a gap.
         """

@@ -18,7 +18,7 @@ SHARED: Final = -1
 """Owner of the keys that belong to the engine and to no decision: the audit, the dead letters, the indexes."""
 _ANY_TYPE: Final = "*"
 _MAX_ARGUMENTS: Final = 1000
-"""Of one write: a script can put no more than some 8,000 values on its stack."""
+"""Maximum number of arguments of one write: the stack of a script holds about 8,000 values."""
 
 
 class SourceTrim(NamedTuple):
@@ -117,13 +117,13 @@ class Batch:
 
     # --- building blocks of the effects -------------------------------------------------------------------------------
 
-    def key(self, name: str, letter: str) -> int:
-        """Number a key of the engine, which has the type of this letter in `commit.lua`."""
-        return self._number(name, letter, SHARED)
+    def key(self, name: str, type_code: str) -> int:
+        """Number a key of the engine. `type_code` is one of the letters that `commit.lua` lists."""
+        return self._number(name, type_code, SHARED)
 
-    def own_key(self, name: str, letter: str) -> int:
+    def own_key(self, name: str, type_code: str) -> int:
         """Number a key that belongs to the decision being added."""
-        return self._number(name, letter, self._owner)
+        return self._number(name, type_code, self._owner)
 
     def watch(self, key: int, member: str | bytes, score: float) -> None:
         self._watches += (key, member, repr(score))
@@ -164,14 +164,14 @@ class Batch:
     def publish(self, channel: str, message: bytes) -> None:
         self._events.setdefault(channel, []).append(message)
 
-    def _number(self, name: str, letter: str, owner: int) -> int:
+    def _number(self, name: str, type_code: str, owner: int) -> int:
         number = self._numbers.get(name)
         if number is None:
             number = self._numbers[name] = len(self._numbers) + 1
-            self._types.append(letter)
+            self._types.append(type_code)
             self._owners.append(owner)
-        elif letter != _ANY_TYPE:
-            self._types[number - 1] = letter
+        elif type_code != _ANY_TYPE:
+            self._types[number - 1] = type_code
         return number
 
     def _write_audit(self, token: str, commit_id: str) -> None:
@@ -199,9 +199,9 @@ def _forget_agent(batch: Batch, effect: fx.ForgetAgent) -> None:
 
 
 def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
-    key = batch.own_key(batch.keys.silent, "z")  # only people read it: a wrong type stops no other decision
+    key = batch.own_key(batch.keys.silent, "z")  # of this decision, so that a wrong type does not stop the others
     batch.write_chunks(
-        "ZADD", key, [word for agent_id, since in effect.since.items() for word in (repr(since), agent_id)]
+        "ZADD", key, [part for agent_id, since in effect.since.items() for part in (repr(since), agent_id)]
     )
     batch.write_chunks("ZREM", key, effect.no_longer)
 
@@ -235,10 +235,10 @@ def _send_reply(batch: Batch, effect: fx.SendReply) -> None:
 
 def _add_dead_letter(batch: Batch, effect: fx.AddDeadLetter) -> None:
     fields = [
-        word
+        part
         for name in ("code", "reason", "source", "raw", "digest", "size", "agent_id", "replay_of")
         if (value := getattr(effect.dead_letter, name)) is not None
-        for word in (name, value)
+        for part in (name, value)
     ]
     batch.write("XADD", batch.key(batch.keys.dead_letters, "x"), "MAXLEN", "~", batch.bounds.dead_letters, "*", *fields)
 

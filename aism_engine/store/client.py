@@ -76,7 +76,7 @@ def outage_of(error: BaseException) -> str | None:
 
 @contextmanager
 def naming_outages() -> Iterator[None]:
-    """Turn the error of a client into `ServerUnavailableError` if it means an outage; other errors pass."""
+    """Turn the error of a client into `ServerUnavailableError` if it means an outage; raise other errors unchanged."""
     try:
         yield
     except (RedisError, OSError) as error:
@@ -89,7 +89,7 @@ def naming_outages() -> Iterator[None]:
         raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
     except RuntimeError as error:
         # uvloop says "unable to perform operation on <TCPTransport closed=True …>" instead.
-        if not any(word in str(error) for word in ("closed", "already waiting")):
+        if not any(part in str(error) for part in ("closed", "already waiting")):
             raise
         raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Loads the whole fleet for a new leader. The epoch is its own, so no other engine writes meanwhile."""
+"""Loads the whole fleet for a new leader. The leader holds the newest epoch, so no other engine writes meanwhile."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +16,7 @@ from aism_engine.store.records import Records, agent_of, command_of, group_of, t
 
 _AUDIT_PAGE: Final = 100
 _MIN_MESSAGE_IDS: Final = 10_000
-"""Message ids that a new leader reads at least, if there are as many: an arbitrary number.
+"""Minimum number of message ids that a new leader reads, if the audit has that many: an arbitrary number.
 
 An audit entry of a busy fleet has hundreds of them, an entry of a quiet fleet has one.
 """
@@ -97,7 +97,7 @@ _MESSAGE_IDS = msgspec.json.Decoder(list[tuple[str, str]])
 
 
 def _message_ids_of(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
-    """Read the message ids of an audit entry; one that another client wrote has none."""
+    """Read the message ids of an audit entry; an entry of another client has none."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         facts = _FACTS.decode(entry.get(b"facts", b"[]"))
         message_ids = _MESSAGE_IDS.decode(entry.get(b"message_ids", b"[]"))

@@ -41,7 +41,7 @@ class FleetReader:
     # --- agents -------------------------------------------------------------------------------------------------------
 
     async def snapshots(self, agent_ids: Collection[str]) -> dict[str, AgentSnapshot]:
-        """Read what agents write themselves. A value of the wrong type, or one that is too long, counts as absent."""
+        """Read what agents write themselves. A value that has the wrong type or is too long counts as absent."""
         if not agent_ids:
             return {}
         keys = [self.keys.heartbeats]
@@ -72,7 +72,7 @@ class FleetReader:
     async def unread_counts(self, agent_ids: Collection[str]) -> dict[str, int]:
         """Count the messages in the inbox of each agent and those held back; a key that is not a list counts as empty.
 
-        Held messages are counted first: one that is released meanwhile counts twice, and none is missed.
+        Held messages are counted first, so that a message released meanwhile counts twice and is never missed.
         """
         if not agent_ids:
             return {}
@@ -154,10 +154,7 @@ class FleetReader:
         return found
 
     async def command_bodies(self, command_ids: Sequence[str], max_bytes: int) -> dict[str, bytes]:
-        """Read the bodies of the first of these commands, as many as fit; the first one whatever its size.
-
-        A body that cannot be read is empty.
-        """
+        """Read the bodies of these commands, in order, until they exceed `max_bytes`. An unreadable body is empty."""
         found: dict[str, bytes] = {}
         for command_id in command_ids:
             if max_bytes < 0:
@@ -174,21 +171,18 @@ class FleetReader:
         return found
 
     async def list_heads(self, agent_ids: Sequence[str]) -> dict[str, bytes]:
-        """Read the head of the next command in the list of each agent: empty for an empty list."""
+        """Read the head of the next command in each agent's list: empty if the list is; absent if it is not a list."""
         if not agent_ids:
             return {}
+        lists = [self.keys.commands(agent_id) for agent_id in agent_ids]
         with naming_outages():
-            found = await PEEK_HEADS(
-                self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES]
-            )
+            found = await PEEK_HEADS(self._client, lists, [HEAD_BYTES])
         return {agent_id: head for agent_id, head in zip(agent_ids, found, strict=True) if head is not None}
 
     async def due_deadlines(self, now: float, limit: int) -> list[tuple[str, float]]:
         """Read the deadlines until now, oldest first. A name that is not UTF-8 has surrogates."""
         with naming_outages():
-            found = await self._client.zrangebyscore(
-                self.keys.deadlines, "-inf", now, start=0, num=limit, withscores=True
-            )
+            found = await self._client.zrangebyscore(self.keys.deadlines, "-inf", now, 0, limit, withscores=True)
         return [(member.decode(errors="surrogateescape"), score) for member, score in found]
 
     async def scan_without_deadline(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
@@ -250,7 +244,7 @@ class FleetReader:
         return {name: reply for name, reply in zip(calls, replies, strict=True) if isinstance(reply, int)}
 
     async def _pipeline(self, calls: Iterable[tuple[Argument, ...]]) -> list[Any]:
-        """Send several reads at once. The reply of one that fails is its error; an outage is raised."""
+        """Send several reads at once. The reply of a failed read is its error; an outage is raised."""
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*call)

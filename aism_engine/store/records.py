@@ -119,8 +119,8 @@ def measurements_of(agent_id: str, packed: bytes) -> tuple[str, dict[str, float]
 def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     """Return the pairs that are measurements: a valid name and a finite decimal number."""
     found: dict[str, float] = {}
-    for word, value in pairs:
-        if name := _measurement_name(word):
+    for raw_name, value in pairs:
+        if name := _measurement_name(raw_name):
             try:
                 number = float(value)
             except ValueError:

@@ -51,7 +51,7 @@ class _PatchedConnection:
         """Send a command, and raise CancelledError if the task was cancelled meanwhile.
 
         cpython#86296: `asyncio.wait_for`, in which redis-py sends, loses a cancellation that arrives as the send ends:
-        one of six in a test. The task would go on and could not be stopped. The patch can go with Python 3.11.
+        one of six in a test. The task would continue and could not be stopped. The patch can go with Python 3.11.
         """
         task = asyncio.current_task()
         before = task.cancelling() if task else 0
@@ -102,7 +102,7 @@ class PrimaryConnection(_PatchedConnection, SentinelManagedConnection):
 class PrimaryPool(SentinelConnectionPool):
     """A pool that follows its primary while all connections still work.
 
-    redis-py#3874: redis-py asks the sentinels only when it connects. A replaced primary that is still alive goes on
+    redis-py#3874: redis-py asks the sentinels only when it connects. A replaced primary that is still alive keeps
     serving until the sentinels reconfigure it, some ten seconds later; then everything written meanwhile is lost. So
     the pool asks every second, and closes its connections when the primary is another one. If no sentinel answers, the
     connections stay. The patch can go when redis-py follows a failover while it is connected.

@@ -70,9 +70,8 @@ class Script:
     async def __call__(self, client: Executor, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
         try:
             return await client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
-        except (
-            NoScriptError
-        ):  # EVAL caches the script too. SCRIPT LOAD and EVALSHA would leave a gap for another flush.
+        except NoScriptError:
+            # EVAL caches the script too. SCRIPT LOAD and EVALSHA would leave a gap for another flush.
             return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 

@@ -37,7 +37,7 @@ class Peek(NamedTuple):
     length: int
     """Length of the whole queue."""
     ledger: str = ""
-    """Id of the last commit before the peek. A peek that skips messages is valid only if made before their commit."""
+    """Id of the last commit before the peek. A peek that skips messages is invalid if that commit removed them."""
 
     @property
     def trim(self) -> SourceTrim:

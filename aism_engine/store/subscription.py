@@ -17,8 +17,9 @@ _DEAD_AFTER: Final = 4
 class Subscription:
     """Reads messages published on a set of channels, which may change meanwhile.
 
-    A new connection subscribes to all of them again. The reader receives each confirmation; one that it did not ask for
-    means a gap. A lock serializes subscribing: two tasks that send first at the same time would make two connections.
+    A new connection subscribes to all of them again. The reader receives each confirmation; an unexpected one means
+    that messages were missed. A lock serializes subscribing: two tasks that send first at the same time would make two
+    connections.
     """
 
     def __init__(self, client: Client, channels: Sequence[str]) -> None:
@@ -30,7 +31,7 @@ class Subscription:
         self._sync_lock = asyncio.Lock()
         self._empty_reads = 0
 
-    async def read(self, most: int, *, timeout_s: float) -> list[tuple[bytes | None, bytes]]:
+    async def read(self, max_messages: int, *, timeout_s: float) -> list[tuple[bytes | None, bytes]]:
         """Wait for a message, then return those that have arrived: channel and data. A confirmation has no channel."""
         found: list[tuple[bytes | None, bytes]] = []
         if self._pubsub is None and not self._channels:  # nothing to connect for
@@ -54,7 +55,7 @@ class Subscription:
                         found.append((message["channel"], message["data"]))
                     elif message["type"] == "subscribe":
                         found.append((None, b""))
-                    if len(found) >= most:
+                    if len(found) >= max_messages:
                         break
                     message = await self._pubsub.get_message(timeout=0.0)
         except ServerUnavailableError:

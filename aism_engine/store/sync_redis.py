@@ -36,7 +36,7 @@ class SyncRedis:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Connect, and log in. `url` is redis://, rediss:// or unix://; ValueError where it is none of them."""
+        """Connect, and log in. `url` is redis://, rediss:// or unix://; Raises ValueError for any other URL."""
         if not is_unambiguous(url):
             raise ValueError(AMBIGUOUS_URL)
         where = urlsplit(url)
@@ -44,15 +44,15 @@ class SyncRedis:
         if where.scheme not in _SCHEMES or (where.scheme == "unix" and not where.path):
             raise ValueError(f"expected redis://HOST, rediss://HOST or unix:///PATH, got {redacted(url)!r}")
         try:
-            wire = cls(_connect(where, options))
+            connection = cls(_connect(where, options))
         except OSError as error:
             raise _outage(error) from error
         try:
-            wire._log_in(where, options)
+            connection._log_in(where, options)
         except BaseException:
-            wire.close()
+            connection.close()
             raise
-        return wire
+        return connection
 
     def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - a reply is what the command makes it
         """Send one command. `wait_s` is how long the command itself may block."""

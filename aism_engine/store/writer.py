@@ -10,9 +10,9 @@ Failures:
   in memory is invalid. The writer drops it and loads it again before the next decision.
 - SOURCE_MOVED, the tail of the queue is not what was peeked: nothing is written, and the caller peeks again.
 - A key has the wrong type, a watched score has moved, or a decision raises: the writer decides the whole batch again
-  and tells the decision that failed why. It can dead-letter its message, and the others go on.
+  and passes the failure to the decision that failed. That one can dead-letter its message; the others are committed.
 
-Not guaranteed: that a cancelled caller returns at once. Its commit is finished first, then the cancellation goes on.
+Not guaranteed: that a cancelled caller returns at once. Its commit is finished first, then the cancellation is raised.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ def decide_each(
     decide_one: Callable[[Draft, T], Decision],
     decide_failed: Callable[[Draft, T, Failure], Decision] | None = None,
 ) -> Decide:
-    """Decide on each item by itself, so that one that fails does not stop the others.
+    """Decide on each item by itself, so that a failure does not stop the others.
 
     `decide_failed` decides on an item that cannot be committed, or whose decision raised. By default such an item is
     refused and nothing changes.

@@ -15,11 +15,11 @@ Guaranteed:
 - `synced` is the last entry that survives a power loss. The audit is trimmed only up to that entry.
 
 What can fail: every OSError closes the archive and cuts off what was not synced, since it is unknown how much of it
-reached the disk. The audit still holds those entries. Damage with complete lines behind it is moved to a file
+reached the disk. The audit still holds those entries. Damage with complete lines after it is moved to a file
 `damaged-*.jsonl`.
 
 Not guaranteed:
 
 - The lock is local to a machine. On a network file system without locks, engines on two hosts can write at once.
-- The newest file holds the cursor. If somebody deletes it, all entries that the audit still holds are written again.
+- The newest file holds the cursor. If it is deleted, all entries that the audit still holds are written again.
 """

@@ -122,7 +122,7 @@ class ArchiveWriter:
     def _truncate_damage(self) -> None:
         """Truncate the newest file after its last complete entry, or before its first damaged line.
 
-        A note of missing entries is never the last line: it is written again together with the entry behind it. A kill
+        A note of missing entries is never the last line: it is written again together with the entry after it. A kill
         damages only the end of the file. If complete lines follow the damage, a power loss or a person caused it, and
         the rest is kept in a file of its own.
         """

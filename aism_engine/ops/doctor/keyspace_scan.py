@@ -1,4 +1,4 @@
-"""Scans the keys under a prefix for keys of other origin, and for records that do not belong together.
+"""Scans the keys under a prefix for keys that no engine wrote, and for records that do not belong together.
 
 The fleet may be working meanwhile. So when a record is missing, the reference to it is read again afterwards: only a
 reference that existed both before and after is broken. All scans are bounded.

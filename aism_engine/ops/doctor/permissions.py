@@ -19,7 +19,7 @@ T = TypeVar("T")
 RedisCommand: TypeAlias = tuple[str, ...]
 
 SAMPLE: Final = "aism-doctor"
-"""Stands for every id in a key; becomes `*` in an ACL rule."""
+"""Placeholder for every id in a key; becomes `*` in an ACL rule."""
 EVAL_COMMANDS: Final = frozenset({"EVAL", "EVALSHA"})
 _QUEUE: Final = "LLEN LINDEX LTRIM LMOVE"
 _COUNT_AND_RECORD: Final = "HSET HGET HMGET PEXPIRE TYPE"

@@ -36,7 +36,7 @@
 --   FENCED       -1   another engine has taken the lease since
 --   OUT_OF_STEP  -2   the ledger is neither this commit nor the one before it: another engine wrote, or the server went back in time
 --   SOURCE_MOVED -3   the tail of the source is not what was peeked
---   WRONG_TYPE   -4   details are the keys that have another type than their letter
+--   WRONG_TYPE   -4   details are the keys that have another type than ARGV[4] says
 --   SCORE_MOVED  -5   details are the watches that failed, counted from 1
 --
 -- Redis does not roll back, so every check comes before the first write. The first write is the ledger's: a server that
@@ -93,13 +93,13 @@ end
 local strings, string_numbers, wrong = {}, {}, {}
 for i = FIXED_KEYS + 1, #KEYS do
   local number = i - FIXED_KEYS
-  local letter = string.sub(types, number, number)
-  if letter == 's' then
+  local type_code = string.sub(types, number, number)
+  if type_code == 's' then
     strings[#strings + 1] = KEYS[i]
     string_numbers[#string_numbers + 1] = number
-  elseif letter ~= '*' then
+  elseif type_code ~= '*' then
     local found = redis.call('TYPE', KEYS[i]).ok
-    if found ~= type_names[letter] and found ~= 'none' then
+    if found ~= type_names[type_code] and found ~= 'none' then
       wrong[#wrong + 1] = number
     end
   end

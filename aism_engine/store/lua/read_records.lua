@@ -6,7 +6,7 @@
 --
 -- Returns for each hash one MessagePack array of strings: the values of the fields or, without fields, names and values in turn.
 -- A value is '' if it is absent or too long, or if the key is not a hash. Without fields, a hash with more than 10,000 of
--- them counts as empty: no record has so many.
+-- them counts as empty: no record has that many.
 --
 -- Packed, a record is one reply instead of one per field, which costs the client a tenth.
 
