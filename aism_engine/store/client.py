@@ -119,7 +119,7 @@ def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = 
         own = {**limits, "socket_timeout": settings.connect_timeout, "password": settings.sentinel_password or None}
         manager = Sentinel(addresses, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
         shared["connection_class"] = PrimaryConnection
-        pool = PrimaryPool(settings.sentinel_master, manager, **shared)  # type: ignore[no-untyped-call]
+        pool = PrimaryPool(settings.sentinel_master, manager, **shared)
     else:
         pool.connection_class = PATCHED[pool.connection_class]
     return Redis.from_pool(pool)  # the client owns the pool: closing it closes the connections

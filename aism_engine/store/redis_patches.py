@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import hiredis
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
@@ -110,6 +110,21 @@ class PrimaryPool(SentinelConnectionPool):
 
     _follower: asyncio.Task[None] | None = None
 
+    def __init__(self, service_name: str, sentinel_manager: Sentinel, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(service_name, sentinel_manager, **options)  # type: ignore[no-untyped-call]
+        self._sentinels = tuple(sentinel_manager.sentinels)
+
+    async def get_master_address(self) -> tuple[str, int]:
+        """Ask the sentinels for the primary, and keep all of them.
+
+        redis-py moves the sentinel that answers to the front. Two calls at the same time can overwrite another sentinel
+        in its list: that sentinel would never be asked again, and its connection never closed.
+        """
+        address: tuple[str, int] = await super().get_master_address()  # type: ignore[no-untyped-call]
+        known = self.sentinel_manager.sentinels
+        known[:] = dict.fromkeys([*known, *self._sentinels])
+        return address
+
     async def get_connection(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's own signature
         if self._follower is None or self._follower.done():
             self._follower = asyncio.create_task(self._follow())
@@ -121,7 +136,7 @@ class PrimaryPool(SentinelConnectionPool):
             self._follower.cancel()
         await super().disconnect(inuse_connections)
         if inuse_connections:
-            for sentinel in self.sentinel_manager.sentinels:
+            for sentinel in self._sentinels:
                 await sentinel.aclose()
 
     async def _follow(self) -> None:
@@ -130,7 +145,7 @@ class PrimaryPool(SentinelConnectionPool):
             await asyncio.sleep(_FOLLOW_INTERVAL_S)
             followed = followed or self.master_address
             with suppress(RedisError, OSError):
-                primary = await self.get_master_address()  # type: ignore[no-untyped-call]
+                primary = await self.get_master_address()
                 if followed not in {None, primary}:
                     await super().disconnect()
                 followed = primary

@@ -77,3 +77,19 @@ async def test_a_server_that_is_not_there_refuses() -> None:
 def test_a_password_is_never_shown() -> None:
     """The server is named without it."""
     assert where(RedisSettings(url="redis://me:secret@example:6379/0")) == "redis://me:***@example:6379/0"
+
+
+async def test_a_sentinel_that_redis_py_loses_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two discoveries at the same time can overwrite an entry in redis-py's list of sentinels."""
+    client = connect(RedisSettings(sentinels=("one:1", "two:2", "three:3"), sentinel_master="mymaster"), "test")
+    manager = client.connection_pool.sentinel_manager
+    first, second, third = manager.sentinels
+
+    async def discover_and_overwrite(_name: str) -> tuple[str, int]:
+        manager.sentinels[:] = [second, second, third]
+        return "primary", 6379
+
+    monkeypatch.setattr(manager, "discover_master", discover_and_overwrite)
+    assert await client.connection_pool.get_master_address() == ("primary", 6379)
+    assert manager.sentinels == [second, third, first]
+    await client.aclose()
