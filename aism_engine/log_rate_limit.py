@@ -17,7 +17,7 @@ class LoggedEvent(NamedTuple):
 
 
 class LogRateLimit:
-    """Allows `limit` lines of each event in a window of ten seconds, and reports how many it held back."""
+    """Allows `limit` lines of each event in a window of ten seconds, and reports how many it suppressed."""
 
     def __init__(
         self, limit: int, report: Callable[[LoggedEvent, int], None], now: Callable[[], float] = time.monotonic
@@ -41,7 +41,7 @@ class LogRateLimit:
             self.report()
 
     def report(self) -> None:
-        """Report what was held back, and begin a new window."""
+        """Report the suppressed lines, and begin a new window."""
         with self._lock:
             counts, self._counts, self._window_ends_at = self._counts, {}, self._now() + WINDOW_S
         for event, count in counts.items():  # without the lock: `report` logs, and takes the lock of the handler

@@ -33,7 +33,7 @@ def is_unambiguous(url: str) -> bool:
 def redacted(text: str) -> str:
     """Replace the password of every URL in `text` by `***`, both in `user:password@` and in `?password=`.
 
-    If in doubt it hides too much: a password may contain anything but white space, so it ends at the last `@`.
+    In doubt it hides too much: a password may contain anything but white space, so it ends at the last `@`.
     """
     return _PARAMETER.sub(r"\1***", _USERINFO.sub(_hide, text)) if "://" in text else text
 

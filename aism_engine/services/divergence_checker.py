@@ -45,7 +45,7 @@ class DivergenceChecker(Service):
         self._checked_at = float("-inf")
         self._observed_from = 0.0
         self._remaining: list[str] = []
-        """Agents that the current pass has still to check."""
+        """Agents that the current pass has not checked yet."""
         self._open: Counter[tuple[str, str]] = Counter()
         """Open divergences that the current pass has found, by rule and agent type."""
 

@@ -1,6 +1,6 @@
 """Janitor: trims the audit and the dead letters, and forgets archives and agents that have been absent for too long.
 
-The audit is trimmed to `retention.audit_entries`, but never past what an archive has still to read. Each commit trims
+The audit is trimmed to `retention.audit_entries`, but never past what an archive has not read yet. Each commit trims
 it at the hard bound `retention.audit_entries_max`, even if an archive is behind, so that memory is bounded. An archive
 may be behind by the difference.
 """
@@ -94,7 +94,7 @@ class Janitor(Service):
         for chunk in _chunks(list(fleet.agents)):
             agents = [agent for each in chunk if (agent := fleet.agents.get(each))]
             absent = [agent for agent in agents if _absent_since(fleet, agent) < before]
-            # A heartbeat that the registrar or the reaper has yet to see is a sign of life.
+            # A heartbeat that the registrar or the reaper has not seen yet is a sign of life.
             scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
             expired = [agent.agent_id for agent in absent if scores[agent.agent_id] in {None, agent.lost_score}]
             if expired:

@@ -94,7 +94,7 @@ class Listener(Service):
         return True
 
     async def on_standby(self) -> None:
-        await self._subscription.close()  # the server would buffer what nobody reads, and then cut the connection
+        await self._subscription.close()  # the server would buffer unread messages, then close the connection
 
     def _handle(self, channel: bytes | None, data: bytes, publications: Publications) -> None:
         if channel is None:  # a confirmation: messages may have been lost before it
