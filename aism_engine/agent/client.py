@@ -22,7 +22,7 @@ from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
 from aism_engine.domain.protocol.codec import MalformedError, decode_response
 from aism_engine.domain.protocol.messages import CommandMessage
-from aism_engine.domain.protocol.names import is_identifier
+from aism_engine.domain.protocol.names import check_agent_id
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import connect_url, naming_outages
 from aism_engine.store.keys import Keys
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(0.1, 0.5)
-"""Pauses between attempts of an idempotent call: long enough for a broken connection, not for an outage."""
+"""Pauses between attempts of an idempotent call: long enough to reconnect, too short to bridge an outage."""
 _MAX_BLOCK_S: Final = 2.0
-"""Longest blocking pop: less than the timeout of the socket, which would look like an outage."""
+"""Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
 """Newest commands of the list that are searched for cancellations: an arbitrary number."""
 
@@ -51,8 +51,8 @@ class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class AgentClient:
     """Client of one agent. Methods with `reply=True` wait for the engine's reply, without it they return None.
 
-    `instance` identifies the process that is the agent, a new one at each start, so that the engine notices two
-    processes under one id. A tool that speaks for the agent now and then has no instance.
+    `instance` identifies the agent's process. It is new at each start, so that the engine notices two processes under
+    one id. A tool that only sometimes sends messages for the agent has no instance.
     """
 
     def __init__(
@@ -64,9 +64,7 @@ class AgentClient:
         reply_timeout_s: float = 30,
         instance: str | None = None,
     ) -> None:
-        if not is_identifier(agent_id):
-            raise ValueError(f"{agent_id!r} is not a valid agent id: use at most 128 letters, digits, `.`, `_` and `-`")
-        self.agent_id = agent_id
+        self.agent_id = check_agent_id(agent_id)
         self._reply_timeout_s = reply_timeout_s
         self._instance = instance
         self._keys = Keys(prefix)

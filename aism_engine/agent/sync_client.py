@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import uuid_utils
 
 from aism_engine.backoff import Backoff
-from aism_engine.domain.protocol.names import is_identifier
+from aism_engine.domain.protocol.names import check_agent_id
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.keys import Keys
 from aism_engine.store.sync_redis import SyncRedis
@@ -32,9 +32,7 @@ class SyncAgentClient:
 
     def __init__(self, agent_id: str, url: str, prefix: str) -> None:
         """Connect lazily, at the first call. Raises ValueError for an invalid id."""
-        if not is_identifier(agent_id):
-            raise ValueError(f"{agent_id!r} is not a valid agent id: use at most 128 letters, digits, `.`, `_` and `-`")
-        self.agent_id = agent_id
+        self.agent_id = check_agent_id(agent_id)
         self.keys = Keys(prefix)
         self._url = url
         self._connection: SyncRedis | None = None

@@ -88,7 +88,7 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -
         while (found := await read_outcome(admin, record_id))["status"] in _OPEN:
             if time.monotonic() >= ends_at:
                 raise TimedOutError(
-                    f"{record_id} is still {found['status']}. It goes on: aism-engine commands wait {record_id}"
+                    f"{record_id} is still {found['status']}. To wait longer: aism-engine commands wait {record_id}"
                 )
             progress.update(f"{record_id}: {format_outcome(found)}")
             await asyncio.sleep(_POLL_INTERVAL_S)

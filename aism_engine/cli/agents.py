@@ -34,7 +34,7 @@ def list_(
     \b
     Example:
       aism-engine agents list --type architect --liveness silent
-    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    """
     found = [
         view
         for view in with_admin_client(redis, prefix, AdminClient.agents)
@@ -56,7 +56,7 @@ def show(
     \b
     Example:
       aism-engine agents show architect-a1b2c3
-    """  # noqa: D301
+    """
     view = with_admin_client(redis, prefix, lambda admin: admin.agent(agent_id))
     if view is None:
         raise RefusedError(f"there is no agent {agent_id}. aism-engine agents list shows all agents")
@@ -109,7 +109,7 @@ def forget(
     \b
     Example:
       aism-engine agents forget architect-a1b2c3 --reason "replaced by architect-d4e5f6"
-    """  # noqa: D301
+    """
     payload = {"agent_id": agent_id} | ({"reason": reason} if reason is not None else {})
     timeout_s = options.parse_duration("--timeout", timeout)
     reply = with_admin_client(
@@ -140,7 +140,7 @@ def confirm_losses(
     Example:
       aism-engine agents list --liveness silent
       aism-engine agents confirm-losses --reason "the rack was switched off"
-    """  # noqa: D301
+    """
     payload = {} if reason is None else {"reason": reason}
     timeout_s = options.parse_duration("--timeout", timeout)
     reply = with_admin_client(

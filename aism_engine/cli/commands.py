@@ -25,7 +25,7 @@ _Id = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id o
 
 
 @app.command("list")
-def list_(  # noqa: PLR0913  each is a flag
+def list_(
     *,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only commands of this agent.")] = None,
     status: Annotated[list[Status] | None, typer.Option(help="Only this status; repeatable.")] = None,
@@ -44,7 +44,7 @@ def list_(  # noqa: PLR0913  each is a flag
     \b
     Example:
       aism-engine commands list --agent architect-a1b2c3 --status waiting --status scheduled
-    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    """
     progress = ProgressLine()
     try:
         read = AdminClient.all_commands if ended else AdminClient.open_commands
@@ -77,7 +77,7 @@ def show(
     \b
     Example:
       aism-engine commands show 01930f6e-7a3c-7c40-9d3b-2f1a5b8e6c01
-    """  # noqa: D301
+    """
     found = with_admin_client(redis, prefix, lambda admin: read_outcome(admin, record_id))
     if json:
         print_json(found)
@@ -99,7 +99,7 @@ def wait(
     \b
     Example:
       aism-engine commands wait nightly-2026-11-23 --timeout 10m
-    """  # noqa: D301
+    """
     ends_at = time.monotonic() + options.parse_duration("--timeout", timeout)
     found = with_admin_client(redis, prefix, lambda admin: wait_for_outcome(admin, record_id, ends_at))
     print_json(found) if json else typer.echo(f"{record_id} {format_outcome(found)}")
@@ -124,7 +124,7 @@ def cancel(
     \b
     Example:
       aism-engine commands cancel nightly-2026-11-23 --reason "wrong branch"
-    """  # noqa: D301
+    """
     timeout_s = options.parse_duration("--timeout", timeout)
 
     async def act(admin: AdminClient) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def check(
     \b
     Example:
       aism-engine config check /etc/aism/engine.toml
-    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    """
     try:
         settings = load_settings_and_machines(file).settings
     except ConfigError as error:
@@ -51,7 +51,7 @@ def show(*, config: options.Config = None, json: options.Json = False) -> None:
     \b
     Example:
       aism-engine config show --config /etc/aism/engine.toml
-    """  # noqa: D301
+    """
     settings, sources = load_settings(config)
     values = {
         f"{section}.{name}": _hide_password(name, value)

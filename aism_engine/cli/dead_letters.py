@@ -88,7 +88,7 @@ def _explicit(selected: Filter, *, all_: bool) -> Filter:
 
 
 @app.command("list")
-def list_(  # noqa: PLR0913  each is a flag
+def list_(
     *,
     code: _Code = None,
     source: _Source = None,
@@ -107,12 +107,12 @@ def list_(  # noqa: PLR0913  each is a flag
     \b
     Example:
       aism-engine dead-letters list --code attempts_exhausted --since 1d
-    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    """
     selected, progress = _filter(None, code, source, agent, since, until), ProgressLine()
     found = with_admin_client(redis, prefix, lambda admin: selected.read(admin, progress))
     shown = found[-limit:]
     if json:
-        print_json([_described(*each) for each in shown])
+        print_json([_as_json(*each) for each in shown])
         return
     rows = (
         (
@@ -143,11 +143,11 @@ def show(
     \b
     Example:
       aism-engine dead-letters show 1763884800000-0
-    """  # noqa: D301
+    """
     dead_letter = with_admin_client(redis, prefix, lambda admin: _read(admin, dead_letter_id))
     if dead_letter is None:
         raise RefusedError(f"there is no dead letter {dead_letter_id}; see aism-engine dead-letters list")
-    found = _described(dead_letter_id, dead_letter)
+    found = _as_json(dead_letter_id, dead_letter)
     if json:
         print_json(found)
     else:
@@ -155,7 +155,7 @@ def show(
 
 
 @app.command()
-def replay(  # noqa: PLR0913  each is a flag
+def replay(
     ids: _Ids = None,
     *,
     code: _Code = None,
@@ -178,7 +178,7 @@ def replay(  # noqa: PLR0913  each is a flag
     Example:
       aism-engine dead-letters replay 1763884800000-0
       aism-engine dead-letters replay --code unknown_agent --since 2h
-    """  # noqa: D301
+    """
     selected = _explicit(_filter(ids, code, source, agent, since, until), all_=all_)
     timeout_s, progress = parse_duration("--timeout", timeout), ProgressLine()
 
@@ -212,7 +212,7 @@ def replay(  # noqa: PLR0913  each is a flag
 
 
 @app.command()
-def purge(  # noqa: PLR0913  each is a flag
+def purge(
     ids: _Ids = None,
     *,
     code: _Code = None,
@@ -221,7 +221,7 @@ def purge(  # noqa: PLR0913  each is a flag
     since: _Since = None,
     until: _Until = None,
     all_: _All = False,
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Reason, recorded in the audit.")] = None,
+    reason: options.Reason = None,
     timeout: _Timeout = "10s",
     redis: options.Redis = None,
     prefix: options.Prefix = None,
@@ -232,7 +232,7 @@ def purge(  # noqa: PLR0913  each is a flag
     \b
     Example:
       aism-engine dead-letters purge --until 30d --reason "too old to matter"
-    """  # noqa: D301
+    """
     selected = _explicit(_filter(ids, code, source, agent, since, until), all_=all_)
     timeout_s, progress = parse_duration("--timeout", timeout), ProgressLine()
 
@@ -242,7 +242,7 @@ def purge(  # noqa: PLR0913  each is a flag
             payload: dict[str, Any] = {"dead_letter_ids": found[start : start + _PURGE_BATCH]}
             payload |= {"reason": reason} if reason is not None else {}
             await send_request(admin, "purge", payload, timeout_s=timeout_s, json=json)
-            progress.update(f"{start} of {len(found)} purged")
+            progress.update(f"{min(start + _PURGE_BATCH, len(found))} of {len(found)} purged")
         return len(found)
 
     try:
@@ -256,8 +256,8 @@ async def _read(admin: AdminClient, dead_letter_id: str) -> DeadLetter | None:
     return next(iter([found async for _, found in admin.dead_letters(dead_letter_id, dead_letter_id)]), None)
 
 
-def _described(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:
-    """Return the JSON form of a dead letter. The field names are published."""
+def _as_json(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:
+    """Build the JSON of a dead letter. The field names are a published interface."""
     return {
         "dead_letter_id": dead_letter_id,
         "dead_lettered_at": iso(entry_time(dead_letter_id)),

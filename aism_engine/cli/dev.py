@@ -64,7 +64,7 @@ def dev(
     Example:
       aism-engine dev
       aism-engine dev --agents 100 --duration 30 --seed 7 --json
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     host, http_port = options.parse_address(http)
     console = Console(stderr=True)
     dashboard: Dashboard = TerminalDashboard(console) if console.is_terminal else LogDashboard()

@@ -33,15 +33,15 @@ def divergences(
 ) -> None:
     """List the open divergences, the oldest first.
 
-    A divergence: what an agent declares and what the engine measures disagree. It is advice, with a reason and a
-    confidence; the engine takes no action. The history of an agent has
-    closed ones. docs/divergences.md explains the rules.
+    A divergence is a contradiction between what an agent declares and what the engine measures. It is advice, with a
+    reason and a confidence; the engine takes no action. `aism-engine history AGENT` shows closed divergences.
+    docs/divergences.md explains the rules.
 
     \b
     Example:
       aism-engine divergences --rule never_acks
       aism-engine divergences --type scribe --json
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     found = [
         divergence
         for view in with_admin_client(redis, prefix, AdminClient.agents)

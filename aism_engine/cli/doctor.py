@@ -43,7 +43,7 @@ def doctor(
     Example:
       aism-engine doctor --config /etc/aism/engine.toml
       aism-engine doctor --redis redis://10.0.0.5:6379 --json | jq '.findings[] | select(.severity == "danger")'
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     settings = load_settings(config, overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
     findings = diagnose(asyncio.run(_collect(settings, _config_file(config), max_keys)))
     has_danger = any(finding.severity is Severity.DANGER for finding in findings)
@@ -83,7 +83,7 @@ def _print(findings: list[Finding], subject: str) -> None:
             lines.append(f"Fix: {finding.fix}")
         head = f"{finding.severity.value:<7}  {finding.code:<{width}}  "
         for line in lines:
-            typer.echo(_wrapped(line, head, indent))
+            typer.echo(_wrap(line, head, indent))
             head = indent
     counts = Counter(finding.severity for finding in findings)
     typer.echo(
@@ -91,7 +91,7 @@ def _print(findings: list[Finding], subject: str) -> None:
     )
 
 
-def _wrapped(line: str, head: str, indent: str) -> str:
+def _wrap(line: str, head: str, indent: str) -> str:
     return textwrap.fill(
         line, _WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

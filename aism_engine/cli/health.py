@@ -36,7 +36,7 @@ def health(
     Example:
       aism-engine health --http 127.0.0.1:9464
       aism-engine health --live
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     host, port = options.parse_address(address) if address is not None else (None, None)
     settings = load_settings(config, overrides={"http.host": host, "http.port": port}).settings.http
     if address is None and not settings.enabled:

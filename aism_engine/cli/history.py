@@ -38,7 +38,7 @@ class _Period(NamedTuple):
         return self.since <= at <= self.until
 
 
-def history(  # noqa: PLR0913  each is a flag
+def history(
     name: Annotated[
         str, typer.Argument(metavar="AGENT|COMMAND", show_default=False, help="Id of an agent or of a command.")
     ],
@@ -67,7 +67,7 @@ def history(  # noqa: PLR0913  each is a flag
     Example:
       aism-engine history architect-a1b2c3 --since 2h
       aism-engine history architect-a1b2c3 --at 2026-11-23T02:00:00Z --archive /var/lib/aism/archive
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     if not is_identifier(name):
         raise typer.BadParameter(f"{name!r} is not a valid id of an agent or a command")
     now = time.time()
@@ -94,7 +94,7 @@ def history(  # noqa: PLR0913  each is a flag
         printed = with_admin_client(
             server.url, server.prefix, lambda admin: _print_facts(admin, source, period, follow=follow, json=json)
         )
-    except KeyboardInterrupt:  # how --follow ends
+    except KeyboardInterrupt:  # Ctrl-C is the regular end of --follow
         return
     finally:
         progress.clear()
@@ -171,14 +171,14 @@ async def _print_facts(admin: AdminClient, source: _Source, period: _Period, *, 
     printed = 0
     async with aclosing(source.lines(admin, period, follow=follow)) as lines:
         async for line in lines:
-            for item in _selected(line, source.name, period):
+            for item in _select(line, source.name, period):
                 source.progress.clear()
                 printed += "event" in item
-                print_json(item) if json else typer.echo(_formatted(item))
+                print_json(item) if json else typer.echo(_format_item(item))
     return printed
 
 
-def _selected(line: AuditLine, name: str, period: _Period) -> list[dict[str, Any]]:
+def _select(line: AuditLine, name: str, period: _Period) -> list[dict[str, Any]]:
     """Return the facts of a line about this id, each with the id of its entry, or its note of missing entries."""
     if line.gap is not None:
         return [{"gap": line.gap}] if period.contains(entry_time(line.gap.before)) else []
@@ -198,7 +198,7 @@ def _time_of(fact: dict[str, Any]) -> float:
         return float("nan")  # not written by an engine; no period contains it
 
 
-def _formatted(item: dict[str, Any]) -> str:
+def _format_item(item: dict[str, Any]) -> str:
     if gap := item.get("gap"):
         count = "an unknown number of" if gap.entries is None else gap.entries
         between = f"{iso(entry_time(gap.after))} and {iso(entry_time(gap.before))}"

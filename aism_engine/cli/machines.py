@@ -31,7 +31,7 @@ def check(
     \b
     Example:
       aism-engine machines check config/machines/*.toml
-    """  # noqa: D301  \b keeps the lines of the example apart, here and below
+    """
     unreadable: list[str] = []
     texts: dict[str, str] = {}
     for file in files:
@@ -58,7 +58,7 @@ def list_(*, config: options.Config = None, json: options.Json = False) -> None:
     \b
     Example:
       aism-engine machines list --config /etc/aism/engine.toml
-    """  # noqa: D301
+    """
     found = _load(config)
     machines = found.machines.values()
     if json:
@@ -78,7 +78,7 @@ def show(name: _Name, *, config: options.Config = None, json: options.Json = Fal
     \b
     Example:
       aism-engine machines show journey
-    """  # noqa: D301
+    """
     machine = _get(name, config)
     if json:
         print_json(machine)
@@ -105,7 +105,7 @@ def graph(name: _Name, *, config: options.Config = None) -> None:
     \b
     Example:
       aism-engine machines graph journey > journey.mmd
-    """  # noqa: D301
+    """
     typer.echo(_mermaid(_get(name, config)))
 
 

@@ -20,7 +20,7 @@ def version(*, json: options.Json = False) -> None:
     \b
     Example:
       aism-engine version --json
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     if json:
         print_json({"version": __version__, "python": platform.python_version()})
     else:

@@ -49,7 +49,7 @@ _DESCRIPTIONS: Final = {"pause": "is paused", "drain": "is drained", "": "takes 
 def _build_command(kind: str) -> Callable[..., ExitCode]:
     """Build the function of one of the three commands: they differ only in their name and help."""
 
-    def command(  # noqa: PLR0913  each is a flag
+    def command(
         agent_id: Annotated[
             str | None, typer.Argument(metavar="AGENT", show_default=False, help="Id of one agent.")
         ] = None,

@@ -43,7 +43,7 @@ def run(
     \b
     Example:
       aism-engine run --config /etc/aism/engine.toml --redis redis://localhost:6379/0 --http 0.0.0.0:9464
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     host, port = options.parse_address(http) if http is not None else (None, None)
     flags = {
         "redis.url": redis,

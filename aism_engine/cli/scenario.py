@@ -51,7 +51,7 @@ def scenario(
     \b
     Example:
       aism-engine scenario ping-pong --json
-    """  # noqa: D301  \b keeps the lines apart
+    """
 
     async def run() -> None:
         running = asyncio.ensure_future(_SCENARIOS[name]())

@@ -28,7 +28,7 @@ _QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
 _NAME_RULE: Final = "may have only letters, digits, `.`, `_` and `-`, and starts with a letter or a digit"
 
 
-def send(  # noqa: PLR0913  each is a flag
+def send(
     words: Annotated[
         list[str],
         typer.Argument(
@@ -88,7 +88,7 @@ def send(  # noqa: PLR0913  each is a flag
       aism-engine send architect-a1b2c3 state_transition --payload '{"target": "deep_work"}' --wait
       aism-engine send --select 'type=scribe,state in (inbox,idle)' review --quorum 80% --wait --wait-for 5m
       aism-engine send --select label.gpu --any train --in 10m --ttl 2h
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     target, kind = _target(words, select, any_=any_)
     if request_id is not None:
         check_identifier("--id", request_id)

@@ -35,7 +35,7 @@ def tail(
     \b
     Example:
       aism-engine tail --type state_changed --type agent_lost --json
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
 
     async def follow(admin: AdminClient) -> None:
         remaining = count

@@ -37,7 +37,7 @@ def top(
     Example:
       aism-engine top --interval 5s
       aism-engine top --once --json
-    """  # noqa: D301  \b keeps the lines of the example apart
+    """
     interval_s, console = options.parse_duration("--interval", interval), Console()
 
     async def watch(admin: AdminClient) -> None:
@@ -53,7 +53,7 @@ def top(
                     live.update(_screen(overview), refresh=True)
                 if once:
                     return
-                # Reading takes at most half of the time, however large the fleet is.
+                # The pause is at least as long as the read, so that reading takes at most half of the time.
                 await asyncio.sleep(max(interval_s, time.monotonic() - started_at))
 
     try:

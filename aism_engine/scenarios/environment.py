@@ -1,4 +1,4 @@
-"""What every scenario runs on: a Redis server, an engine, and access to both."""
+"""Environment of a scenario: a Redis server, an engine, and clients of both."""
 
 import asyncio
 import time

@@ -19,6 +19,13 @@ def is_identifier(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(IDENTIFIER, value) is not None
 
 
+def check_agent_id(agent_id: str) -> str:
+    """Return a valid agent id; raise ValueError for any other text."""
+    if not is_identifier(agent_id):
+        raise ValueError(f"{agent_id!r} is not a valid agent id: use at most 128 letters, digits, `.`, `_` and `-`")
+    return agent_id
+
+
 def is_type_name(text: str) -> bool:
     return re.fullmatch(TYPE_NAME, text) is not None
 
