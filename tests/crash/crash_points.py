@@ -3,9 +3,8 @@
 A point is a step of a service. All services that write have the same steps:
 
     read         what there is to do was read           looked_up    what the fleet does not hold was read
-    decided      decisions are made                     built        the commit is built, and not sent
-    sent         the commit is sent, not answered       answered     the answer is read, the fleet unchanged
-    applied      the draft has become the fleet
+    built        the commit is built, and not sent      sent         the commit is sent, not answered
+    answered     the answer is read, fleet unchanged    applied      the draft has become the fleet
 
 The elector takes and renews the lease: `asked` (about to send), `sent`, `answered`. The listener pushes publications:
 `received`, `sent`, `pushed`.
@@ -67,27 +66,35 @@ class Crasher:
     """Ends the process as soon as one of the points is reached, and reports all points reached in that instant."""
 
     def __init__(self, points: Collection[Point], report: Connection) -> None:
-        self.committing = ""
-        """The service whose commit is in flight. No other service crashes then: the commit would be applied, and its
-        points never reached.
-        """
         self._points = points
         self._report = report
+        self._committing: set[str] = set()
 
-    def reach(self, service: str, step: str, kinds: Collection[str] = ()) -> None:
-        if self.committing not in {"", service}:
-            return
+    async def reach(self, service: str, step: str, kinds: Collection[str] = ()) -> None:
+        """Crash if this is a point, but in no other service's commit: its points might never be reached again."""
         reached = [point for kind in ("", *kinds) if (point := Point(service, step, kind)) in self._points]
         if reached:
+            await self._wait_no_commit(service)
             self._report.send(reached)
             os._exit(CRASHED)
+
+    async def begin_commit(self, service: str) -> None:
+        await self._wait_no_commit(service)
+        self._committing.add(service)
+
+    def end_commit(self, service: str) -> None:
+        self._committing.discard(service)
+
+    async def _wait_no_commit(self, service: str) -> None:
+        while self._committing - {service}:  # noqa: ASYNC110 - it takes some cycles of the loop
+            await asyncio.sleep(0)
 
     async def send(self, service: str, kinds: Collection[str], request: Coroutine[Any, Any, T]) -> T:
         """Send a request and await the answer, unless `sent` is a point."""
         sending = asyncio.ensure_future(request)
         for _ in range(_LOOP_CYCLES):
             await asyncio.sleep(0)
-        self.reach(service, "sent", kinds)
+        await self.reach(service, "sent", kinds)
         return await sending
 
 
@@ -108,7 +115,7 @@ class CrashingStore:
         async def read(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
             result = await found(*arguments, **options)
             if result.messages if isinstance(result, Peek) else any(result or ()):
-                self._crasher.reach(self._service, step)
+                await self._crasher.reach(self._service, step)
             return result
 
         return read
@@ -129,13 +136,14 @@ class CrashingWriter:
         def decide_and_note(draft: Draft, failures: Failures) -> list[Decision]:
             decisions = decide(draft, failures)
             _writing.set((self._service, _kinds(decisions)))
-            if _kinds(decisions):
-                self._crasher.reach(self._service, "decided")
             return decisions
 
-        decisions = await self._writer.commit(decide_and_note, **options)
-        if _kinds(decisions):
-            self._crasher.reach(self._service, "applied")
+        try:
+            decisions = await self._writer.commit(decide_and_note, **options)
+            if _kinds(decisions):
+                await self._crasher.reach(self._service, "applied")
+        finally:
+            self._crasher.end_commit(self._service)
         return decisions
 
 
@@ -149,13 +157,10 @@ def install(engine: Engine, crasher: Crasher) -> None:
 
     async def crashing_commit(*arguments: Any) -> Any:  # noqa: ANN401
         service, kinds = _writing.get()
-        crasher.committing = service
-        try:
-            crasher.reach(service, "built", kinds)
-            reply = await crasher.send(service, kinds, commit(*arguments))
-            crasher.reach(service, "answered", kinds)
-        finally:
-            crasher.committing = ""
+        await crasher.begin_commit(service)
+        await crasher.reach(service, "built", kinds)
+        reply = await crasher.send(service, kinds, commit(*arguments))
+        await crasher.reach(service, "answered", kinds)
         return reply
 
     engine.store.commit = crashing_commit  # type: ignore[method-assign, assignment]
@@ -177,9 +182,9 @@ def _install_in_elector(elector: Any, crasher: Crasher) -> None:  # noqa: ANN401
     async def acquire_lease(holder: str, ttl_s: float, token: str | None) -> Any:  # noqa: ANN401
         await elector._lease_store.read_time()  # opens the connection over which to send
         kinds = ("renew" if token else "take",)
-        crasher.reach("elector", "asked", kinds)
+        await crasher.reach("elector", "asked", kinds)
         answer = await crasher.send("elector", kinds, acquire(holder, ttl_s, token))
-        crasher.reach("elector", "answered", kinds)
+        await crasher.reach("elector", "answered", kinds)
         return answer
 
     elector._lease_store.acquire_lease = acquire_lease
@@ -189,9 +194,9 @@ def _install_in_listener(listener: Any, crasher: Crasher) -> None:  # noqa: ANN4
     push_published = listener._store.push_published
 
     async def crashing_push(*arguments: Any) -> None:  # noqa: ANN401
-        crasher.reach("listener", "received")
+        await crasher.reach("listener", "received")
         await crasher.send("listener", (), push_published(*arguments))
-        crasher.reach("listener", "pushed")
+        await crasher.reach("listener", "pushed")
 
     listener._store.push_published = crashing_push
 

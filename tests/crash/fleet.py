@@ -1,7 +1,6 @@
 """A small fleet in which every service has something to do, and what it must have come to in the end."""
 
 import asyncio
-import itertools
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -27,6 +26,8 @@ class SmallFleet(Reader):
     def __init__(self, client: Client, prefix: str) -> None:
         super().__init__(client, prefix)
         self.beating = {"beater", "hand"}
+        self.is_over = False
+        """Ends the tasks beside the story: a cancellation may be swallowed in a client call (cpython#86296)."""
 
     async def prepare(self) -> None:
         """Leave an agent in a state that its machine does not know, and the types of the agents that can be lost."""
@@ -205,7 +206,9 @@ class SmallFleet(Reader):
 
     async def beat(self) -> None:
         """Send heartbeats, and let one agent publish its states: s1, s2, …"""
-        for count in itertools.count(1):
+        count = 0
+        while not self.is_over:
+            count += 1
             now = await self.now()
             await self.call("ZADD", self.keys.heartbeats, *(word for name in self.beating for word in (now, name)))
             event = {"agent_id": "publisher", "new_state": f"s{count}"}

@@ -54,7 +54,7 @@ PHASES: Final = {
     "unsent": commits("built")
     | elections("asked")
     | {Point("listener", "received")}
-    | {Point(service, step) for service, reads in READS.items() for step in (*reads.values(), "decided", "applied")},
+    | {Point(service, step) for service, reads in READS.items() for step in (*reads.values(), "applied")},
     "sent": commits("sent") | elections("sent") | {Point("listener", "sent")},
     "answered": commits("answered") | elections("answered") | {Point("listener", "pushed")},
 }
@@ -97,7 +97,7 @@ class CrashingEngine:
         }
 
     async def run(self) -> None:
-        while True:
+        while not self._fleet.is_over:
             report, to_report = FORK_SERVER.Pipe(duplex=False)
             process = FORK_SERVER.Process(target=run, args=(self._overrides, self.left, to_report), daemon=True)
             process.start()
@@ -141,6 +141,7 @@ async def test_crash_at_any_point_loses_nothing_and_applies_nothing_twice(
         except AssertionError as error:
             raise AssertionError(f"{error}; points not reached: {sorted(engine.left)}; exits: {engine.exits}") from None
         finally:
+            fleet.is_over = True
             for task in running:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
