@@ -1,5 +1,7 @@
 """The one writer of a fleet: decides over a draft, commits the decisions, and makes the draft the fleet.
 
+batch.py turns each effect into Redis commands; commit.lua runs them.
+
 Guaranteed:
 - All decisions of a batch are written or none is, exactly once, in the order of the commits.
 - A commit without a reply is sent again under its id. The ledger shows whether it was applied before.

@@ -1,4 +1,6 @@
-"""Decides which agents are silent or lost, from changes of heartbeats that this engine observed itself.
+"""Detects which agents are silent or lost, from changes of heartbeats that this engine observed itself.
+
+`decide_lost` in presence.py declares the loss.
 
 A score is evidence of change only: nothing depends on an agent's clock. The `ScoreRange` holds the recent scores of
 accurate clocks, and a scan reads only the scores outside it. A score that is the same in two scans has been unchanged
