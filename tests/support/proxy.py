@@ -207,7 +207,7 @@ class FaultProxy:
         """Number of connections accepted so far."""
         self._port = 0
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting = False
         self._links: dict[asyncio.Task[None], _Link] = {}
         self._rules: list[Rule] = []
         self._stoppers: dict[Any, socket.socket] = {}
@@ -283,11 +283,12 @@ class FaultProxy:
 
     def admit(self) -> None:
         """Accept new connections (again)."""
-        if self._accepting is None:
+        if not self._accepting:
             listener = self._listener if self._listener and self._stoppers else self._listen()
             listener.listen(_BACKLOG)
             self._port = listener.getsockname()[1]
-            self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     # --- rules --------------------------------------------------------------------------------------------------------
 
@@ -336,24 +337,26 @@ class FaultProxy:
         listener.bind((_HOST, self._port))
         return listener
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, address = await loop.sock_accept(listener)
-            if (stopper := self._stoppers.pop(address, None)) is not None:
-                stopper.close()
-                connection.close()
-                continue
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.accepted += 1
-            link = _Link(self)
-            task = loop.create_task(link.run(connection))
-            self._links[task] = link
-            task.add_done_callback(self._links.pop)
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, address = listener.accept()
+        except OSError:
+            return  # the client has gone
+        if (stopper := self._stoppers.pop(address, None)) is not None:
+            stopper.close()
+            connection.close()
+            return
+        connection.setblocking(False)  # noqa: FBT003
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.accepted += 1
+        link = _Link(self)
+        task = asyncio.get_running_loop().create_task(link.run(connection))
+        self._links[task] = link
+        task.add_done_callback(self._links.pop)
 
     def _ignore(self) -> None:
         """Leave SYNs unanswered: the accept queue has one place, and a connection of ours takes it."""
-        if self._accepting is not None and self._listener is not None:
+        if self._accepting and self._listener is not None:
             self._stop_accepting()
             self._listener.listen(0)
             stopper = socket.socket()
@@ -362,10 +365,9 @@ class FaultProxy:
             self._stoppers[stopper.getsockname()] = stopper
 
     def _stop_accepting(self) -> None:
-        if self._accepting is not None and self._listener is not None:
+        if self._accepting and self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)  # at once: its number may soon be reused
-            self._accepting.cancel()
-            self._accepting = None
+            self._accepting = False
 
     async def _close(self) -> None:
         self._stop_accepting()
