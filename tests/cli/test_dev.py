@@ -68,11 +68,12 @@ def test_a_terminal_shows_the_fleet(start: Start) -> None:
     process = start("dev", "--agents", "3", "--seed", "7", stderr=theirs, env=environ)
     os.close(theirs)
     expected = (b"AISM Engine", b"architect-", b"LIVENESS", b"depths", b"responses per second")
-    screen = b""
+    screen, is_stopping = b"", False
     try:
         while chunk := os.read(ours, 65536):
             screen += chunk
-            if all(text in screen for text in expected):
+            if not is_stopping and all(text in screen for text in expected):
+                is_stopping = True  # a second signal at the very end would meet no handler
                 process.send_signal(signal.SIGINT)
     except OSError:  # the process has closed its end
         pass
