@@ -242,7 +242,7 @@ class AgentClient:
             if wait_s <= 0:
                 raw: bytes | None = await self._client.rpop(key)
                 return raw
-            popped = await self._client.brpop(key, timeout=max(wait_s, 0.01))  # 0 would wait for ever
+            popped = await self._client.brpop(key, timeout=max(wait_s, 0.01))  # a timeout of 0 means no limit
             return popped[1] if popped else None
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -89,7 +89,7 @@ class SyncAgentClient:
         if wait_s <= 0:
             raw: bytes | None = self._connect().call("RPOP", key)
             return raw
-        block_s = max(round(wait_s, 3), 0.01)  # 0 would wait for ever
+        block_s = max(round(wait_s, 3), 0.01)  # a timeout of 0 means no limit
         popped = self._connect().call("BRPOP", key, block_s, wait_s=wait_s)
         return popped[1] if popped else None
 

@@ -18,7 +18,7 @@ OUTCOMES: Final = ("succeeded", "failed", "expired", "cancelled", "dead", "refus
 
 
 class Group(Struct, kw_only=True):
-    """A request for many, of which `needed` of `total` members must succeed. Each outcome has its count."""
+    """A request for many agents: `total` members, of which `needed` must succeed. One field counts each outcome."""
 
     group_id: str
     kind: str

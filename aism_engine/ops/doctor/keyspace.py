@@ -8,7 +8,7 @@ from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, danger, li
 
 _MAX_EXAMPLES: Final = 5
 _MAX_NAME: Final = 120
-_FIX_PREFIX: Final = "Use prefixes of which none begins with another: aism-a and aism-b, not aism and aism:b."
+_FIX_PREFIX: Final = "Choose prefixes that do not start with each other: aism-a and aism-b, not aism and aism:b."
 
 
 class Examples(Struct):
