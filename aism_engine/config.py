@@ -138,10 +138,7 @@ def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) ->
 
 def descriptions() -> dict[str, str]:
     """Return the one-line description of each setting, with its unit, by dotted key."""
-    return {
-        key: next(meta.description for meta in get_args(kind)[1:] if meta.description)
-        for key, kind in _SETTINGS.items()
-    }
+    return {key: next(each for each in get_args(kind)[1:] if isinstance(each, str)) for key, kind in _SETTINGS.items()}
 
 
 def render_reference() -> str:

@@ -29,30 +29,22 @@ Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
 Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
-BatchBytes = Annotated[Bytes, Meta(description="Maximum number of bytes read for one commit")]
 
 
 class RedisSettings(Section, frozen=True):
     """Connection to the Redis server."""
 
-    url: Annotated[Url, Meta(description="URL of the server: redis://, rediss:// (TLS) or unix://")] = (
-        "redis://127.0.0.1:6379/0"
-    )
-    prefix: Annotated[Prefix, Meta(description="First part of every key and channel; one prefix is one fleet")] = "aism"
-    protocol: Annotated[
-        Literal[2, 3], Meta(description="Version of the Redis serialization protocol (RESP): 2 or 3")
-    ] = 2
-    connect_timeout: Annotated[Seconds, Meta(description="Maximum seconds to connect")] = 2.0
-    socket_timeout: Annotated[Seconds, Meta(description="Maximum seconds to wait for a reply")] = 3.0
-    retry_backoff_max: Annotated[Seconds, Meta(description="Maximum seconds between attempts to reach the server")] = (
-        1.0
-    )
+    url: Annotated[Url, "URL of the server: redis://, rediss:// (TLS) or unix://"] = "redis://127.0.0.1:6379/0"
+    prefix: Annotated[Prefix, "First part of every key and channel; one prefix is one fleet"] = "aism"
+    protocol: Annotated[Literal[2, 3], "Version of the Redis serialization protocol (RESP): 2 or 3"] = 2
+    connect_timeout: Annotated[Seconds, "Maximum seconds to connect"] = 2.0
+    socket_timeout: Annotated[Seconds, "Maximum seconds to wait for a reply"] = 3.0
+    retry_backoff_max: Annotated[Seconds, "Maximum seconds between attempts to reach the server"] = 1.0
     sentinels: Annotated[
-        tuple[Address, ...],
-        Meta(description="Sentinels that name the primary, each host:port; empty: connect to url"),
+        tuple[Address, ...], "Sentinels that name the primary, each host:port; empty: connect to url"
     ] = ()
-    sentinel_master: Annotated[str, Meta(description="Name of the primary in the configuration of the sentinels")] = ""
-    sentinel_password: Annotated[str, Meta(description="Password of the sentinels; empty: none")] = ""
+    sentinel_master: Annotated[str, "Name of the primary in the configuration of the sentinels"] = ""
+    sentinel_password: Annotated[str, "Password of the sentinels; empty: none"] = ""
 
     def __post_init__(self) -> None:
         if not is_unambiguous(self.url):
@@ -64,18 +56,16 @@ class RedisSettings(Section, frozen=True):
 class HttpSettings(Section, frozen=True):
     """The HTTP endpoints: /metrics, /livez and /readyz."""
 
-    enabled: Annotated[bool, Meta(description="Whether to serve HTTP")] = True
-    host: Annotated[Name, Meta(description="Address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0: any free port")] = 9464
+    enabled: Annotated[bool, "Whether to serve HTTP"] = True
+    host: Annotated[Name, "Address to listen on"] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), "Port to listen on; 0: any free port"] = 9464
 
 
 class LeaseSettings(Section, frozen=True):
     """Leader election: which of several engines writes."""
 
-    ttl: Annotated[
-        Seconds, Meta(description="Seconds until a lease expires: a crashed leader is replaced after at most that time")
-    ] = 5.0
-    renew_interval: Annotated[Seconds, Meta(description="Seconds between renewals; less than half of ttl")] = 1.0
+    ttl: Annotated[Seconds, "Seconds until a lease expires: a crashed leader is replaced after at most that time"] = 5.0
+    renew_interval: Annotated[Seconds, "Seconds between renewals; less than half of ttl"] = 1.0
 
     def __post_init__(self) -> None:
         if self.renew_interval >= self.ttl / 2:
@@ -85,16 +75,16 @@ class LeaseSettings(Section, frozen=True):
 class QueueSettings(Section, frozen=True):
     """How a queue consumer reads its queue."""
 
-    batch_messages: Annotated[Count, Meta(description="Maximum number of messages in one commit")] = 128
-    batch_bytes: BatchBytes = 4_194_304
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between polls when nothing wakes the consumer")] = 0.25
+    batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 128
+    batch_bytes: Annotated[Bytes, "Maximum number of bytes read for one commit"] = 4_194_304
+    poll_interval: Annotated[Seconds, "Seconds between polls when nothing wakes the consumer"] = 0.25
 
 
 class ResponseConsumerSettings(QueueSettings, frozen=True):
     """Reads what agents send."""
 
-    batch_messages: Annotated[Count, Meta(description="Maximum number of messages in one commit")] = 512
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between polls when nothing wakes the consumer")] = 0.05
+    batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 512
+    poll_interval: Annotated[Seconds, "Seconds between polls when nothing wakes the consumer"] = 0.05
 
 
 class RequestConsumerSettings(QueueSettings, frozen=True):
@@ -108,47 +98,40 @@ class FanoutSettings(QueueSettings, frozen=True):
 class DispatcherSettings(Section, frozen=True):
     """Delivers commands to agents."""
 
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between checks of what agents have taken")] = 0.5
-    batch: Annotated[Count, Meta(description="Agents whose lists are checked, or filled, per step")] = 1000
+    poll_interval: Annotated[Seconds, "Seconds between checks of what agents have taken"] = 0.5
+    batch: Annotated[Count, "Agents whose lists are checked, or filled, per step"] = 1000
 
 
 class TimekeeperSettings(Section, frozen=True):
     """Acts on deadlines."""
 
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between checks of the deadlines")] = 0.5
-    grace: Annotated[
-        Seconds, Meta(description="Seconds after a start or an outage before any deadline is acted on")
-    ] = 3.0
-    batch: Annotated[Count, Meta(description="Maximum number of deadlines in one commit")] = 256
+    poll_interval: Annotated[Seconds, "Seconds between checks of the deadlines"] = 0.5
+    grace: Annotated[Seconds, "Seconds after a start or an outage before any deadline is acted on"] = 3.0
+    batch: Annotated[Count, "Maximum number of deadlines in one commit"] = 256
 
 
 class RegistrarSettings(Section, frozen=True):
     """Finds new agents, and reads what agents wrote to their own keys."""
 
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between checks for new heartbeats")] = 1.0
-    metadata_interval: Annotated[
-        Seconds, Meta(description="Minimum seconds between two readings of all metadata and states")
-    ] = 60.0
-    batch: Annotated[Count, Meta(description="Agents read per step")] = 1000
+    poll_interval: Annotated[Seconds, "Seconds between checks for new heartbeats"] = 1.0
+    metadata_interval: Annotated[Seconds, "Minimum seconds between two readings of all metadata and states"] = 60.0
+    batch: Annotated[Count, "Agents read per step"] = 1000
 
 
 class RetentionSettings(Section, frozen=True):
     """How much history is kept in Redis, and for how long. The janitor trims the rest."""
 
-    trim_interval: Annotated[Seconds, Meta(description="Seconds between runs of the janitor")] = 5.0
-    audit_entries: Annotated[Count, Meta(description="Number of audit entries that are kept")] = 1_000_000
+    trim_interval: Annotated[Seconds, "Seconds between runs of the janitor"] = 5.0
+    audit_entries: Annotated[Count, "Number of audit entries that are kept"] = 1_000_000
     audit_entries_max: Annotated[
-        Count,
-        Meta(description="Maximum number of audit entries, kept while an archive is behind; at least audit_entries"),
+        Count, "Maximum number of audit entries, kept while an archive is behind; at least audit_entries"
     ] = 2_000_000
-    dead_letter_entries: Annotated[Count, Meta(description="Number of dead letters that are kept")] = 10_000
-    dead_letter_ttl: Annotated[Seconds, Meta(description="Seconds until a dead letter is removed")] = 2_592_000.0
-    oversized_messages: Annotated[Count, Meta(description="Number of oversized messages that are kept whole")] = 16
-    absent_agent_ttl: Annotated[Seconds, Meta(description="Seconds after which an absent agent is forgotten")] = (
-        604_800.0
-    )
+    dead_letter_entries: Annotated[Count, "Number of dead letters that are kept"] = 10_000
+    dead_letter_ttl: Annotated[Seconds, "Seconds until a dead letter is removed"] = 2_592_000.0
+    oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
+    absent_agent_ttl: Annotated[Seconds, "Seconds after which an absent agent is forgotten"] = 604_800.0
     archive_ttl: Annotated[
-        Seconds, Meta(description="Seconds after which the audit is not kept for an archive that reports no progress")
+        Seconds, "Seconds after which the audit is not kept for an archive that reports no progress"
     ] = 604_800.0
 
     def __post_init__(self) -> None:
@@ -160,61 +143,47 @@ class RetentionSettings(Section, frozen=True):
 class ArchiveSettings(Section, frozen=True):
     """The archive: a copy of the audit on the disk of this engine."""
 
-    directory: Annotated[str, Meta(description="Directory of the archive; empty: no archive")] = ""
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between reads of new audit entries")] = 1.0
+    directory: Annotated[str, "Directory of the archive; empty: no archive"] = ""
+    poll_interval: Annotated[Seconds, "Seconds between reads of new audit entries"] = 1.0
 
 
 class SamplerSettings(Section, frozen=True):
     """Samples queue depths, counts and the safety of the server for the metrics."""
 
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between samples")] = 5.0
-    label_values: Annotated[
-        Count, Meta(description="Distinct values per metric label; further ones are counted as `other`")
-    ] = 50
-    safety_interval: Annotated[
-        Seconds, Meta(description="Seconds between checks whether the Redis configuration can lose data")
-    ] = 300.0
+    poll_interval: Annotated[Seconds, "Seconds between samples"] = 5.0
+    label_values: Annotated[Count, "Distinct values per metric label; further ones are counted as `other`"] = 50
+    safety_interval: Annotated[Seconds, "Seconds between checks whether the Redis configuration can lose data"] = 300.0
 
 
 class MachinesSettings(Section, frozen=True):
     """The state machines of the agent types."""
 
-    directory: Annotated[str, Meta(description="Directory of the machine files; empty: the shipped machines")] = ""
-    default: Annotated[Name, Meta(description="Machine of registered agents")] = "journey"
-    unregistered: Annotated[Name, Meta(description="Machine of agents that never registered")] = "open"
-    by_type: Annotated[dict[str, str], Meta(description='Machine per agent type: { scribe = "journey" }')] = field(
-        default_factory=dict
-    )
+    directory: Annotated[str, "Directory of the machine files; empty: the shipped machines"] = ""
+    default: Annotated[Name, "Machine of registered agents"] = "journey"
+    unregistered: Annotated[Name, "Machine of agents that never registered"] = "open"
+    by_type: Annotated[dict[str, str], 'Machine per agent type: { scribe = "journey" }'] = field(default_factory=dict)
 
 
 class SupervisorSettings(Section, frozen=True):
     """Restarts components that fail."""
 
     restarts: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="Maximum number of restarts of one component without a healthy run")
+        int, Meta(ge=0, le=1_000_000), "Maximum number of restarts of one component without a healthy run"
     ] = 5
-    healthy_after: Annotated[
-        Seconds, Meta(description="Seconds after which a run is healthy and restores the restarts")
-    ] = 60.0
-    backoff_initial: Annotated[
-        Seconds, Meta(description="Maximum seconds before the first restart; doubles with each failure")
-    ] = 0.2
-    backoff_max: Annotated[Seconds, Meta(description="Maximum seconds before any restart")] = 10.0
-    shutdown_timeout: Annotated[Seconds, Meta(description="Maximum seconds to stop")] = 10.0
+    healthy_after: Annotated[Seconds, "Seconds after which a run is healthy and restores the restarts"] = 60.0
+    backoff_initial: Annotated[Seconds, "Maximum seconds before the first restart; doubles with each failure"] = 0.2
+    backoff_max: Annotated[Seconds, "Maximum seconds before any restart"] = 10.0
+    shutdown_timeout: Annotated[Seconds, "Maximum seconds to stop"] = 10.0
 
 
 class LogsSettings(Section, frozen=True):
     """The log of the engine."""
 
-    level: Annotated[Level, Meta(description="Minimum level: debug, info, warning or error")] = "info"
-    format: Annotated[Format, Meta(description="json, console, or auto: console on a terminal, else json")] = "auto"
-    queue_size: Annotated[
-        Count, Meta(description="Maximum number of lines that wait to be written; more are dropped")
-    ] = 10_000
-    max_repeats: Annotated[
-        Count, Meta(description="Maximum lines of one event in ten seconds; the rest is counted")
-    ] = 20
-    file: Annotated[str, Meta(description="File to write to, reopened at SIGUSR1; empty: standard error")] = ""
+    level: Annotated[Level, "Minimum level: debug, info, warning or error"] = "info"
+    format: Annotated[Format, "json, console, or auto: console on a terminal, else json"] = "auto"
+    queue_size: Annotated[Count, "Maximum number of lines that wait to be written; more are dropped"] = 10_000
+    max_repeats: Annotated[Count, "Maximum lines of one event in ten seconds; the rest is counted"] = 20
+    file: Annotated[str, "File to write to, reopened at SIGUSR1; empty: standard error"] = ""
 
 
 class Settings(Section, frozen=True):

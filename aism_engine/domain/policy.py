@@ -23,10 +23,8 @@ Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
 
-SilentAfter = Annotated[Seconds, Meta(description="Seconds without a sign of life until an agent is silent")]
-LostAfter = Annotated[
-    Seconds, Meta(description="Seconds without a sign of life until an agent is lost; more than silent_after")
-]
+SilentAfter = Annotated[Seconds, "Seconds without a sign of life until an agent is silent"]
+LostAfter = Annotated[Seconds, "Seconds without a sign of life until an agent is lost; more than silent_after"]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,66 +34,52 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class ProtocolSettings(Section, frozen=True):
     """Limits of the protocol: messages, replies, events."""
 
-    max_message_bytes: Annotated[
-        Bytes, Meta(description="Largest message that is read; a larger one is moved to the oversized list")
-    ] = 1_048_576
-    recent_ids: Annotated[Count, Meta(description="Message ids remembered per agent, to recognise duplicates")] = 64
-    reply_ttl: Annotated[Seconds, Meta(description="Seconds until an unread reply is deleted")] = 300.0
-    publish_events: Annotated[bool, Meta(description="Whether the engine publishes state changes and measurements")] = (
-        True
+    max_message_bytes: Annotated[Bytes, "Largest message that is read; a larger one is moved to the oversized list"] = (
+        1_048_576
     )
+    recent_ids: Annotated[Count, "Message ids remembered per agent, to recognise duplicates"] = 64
+    reply_ttl: Annotated[Seconds, "Seconds until an unread reply is deleted"] = 300.0
+    publish_events: Annotated[bool, "Whether the engine publishes state changes and measurements"] = True
 
 
 class AgentsSettings(Section, frozen=True):
     """Which agents belong to the fleet."""
 
-    auto_register: Annotated[bool, Meta(description="Whether an unknown agent is added when it is first seen")] = True
-    max_agents: Annotated[Count, Meta(description="Maximum number of known agents")] = 200_000
+    auto_register: Annotated[bool, "Whether an unknown agent is added when it is first seen"] = True
+    max_agents: Annotated[Count, "Maximum number of known agents"] = 200_000
 
 
 class CommandsSettings(Section, frozen=True):
     """Defaults and limits of commands."""
 
-    ttl: Annotated[Seconds, Meta(description="Seconds until an unfinished command expires")] = 3600.0
-    retention: Annotated[Seconds, Meta(description="Seconds for which the record of an ended command is kept")] = (
-        86_400.0
-    )
-    max_result_bytes: Annotated[Bytes, Meta(description="Largest result that is kept in the record")] = 16_384
-    max_queued: Annotated[Count, Meta(description="Maximum number of open commands per agent")] = 1000
-    max_in_flight: Annotated[Count, Meta(description="Maximum number of commands in flight per agent")] = 32
-    ack_timeout: Annotated[Seconds, Meta(description="Seconds from delivery to acknowledgement")] = 30.0
-    timeout: Annotated[Seconds, Meta(description="Seconds of execution until the command fails")] = 3600.0
-    extend_on_progress: Annotated[
-        bool, Meta(description="Whether a progress message restarts the execution timeout")
-    ] = True
-    max_attempts: Annotated[
-        Count, Meta(description="Maximum number of deliveries to an agent that acknowledges commands")
-    ] = 5
-    backoff_initial: Annotated[Seconds, Meta(description="Longest pause before the second attempt, in seconds")] = 1.0
-    backoff_max: Annotated[Seconds, Meta(description="Longest pause before any attempt, in seconds")] = 60.0
-    on_lost: Annotated[
-        OnLost, Meta(description="When the agent is lost: hold the command until its ttl, or fail it")
-    ] = "hold"
+    ttl: Annotated[Seconds, "Seconds until an unfinished command expires"] = 3600.0
+    retention: Annotated[Seconds, "Seconds for which the record of an ended command is kept"] = 86_400.0
+    max_result_bytes: Annotated[Bytes, "Largest result that is kept in the record"] = 16_384
+    max_queued: Annotated[Count, "Maximum number of open commands per agent"] = 1000
+    max_in_flight: Annotated[Count, "Maximum number of commands in flight per agent"] = 32
+    ack_timeout: Annotated[Seconds, "Seconds from delivery to acknowledgement"] = 30.0
+    timeout: Annotated[Seconds, "Seconds of execution until the command fails"] = 3600.0
+    extend_on_progress: Annotated[bool, "Whether a progress message restarts the execution timeout"] = True
+    max_attempts: Annotated[Count, "Maximum number of deliveries to an agent that acknowledges commands"] = 5
+    backoff_initial: Annotated[Seconds, "Longest pause before the second attempt, in seconds"] = 1.0
+    backoff_max: Annotated[Seconds, "Longest pause before any attempt, in seconds"] = 60.0
+    on_lost: Annotated[OnLost, "When the agent is lost: hold the command until its ttl, or fail it"] = "hold"
 
 
 class MailSettings(Section, frozen=True):
     """Limits of messages from one agent to another. See docs/protocol.md."""
 
-    max_hops: Annotated[Count, Meta(description="Maximum number of hops in one thread")] = 64
-    pair_per_second: Annotated[
-        Rate, Meta(description="Sustained messages per second from one agent to one other agent")
-    ] = 10.0
-    pair_burst: Annotated[Count, Meta(description="Messages that one agent may send to one other at once")] = 100
-    max_unread: Annotated[Count, Meta(description="Maximum number of unread messages of an agent")] = 1000
+    max_hops: Annotated[Count, "Maximum number of hops in one thread"] = 64
+    pair_per_second: Annotated[Rate, "Sustained messages per second from one agent to one other agent"] = 10.0
+    pair_burst: Annotated[Count, "Messages that one agent may send to one other at once"] = 100
+    max_unread: Annotated[Count, "Maximum number of unread messages of an agent"] = 1000
 
 
 class MeasurementsSettings(Section, frozen=True):
     """What agents measure. The latest value of each name is kept."""
 
-    max_names: Annotated[Count, Meta(description="Maximum number of measurement names kept per agent")] = 64
-    published_per_second: Annotated[
-        Count, Meta(description="Maximum number of published measurements read per second")
-    ] = 5000
+    max_names: Annotated[Count, "Maximum number of measurement names kept per agent"] = 64
+    published_per_second: Annotated[Count, "Maximum number of published measurements read per second"] = 5000
 
 
 class LivenessLimits(Section, frozen=True):
@@ -115,17 +99,15 @@ class LivenessSettings(LivenessLimits, frozen=True):
 
     silent_after: SilentAfter = 15.0
     lost_after: LostAfter = 45.0
-    scan_interval: Annotated[Seconds, Meta(description="Seconds between scans of the heartbeats")] = 1.0
-    batch: Annotated[Count, Meta(description="Heartbeats read per step")] = 1000
-    brake_ratio: Annotated[Ratio, Meta(description="Share of silent agents above which losses are rate-limited")] = 0.3
-    brake_min_agents: Annotated[Count, Meta(description="Losses are rate-limited from this fleet size on")] = 10
-    brake_full_ratio: Annotated[Ratio, Meta(description="Share of silent agents above which nobody is lost")] = 0.9
-    brake_losses_per_scan: Annotated[
-        Count, Meta(description="Maximum number of losses per scan while they are rate-limited")
-    ] = 10
+    scan_interval: Annotated[Seconds, "Seconds between scans of the heartbeats"] = 1.0
+    batch: Annotated[Count, "Heartbeats read per step"] = 1000
+    brake_ratio: Annotated[Ratio, "Share of silent agents above which losses are rate-limited"] = 0.3
+    brake_min_agents: Annotated[Count, "Losses are rate-limited from this fleet size on"] = 10
+    brake_full_ratio: Annotated[Ratio, "Share of silent agents above which nobody is lost"] = 0.9
+    brake_losses_per_scan: Annotated[Count, "Maximum number of losses per scan while they are rate-limited"] = 10
     by_type: Annotated[
         dict[str, LivenessLimits],
-        Meta(description="Limits in seconds per agent type: { scribe = { silent_after = 60, lost_after = 180 } }"),
+        "Limits in seconds per agent type: { scribe = { silent_after = 60, lost_after = 180 } }",
     ] = field(default_factory=dict)
 
     def limits(self, agent_type: str) -> LivenessLimits:
@@ -135,44 +117,30 @@ class LivenessSettings(LivenessLimits, frozen=True):
 class DivergenceSettings(Section, frozen=True):
     """When an agent's declarations and what the engine measures disagree. See docs/divergences.md."""
 
-    poll_interval: Annotated[Seconds, Meta(description="Seconds between checks")] = 1.0
-    batch: Annotated[Count, Meta(description="Agents checked per step")] = 5000
-    idle_at_work: Annotated[bool, Meta(description="Rule: declares a working state and shows no activity")] = True
-    working_states: Annotated[States, Meta(description="States that mean that the agent works")] = ("deep_work",)
-    idle_evidence_after: Annotated[Seconds, Meta(description="Seconds without activity that count as evidence")] = 600.0
-    heartbeat_while_absent: Annotated[bool, Meta(description="Rule: declares an absent state and sends heartbeats")] = (
-        True
+    poll_interval: Annotated[Seconds, "Seconds between checks"] = 1.0
+    batch: Annotated[Count, "Agents checked per step"] = 5000
+    idle_at_work: Annotated[bool, "Rule: declares a working state and shows no activity"] = True
+    working_states: Annotated[States, "States that mean that the agent works"] = ("deep_work",)
+    idle_evidence_after: Annotated[Seconds, "Seconds without activity that count as evidence"] = 600.0
+    heartbeat_while_absent: Annotated[bool, "Rule: declares an absent state and sends heartbeats"] = True
+    absent_states: Annotated[States, "States that mean that the agent is absent"] = ("offline",)
+    heartbeat_evidence_after: Annotated[Seconds, "Seconds of heartbeats that count as evidence"] = 120.0
+    forbidden_state: Annotated[bool, "Rule: publishes a state that its machine does not allow"] = True
+    forbidden_evidence_after: Annotated[Seconds, "Seconds without a further transition that count as evidence"] = 30.0
+    never_acks: Annotated[bool, "Rule: takes commands and never acknowledges one"] = True
+    unacked_commands: Annotated[SmallCount, "Consecutive commands that count as evidence"] = 3
+    never_finishes: Annotated[bool, "Rule: acknowledges commands and never finishes one"] = True
+    unfinished_commands: Annotated[SmallCount, "Consecutive commands that count as evidence"] = 3
+    duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
+    instance_switches: Annotated[SmallCount, "Returns to an earlier instance that count as evidence"] = 3
+    switch_window: Annotated[Seconds, "Seconds for which a switch counts; the divergence closes when none is left"] = (
+        300.0
     )
-    absent_states: Annotated[States, Meta(description="States that mean that the agent is absent")] = ("offline",)
-    heartbeat_evidence_after: Annotated[Seconds, Meta(description="Seconds of heartbeats that count as evidence")] = (
-        120.0
-    )
-    forbidden_state: Annotated[bool, Meta(description="Rule: publishes a state that its machine does not allow")] = True
-    forbidden_evidence_after: Annotated[
-        Seconds, Meta(description="Seconds without a further transition that count as evidence")
-    ] = 30.0
-    never_acks: Annotated[bool, Meta(description="Rule: takes commands and never acknowledges one")] = True
-    unacked_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
-    never_finishes: Annotated[bool, Meta(description="Rule: acknowledges commands and never finishes one")] = True
-    unfinished_commands: Annotated[SmallCount, Meta(description="Consecutive commands that count as evidence")] = 3
-    duplicate_instance: Annotated[bool, Meta(description="Rule: two instances respond under one agent id")] = True
-    instance_switches: Annotated[
-        SmallCount, Meta(description="Returns to an earlier instance that count as evidence")
-    ] = 3
-    switch_window: Annotated[
-        Seconds, Meta(description="Seconds for which a switch counts; the divergence closes when none is left")
-    ] = 300.0
-    context_too_large: Annotated[
-        bool, Meta(description="Rule: measures too large a context and does not condense it")
-    ] = True
-    context_measurement: Annotated[Name, Meta(description="Measurement that reports the context size")] = (
-        "context_tokens"
-    )
-    context_limit: Annotated[Limit, Meta(description="Largest context, in the unit of that measurement")] = 150_000.0
-    distill_states: Annotated[States, Meta(description="States in which an agent condenses its context")] = ("distill",)
-    context_evidence_after: Annotated[Seconds, Meta(description="Seconds above the limit that count as evidence")] = (
-        120.0
-    )
+    context_too_large: Annotated[bool, "Rule: measures too large a context and does not condense it"] = True
+    context_measurement: Annotated[Name, "Measurement that reports the context size"] = "context_tokens"
+    context_limit: Annotated[Limit, "Largest context, in the unit of that measurement"] = 150_000.0
+    distill_states: Annotated[States, "States in which an agent condenses its context"] = ("distill",)
+    context_evidence_after: Annotated[Seconds, "Seconds above the limit that count as evidence"] = 120.0
 
 
 class Policy(Struct, frozen=True, kw_only=True):
