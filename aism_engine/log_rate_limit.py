@@ -13,7 +13,7 @@ _EVENTS_MAX: Final = 1000
 class LoggedEvent(NamedTuple):
     event: str
     component: str
-    level: int
+    level: str
 
 
 class LogRateLimit:

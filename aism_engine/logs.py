@@ -10,37 +10,33 @@ logged after `LogWriter.close`, or are still queued when its time is over, are l
 """
 
 import atexit
-import copy
 import logging
 import os
 import re
 import select
 import sys
-import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from io import UnsupportedOperation
-from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
+from logging.handlers import WatchedFileHandler
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TextIO, cast
+from threading import Thread
+from typing import Final, NoReturn, TextIO, TypeAlias, cast
 
 import msgspec
 import structlog
-from structlog.stdlib import ProcessorFormatter
-from structlog.typing import EventDict, FilteringBoundLogger
+from structlog.typing import EventDict
 
 from aism_engine.clock import iso
 from aism_engine.log_rate_limit import WINDOW_S, LoggedEvent, LogRateLimit
 from aism_engine.redact import redacted
 
+log = structlog.get_logger(component="logs")
+
+Renderer: TypeAlias = Callable[[None, str, EventDict], str]
 _VALUE_MAX_CHARS: Final = 16_384  # a queue that is bounded in lines has to be bounded in bytes, too
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # terminal control, or invalid Unicode
 _SECRET_NAME: Final = re.compile(r"passw|secret|authorization|credential", re.IGNORECASE)
-
-
-def get_logger(component: str) -> FilteringBoundLogger:
-    """Return a logger whose lines carry `component`. It may be made at import: it obeys the latest `configure`."""
-    return cast("FilteringBoundLogger", structlog.get_logger(component=component))
 
 
 def configure(
@@ -58,134 +54,132 @@ def configure(
     `queue` is the number of lines that may wait, `repeats` the number of lines per event in ten seconds. Raises
     OSError if the file cannot be opened. Close the previous writer first.
     """
-    watched = WatchedFileHandler(file, encoding="utf-8") if file else None
-    output: TextIO = cast("TextIO", watched.stream) if watched else stream or sys.stderr
-    render = _render_json if format == "json" or (format == "auto" and not output.isatty()) else _console(output)
-    handler = _BoundedQueueHandler(queue, repeats)
-    context, exceptions = structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info
-    handler.setFormatter(ProcessorFormatter(processors=[context, exceptions, _clean_event, render]))
-    ours, root, undo = logging.getLogger("aism_engine"), logging.getLogger(), ExitStack()
-    ours.handlers, ours.propagate = [handler], False  # also after `close`: it counts the lines that come too late
-    ours.setLevel(level.upper())
+    output = WatchedFileHandler(file, encoding="utf-8") if file else stream or sys.stderr
+    is_terminal = not isinstance(output, WatchedFileHandler) and output.isatty()
+    is_json = format == "json" or (format == "auto" and not is_terminal)
+    writer = LogWriter(queue, repeats, output, _render_json if is_json else _console_renderer(colors=is_terminal))
+    root, undo = logging.getLogger(), writer.undo
     structlog.configure(
-        processors=[ProcessorFormatter.wrap_for_formatter],
+        processors=[writer.process],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: ours,
-        cache_logger_on_first_use=False,
+        logger_factory=lambda *_: None,
+        cache_logger_on_first_use=False,  # a logger that is made at import obeys the latest `configure`
     )
     undo.callback(root.setLevel, root.level)
     root.setLevel(level.upper())
-    undo.callback(root.removeHandler, handler)
-    root.addHandler(handler)
+    undo.callback(root.removeHandler, writer)
+    root.addHandler(writer)
     undo.callback(logging.captureWarnings, capture=False)
     logging.captureWarnings(capture=True)
-    writer = LogWriter(handler, watched or output, undo)
     undo.callback(atexit.unregister, writer.close)
     atexit.register(writer.close)
-    writer.start()
     return writer
 
 
-class _BoundedQueueHandler(QueueHandler):
-    """Renders each record in the calling thread and queues the line, or drops it if the queue is full."""
+class LogWriter(logging.Handler):
+    """Renders lines in the threads that log, and writes them from a thread of its own."""
 
-    queue: "SimpleQueue[Any]"
-
-    def __init__(self, capacity: int, repeats: int) -> None:
-        super().__init__(SimpleQueue())  # `Queue` can deadlock when a finalizer logs
-        self.capacity = capacity
-        self.dropped = 0
-        self.rate_limit = LogRateLimit(repeats, _log_repeated)
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        try:
-            if isinstance(record.msg, dict) and hasattr(record, "_logger"):  # from structlog
-                event, component = str(record.msg["event"]), str(record.msg.get("component", record.name))
-            else:  # its level becomes the next lower one of the standard levels
-                record = copy.copy(record)
-                event, component = record.getMessage().rstrip(), record.name
-                record.msg, record.args, record.levelno = event, None, min(record.levelno // 10 * 10, logging.CRITICAL)
-        except Exception:  # noqa: BLE001  arguments that do not fit, and a value's own __str__, can raise anything
-            self.handleError(record)
-            return False
-        is_allowed = event == "event_repeated" or self.rate_limit.allows(LoggedEvent(event, component, record.levelno))
-        return is_allowed and super().handle(record)
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        if self.queue.qsize() >= self.capacity:
-            self.dropped += 1
-        else:
-            record.__dict__["dropped_before"] = self.dropped
-            self.queue.put(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
-        event = record.msg["event"] if isinstance(record.msg, dict) and "event" in record.msg else record.msg
-        of, error = event if isinstance(event, str) else "", type(sys.exc_info()[1]).__name__
-        get_logger("logs").error("unloggable_line", of=of, error=error)
-
-
-def _log_repeated(of: LoggedEvent, count: int) -> None:
-    fields = {"of": of.event, "where": of.component, "count": count, "seconds": WINDOW_S}
-    get_logger("logs").log(of.level, "event_repeated", **fields)
-
-
-class LogWriter(QueueListener):
-    """Writes the queued lines to a file or a stream from a thread of its own."""
-
-    def __init__(self, handler: _BoundedQueueHandler, output: WatchedFileHandler | TextIO, undo: ExitStack) -> None:
-        super().__init__(handler.queue)
-        self._queue = handler.queue
-        self._handler = handler
+    def __init__(self, capacity: int, repeats: int, output: WatchedFileHandler | TextIO, render: Renderer) -> None:
+        super().__init__()
+        self.undo = ExitStack()
+        """Undoes what `configure` did to `logging`."""
+        self._capacity = capacity
+        self._rate_limit = LogRateLimit(repeats, self._log_repeated)
         self._output = output
-        self._undo = undo
+        self._render = render
+        self._queue: SimpleQueue[tuple[str, int] | None] = SimpleQueue()  # `Queue` can deadlock when a finalizer logs
+        """Lines, each with the number of lines that were dropped before it; None ends the thread."""
+        self._refused = 0
         self._unwritten = 0
         self._reported = 0
-        self._has_ended = threading.Event()
+        self._thread = Thread(target=self._write_queue, name="logs", daemon=True)
+        self._thread.start()
 
     @property
     def dropped(self) -> int:
         """Number of lines that were not written: the queue was full, the stream failed, or they came too late."""
-        return self._handler.dropped + self._unwritten
+        return self._refused + self._unwritten
 
     def reopen(self) -> None:
         """Begin a new file if the present one was moved away. Its first line is `log_reopened`."""
         if isinstance(self._output, WatchedFileHandler):
-            get_logger("logs").info("log_reopened", file=self._output.baseFilename)
+            log.info("log_reopened", file=self._output.baseFilename)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Write what is queued, for at most `timeout_s`, and undo what `configure` did to `logging`. Idempotent."""
-        self._handler.rate_limit.report()
-        self._undo.close()
-        self._handler.capacity = 0
-        self.enqueue_sentinel()
-        self._has_ended.wait(timeout_s)  # not `stop`, which waits without limit
+        """Write what is queued, for at most `timeout_s`, and restore `logging`. Idempotent."""
+        self._rate_limit.report()
+        self.undo.close()
+        self._capacity = 0
+        self._queue.put(None)
+        self._thread.join(timeout_s)
 
-    def dequeue(self, block: bool) -> logging.LogRecord:  # noqa: FBT001  as in QueueListener
+    # --- in the threads that log --------------------------------------------------------------------------------------
+
+    def process(self, _logger: None, level: str, event: EventDict) -> NoReturn:
+        """Log a line of structlog. This is its only processor."""
+        self._log(level, structlog.contextvars.merge_contextvars(None, level, event))
+        raise structlog.DropEvent
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Log a record of `logging`, without the lock of `Handler`: a finalizer may log while another lock is held."""
+        level = logging.getLevelName(min(record.levelno // 10 * 10, logging.CRITICAL)).lower()
+        try:
+            event = record.getMessage().rstrip()
+        except Exception as error:  # noqa: BLE001  arguments that do not fit, and a value's own __str__, can raise anything
+            _log_unloggable(record.msg, error)
+        else:
+            self._log(level, {"event": event, "component": record.name, "exc_info": record.exc_info})
+        return True
+
+    def _log(self, level: str, event: EventDict) -> None:
+        try:
+            logged = LoggedEvent(str(event["event"]), str(event.get("component", "")), level)
+            if logged.event != "event_repeated" and not self._rate_limit.allows(logged):
+                return
+            line = self._line(level, event)
+        except Exception as error:  # noqa: BLE001  a value's own __str__ can raise anything
+            _log_unloggable(event["event"], error)
+            return
+        if self._queue.qsize() >= self._capacity:
+            self._refused += 1
+        else:
+            self._queue.put((line, self._refused))
+
+    def _log_repeated(self, of: LoggedEvent, count: int) -> None:
+        fields = {"of": of.event, "where": of.component, "count": count, "seconds": WINDOW_S}
+        self._log(of.level, {"event": "event_repeated", "component": "logs", **fields})
+
+    def _line(self, level: str, event: EventDict) -> str:
+        """Render a line: time, level, event and component first, and every value safe to write."""
+        event = structlog.processors.format_exc_info(None, level, event)
+        head = {"time": iso(time.time()), "level": level, "event": event["event"], "component": event.get("component")}
+        fields = {key: _clean_field(key, value) for key, value in {**head, **event, **head}.items()}
+        return self._render(None, level, fields)
+
+    # --- in the thread of the writer ----------------------------------------------------------------------------------
+
+    def _write_queue(self) -> None:
         while True:
             try:
-                record: logging.LogRecord | None = self._queue.get(block, WINDOW_S)
+                item = self._queue.get(timeout=WINDOW_S)
             except Empty:
-                self._handler.rate_limit.report_if_due()
-                self._report_dropped(self._handler.dropped)
+                self._rate_limit.report_if_due()
+                self._report_dropped(self._refused)
                 continue
-            if record is None:  # the sentinel: the thread ends
-                self._report_dropped(self._handler.dropped)
-                if isinstance(self._output, WatchedFileHandler):
-                    self._output.close()
-                self._has_ended.set()
-            return cast("logging.LogRecord", record)
+            if item is None:
+                break
+            line, refused_before = item
+            self._report_dropped(refused_before)
+            self._unwritten += not self._write(line)
+        self._report_dropped(self._refused)
+        if isinstance(self._output, WatchedFileHandler):
+            self._output.close()
 
-    def handle(self, record: logging.LogRecord) -> None:
-        self._report_dropped(record.__dict__["dropped_before"])
-        self._unwritten += not self._write(record.msg)
-
-    def _report_dropped(self, dropped: int) -> None:
-        missing = dropped + self._unwritten - self._reported
+    def _report_dropped(self, refused: int) -> None:
+        missing = refused + self._unwritten - self._reported
         if missing:
-            fields = {"event": "log_lines_dropped", "count": missing}
-            level = {"levelno": logging.WARNING, "_logger": None, "_name": "warning"}
-            notice = self._handler.format(logging.makeLogRecord({"name": "logs", "msg": fields, **level}))
-            self._reported += missing * self._write(notice)
+            notice = {"event": "log_lines_dropped", "component": "logs", "count": missing}
+            self._reported += missing * self._write(self._line("warning", notice))
 
     def _write(self, line: str) -> bool:
         """Write a line. Return False if the reader has gone, the stream is closed, or the file cannot be opened.
@@ -193,12 +187,7 @@ class LogWriter(QueueListener):
         It bypasses the buffer of the stream: a write that blocks in there holds a lock that Python needs to exit.
         """
         try:
-            stream = self._stream()
-            try:
-                descriptor = stream.fileno()
-            except UnsupportedOperation:  # a stream in memory
-                stream.write(line + "\n")
-                return True
+            descriptor = self._stream().fileno()
             rest = memoryview((line + "\n").encode())
             while rest:
                 try:
@@ -218,12 +207,8 @@ class LogWriter(QueueListener):
         return cast("TextIO", self._output.stream)
 
 
-def _clean_event(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Put time, level, event and component first, and make every value safe to write."""
-    record, _ = event.pop("_record"), event.pop("_from_structlog")
-    level, component = logging.getLevelName(record.levelno).lower(), event.get("component", record.name)
-    head = {"time": iso(record.created), "level": level, "event": event["event"], "component": component}
-    return {key: _clean_field(key, value) for key, value in {**head, **event, **head}.items()}
+def _log_unloggable(event: object, error: Exception) -> None:
+    log.error("unloggable_line", of=event if isinstance(event, str) else "", error=type(error).__name__)
 
 
 def _clean_field(name: str, value: object) -> object:
@@ -236,22 +221,26 @@ def _clean(value: object) -> object:
     match value:
         case None | bool() | int() | float():
             return value
+        case str():
+            text = value
         case Mapping():
             return {str(_clean(str(key))): _clean_field(str(key), item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [_clean(item) for item in value]
-    text = redacted(repr(value) if isinstance(value, BaseException) else str(value))
+        case _:
+            text = repr(value) if isinstance(value, BaseException) else str(value)
+    text = redacted(text)
     text = text if len(text) <= _VALUE_MAX_CHARS else f"{text[:_VALUE_MAX_CHARS]}…"
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def _render_json(_logger: object, _method: str, event: EventDict) -> str:
+def _render_json(_logger: None, _level: str, event: EventDict) -> str:
     return msgspec.json.encode(event).decode()
 
 
-def _console(stream: TextIO) -> Callable[[object, str, EventDict], str]:
+def _console_renderer(*, colors: bool) -> Renderer:
     return structlog.dev.ConsoleRenderer(
-        colors=stream.isatty() and not os.environ.get("NO_COLOR"),
+        colors=colors and not os.environ.get("NO_COLOR"),
         exception_formatter=structlog.dev.plain_traceback,
         timestamp_key="time",
         sort_keys=False,

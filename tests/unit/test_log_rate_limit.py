@@ -1,7 +1,5 @@
 """The log rate limit reports repetitions of an event as a count, and hides no other event."""
 
-import logging
-
 import pytest
 
 from aism_engine.clock import FakeClock
@@ -18,11 +16,11 @@ class Log:
 
     def write(self, event: str, times: int = 1) -> None:
         for _ in range(times):
-            if self.rate_limit.allows(LoggedEvent(event, "c", logging.WARNING)):
+            if self.rate_limit.allows(LoggedEvent(event, "c", "warning")):
                 self.lines.append(event)
 
     def _report(self, event: LoggedEvent, count: int) -> None:
-        assert event[1:] == ("c", logging.WARNING)
+        assert event[1:] == ("c", "warning")
         self.lines.append(f"{event.event} x{count}")
 
 

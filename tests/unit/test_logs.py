@@ -1,12 +1,12 @@
 """Every log line has one format and no password in it, and no reader of the log can stall the engine."""
 
-import io
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from typing import Any, TextIO
 import pytest
 import structlog
 
-from aism_engine.logs import LogWriter, configure, get_logger
+from aism_engine.logs import LogWriter, configure
 
-log = get_logger("reaper")  # made before anything is configured, as in every module
+log = structlog.get_logger(component="reaper")  # made before anything is configured, as in every module
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +36,14 @@ class Logged:
     """A log that is written to memory."""
 
     def __init__(self, *, level: str = "info", layout: str = "json") -> None:
-        self.stream = io.StringIO()
+        self.stream = tempfile.TemporaryFile("w+")  # noqa: SIM115  `text` closes it
         self.writer = configure(level=level, format=layout, queue=1000, stream=self.stream)
 
     def text(self) -> str:
         self.writer.close()
-        return self.stream.getvalue()
+        with self.stream:
+            self.stream.seek(0)
+            return self.stream.read()
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text().splitlines()]
@@ -56,6 +58,7 @@ def logged() -> Iterator[Logged]:
     logged = Logged()
     yield logged
     logged.writer.close()
+    logged.stream.close()
 
 
 def test_every_line_has_time_level_event_and_component_first(logged: Logged) -> None:
@@ -157,8 +160,8 @@ def test_logging_never_raises(logged: Logged) -> None:
     log.info("endless", value=endless)
     event: Any = Broken()
     log.info(event)
-    handler = logging.getLogger("aism_engine").handlers[0]  # not through the root logger: handlers of pytest raise
-    handler.handle(logging.LogRecord("x", logging.ERROR, "", 0, "%d", ("no number",), None))
+    # Not through the root logger: handlers of pytest raise.
+    logged.writer.handle(logging.LogRecord("x", logging.ERROR, "", 0, "%d", ("no number",), None))
     odd, *others = logged.lines()
     assert [odd[key] for key in ("path", "lone", "bell", "raw", "big", "none", "a")] == [
         *("a", "\\ud800", "\\x1b[2J", "b'x'", 2**70, None, {"1": [2]})
@@ -353,13 +356,13 @@ def test_close_restores_the_root_logger() -> None:
     before = (root.level, list(root.handlers))
     logged = Logged(level="debug")
     assert (root.level, list(root.handlers)) != before
-    logged.writer.close()
+    logged.text()
     assert (root.level, list(root.handlers)) == before
 
 
 def test_queued_lines_are_written_at_exit() -> None:
     """A process that does not call `close` loses no line."""
-    script = "configure(level='info', format='auto', queue=10); get_logger('x').info('last')"
+    script = "configure(level='info', format='auto', queue=10); structlog.get_logger().info('last')"
     with run(script) as ended:
         _, errors = ended.communicate(timeout=60)
     assert ended.returncode == 0
@@ -370,7 +373,7 @@ def test_a_process_can_exit_while_its_standard_error_is_blocked() -> None:
     """A thread that is blocked in a write holds no lock that the interpreter needs at exit."""
     script = (
         "w = configure(level='info', format='auto', queue=1000);"
-        "[get_logger('x').info('filler', text='x' * 1024) for _ in range(500)]; w.close(0.01)"
+        "[structlog.get_logger().info('filler', text='x' * 1024) for _ in range(500)]; w.close(0.01)"
     )
     with run(script) as ended:
         assert ended.wait(60) == 0
