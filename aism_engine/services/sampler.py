@@ -7,12 +7,12 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from aism_engine.domain.agents.agent import Liveness, ShownLiveness
+from aism_engine.domain.agents.agent import ABSENT, ShownLiveness
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.doctor.collector import FactCollector
 from aism_engine.ops.doctor.findings import Severity
-from aism_engine.ops.doctor.server import SERVER_CODES, check_server
+from aism_engine.ops.doctor.server import SERVER_CHECKS
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import SamplerSettings
 from aism_engine.store.records import MEASUREMENTS_CHUNK
@@ -29,7 +29,6 @@ _LOADING_SHARE: Final = 0.02
 """Share of the time that a new leader spends on loading the measurements taken before it led."""
 _STATISTICS_SHARE: Final = 0.01
 """Share of a core that the statistics of measurements may take."""
-_ABSENT: Final = frozenset({Liveness.LOST, Liveness.LEFT})
 
 
 class Sampler(Service):
@@ -88,9 +87,9 @@ class Sampler(Service):
 
     async def _examine_server(self) -> None:
         """Report whether the configuration of the server can lose data, and log what has changed."""
-        findings = {finding.code: finding for finding in check_server(await self._collector.server())}
+        findings = {finding.code: finding for finding in SERVER_CHECKS.run(await self._collector.server())}
         dangers = {code for code, finding in findings.items() if finding.severity is Severity.DANGER}
-        for code in SERVER_CODES:
+        for code in SERVER_CHECKS.codes:
             self._metrics.redis_unsafe.labels(code).set(code in dangers)
         for code in sorted(dangers - self._dangers):
             log.warning("redis_unsafe", code=code, summary=findings[code].summary, fix=findings[code].fix)
@@ -113,7 +112,7 @@ class Sampler(Service):
             began_at = self._clock.monotonic()
             for agent_id, values in batch:
                 agent = fleet.agents.get(agent_id)
-                if agent is not None and agent.liveness not in _ABSENT:
+                if agent is not None and agent.liveness not in ABSENT:
                     statistics.add(agent.registered_type or "unregistered", values)
             spent_s += self._clock.monotonic() - began_at
             await asyncio.sleep(0)

@@ -55,7 +55,7 @@ def test_every_command_of_the_engine_is_required() -> None:
     used -= set(re.findall(r"command == '(\w+)'", lua))  # commit.lua's own
     used -= {"SCAN"}  # optional: see services/reconciler.py
     assert len(used) > 30
-    assert used - {words[0] for words in required_commands(Keys("aism"))} == set()
+    assert used - {command.words[0] for command in required_commands(Keys("aism"))} == set()
 
 
 def test_every_key_and_channel_is_required() -> None:

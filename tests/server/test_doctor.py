@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from aism_engine.ops.doctor.collector import DoctorFacts, FactCollector, diagnose
 from aism_engine.ops.doctor.findings import Severity
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
-from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan, classify
+from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
+from aism_engine.ops.doctor.known_keys import classify
 from aism_engine.ops.doctor.permissions import denied_commands, missing_rules, required_commands
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect

@@ -1,29 +1,29 @@
 """Laws of the doctor's checks: facts in, findings out."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from aism_engine.ops.doctor import environment, server
-from aism_engine.ops.doctor import keyspace as keys
 from aism_engine.ops.doctor.collector import CODES, DoctorFacts, diagnose
-from aism_engine.ops.doctor.environment import ConfigFile, EnvironmentFacts, SentinelFacts
-from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, Severity, list_examples
-from aism_engine.ops.doctor.keyspace import Examples, KeyspaceFacts
-from aism_engine.ops.doctor.permissions import missing_rules
-from aism_engine.ops.doctor.server import ServerFacts, check_server
+from aism_engine.ops.doctor.environment import ENVIRONMENT_CHECKS, ConfigFile, EnvironmentFacts, SentinelFacts
+from aism_engine.ops.doctor.findings import Checks, Examples, Finding, Severity
+from aism_engine.ops.doctor.keyspace import KEYSPACE_CHECKS, KeyspaceFacts
+from aism_engine.ops.doctor.permissions import RequiredCommand, missing_rules
+from aism_engine.ops.doctor.server import SERVER_CHECKS, ServerFacts
 
 OK, NOTE, WARNING, DANGER = Severity
 MIB = 1024 * 1024
 AOF = {"aof_enabled": 1}
 FSYNC = {"appendfsync": "everysec"}
+PING = RequiredCommand("PING")
+SUBSCRIBE = RequiredCommand("SUBSCRIBE", "&p:events")
 SLAVE = {"ip": "10.0.0.2", "port": 6379, "state": "online", "lag": 1}
 
 
-def evaluate(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> CheckResult | None:
-    """Run one check. What is wrong has a fix, and what is right has none."""
-    result = next(check for check in checks if check.code == code).evaluate(facts)
+def evaluate(checks: Checks[Any], code: str, facts: object) -> Finding | None:
+    """Return the finding of one check. What is wrong has a fix, and what is right has none."""
+    assert code in checks.codes
+    result = next((found for found in checks.run(facts) if found.code == code), None)
     if result is not None:
         assert result.summary
         assert result.fix or result.severity in {OK, NOTE}
@@ -31,7 +31,7 @@ def evaluate(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> Ch
     return result
 
 
-def severity(checks: Sequence[DoctorCheck[Any]], code: str, facts: object) -> Severity | None:
+def severity(checks: Checks[Any], code: str, facts: object) -> Severity | None:
     result = evaluate(checks, code, facts)
     return None if result is None else result.severity
 
@@ -115,7 +115,7 @@ def test_checks_of_the_server(
     code: str, info: dict[str, Any], config: dict[str, str], expected: Severity | None
 ) -> None:
     """What can lose data is a danger. What the server does not report is no finding."""
-    assert severity(server.CHECKS, code, ServerFacts(info=info, config=config)) == expected
+    assert severity(SERVER_CHECKS, code, ServerFacts(info=info, config=config)) == expected
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_checks_of_the_server(
 )
 def test_prefix_on_a_cluster_node_needs_a_hash_tag(prefix: str, expected: Severity) -> None:
     assert (
-        severity(server.CHECKS, "cluster", ServerFacts(info={"cluster_enabled": 1}, config={}, prefix=prefix))
+        severity(SERVER_CHECKS, "cluster", ServerFacts(info={"cluster_enabled": 1}, config={}, prefix=prefix))
         == expected
     )
 
@@ -133,26 +133,26 @@ def test_replicas_matter_more_with_sentinels(connected: int, needed: str) -> Non
     """A primary that may be replaced at any moment needs a replica, and must not accept writes without one."""
     info = {"role": "master", "connected_slaves": connected}
     watched = ServerFacts(info=info, config={"min-replicas-to-write": needed}, watched=True)
-    assert severity(server.CHECKS, "replicas", watched) is DANGER
+    assert severity(SERVER_CHECKS, "replicas", watched) is DANGER
 
 
 @pytest.mark.parametrize(
     ("code", "facts", "expected"),
     [
         ("permissions", {"denied": None}, None),
-        ("permissions", {"denied": [], "required": [("PING",)]}, OK),
-        ("permissions", {"denied": [("PING",)], "required": [("PING",)]}, DANGER),
-        ("permissions", {"denied": [("SUBSCRIBE", "c")], "required": [("SUBSCRIBE", "c")]}, WARNING),
+        ("permissions", {"denied": [], "required": [PING]}, OK),
+        ("permissions", {"denied": [PING], "required": [PING]}, DANGER),
+        ("permissions", {"denied": [SUBSCRIBE], "required": [SUBSCRIBE]}, WARNING),
         ("clock", {"clock_ahead_s": None}, None),
         ("clock", {"clock_ahead_s": 0.5}, OK),
         ("clock", {"clock_ahead_s": -2.0}, NOTE),
         ("clock", {"clock_ahead_s": -3600.0}, WARNING),
         ("clock", {"clock_ahead_s": 3600.0}, WARNING),
         ("latency", {}, None),
-        ("latency", {"pings_s": [0.001] * 9 + [0.4]}, OK),
-        ("latency", {"pings_s": [0.01] * 9}, NOTE),
-        ("latency", {"pings_s": [0.1] * 9}, WARNING),
-        ("latency", {"pings_s": [0.001] * 9 + [0.6], "commits_s": [0.001]}, WARNING),
+        ("latency", {"round_trips_s": [0.001] * 9 + [0.4]}, OK),
+        ("latency", {"round_trips_s": [0.01] * 9}, NOTE),
+        ("latency", {"round_trips_s": [0.1] * 9}, WARNING),
+        ("latency", {"round_trips_s": [0.001] * 9 + [0.6], "commits_s": [0.001]}, WARNING),
         ("protocol", {"protocol": 2}, OK),
         ("protocol", {"protocol": 3}, NOTE),
         ("not_checked", {}, None),
@@ -160,11 +160,11 @@ def test_replicas_matter_more_with_sentinels(connected: int, needed: str) -> Non
     ],
 )
 def test_checks_of_the_environment(code: str, facts: dict[str, Any], expected: Severity | None) -> None:
-    assert severity(environment.CHECKS, code, EnvironmentFacts(server="redis", **facts)) == expected
+    assert severity(ENVIRONMENT_CHECKS, code, EnvironmentFacts(**facts)) == expected
 
 
 def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, error: str = "") -> SentinelFacts:
-    return SentinelFacts(address=f"s{number}:26379", primary=primary, others=others, quorum=2, error=error)
+    return SentinelFacts(address=f"s{number}:26379", primary=primary, others=others, error=error)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, error
     ],
 )
 def test_three_sentinels_must_answer_and_agree(sentinels: list[SentinelFacts], expected: Severity | None) -> None:
-    assert severity(environment.CHECKS, "sentinels", EnvironmentFacts(server="redis", sentinels=sentinels)) == expected
+    assert severity(ENVIRONMENT_CHECKS, "sentinels", EnvironmentFacts(sentinels=sentinels)) == expected
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_three_sentinels_must_answer_and_agree(sentinels: list[SentinelFacts], e
 )
 def test_others_cannot_read_the_password(mode: int, has_password: bool, expected: Severity) -> None:  # noqa: FBT001
     file = ConfigFile(path="/etc/aism/engine.toml", mode=mode, has_password=has_password)
-    assert severity(environment.CHECKS, "config_file", EnvironmentFacts(server="redis", config_file=file)) == expected
+    assert severity(ENVIRONMENT_CHECKS, "config_file", EnvironmentFacts(config_file=file)) == expected
 
 
 FOUND = Examples(count=7, names=["a", "b"])
@@ -198,7 +198,7 @@ FOUND = Examples(count=7, names=["a", "b"])
 @pytest.mark.parametrize(
     ("code", "facts", "expected"),
     [
-        *((check.code, {}, OK) for check in keys.CHECKS),
+        *((code, {}, OK) for code in KEYSPACE_CHECKS.codes),
         ("prefix", {"fleets_above": ["aism"]}, WARNING),
         ("prefix", {"fleets_below": FOUND}, WARNING),
         ("prefix", {"other_databases": [1, 7]}, WARNING),
@@ -218,14 +218,18 @@ FOUND = Examples(count=7, names=["a", "b"])
     ],
 )
 def test_checks_of_the_keys(code: str, facts: dict[str, Any], expected: Severity) -> None:
-    assert severity(keys.CHECKS, code, KeyspaceFacts(prefix="aism:b", **facts)) == expected
+    assert severity(KEYSPACE_CHECKS, code, KeyspaceFacts(prefix="aism:b", **facts)) == expected
 
 
 def test_user_without_scripts_is_advised_to_run_the_doctor_again() -> None:
     """Without scripts the other permissions cannot be checked. The digests of scripts are not shown."""
-    refused = [("EVAL", "return 1", "0"), ("EVALSHA", "0" * 40, "0"), ("EVALSHA", "0" * 40, "1", "aism:engine:epoch")]
-    facts = EnvironmentFacts(server="redis", denied=refused, required=[*refused, ("PING",)])
-    result = evaluate(environment.CHECKS, "permissions", facts)
+    refused = [
+        RequiredCommand("EVAL", arguments=("return 1", "0")),
+        RequiredCommand("EVALSHA", arguments=("0" * 40, "0")),
+        RequiredCommand("EVALSHA", "~aism:engine:epoch", ("0" * 40, "1", "aism:engine:epoch")),
+    ]
+    facts = EnvironmentFacts(denied=refused, required=[*refused, PING])
+    result = evaluate(ENVIRONMENT_CHECKS, "permissions", facts)
     assert result is not None
     assert result.summary == "the user may not send: EVAL, EVALSHA, EVALSHA aism:engine:epoch"
     assert "+eval +evalsha" in result.fix
@@ -238,7 +242,7 @@ def test_examples_are_bounded() -> None:
     for number in range(1000):
         examples.add(f"{number}" + "x" * 1000)
     assert (examples.count, len(examples.names), max(map(len, examples.names))) == (1000, 5, 120)
-    assert list_examples(7, ["a", "b"]) == "a, b, and 5 more"
+    assert str(Examples(7, ["a", "b"])) == "a, b, and 5 more"
     assert KeyspaceFacts(prefix="a").foreign is not KeyspaceFacts(prefix="b").foreign
 
 
@@ -246,7 +250,7 @@ def test_most_severe_findings_come_first() -> None:
     """Each code occurs at most once."""
     facts = DoctorFacts(
         ServerFacts(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
-        EnvironmentFacts(server="redis", unchecked=["CONFIG: denied"]),
+        EnvironmentFacts(unchecked=["CONFIG: denied"]),
         KeyspaceFacts(prefix="aism"),
     )
     found = diagnose(facts)
@@ -258,29 +262,37 @@ def test_most_severe_findings_come_first() -> None:
 
 def test_server_that_reports_nothing_has_no_findings() -> None:
     """As for a user that may read neither INFO nor CONFIG."""
-    assert check_server(ServerFacts(info={}, config={})) == []
+    assert SERVER_CHECKS.run(ServerFacts(info={}, config={})) == []
 
 
+GET_LEASE, SET_LEASE, GET_LEDGER, HGET_COMMAND = (
+    RequiredCommand(*each)
+    for each in (
+        *[("GET", "~p:lease"), ("SET", "~p:lease"), ("GET", "~p:ledger")],
+        ("HGET", "~p:command:aism-doctor"),
+    )
+)
+XINFO = RequiredCommand("XINFO|STREAM", "~p:audit")
+PUBLISH = RequiredCommand("PUBLISH", "&p:events")
 NEEDED = [
-    *[("GET", "p:lease"), ("SET", "p:lease", "x"), ("GET", "p:ledger"), ("PING",)],
-    *[("XINFO", "STREAM", "p:audit"), ("XADD", "p:audit", "*"), ("EVALSHA", "0", "1", "p:audit")],
-    *[("PUBLISH", "p:events", "x"), ("SUBSCRIBE", "p:events"), ("HGET", "p:command:aism-doctor", "f")],
+    *[GET_LEASE, SET_LEASE, GET_LEDGER, PING, XINFO, RequiredCommand("XADD", "~p:audit")],
+    *[RequiredCommand("EVALSHA", "~p:audit"), PUBLISH, SUBSCRIBE, HGET_COMMAND],
 ]
 
 
 @pytest.mark.parametrize(
     ("refused", "expected"),
     [
-        ([("GET", "p:lease"), ("GET", "p:ledger")], ["+get", "~p:ledger"]),
-        ([("GET", "p:lease"), ("SET", "p:lease", "x")], ["+set", "~p:lease"]),
-        ([("PING",)], ["+ping"]),
-        ([("XINFO", "STREAM", "p:audit")], ["+xinfo|stream"]),
-        ([("PUBLISH", "p:events", "x"), ("SUBSCRIBE", "p:events")], ["+publish", "+subscribe", "&p:events"]),
-        ([("HGET", "p:command:aism-doctor", "f")], ["+hget", "~p:command:*"]),
-        ([("GET", "p:lease")], ["+get", "~p:lease"]),
+        ([GET_LEASE, GET_LEDGER], ["+get", "~p:ledger"]),
+        ([GET_LEASE, SET_LEASE], ["+set", "~p:lease"]),
+        ([PING], ["+ping"]),
+        ([XINFO], ["+xinfo|stream"]),
+        ([PUBLISH, SUBSCRIBE], ["+publish", "+subscribe", "&p:events"]),
+        ([HGET_COMMAND], ["+hget", "~p:command:*"]),
+        ([GET_LEASE], ["+get", "~p:lease"]),
         ([], []),
     ],
 )
-def test_denied_commands_become_acl_rules(refused: list[tuple[str, ...]], expected: list[str]) -> None:
+def test_denied_commands_become_acl_rules(refused: list[RequiredCommand], expected: list[str]) -> None:
     """Commands before keys before channels. If either can be the reason, both the command and the key."""
     assert missing_rules(refused, NEEDED) == expected

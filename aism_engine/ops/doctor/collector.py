@@ -13,28 +13,24 @@ import msgspec
 from msgspec import Struct
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.ops.doctor import environment, keyspace, server
-from aism_engine.ops.doctor.environment import ConfigFile, EnvironmentFacts, SentinelFacts
-from aism_engine.ops.doctor.findings import Finding, Severity, run_checks
-from aism_engine.ops.doctor.keyspace import KeyspaceFacts
+from aism_engine.ops.doctor.environment import ENVIRONMENT_CHECKS, ConfigFile, EnvironmentFacts, SentinelFacts
+from aism_engine.ops.doctor.findings import Finding, Severity
+from aism_engine.ops.doctor.keyspace import KEYSPACE_CHECKS, KeyspaceFacts
 from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
 from aism_engine.ops.doctor.permissions import denied_commands, required_commands
-from aism_engine.ops.doctor.server import CONFIG_NAMES, ServerFacts
+from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFacts
 from aism_engine.ops.inspector import Report
 from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Argument
-from aism_engine.store.client import Client, connect, naming_outages, where
+from aism_engine.store.client import Client, connect, naming_outages
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import text
 from aism_engine.store.redis_exceptions import RedisError, ResponseError
 from aism_engine.store.scripts import COMMIT, CommitCode
 
-CODES: Final = tuple(check.code for module in (server, environment, keyspace) for check in module.CHECKS)
-_WORST_FIRST: Final = (Severity.DANGER, Severity.WARNING, Severity.NOTE, Severity.OK)
+CODES: Final = SERVER_CHECKS.codes + ENVIRONMENT_CHECKS.codes + KEYSPACE_CHECKS.codes
 _MAX_DATABASES: Final = 64
 """Other databases checked: an arbitrary number, servers have 16 by default."""
-_PINGS: Final = 50
-_CLOCK_READS: Final = 5
+_ROUND_TRIPS: Final = 50
 _COMMITS: Final = 20
 """Number of measurements: arbitrary numbers that take some milliseconds on a server nearby."""
 
@@ -49,10 +45,10 @@ class DoctorFacts(Struct, frozen=True):
 
 def diagnose(facts: DoctorFacts) -> list[Finding]:
     """Run all checks, and return their findings, the most severe first."""
-    findings = server.check_server(facts.server) + run_checks(environment.CHECKS, facts.environment)
+    findings = SERVER_CHECKS.run(facts.server) + ENVIRONMENT_CHECKS.run(facts.environment)
     if facts.keyspace is not None:
-        findings += run_checks(keyspace.CHECKS, facts.keyspace)
-    return sorted(findings, key=lambda finding: _WORST_FIRST.index(finding.severity))
+        findings += KEYSPACE_CHECKS.run(facts.keyspace)
+    return sorted(findings, key=lambda finding: list(Severity).index(finding.severity), reverse=True)
 
 
 class FactCollector:
@@ -92,8 +88,7 @@ class FactCollector:
         for name in CONFIG_NAMES:
             if "CONFIG" in self._unchecked:
                 break
-            pairs = _pairs(await self._ask("CONFIG", "GET", name))
-            config |= {text(key): text(value) for key, value in pairs}
+            config |= await self._ask("CONFIG GET", name) or {}
         settings = self._settings
         return ServerFacts(info=info, config=config, prefix=settings.prefix, watched=bool(settings.sentinels))
 
@@ -116,8 +111,7 @@ class FactCollector:
 
     async def _environment(self, config_file: ConfigFile | None) -> EnvironmentFacts:
         required = required_commands(self._keys, sentinels=bool(self._settings.sentinels))
-        clock_ahead_s = await self._clock_ahead_s()
-        pings_s = [await self._ping_s() for _ in range(_PINGS)]
+        round_trips_s, clock_ahead_s = await self._round_trips()
         commits_s = await self._commits_s()
         denied = None
         try:
@@ -125,10 +119,9 @@ class FactCollector:
         except ServerUnavailableError as error:
             self._note_denied("EVAL, MULTI", error)
         return EnvironmentFacts(
-            server=where(self._settings),
             protocol=self._settings.protocol,
             clock_ahead_s=clock_ahead_s,
-            pings_s=[each for each in pings_s if each is not None],
+            round_trips_s=round_trips_s,
             commits_s=commits_s,
             required=required,
             denied=denied,
@@ -144,32 +137,32 @@ class FactCollector:
 
     async def _ask(self, *command: str) -> Any:  # noqa: ANN401  the type depends on the command
         """Send a command; return None, and note it, if the server denies it."""
+        name = command[0].partition(" ")[0]
         try:
             with naming_outages():
                 return await self._client.execute_command(*command)
         except ServerUnavailableError as error:
-            self._note_denied(command[0], error)
+            self._note_denied(name, error)
         except ResponseError as error:
-            self._unchecked.setdefault(command[0], str(error))
+            self._unchecked.setdefault(name, str(error))
         return None
 
-    async def _ping_s(self) -> float | None:
-        began_at = time.perf_counter()
-        reply = await self._ask("PING")
-        return None if reply is None else time.perf_counter() - began_at
+    async def _round_trips(self) -> tuple[list[float], float | None]:
+        """Read the server's clock several times. Return the durations, and how far that clock is ahead of ours.
 
-    async def _clock_ahead_s(self) -> float | None:
-        """Compare the clocks by the fastest of several replies, which is the most precise."""
-        measured: list[tuple[float, float]] = []
-        for _ in range(_CLOCK_READS):
-            began_at = time.time()
+        The fastest reply gives the most precise difference.
+        """
+        durations_s: list[float] = []
+        ahead_s = None
+        for _ in range(_ROUND_TRIPS):
+            asked_at, began_at = time.time(), time.perf_counter()
             reply = await self._ask("TIME")
-            ended_at = time.time()
             if reply is None:
-                return None
-            ahead_s = int(reply[0]) + int(reply[1]) / 1_000_000 - (began_at + ended_at) / 2
-            measured.append((ended_at - began_at, ahead_s))
-        return min(measured)[1]
+                break
+            durations_s.append(time.perf_counter() - began_at)
+            if durations_s[-1] == min(durations_s):
+                ahead_s = int(reply[0]) + int(reply[1]) / 1_000_000 - (asked_at + durations_s[-1] / 2)
+        return durations_s, ahead_s
 
     async def _commits_s(self) -> list[float]:
         """Time the commit script with a token that nobody holds, so that it is fenced before it writes."""
@@ -196,31 +189,19 @@ class FactCollector:
         client = connect(own, "", timeout_s=settings.connect_timeout)
         try:
             with naming_outages():
-                primary = dict(_pairs(await client.execute_command("SENTINEL", "MASTER", name)))
+                primary = await client.execute_command("SENTINEL MASTER", name)
             error = ""
             try:
-                await client.execute_command("SENTINEL", "CKQUORUM", name)
+                await client.execute_command("SENTINEL CKQUORUM", name)
             except ResponseError as refusal:
                 error = str(refusal)
             return SentinelFacts(
                 address=address,
-                primary=f"{text(primary[b'ip'])}:{text(primary[b'port'])}",
-                others=int(primary[b"num-other-sentinels"]),
-                quorum=int(primary[b"quorum"]),
+                primary=f"{primary['ip']}:{primary['port']}",
+                others=primary["num-other-sentinels"],
                 error=error,
             )
         except (ServerUnavailableError, RedisError, KeyError) as failure:
             return SentinelFacts(address=address, error=str(failure))
         finally:
             await client.aclose()
-
-
-def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401
-    """Return the pairs of a mapping, which RESP2 sends as a flat list."""
-    if isinstance(reply, dict):
-        return [(_encoded(name), _encoded(value)) for name, value in reply.items()]
-    return list(zip(reply[::2], reply[1::2], strict=True)) if reply else []
-
-
-def _encoded(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value

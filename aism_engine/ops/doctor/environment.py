@@ -6,8 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, danger, list_examples, note, ok, plural, warning
-from aism_engine.ops.doctor.permissions import EVAL_COMMANDS, RedisCommand, describe, missing_rules
+from aism_engine.ops.doctor.findings import CheckResult, Checks, Examples, danger, note, ok, plural, warning
+from aism_engine.ops.doctor.permissions import EVAL_COMMANDS, RequiredCommand, missing_rules
 
 _CLOCK_NOTE_S: Final = 1.0
 _CLOCK_WARNING_S: Final = 30.0
@@ -27,7 +27,6 @@ class SentinelFacts(Struct, frozen=True, kw_only=True):
     """`host:port`; empty if the sentinel knows no primary of the configured name."""
     others: int = 0
     """The number of other sentinels that it knows."""
-    quorum: int = 0
     error: str = ""
     """Why it did not answer, or the error of its CKQUORUM."""
 
@@ -43,38 +42,44 @@ class ConfigFile(Struct, frozen=True, kw_only=True):
 class EnvironmentFacts(Struct, frozen=True, kw_only=True):
     """What was measured between the engine's machine and the server. What could not be measured is None or empty."""
 
-    server: str
     protocol: int = 2
     clock_ahead_s: float | None = None
     """How far the server's clock is ahead of the local one, corrected by half of the round trip."""
-    pings_s: Sequence[float] = ()
+    round_trips_s: Sequence[float] = ()
     commits_s: Sequence[float] = ()
     """Durations of commits with a stale token: the cost of the script before it writes."""
-    denied: Sequence[RedisCommand] | None = None
+    denied: Sequence[RequiredCommand] | None = None
     """The required commands that the user may not send."""
-    required: Sequence[RedisCommand] = ()
+    required: Sequence[RequiredCommand] = ()
     sentinels: Sequence[SentinelFacts] = ()
     config_file: ConfigFile | None = None
     unchecked: Sequence[str] = ()
     """What the server did not let the doctor read, each with the server's error."""
 
 
-def _permissions(environment: EnvironmentFacts) -> CheckResult | None:
+ENVIRONMENT_CHECKS: Final = Checks[EnvironmentFacts]()
+
+
+@ENVIRONMENT_CHECKS.add("A denied command stops the engine; if only subscribing is denied, the engine polls.")
+def permissions(environment: EnvironmentFacts) -> CheckResult | None:
     denied = environment.denied
     if denied is None:
         return None
     if not denied:
         return ok("the user has every permission that the engine needs")
-    shown = list(dict.fromkeys(map(describe, denied)))
-    summary = f"the user may not send: {list_examples(len(shown), shown[:5])}"
+    examples = Examples()
+    for command in dict.fromkeys(map(str, denied)):
+        examples.add(command)
+    summary = f"the user may not send: {examples}"
     fix = f"ACL SETUSER <user> {' '.join(missing_rules(denied, environment.required))}"
-    if all(command[0] in EVAL_COMMANDS for command in denied):  # without scripts the others cannot be checked
+    if all(command.name in EVAL_COMMANDS for command in denied):  # without scripts the others cannot be checked
         fix += "; then run the doctor again: more may be missing (docs/doctor.md lists all permissions)"
-    only_subscribing = all(command[0] in _SUBSCRIBE_COMMANDS for command in denied)
+    only_subscribing = all(command.name in _SUBSCRIBE_COMMANDS for command in denied)
     return warning(summary, fix) if only_subscribing else danger(summary, fix)
 
 
-def _clock(environment: EnvironmentFacts) -> CheckResult | None:
+@ENVIRONMENT_CHECKS.add("Deadlines use the server's clock. Logs and heartbeats use local clocks.")
+def clock(environment: EnvironmentFacts) -> CheckResult | None:
     ahead_s = environment.clock_ahead_s
     if ahead_s is None:
         return None
@@ -87,11 +92,12 @@ def _clock(environment: EnvironmentFacts) -> CheckResult | None:
     return warning(summary, fix) if difference_s > _CLOCK_WARNING_S else note(summary, fix)
 
 
-def _latency(environment: EnvironmentFacts) -> CheckResult | None:
-    pings_s, commits_s = environment.pings_s, environment.commits_s
-    if not pings_s:
+@ENVIRONMENT_CHECKS.add("One commit is in flight at a time, and each takes a round trip.")
+def latency(environment: EnvironmentFacts) -> CheckResult | None:
+    round_trips_s, commits_s = environment.round_trips_s, environment.commits_s
+    if not round_trips_s:
         return None
-    typical, longest = median(pings_s), max(pings_s)
+    typical, longest = median(round_trips_s), max(round_trips_s)
     summary = f"a round trip takes {_ms(typical)}, at most {_ms(longest)}"
     if commits_s:
         summary += f"; a rejected commit takes {_ms(median(commits_s))}, at most {_ms(max(commits_s))}"
@@ -101,13 +107,15 @@ def _latency(environment: EnvironmentFacts) -> CheckResult | None:
     return note(summary, fix) if typical > _SLOW_S else ok(summary)
 
 
-def _protocol(environment: EnvironmentFacts) -> CheckResult | None:
+@ENVIRONMENT_CHECKS.add("Client libraries represent some replies differently in the two versions.")
+def protocol(environment: EnvironmentFacts) -> CheckResult | None:
     if environment.protocol == _MOST_TESTED_PROTOCOL:
         return ok(f"RESP{environment.protocol}")
     return note(f"RESP{environment.protocol}", "RESP2 is tested most: set redis.protocol = 2.")
 
 
-def _sentinels(environment: EnvironmentFacts) -> CheckResult | None:
+@ENVIRONMENT_CHECKS.add("The sentinels choose the primary, and the engine asks them for it.")
+def sentinels(environment: EnvironmentFacts) -> CheckResult | None:
     if not environment.sentinels:
         return None
     answering = [each for each in environment.sentinels if each.primary]
@@ -125,7 +133,8 @@ def _sentinels(environment: EnvironmentFacts) -> CheckResult | None:
     return ok(f"{plural(len(answering), 'sentinel')} of {known} answered; the primary is {primaries[0]}")
 
 
-def _config_file(environment: EnvironmentFacts) -> CheckResult | None:
+@ENVIRONMENT_CHECKS.add("With the Redis password one can read, forge and delete everything.")
+def config_file(environment: EnvironmentFacts) -> CheckResult | None:
     file = environment.config_file
     if file is None:
         return None
@@ -140,30 +149,12 @@ def _config_file(environment: EnvironmentFacts) -> CheckResult | None:
     return ok(f"{summary}{', which protects its password' if file.has_password else ' and contains no password'}")
 
 
-def _not_checked(environment: EnvironmentFacts) -> CheckResult | None:
+@ENVIRONMENT_CHECKS.add("What was not checked may be wrong.")
+def not_checked(environment: EnvironmentFacts) -> CheckResult | None:
     if not environment.unchecked:
         return None
     fix = "Run the doctor with a user that may read them (--redis), or ask your provider for these settings."
     return warning("; ".join(environment.unchecked), fix)
-
-
-CHECKS: Final = (
-    DoctorCheck(
-        "permissions",
-        "A denied command stops the engine; if only subscribing is denied, the engine polls.",
-        _permissions,
-    ),
-    DoctorCheck(
-        "clock",
-        "Deadlines use the server's clock; logs and heartbeats with the local time seem early or late beside it.",
-        _clock,
-    ),
-    DoctorCheck("latency", "One commit is in flight at a time, and each takes a round trip.", _latency),
-    DoctorCheck("protocol", "Client libraries represent some replies differently in the two versions.", _protocol),
-    DoctorCheck("sentinels", "The sentinels choose the primary, and the engine asks them for it.", _sentinels),
-    DoctorCheck("config_file", "With the Redis password one can read, forge and delete everything.", _config_file),
-    DoctorCheck("not_checked", "What was not checked may be wrong.", _not_checked),
-)
 
 
 def _ms(seconds: float) -> str:

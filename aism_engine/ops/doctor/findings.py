@@ -1,10 +1,14 @@
 """The findings of the doctor, and the checks that produce them. Finding codes are published names."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct
+
+_MAX_EXAMPLES: Final = 5
+_MAX_NAME: Final = 120
 
 F = TypeVar("F")
 
@@ -31,56 +35,78 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 class CheckResult(NamedTuple):
-    """What a check found; its code and reason are those of the check."""
+    """What a check found. Its code and reason are those of the check."""
 
     severity: Severity
     summary: str
     fix: str = ""
 
 
-def ok(summary: str) -> CheckResult:
-    return CheckResult(Severity.OK, summary)
+ok = partial(CheckResult, Severity.OK)
+note = partial(CheckResult, Severity.NOTE)
+warning = partial(CheckResult, Severity.WARNING)
+danger = partial(CheckResult, Severity.DANGER)
+Check: TypeAlias = Callable[[F], CheckResult | None]
+"""A check of collected facts. Returns None if it does not apply."""
 
 
-def note(summary: str, fix: str = "") -> CheckResult:
-    return CheckResult(Severity.NOTE, summary, fix)
+class NotReportedError(Exception):
+    """A check needs a value that the server did not report."""
 
 
-def warning(summary: str, fix: str) -> CheckResult:
-    return CheckResult(Severity.WARNING, summary, fix)
+class Checks(Generic[F]):
+    """The checks of one kind of facts, in the order of docs/doctor.md."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, tuple[str, Check[F]]] = {}
+
+    def add(self, why: str) -> Callable[[Check[F]], Check[F]]:
+        """Add the decorated function. Its name is the code of its findings, and `why` says why they matter."""
+
+        def register(check: Check[F]) -> Check[F]:
+            self._checks[check.__name__] = why, check
+            return check
+
+        return register
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        return tuple(self._checks)
+
+    def run(self, facts: F) -> list[Finding]:
+        """Run all checks. A check that does not apply, or raises NotReportedError, gives no finding."""
+        found = []
+        for code, (why, check) in self._checks.items():
+            try:
+                result = check(facts)
+            except NotReportedError:
+                continue
+            if result is not None:
+                found.append(Finding(code=code, why=why, **result._asdict()))
+        return found
 
 
-def danger(summary: str, fix: str) -> CheckResult:
-    return CheckResult(Severity.DANGER, summary, fix)
+class Examples(Struct):
+    """A count of names, and the first of them."""
+
+    count: int = 0
+    names: list[str] = []
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.names) < _MAX_EXAMPLES:
+            self.names.append(name[:_MAX_NAME])
+
+    def __str__(self) -> str:
+        """Format the names: `a, b, and 3 more`."""
+        more = f", and {self.count - len(self.names)} more" if self.count > len(self.names) else ""
+        return ", ".join(self.names) + more
 
 
-class DoctorCheck(NamedTuple, Generic[F]):
-    """A check on collected facts. `evaluate` returns None if the facts that it needs are missing."""
-
-    code: str
-    why: str
-    evaluate: Callable[[F], CheckResult | None]
-
-
-def run_checks(checks: Iterable[DoctorCheck[F]], facts: F) -> list[Finding]:
-    return [
-        Finding(code=check.code, severity=result.severity, summary=result.summary, why=check.why, fix=result.fix)
-        for check in checks
-        if (result := check.evaluate(facts)) is not None
-    ]
-
-
-def plural(count: int, one: str, many: str = "") -> str:
+def plural(count: int, noun: str) -> str:
     """Format `1 key` or `2 keys`."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def mebibytes(size: int) -> str:
     return f"{size / 1024 / 1024:.1f} MiB"
-
-
-def list_examples(count: int, examples: Iterable[str]) -> str:
-    """Format the first of `count` names: `a, b, and 3 more`."""
-    shown = list(examples)
-    more = f", and {count - len(shown)} more" if count > len(shown) else ""
-    return ", ".join(shown) + more

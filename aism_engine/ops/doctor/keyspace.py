@@ -4,26 +4,19 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from aism_engine.ops.doctor.findings import CheckResult, DoctorCheck, danger, list_examples, note, ok, plural, warning
+from aism_engine.ops.doctor.findings import (
+    CheckResult,
+    Checks,
+    Examples,
+    Severity,
+    danger,
+    note,
+    ok,
+    plural,
+    warning,
+)
 
-_MAX_EXAMPLES: Final = 5
-_MAX_NAME: Final = 120
 _FIX_PREFIX: Final = "Choose prefixes that do not start with each other: aism-a and aism-b, not aism and aism:b."
-
-
-class Examples(Struct):
-    """A count of names, and the first of them."""
-
-    count: int = 0
-    names: list[str] = []
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if len(self.names) < _MAX_EXAMPLES:
-            self.names.append(name[:_MAX_NAME])
-
-    def __str__(self) -> str:
-        return list_examples(self.count, self.names)
 
 
 class KeyspaceFacts(Struct, kw_only=True):
@@ -62,119 +55,95 @@ class KeyspaceFacts(Struct, kw_only=True):
     heartbeats: int = 0
 
 
-def _prefix(keyspace: KeyspaceFacts) -> CheckResult | None:
-    prefix = keyspace.prefix
+KEYSPACE_CHECKS: Final = Checks[KeyspaceFacts]()
+
+
+@KEYSPACE_CHECKS.add("Overlapping prefixes share ACL patterns, and may share keys or channels.")
+def prefix(keyspace: KeyspaceFacts) -> CheckResult | None:
+    name, databases = keyspace.prefix, ", ".join(map(str, keyspace.other_databases))
     if keyspace.fleets_above:
-        return warning(f"{prefix} is under the prefix of a fleet: {', '.join(keyspace.fleets_above)}", _FIX_PREFIX)
-    if keyspace.other_databases:
-        return warning(
-            f"other databases of this server hold a fleet {prefix}: {', '.join(map(str, keyspace.other_databases))}",
-            "Give each fleet its own prefix: what one publishes is received in every database.",
-        )
+        return warning(f"{name} is under the prefix of a fleet: {', '.join(keyspace.fleets_above)}", _FIX_PREFIX)
+    if databases:
+        fix = "Give each fleet its own prefix: what one publishes is received in every database."
+        return warning(f"other databases of this server hold a fleet {name}: {databases}", fix)
     if keyspace.fleets_below.count:
-        return warning(f"other fleets are under {prefix}: {keyspace.fleets_below}", _FIX_PREFIX)
-    return ok(f"no other fleet's prefix begins with {prefix}")
+        return warning(f"other fleets are under {name}: {keyspace.fleets_below}", _FIX_PREFIX)
+    return ok(f"no other fleet's prefix begins with {name}")
 
 
-def _foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
-    foreign = keyspace.foreign
-    if foreign.count:
-        return warning(
-            f"{plural(foreign.count, 'key is', 'keys are')} unknown to this version: {foreign}",
-            "If another version of the engine wrote them, keep them; otherwise move them to another prefix.",
-        )
-    if keyspace.scanned == 0:
-        return ok("there are no keys yet")
-    return ok(f"{plural(keyspace.scanned, 'key')}, all known to this version")
-
-
-def _key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
-    wrong = keyspace.wrong_type
-    if not wrong.count:
-        return ok("every key has the right type")
-    summary = f"{plural(wrong.count, 'key has', 'keys have')} another type than docs/protocol.md says: {wrong}"
-    return danger(summary, "Check them with TYPE, and RENAME them: the engine creates its own.")
-
-
-def _orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
-    missing, unindexed = keyspace.missing_records, keyspace.unindexed_agents
-    if missing.count:
-        return warning(
-            f"{plural(missing.count, 'agent')} in the index without a record: {missing}",
-            "Their next heartbeat or message creates the record; otherwise SREM them from the index.",
-        )
-    if unindexed.count:
-        return note(
-            f"{plural(unindexed.count, 'agent')} with keys and not in the index: {unindexed}",
-            "Agents that are starting send a heartbeat soon. Delete the keys <prefix>:agent:<id>:* of the others.",
-        )
-    return ok("every agent that has keys is in the index")
-
-
-def _orphaned_commands(keyspace: KeyspaceFacts) -> CheckResult | None:
-    found = keyspace.commands_without_deadline
-    if found.count:
-        return danger(
-            f"{plural(found.count, 'open command')} without a deadline: {found}",
-            "ZADD <prefix>:engine:deadlines 0 command:<id> for each, and restart the engine: it ends them.",
-        )
-    if keyspace.truncated:
-        return note("not all keys were scanned: there may be open commands without a deadline")
-    return ok("every open command has a deadline")
-
-
-def _orphaned_deadlines(keyspace: KeyspaceFacts) -> CheckResult | None:
-    found = keyspace.deadlines_without_record
-    if not found.count:
-        return ok("every deadline has its record")
-    return warning(
-        f"{plural(found.count, 'deadline')} without a record: {found}",
-        "Find out who deleted the records. The engine removes these deadlines when they are due.",
+@KEYSPACE_CHECKS.add("Whatever writes them may also overwrite a key of the engine.")
+def foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
+    fix = "If another version of the engine wrote them, keep them; otherwise move them to another prefix."
+    return _problem(Severity.WARNING, keyspace.foreign, "key", "unknown to this version", fix) or ok(
+        f"{plural(keyspace.scanned, 'key')}, all known to this version" if keyspace.scanned else "there are no keys yet"
     )
 
 
-def _no_expiry(keyspace: KeyspaceFacts) -> CheckResult | None:
-    found = keyspace.without_expiry
+@KEYSPACE_CHECKS.add("A key of the wrong type stops the engine, or messages to that agent.")
+def key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
+    fix = "Check them with TYPE, and RENAME them: the engine creates its own."
+    what = "with another type than docs/protocol.md says"
+    return _problem(Severity.DANGER, keyspace.wrong_type, "key", what, fix) or ok("every key has the right type")
+
+
+@KEYSPACE_CHECKS.add("Nothing reads these keys or deletes them.")
+def orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
+    missing_fix = "Their next heartbeat or message creates the record; otherwise SREM them from the index."
+    unindexed_fix = "Agents that are starting send a heartbeat soon. Delete <prefix>:agent:<id>:* of the others."
+    return (
+        _problem(Severity.WARNING, keyspace.missing_records, "agent", "in the index without a record", missing_fix)
+        or _problem(Severity.NOTE, keyspace.unindexed_agents, "agent", "with keys and not in the index", unindexed_fix)
+        or ok("every agent that has keys is in the index")
+    )
+
+
+@KEYSPACE_CHECKS.add("Nothing ends such a command, so its sender waits forever.")
+def orphaned_commands(keyspace: KeyspaceFacts) -> CheckResult | None:
+    fix = "ZADD <prefix>:engine:deadlines 0 command:<id> for each, and restart the engine: it ends them."
+    found = keyspace.commands_without_deadline
+    if keyspace.truncated and not found.count:
+        return note("not all keys were scanned: there may be open commands without a deadline")
+    return _problem(Severity.DANGER, found, "open command", "without a deadline", fix) or ok(
+        "every open command has a deadline"
+    )
+
+
+@KEYSPACE_CHECKS.add("A command without its record has no outcome.")
+def orphaned_deadlines(keyspace: KeyspaceFacts) -> CheckResult | None:
+    fix = "Find out who deleted the records. The engine removes these deadlines when they are due."
+    found = keyspace.deadlines_without_record
+    return _problem(Severity.WARNING, found, "deadline", "without a record", fix) or ok("every deadline has its record")
+
+
+@KEYSPACE_CHECKS.add("Such keys fill the memory, and a lease without an expiry blocks every failover.")
+def no_expiry(keyspace: KeyspaceFacts) -> CheckResult | None:
     if keyspace.lease_without_expiry:
         return danger(
             "the lease does not expire: when its holder crashes, no other engine can lead",
             "PEXPIRE <prefix>:engine:lease 5000; a live leader renews it.",
         )
-    if found.count:
-        return warning(
-            f"{plural(found.count, 'key')} without an expiry: {found}",
-            "PEXPIRE each of them: they are replies, and records of what has ended.",
+    fix = "PEXPIRE each of them: they are replies, and records of what has ended."
+    return _problem(Severity.WARNING, keyspace.without_expiry, "key", "without an expiry", fix) or ok(
+        "every key that should expire has an expiry"
+    )
+
+
+@KEYSPACE_CHECKS.add("An agent that is not in the index gets no commands and is never lost.")
+def heartbeats(keyspace: KeyspaceFacts) -> CheckResult | None:
+    invalid_fix = "Find out who writes them, and ZREM them: the engine ignores them."
+    unindexed_fix = (
+        "A leading engine adds them within seconds, unless agents.auto_register is off, or the fleet has "
+        "agents.max_agents."
+    )
+    return (
+        _problem(Severity.NOTE, keyspace.invalid_members, "heartbeat", "without a valid agent id", invalid_fix)
+        or _problem(
+            Severity.NOTE, keyspace.unindexed_members, "agent", "with heartbeats and not in the index", unindexed_fix
         )
-    return ok("every key that should expire has an expiry")
+        or ok(f"{plural(keyspace.heartbeats, 'agent')} with heartbeats, all in the index")
+    )
 
 
-def _heartbeats(keyspace: KeyspaceFacts) -> CheckResult | None:
-    invalid, unindexed = keyspace.invalid_members, keyspace.unindexed_members
-    if invalid.count:
-        return note(
-            f"{plural(invalid.count, 'member is not an agent id', 'members are not agent ids')}: {invalid}",
-            "Find out who writes them, and ZREM them: the engine ignores them.",
-        )
-    if unindexed.count:
-        return note(
-            f"{plural(unindexed.count, 'agent')} with heartbeats and not in the index: {unindexed}",
-            "A leading engine adds them within seconds, unless agents.auto_register is off, or the fleet has "
-            "agents.max_agents.",
-        )
-    if not keyspace.heartbeats:
-        return ok("no agent sends heartbeats")
-    return ok(f"{plural(keyspace.heartbeats, 'agent sends', 'agents send')} heartbeats, all in the index")
-
-
-CHECKS: Final = (
-    DoctorCheck("prefix", "Overlapping prefixes share ACL patterns, and may share keys or channels.", _prefix),
-    DoctorCheck("foreign_keys", "Whatever writes them may also overwrite a key of the engine.", _foreign_keys),
-    DoctorCheck("key_types", "A key of the wrong type stops the engine, or messages to that agent.", _key_types),
-    DoctorCheck("orphaned_agents", "Nothing reads these keys or deletes them.", _orphaned_agents),
-    DoctorCheck("orphaned_commands", "Nothing ends such a command, so its sender waits forever.", _orphaned_commands),
-    DoctorCheck("orphaned_deadlines", "A command without its record has no outcome.", _orphaned_deadlines),
-    DoctorCheck(
-        "no_expiry", "Such keys fill the memory, and a lease without an expiry blocks every failover.", _no_expiry
-    ),
-    DoctorCheck("heartbeats", "An agent that is not in the index gets no commands and is never lost.", _heartbeats),
-)
+def _problem(severity: Severity, found: Examples, noun: str, what: str, fix: str) -> CheckResult | None:
+    """Return a result such as `2 keys without an expiry: a, b`; None if nothing was found."""
+    return CheckResult(severity, f"{plural(found.count, noun)} {what}: {found}", fix) if found.count else None

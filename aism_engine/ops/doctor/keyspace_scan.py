@@ -4,91 +4,30 @@ The fleet may be working meanwhile. So when a record is missing, the reference t
 reference that existed both before and after is broken. All scans are bounded.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
-from aism_engine.ops.doctor.permissions import RedisCommand
+from aism_engine.ops.doctor.known_keys import KnownKey, classify
 from aism_engine.ops.inspector import Report
 from aism_engine.store.client import Client, naming_outages, outage_of
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK, text
 from aism_engine.store.redis_exceptions import ResponseError
 
+RedisCommand: TypeAlias = tuple[str, ...]
+
 _OPEN: Final = frozenset(status.value.encode() for status in OPEN)
-_AGENT_KEYS: Final = {
-    "commands": "list",
-    "state": "string",
-    "metadata": "hash",
-    "inbox": "list",
-    "measurements": "hash",
-}
-_RECORDS: Final = {
-    "mail": "list",
-    "agent": "hash",
-    "command": "hash",
-    "group": "hash",
-    "request": "string",
-    "replies": "list",
-}
-_SINGLE_KEYS: Final = {
-    "response_queue": "list",
-    "request_queue": "list",
-    "fanout": "list",
-    "oversized": "list",
-    "heartbeats": "zset",
-    "index": "set",
-    "silent": "zset",
-    "deadlines": "zset",
-    "audit": "stream",
-    "archives": "hash",
-    "dead_letters": "stream",
-    "holds": "hash",
-    "lease": "string",
-    "epoch": "string",
-    "ledger": "string",
-    "publication_cursor": "string",
-}
-"""Redis types: of each agent's keys, of records by their kind, and of single keys by their name in store/keys.py."""
 DEADLINE_RECORDS: Final = {"command": "command", "group": "group", "stay": "agent"}
 """The kind of record that a deadline belongs to, by the kind of the deadline."""
-_EXPIRING: Final = frozenset({"request", "replies"})
-_IDENTIFIER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-_AGENT: Final = re.compile(
-    rf":agent:(?P<id>{_IDENTIFIER}):(?:(?P<part>{'|'.join(_AGENT_KEYS)})|replies:{_IDENTIFIER})\Z"
-)
-_RECORD: Final = re.compile(rf":engine:(?P<kind>{'|'.join(_RECORDS)}):(?P<id>{_IDENTIFIER})\Z")
+_EXPIRING: Final = frozenset({"saved_reply", "agent_reply", "request_reply"})
 _NO_EXPIRY: Final = -1
 _NO_KEY: Final = -2
 """Replies of PTTL."""
-
-
-class KnownKey(NamedTuple):
-    """A key of the engine, classified by its name."""
-
-    key: str
-    type: str
-    kind: str
-    id: str = ""
-    agent_id: str = ""
-
-
-def classify(keys: Keys, key: str) -> KnownKey | None:
-    """Classify a key under the prefix; return None if no engine of this version writes such a key."""
-    rest = key.removeprefix(keys.prefix)
-    if found := _AGENT.match(rest):
-        part = found["part"]
-        return KnownKey(key, _AGENT_KEYS[part] if part else "list", part or "replies", agent_id=found["id"])
-    if found := _RECORD.match(rest):
-        kind = found["kind"]
-        return KnownKey(key, _RECORDS[kind], kind, found["id"], found["id"] if kind == "agent" else "")
-    single = ((name, kind) for name, kind in _SINGLE_KEYS.items() if getattr(keys, name) == key)
-    return next((KnownKey(key, kind, name) for name, kind in single), None)
 
 
 class KeyspaceScan:
@@ -153,8 +92,8 @@ class KeyspaceScan:
             else:
                 self._facts.wrong_type.add(f"{key.key} ({actual})")
         await self._check_indexed([each for each in good if each.agent_id and each.agent_id not in self._unindexed])
-        await self._check_expiry([each for each in good if each.kind in _EXPIRING or each.kind == "lease"])
-        await self._check_deadlines([each for each in good if each.kind in {"command", "group"}])
+        await self._check_expiry([each for each in good if each.name in _EXPIRING or each.name == "lease"])
+        await self._check_deadlines([each for each in good if each.name in {"command", "group"}])
 
     def _add_unknown(self, key: str) -> None:
         """Add a key that belongs to a fleet with a longer prefix, or that no engine wrote."""
@@ -183,25 +122,25 @@ class KeyspaceScan:
 
     async def _check_expiry(self, keys: Sequence[KnownKey]) -> None:
         for key, ttl_ms in zip(keys, await self._replies([("PTTL", each.key) for each in keys]), strict=True):
-            if ttl_ms == _NO_EXPIRY and key.kind == "lease":
+            if ttl_ms == _NO_EXPIRY and key.name == "lease":
                 self._facts.lease_without_expiry = True
             elif ttl_ms == _NO_EXPIRY:
                 self._facts.without_expiry.add(key.key)
 
     async def _check_deadlines(self, keys: Sequence[KnownKey]) -> None:
         """Check that open commands and groups have a deadline, and that ended ones expire."""
-        commands: list[tuple[str, ...]] = []
+        commands: list[RedisCommand] = []
         for key in keys:
-            read = ("HGET", key.key, "status" if key.kind == "command" else "ended_at")
-            commands += (read, ("ZSCORE", self._keys.deadlines, f"{key.kind}:{key.id}"), read, ("PTTL", key.key))
+            read = ("HGET", key.key, "status" if key.name == "command" else "ended_at")
+            commands += (read, ("ZSCORE", self._keys.deadlines, f"{key.name}:{key.id}"), read, ("PTTL", key.key))
         replies = iter(await self._replies(commands))
         for key in keys:
             before, deadline, after, ttl_ms = next(replies), next(replies), next(replies), next(replies)
-            if not _is_open(key.kind, before):
+            if not _is_open(key.name, before):
                 if ttl_ms == _NO_EXPIRY:
                     self._facts.without_expiry.add(key.key)
-            elif _is_open(key.kind, after) and deadline is None and ttl_ms != _NO_KEY:
-                self._facts.commands_without_deadline.add(f"{key.kind}:{key.id}")
+            elif _is_open(key.name, after) and deadline is None and ttl_ms != _NO_KEY:
+                self._facts.commands_without_deadline.add(f"{key.name}:{key.id}")
 
     # --- the indexes --------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ executed: the server checks the permission when it queues the command. Neither w
 """
 
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from aism_engine.errors import ServerUnavailableError
+from aism_engine.ops.doctor.known_keys import KEY_USES, SAMPLE, sample_key
 from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
@@ -16,112 +17,74 @@ from aism_engine.store.redis_exceptions import NoPermissionError, ResponseError
 from aism_engine.store.scripts import ACL_DRY_RUN, DryRunCode
 
 T = TypeVar("T")
-RedisCommand: TypeAlias = tuple[str, ...]
 
-SAMPLE: Final = "aism-doctor"
-"""Placeholder for every id in a key; becomes `*` in an ACL rule."""
 EVAL_COMMANDS: Final = frozenset({"EVAL", "EVALSHA"})
-_QUEUE: Final = "LLEN LINDEX LTRIM LMOVE"
-_COUNT_AND_RECORD: Final = "HSET HGET HMGET PEXPIRE TYPE"
-_USES: Final = {
-    "epoch": "GET SET",
-    "lease": "GET SET PEXPIRE PTTL DEL",
-    "ledger": "GET SET",
-    "publication_cursor": "GET SET",
-    "response_queue": f"{_QUEUE} LPUSH",
-    "request_queue": _QUEUE,
-    "fanout": f"{_QUEUE} LPUSH TYPE",
-    "oversized": "LMOVE LTRIM LLEN TYPE",
-    "heartbeats": "ZSCORE ZREM ZMSCORE ZRANGEBYSCORE ZCARD ZSCAN TYPE",
-    "silent": "ZADD ZREM ZRANGE TYPE",
-    "index": "SADD SREM SMEMBERS TYPE",
-    "deadlines": "ZADD ZREM ZSCORE ZMSCORE ZRANGE ZRANGEBYSCORE ZCARD TYPE",
-    "audit": "XADD XLEN XRANGE XREVRANGE XINFO XTRIM TYPE",
-    "archives": "HSET HGETALL HDEL",
-    "dead_letters": "XADD XDEL XRANGE XTRIM XLEN TYPE",
-    "holds": "HSET HGET TYPE",
-    "agent": "HSET HMGET DEL TYPE",
-    "state": "MGET MSET GETRANGE DEL TYPE",
-    "metadata": "HSET HGET DEL TYPE",
-    "agent_measurements": "HSET HGETALL HLEN DEL TYPE",
-    "commands": "LPUSH LREM LINDEX DEL TYPE",
-    "inbox": "LPUSH LLEN DEL TYPE",
-    "mail": "LPUSH LLEN LMOVE DEL TYPE",
-    "agent_reply": "LPUSH PEXPIRE TYPE",
-    "request_reply": "LPUSH PEXPIRE TYPE",
-    "command": _COUNT_AND_RECORD,
-    "group": _COUNT_AND_RECORD,
-    "saved_reply": "SET MGET TYPE",
-}
-"""The commands used on each key, by its name in store/keys.py. Scripts that use a key declare it, too."""
+_DIGEST: Final = "0" * 40
 _PROBED: Final = (
     "SET MSET MGET PEXPIRE DEL HSET HGET LPUSH LLEN LINDEX LREM LTRIM LMOVE SADD SREM ZADD ZSCORE ZREM XADD XDEL TYPE"
 )
 """The commands that `probe_permissions.lua` tries on a key of its own."""
 _PUBLISHED: Final = ("state_changes", "errors", "measurements")
 _SUBSCRIBED: Final = ("responses", "requests", "state_changes", "measurements")
-_WITHOUT_KEY: Final[tuple[RedisCommand, ...]] = (
-    ("PING",),
-    ("TIME",),
-    ("CLIENT", "SETNAME", SAMPLE),
-    ("EVALSHA", "0" * 40, "0"),
-    ("EVAL", "return 1", "0"),
-)
 _ARGUMENTS: Final = {
-    "DEL": (),
-    "GETRANGE": ("0", "1"),
-    "HDEL": ("f",),
-    "HGET": ("f",),
-    "HMGET": ("f",),
-    "HSET": ("f", "v"),
-    "LINDEX": ("0",),
-    "LPUSH": ("x",),
-    "LREM": ("0", "x"),
-    "LTRIM": ("0", "-1"),
-    "MSET": ("x",),
-    "PEXPIRE": ("1000",),
-    "SADD": ("x",),
-    "SET": ("x",),
-    "SREM": ("x",),
-    "XADD": ("*", "f", "v"),
-    "XDEL": ("0-1",),
-    "XRANGE": ("-", "+"),
-    "XREVRANGE": ("+", "-"),
-    "XTRIM": ("MAXLEN", "1"),
-    "ZADD": ("1", "x"),
-    "ZMSCORE": ("x",),
-    "ZRANGE": ("0", "1"),
-    "ZRANGEBYSCORE": ("0", "1"),
-    "ZREM": ("x",),
-    "ZSCAN": ("0",),
-    "ZSCORE": ("x",),
+    1: "HDEL HGET HMGET LINDEX LPUSH MSET PEXPIRE SADD SET SREM XDEL ZMSCORE ZREM ZSCAN ZSCORE",
+    2: "GETRANGE HSET LREM LTRIM XRANGE XREVRANGE XTRIM ZADD ZRANGE ZRANGEBYSCORE",
+    3: "LMOVE XADD",
 }
-"""The arguments after the key. The server checks permissions of syntactically complete commands only."""
-_CHANNEL_COMMANDS: Final = frozenset({"PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE"})
-_WITH_SUBCOMMAND: Final = frozenset({"CLIENT", "XINFO"})
+"""The commands by their number of arguments after the key. The server checks the permission only if that is right."""
 
 
-def required_commands(keys: Keys, *, sentinels: bool = False) -> list[RedisCommand]:
+class RequiredCommand(NamedTuple):
+    """A command that the engine sends. The target is its key or channel as in an ACL rule, `~key` or `&channel`."""
+
+    name: str
+    """`GET`, or `XINFO|STREAM` for a command with a subcommand."""
+    target: str = ""
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*self.name.split("|"), *self.arguments)
+
+    def __str__(self) -> str:
+        """Format the command for people, without its arguments."""
+        return f"{self.name.replace('|', ' ')} {self.target[1:]}".rstrip()
+
+
+_WITHOUT_KEY: Final = (
+    RequiredCommand("PING"),
+    RequiredCommand("TIME"),
+    RequiredCommand("CLIENT|SETNAME", arguments=(SAMPLE,)),
+    RequiredCommand("EVALSHA", arguments=(_DIGEST, "0")),
+    RequiredCommand("EVAL", arguments=("return 1", "0")),
+)
+
+
+def required_commands(keys: Keys, *, sentinels: bool = False) -> list[RequiredCommand]:
     """Return every command that the engine sends, on every key and channel, with `SAMPLE` for ids."""
-    commands = [*_WITHOUT_KEY, *((("ROLE",),) if sentinels else ())]
-    uses = {_sample_key(keys, name): words.split() for name, words in _USES.items()}
-    uses[f"{keys.prefix}:engine:probe"] = _PROBED.split()
-    for key, words in uses.items():
-        commands += (_complete(word, key, keys) for word in words)
-        commands.append(("EVALSHA", "0" * 40, "1", key))
-    commands += (("PUBLISH", getattr(keys, name), "x") for name in _PUBLISHED)
-    commands += ((word, getattr(keys, name)) for name in _SUBSCRIBED for word in ("SUBSCRIBE", "UNSUBSCRIBE"))
+    commands = [*_WITHOUT_KEY, *((RequiredCommand("ROLE"),) if sentinels else ())]
+    uses = {sample_key(keys, name): names for name, (_, names) in KEY_USES.items()}
+    uses[f"{keys.prefix}:engine:probe"] = _PROBED
+    counts = {name: count for count, names in _ARGUMENTS.items() for name in names.split()}
+    for key, names in uses.items():
+        # The key stands for every argument, so that the second key of LMOVE is permitted, too.
+        commands += [RequiredCommand(name, f"~{key}", (key,) * (1 + counts.get(name, 0))) for name in names.split()]
+        commands.append(RequiredCommand("EVALSHA", f"~{key}", (_DIGEST, "1", key)))
+    for channel in (getattr(keys, name) for name in _PUBLISHED):
+        commands.append(RequiredCommand("PUBLISH", f"&{channel}", (channel, "x")))
+    for channel in (getattr(keys, name) for name in _SUBSCRIBED):
+        commands += [RequiredCommand(name, f"&{channel}", (channel,)) for name in ("SUBSCRIBE", "UNSUBSCRIBE")]
     return commands
 
 
-async def denied_commands(client: Client, commands: Sequence[RedisCommand]) -> list[RedisCommand]:
+async def denied_commands(client: Client, commands: Sequence[RequiredCommand]) -> list[RequiredCommand]:
     """Return those of the commands that the user may not send.
 
     Raises ServerUnavailableError, `noperm`, if the user may not even ask.
     """
     arguments: list[Argument] = []
     for command in commands:
-        arguments += (len(command), *command)
+        arguments += (len(command.words), *command.words)
     may_call_scripts = True
     try:
         code, *numbers = await _unknown_as_noperm(ACL_DRY_RUN(client, [], arguments))
@@ -136,34 +99,28 @@ async def denied_commands(client: Client, commands: Sequence[RedisCommand]) -> l
     except ServerUnavailableError as error:
         if error.outage != "noperm" or may_call_scripts:
             raise
-        return [command for command in commands if command[0] in EVAL_COMMANDS]  # the others are not known
+        return [command for command in commands if command.name in EVAL_COMMANDS]  # the others are not known
 
 
-def missing_rules(denied: Iterable[Sequence[str]], required: Iterable[Sequence[str]]) -> list[str]:
+def missing_rules(denied: Iterable[RequiredCommand], required: Iterable[RequiredCommand]) -> list[str]:
     """Return the ACL rules that allow the denied commands: commands, then key patterns, then channel patterns.
 
     The server does not say whether it denied the command or the key. A command that is denied on every key lacks the
     command rule; a key on which every command is denied lacks the key rule; otherwise both rules are returned. Each
     returned rule is one that the engine needs.
     """
-    missing = {tuple(command) for command in denied}
-    allowed = [command for command in map(tuple, required) if command not in missing]
-    allowed_names = {_name(command) for command in allowed}
-    allowed_targets = {_target(command) for command in allowed}
+    missing = set(denied)
+    allowed = [command for command in required if command not in missing]
+    allowed_names = {command.name for command in allowed}
+    allowed_targets = {command.target for command in allowed}
     names, targets = set(), set()
-    for command in missing:
-        name, target = _name(command), _target(command)
+    for name, target, _ in missing:
         ambiguous = name in allowed_names and target in allowed_targets
         if name not in allowed_names or ambiguous:
-            names.add(f"+{name}")
+            names.add(f"+{name.lower()}")
         if target and (target not in allowed_targets or ambiguous):
-            targets.add(f"{'&' if command[0] in _CHANNEL_COMMANDS else '~'}{target.replace(SAMPLE, '*')}")
+            targets.add(target.replace(SAMPLE, "*"))
     return [*sorted(names), *sorted(targets, key=lambda rule: (rule[0] == "&", rule))]
-
-
-def describe(command: Sequence[str]) -> str:
-    """Format a command for people. Of a script call only the key is shown, not the digest."""
-    return f"{command[0]} {_target(command)}".rstrip() if command[0] in EVAL_COMMANDS else " ".join(command)
 
 
 async def _unknown_as_noperm(reply: Awaitable[T]) -> T:
@@ -175,14 +132,14 @@ async def _unknown_as_noperm(reply: Awaitable[T]) -> T:
         raise ServerUnavailableError("noperm", str(error)) from error
 
 
-async def _denied_in_transaction(client: Client, commands: Sequence[RedisCommand]) -> list[RedisCommand]:
+async def _denied_in_transaction(client: Client, commands: Sequence[RequiredCommand]) -> list[RequiredCommand]:
     pool, denied = client.connection_pool, []
     connection = await pool.get_connection()
     try:
         await connection.send_command("MULTI")
         await connection.read_response()
         for command in commands:
-            await connection.send_command(*command)
+            await connection.send_command(*command.words)
             try:
                 await connection.read_response()
             except ResponseError as error:  # other errors, such as a full memory, say nothing about permissions
@@ -192,30 +149,3 @@ async def _denied_in_transaction(client: Client, commands: Sequence[RedisCommand
         await connection.disconnect()  # in any case, so that the queued commands are never executed
         await pool.release(connection)
     return denied
-
-
-def _sample_key(keys: Keys, name: str) -> str:
-    key = getattr(keys, name)
-    return key if isinstance(key, str) else str(key(*([SAMPLE] * (2 if name == "agent_reply" else 1))))
-
-
-def _complete(name: str, key: str, keys: Keys) -> RedisCommand:
-    if name == "XINFO":
-        return ("XINFO", "STREAM", key)
-    if name == "LMOVE":
-        return ("LMOVE", key, keys.oversized, "RIGHT", "LEFT")
-    return (name, key, *_ARGUMENTS.get(name, ()))
-
-
-def _name(command: Sequence[str]) -> str:
-    subcommand = f"|{command[1]}" if command[0] in _WITH_SUBCOMMAND else ""
-    return f"{command[0]}{subcommand}".lower()
-
-
-def _target(command: Sequence[str]) -> str:
-    """Return the key or channel of a command, empty if it has none."""
-    name = command[0]
-    if name in EVAL_COMMANDS:
-        return command[3] if len(command) > 3 else ""  # noqa: PLR2004  script, number of keys, key
-    position = 2 if name in _WITH_SUBCOMMAND else 1
-    return command[position] if len(command) > position and name != "CLIENT" else ""

@@ -7,19 +7,17 @@ from msgspec import Struct
 
 from aism_engine.ops.doctor.findings import (
     CheckResult,
-    DoctorCheck,
-    Finding,
-    Severity,
+    Checks,
+    NotReportedError,
     danger,
     mebibytes,
     note,
     ok,
     plural,
-    run_checks,
     warning,
 )
 
-OLDEST_VERSION: Final = (6, 2)
+_OLDEST_VERSION: Final = (6, 2)
 CONFIG_NAMES: Final = (
     "appendonly",
     "appendfsync",
@@ -35,7 +33,7 @@ CONFIG_NAMES: Final = (
 _NEARLY_FULL: Final = 0.8
 _MAX_REPLICA_LAG_S: Final = 10
 _MIN_NORMAL_BYTES: Final = 64 * 1024 * 1024
-"""A few times the largest replies that the engine awaits at once, such as 100,000 records in pages."""
+"""A few times the largest reply that the engine awaits at once."""
 _MIN_PUBSUB_HARD_BYTES: Final = 32 * 1024 * 1024
 _MIN_PUBSUB_SOFT_BYTES: Final = 8 * 1024 * 1024
 """The server's own defaults, enough for some hundred thousand events."""
@@ -51,25 +49,37 @@ class ServerFacts(Struct, frozen=True, kw_only=True):
     watched: bool = False
     """Whether sentinels watch the server, so that a failover can happen at any moment."""
 
+    def reported(self, name: str) -> Any:  # noqa: ANN401  the type depends on the name
+        """Return a value of INFO or CONFIG. Raises NotReportedError."""
+        for source in (self.info, self.config):
+            if name in source:
+                return source[name]
+        raise NotReportedError(name)
 
-def _version(server: ServerFacts) -> CheckResult | None:
-    version = server.info.get("redis_version")
-    if version is None:
-        return None
-    name = f"Redis {version}"
+    @property
+    def append_only(self) -> bool:
+        """Whether the server writes an append-only file. Raises NotReportedError."""
+        return bool(self.info["aof_enabled"]) if "aof_enabled" in self.info else self.reported("appendonly") == "yes"
+
+
+SERVER_CHECKS: Final = Checks[ServerFacts]()
+"""The engine itself repeats these checks while it runs."""
+
+
+@SERVER_CHECKS.add("Older servers lack commands that the engine needs.")
+def version(server: ServerFacts) -> CheckResult | None:
+    number = str(server.reported("redis_version"))
+    name = f"Redis {number}"
     if "valkey_version" in server.info:
-        name = f"Valkey {server.info['valkey_version']} (compatible with Redis {version})"
-    parts = tuple(int(part) for part in str(version).split(".")[:2] if part.isdigit())
-    if parts < OLDEST_VERSION:
+        name = f"Valkey {server.info['valkey_version']} (compatible with Redis {number})"
+    if tuple(int(part) for part in number.split(".")[:2] if part.isdigit()) < _OLDEST_VERSION:
         return danger(f"{name} is too old", "Upgrade to Redis 6.2 or newer, or to Valkey.")
     return ok(name)
 
 
-def _role(server: ServerFacts) -> CheckResult | None:
-    role = server.info.get("role")
-    if role is None:
-        return None
-    if role == "master":
+@SERVER_CHECKS.add("A replica refuses writes, or loses them.")
+def role(server: ServerFacts) -> CheckResult | None:
+    if server.reported("role") == "master":
         return ok("the server is a primary")
     primary = f"{server.info.get('master_host')}:{server.info.get('master_port')}"
     fix = f"Set redis.url to the primary ({primary}), or set redis.sentinels."
@@ -77,14 +87,11 @@ def _role(server: ServerFacts) -> CheckResult | None:
     return danger(f"the server is a replica of {primary}{link}", fix)
 
 
-def _persistence(server: ServerFacts) -> CheckResult | None:
-    fix = "CONFIG SET appendonly yes, and the same in redis.conf (or CONFIG REWRITE)."
-    append_only = _append_only(server)
-    if append_only is None:
-        return None
-    if append_only:
+@SERVER_CHECKS.add("A restart of the server loses what agents pushed and what the engine accepted.")
+def persistence(server: ServerFacts) -> CheckResult | None:
+    if server.append_only:
         return ok("the server writes an append-only file")
-    save = server.config.get("save")
+    save, fix = server.config.get("save"), "CONFIG SET appendonly yes, and the same in redis.conf (or CONFIG REWRITE)."
     if save == "":
         return danger("the server persists nothing: no append-only file and no snapshots", fix)
     unsaved = server.info.get("rdb_changes_since_last_save")
@@ -93,42 +100,38 @@ def _persistence(server: ServerFacts) -> CheckResult | None:
     return danger(f"{kept}{loss}", fix)
 
 
-def _fsync(server: ServerFacts) -> CheckResult | None:
-    policy, fix = server.config.get("appendfsync"), "CONFIG SET appendfsync everysec, or always."
-    if not _append_only(server) or policy is None:
+@SERVER_CHECKS.add("After a crash the append-only file holds only what was synced to the disk.")
+def fsync(server: ServerFacts) -> CheckResult | None:
+    if not server.append_only:
         return None
+    policy, fix = server.reported("appendfsync"), "CONFIG SET appendfsync everysec, or always."
     if policy == "no":
         return danger("the kernel decides when to sync the append-only file: a crash loses up to half a minute", fix)
     if server.config.get("no-appendfsync-on-rewrite") == "yes":
-        return warning(
-            "the append-only file is not synced while it is rewritten", "CONFIG SET no-appendfsync-on-rewrite no."
-        )
+        fix = "CONFIG SET no-appendfsync-on-rewrite no."
+        return warning("the append-only file is not synced while it is rewritten", fix)
     if policy == "everysec":
         return note("the append-only file is synced every second: a crash loses the last second or two")
     return ok("the append-only file is synced before each reply: a crash loses nothing that was acknowledged")
 
 
-def _persistence_status(server: ServerFacts) -> CheckResult | None:
-    info, append_only = server.info, _append_only(server)
+@SERVER_CHECKS.add("Unwritten data is lost at a restart, or makes the server refuse writes.")
+def persistence_status(server: ServerFacts) -> CheckResult | None:
     fix = "Read the server's log: most often its disk is full, or it has too little memory to fork."
-    if "rdb_last_bgsave_status" not in info and "aof_last_write_status" not in info:
-        return None
-    if append_only and info.get("aof_last_write_status", "ok") != "ok":
+    if server.append_only and server.info.get("aof_last_write_status", "ok") != "ok":
         return danger("the last write of the append-only file failed", fix)
-    if append_only and info.get("aof_last_bgrewrite_status", "ok") != "ok":
+    if server.append_only and server.info.get("aof_last_bgrewrite_status", "ok") != "ok":
         return warning("the last rewrite of the append-only file failed, so the file keeps growing", fix)
-    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+    if server.reported("rdb_last_bgsave_status") != "ok":
         stops_writes = server.config.get("stop-writes-on-bgsave-error") == "yes"
-        refused = "; the server may refuse writes (MISCONF)" if stops_writes else ""
-        severity = Severity.WARNING if append_only else Severity.DANGER
-        return CheckResult(severity, f"the last snapshot failed{refused}", fix)
+        summary = f"the last snapshot failed{'; the server may refuse writes (MISCONF)' if stops_writes else ''}"
+        return warning(summary, fix) if server.append_only else danger(summary, fix)
     return ok("the last write to disk succeeded")
 
 
-def _eviction(server: ServerFacts) -> CheckResult | None:
-    policy, limit = server.info.get("maxmemory_policy"), int(server.info.get("maxmemory", 0))
-    if policy is None:
-        return None
+@SERVER_CHECKS.add("A server that evicts deletes commands, queues and records silently.")
+def eviction(server: ServerFacts) -> CheckResult | None:
+    policy, limit = server.reported("maxmemory_policy"), int(server.info.get("maxmemory", 0))
     if policy == "noeviction":
         return ok("the server evicts nothing (noeviction)")
     fix = "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf."
@@ -138,10 +141,9 @@ def _eviction(server: ServerFacts) -> CheckResult | None:
     return danger(f"the policy is {policy}: above {mebibytes(limit)} the server deletes {evicted}", fix)
 
 
-def _memory(server: ServerFacts) -> CheckResult | None:
-    used, limit = server.info.get("used_memory"), int(server.info.get("maxmemory", 0))
-    if used is None:
-        return None
+@SERVER_CHECKS.add("A full server accepts no responses and no commands.")
+def memory(server: ServerFacts) -> CheckResult | None:
+    used, limit = server.reported("used_memory"), int(server.info.get("maxmemory", 0))
     if limit == 0:
         machine = int(server.info.get("total_system_memory", 0))
         if machine and used > _NEARLY_FULL * machine:
@@ -162,29 +164,29 @@ def _memory(server: ServerFacts) -> CheckResult | None:
     return ok(f"the server uses {share:.0%} of {mebibytes(limit)}")
 
 
-def _replicas(server: ServerFacts) -> CheckResult | None:
-    needed = server.config.get("min-replicas-to-write")
-    if server.info.get("role") != "master" or "connected_slaves" not in server.info:
+@SERVER_CHECKS.add("A failover loses what no replica has received.")
+def replicas(server: ServerFacts) -> CheckResult | None:
+    if server.reported("role") != "master":
         return None
-    connected, fix = int(server.info["connected_slaves"]), "CONFIG SET min-replicas-to-write 1."
+    connected, fix = int(server.reported("connected_slaves")), "CONFIG SET min-replicas-to-write 1."
     if connected == 0 and not server.watched:
         return note("there is no replica: if the disk is lost, the fleet is lost", "Add a replica, and sentinels.")
     if connected == 0:
         return danger("there is no replica, so the sentinels cannot fail over", "Repair or add a replica.")
-    if needed is None:
-        return None
-    if int(needed) > 0:
+    needed = int(server.reported("min-replicas-to-write"))
+    if needed > 0:
         return ok(f"{plural(connected, 'replica')}; the primary accepts writes only while {needed} can follow")
     summary = f"{plural(connected, 'replica')}; the primary accepts writes without any (min-replicas-to-write is 0)"
     return danger(summary, fix) if server.watched else warning(summary, fix)
 
 
-def _replica_lag(server: ServerFacts) -> CheckResult | None:
-    replicas = [value for name, value in server.info.items() if name[:5] == "slave" and isinstance(value, Mapping)]
-    if not replicas:
+@SERVER_CHECKS.add("A failover loses what the replica has not received.")
+def replica_lag(server: ServerFacts) -> CheckResult | None:
+    found = [value for name, value in server.info.items() if name[:5] == "slave" and isinstance(value, Mapping)]
+    if not found:
         return None
     problems = []
-    for replica in replicas:
+    for replica in found:
         name, state, lag = f"{replica.get('ip')}:{replica.get('port')}", replica.get("state"), replica.get("lag", 0)
         if state != "online":
             problems.append(f"{name} is {state}")
@@ -192,32 +194,31 @@ def _replica_lag(server: ServerFacts) -> CheckResult | None:
             problems.append(f"{name} last replied {lag} s ago")
     if problems:
         return warning("; ".join(problems), "Check the replica, its log, and the network to it.")
-    return ok(f"{plural(len(replicas), 'replica')}, none behind")
+    return ok(f"{plural(len(found), 'replica')}, none behind")
 
 
-def _replica_read_only(server: ServerFacts) -> CheckResult | None:
-    value = server.config.get("replica-read-only")
-    if value is None:
-        return None
-    if value == "yes":
+@SERVER_CHECKS.add("Writes to a replica are lost when it follows its primary again.")
+def replica_read_only(server: ServerFacts) -> CheckResult | None:
+    if server.reported("replica-read-only") == "yes":
         return ok("the server refuses writes when it is a replica")
-    severity = Severity.WARNING if server.info.get("role") == "master" else Severity.DANGER
-    return CheckResult(severity, "the server accepts writes when it is a replica", "CONFIG SET replica-read-only yes.")
+    result = warning if server.info.get("role") == "master" else danger
+    return result("the server accepts writes when it is a replica", "CONFIG SET replica-read-only yes.")
 
 
-def _output_buffers(server: ServerFacts) -> CheckResult | None:
-    words = server.config.get("client-output-buffer-limit", "").split()
+@SERVER_CHECKS.add("The engine's listener and `aism-engine tail` are subscribers.")
+def output_buffers(server: ServerFacts) -> CheckResult | None:
+    words = server.reported("client-output-buffer-limit").split()
     limits = {words[start]: words[start + 1 : start + 4] for start in range(0, len(words) - 3, 4)}
     if "pubsub" not in limits:
         return None
     hard, soft, seconds = map(_bytes, limits["pubsub"])
-    fix = 'CONFIG SET client-output-buffer-limit "pubsub 33554432 8388608 60".'
     normal = _bytes(limits.get("normal", ["0"])[0])
     if 0 < normal < _MIN_NORMAL_BYTES:
         return warning(
             f"every client is disconnected at {mebibytes(normal)}, also the engine when it reads a large fleet",
             'CONFIG SET client-output-buffer-limit "normal 0 0 0".',
         )
+    fix = 'CONFIG SET client-output-buffer-limit "pubsub 33554432 8388608 60".'
     if hard == soft == 0:
         return warning("subscribers have no limit: one that does not read fills the memory", fix)
     summary = f"a subscriber is disconnected at {mebibytes(hard)}, or at {mebibytes(soft)} for {seconds} s"
@@ -225,21 +226,18 @@ def _output_buffers(server: ServerFacts) -> CheckResult | None:
     return warning(summary, fix) if too_small else ok(summary)
 
 
-def _clients(server: ServerFacts) -> CheckResult | None:
-    connected, limit = server.info.get("connected_clients"), server.info.get("maxclients")
-    if connected is None or limit is None:
-        return None
+@SERVER_CHECKS.add("Each agent that waits for a command holds a connection.")
+def clients(server: ServerFacts) -> CheckResult | None:
+    connected, limit = server.reported("connected_clients"), server.reported("maxclients")
     summary = f"{connected} of at most {limit} connections"
     if connected > _NEARLY_FULL * limit:
         return warning(summary, "Raise maxclients, and the server's limit of open files.")
     return ok(summary)
 
 
-def _cluster(server: ServerFacts) -> CheckResult | None:
-    enabled = server.info.get("cluster_enabled")
-    if enabled is None:
-        return None
-    if not enabled:
+@SERVER_CHECKS.add("A script can use the keys of one slot only.")
+def cluster(server: ServerFacts) -> CheckResult | None:
+    if not server.reported("cluster_enabled"):
         return ok("the server is not a cluster node")
     tag = server.prefix.partition("{")[2].partition("}")
     if tag[0] and tag[1]:
@@ -251,45 +249,6 @@ def _cluster(server: ServerFacts) -> CheckResult | None:
         f"the server is a cluster node, and the keys of {server.prefix!r} are in many slots",
         f'Use a prefix in braces: redis.prefix = "{{{server.prefix}}}".',
     )
-
-
-CHECKS: Final = (
-    DoctorCheck("version", "Older servers lack commands that the engine needs.", _version),
-    DoctorCheck("role", "A replica refuses writes, or loses them.", _role),
-    DoctorCheck(
-        "persistence", "A restart of the server loses what agents pushed and what the engine accepted.", _persistence
-    ),
-    DoctorCheck("fsync", "After a crash the append-only file holds only what was synced to the disk.", _fsync),
-    DoctorCheck(
-        "persistence_status",
-        "Unwritten data is lost at a restart, or makes the server refuse writes.",
-        _persistence_status,
-    ),
-    DoctorCheck("eviction", "A server that evicts deletes commands, queues and records silently.", _eviction),
-    DoctorCheck("memory", "A full server accepts no responses and no commands.", _memory),
-    DoctorCheck("replicas", "A failover loses what no replica has received.", _replicas),
-    DoctorCheck("replica_lag", "A failover loses what the replica has not received.", _replica_lag),
-    DoctorCheck(
-        "replica_read_only", "Writes to a replica are lost when it follows its primary again.", _replica_read_only
-    ),
-    DoctorCheck("output_buffers", "The engine's listener and `aism-engine tail` are subscribers.", _output_buffers),
-    DoctorCheck("clients", "Each agent that waits for a command holds a connection.", _clients),
-    DoctorCheck("cluster", "A script can use the keys of one slot only.", _cluster),
-)
-SERVER_CODES: Final = tuple(check.code for check in CHECKS)
-
-
-def check_server(server: ServerFacts) -> list[Finding]:
-    """Run the checks of the server, which the engine itself repeats while it runs."""
-    return run_checks(CHECKS, server)
-
-
-def _append_only(server: ServerFacts) -> bool | None:
-    enabled = server.info.get("aof_enabled")
-    if enabled is not None:
-        return bool(enabled)
-    value = server.config.get("appendonly")
-    return None if value is None else value == "yes"
 
 
 def _bytes(text: str) -> int:
