@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from io import UnsupportedOperation
 from logging.handlers import WatchedFileHandler
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -187,7 +188,12 @@ class LogWriter(logging.Handler):
         It bypasses the buffer of the stream: a write that blocks in there holds a lock that Python needs to exit.
         """
         try:
-            descriptor = self._stream().fileno()
+            stream = self._stream()
+            try:
+                descriptor = stream.fileno()
+            except UnsupportedOperation:  # a stream without a file, such as the live table of `aism-engine dev`
+                stream.write(line + "\n")
+                return True
             rest = memoryview((line + "\n").encode())
             while rest:
                 try:

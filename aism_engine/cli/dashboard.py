@@ -6,20 +6,20 @@ from collections import Counter
 from typing import Final, Protocol, Self, TextIO
 
 import msgspec
+import structlog
 from msgspec import Struct
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aism_engine import logs
 from aism_engine.cli.output import format_age
 from aism_engine.domain.fleet import Fleet
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
 from aism_engine.store.client import where
 
-log = logs.get_logger("dev")
+log = structlog.get_logger(component="dev")
 
 _COLOURS: Final = {"fresh": "green", "silent": "yellow", "lost": "red", "left": "dim", "unknown": "yellow"}
 _TOTALS: Final = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
+import structlog
 import typer
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from aism_engine.runtime import signals
 from aism_engine.scenarios.simulated_agents import Simulation
 from aism_engine.store.embedded import EmbeddedServer
 
-log = logs.get_logger("dev")
+log = structlog.get_logger(component="dev")
 
 _SETTINGS: Final = {
     "liveness.silent_after": 1.5,

@@ -1,12 +1,12 @@
 """Every log line has one format and no password in it, and no reader of the log can stall the engine."""
 
+import io
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -36,14 +36,12 @@ class Logged:
     """A log that is written to memory."""
 
     def __init__(self, *, level: str = "info", layout: str = "json") -> None:
-        self.stream = tempfile.TemporaryFile("w+")  # noqa: SIM115  `text` closes it
+        self.stream = io.StringIO()
         self.writer = configure(level=level, format=layout, queue=1000, stream=self.stream)
 
     def text(self) -> str:
         self.writer.close()
-        with self.stream:
-            self.stream.seek(0)
-            return self.stream.read()
+        return self.stream.getvalue()
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text().splitlines()]
@@ -58,7 +56,6 @@ def logged() -> Iterator[Logged]:
     logged = Logged()
     yield logged
     logged.writer.close()
-    logged.stream.close()
 
 
 def test_every_line_has_time_level_event_and_component_first(logged: Logged) -> None:
@@ -356,7 +353,7 @@ def test_close_restores_the_root_logger() -> None:
     before = (root.level, list(root.handlers))
     logged = Logged(level="debug")
     assert (root.level, list(root.handlers)) != before
-    logged.text()
+    logged.writer.close()
     assert (root.level, list(root.handlers)) == before
 
 
