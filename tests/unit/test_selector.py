@@ -54,7 +54,7 @@ def test_selector_matches_as_in_kubernetes(selector: str, *, matches: bool) -> N
         ("type", "every agent has a type, so it needs a value"),
         ("!state", "every agent has a state"),
         ("team=a", "unknown key 'team'; for a label use label.team"),
-        ("label.=a", "unknown key 'label.'"),
+        ("label.=a", "unknown key 'label.'; for a label use label.NAME"),
         ("type=", "character 6: expected a value"),
         ("type=a,", "character 8: expected a key"),
         ("type=a b", "character 8: expected a comma or the end"),

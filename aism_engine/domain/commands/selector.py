@@ -139,7 +139,8 @@ def _requirement(tokens: _Tokens) -> Requirement:
     key = tokens.take_word("a key: type, state, liveness, id or label.NAME")
     is_label = key.startswith(_LABEL) and len(key) > len(_LABEL)
     if not is_label and key not in _FIELDS:
-        raise ValueError(f"{where}: unknown key {key!r}; for a label use label.{key}; {_EXAMPLE}")
+        label = "label.NAME" if key == _LABEL else f"label.{key}"
+        raise ValueError(f"{where}: unknown key {key!r}; for a label use {label}; {_EXAMPLE}")
     if negated or not (tokens.word or tokens.symbol) or tokens.symbol == ",":
         if not is_label:
             raise ValueError(f"{where}: every agent has a {key}, so it needs a value; {_EXAMPLE}")
