@@ -63,7 +63,7 @@ def _options_of(command: Command | None) -> m.SendOptions:
     if command is None:
         return m.SendOptions()
     return m.SendOptions(
-        ttl=command.expires_at - command.accepted_at,
+        ttl=command.ttl_s,
         ack_timeout=command.ack_timeout_s,
         timeout=command.timeout_s,
         max_attempts=command.max_attempts,

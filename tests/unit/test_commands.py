@@ -132,6 +132,21 @@ def test_replayed_command_has_the_options_of_the_original(world: World) -> None:
     assert world.fleet.commands["r1"].expires_at == world.now + 77
 
 
+def test_time_to_live_of_a_replayed_command_does_not_include_the_start_delay(world: World) -> None:
+    options = {"ttl": 77, "start_in": 1000, "max_attempts": 1}
+    world.request("send", "c1", command={"type": "work", "payload": {}}, options=options)
+    assert world.command_records["c1"]["start_at"] == iso(world.now + 1000)
+    world.pass_time(1000)
+    world.dispatch()
+    world.pop()
+    world.poll_list()
+    world.pass_time(10)
+    world.pass_time(1)
+    assert world.status("c1") == "dead"
+    world.request("replay", "r1", None, dead_letter_id="1-0")
+    assert world.fleet.commands["r1"].expires_at == world.now + 77
+
+
 def test_command_for_an_agent_without_acks_is_never_redelivered(world: World) -> None:
     """It fails after its execution timeout."""
     world.respond("register", type="scribe")

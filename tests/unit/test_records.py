@@ -42,6 +42,7 @@ COMMAND = Command(
     attempt=2,
     failures=1,
     accepted_at=1_800_000_000.0,
+    start_at=1_800_000_001.0,
     expires_at=1_800_003_600.0,
     step_at=1_800_000_030.0,
     ack_timeout_s=2.5,

@@ -42,6 +42,7 @@ def test_accepted_command_is_recorded_and_pushed(world: World) -> None:
         "attempt": "1",
         "failures": "0",
         "accepted_at": AT,
+        "start_at": "",
         "queued_at": AT,
         "expires_at": iso(NOW + 3600),
         "step_at": "",

@@ -68,7 +68,6 @@ def accept(
     if (error := _refusal(ctx, agent, request)) is not None:
         return error
     start_at = _start_at(draft.now, options)
-    ttl_s = options.ttl or limits.ttl
     command = Command(
         command_id=command_id,
         agent_id=agent.agent_id,
@@ -77,7 +76,8 @@ def accept(
         priority=options.priority,
         seq=draft.next_seq(),
         accepted_at=draft.now,
-        expires_at=max(start_at, draft.now) + ttl_s,
+        start_at=start_at if start_at > draft.now else 0.0,
+        expires_at=max(start_at, draft.now) + (options.ttl or limits.ttl),
         ack_timeout_s=options.ack_timeout or limits.ack_timeout,
         timeout_s=options.timeout or limits.timeout,
         max_attempts=options.max_attempts or limits.max_attempts,
@@ -96,7 +96,7 @@ def accept(
         agent.codec,
     )
     queued: dict[str, str] = {}
-    if start_at > draft.now:
+    if command.start_at:
         command.status, command.step_at = Status.SCHEDULED, start_at
     elif not agent.waiting and may_dispatch(ctx, agent):
         queued = command.queue(draft.now, command.seq)

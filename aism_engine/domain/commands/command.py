@@ -85,6 +85,8 @@ class Command(Struct, kw_only=True):
     failures: int = 0
     """Number of retryable errors that its agent reported."""
     accepted_at: float
+    start_at: float = 0.0
+    """The scheduled start, from which the time to live counts; 0: it did not have to wait for one."""
     expires_at: float
     step_at: float = 0.0
     """When the start, the ack timeout, the execution timeout or the next attempt is due; 0: none of them."""
@@ -112,6 +114,10 @@ class Command(Struct, kw_only=True):
     def due_at(self) -> float:
         """Score of that member: `step_at` or `expires_at`, whichever comes first."""
         return min(self.step_at, self.expires_at) if self.step_at else self.expires_at
+
+    @property
+    def ttl_s(self) -> float:
+        return self.expires_at - max(self.start_at, self.accepted_at)
 
     @property
     def bucket(self) -> Bucket:
@@ -202,6 +208,7 @@ COMMAND_TABLE: Final = RecordTable(
         "attempt": INTEGER,
         "failures": INTEGER,
         "accepted_at": INSTANT,
+        "start_at": INSTANT,
         "expires_at": INSTANT,
         "step_at": INSTANT,
         "ack_timeout": NUMBER,
