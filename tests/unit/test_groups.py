@@ -145,3 +145,18 @@ def test_open_group_is_not_created_twice_after_its_reply_expired(world: World) -
     world.request_replies.clear()
     assert world.request("send", "g", None, select="type=worker", command={"type": "x"}).outcome == "duplicate"
     assert (world.fanout, world.reply("g")["targets"]) == ([], 2)
+
+
+def test_deadline_of_a_group_counts_all_its_pending_members_at_once(world: World) -> None:
+    """The number of effects does not depend on the number of members."""
+    add_workers(world, 50)
+    world.request("send", "g", None, select="type=worker", command={"type": "x"}, options={"quorum": "1"})
+    decision = world.decide_deadline("group:g", world.deadlines["group:g"])
+    assert [type(effect).__name__ for effect in decision.effects] == [
+        "ExpectDeadline",
+        "SaveGroup",
+        "ClearDeadline",
+        "RecordFact",
+    ]
+    record = world.group_records["g"]
+    assert (record["status"], record["expired"], "ended_at" in record) == ("failed", "50", True)

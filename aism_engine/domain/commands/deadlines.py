@@ -30,8 +30,7 @@ def decide_deadline(
     if kind == "command" and (command := draft.command(name)) is not None and command.open:
         _command_due(ctx, command, at + ROUNDING_S, wrong_type_keys)
     elif kind == "group" and (group := draft.group(name)) is not None:
-        while not group.ended:  # the outcomes of the remaining members can no longer be known
-            count_in_group(ctx, name, "expired")
+        count_in_group(ctx, name, "expired", group.pending)  # the outcomes of these members can no longer be known
     elif kind == "stay" and not wrong_type_keys and (agent := draft.agent(name)) is not None:
         end_stay(ctx, agent)
     else:

@@ -40,22 +40,27 @@ class Group(Struct, kw_only=True):
         return {outcome: count for outcome in OUTCOMES if (count := getattr(self, outcome))}
 
     @property
+    def pending(self) -> int:
+        """Number of members that have not ended."""
+        return self.total - sum(self.counts.values())
+
+    @property
     def ended(self) -> bool:
-        return sum(self.counts.values()) >= self.total
+        return self.pending <= 0
 
     @property
     def deadline(self) -> str:
         """Member of this group in the sorted set of deadlines."""
         return f"group:{self.group_id}"
 
-    def count(self, outcome: str, now: float) -> dict[str, str]:
-        """Count the outcome of one member. Return the fields of the record that change."""
-        setattr(self, outcome, getattr(self, outcome) + 1)
+    def count(self, outcome: str, now: float, members: int = 1) -> dict[str, str]:
+        """Count the same outcome of some members. Return the fields of the record that change."""
+        setattr(self, outcome, getattr(self, outcome) + members)
         fields = {outcome: str(getattr(self, outcome))}
         if self.status == "open":
             if self.succeeded >= self.needed:
                 self.status = "succeeded"
-            elif self.total - sum(self.counts.values()) + self.succeeded < self.needed:
+            elif self.pending + self.succeeded < self.needed:
                 self.status = "failed"
             if self.status != "open":
                 fields |= {"status": self.status, "decided_at": iso(now)}

@@ -86,13 +86,13 @@ def end_command(
         count_in_group(ctx, command.group_id, status.value)
 
 
-def count_in_group(ctx: DecisionContext, group_id: str, outcome: str) -> None:
-    """Count the outcome of one member of a group. A group that has ended is not counted any more."""
+def count_in_group(ctx: DecisionContext, group_id: str, outcome: str, members: int = 1) -> None:
+    """Count the same outcome of some members of a group. A group that has ended is not counted any more."""
     group = ctx.draft.group(group_id)
     if group is None:
         return
     was_open = group.status == "open"
-    fields: dict[str, str | bytes] = {**group.count(outcome, ctx.draft.now)}
+    fields: dict[str, str | bytes] = {**group.count(outcome, ctx.draft.now, members)}
     ctx.add(fx.SaveGroup(group_id, fields, ctx.policy.commands.retention if group.ended else None))
     if group.ended:
         ctx.add(fx.ClearDeadline(group.deadline))
