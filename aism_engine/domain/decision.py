@@ -17,7 +17,6 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.machines.machine import Machine
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import encode
-from aism_engine.domain.text import message_digest, truncate
 
 Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "dead_lettered"]
 
@@ -82,37 +81,12 @@ class DecisionContext:
         )
         self.add(fx.Publish("errors", encode(event)))
 
-    def reply(self, agent_id: str | None, message_id: str, body: Mapping[str, Any], codec: str = "json") -> None:
+    def encode_for(self, agent_id: str | None, message: object) -> bytes:
+        """Encode a message in the codec of the agent that gets it; in JSON for an operator or an unknown agent."""
+        agent = None if agent_id is None else self.draft.agent(agent_id)
+        return encode(message, "json" if agent is None else agent.codec)
+
+    def reply(self, agent_id: str | None, message_id: str, body: Mapping[str, Any]) -> None:
         """Reply to a message of an agent, or to a request of an operator (`agent_id` is None)."""
-        body = {"id": message_id, "timestamp": self.draft.at, **body}
-        self.add(fx.SendReply(agent_id, message_id, encode(body, codec), self.policy.protocol.reply_ttl))
-
-    def dead_letter(
-        self,
-        code: str,
-        reason: str,
-        raw: bytes,
-        *,
-        source: fx.DeadLetterSource,
-        agent_id: str | None = None,
-        oversized: tuple[str, int] | None = None,
-    ) -> None:
-        """Add a message to the dead letters, with the reason, and publish the error.
-
-        `oversized` is the digest and the size of the whole message, if `raw` is only its head.
-        """
-        self.decision.outcome, self.decision.code = "dead_lettered", code
-        reason = truncate(reason)
-        digest, size = oversized or (message_digest(raw), len(raw))
-        self.add(
-            fx.AddDeadLetter(
-                fx.DeadLetter(
-                    code=code, reason=reason, source=source, raw=raw, digest=digest, size=size, agent_id=agent_id
-                )
-            )
-        )
-        details = {"digest": digest, "size": size}
-        self.record(
-            "dead_letter_added", agent_id=agent_id, code=code, reason=reason, details={"source": source, **details}
-        )
-        self.publish_error(code, reason, agent_id=agent_id, details=details)
+        encoded = self.encode_for(agent_id, {"id": message_id, "timestamp": self.draft.at, **body})
+        self.add(fx.SendReply(agent_id, message_id, encoded, self.policy.protocol.reply_ttl))

@@ -16,7 +16,7 @@ from aism_engine.domain.agents.agent import AgentRecord, Hold
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups
-from aism_engine.domain.mail import Pair, ThreadMember, TokenBucket
+from aism_engine.domain.traffic import Pair, ThreadMember, TokenBucket
 
 copy: Final = msgspec.structs.replace
 """Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""

@@ -11,7 +11,7 @@ from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Hold, Sh
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
-from aism_engine.domain.mail import Traffic
+from aism_engine.domain.traffic import Traffic
 
 
 class Lookups(Struct):

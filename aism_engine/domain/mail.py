@@ -13,76 +13,30 @@ loop some more messages, never an unlimited number.
   a new thread each time.
 """
 
-from collections.abc import Mapping
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
-
-from msgspec import Struct
+from typing import Any, Final
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.dead_letters import add_dead_letter
+from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest
-
-if TYPE_CHECKING:
-    from aism_engine.domain.decision import DecisionContext
-
-T = TypeVar("T")
-Pair: TypeAlias = tuple[str, str]
-"""Sender and recipient."""
-ThreadMember: TypeAlias = tuple[str, str]
-"""A thread, and an agent that received a message in it."""
-
-MAX_COUNTED: Final = 65_536
-"""Maximum number of pairs, and of thread members, to remember: those used most recently. Arbitrary: 20 MB for each."""
+from aism_engine.domain.traffic import TokenBucket
 
 _ROUNDING: Final = 1e-6
 """Tolerance for float rounding, so that a sender who waits `retry_after` gets a token."""
 
 
-class TokenBucket(Struct, frozen=True):
-    """The tokens that a pair had left at an instant."""
-
-    tokens: float
-    at: float
-
-    def refilled(self, now: float, per_s: float, burst: float) -> "TokenBucket":
-        return TokenBucket(min(burst, self.tokens + max(0.0, now - self.at) * per_s), now)
-
-    def without_one(self) -> "TokenBucket":
-        return TokenBucket(self.tokens - 1, self.at)
-
-
-class Traffic:
-    """Token buckets and hops of the whole fleet."""
-
-    def __init__(self) -> None:
-        self.buckets: dict[Pair, TokenBucket] = {}
-        self.hops: dict[ThreadMember, int] = {}
-
-    def apply(self, buckets: Mapping[Pair, TokenBucket], hops: Mapping[ThreadMember, int]) -> None:
-        """Take over what a commit has confirmed, and forget what was used least recently."""
-        _update(self.buckets, buckets)
-        _update(self.hops, hops)
-
-
-def _update(known: dict[Pair, T], changed: Mapping[Pair, T]) -> None:
-    for key, value in changed.items():
-        known.pop(key, None)  # so that the key moves to the end
-        known[key] = value
-        if len(known) > MAX_COUNTED:
-            del known[next(iter(known))]
-
-
-def send(ctx: "DecisionContext", agent: AgentRecord, response: m.Message, raw: bytes) -> ErrorReply | None:
+def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: bytes) -> ErrorReply | None:
     """Deliver a message to its recipient, keep it waiting, or refuse it."""
     payload, draft = response.payload, ctx.draft
     recipient = draft.agent(payload.to)
     if recipient is None:
         reason = f"there is no agent {payload.to} to send a message to"
-        ctx.dead_letter("unknown_recipient", reason, raw, source="response_queue", agent_id=agent.agent_id)
+        add_dead_letter(ctx, "unknown_recipient", reason, raw, agent_id=agent.agent_id)
         return ErrorReply("message_refused", "unknown_recipient", reason)
     message_id = response.id or message_digest(raw).partition(":")[0]
     accepts = ctx.machine(recipient).state(recipient.state).accepts_messages
@@ -114,7 +68,7 @@ def send(ctx: "DecisionContext", agent: AgentRecord, response: m.Message, raw: b
     return None
 
 
-def release_mail(ctx: "DecisionContext", agent: AgentRecord) -> None:
+def release_mail(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Move an agent's waiting messages to its inbox, if its state accepts messages."""
     if not agent.mail_waiting or ctx.machine(agent).state(agent.state).accepts_messages is not True:
         return
@@ -124,7 +78,7 @@ def release_mail(ctx: "DecisionContext", agent: AgentRecord) -> None:
     ctx.record("messages_released", agent_id=agent.agent_id, details={"count": count})
 
 
-def _bucket(ctx: "DecisionContext", sender: str, recipient: str) -> TokenBucket:
+def _bucket(ctx: DecisionContext, sender: str, recipient: str) -> TokenBucket:
     limits, now = ctx.policy.mail, ctx.draft.now
     known = ctx.draft.token_bucket(sender, recipient)
     if known is None:
@@ -133,7 +87,7 @@ def _bucket(ctx: "DecisionContext", sender: str, recipient: str) -> TokenBucket:
 
 
 def _check(
-    ctx: "DecisionContext", agent: AgentRecord, recipient: AgentRecord, payload: m.MessagePayload, bucket: TokenBucket
+    ctx: DecisionContext, agent: AgentRecord, recipient: AgentRecord, payload: m.MessagePayload, bucket: TokenBucket
 ) -> ErrorReply | None:
     """Return why a message is refused; None if it is accepted."""
     limits, draft, to, thread_id = ctx.policy.mail, ctx.draft, payload.to, payload.thread_id

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from aism_engine.domain import dead_letters
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents import membership, presence
 from aism_engine.domain.commands.accept import send
 from aism_engine.domain.commands.cancel import cancel
 from aism_engine.domain.commands.holds import hold
+from aism_engine.domain.dead_letters import purge
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import MalformedError, encode
+from aism_engine.domain.protocol.codec import encode
+from aism_engine.domain.replay import replay
 
 _HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
     m.Send: send,
@@ -22,13 +23,11 @@ _HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
     m.Pause: hold,
     m.Drain: hold,
     m.Resume: hold,
-    m.Replay: dead_letters.replay,
-    m.Purge: dead_letters.purge,
+    m.Replay: replay,
+    m.Purge: purge,
     m.Forget: membership.forget,
     m.ConfirmLosses: presence.confirm_losses,
 }
-_UNANSWERABLE: Final = frozenset({"wrong_type"})
-"""Codes of requests that get no reply, because the key of the reply may be the one that has the wrong type."""
 
 
 def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes) -> Decision:
@@ -57,14 +56,3 @@ def _decide(ctx: DecisionContext, request: m.Request, raw: bytes) -> bytes:
         ctx.record("request_refused", type=request.kind, code=reply.code, reason=reply.message)
         reply = {"ok": False, "error": reply}
     return encode({"id": request.id, "timestamp": ctx.draft.at, **reply})
-
-
-def dead_letter_request(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
-    """Dead-letter a request that cannot be decoded or committed, and reply to it if its id can be read."""
-    decision = Decision("malformed")
-    ctx = DecisionContext(draft, policy, decision, "operator", error.message_id)
-    ctx.dead_letter(error.code, error.reason, raw, source="request_queue", agent_id=error.agent_id)
-    if error.message_id is not None and error.code not in _UNANSWERABLE:
-        reply = ErrorReply("request_refused", error.code, error.reason)
-        ctx.reply(None, error.message_id, {"ok": False, "error": reply})
-    return decision

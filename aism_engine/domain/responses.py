@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from aism_engine.domain import effects as fx
 from aism_engine.domain import mail
 from aism_engine.domain.agents import measurements, membership, transitions
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord
 from aism_engine.domain.commands import outcome
+from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import MalformedError
 
 ResponseHandler: TypeAlias = Callable[[DecisionContext, AgentRecord, Any, bytes], ErrorReply | None]
 """Decides on a response of one type: changes the draft and adds effects, or returns why the response is refused."""
@@ -67,33 +66,7 @@ def decide_response(
     error = handler(ctx, agent, response, raw)
     if response.reply and response.id is not None:
         body = {"ok": error is None, "state": agent.state}
-        ctx.reply(agent_id, response.id, body if error is None else {**body, "error": error}, agent.codec)
-    return decision
-
-
-def dead_letter_response(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
-    """Dead-letter a response that cannot be decoded or committed. Reply if it asks for that and its ids can be read."""
-    decision = Decision("malformed")
-    ctx = DecisionContext(draft, policy, decision, "agent", error.message_id)
-    ctx.dead_letter(error.code, error.reason, raw, source="response_queue", agent_id=error.agent_id)
-    if error.reply and error.agent_id is not None and error.message_id is not None:
-        agent = draft.agent(error.agent_id)
-        reply = ErrorReply("message_refused", error.code, error.reason)
-        codec = "json" if agent is None else agent.codec
-        ctx.reply(error.agent_id, error.message_id, {"ok": False, "error": reply}, codec)
-    return decision
-
-
-def dead_letter_oversized(
-    draft: Draft, policy: Policy, head: bytes, digest: str, size: int, source: fx.DeadLetterSource
-) -> Decision:
-    """Dead-letter the head of a message that is too large. The store moves the whole message to the oversized list."""
-    decision = Decision("oversized")
-    reason = (
-        f"{size} bytes exceed protocol.max_message_bytes; the whole message is the newest element of the oversized list"
-    )
-    ctx = DecisionContext(draft, policy, decision, "agent")
-    ctx.dead_letter("oversized", reason, head, source=source, oversized=(digest, size))
+        ctx.reply(agent_id, response.id, body if error is None else {**body, "error": error})
     return decision
 
 
@@ -105,6 +78,6 @@ def _reject(ctx: DecisionContext, response: m.Response | m.Custom, error: ErrorR
     if response.via == "pubsub" and isinstance(response, m.Measurement):
         ctx.decision.outcome, ctx.decision.code = "refused", error.code
         return
-    ctx.dead_letter(error.code, error.message, raw, source="response_queue", agent_id=response.agent_id)
+    add_dead_letter(ctx, error.code, error.message, raw, agent_id=response.agent_id)
     if response.reply and response.id is not None:
         ctx.reply(response.agent_id, response.id, {"ok": False, "error": error})

@@ -7,6 +7,7 @@ import msgspec
 
 from aism_engine.domain.commands.accept import child_id
 from aism_engine.domain.commands.fanout import FanoutTarget, decide_fanout_target, refuse_target
+from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.effects import DeadLetterSource
@@ -57,7 +58,7 @@ class FanoutQueueHandler:
             target = self.decode(raw)
         except MalformedError:
             ctx = DecisionContext(draft, self._context.policy, decision, "engine")
-            ctx.dead_letter(error.code, error.reason, raw, source=self.source)
+            add_dead_letter(ctx, error.code, error.reason, raw, self.source)
         else:
             ctx = DecisionContext(draft, self._context.policy, decision, "operator", target.group_id)
             refuse_target(ctx, target, error.code, error.reason)

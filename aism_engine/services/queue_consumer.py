@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
+from aism_engine.domain.dead_letters import dead_letter_oversized
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol.codec import MalformedError
-from aism_engine.domain.responses import dead_letter_oversized
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.services.wakeup import Wakeup, Watermark

@@ -7,13 +7,14 @@ from typing import Final
 
 from aism_engine.domain.commands.delivery import command_id_of
 from aism_engine.domain.commands.selector import Selector
+from aism_engine.domain.dead_letters import dead_letter_request
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_request
-from aism_engine.domain.requests import dead_letter_request, decide_request
+from aism_engine.domain.requests import decide_request
 from aism_engine.services.base import ServiceContext
 
 _CATCH_UP_S: Final = 1.0

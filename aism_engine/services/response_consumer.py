@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from aism_engine.domain.dead_letters import dead_letter_response
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_response
-from aism_engine.domain.responses import dead_letter_response, decide_response
+from aism_engine.domain.responses import decide_response
 from aism_engine.services.base import ServiceContext
 
 

@@ -16,8 +16,9 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
 from aism_engine.domain.agents.transitions import StateChange, change_state
-from aism_engine.domain.commands import deadlines
+from aism_engine.domain.commands import deadlines, lifecycle
 from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext, ErrorEvent
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.machines.machine import Code
@@ -186,7 +187,7 @@ def test_every_source_of_a_state_change_is_documented() -> None:
 
 def test_every_code_of_a_dead_letter_is_documented() -> None:
     given = [
-        *calls(DecisionContext.dead_letter),
+        *calls(add_dead_letter),
         *calls(MalformedError),
         *calls(Failure),
         *calls(ErrorReply, within=admit),  # a response of an agent that is not admitted is dead-lettered
@@ -215,7 +216,7 @@ def test_every_code_of_an_error_reply_is_documented() -> None:
 
 
 def test_every_code_of_the_errors_channel_is_documented() -> None:
-    given = [*calls(DecisionContext.publish_error), *calls(deadlines._end)]
+    given = [*calls(DecisionContext.publish_error), *calls(deadlines._end), *calls(lifecycle.end_with_error)]
     row = next(row for row in table("`aism:events:errors`") if "`code`" in row[0])
     assert set(names(row[1])) - {"error"} == {code for call in given for code in words(call["code"])}
 

@@ -9,13 +9,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aism_engine.clock import FakeClock, SystemClock
 from aism_engine.domain import effects as fx
+from aism_engine.domain.dead_letters import dead_letter_response
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.domain.requests import decide_request
-from aism_engine.domain.responses import dead_letter_response, decide_response
+from aism_engine.domain.responses import decide_response
 from aism_engine.domain.text import message_digest
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.settings import RedisSettings

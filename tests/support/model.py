@@ -15,6 +15,7 @@ from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
 from aism_engine.domain.commands.fanout import FanoutTarget, decide_fanout_target
 from aism_engine.domain.commands.group import Group
+from aism_engine.domain.dead_letters import dead_letter_request, dead_letter_response
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups
@@ -22,8 +23,8 @@ from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machine, Machines
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_request, decode_response, encode
-from aism_engine.domain.requests import dead_letter_request, decide_request
-from aism_engine.domain.responses import dead_letter_response, decide_response
+from aism_engine.domain.requests import decide_request
+from aism_engine.domain.responses import decide_response
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"

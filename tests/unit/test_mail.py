@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from aism_engine.domain import mail
+from aism_engine.domain import traffic
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machines
@@ -220,7 +220,7 @@ def test_accepted_messages_of_a_pair_arrive_in_order(steps: list[tuple[str, str]
 
 def test_the_memory_for_pairs_and_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used are forgotten."""
-    monkeypatch.setattr(mail, "MAX_COUNTED", 4)
+    monkeypatch.setattr(traffic, "MAX_COUNTED", 4)
     talk = Talk()
     for number in range(10):
         talk.send_message("a", "b", thread=f"t{number}")

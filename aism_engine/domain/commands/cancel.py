@@ -52,11 +52,10 @@ def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> 
 
 
 def _notice(ctx: DecisionContext, request: m.Cancel, command: Command) -> bytes:
-    agent = ctx.draft.agent(command.agent_id)
     message = m.CommandMessage(
         id=child_id(request.id, command.command_id),
         type="cancel",
         payload={"command_id": command.command_id},
         timestamp=ctx.draft.at,
     )
-    return encode(message, "json" if agent is None else agent.codec)
+    return ctx.encode_for(command.agent_id, message)

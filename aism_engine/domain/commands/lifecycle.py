@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from aism_engine.backoff import Backoff
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext, Outcome
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
@@ -55,14 +55,6 @@ def withdraw(ctx: DecisionContext, command: Command, otherwise: bytes | None = N
     ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, otherwise))
 
 
-def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool) -> None:
-    """Schedule another attempt, after the backoff of the policy."""
-    limits = ctx.policy.commands
-    backoff = Backoff(limits.backoff_initial, limits.backoff_max)
-    advance(ctx, command, command.retry, ctx.draft.now, backoff, failed=failed)
-    record_command(ctx, command, "retried", code=code, reason=reason)
-
-
 def end_command(
     ctx: DecisionContext, command: Command, status: Status, *, withdraw_queued: bool = True, **fields: str
 ) -> None:
@@ -84,6 +76,13 @@ def end_command(
     record_command(ctx, command, code=fields.get("code"), reason=fields.get("reason"))
     if command.group_id is not None:
         count_in_group(ctx, command.group_id, status.value)
+
+
+def end_with_error(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
+    """End a command that its agent did not end, and publish the reason as an error."""
+    end_command(ctx, command, status, code=code, reason=reason)
+    message = f"command {command.command_id} {reason}"
+    ctx.publish_error(code, message, agent_id=command.agent_id, command_id=command.command_id)
 
 
 def count_in_group(ctx: DecisionContext, group_id: str, outcome: str, members: int = 1) -> None:
@@ -126,7 +125,7 @@ def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response,
         if command.was_sent:
             return command
         code, reason = "not_sent", f"command {command_id} has not been sent yet"
-    ctx.dead_letter(code, reason, raw, source="response_queue", agent_id=agent.agent_id)
+    add_dead_letter(ctx, code, reason, raw, agent_id=agent.agent_id)
     return None
 
 

@@ -13,10 +13,10 @@ from aism_engine.domain.commands.lifecycle import (
     end_command,
     find_command,
     record_command,
-    retry,
     unknown_command,
     withdraw,
 )
+from aism_engine.domain.commands.retry import retry
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m

@@ -1,0 +1,40 @@
+"""Retries: when a command is sent again, and when it is dead-lettered because all its attempts are used."""
+
+from typing import Any
+
+from aism_engine.backoff import Backoff
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.commands.lifecycle import advance, end_with_error, record_command
+from aism_engine.domain.dead_letters import add_dead_letter
+from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.protocol.codec import decode_as, encode
+
+
+def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool) -> None:
+    """Schedule another attempt, after the backoff of the policy."""
+    limits = ctx.policy.commands
+    backoff = Backoff(limits.backoff_initial, limits.backoff_max)
+    advance(ctx, command, command.retry, ctx.draft.now, backoff, failed=failed)
+    record_command(ctx, command, "retried", code=code, reason=reason)
+
+
+def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> None:
+    """Let a command wait for dispatch again, or dead-letter it when all its attempts are used."""
+    body = ctx.draft.lookups.bodies.get(command.command_id)
+    if body is None:
+        ctx.decision.outcome = "unchanged"  # the command had another status when the bodies were looked up
+    elif not body:
+        end_with_error(
+            ctx, command, Status.FAILED, "record_damaged", "cannot be sent again: the body in its record is missing"
+        )
+    elif command.attempt >= command.max_attempts:
+        attempts = f"{command.attempt} attempts" if command.attempt > 1 else "1 attempt"
+        reason = f"did not succeed in {attempts}, with {command.failures} errors"
+        end_with_error(ctx, command, Status.DEAD, "attempts_exhausted", reason)
+        add_dead_letter(ctx, "attempts_exhausted", reason, body, "commands", agent.agent_id)
+    else:
+        message = decode_as(dict[str, Any], body) | {"attempt": command.attempt + 1}
+        ctx.add(fx.SaveCommand(command.command_id, {"body": encode(message, agent.codec)}))
+        advance(ctx, command, command.wait)
