@@ -69,8 +69,8 @@ def prepared(watermark: list[bytes], keys: Keys, settings: Settings) -> list[byt
     for number, start in enumerate(range(0, len(watermark), size)):
         raws = watermark[start : start + size]
         draft = Draft(fleet, time.time())
-        batch = Batch(keys, Bounds(1_000_000, 10_000, 16))
-        batch.add(decide_response(draft, rules, decode_response(raw), raw) for raw in raws)
+        decisions = [decide_response(draft, rules, decode_response(raw), raw) for raw in raws]
+        batch = Batch(keys, Bounds(1_000_000, 10_000, 16), decisions)
         commit_id = f"commit-{number}"
         taken = Peek(keys.response_queue, raws, "", len(watermark), "").trim
         call_keys, arguments = batch.call(TOKEN, commit_id, previous, taken)

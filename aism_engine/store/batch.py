@@ -5,6 +5,7 @@ first, so that a commit refused because of a key can be decided again without th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -15,8 +16,20 @@ from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
 SHARED: Final = -1
-"""Owner of the keys that belong to the engine and to no decision: the audit, the dead letters, the indexes."""
+"""Owner of the keys that belong to the engine and to no decision."""
+_SHARED_KEYS: Final = ("index", "heartbeats", "deadlines", "holds", "fanout", "audit", "dead_letters", "oversized")
+"""The keys of `SHARED`. `silent` is not one of them, so that its wrong type stops only the decisions that write it."""
 _ANY_TYPE: Final = "*"
+_TYPES: Final = {
+    **dict.fromkeys(("LPUSH", "RELEASE", "WITHDRAW", "FORWARD"), "l"),
+    **dict.fromkeys(("ZADD", "ZREM"), "z"),
+    **dict.fromkeys(("SADD", "SREM"), "e"),
+    **dict.fromkeys(("XADD", "XDEL"), "x"),
+    **dict.fromkeys(("DEL", "PEXPIRE"), _ANY_TYPE),
+    "HSET": "h",
+    "SET": "k",
+}
+"""The type of the key that each command writes, as a letter of `commit.lua`."""
 _MAX_ARGUMENTS: Final = 1000
 """Maximum number of arguments of one write: the stack of a script holds about 8,000 values."""
 
@@ -43,13 +56,21 @@ class Bounds(NamedTuple):
 class Batch:
     """The decisions of one commit, translated to server commands. It can be sent any number of times under one id."""
 
-    def __init__(self, keys: Keys, bounds: Bounds) -> None:
+    def __init__(
+        self, keys: Keys, bounds: Bounds, decisions: Iterable[Decision], message_ids: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Translate all effects of the decisions, in order.
+
+        `message_ids` are agent and id of the messages that the decisions are about. The audit lists those that no fact
+        mentions, so that the next leader recognizes a second copy of any of them.
+        """
         self.keys = keys
         self.bounds = bounds
         self.facts: list[fx.Fact] = []
-        self._decisions: list[Decision] = []
-        self._message_ids: list[tuple[str, str]] = []
         self._owner = SHARED
+        self._decisions = list(decisions)
+        self._message_ids = message_ids
+        self._shared = {getattr(keys, name) for name in _SHARED_KEYS}
         self._numbers: dict[str, int] = {}
         self._types: list[str] = []
         self._owners: list[int] = []
@@ -59,22 +80,10 @@ class Batch:
         self._write_count = 0
         self._strings: dict[int, str] = {}
         self._events: dict[str, list[Argument]] = {}
-
-    def add(self, decisions: Iterable[Decision]) -> None:
-        """Add all effects of these decisions, in order."""
-        self._decisions = list(decisions)
         for owner, decision in enumerate(self._decisions):
             self._owner = owner
             for effect in decision.effects:
                 _WRITERS[type(effect)](self, effect)
-        self._owner = SHARED
-
-    def add_message_ids(self, message_ids: Iterable[tuple[str, str]]) -> None:
-        """Add agent and id of the messages that the decisions are about.
-
-        The audit lists those that no fact mentions, so that the next leader recognizes a second copy of any of them.
-        """
-        self._message_ids = list(message_ids)
 
     def call(
         self, token: str, commit_id: str, previous_id: str, trim: SourceTrim | None
@@ -106,8 +115,7 @@ class Batch:
         names = list(self._numbers)
         owners = {names[number - 1]: {self._owners[number - 1]} for number in numbers}
         for owner, decision in enumerate(self._decisions):
-            alone = Batch(self.keys, self.bounds)
-            alone.add([decision])
+            alone = Batch(self.keys, self.bounds, [decision])
             for key in owners.keys() & alone._numbers.keys():
                 owners[key].add(owner)
         return owners
@@ -118,61 +126,45 @@ class Batch:
     # --- building blocks of the effects -------------------------------------------------------------------------------
 
     def key(self, name: str, type_code: str) -> int:
-        """Number a key of the engine. `type_code` is one of the letters that `commit.lua` lists."""
-        return self._number(name, type_code, SHARED)
-
-    def own_key(self, name: str, type_code: str) -> int:
-        """Number a key that belongs to the decision being added."""
-        return self._number(name, type_code, self._owner)
-
-    def watch(self, key: int, member: str | bytes, score: float) -> None:
-        self._watches += (key, member, repr(score))
-        self._watch_owners.append(self._owner)
-
-    def write(self, command: str, key: int, *arguments: Argument) -> None:
-        self._writes += (command, key, len(arguments), *arguments)
-        self._write_count += 1
-
-    def write_chunks(self, command: str, key: int, arguments: Sequence[Argument]) -> None:
-        for start in range(0, len(arguments), _MAX_ARGUMENTS):
-            self.write(command, key, *arguments[start : start + _MAX_ARGUMENTS])
-
-    def push(self, name: str, body: bytes, expire_s: float | None = None) -> None:
-        key = self.own_key(name, "l")
-        self.write("LPUSH", key, body)
-        self.expire(key, expire_s)
-
-    def set_hash(self, name: str, fields: Mapping[str, Argument], expire_s: float | None = None) -> None:
-        key = self.own_key(name, "h")
-        self._writes += ("HSET", key, 2 * len(fields))
-        for pair in fields.items():
-            self._writes += pair
-        self._write_count += 1
-        self.expire(key, expire_s)
-
-    def expire(self, key: int, expire_s: float | None) -> None:
-        if expire_s is not None:
-            self.write("PEXPIRE", key, int(expire_s * 1000))
-
-    def set_string(self, key: int, value: str) -> None:
-        self._strings[key] = value
-
-    def delete(self, key: int) -> None:
-        self._strings.pop(key, None)
-        self.write("DEL", key)
-
-    def publish(self, channel: str, message: bytes) -> None:
-        self._events.setdefault(channel, []).append(message)
-
-    def _number(self, name: str, type_code: str, owner: int) -> int:
+        """Number a key. `type_code` is one of the letters that `commit.lua` lists."""
         number = self._numbers.get(name)
         if number is None:
             number = self._numbers[name] = len(self._numbers) + 1
             self._types.append(type_code)
-            self._owners.append(owner)
+            self._owners.append(SHARED if name in self._shared else self._owner)
         elif type_code != _ANY_TYPE:
             self._types[number - 1] = type_code
         return number
+
+    def watch(self, name: str, member: str | bytes, score: float) -> None:
+        self._watches += (self.key(name, "z"), member, repr(score))
+        self._watch_owners.append(self._owner)
+
+    def write(self, command: str, name: str, *arguments: Argument) -> None:
+        self._writes += (command, self.key(name, _TYPES[command]), len(arguments), *arguments)
+        self._write_count += 1
+
+    def write_chunks(self, command: str, name: str, arguments: Sequence[Argument]) -> None:
+        for start in range(0, len(arguments), _MAX_ARGUMENTS):
+            self.write(command, name, *arguments[start : start + _MAX_ARGUMENTS])
+
+    def set_hash(self, name: str, fields: Mapping[str, Argument], expire_s: float | None = None) -> None:
+        self._writes += ("HSET", self.key(name, "h"), 2 * len(fields))
+        for pair in fields.items():
+            self._writes += pair
+        self._write_count += 1
+        if expire_s is not None:
+            self.write("PEXPIRE", name, int(expire_s * 1000))
+
+    def set_string(self, name: str, value: str) -> None:
+        self._strings[self.key(name, "s")] = value
+
+    def delete(self, name: str) -> None:
+        self.write("DEL", name)
+        self._strings.pop(self._numbers[name], None)
+
+    def publish(self, channel: str, message: bytes) -> None:
+        self._events.setdefault(channel, []).append(message)
 
     def _write_audit(self, token: str, commit_id: str) -> None:
         mentioned = {
@@ -187,60 +179,54 @@ class Batch:
         entry += ("facts", msgspec.json.encode(self.facts))
         if message_ids:
             entry += ("message_ids", msgspec.json.encode(message_ids))
-        self.write("XADD", self.key(self.keys.audit, "x"), "MAXLEN", "~", self.bounds.audit, "*", *entry)
+        self.write("XADD", self.keys.audit, "MAXLEN", "~", self.bounds.audit, "*", *entry)
 
 
 def _forget_agent(batch: Batch, effect: fx.ForgetAgent) -> None:
     keys, agent_id = batch.keys, effect.agent_id
     for name in (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.mail, keys.agent_measurements):
-        batch.delete(batch.own_key(name(agent_id), _ANY_TYPE))
-    batch.write("SREM", batch.key(keys.index, "e"), agent_id)
-    batch.write("ZREM", batch.key(keys.heartbeats, "z"), agent_id)
+        batch.delete(name(agent_id))
+    batch.write("SREM", keys.index, agent_id)
+    batch.write("ZREM", keys.heartbeats, agent_id)
 
 
 def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
-    key = batch.own_key(batch.keys.silent, "z")  # of this decision, so that a wrong type does not stop the others
-    batch.write_chunks(
-        "ZADD", key, [part for agent_id, since in effect.since.items() for part in (repr(since), agent_id)]
-    )
-    batch.write_chunks("ZREM", key, effect.no_longer)
-
-
-def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:
-    record = batch.own_key(batch.keys.command(effect.command_id), "h")
-    replacement = () if effect.otherwise is None else (effect.otherwise,)
-    batch.write("WITHDRAW", batch.own_key(batch.keys.commands(effect.agent_id), "l"), record, *replacement)
+    scores = [part for agent_id, since in effect.since.items() for part in (repr(since), agent_id)]
+    batch.write_chunks("ZADD", batch.keys.silent, scores)
+    batch.write_chunks("ZREM", batch.keys.silent, effect.no_longer)
 
 
 def _release_command(batch: Batch, effect: fx.ReleaseCommand) -> None:
-    record = batch.own_key(batch.keys.command(effect.command_id), "h")
-    batch.write("RELEASE", batch.own_key(batch.keys.commands(effect.agent_id), "l"), record)
+    record = batch.key(batch.keys.command(effect.command_id), "h")
+    batch.write("RELEASE", batch.keys.commands(effect.agent_id), record)
+
+
+def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:
+    record = batch.key(batch.keys.command(effect.command_id), "h")
+    replacement = () if effect.otherwise is None else (effect.otherwise,)
+    batch.write("WITHDRAW", batch.keys.commands(effect.agent_id), record, *replacement)
 
 
 def _release_mail(batch: Batch, effect: fx.ReleaseMail) -> None:
-    waiting = batch.own_key(batch.keys.mail(effect.agent_id), "l")
-    batch.write("FORWARD", batch.own_key(batch.keys.inbox(effect.agent_id), "l"), waiting)
+    waiting = batch.key(batch.keys.mail(effect.agent_id), "l")
+    batch.write("FORWARD", batch.keys.inbox(effect.agent_id), waiting)
 
 
 def _save_request_reply(batch: Batch, effect: fx.SaveRequestReply) -> None:
-    key = batch.own_key(batch.keys.saved_reply(effect.request_id), "k")
-    batch.write("SET", key, effect.body, "PX", int(effect.ttl_s * 1000))
+    batch.write("SET", batch.keys.saved_reply(effect.request_id), effect.body, "PX", int(effect.ttl_s * 1000))
 
 
 def _send_reply(batch: Batch, effect: fx.SendReply) -> None:
     keys, agent_id, message_id = batch.keys, effect.agent_id, effect.message_id
-    list_ = keys.request_reply(message_id) if agent_id is None else keys.agent_reply(agent_id, message_id)
-    batch.push(list_, effect.body, effect.ttl_s)
+    name = keys.request_reply(message_id) if agent_id is None else keys.agent_reply(agent_id, message_id)
+    batch.write("LPUSH", name, effect.body)
+    batch.write("PEXPIRE", name, int(effect.ttl_s * 1000))
 
 
 def _add_dead_letter(batch: Batch, effect: fx.AddDeadLetter) -> None:
-    fields = [
-        part
-        for name in ("code", "reason", "source", "raw", "digest", "size", "agent_id", "replay_of")
-        if (value := getattr(effect.dead_letter, name)) is not None
-        for part in (name, value)
-    ]
-    batch.write("XADD", batch.key(batch.keys.dead_letters, "x"), "MAXLEN", "~", batch.bounds.dead_letters, "*", *fields)
+    fields = {name: value for name, value in msgspec.structs.asdict(effect.dead_letter).items() if value is not None}
+    bound = ("MAXLEN", "~", batch.bounds.dead_letters)
+    batch.write("XADD", batch.keys.dead_letters, *bound, "*", *chain.from_iterable(fields.items()))
 
 
 def _member(deadline: str) -> bytes:
@@ -250,10 +236,8 @@ def _member(deadline: str) -> bytes:
 
 _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.SaveAgent: lambda batch, effect: batch.set_hash(batch.keys.agent(effect.agent_id), effect.fields),
-    fx.IndexAgent: lambda batch, effect: batch.write("SADD", batch.key(batch.keys.index, "e"), effect.agent_id),
-    fx.SetState: lambda batch, effect: batch.set_string(
-        batch.own_key(batch.keys.state(effect.agent_id), "s"), effect.state
-    ),
+    fx.IndexAgent: lambda batch, effect: batch.write("SADD", batch.keys.index, effect.agent_id),
+    fx.SetState: lambda batch, effect: batch.set_string(batch.keys.state(effect.agent_id), effect.state),
     fx.SaveMetadata: lambda batch, effect: batch.set_hash(batch.keys.metadata(effect.agent_id), effect.fields),
     fx.SaveMeasurements: lambda batch, effect: batch.set_hash(
         batch.keys.agent_measurements(effect.agent_id), {name: repr(value) for name, value in effect.values.items()}
@@ -263,35 +247,23 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.SaveCommand: lambda batch, effect: batch.set_hash(
         batch.keys.command(effect.command_id), effect.fields, effect.ttl_s
     ),
-    fx.PushCommand: lambda batch, effect: batch.push(batch.keys.commands(effect.agent_id), effect.body),
+    fx.PushCommand: lambda batch, effect: batch.write("LPUSH", batch.keys.commands(effect.agent_id), effect.body),
     fx.ReleaseCommand: _release_command,
     fx.WithdrawCommand: _withdraw_command,
     fx.SaveGroup: lambda batch, effect: batch.set_hash(batch.keys.group(effect.group_id), effect.fields, effect.ttl_s),
-    fx.AddFanoutTargets: lambda batch, effect: batch.write_chunks(
-        "LPUSH", batch.key(batch.keys.fanout, "l"), effect.bodies
-    ),
-    fx.SaveHold: lambda batch, effect: batch.write("HSET", batch.key(batch.keys.holds, "h"), "fleet", effect.hold),
+    fx.AddFanoutTargets: lambda batch, effect: batch.write_chunks("LPUSH", batch.keys.fanout, effect.bodies),
+    fx.SaveHold: lambda batch, effect: batch.write("HSET", batch.keys.holds, "fleet", effect.hold),
     fx.SaveRequestReply: _save_request_reply,
-    fx.RemoveDeadLetters: lambda batch, effect: batch.write(
-        "XDEL", batch.key(batch.keys.dead_letters, "x"), *effect.dead_letter_ids
-    ),
-    fx.DeliverMail: lambda batch, effect: batch.push(batch.keys.inbox(effect.agent_id), effect.body),
-    fx.HoldMail: lambda batch, effect: batch.push(batch.keys.mail(effect.agent_id), effect.body),
+    fx.RemoveDeadLetters: lambda batch, effect: batch.write("XDEL", batch.keys.dead_letters, *effect.dead_letter_ids),
+    fx.DeliverMail: lambda batch, effect: batch.write("LPUSH", batch.keys.inbox(effect.agent_id), effect.body),
+    fx.HoldMail: lambda batch, effect: batch.write("LPUSH", batch.keys.mail(effect.agent_id), effect.body),
     fx.ReleaseMail: _release_mail,
     fx.SendReply: _send_reply,
-    fx.SetDeadline: lambda batch, effect: batch.write(
-        "ZADD", batch.key(batch.keys.deadlines, "z"), repr(effect.at), effect.member
-    ),
-    fx.ClearDeadline: lambda batch, effect: batch.write(
-        "ZREM", batch.key(batch.keys.deadlines, "z"), _member(effect.member)
-    ),
+    fx.SetDeadline: lambda batch, effect: batch.write("ZADD", batch.keys.deadlines, repr(effect.at), effect.member),
+    fx.ClearDeadline: lambda batch, effect: batch.write("ZREM", batch.keys.deadlines, _member(effect.member)),
     fx.Publish: lambda batch, effect: batch.publish(getattr(batch.keys, effect.channel), effect.body),
     fx.RecordFact: lambda batch, effect: batch.facts.append(effect.fact),
     fx.AddDeadLetter: _add_dead_letter,
-    fx.ExpectScore: lambda batch, effect: batch.watch(
-        batch.key(batch.keys.heartbeats, "z"), effect.agent_id, effect.score
-    ),
-    fx.ExpectDeadline: lambda batch, effect: batch.watch(
-        batch.key(batch.keys.deadlines, "z"), _member(effect.member), effect.at
-    ),
+    fx.ExpectScore: lambda batch, effect: batch.watch(batch.keys.heartbeats, effect.agent_id, effect.score),
+    fx.ExpectDeadline: lambda batch, effect: batch.watch(batch.keys.deadlines, _member(effect.member), effect.at),
 }

@@ -1,5 +1,10 @@
 """The names of all keys and channels of a fleet: see docs/protocol.md."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+KeyOf: TypeAlias = Callable[[str], str]
+
 
 class Keys:
     """Keys under one prefix. The prefix `{aism}` keeps the whole fleet in one slot of a cluster."""
@@ -10,59 +15,39 @@ class Keys:
         self.responses = f"{prefix}:engine:responses"
         self.request_queue = f"{prefix}:engine:request_queue"
         self.requests = f"{prefix}:engine:requests"
+        self.request_reply: KeyOf = lambda request_id: f"{prefix}:engine:replies:{request_id}"
+        self.saved_reply: KeyOf = lambda request_id: f"{prefix}:engine:request:{request_id}"
+
         self.state_changes = f"{prefix}:events:state_changes"
         self.errors = f"{prefix}:events:errors"
         self.measurements = f"{prefix}:events:measurements"
+
         self.heartbeats = f"{prefix}:agents:heartbeats"
-        self.silent = f"{prefix}:engine:silent"
         self.index = f"{prefix}:agents:index"
+        self.silent = f"{prefix}:engine:silent"
+        self.agent_reply: Callable[[str, str], str] = lambda agent_id, message_id: (
+            f"{prefix}:agent:{agent_id}:replies:{message_id}"
+        )
+        self.commands: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:commands"
+        self.state: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:state"
+        self.metadata: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:metadata"
+        self.inbox: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:inbox"
+        self.agent_measurements: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:measurements"
+        self.agent: KeyOf = lambda agent_id: f"{prefix}:engine:agent:{agent_id}"
+        self.mail: KeyOf = lambda agent_id: f"{prefix}:engine:mail:{agent_id}"
+
+        self.command: KeyOf = lambda command_id: f"{prefix}:engine:command:{command_id}"
+        self.group: KeyOf = lambda group_id: f"{prefix}:engine:group:{group_id}"
         self.deadlines = f"{prefix}:engine:deadlines"
+        self.fanout = f"{prefix}:engine:fanout"
+        self.holds = f"{prefix}:engine:holds"
+
         self.audit = f"{prefix}:engine:audit"
         self.archives = f"{prefix}:engine:archives"
         self.dead_letters = f"{prefix}:engine:dead_letters"
         self.oversized = f"{prefix}:engine:oversized"
+
         self.lease = f"{prefix}:engine:lease"
         self.epoch = f"{prefix}:engine:epoch"
         self.ledger = f"{prefix}:engine:ledger"
         self.publication_cursor = f"{prefix}:engine:publication_cursor"
-        self._agent = f"{prefix}:agent:"
-        self._record = f"{prefix}:engine:agent:"
-        self.holds = f"{prefix}:engine:holds"
-        self.fanout = f"{prefix}:engine:fanout"
-        self._command = f"{prefix}:engine:command:"
-
-    def commands(self, agent_id: str) -> str:
-        return f"{self._agent}{agent_id}:commands"
-
-    def state(self, agent_id: str) -> str:
-        return f"{self._agent}{agent_id}:state"
-
-    def metadata(self, agent_id: str) -> str:
-        return f"{self._agent}{agent_id}:metadata"
-
-    def inbox(self, agent_id: str) -> str:
-        return f"{self._agent}{agent_id}:inbox"
-
-    def agent_measurements(self, agent_id: str) -> str:
-        return f"{self._agent}{agent_id}:measurements"
-
-    def agent_reply(self, agent_id: str, message_id: str) -> str:
-        return f"{self._agent}{agent_id}:replies:{message_id}"
-
-    def request_reply(self, request_id: str) -> str:
-        return f"{self.prefix}:engine:replies:{request_id}"
-
-    def agent(self, agent_id: str) -> str:
-        return self._record + agent_id
-
-    def mail(self, agent_id: str) -> str:
-        return f"{self.prefix}:engine:mail:{agent_id}"
-
-    def command(self, command_id: str) -> str:
-        return self._command + command_id
-
-    def group(self, group_id: str) -> str:
-        return f"{self.prefix}:engine:group:{group_id}"
-
-    def saved_reply(self, request_id: str) -> str:
-        return f"{self.prefix}:engine:request:{request_id}"

@@ -202,9 +202,7 @@ class Writer:
                     log.exception("decision_failed", number=error.number)
                     _add_failure(failures, error.number, Failure("internal_error", f"{error.__cause__!r:.200}"))
                     continue
-                batch = Batch(self._store.keys, self._bounds)
-                batch.add(decisions)
-                batch.add_message_ids(draft.seen_ids())
+                batch = Batch(self._store.keys, self._bounds, decisions, draft.seen_ids())
                 commit_id = str(uuid_utils.uuid7())
                 began = self._clock.monotonic()
                 reply = await self._send(batch, token, commit_id, trim)

@@ -126,12 +126,11 @@ def words(source: str) -> set[str]:
 
 def keys_of_code() -> set[str]:
     """Return every key and channel, with the names of parameters in braces."""
-    keys = Keys("aism")
-    found = {value for name, value in vars(keys).items() if not name.startswith("_") and name != "prefix"}
-    for name, method in inspect.getmembers(keys, inspect.ismethod):
-        if not name.startswith("_"):
-            found.add(method(*(f"{{{parameter}}}" for parameter in inspect.signature(method).parameters)))
-    return found
+    found = {name: value for name, value in vars(Keys("aism")).items() if name != "prefix"}
+    return {
+        value(*(f"{{{parameter}}}" for parameter in inspect.signature(value).parameters)) if callable(value) else value
+        for value in found.values()
+    }
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

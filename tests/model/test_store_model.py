@@ -240,9 +240,7 @@ class StoreMachine(RuleBasedStateMachine):
         return attempt
 
     def _send(self, attempt: Attempt) -> None:
-        batch = Batch(self.keys, BOUNDS)
-        batch.add(attempt.decisions)
-        batch.add_message_ids(attempt.message_ids)
+        batch = Batch(self.keys, BOUNDS, attempt.decisions, attempt.message_ids)
         keys, arguments = batch.call(attempt.token, attempt.commit_id, attempt.previous, attempt.taken)
         expected = self.model.commit(attempt)
         sending = self.store.commit(keys, arguments)

@@ -43,8 +43,7 @@ class Desk(Reader):
         previous: str = LEDGER,
         taken: SourceTrim | None = None,
     ) -> CommitReply:
-        batch = Batch(self.keys, BOUNDS)
-        batch.add([Decision("test", effects=list(effects))])
+        batch = Batch(self.keys, BOUNDS, [Decision("test", effects=list(effects))])
         return await self.store.commit(*batch.call(token, commit_id, previous, taken))
 
     async def refuses(self, attempt: Callable[[], Awaitable[CommitReply]]) -> CommitCode:
@@ -433,9 +432,8 @@ async def test_all_wrong_types_are_told_and_whose_decisions_they_were(desk: Desk
     keys = desk.keys
     for key in (keys.inbox("c"), keys.state("d"), keys.index):
         await desk.call("HSET", key, "x", "y")
-    batch = Batch(keys, BOUNDS)
     effects = (fx.DeliverMail("c", b"x"), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.DeliverMail("c", b"y"))
-    batch.add([Decision("test", effects=[*CHANGE, effect]) for effect in effects])
+    batch = Batch(keys, BOUNDS, [Decision("test", effects=[*CHANGE, effect]) for effect in effects])
     reply = await desk.store.commit(*batch.call(TOKEN, "L1", LEDGER, None))
     owners = batch.owners_of_keys(reply.details)
     assert SHARED in owners.pop(keys.index)
