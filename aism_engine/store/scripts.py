@@ -5,7 +5,7 @@ enums below with the headers and the code of the files.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from hashlib import sha1
 from importlib.resources import files
@@ -33,24 +33,9 @@ class LeaseCode(IntEnum):
     HELD = 0
 
 
-class ReleaseCode(IntEnum):
-    RELEASED = 1
-    NOT_HELD = 0
-
-
 class TrimCode(IntEnum):
     TRIMMED = 1
     FENCED = -1
-
-
-class PushCode(IntEnum):
-    QUEUED = 1
-    STALE = 0
-
-
-class DryRunCode(IntEnum):
-    CHECKED = 1
-    UNSUPPORTED = 0
 
 
 class Executor(Protocol):
@@ -58,12 +43,13 @@ class Executor(Protocol):
 
 
 class Script:
-    """One script, called by its digest.
+    """One script, called by its digest. `codes` are the codes that it returns, if it returns any.
 
     A server loses its script cache at every restart, so a call that finds the script missing sends it whole.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, codes: Iterable[IntEnum] = ()) -> None:
+        self.codes = {code.name: code.value for code in codes}
         self.text = _INCLUDE.sub(lambda found: _read(f"include/{found[1]}.lua"), _read(f"{name}.lua"))
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
@@ -80,8 +66,8 @@ def _read(name: str) -> str:
 
 
 ACL_DRY_RUN: Final = Script("acl_dry_run")
-ACQUIRE_LEASE: Final = Script("acquire_lease")
-COMMIT: Final = Script("commit")
+ACQUIRE_LEASE: Final = Script("acquire_lease", LeaseCode)
+COMMIT: Final = Script("commit", CommitCode)
 PEEK: Final = Script("peek")
 PEEK_HEADS: Final = Script("peek_heads")
 PROBE_PERMISSIONS: Final = Script("probe_permissions")
@@ -90,13 +76,4 @@ READ_AUDIT: Final = Script("read_audit")
 READ_RECORDS: Final = Script("read_records")
 READ_SNAPSHOTS: Final = Script("read_snapshots")
 RELEASE_LEASE: Final = Script("release_lease")
-TRIM_AUDIT: Final = Script("trim_audit")
-CODES: Final[dict[str, type[IntEnum]]] = {
-    "acl_dry_run": DryRunCode,
-    "acquire_lease": LeaseCode,
-    "commit": CommitCode,
-    "push_published": PushCode,
-    "release_lease": ReleaseCode,
-    "trim_audit": TrimCode,
-}
-"""The codes of each script that returns one."""
+TRIM_AUDIT: Final = Script("trim_audit", TrimCode)

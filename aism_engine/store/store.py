@@ -9,7 +9,7 @@ from typing import NamedTuple
 from aism_engine.clock import Clock
 from aism_engine.domain.text import message_digest
 from aism_engine.store.batch import Argument, SourceTrim
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.loader import LoadedFleet, load_fleet
 from aism_engine.store.reads import FleetReader
@@ -22,7 +22,6 @@ from aism_engine.store.scripts import (
     RELEASE_LEASE,
     CommitCode,
     LeaseCode,
-    ReleaseCode,
 )
 from aism_engine.store.server_time import ServerTime
 
@@ -69,8 +68,7 @@ class Store(FleetReader):
     async def read_time(self) -> float:
         """Compare our time with the server's, and return ours."""
         asked_at = self._clock.monotonic()
-        with naming_outages():
-            seconds, microseconds = await self._client.execute_command("TIME")
+        seconds, microseconds = await self._client.execute_command("TIME")
         self._observe_time(seconds, microseconds, asked_at)
         return self.time.now
 
@@ -87,24 +85,21 @@ class Store(FleetReader):
     ) -> Peek:
         """Read the oldest messages of a queue except the first `skip`, without removing them."""
         asked_at = self._clock.monotonic()
-        with naming_outages():
-            seconds, microseconds, length, oversized, ledger, messages = await PEEK(
-                self._client, [queue, self.keys.ledger], [max_messages, max_bytes, max_message_bytes, skip]
-            )
+        seconds, microseconds, length, oversized, ledger, messages = await PEEK(
+            self._client, [queue, self.keys.ledger], [max_messages, max_bytes, max_message_bytes, skip]
+        )
         self._observe_time(seconds, microseconds, asked_at)
         return Peek(queue, messages, oversized.decode(), length, ledger.decode())
 
     async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
-        with naming_outages():
-            code, details = await COMMIT(self._client, keys, arguments)
+        code, details = await COMMIT(self._client, keys, arguments)
         return CommitReply(CommitCode(code), details)
 
     async def probe_permissions(self) -> None:
         """Check that the user may do all that a commit needs; raises `ServerUnavailableError`, `noperm`, otherwise."""
         keys = self.keys
         channels = [keys.state_changes, keys.errors, keys.measurements]
-        with naming_outages():
-            await PROBE_PERMISSIONS(self._client, [f"{keys.prefix}:engine:probe"], channels)
+        await PROBE_PERMISSIONS(self._client, [f"{keys.prefix}:engine:probe"], channels)
 
     async def push_published(self, token: str, number: int, messages: Sequence[bytes]) -> None:
         """Push published messages to the response queue, oldest first; `number` counts the pushes under this token.
@@ -112,28 +107,22 @@ class Store(FleetReader):
         Nothing is pushed if a later push came first: published messages may be lost, but never change their order.
         """
         keys, epoch = self.keys, token.partition(":")[0]
-        with naming_outages():
-            await PUSH_PUBLISHED(
-                self._client, [keys.response_queue, keys.publication_cursor], [epoch, number, *messages]
-            )
+        await PUSH_PUBLISHED(self._client, [keys.response_queue, keys.publication_cursor], [epoch, number, *messages])
 
     # --- lease --------------------------------------------------------------------------------------------------------
 
     async def acquire_lease(self, holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
         """Take or renew the lease; return the token of its holder. `lease_left_s` is set to its remaining time."""
         keys = self.keys
-        with naming_outages():
-            code, current, left_ms = await ACQUIRE_LEASE(
-                self._client, [keys.lease, keys.epoch], [holder, int(ttl_s * 1000), token or ""]
-            )
+        code, current, left_ms = await ACQUIRE_LEASE(
+            self._client, [keys.lease, keys.epoch], [holder, int(ttl_s * 1000), token or ""]
+        )
         self.lease_left_s = int(left_ms) / 1000
         return LeaseCode(code), current.decode()
 
     async def release_lease(self, token: str) -> bool:
         """Release the lease; return whether this token held it."""
-        with naming_outages():
-            code = await RELEASE_LEASE(self._client, [self.keys.lease], [token])
-        return ReleaseCode(code) is ReleaseCode.RELEASED
+        return bool(await RELEASE_LEASE(self._client, [self.keys.lease], [token]))
 
     def _observe_time(self, seconds: bytes, microseconds: bytes, asked_at: float) -> None:
         self.time.observe(int(seconds) + int(microseconds) / 1_000_000, asked_at)

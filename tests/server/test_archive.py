@@ -327,6 +327,7 @@ def test_initial_cursor_is_before_every_entry() -> None:
         (300, 10, "0-0", [0]),
         (130, 20, None, [100, 10]),
         (130, 20, entry_id(999), [100, 10]),
+        (130, 20, f"{2**64}-0", [0]),
     ],
 )
 async def test_trimming_keeps_entries_that_an_archive_needs(

@@ -14,11 +14,12 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
+from aism_engine.store import scripts
 from aism_engine.store.batch import SHARED, Batch, Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import CODES, PEEK, CommitCode, LeaseCode
+from aism_engine.store.scripts import PEEK, CommitCode, LeaseCode
 from aism_engine.store.store import CommitReply, Store
 from tests.support.engine import Client, Reader
 from tests.support.resp import Cli
@@ -101,7 +102,7 @@ SCRIPTS = sorted(path.name.removesuffix(".lua") for path in LUA.iterdir() if pat
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_codes_of_a_script_are_the_same_in_its_header_its_code_and_its_enum(name: str) -> None:
     header, code = _split(name)
-    expected = {member.name: member.value for member in CODES[name]} if name in CODES else {}
+    expected = getattr(scripts, name.upper()).codes
     described = {
         found[0]: int(found[1]) for found in re.findall(r"^--   ([A-Z_]+) +(-?\d+)  +\S", header, re.MULTILINE)
     }

@@ -14,7 +14,7 @@ from aism_engine.store.batch import Argument
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import NoPermissionError, ResponseError
-from aism_engine.store.scripts import ACL_DRY_RUN, DryRunCode
+from aism_engine.store.scripts import ACL_DRY_RUN
 
 T = TypeVar("T")
 
@@ -87,8 +87,8 @@ async def denied_commands(client: Client, commands: Sequence[RequiredCommand]) -
         arguments += (len(command.words), *command.words)
     may_call_scripts = True
     try:
-        code, *numbers = await _unknown_as_noperm(ACL_DRY_RUN(client, [], arguments))
-        if code == DryRunCode.CHECKED:
+        numbers = await _unknown_as_noperm(ACL_DRY_RUN(client, [], arguments))
+        if numbers is not None:
             return [commands[number - 1] for number in numbers]
     except ServerUnavailableError as error:
         if error.outage != "noperm":

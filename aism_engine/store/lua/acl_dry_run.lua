@@ -3,22 +3,20 @@
 -- KEYS       none: a user who may not access a declared key could not call the script
 -- ARGV[1..]  commands, each: number of words, words
 --
--- Returns {code, number, ...}: the numbers of the refused commands, counted from 1.
---   CHECKED      1  all commands were checked
---   UNSUPPORTED  0  the server is older than Redis 7.0, where a script cannot check
+-- Returns the numbers of the refused commands, counted from 1; nil if a script cannot check because the server is older
+-- than Redis 7.0.
 
-local code = {CHECKED = 1, UNSUPPORTED = 0}
 if not redis.acl_check_cmd then
-  return {code.UNSUPPORTED}
+  return nil
 end
 
-local reply, position, number = {code.CHECKED}, 0, 0
+local refused, position, number = {}, 0, 0
 while position < #ARGV do
   local first = position + 2
   position = position + 1 + tonumber(ARGV[position + 1])
   number = number + 1
   if not redis.acl_check_cmd(unpack(ARGV, first, position)) then
-    reply[#reply + 1] = number
+    refused[#refused + 1] = number
   end
 end
-return reply
+return refused

@@ -6,21 +6,19 @@
 -- ARGV[2]    number of this push within the epoch
 -- ARGV[3..]  messages, oldest first
 --
--- Returns a code:
---   QUEUED  1  the messages are in the queue
---   STALE   0  a later push came first: a request may arrive long after its sender gave up on it
+-- Returns 1 if the messages are in the queue, 0 if a later push came first: a request may arrive long after its sender
+-- gave up on it.
 
-local code = {QUEUED = 1, STALE = 0}
 local queue, cursor = KEYS[1], KEYS[2]
 local epoch, number = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local last_epoch, last_number = string.match(redis.call('GET', cursor) or '', '^(%d+):(%d+)$')
 last_epoch, last_number = tonumber(last_epoch or 0), tonumber(last_number or 0)
 if epoch < last_epoch or (epoch == last_epoch and number <= last_number) then
-  return code.STALE
+  return 0
 end
 redis.call('SET', cursor, ARGV[1] .. ':' .. ARGV[2])
 for i = 3, #ARGV do
   redis.call('LPUSH', queue, ARGV[i])
 end
-return code.QUEUED
+return 1

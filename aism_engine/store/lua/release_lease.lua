@@ -3,13 +3,9 @@
 -- KEYS[1]  lease: the token of its holder
 -- ARGV[1]  token of this engine
 --
--- Returns a code:
---   RELEASED  1  the lease is free
---   NOT_HELD  0  this engine did not hold it
+-- Returns 1 if the lease is released, 0 if this engine did not hold it.
 
-local code = {RELEASED = 1, NOT_HELD = 0}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return code.NOT_HELD
+  return 0
 end
-redis.call('DEL', KEYS[1])
-return code.RELEASED
+return redis.call('DEL', KEYS[1])

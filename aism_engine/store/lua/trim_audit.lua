@@ -5,7 +5,8 @@
 -- ARGV[1]  fencing token of the sender
 -- ARGV[2]  keep: number of entries that must remain
 -- ARGV[3]  maximum number of entries to remove
--- ARGV[4]  id of the oldest entry that an archive still needs; '' if there is no archive
+-- ARGV[4]  id of the oldest entry that an archive still needs; '' if there is no archive. Nothing is removed if no entry
+--          can come before it, as with 0-0, or if it is not an id.
 --
 -- Returns {code, number of entries removed, 1 if there may be more to remove at once, otherwise 0}:
 --   TRIMMED  1  done
@@ -25,38 +26,18 @@ if surplus <= 0 then
   return {code.TRIMMED, 0, 0}
 end
 
--- The parts of an id are numbers of up to 20 digits without leading zeros, more than a Lua number holds: the longer one is greater.
-local function is_less(a, b)
-  if #a ~= #b then
-    return #a < #b
-  end
-  return a < b
-end
-local function is_before(a, b)
-  local a_ms, a_number = string.match(a, '^(%d+)-(%d+)$')
-  local b_ms, b_number = string.match(b, '^(%d+)-(%d+)$')
-  if a_ms ~= b_ms then
-    return is_less(a_ms, b_ms)
-  end
-  return is_less(a_number, b_number)
-end
-
 local removed, held_back = surplus, false
 if needed_from ~= '' then
   removed = 0
-  local start = '-'
+  local start, before = '-', '(' .. needed_from
   while removed < surplus and not held_back do
     local count = math.min(STEP, surplus - removed)
-    local page = redis.call('XRANGE', audit, start, '+', 'COUNT', count)
-    for _, entry in ipairs(page) do
-      if not is_before(entry[1], needed_from) then
-        held_back = true
-        break
-      end
-      removed = removed + 1
-      start = '(' .. entry[1]
+    local page = redis.pcall('XRANGE', audit, start, before, 'COUNT', count)
+    removed = removed + #page
+    held_back = #page < count
+    if not held_back then
+      start = '(' .. page[count][1]
     end
-    held_back = held_back or #page < count
   end
 end
 if removed > 0 then
