@@ -10,18 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -33,15 +26,11 @@ from aism_engine.store.redis_error_codes import OUTAGES
 from aism_engine.store.redis_patches import PATCHED, PrimaryConnection, PrimaryPool
 
 Client: TypeAlias = Any
-"""A `redis.asyncio.Redis`. Its annotations also describe the synchronous client, so they cannot be relied on."""
+"""A `NamingRedis`. The annotations of redis-py also describe its synchronous client, so they cannot be relied on."""
 
 _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (MasterNotFoundError, "no_primary"),
-    (BusyLoadingError, "loading"),
     (AuthenticationError, "noauth"),
-    (NoPermissionError, "noperm"),
-    (ReadOnlyError, "readonly"),
-    (OutOfMemoryError, "oom"),
     (RedisTimeoutError, "timeout"),
     (TimeoutError, "timeout"),
     (ConnectionRefusedError, "refused"),
@@ -59,13 +48,11 @@ _DENIED_IN_SCRIPT: Final = re.compile(
 
 def outage_of(error: BaseException) -> str | None:
     """Return the name of the outage that an error means; None if it means a bug."""
-    if isinstance(error, ResponseError):
-        code = str(getattr(error, "status_code", None) or error).partition(" ")[0]
-        if name := OUTAGES.get(code):
-            return name
+    if isinstance(error, RedisError):
         in_script = _IN_SCRIPT.search(str(error))
-        if in_script and (name := OUTAGES.get(in_script[1])):
-            return name
+        for code in (error.status_code, str(error).partition(" ")[0], in_script and in_script[1]):
+            if name := OUTAGES.get(code or ""):
+                return name
         if _DENIED_IN_SCRIPT.search(str(error)):
             return "noperm"
     cause = error.__cause__ or error.__context__  # redis-py wraps the error of the socket or of the server
@@ -76,7 +63,7 @@ def outage_of(error: BaseException) -> str | None:
 
 @contextmanager
 def naming_outages() -> Iterator[None]:
-    """Turn the error of a client into `ServerUnavailableError` if it means an outage; raise other errors unchanged."""
+    """Turn the error of a connection into `ServerUnavailableError` if it means an outage; raise others unchanged."""
     try:
         yield
     except (RedisError, OSError) as error:
@@ -92,6 +79,23 @@ def naming_outages() -> Iterator[None]:
         if not any(part in str(error) for part in ("closed", "already waiting")):
             raise
         raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
+
+
+class _NamingPipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 - redis-py's own signature
+        with naming_outages():
+            return await super().execute(raise_on_error)
+
+
+class NamingRedis(Redis):
+    """A client whose commands and pipelines raise `ServerUnavailableError` while the server cannot serve."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        with naming_outages():
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:  # noqa: FBT001, FBT002
+        return _NamingPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:
@@ -122,7 +126,7 @@ def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = 
         pool = PrimaryPool(settings.sentinel_master, manager, **shared)
     else:
         pool.connection_class = PATCHED[pool.connection_class]
-    return Redis.from_pool(pool)  # the client owns the pool: closing it closes the connections
+    return NamingRedis.from_pool(pool)  # the client owns the pool: closing it closes the connections
 
 
 def connect_url(url: str, purpose: str, *, timeout_s: float | None = None) -> Client:

@@ -10,9 +10,9 @@ from aism_engine.domain.agents.agent import AGENT_TABLE, Hold
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.fleet import Fleet
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import Records, agent_of, command_of, group_of, text
+from aism_engine.store.records import each_record, text
 
 _AUDIT_PAGE: Final = 100
 _MIN_MESSAGE_IDS: Final = 10_000
@@ -32,22 +32,16 @@ class LoadedFleet(NamedTuple):
 
 async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet:
     """Load agents, open commands, groups and recent message ids. Raises `ServerUnavailableError`."""
-    records = Records(client)
-    with naming_outages():
-        ledger = await client.get(keys.ledger)
-        agent_ids = [text(member) for member in await client.smembers(keys.index)]
-        deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))
-        hold = await client.hget(keys.holds, "fleet")
-    agents = [agent async for agent in records.each(agent_ids, keys.agent, AGENT_TABLE.fields, agent_of)]
-    command_ids, group_ids = list(_names(deadlines, "command")), list(_names(deadlines, "group"))
-    commands = [
-        command
-        async for command in records.each(command_ids, keys.command, COMMAND_TABLE.fields, command_of)
-        if command.open
-    ]
-    groups = [group async for group in records.each(group_ids, keys.group, GROUP_TABLE.fields, group_of)]
+    ledger = await client.get(keys.ledger)
+    agent_ids = [text(member) for member in await client.smembers(keys.index)]
+    deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))
+    hold = await client.hget(keys.holds, "fleet")
+    agents = [agent async for agent in each_record(client, agent_ids, keys.agent, AGENT_TABLE)]
+    commands = each_record(client, _names(deadlines, "command"), keys.command, COMMAND_TABLE)
+    open_commands = [command async for command in commands if command.open]
+    groups = [group async for group in each_record(client, _names(deadlines, "group"), keys.group, GROUP_TABLE)]
     fleet_hold = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
-    fleet = Fleet(agents, commands, groups, hold=fleet_hold, recent_ids=recent_ids)
+    fleet = Fleet(agents, open_commands, groups, hold=fleet_hold, recent_ids=recent_ids)
     for agent_id in _names(deadlines, "stay"):
         if (agent := fleet.agents.get(agent_id)) is not None:
             agent.stay_until = deadlines[f"stay:{agent_id}".encode()]
@@ -69,8 +63,7 @@ async def _recent_message_ids(client: Client, keys: Keys) -> list[tuple[str, str
     message_ids: list[tuple[str, str]] = []
     last = b"+"
     while len(message_ids) < _MIN_MESSAGE_IDS:
-        with naming_outages():
-            entries = await client.execute_command("XREVRANGE", keys.audit, last, "-", "COUNT", _AUDIT_PAGE)
+        entries = await client.execute_command("XREVRANGE", keys.audit, last, "-", "COUNT", _AUDIT_PAGE)
         for _, fields in entries:
             message_ids += reversed(_message_ids_of(fields))
         if len(entries) < _AUDIT_PAGE:

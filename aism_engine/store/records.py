@@ -8,11 +8,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord
-from aism_engine.domain.commands.command import COMMAND_TABLE, Command
-from aism_engine.domain.commands.group import GROUP_TABLE, Group
 from aism_engine.domain.protocol.names import is_measurement_name
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.domain.records import RecordTable
+from aism_engine.store.client import Client
 from aism_engine.store.scripts import READ_RECORDS
 
 T = TypeVar("T")
@@ -25,48 +23,43 @@ MEASUREMENTS_CHUNK: Final = 250
 """Agents whose measurements are read at once: with 64 names each, 7 ms of the server and as much of the event loop."""
 _MEASUREMENT_NAMES: Final = 4096
 """Names of measurements in the cache: many agents share few names."""
-_VALUES = msgspec.msgpack.Decoder(list[str])
+_VALUES: Final = msgspec.msgpack.Decoder(list[str])
 """Decodes a record as read_records.lua packs it. Raises ValueError if a value is not UTF-8."""
+_DAMAGED: Final = (KeyError, ValueError, msgspec.DecodeError)
+NO_VALUE: Final = msgspec.msgpack.encode([""])
+"""A record that was read with one field and has no value there, or cannot be read."""
 
 
-class Records:
-    """Reads the records of one fleet. Raises `ServerUnavailableError` while the server cannot serve."""
+async def read_records(client: Client, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
+    """Read some fields of each hash, or names and values of all fields; each packed as read_records.lua says."""
+    keys = list(keys)
+    found: list[bytes] = await READ_RECORDS(client, keys, [_FIELD_BYTES, *fields]) if keys else []
+    return found
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
 
-    async def read(self, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
-        """Read some fields of each hash, or names and values of all fields; packed, for the functions below."""
-        with naming_outages():
-            found: list[bytes] = await READ_RECORDS(self._client, list(keys), [_FIELD_BYTES, *fields])
-        return found
-
-    async def each(
-        self,
-        ids: Sequence[str],
-        key: Callable[[str], str],
-        fields: Sequence[str],
-        parse: Callable[[str, bytes], T | None],
-        *,
-        chunk: int = CHUNK,
-    ) -> AsyncIterator[T]:
-        """Read any number of records, `chunk` at a time. The server reads a page while we parse the one before it."""
-        ahead: asyncio.Future[list[bytes]] | None = None
-        pages = list(chunks(ids, chunk))
-        try:
-            for number, page in enumerate(pages):
-                records = await (ahead or self.read(map(key, page), fields))
-                ahead = None
-                if number + 1 < len(pages):
-                    ahead = asyncio.ensure_future(self.read(map(key, pages[number + 1]), fields))
-                    for _ in range(_SEND_ITERATIONS):
-                        await asyncio.sleep(0)
-                for name, packed in zip(page, records, strict=True):
-                    if (found := parse(name, packed)) is not None:
-                        yield found
-        finally:
-            if ahead is not None:
-                ahead.cancel()
+async def each_record(
+    client: Client, ids: Iterable[str], key: Callable[[str], str], table: RecordTable[T]
+) -> AsyncIterator[T]:
+    """Read any number of records. The server reads a page while we parse the one before it."""
+    ahead: asyncio.Future[list[bytes]] | None = None
+    pages = list(chunks(list(ids)))
+    try:
+        for number, page in enumerate(pages):
+            records = await (ahead or read_records(client, map(key, page), table.fields))
+            ahead = None
+            if number + 1 < len(pages):
+                ahead = asyncio.ensure_future(read_records(client, map(key, pages[number + 1]), table.fields))
+                for _ in range(_SEND_ITERATIONS):
+                    await asyncio.sleep(0)
+            for name, packed in zip(page, records, strict=True):
+                try:
+                    found = table.from_values(name, _VALUES.decode(packed))
+                except _DAMAGED:
+                    continue
+                yield found
+    finally:
+        if ahead is not None:
+            ahead.cancel()
 
 
 def chunks(ids: Sequence[str], size: int = CHUNK) -> Iterator[Sequence[str]]:
@@ -78,42 +71,12 @@ def text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def is_empty(packed: bytes) -> bool:
-    """Return whether a record that was read with one field has no value, or cannot be read."""
-    return packed == _EMPTY
-
-
-_EMPTY: Final = msgspec.msgpack.encode([""])
-
-
-def agent_of(agent_id: str, packed: bytes) -> AgentRecord | None:
-    try:
-        return AGENT_TABLE.from_values(agent_id, _VALUES.decode(packed))
-    except (KeyError, ValueError, msgspec.DecodeError):
-        return None
-
-
-def command_of(command_id: str, packed: bytes) -> Command | None:
-    try:
-        return COMMAND_TABLE.from_values(command_id, _VALUES.decode(packed))
-    except (KeyError, ValueError):
-        return None
-
-
-def group_of(group_id: str, packed: bytes) -> Group | None:
-    try:
-        return GROUP_TABLE.from_values(group_id, _VALUES.decode(packed))
-    except (KeyError, ValueError):
-        return None
-
-
-def measurements_of(agent_id: str, packed: bytes) -> tuple[str, dict[str, float]] | None:
+def measurements_of(packed: bytes) -> dict[str, float]:
     try:
         values = _VALUES.decode(packed)
-    except (ValueError, msgspec.DecodeError):
-        return None
-    measured = measurements_in(zip(values[::2], values[1::2], strict=True))
-    return (agent_id, measured) if measured else None
+    except _DAMAGED:
+        return {}
+    return measurements_in(zip(values[::2], values[1::2], strict=True))
 
 
 def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:

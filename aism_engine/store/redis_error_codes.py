@@ -2,18 +2,9 @@
 
 from typing import Final
 
-OUTAGES: Final = {
-    code: code.lower()
-    for code in (
-        "MISCONF",
-        "BUSY",
-        "READONLY",
-        "OOM",
-        "NOAUTH",
-        "NOPERM",
-        "LOADING",
-        "MASTERDOWN",
-        "CLUSTERDOWN",
-        "NOREPLICAS",
-    )
-} | {"WRONGTYPE": "wrong_type", "UNKILLABLE": "busy", "WRONGPASS": "noauth"}
+_SAME_NAME: Final = "MISCONF BUSY READONLY OOM NOAUTH NOPERM LOADING MASTERDOWN CLUSTERDOWN NOREPLICAS"
+OUTAGES: Final = {code: code.lower() for code in _SAME_NAME.split()} | {
+    "WRONGTYPE": "wrong_type",
+    "UNKILLABLE": "busy",
+    "WRONGPASS": "noauth",
+}

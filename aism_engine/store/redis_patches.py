@@ -61,22 +61,9 @@ class _PatchedConnection:
             raise asyncio.CancelledError
 
 
-class _TcpConnection(_PatchedConnection, Connection):
-    pass
-
-
-class _TlsConnection(_PatchedConnection, SSLConnection):
-    pass
-
-
-class _UnixConnection(_PatchedConnection, UnixDomainSocketConnection):
-    pass
-
-
 PATCHED: Final[dict[type, type]] = {
-    Connection: _TcpConnection,
-    SSLConnection: _TlsConnection,
-    UnixDomainSocketConnection: _UnixConnection,
+    kind: type(f"Patched{kind.__name__}", (_PatchedConnection, kind), {})
+    for kind in (Connection, SSLConnection, UnixDomainSocketConnection)
 }
 """The patched class for each class of connection."""
 

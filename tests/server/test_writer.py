@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aism_engine.clock import FakeClock, SystemClock
 from aism_engine.domain import effects as fx
@@ -54,10 +53,10 @@ class Wire:
             await self.release.wait()
         if fate == "lose the request":
             self.lost.append(words)
-            raise RedisConnectionError("lost on its way there")
+            raise ServerUnavailableError("connection", "the request is lost")
         reply = await self._client.execute_command(*words, **options)
         if fate == "lose the reply":
-            raise RedisConnectionError("lost on its way back")
+            raise ServerUnavailableError("connection", "the reply is lost")
         return reply
 
 
