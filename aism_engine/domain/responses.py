@@ -58,7 +58,7 @@ def decide_response(
         draft.note_activity(agent_id)
     if response.instance is not None:
         draft.activity(agent_id).set_instance(response.instance, draft.now)
-    if response.via == "pubsub":
+    if response.via == "channel":
         ctx.via = "channel"
     if agent.liveness in ABSENT and not isinstance(response, m.Register | m.Goodbye):
         transitions.mark_returned(ctx, agent)
@@ -75,7 +75,7 @@ def _reject(ctx: DecisionContext, response: m.Response | m.Custom, error: ErrorR
 
     A published measurement is only counted as refused: one every second would displace all other dead letters.
     """
-    if response.via == "pubsub" and isinstance(response, m.Measurement):
+    if response.via == "channel" and isinstance(response, m.Measurement):
         ctx.decision.outcome, ctx.decision.code = "refused", error.code
         return
     add_dead_letter(ctx, error.code, error.message, raw, agent_id=response.agent_id)

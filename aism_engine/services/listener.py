@@ -34,9 +34,9 @@ _DENIED_PAUSE_S: Final = 5.0
 class Listener(Service):
     """Subscribes to the channels. Losing every message costs latency, and what agents only published.
 
-    A published state change or measurement becomes a message on the response queue, marked `via: pubsub`. From there it
-    is applied exactly once, after everything that the agent pushed before. A malformed message is queued as it is, and
-    dead-lettered by the consumer.
+    A published state change or measurement becomes a message on the response queue, marked `via: channel`. From there
+    it is applied exactly once, after everything that the agent pushed before. A malformed message is queued as it is,
+    and dead-lettered by the consumer.
 
     Reading a message costs 20 µs, more if it is long. Once the measurements of one second reach
     `measurements.published_per_second`, the listener leaves their channel until the second is over. A flood of

@@ -114,4 +114,4 @@ def noisiest_publisher(published: Iterable[bytes]) -> str | None:
 
 def _message(kind: str, agent_id: object, payload: object, **fields: str) -> bytes:
     agent_id = agent_id if isinstance(agent_id, str) else None
-    return encode({"type": kind, "agent_id": agent_id, "payload": payload, "via": "pubsub", **fields})
+    return encode({"type": kind, "agent_id": agent_id, "payload": payload, "via": "channel", **fields})

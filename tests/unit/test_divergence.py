@@ -58,7 +58,7 @@ class CheckedWorld(World):
         return set(self.agent().divergences)
 
     def publish(self, state: str) -> None:
-        self.respond("state_transition", target=state, via="pubsub")
+        self.respond("state_transition", target=state, via="channel")
 
     def miss_deadline(self, command_id: str, *, ack: bool) -> None:
         """The agent takes a command, acknowledges it if `ack`, and lets its timeout run out."""

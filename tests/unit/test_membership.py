@@ -48,10 +48,13 @@ def test_without_auto_register_only_register_admits_an_agent() -> None:
 def test_published_measurement_of_an_unknown_agent_is_refused_and_not_dead_lettered() -> None:
     """A pushed measurement and a published state are dead-lettered."""
     world = World(auto_register=False)
-    decision = world.respond("measurement", tokens=1, via="pubsub")
+    decision = world.respond("measurement", tokens=1, via="channel")
     assert (decision.outcome, decision.code) == ("refused", "unknown_agent")
     assert (world.index, world.dead_letters) == (set(), [])
-    decisions = [world.respond("measurement", tokens=1), world.respond("state_transition", target="calm", via="pubsub")]
+    decisions = [
+        world.respond("measurement", tokens=1),
+        world.respond("state_transition", target="calm", via="channel"),
+    ]
     assert [decision.outcome for decision in decisions] == ["dead_lettered"] * 2
     assert world.respond("register", type="scribe").outcome == "applied"
     assert world.respond("heartbeat").outcome == "applied"

@@ -91,7 +91,7 @@ def test_latest_measurements_are_kept_and_published(scribe: World) -> None:
 
 
 def test_measurement_from_the_channel_is_not_published_again(scribe: World) -> None:
-    for via in ("pubsub", "http"):
+    for via in ("channel", "http"):
         scribe.respond("measurement", payload={via: 1}, via=via)
     assert [event["values"] for event in scribe.events("measurements")] == [{"http": 1.0}]
 

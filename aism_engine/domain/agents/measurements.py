@@ -24,7 +24,7 @@ def keep(ctx: DecisionContext, agent: AgentRecord, response: m.Measurement, _raw
         draft.measure(agent_id, values)
         ctx.add(fx.SaveMeasurements(agent_id, values))
         # A published measurement has already reached everybody who subscribes to the channel.
-        if ctx.policy.protocol.publish_events and response.via != "pubsub":
+        if ctx.policy.protocol.publish_events and response.via != "channel":
             event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
             ctx.add(fx.Publish("measurements", encode(event)))
     return (

@@ -41,7 +41,7 @@ class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
     instance: Identifier | None = None
     """Id of the agent's process: a new one at each start."""
     via: str | None = None
-    """`pubsub` if the listener read the message from a channel and pushed it to the queue."""
+    """`channel` if the listener read the message from a channel and pushed it to the queue."""
 
     @property
     def kind(self) -> str:
