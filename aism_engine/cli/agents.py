@@ -11,7 +11,7 @@ from aism_engine.cli.divergences import divergences_as_json
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import format_age, format_pairs, print_fields, print_json, print_table
 from aism_engine.clock import iso
-from aism_engine.domain.agents.agent import AgentRecord, ShownLiveness
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import AgentView
 
@@ -24,7 +24,7 @@ def list_(
     *,
     state: Annotated[str | None, typer.Option(metavar="STATE", help="Only agents in this state.")] = None,
     kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only agents of this type.")] = None,
-    liveness: Annotated[ShownLiveness | None, typer.Option(help="Only agents of this liveness.")] = None,
+    liveness: Annotated[Liveness | None, typer.Option(help="Only agents of this liveness.")] = None,
     redis: options.Redis = None,
     prefix: options.Prefix = None,
     json: options.Json = False,

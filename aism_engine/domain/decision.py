@@ -4,20 +4,21 @@ The functions that decide take a `DecisionContext`. They change its draft and ad
 to Redis.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias
 
 from msgspec import Struct, field
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.activity import Via
-from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.agents.agent import AgentRecord, Via
 from aism_engine.domain.commands.command import StatusChange
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.machines.machine import Machine
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import encode
 
+P = ParamSpec("P")
 Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "dead_lettered"]
 
 
@@ -90,3 +91,28 @@ class DecisionContext:
         """Reply to a message of an agent, or to a request of an operator (`agent_id` is None)."""
         encoded = self.encode_for(agent_id, {"id": message_id, "timestamp": self.draft.at, **body})
         self.add(fx.SendReply(agent_id, message_id, encoded, self.policy.protocol.reply_ttl))
+
+
+AgentChange: TypeAlias = Callable[Concatenate[DecisionContext, AgentRecord, P], None]
+AgentDecision: TypeAlias = Callable[Concatenate[Draft, Policy, str, P], Decision]
+
+
+def agent_decision(kind: str) -> Callable[[AgentChange[P]], AgentDecision[P]]:
+    """Make a decision of the engine about an agent out of a function that changes the agent and adds effects.
+
+    The decision takes the id of the agent. It is `unchanged` if the agent is unknown or the function adds no effect.
+    """
+
+    def decorate(change: AgentChange[P]) -> AgentDecision[P]:
+        @wraps(change)
+        def decide(draft: Draft, policy: Policy, agent_id: str, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
+            decision = Decision(kind, "unchanged")
+            if (agent := draft.agent(agent_id)) is not None:
+                change(DecisionContext(draft, policy, decision, "engine"), agent, *args, **kwargs)
+                if decision.effects and decision.outcome == "unchanged":
+                    decision.outcome = "applied"
+            return decision
+
+        return decide
+
+    return decorate

@@ -7,7 +7,7 @@ from typing import Any, Final
 from msgspec import Struct, field
 
 from aism_engine.domain.agents.activity import Activity
-from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Hold, ShownLiveness, shown_liveness
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Hold, Liveness
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
@@ -102,15 +102,15 @@ class Fleet:
         self.dispatchable = set(self.waiting)
         """Agents with waiting commands that have changed since the dispatcher last checked them."""
 
-    def shown(self, agent: AgentRecord) -> ShownLiveness:
-        return shown_liveness(agent, agent.agent_id in self.silent)
+    def shown(self, agent: AgentRecord) -> Liveness:
+        return agent.shown_liveness(is_silent=agent.agent_id in self.silent)
 
-    def count_shown(self) -> Counter[ShownLiveness]:
+    def count_shown(self) -> Counter[Liveness]:
         """Count the agents by shown liveness, without a walk over all of them."""
-        counts = Counter({ShownLiveness(liveness.value): count for liveness, count in self.liveness.items()})
+        counts = self.liveness.copy()
         silent = [agent for agent_id in self.silent if (agent := self.agents.get(agent_id)) is not None]
-        counts[ShownLiveness.SILENT] = sum(self.shown(agent) is ShownLiveness.SILENT for agent in silent)
-        counts[ShownLiveness.FRESH] -= counts[ShownLiveness.SILENT]
+        counts[Liveness.SILENT] = sum(self.shown(agent) is Liveness.SILENT for agent in silent)
+        counts[Liveness.FRESH] -= counts[Liveness.SILENT]
         return counts
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:

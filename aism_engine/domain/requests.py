@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents import membership, presence
+from aism_engine.domain.agents import liveness, membership
 from aism_engine.domain.commands.accept import send
 from aism_engine.domain.commands.cancel import cancel
 from aism_engine.domain.commands.holds import hold
@@ -26,7 +26,7 @@ _HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
     m.Replay: replay,
     m.Purge: purge,
     m.Forget: membership.forget,
-    m.ConfirmLosses: presence.confirm_losses,
+    m.ConfirmLosses: liveness.confirm_losses,
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from aism_engine.domain import mail
-from aism_engine.domain.agents import measurements, membership, transitions
+from aism_engine.domain.agents import liveness, measurements, membership, transitions
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord
 from aism_engine.domain.commands import outcome
 from aism_engine.domain.dead_letters import add_dead_letter
@@ -19,8 +19,8 @@ ResponseHandler: TypeAlias = Callable[[DecisionContext, AgentRecord, Any, bytes]
 
 _HANDLERS: Final[dict[type, ResponseHandler]] = {
     m.Register: membership.register,
-    m.Heartbeat: membership.heartbeat,
-    m.Goodbye: membership.goodbye,
+    m.Heartbeat: lambda *_: None,  # `decide_response` counts every response as a sign of life
+    m.Goodbye: liveness.goodbye,
     m.Ack: outcome.ack,
     m.Progress: outcome.progress,
     m.Result: outcome.result,
@@ -61,7 +61,7 @@ def decide_response(
     if response.via == "channel":
         ctx.via = "channel"
     if agent.liveness in ABSENT and not isinstance(response, m.Register | m.Goodbye):
-        transitions.mark_returned(ctx, agent)
+        liveness.mark_returned(ctx, agent)
     handler = policy.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[type(response)]
     error = handler(ctx, agent, response, raw)
     if response.reply and response.id is not None:

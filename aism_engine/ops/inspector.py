@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import SystemClock
-from aism_engine.domain.agents.agent import AgentRecord, Liveness, ShownLiveness, shown_liveness
-from aism_engine.domain.agents.heartbeats import score_in_seconds
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Liveness
+from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.audit_log import DECODE_ERRORS, entry_time
@@ -46,8 +46,8 @@ class AgentView(Struct, frozen=True, kw_only=True):
     """When the engine found the agent silent, in unix seconds by Redis `TIME`; None if it is not silent."""
 
     @property
-    def liveness(self) -> ShownLiveness:
-        return shown_liveness(self.agent, self.silent_since is not None)
+    def liveness(self) -> Liveness:
+        return self.agent.shown_liveness(is_silent=self.silent_since is not None)
 
 
 class Overview(Struct, frozen=True, kw_only=True):
@@ -194,7 +194,7 @@ class Inspector:
             for agent_id, values in zip(chunk, replies, strict=True):
                 row = dict(zip(counted, values if isinstance(values, list) else (), strict=False))
                 if row.get("liveness") == fresh and agent_id in silent:
-                    row["liveness"] = ShownLiveness.SILENT.value.encode()
+                    row["liveness"] = Liveness.SILENT.value.encode()
                 for name, value in row.items():
                     counted[name][text(value or b"")] += 1
             if report is not None:
@@ -248,8 +248,8 @@ def _agent(agent_id: str, record: Any) -> AgentRecord | None:  # noqa: ANN401
     if not isinstance(record, dict):
         return None
     try:
-        return AgentRecord.from_record(agent_id, {text(name): text(value) for name, value in record.items()})
-    except (KeyError, ValueError, msgspec.DecodeError):
+        return AGENT_TABLE.decode(agent_id, {text(name): text(value) for name, value in record.items()})
+    except (KeyError, ValueError):
         return None
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from aism_engine.domain.agents.activity import Activity
+from aism_engine.domain.agents.activity import AbsentHeartbeat, Activity, observe_heartbeat
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.divergence import (
     AgentObservation,
@@ -15,7 +15,6 @@ from aism_engine.domain.agents.divergence import (
     decide_divergences,
     may_have_changes,
 )
-from aism_engine.domain.agents.heartbeats import AbsentHeartbeats
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
@@ -40,7 +39,8 @@ class DivergenceChecker(Service):
     def __init__(self, context: ServiceContext, settings: DivergenceSettings) -> None:
         super().__init__(context, settings.poll_interval)
         self._settings = settings
-        self._heartbeats = AbsentHeartbeats()
+        self._heartbeats: dict[str, AbsentHeartbeat] = {}
+        """Of agents that declared themselves absent."""
         self._fleet: Fleet | None = None
         self._checked_at = float("-inf")
         self._observed_from = 0.0
@@ -55,7 +55,7 @@ class DivergenceChecker(Service):
         self._reset_after_blind_spell(fleet, began)
         if not self._remaining:
             self._remaining = list(fleet.agents)
-            self._heartbeats.retain(fleet.agents.keys())
+            self._heartbeats = {name: each for name, each in self._heartbeats.items() if name in fleet.agents}
         batch = self._settings.batch
         agent_ids, self._remaining = self._remaining[:batch], self._remaining[batch:]
         decisions: list[Decision] = []
@@ -75,7 +75,7 @@ class DivergenceChecker(Service):
         """Reset the observations after a start, a takeover, a stall, or an outage of Redis."""
         gap_s = now - self._checked_at
         if fleet is not self._fleet or gap_s > 2 * self._settings.poll_interval + 1:
-            self._heartbeats.reset()
+            self._heartbeats.clear()
             self._fleet, self._observed_from = fleet, self._store.now
             self._remaining, self._open = [], Counter()
             log.info("observations_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
@@ -105,7 +105,7 @@ class DivergenceChecker(Service):
         scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
         for agent in absent:
             if (score := scores[agent.agent_id]) is not None:
-                self._heartbeats.observe(agent.agent_id, score, asked_at, self._store.now, agent.since)
+                observe_heartbeat(self._heartbeats, agent.agent_id, score, asked_at, self._store.now, agent.since)
 
     def _has_changes(self, fleet: Fleet, agent: AgentRecord, window: ObservationWindow) -> bool:
         seen = AgentObservation(

@@ -13,7 +13,7 @@ import structlog
 
 from aism_engine.clock import iso
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
-from aism_engine.domain.agents.presence import decide_expired_agent
+from aism_engine.domain.agents.membership import decide_expired_agent
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet

@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 import structlog
 
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
-from aism_engine.domain.agents.liveness import Assessment, Loss, Scan, ScoreRange, SilenceTracker
-from aism_engine.domain.agents.presence import decide_lost, decide_returned, decide_silent
+from aism_engine.domain.agents.liveness import decide_lost, decide_returned, decide_silent
+from aism_engine.domain.agents.silence import Assessment, Loss, Scan, ScoreRange, SilenceTracker
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
@@ -27,7 +27,7 @@ _MAX_REST_SHARE: Final = 0.1
 
 
 class Reaper(Service):
-    """Marks agents as lost, brings them back, lists the silent ones. The rules: domain/agents/liveness.py."""
+    """Marks agents as lost, brings them back, lists the silent ones. The rules: domain/agents/silence.py."""
 
     name = "reaper"
     polls = False
@@ -193,12 +193,12 @@ class Reaper(Service):
     def _report(self, assessment: Assessment) -> None:
         metrics = self._context.metrics
         metrics.set_fleet_mode(assessment.mode)
-        metrics.agents_silent.set(assessment.silent_count)
+        metrics.agents_silent.set(len(assessment.silent_since))
         metrics.agents_skewed.labels("ahead").set(assessment.ahead)
         metrics.agents_skewed.labels("behind").set(assessment.behind)
         if assessment.mode != self._mode:
             self._mode = assessment.mode
-            log.warning("fleet_mode", mode=assessment.mode, silent=assessment.silent_count)
+            log.warning("fleet_mode", mode=assessment.mode, silent=len(assessment.silent_since))
 
 
 def _is_watched(agent: AgentRecord | None) -> bool:

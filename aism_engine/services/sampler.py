@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from aism_engine.domain.agents.agent import ABSENT, ShownLiveness
+from aism_engine.domain.agents.agent import ABSENT, Liveness
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.doctor.collector import FactCollector
@@ -63,7 +63,7 @@ class Sampler(Service):
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # only the leader reports the fleet
         by_liveness = fleet.count_shown()
-        for liveness in ShownLiveness:
+        for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
         metrics.agents_in_state.set(
             {

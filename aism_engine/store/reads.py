@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from aism_engine.clock import Clock
 from aism_engine.domain.agents.agent import AgentSnapshot
-from aism_engine.domain.agents.heartbeats import MILLISECONDS_FROM
+from aism_engine.domain.agents.silence import MILLISECONDS_FROM
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command
 from aism_engine.domain.commands.delivery import HEAD_BYTES
 from aism_engine.domain.commands.group import GROUP_TABLE, Group

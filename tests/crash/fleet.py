@@ -43,7 +43,7 @@ class SmallFleet(Reader):
         await self.call("SADD", self.keys.index, "astray")
         for agent_id in ("silent", "returner"):
             await self.call("HSET", self.keys.metadata(agent_id), "type", "mortal")
-        await self.client.hset(self.keys.agent("astray"), mapping=astray.record() | {"liveness": "fresh"})
+        await self.client.hset(self.keys.agent("astray"), mapping=astray.fields() | {"liveness": "fresh"})
 
     async def live(self) -> None:
         """Let everything happen that shall happen, and wait until it has."""

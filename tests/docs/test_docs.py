@@ -15,7 +15,7 @@ from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
-from aism_engine.domain.agents.transitions import StateChange, change_state
+from aism_engine.domain.agents.transitions import StateChange, change_state, enter
 from aism_engine.domain.commands import deadlines, lifecycle
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.domain.dead_letters import add_dead_letter
@@ -131,11 +131,11 @@ def test_every_pattern_of_a_name_is_documented() -> None:
 
 
 def test_every_field_of_the_record_of_an_agent_is_documented() -> None:
-    record = AgentRecord(agent_id="a", state="s", since=0.0, first_seen_at=0.0).record()
+    record = AgentRecord(agent_id="a", state="s", since=0.0, first_seen_at=0.0).fields()
     only_for_people = {"reason", "context"}
     assert set(first_column("`aism:engine:agent:{agent_id}`")) == {*record, *only_for_people}
     liveness = next(row[1] for row in table("`aism:engine:agent:{agent_id}`") if row[0] == "`liveness`")
-    assert set(names(liveness)) == {state.value for state in Liveness}
+    assert set(names(liveness)) == {state.value for state in Liveness} - {"silent"}
 
 
 def test_every_field_of_the_record_of_a_command_is_documented() -> None:
@@ -179,7 +179,9 @@ def test_every_fact_is_documented_with_its_fields() -> None:
 
 def test_every_source_of_a_state_change_is_documented() -> None:
     row = next(row for row in table("Fields of a fact") if row[0] == "`source`")
-    assert set(names(row[1])) == {source for call in calls(change_state) for source in words(call["source"])}
+    assert set(names(row[1])) == {
+        source for call in (*calls(change_state), *calls(enter)) for source in words(call["source"])
+    }
 
 
 # --- codes ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Final
 
-from aism_engine.domain.agents.agent import ShownLiveness
+from aism_engine.domain.agents.agent import Liveness
 from aism_engine.ops.inspector import Inspector
 from aism_engine.services.base import Service
 from aism_engine.services.janitor import Janitor
@@ -122,7 +122,7 @@ async def test_agents_that_fall_silent_at_once_are_all_counted(server: EmbeddedS
         await eventually(partial(_is_counted, running, "silent", 25))
         await eventually(lambda: running.metric("aism_agents_silent") == 25)
         await eventually(lambda: running.metric("aism_agents", liveness="unknown") == 1)
-        counts = {each.value: running.metric("aism_agents", liveness=each.value) for each in ShownLiveness}
+        counts = {each.value: running.metric("aism_agents", liveness=each.value) for each in Liveness}
         assert counts == {"unknown": 1, "fresh": 0, "silent": 25, "lost": 0, "left": 0}
         overview = await Inspector(running.client, running.keys).overview()
         assert overview.by_liveness == {"silent": 25, "unknown": 1}

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Hold
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, AgentSnapshot, Hold
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
@@ -226,7 +226,7 @@ class World:
             for command_id, record in self.command_records.items()
             if f"command:{command_id}" in self.deadlines
         )
-        agents = [AgentRecord.from_record(agent_id, self.records[agent_id]) for agent_id in self.index]
+        agents = [AGENT_TABLE.decode(agent_id, self.records[agent_id]) for agent_id in self.index]
         for agent in agents:
             agent.stay_until = self.deadlines.get(f"stay:{agent.agent_id}", 0.0)
         groups = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot
-from aism_engine.domain.agents.presence import decide_lost
+from aism_engine.domain.agents.liveness import decide_lost
 from aism_engine.domain.commands.command import ENDED, Command, Status
 from tests.support.model import World, queue_of
 

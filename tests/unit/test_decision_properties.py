@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aism_engine.domain.agents.agent import AgentSnapshot
-from aism_engine.domain.agents.presence import decide_first_heartbeat, decide_lost, decide_returned
+from aism_engine.domain.agents.liveness import decide_first_heartbeat, decide_lost, decide_returned
 from aism_engine.domain.commands.command import OPEN, Status
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft

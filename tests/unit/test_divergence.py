@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aism_engine.domain.agents.activity import AbsentHeartbeat, observe_heartbeat
 from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.divergence import RULES, ObservationWindow, decide_divergences, may_have_changes
-from aism_engine.domain.agents.heartbeats import AbsentHeartbeats
-from aism_engine.domain.agents.presence import decide_first_heartbeat, decide_lost, decide_snapshot
+from aism_engine.domain.agents.liveness import decide_first_heartbeat, decide_lost
+from aism_engine.domain.agents.transitions import decide_snapshot
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.policy import DivergenceSettings
 from tests.support.model import NOW, World
@@ -28,7 +29,7 @@ class CheckedWorld(World):
         self.observed_from = NOW
         self.unread_s = 0.0
         """Age of the oldest unread response."""
-        self.heartbeats = AbsentHeartbeats()
+        self.heartbeats: dict[str, AbsentHeartbeat] = {}
 
     def begin(self, *states: str, capabilities: tuple[str, ...] = ()) -> None:
         self.respond("register", type="scribe", capabilities=capabilities)
@@ -41,7 +42,7 @@ class CheckedWorld(World):
     def observe_heartbeat(self, score: float) -> None:
         agent = self.agent()
         if agent.declared == agent.state == "offline":
-            self.heartbeats.observe("a", score, self.now, self.now, agent.since)
+            observe_heartbeat(self.heartbeats, "a", score, self.now, self.now, agent.since)
 
     def check(self) -> Decision:
         """Check the agent. `may_have_changes` is true whenever the rules change anything."""
@@ -219,7 +220,7 @@ def test_only_what_was_observed_and_read_is_evidence(
     world = CheckedWorld(rule)
     diverge(world)
     world.observed_from = world.now + 1
-    world.heartbeats.reset()
+    world.heartbeats.clear()
     assert world.check().outcome == "unchanged"
 
 
@@ -233,7 +234,7 @@ def test_an_open_divergence_outlives_a_takeover(
     world.check()
     before = world.agent().divergences
     world.fleet = world.reloaded()
-    world.heartbeats.reset()
+    world.heartbeats.clear()
     world.observed_from = world.now
     world.unread_s = float("inf")  # nothing has been read yet
     assert (world.check().outcome, world.agent().divergences) == ("unchanged", before)
@@ -319,13 +320,12 @@ def test_heartbeats_shortly_before_a_registration_are_no_divergence() -> None:
 
 def test_a_heartbeat_from_before_the_absence_does_not_count() -> None:
     """A score that moved since a reading before the declaration may have moved before the declaration."""
-    heartbeats = AbsentHeartbeats()
+    heartbeats: dict[str, AbsentHeartbeat] = {}
     for score, read_at in ((1.0, 100.0), (2.0, 110.0)):
-        heartbeats.observe("a", score, read_at, read_at, absent_since=105.0)
-    assert (found := heartbeats.get("a")) is not None
-    assert found.span is None
-    heartbeats.observe("a", 3.0, 120.0, 120.0, absent_since=105.0)
-    assert found.span == (120.0, 110.0)
+        observe_heartbeat(heartbeats, "a", score, read_at, read_at, absent_since=105.0)
+    assert heartbeats["a"].span is None
+    observe_heartbeat(heartbeats, "a", 3.0, 120.0, 120.0, absent_since=105.0)
+    assert heartbeats["a"].span == (120.0, 110.0)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def test_a_consistent_agent_never_has_a_divergence(steps: list[tuple[str, float]
                 # what the agent did meanwhile is read afterwards, and the full grace begins
                 world.pass_time(seconds)
                 world.observed_from = world.now
-                world.heartbeats.reset()
+                world.heartbeats.clear()
             case "behind":
                 world.pass_time(seconds)
                 world.unread_s = seconds

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
-from aism_engine.domain.agents.presence import decide_lost
+from aism_engine.domain.agents.liveness import decide_lost
 from tests.support.model import World, queue_of
 
 

@@ -1,263 +1,287 @@
-"""Rules of liveness: which agents are silent or lost, and when losses are rate-limited."""
-
-import math
-from collections.abc import Mapping
-from typing import Any
+"""Decisions on presence: first heartbeats, losses and returns, snapshots, expiry; and the ttl of commands."""
 
 import pytest
 
-from aism_engine.domain.agents.liveness import Assessment, Loss, Scan, ScoreRange, SilenceTracker
-from aism_engine.domain.policy import LivenessLimits, LivenessSettings
-
-LIMITS = LivenessSettings()
-SERVER = 1_800_000_000.0
-"""The server's clock at instant 0 of the engine's."""
-
-
-def range_at(now: float) -> ScoreRange:
-    return ScoreRange(SERVER + now, LIMITS.silent_after)
-
-
-class Tracker(SilenceTracker):
-    """Scans whose agents have their id as type, and have sent a response at these instants."""
-
-    def __init__(self, **limits: LivenessLimits) -> None:
-        super().__init__(LivenessSettings(by_type=limits))
-
-    def scan(
-        self,
-        now: float,
-        scores: Mapping[str, float],
-        *,
-        watched: int | None = None,
-        responses: Mapping[str, float] | None = None,
-        **more: Any,  # noqa: ANN401 - fields of a scan
-    ) -> Assessment:
-        scan = Scan(
-            scores=scores,
-            watched=len(scores) if watched is None else watched,
-            score_range=range_at(now),
-            now=now,
-            **{"observed_until": now, **more},
-        )
-        return self.assess(scan, lambda agent_id: agent_id, lambda agent_id: (responses or {}).get(agent_id, -math.inf))
-
-
-def observing(**limits: LivenessLimits) -> Tracker:
-    """A tracker that has seen every agent in the range at instant 0."""
-    tracker = Tracker(**limits)
-    tracker.scan(0.0, {})
-    return tracker
-
-
-def lost(assessment: Assessment) -> list[str]:
-    return [loss.agent_id for loss in assessment.losses]
-
-
-# --- one agent --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("now", "silent", "expected"),
-    [(1.0, 1, []), (29.9, 1, []), (30.0, 1, ["a"]), (31.0, 1, ["a"])],
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
+from aism_engine.domain.agents.liveness import (
+    decide_first_heartbeat,
+    decide_heartbeat_removed,
+    decide_lost,
+    decide_returned,
 )
-def test_an_agent_whose_score_leaves_the_range_is_silent_and_then_lost(
-    now: float, silent: int, expected: list[str]
-) -> None:
-    """Its score was in the range one scan before, so it has been silent for 15 s already: lost after 30 s more."""
-    tracker = observing()
-    tracker.scan(1.0, {"a": 7.0})
-    assessment = tracker.scan(1.0 + now, {"a": 7.0})
-    assert (assessment.silent_count, lost(assessment)) == (silent, expected)
+from aism_engine.domain.agents.membership import decide_expired_agent
+from aism_engine.domain.agents.transitions import decide_snapshot
+from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from tests.support.model import NOW, World
 
 
-def test_a_loss_has_the_score_and_the_duration_of_the_silence() -> None:
-    tracker = observing()
-    tracker.scan(1.0, {"a": 7.0})
-    assert tracker.scan(40.0, {"a": 7.0}).losses == [Loss("a", 7.0, 54.0)]
+def beat(world: World, agent_id: str = "a", score: float = 1.0) -> Decision:
+    """Decide on the first heartbeat of an agent."""
+    seen = world.snapshots.get(agent_id, AgentSnapshot())
+    world.snapshots[agent_id] = AgentSnapshot(seen.type, seen.labels, seen.state, score)
+    draft = world.draft()
+    return world.commit(draft, decide_first_heartbeat(draft, world.policy, agent_id, {agent_id: score}))
 
 
-@pytest.mark.parametrize(("now", "silent", "expected"), [(14.9, 0, []), (15.0, 1, []), (44.9, 1, []), (45.0, 1, ["a"])])
-def test_after_a_start_or_a_reset_every_agent_has_the_full_grace(now: float, silent: int, expected: list[str]) -> None:
-    for tracker in (Tracker(), observing()):
-        tracker.scan(0.0, {"a": 7.0})
-        tracker.scan(60.0, {"a": 7.0})
-        tracker.reset()
-        tracker.scan(100.0, {"a": 7.0})
-        assessment = tracker.scan(100.0 + now, {"a": 7.0})
-        assert (assessment.silent_count, lost(assessment)) == (silent, expected)
+def lose(world: World, agent_id: str = "a", score: float = 1.0) -> Decision:
+    draft = world.draft()
+    return world.commit(draft, decide_lost(draft, world.policy, agent_id, score, 45.0))
 
 
-def test_an_agent_that_falls_silent_after_the_first_scan_has_no_extra_grace() -> None:
-    tracker = Tracker()
-    tracker.scan(0.0, {"old": 7.0})
-    tracker.scan(1.0, {"old": 7.0, "new": 8.0})
-    assert lost(tracker.scan(31.0, {"old": 7.0, "new": 8.0})) == ["new"]
+def mark_returned(world: World, agent_id: str = "a") -> Decision:
+    draft = world.draft()
+    return world.commit(draft, decide_returned(draft, world.policy, agent_id))
 
 
-def test_any_change_of_a_score_is_a_sign_of_life() -> None:
-    """By a clock that is hours slow, too; and `lost_after` counts from the last change."""
-    tracker = observing()
-    for now in range(1, 100):
-        assert lost(tracker.scan(float(now), {"a": -7200.0 + now})) == []
-    assert lost(tracker.scan(143.9, {"a": -7101.0})) == []
-    assert lost(tracker.scan(144.0, {"a": -7101.0})) == ["a"]
+def look(world: World, agent_id: str = "a", looked_at: float = NOW + 60) -> Decision:
+    draft = world.draft()
+    return world.commit(draft, decide_snapshot(draft, world.policy, agent_id, looked_at))
 
 
-def test_a_score_that_goes_backwards_has_changed() -> None:
-    tracker = observing()
-    tracker.scan(1.0, {"a": 7.0})
-    tracker.scan(30.0, {"a": 6.0})
-    assert lost(tracker.scan(74.0, {"a": 6.0})) == []
+@pytest.fixture
+def world() -> World:
+    """A registered agent `a` with a heartbeat, in deep_work."""
+    world = World()
+    world.respond("register", type="scribe")
+    world.respond("state_transition", target="inbox")
+    world.respond("state_transition", target="deep_work")
+    beat(world)
+    world.facts.clear()
+    world.published.clear()
+    return world
 
 
-def test_a_slow_clock_counts_from_when_its_score_entered_the_range() -> None:
-    """The score changed when it entered the range, so it has not been unchanged for the width of the range."""
-    tracker = observing()
-    assert tracker.scan(1.0, {"a": 7.0}).silent_count == 1
-    tracker.scan(2.0, {})
-    for now in (3.0, 16.9):
-        assessment = tracker.scan(now, {"a": 12.0})
-        assert (assessment.silent_count, assessment.behind) == (0, 1)
-    assert tracker.scan(17.0, {"a": 12.0}).silent_count == 1
-    assert lost(tracker.scan(46.9, {"a": 12.0})) == []
-    assert lost(tracker.scan(47.0, {"a": 12.0})) == ["a"]
+# --- first heartbeats -------------------------------------------------------------------------------------------------
 
 
-def test_a_fast_clock_has_no_extra_grace_when_time_catches_up_with_it() -> None:
-    """Its last score comes to lie in the range unchanged."""
-    tracker, score = observing(), SERVER + 20.0
-    assessment = tracker.scan(1.0, {"a": score})
-    assert (assessment.silent_count, assessment.ahead) == (0, 1)
-    for now in range(2, 46):
-        seen = {} if range_at(now).contains(score) else {"a": score}
-        seen |= tracker.caught_up(seen, range_at(now))
-        assert lost(tracker.scan(float(now), seen)) == []
-    assert lost(tracker.scan(46.0, {"a": score})) == ["a"]
+def test_an_agent_whose_heartbeat_was_removed_is_not_watched_until_its_next_one(world: World) -> None:
+    """Without a score the agent can be neither lost nor fresh."""
+    for outcome in ("applied", "unchanged"):
+        draft = world.draft()
+        assert world.commit(draft, decide_heartbeat_removed(draft, world.policy, "a")).outcome == outcome
+        assert (world.agent().liveness, world.records["a"]["liveness"]) == (Liveness.UNKNOWN, "unknown")
+    beat(world, score=2.0)
+    assert world.agent().liveness is Liveness.FRESH
 
 
-def test_an_agent_whose_score_returns_into_the_range_is_fresh() -> None:
-    """Its earlier silence does not count again."""
-    tracker = observing()
-    tracker.scan(1.0, {"a": 7.0})
-    assert tracker.scan(20.0, {}).silent_count == 0
-    tracker.scan(36.0, {"a": 8.0})
-    assert lost(tracker.scan(65.9, {"a": 8.0})) == []
-    assert lost(tracker.scan(66.0, {"a": 8.0})) == ["a"]
+def test_an_agent_that_is_known_only_by_its_heartbeat_is_added() -> None:
+    """It is fresh, and watched from then on."""
+    world = World()
+    assert beat(world).outcome == "applied"
+    assert (world.agent().state, world.agent().liveness) == ("unknown", Liveness.FRESH)
+    assert world.records["a"]["liveness"] == "fresh"
+    assert [fact["event"] for fact in world.facts_of("agent_first_seen")] == ["agent_first_seen"]
 
 
-def test_a_response_is_a_sign_of_life() -> None:
-    tracker, responses = observing(), {"a": 50.0}
-    tracker.scan(1.0, {"a": 7.0})
-    assert tracker.scan(60.0, {"a": 7.0}, responses=responses).silent_count == 0
-    assert lost(tracker.scan(94.9, {"a": 7.0}, responses=responses)) == []
-    assert lost(tracker.scan(95.0, {"a": 7.0}, responses=responses)) == ["a"]
+def test_the_first_heartbeat_of_a_known_agent_makes_it_watched() -> None:
+    """Before, its liveness is unknown and it cannot be lost."""
+    world = World()
+    world.respond("register", type="scribe")
+    assert world.agent().liveness == Liveness.UNKNOWN
+    assert (beat(world).outcome, world.agent().liveness, world.records["a"]["liveness"]) == (
+        "applied",
+        Liveness.FRESH,
+        "fresh",
+    )
+    assert (beat(world).outcome, world.facts_of("agent_first_seen")[1:]) == ("unchanged", [])
 
 
-def test_silence_counts_only_up_to_where_responses_have_been_read() -> None:
-    tracker = observing()
-    tracker.scan(16.0, {"a": 0.0})
-    assert lost(tracker.scan(60.0, {"a": 0.0}, observed_until=40.0)) == []
-    assert lost(tracker.scan(61.0, {"a": 0.0})) == ["a"]
+@pytest.mark.parametrize("rules", [{"auto_register": False}, {"max_agents": 0}])
+def test_a_heartbeat_adds_no_agent_that_the_settings_exclude(rules: dict[str, int]) -> None:
+    """Neither beyond max_agents, nor without auto_register."""
+    world = World(**rules)
+    assert (beat(world).outcome, world.fleet.agents, world.facts) == ("unchanged", {}, [])
 
 
-def test_each_agent_type_has_its_own_limits() -> None:
-    tracker = observing(slow=LivenessLimits(silent_after=60.0, lost_after=180.0))
-    tracker.scan(1.0, {"slow": 7.0, "quick": 7.0})
-    assert lost(tracker.scan(31.0, {"slow": 7.0, "quick": 7.0})) == ["quick"]
-    tracker.scan(32.0, {"slow": 7.0})
-    assert lost(tracker.scan(200.0, {"slow": 7.0})) == ["slow"]
+# --- losses and returns -----------------------------------------------------------------------------------------------
 
 
-def test_an_agent_with_longer_limits_is_silent_for_the_width_of_the_range_only() -> None:
-    """The range is as wide as the shortest limit: leaving it shows no longer silence."""
-    tracker = observing(a=LivenessLimits(silent_after=300.0, lost_after=330.0))
-    assert tracker.scan(16.0, {"a": 0.0}).silent_count == 0
-    assert tracker.scan(46.0, {"a": 0.0}).losses == []
+def test_a_lost_agent_changes_to_on_lost(world: World) -> None:
+    """Its record holds its previous state and the score of its last heartbeat."""
+    world.now += 45
+    decision = lose(world)
+    assert fx.ExpectScore("a", 1.0) in decision.effects
+    agent = world.agent()
+    assert (agent.liveness, agent.state, agent.lost_from) == (Liveness.LOST, "offline", "deep_work")
+    assert (agent.lost_score, agent.lost_at) == (1.0, NOW + 45)
+    record = world.records["a"]
+    assert (record["liveness"], record["lost_from"], record["lost_score"]) == ("lost", "deep_work", "1.0")
+    assert [fact["event"] for fact in world.facts_of("agent_lost", "state_changed")] == ["agent_lost", "state_changed"]
+    assert [event["code"] for event in world.events("errors")] == ["agent_lost"]
+    assert [(e["old_state"], e["new_state"]) for e in world.events("state_changes")] == [("deep_work", "offline")]
 
 
-# --- the fleet --------------------------------------------------------------------------------------------------------
+def test_no_agent_is_lost_twice_or_after_a_goodbye(world: World) -> None:
+    lose(world)
+    assert (lose(world).effects, lose(world, "nobody").effects) == ([], [])
+    world.respond("goodbye")
+    assert lose(world).effects == []
 
 
-@pytest.mark.parametrize(
-    ("silent", "watched", "mode"),
-    [
-        (0, 100, "normal"),
-        (30, 100, "normal"),
-        (31, 100, "partial"),
-        (90, 100, "partial"),
-        (91, 100, "full"),
-        (100, 100, "full"),
-        (3, 10, "normal"),
-        (4, 10, "partial"),
-        (9, 10, "partial"),
-        (10, 10, "full"),
-        (9, 9, "normal"),
-        (1, 1, "normal"),
-    ],
-)
-def test_the_fleet_mode_depends_on_the_share_of_silent_agents(silent: int, watched: int, mode: str) -> None:
-    """`partial` above brake_ratio, `full` above brake_full_ratio; always `normal` below brake_min_agents."""
-    tracker = observing()
-    scores = {f"a{number}": 7.0 for number in range(silent)}
-    tracker.scan(1.0, scores, watched=watched)
-    assessment = tracker.scan(60.0, scores, watched=watched)
-    assert (assessment.mode, assessment.silent_count) == (mode, silent)
-    assert len(assessment.losses) == {"normal": silent, "partial": min(silent, 10), "full": 0}[mode]
+def test_the_commands_of_a_lost_agent_stay_in_its_queue(world: World) -> None:
+    """A loss is reversible."""
+    world.send("c1")
+    lose(world)
+    assert (world.status("c1"), len(world.lists["a"])) == ("queued", 1)
 
 
-def test_rate_limited_losses_begin_with_the_longest_silent() -> None:
-    """The others are lost in later scans, if they are still silent."""
-    tracker = observing()
-    scores: dict[str, float] = {}
-    for number in range(40):
-        scores[f"a{number}"] = 7.0
-        tracker.scan(float(number), scores, watched=100)
-    assert lost(tracker.scan(80.0, scores, watched=100)) == [f"a{number}" for number in range(10)]
-    rest = {agent_id: 7.0 for agent_id in scores if int(agent_id[1:]) >= 10}
-    assert lost(tracker.scan(81.0, rest, watched=90)) == [f"a{number}" for number in range(10, 20)]
+@pytest.mark.parametrize("how", ["beats", "speaks"])
+def test_a_returning_agent_is_in_its_previous_state(world: World, how: str) -> None:
+    lose(world)
+    world.facts.clear()
+    if how == "beats":
+        mark_returned(world)
+    else:
+        world.respond("heartbeat")
+    agent = world.agent()
+    assert (agent.state, agent.liveness, agent.lost_from) == ("deep_work", Liveness.FRESH, None)
+    assert (agent.lost_score, agent.lost_at, world.records["a"]["lost_at"]) == (None, 0.0, "")
+    assert [fact["event"] for fact in world.facts_of("agent_returned", "state_changed")] == [
+        "agent_returned",
+        "state_changed",
+    ]
+    assert mark_returned(world).outcome == "unchanged"
 
 
-def test_no_agent_is_lost_while_nearly_all_are_silent() -> None:
-    """As soon as enough agents are back, the others are lost."""
-    tracker = observing()
-    scores = {f"a{number}": 7.0 for number in range(20)}
-    tracker.scan(1.0, scores)
-    for now in range(2, 1000, 100):
-        assert lost(tracker.scan(float(now), scores)) == []
-    few = {f"a{number}": 7.0 for number in range(5)}
-    assert lost(tracker.scan(1000.0, few, watched=20)) == list(few)
+def test_the_response_of_a_returning_agent_is_applied_to_its_previous_state(world: World) -> None:
+    """The agent returns first: the transition starts in deep_work, not in offline."""
+    lose(world)
+    assert world.respond("state_transition", target="distill").outcome == "applied"
+    assert world.agent().state == "distill"
 
 
-def test_confirmed_losses_are_not_rate_limited() -> None:
-    """An agent that was silent at the confirmation is lost after `lost_after`, in any mode. An agent that fell silent
-    later, or has sent a response since, is not meant.
-    """
-    tracker = observing()
-    scores = {f"a{number}": 7.0 for number in range(20)}
-    tracker.scan(1.0, scores)
-    scores |= {f"b{number}": 7.0 for number in range(20)}
-    tracker.scan(20.0, scores)
-    assert lost(tracker.scan(29.0, scores, confirmed_at=19.9)) == []
-    responses = {"a0": 19.0}
-    found = tracker.scan(60.0, scores, responses=responses, confirmed_at=19.9)
-    assert (found.mode, lost(found)) == ("full", [f"a{number}" for number in range(1, 20)])
-    assert sorted(lost(tracker.scan(66.0, scores, responses=responses, confirmed_at=60.0))) == sorted(scores)
+def test_on_return_may_name_another_state() -> None:
+    """Without `on_lost` a loss changes no state."""
+    world = World()
+    world.respond("register", type="clerk")
+    world.respond("state_transition", target="busy")
+    beat(world)
+    lose(world)
+    assert (world.agent().state, world.records["a"]["liveness"]) == ("busy", "lost")
+    mark_returned(world)
+    assert (world.agent().state, world.agent().liveness) == ("waiting", Liveness.FRESH)
 
 
-def test_a_confirmation_does_not_apply_to_observations_after_a_reset() -> None:
-    """After a blind spell no agent is silent, so the confirmation meant none of them."""
-    tracker = observing()
-    scores = {f"a{number}": 7.0 for number in range(20)}
-    tracker.scan(40.0, scores, confirmed_at=40.0)
-    tracker.reset()
-    tracker.scan(41.0, scores, confirmed_at=40.0)
-    assert lost(tracker.scan(200.0, scores, confirmed_at=40.0)) == []
+def test_a_lost_agent_can_say_goodbye(world: World) -> None:
+    """Then it has left, and does not return with an unchanged heartbeat."""
+    lose(world)
+    world.respond("goodbye")
+    assert (world.agent().liveness, world.agent().state, world.agent().lost_from) == (Liveness.LEFT, "offline", None)
+    assert mark_returned(world).outcome == "unchanged"
 
 
-def test_a_fleet_of_wrong_clocks_is_not_silent() -> None:
-    tracker = Tracker()
-    for now in range(20):
-        scores = {f"a{number}": -9000.0 + now for number in range(100)}
-        assessment = tracker.scan(float(now), scores)
-        assert (assessment.mode, assessment.silent_count) == ("normal", 0)
+def test_an_absent_agent_is_forgotten_after_its_ttl(world: World) -> None:
+    """A lost one, or one that left, with a fact in the audit; never a fresh one."""
+    beat(world)
+    assert expire(world).outcome == "unchanged"
+    lose(world)
+    assert (expire(world).outcome, world.fleet.agents) == ("applied", {})
+    world.respond("goodbye")
+    assert (expire(world).outcome, world.fleet.agents) == ("applied", {})
+    assert len(world.facts_of("agent_forgotten")) == 2
+
+
+def expire(world: World) -> Decision:
+    draft = world.draft()
+    return world.commit(draft, decide_expired_agent(draft, world.policy, "a"))
+
+
+# --- snapshots --------------------------------------------------------------------------------------------------------
+
+
+def test_changed_metadata_is_applied() -> None:
+    """Type and labels of an agent that never registered. Unchanged metadata changes nothing."""
+    world = World()
+    world.respond("heartbeat")
+    world.snapshots["a"] = AgentSnapshot(type="architect", labels={"team": "x"}, state="unknown")
+    assert look(world).outcome == "applied"
+    assert (world.agent().type, world.agent().labels) == ("architect", {"team": "x"})
+    assert (world.records["a"]["type"], world.records["a"]["labels"]) == ("architect", '{"team":"x"}')
+    assert look(world).effects == []
+    assert world.facts_of("metadata_changed") == [
+        {"event": "metadata_changed", "agent_id": "a", "type": "architect", "details": {"labels": {"team": "x"}}}
+    ]
+
+
+def test_a_registered_agent_keeps_its_type(world: World) -> None:
+    """It may change its labels, but its type selects its machine."""
+    world.snapshots["a"] = AgentSnapshot(type="emperor", labels={"team": "y"}, state="deep_work")
+    look(world)
+    assert (world.agent().type, world.agent().labels) == ("scribe", {"team": "y"})
+
+
+def test_a_state_key_that_an_agent_wrote_is_a_declaration(world: World) -> None:
+    """An allowed state is applied. A forbidden one is refused, and the key is overwritten."""
+    world.snapshots["a"] = AgentSnapshot(state="distill")
+    look(world)
+    assert (world.agent().state, world.agent().declared) == ("distill", "distill")
+    assert [fact["source"] for fact in world.facts_of("state_changed")] == ["agent"]
+    world.states["a"] = "bootstrap"
+    world.snapshots["a"] = AgentSnapshot(state="bootstrap")
+    look(world)
+    assert (world.agent().state, world.agent().declared, world.states["a"]) == ("distill", "bootstrap", "distill")
+    assert [fact["code"] for fact in world.facts_of("transition_refused")] == ["not_allowed"]
+
+
+def test_a_snapshot_from_before_the_latest_change_is_ignored(world: World) -> None:
+    """It may be older than what the engine wrote."""
+    world.now = NOW + 60
+    world.respond("state_transition", target="inbox")
+    world.snapshots["a"] = AgentSnapshot(state="deep_work")
+    assert look(world, looked_at=NOW + 60).effects == []
+
+
+def test_a_snapshot_of_an_unknown_agent_is_ignored(world: World) -> None:
+    world.snapshots.clear()
+    assert (look(world).effects, look(world, "nobody").effects) == ([], [])
+
+
+# --- the ttl of commands ----------------------------------------------------------------------------------------------
+
+
+def test_a_command_expires_after_its_ttl(world: World) -> None:
+    """Its outcome is recorded, its copy is removed from the agent's list, and an event reports it."""
+    world.send("c1")
+    world.send("c2")
+    world.pop()
+    world.respond("ack", command_id="c1")
+    (first, _) = world.pass_time(3600)
+    assert fx.ExpectDeadline("command:c1", NOW + 3600) in first.effects
+    record = world.command_records["c1"]
+    assert (record["status"], record["code"], record["ended_at"]) == ("expired", "expired", "2027-01-15T09:00:00.000Z")
+    assert (world.lists["a"], world.deadlines, world.agent().open_commands) == ([], {}, [])
+    assert [(event["code"], event["command_id"]) for event in world.events("errors")] == [
+        ("expired", "c1"),
+        ("expired", "c2"),
+    ]
+    assert [fact["cause"] for fact in world.facts_of("command_expired")] == ["command:c1", "command:c2"]
+
+
+def test_no_command_expires_early(world: World) -> None:
+    world.send("c1")
+    assert world.pass_time(3599.999) == []
+    assert world.status("c1") == "queued"
+
+
+def test_the_deadline_of_an_ended_or_unknown_command_is_removed(world: World) -> None:
+    """Nothing else changes."""
+    world.send("c1")
+    world.respond("result", command_id="c1")
+    before = len(world.facts)
+    for member in ("command:c1", "command:c9", "dwell:a", "", "nonsense"):
+        world.deadlines[member] = NOW
+        decision = world.decide_deadline(member, NOW)
+        assert decision.outcome == "late"
+    assert (world.deadlines, world.status("c1"), len(world.facts)) == ({}, "succeeded", before)
+
+
+def test_an_expiry_is_decided_from_the_fleet_and_not_from_a_stale_record(world: World) -> None:
+    """A record that was read before the result was committed still says open."""
+    world.send("c1")
+    stale = world.draft().lookups
+    world.respond("result", command_id="c1")
+    decision = decide_deadline(Draft(world.fleet, world.now, stale), world.policy, "command:c1", NOW + 3600)
+    assert decision.outcome == "late"

@@ -3,8 +3,7 @@
 import msgspec
 import pytest
 
-from aism_engine.domain.agents.activity import Divergence
-from aism_engine.domain.agents.agent import AgentRecord, Hold, Liveness
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Divergence, Hold, Liveness
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.domain.commands.group import Group
 
@@ -57,7 +56,7 @@ GROUP = Group(
 
 
 def test_records_are_read_back_as_they_were_written() -> None:
-    assert AgentRecord.from_record("a", AGENT.record()) == AGENT
+    assert AGENT_TABLE.decode("a", AGENT.fields()) == AGENT
     assert Command.from_record("c", COMMAND.record()) == COMMAND
     assert Group.from_record("g", GROUP.record()) == GROUP
 
@@ -66,7 +65,7 @@ def test_missing_field_has_its_default() -> None:
     """A record that another version has written may lack any field that is not required."""
     agent = {"type": "x", "state": "s", "since": "2027-01-15T08:00:00Z", "first_seen_at": "2027-01-15T08:00:00Z"}
     now = 1_800_000_000.0
-    assert AgentRecord.from_record("a", agent) == AgentRecord(
+    assert AGENT_TABLE.decode("a", agent) == AgentRecord(
         agent_id="a", type="x", state="s", since=now, first_seen_at=now
     )
     command = {"agent_id": "a", "type": "x", "status": "waiting", "accepted_at": agent["since"]}
@@ -79,7 +78,7 @@ def test_missing_field_has_its_default() -> None:
 @pytest.mark.parametrize("name", ["type", "state", "since", "first_seen_at"])
 def test_missing_required_field_raises(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        AgentRecord.from_record("a", AGENT.record() | {name: ""})
+        AGENT_TABLE.decode("a", AGENT.fields() | {name: ""})
 
 
 @pytest.mark.parametrize(
@@ -95,4 +94,4 @@ def test_missing_required_field_raises(name: str) -> None:
 )
 def test_damaged_value_raises(name: str, value: str) -> None:
     with pytest.raises((KeyError, ValueError, msgspec.DecodeError)):
-        AgentRecord.from_record("a", AGENT.record() | {name: value})
+        AGENT_TABLE.decode("a", AGENT.fields() | {name: value})

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.domain.agents.presence import decide_lost, decide_returned, decide_state_repair
+from aism_engine.domain.agents.liveness import decide_lost, decide_returned
+from aism_engine.domain.agents.transitions import decide_state_repair
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machine, Machines, TransitionCase

@@ -1,31 +1,16 @@
-"""What the engine observed an agent do, and the divergences that are open.
+"""What the engine observed an agent do: the evidence of the rules in divergence.py.
 
-Activity is kept in memory only. A new leader has observed nothing yet, and does not take that as evidence. An open
-divergence is part of the agent's record, so that any later leader can close it.
+The evidence is kept in memory only. A new leader has observed nothing yet, and does not take that as evidence.
 """
 
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final
 
-from msgspec import Struct, field
-
-Confidence: TypeAlias = Literal["certain", "likely", "possible"]
-Via: TypeAlias = Literal["queue", "channel", "key"]
-"""How a state was declared: pushed to the response queue, published on a channel, or written to `:state`."""
+from msgspec import Struct
 
 _MAX_EVENTS: Final = 16
 """Maximum number of repeated events to remember, and so the largest threshold of a rule. An arbitrary number."""
 _EARLIER_INSTANCES: Final = 4
 """Earlier instances that are remembered per agent. An arbitrary number."""
-
-
-class Divergence(Struct, frozen=True, kw_only=True):
-    """An open divergence, as the agent's record holds it. `since` is ISO 8601, by Redis `TIME`."""
-
-    since: str
-    confidence: Confidence
-    reason: str
-    declared: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
 
 
 class MissedDeadline(Struct, frozen=True):
@@ -99,3 +84,36 @@ def _with_missed(missed: tuple[MissedDeadline, ...], since: float, now: float) -
     if missed and since <= missed[-1].at:
         return missed
     return (*missed, MissedDeadline(since, now))[-_MAX_EVENTS:]
+
+
+class AbsentHeartbeat(Struct):
+    """The heartbeat of one agent that declared itself absent. Instants are unix seconds by Redis `TIME`."""
+
+    absent_since: float
+    """When the agent declared its absence."""
+    score: float
+    read_at: float
+    span: tuple[float, float] | None = None
+    """When a change was first seen, and the last reading before the latest change: a lower bound of the real span."""
+    changed_at: float = 0.0
+    """When a change was last seen."""
+
+
+def observe_heartbeat(
+    heartbeats: dict[str, AbsentHeartbeat],
+    agent_id: str,
+    score: float,
+    asked_at: float,
+    seen_at: float,
+    absent_since: float,
+) -> None:
+    """Note a score that was read between `asked_at` and `seen_at`. A changed score was written since `read_at`."""
+    known = heartbeats.get(agent_id)
+    if known is None or known.absent_since != absent_since:
+        heartbeats[agent_id] = AbsentHeartbeat(absent_since, score, asked_at)
+        return
+    if score != known.score:
+        if known.read_at >= absent_since:
+            known.span = (known.span[0] if known.span else seen_at, known.read_at)
+        known.score, known.changed_at = score, seen_at
+    known.read_at = asked_at

@@ -1,37 +1,31 @@
 """An agent: its record, its liveness, and the keys that it writes itself."""
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
 
-from aism_engine.domain.agents.activity import Divergence, Via
 from aism_engine.domain.commands.command import RANKS, Command
 from aism_engine.domain.records import COUNT, FLAG, INSTANT, SCORE, TEXT, RecordTable, choice, json
+
+Via: TypeAlias = Literal["queue", "channel", "key"]
+"""How a state was declared: pushed to the response queue, published on a channel, or written to `:state`."""
+Confidence: TypeAlias = Literal["certain", "likely", "possible"]
 
 
 class Liveness(StrEnum):
     UNKNOWN = "unknown"
     """No heartbeat yet: the agent is not watched and cannot be lost."""
     FRESH = "fresh"
+    SILENT = "silent"
+    """Shown only: the record of a silent agent says `fresh`."""
     LOST = "lost"
     LEFT = "left"
     """The agent sent `goodbye`."""
 
 
 ABSENT: Final = frozenset({Liveness.LOST, Liveness.LEFT})
-
-
-class ShownLiveness(StrEnum):
-    """Liveness as it is displayed: an agent that is fresh in its record may be silent."""
-
-    UNKNOWN = "unknown"
-    FRESH = "fresh"
-    SILENT = "silent"
-    LOST = "lost"
-    LEFT = "left"
 
 
 class Hold(StrEnum):
@@ -42,6 +36,21 @@ class Hold(StrEnum):
     """Commands are accepted, but not dispatched."""
     DRAIN = "drain"
     """New commands are refused; accepted ones are still dispatched."""
+
+
+class Diverged(Struct, frozen=True, kw_only=True):
+    """Verdict of a rule: what the agent declares contradicts what was measured."""
+
+    confidence: Confidence
+    reason: str
+    declared: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+class Divergence(Diverged, frozen=True, kw_only=True):
+    """An open divergence, as the agent's record holds it. `since` is ISO 8601, by Redis `TIME`."""
+
+    since: str
 
 
 class AgentRecord(Struct, kw_only=True):
@@ -146,12 +155,12 @@ class AgentRecord(Struct, kw_only=True):
                 insort(waiting, (RANKS[command.priority], command.seq, command_id))
                 self.waiting = tuple(waiting)
 
-    def record(self) -> dict[str, str]:
-        """Return the fields of the record. An absent value is an empty string."""
-        return AGENT_TABLE.encode(self)
+    def shown_liveness(self, *, is_silent: bool) -> Liveness:
+        """Return the liveness to display: only a fresh agent can be silent."""
+        return Liveness.SILENT if is_silent and self.liveness is Liveness.FRESH else self.liveness
 
     def fields(self, *names: str) -> dict[str, str]:
-        """Return only these fields of the record."""
+        """Return the fields of the record, or only those in `names`. An absent value is an empty string."""
         return AGENT_TABLE.encode(self, names)
 
     def absence(self) -> dict[str, str]:
@@ -162,11 +171,6 @@ class AgentRecord(Struct, kw_only=True):
         """End an absence. By default an agent with a known heartbeat becomes fresh, any other unknown."""
         self.liveness = liveness or (Liveness.UNKNOWN if self.lost_score is None else Liveness.FRESH)
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
-
-    @classmethod
-    def from_record(cls, agent_id: str, record: Mapping[str, str]) -> "AgentRecord":
-        """Read a record back. Raises KeyError, ValueError or msgspec.DecodeError if it is damaged."""
-        return AGENT_TABLE.decode(agent_id, record)
 
 
 AGENT_TABLE: Final = RecordTable(
@@ -183,7 +187,7 @@ AGENT_TABLE: Final = RecordTable(
         "declared": TEXT,
         "declared_at": INSTANT,
         "declared_via": choice(get_args(Via)),
-        "liveness": choice(Liveness),
+        "liveness": choice(set(Liveness) - {Liveness.SILENT}),
         "lost_from": TEXT,
         "lost_score": SCORE,
         "lost_at": INSTANT,
@@ -196,13 +200,6 @@ AGENT_TABLE: Final = RecordTable(
     },
     required=("type", "state", "since", "first_seen_at"),
 )
-
-
-def shown_liveness(agent: AgentRecord, is_silent: bool) -> ShownLiveness:  # noqa: FBT001 - a value, no switch
-    """Return the liveness to display: only a fresh agent can be silent."""
-    if is_silent and agent.liveness is Liveness.FRESH:
-        return ShownLiveness.SILENT
-    return ShownLiveness(agent.liveness.value)
 
 
 class AgentSnapshot(Struct, frozen=True):

@@ -12,29 +12,17 @@ docs/divergences.md gives the confidence of each rule; a test compares the two.
 
 from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from aism_engine.clock import from_iso, iso
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.activity import Activity, Confidence, Divergence
-from aism_engine.domain.agents.agent import AgentRecord, Liveness
-from aism_engine.domain.agents.heartbeats import AbsentHeartbeat
-from aism_engine.domain.decision import Decision, DecisionContext
-from aism_engine.domain.draft import Draft
-from aism_engine.domain.policy import DivergenceSettings, Policy
-
-Rule: TypeAlias = Literal[
-    "idle_at_work",
-    "heartbeat_while_absent",
-    "forbidden_state",
-    "never_acks",
-    "never_finishes",
-    "duplicate_instance",
-    "context_too_large",
-]
+from aism_engine.domain.agents.activity import AbsentHeartbeat, Activity
+from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Diverged, Divergence
+from aism_engine.domain.decision import DecisionContext, agent_decision
+from aism_engine.domain.policy import DivergenceSettings
 
 
 class ObservationWindow(Struct, frozen=True):
@@ -67,15 +55,6 @@ class AgentObservation(Struct, frozen=True, kw_only=True):
     def declaration(self) -> dict[str, Any]:
         agent = self.agent
         return {"state": agent.declared, "at": iso(agent.declared_at), "via": agent.declared_via}
-
-
-class Diverged(Struct, frozen=True, kw_only=True):
-    """There is a divergence, for this reason."""
-
-    reason: str
-    confidence: Confidence
-    declared: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
 
 
 class Consistent(Struct, frozen=True):
@@ -246,7 +225,7 @@ def may_have_changes(agent: AgentRecord, activity: Activity | None, limits: Dive
 def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | Consistent]]:
     """Yield the rules whose divergence is to be opened or closed. An absent agent has none open."""
     agent = seen.agent
-    if agent.liveness in {Liveness.LOST, Liveness.LEFT}:
+    if agent.liveness in ABSENT:
         yield from ((rule, Consistent(f"the agent is {agent.liveness}")) for rule in agent.divergences)
         return
     enabled = [rule for rule in RULES if getattr(limits, rule)]
@@ -258,38 +237,27 @@ def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tupl
             yield rule, verdict
 
 
+@agent_decision("divergence")
 def decide_divergences(
-    draft: Draft, policy: Policy, agent_id: str, window: ObservationWindow, heartbeat: AbsentHeartbeat | None
-) -> Decision:
-    """Open and close the divergences of one agent. Each is reported once when it opens and once when it closes."""
-    decision = Decision("divergence", "unchanged")
-    agent = draft.agent(agent_id)
-    if agent is None:
-        return decision
-    ctx = DecisionContext(draft, policy, decision, "engine")
-    seen = AgentObservation(agent=agent, activity=draft.activity(agent_id), window=window, heartbeat=heartbeat)
-    for rule, verdict in sorted(changes(seen, policy.divergence), key=itemgetter(0)):
-        if isinstance(verdict, Diverged):
-            divergence = Divergence(since=draft.at, **asdict(verdict))
-            agent.divergences = agent.divergences | {rule: divergence}
-            details = asdict(divergence)
-            del details["reason"]
-            _report(ctx, agent, rule, "opened", verdict.reason, details)
-        else:
-            since = agent.divergences[rule].since
-            agent.divergences = {name: each for name, each in agent.divergences.items() if name != rule}
-            details = {"since": since, "lasted_s": round(draft.now - from_iso(since), 1)}
-            _report(ctx, agent, rule, "closed", verdict.reason, details)
-        decision.outcome = "applied"
-    if decision.outcome == "applied":
-        ctx.add(fx.SaveAgent(agent_id, agent.fields("divergences")))
-    return decision
-
-
-def _report(
-    ctx: DecisionContext, agent: AgentRecord, rule: str, status: str, reason: str, details: dict[str, Any]
+    ctx: DecisionContext, agent: AgentRecord, window: ObservationWindow, heartbeat: AbsentHeartbeat | None
 ) -> None:
-    event = "divergence_opened" if status == "opened" else "divergence_closed"
-    ctx.record(event, agent_id=agent.agent_id, type=agent.type, code=rule, reason=reason, details=details)
-    details = {"rule": rule, "status": status, "type": agent.type, **details}
-    ctx.publish_error("divergence", reason, agent_id=agent.agent_id, details=details)
+    """Open and close the divergences of one agent. Each is reported once when it opens and once when it closes."""
+    draft, agent_id = ctx.draft, agent.agent_id
+    seen = AgentObservation(agent=agent, activity=draft.activity(agent_id), window=window, heartbeat=heartbeat)
+    for rule, verdict in sorted(changes(seen, ctx.policy.divergence), key=itemgetter(0)):
+        others = {name: each for name, each in agent.divergences.items() if name != rule}
+        if isinstance(verdict, Diverged):
+            event = "divergence_opened"
+            agent.divergences = {**others, rule: Divergence(since=draft.at, **asdict(verdict))}
+            details = asdict(agent.divergences[rule])
+            del details["reason"]
+        else:
+            event = "divergence_closed"
+            since = agent.divergences[rule].since
+            agent.divergences = others
+            details = {"since": since, "lasted_s": round(draft.now - from_iso(since), 1)}
+        ctx.record(event, agent_id=agent_id, type=agent.type, code=rule, reason=verdict.reason, details=details)
+        details = {"rule": rule, "status": event.removeprefix("divergence_"), "type": agent.type, **details}
+        ctx.publish_error("divergence", verdict.reason, agent_id=agent_id, details=details)
+    if ctx.decision.effects:
+        ctx.add(fx.SaveAgent(agent_id, agent.fields("divergences")))

@@ -1,161 +1,101 @@
-"""Detects which agents are silent or lost, from changes of heartbeats that this engine observed itself.
+"""Decisions on liveness: an agent's first heartbeat, its silence, its loss, its goodbye and its return.
 
-`decide_lost` in presence.py declares the loss.
-
-A score is evidence of change only: nothing depends on an agent's clock. The `ScoreRange` holds the recent scores of
-accurate clocks, and a scan reads only the scores outside it. A score that is the same in two scans has been unchanged
-for as long as the engine has observed it. An engine that could not observe (a start, a takeover, a stall, an outage of
-Redis) has observed nothing: after `reset` every agent has the full grace again.
-
-How a score leaves the range shows when it last changed:
-- A score in the future has changed since the last scan, because time alone moves no score there. It is followed until
-  it changes, even after time has caught up with it.
-- A score in the past has been unchanged for the width of the range, if its clock is accurate. If it entered the range
-  less than that time ago, its clock is slow: it changed when it entered, and its silence counts from there.
-
-Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When a score leaves into the past
-for the first time its clock is unknown and taken as accurate: its silence is overestimated by at most `silent_after`.
+silence.py finds the agents that are silent for too long; `decide_lost` declares them lost.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from msgspec import Struct, field
-
-from aism_engine.domain.agents.heartbeats import score_in_seconds
-from aism_engine.domain.policy import LivenessSettings
-
-Mode: TypeAlias = Literal["normal", "partial", "full"]
-
-
-class ScoreRange(Struct, frozen=True):
-    """The scores that accurate clocks wrote within `width_s` before `now`, unix seconds by the server's clock."""
-
-    now: float
-    width_s: float
-
-    @property
-    def low(self) -> float:
-        return self.now - self.width_s
-
-    def contains(self, score: float) -> bool:
-        return self.low <= score_in_seconds(score) <= self.now
-
-    def ends_before(self, score: float) -> bool:
-        return self.now < score_in_seconds(score)
+from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Liveness
+from aism_engine.domain.agents.membership import admit
+from aism_engine.domain.agents.transitions import enter
+from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.lifecycle import end_command
+from aism_engine.domain.decision import Decision, DecisionContext, agent_decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.machines.state_rules import state_on_return
+from aism_engine.domain.policy import Policy
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.text import truncate
 
 
-class Scan(Struct, frozen=True, kw_only=True):
-    """What the reaper has read. Instants are of the monotonic clock."""
+def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: Mapping[str, float]) -> Decision:
+    """Add an agent that is known only by its heartbeat, or begin to watch a known one.
 
-    scores: Mapping[str, float]
-    """Scores outside the range, and unchanged scores that time has caught up with."""
-    watched: int
-    """Number of watched agents, with or without a score outside the range."""
-    score_range: ScoreRange
-    now: float
-    observed_until: float
-    """Responses have been read up to this instant, so silence counts only up to here."""
-    confirmed_at: float = -math.inf
-    """When an operator confirmed the losses: agents that have been silent since then are lost in any mode."""
-
-
-class Loss(Struct, frozen=True):
-    agent_id: str
-    score: float
-    silent_s: float
-
-
-class Assessment(Struct, frozen=True):
-    """Result of a scan: the agents to mark as lost, the silent agents, and the fleet mode."""
-
-    mode: Mode = "normal"
-    silent_since: dict[str, float] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
-    ahead: int = 0
-    """Number of agents whose clock is ahead; likewise `behind`."""
-    behind: int = 0
-
-    @property
-    def silent_count(self) -> int:
-        return len(self.silent_since)
+    The score of an agent that has left is recorded: a different one brings the agent back.
+    """
+    decision = Decision("first_heartbeat")
+    ctx = DecisionContext(draft, policy, decision, "engine")
+    agent = draft.agent(agent_id)
+    if agent is None:
+        admit(ctx, agent_id)
+    elif agent.liveness is Liveness.UNKNOWN:
+        agent.liveness = Liveness.FRESH
+        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+    elif agent.liveness is Liveness.LEFT and agent.lost_score is None:
+        agent.lost_score = scores[agent_id]
+        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+    decision.outcome = "applied" if decision.effects else "unchanged"
+    return decision
 
 
-class _Unchanged(Struct):
-    score: float
-    since: float
+@agent_decision("heartbeat_removed")
+def decide_heartbeat_removed(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Stop watching an agent whose heartbeat somebody has removed. Its next heartbeat counts as its first."""
+    if agent.liveness is Liveness.FRESH:
+        agent.liveness = Liveness.UNKNOWN
+        ctx.add(fx.SaveAgent(agent.agent_id, agent.absence()))
 
 
-class SilenceTracker:
-    """Remembers which scores are unchanged, and since when. Instants are of the monotonic clock."""
+def decide_silent(draft: Draft, since: Mapping[str, float], no_longer: Iterable[str]) -> Decision:
+    """Update the list of silent agents, which is neither part of their records nor audited."""
+    removed = list(no_longer)
+    for agent_id, at in {**since, **dict.fromkeys(removed)}.items():
+        draft.set_silent(agent_id, at)
+    return Decision("silent", effects=[fx.SaveSilent(dict(since), removed)])
 
-    def __init__(self, settings: LivenessSettings) -> None:
-        self._settings = settings
-        self._unchanged: dict[str, _Unchanged] = {}
-        self._entered_at: dict[str, float] = {}
-        """When agents were seen to enter the range. An entry is kept for the width of the range."""
-        self._is_blind = True
 
-    def reset(self) -> None:
-        """Forget all observations: the engine could not have seen a score change."""
-        self._unchanged.clear()
-        self._entered_at.clear()
-        self._is_blind = True
+@agent_decision("lost")
+def decide_lost(ctx: DecisionContext, agent: AgentRecord, score: float, silent_s: float) -> None:
+    """Declare an agent lost, on condition that its heartbeat still has this score."""
+    if agent.liveness in ABSENT:
+        return
+    ctx.add(fx.ExpectScore(agent.agent_id, score))
+    agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = Liveness.LOST, agent.state, score, ctx.draft.now
+    for command_id in agent.open_commands:
+        if (command := ctx.draft.command(command_id)) is not None and command.on_lost == "fail":
+            end_command(ctx, command, Status.FAILED, code="agent_lost", reason="its agent was lost")
+    reason = f"silent for {silent_s:.1f} s"
+    ctx.record("agent_lost", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
+    ctx.publish_error("agent_lost", reason, agent_id=agent.agent_id)
+    enter(ctx, agent, ctx.machine(agent).on_lost, "lost", agent.absence())
 
-    def caught_up(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
-        """Return the followed scores that are in the range now, where a scan does not find an unchanged one."""
-        return {
-            agent_id: unchanged.score
-            for agent_id, unchanged in self._unchanged.items()
-            if agent_id not in scores and score_range.contains(unchanged.score)
-        }
 
-    def assess(self, scan: Scan, type_of: Callable[[str], str], last_response_at: Callable[[str], float]) -> Assessment:
-        now, score_range = scan.now, scan.score_range
-        before, self._unchanged = self._unchanged, {}
-        silent, losses, confirmed = dict[str, float](), list[Loss](), list[Loss]()
-        ahead = behind = 0
-        for agent_id, score in scan.scores.items():
-            limits = self._settings.limits(type_of(agent_id))
-            unchanged = before.pop(agent_id, None)
-            if unchanged is None:
-                unchanged = _Unchanged(score, self._changed_at(agent_id, score, now, score_range))
-            elif unchanged.score != score:
-                unchanged = _Unchanged(score, now)
-            self._unchanged[agent_id] = unchanged
-            since = max(unchanged.since, last_response_at(agent_id))
-            silent_s = min(now, scan.observed_until) - since
-            if silent_s >= limits.silent_after:
-                silent[agent_id] = since
-            elif score_range.ends_before(score):
-                ahead += 1
-            else:
-                behind += not score_range.contains(score)
-            if silent_s >= limits.lost_after:
-                is_confirmed = since + limits.silent_after <= scan.confirmed_at
-                (confirmed if is_confirmed else losses).append(Loss(agent_id, score, silent_s))
-        self._entered_at = {
-            agent_id: at for agent_id, at in self._entered_at.items() if now - at < score_range.width_s
-        } | dict.fromkeys(before, now)
-        self._is_blind = False
-        mode = self._mode(len(silent), scan.watched)
-        if mode == "full":
-            losses = []
-        elif mode == "partial":
-            losses = sorted(losses, key=lambda loss: -loss.silent_s)[: self._settings.brake_losses_per_scan]
-        return Assessment(mode, silent, confirmed + losses, ahead, behind)
+def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
+    """Accept an operator's confirmation that the agents which are silent now are gone: no brake delays their losses."""
+    ctx.draft.confirm_losses()
+    reason = truncate(request.payload.reason or "") or None
+    ctx.record("losses_confirmed", reason=reason, details={"silent": ctx.draft.silent_count})
+    return {"ok": True, "silent": ctx.draft.silent_count}
 
-    def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
-        """Return when a score changed that the previous scan did not find."""
-        if self._is_blind or score_range.ends_before(score):
-            return now
-        return max(now - score_range.width_s, self._entered_at.get(agent_id, -math.inf))
 
-    def _mode(self, silent: int, watched: int) -> Mode:
-        settings = self._settings
-        if watched < settings.brake_min_agents:
-            return "normal"
-        if silent > settings.brake_full_ratio * watched:
-            return "full"
-        return "partial" if silent > settings.brake_ratio * watched else "normal"
+def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> None:
+    agent.mark_present(Liveness.LEFT)
+    ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
+    enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye", agent.absence())
+
+
+@agent_decision("returned")
+def decide_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Bring back a lost agent, or one that has left, whose heartbeat has changed since."""
+    if agent.lost_score is not None:
+        mark_returned(ctx, agent)
+
+
+def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """End the absence of an agent that gives a sign of life. A lost one also changes to its machine's return state."""
+    state = state_on_return(ctx, agent) if agent.liveness is Liveness.LOST else agent.state
+    agent.mark_present()
+    ctx.record("agent_returned", agent_id=agent.agent_id)
+    enter(ctx, agent, state, "return", agent.absence())

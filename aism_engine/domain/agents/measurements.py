@@ -27,11 +27,8 @@ def keep(ctx: DecisionContext, agent: AgentRecord, response: m.Measurement, _raw
         if ctx.policy.protocol.publish_events and response.via != "channel":
             event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
             ctx.add(fx.Publish("measurements", encode(event)))
-    return (
-        _refuse(ctx, agent_id, sorted(response.payload.keys() - values))
-        if len(values) < len(response.payload)
-        else None
-    )
+    refused = sorted(response.payload.keys() - values) if len(values) < len(response.payload) else []
+    return _refuse(ctx, agent_id, refused) if refused else None
 
 
 def _within_limit(max_names: int, known: Mapping[str, float], measured: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Membership of the fleet: how agents are admitted, register, leave, and are forgotten."""
+"""Membership of the fleet: how agents are admitted, register, and are forgotten."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from aism_engine.domain.agents.agent import ABSENT, AgentRecord, AgentSnapshot, 
 from aism_engine.domain.agents.transitions import change_state
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
-from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.decision import DecisionContext, agent_decision
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
 from aism_engine.domain.protocol import messages as m
@@ -42,14 +42,14 @@ def admit(
     draft.add_agent(agent)
     apply_state_rules(ctx, agent)
     ctx.add(fx.IndexAgent(agent_id))
-    ctx.add(fx.SaveAgent(agent_id, agent.record()))
+    ctx.add(fx.SaveAgent(agent_id, agent.fields()))
     if seen.state is None:
         ctx.add(fx.SetState(agent_id, agent.state))
     ctx.record("agent_first_seen", agent_id=agent_id, type=agent.type, new_state=agent.state)
     return agent
 
 
-def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _raw: bytes) -> ErrorReply | None:
+def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _raw: bytes) -> None:
     """Apply a registration: a new process of the agent has started, so the earlier declaration is cleared."""
     payload = response.payload
     agent.type = payload.type
@@ -61,7 +61,7 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
     if agent.liveness in ABSENT:
         agent.mark_present()
     machine = ctx.machine(agent)
-    ctx.add(fx.SaveAgent(agent.agent_id, agent.record()))
+    ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))
     metadata = agent.fields("type", "labels", "capabilities", "codec")
     ctx.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": ctx.draft.at}))
     details = {"machine": machine.name, "version": machine.version}
@@ -73,24 +73,6 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
         change_state(ctx, agent, target, "register")
     elif changed := apply_state_rules(ctx, agent):  # the machine may be another than before
         ctx.add(fx.SaveAgent(agent.agent_id, changed))
-    return None
-
-
-def heartbeat(_ctx: DecisionContext, _agent: AgentRecord, _response: m.Heartbeat, _raw: bytes) -> ErrorReply | None:
-    """Do nothing: `decide_response` already counts every response as a sign of life."""
-    return None
-
-
-def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> ErrorReply | None:
-    agent.mark_present(Liveness.LEFT)
-    fields = agent.absence()
-    ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
-    target = ctx.machine(agent).on_goodbye
-    if target is not None and target != agent.state:
-        change_state(ctx, agent, target, "goodbye", fields)
-    else:
-        ctx.add(fx.SaveAgent(agent.agent_id, fields))
-    return None
 
 
 def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, Any] | ErrorReply:
@@ -102,18 +84,19 @@ def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, An
     return {"ok": True, "agent_id": agent_id}
 
 
+@agent_decision("expired_agent")
+def decide_expired_agent(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Forget an agent that has been absent for `retention.absent_agent_ttl`: lost, left, or never watched."""
+    if agent.liveness is not Liveness.FRESH:
+        forget_agent(ctx, agent, "absent for longer than retention.absent_agent_ttl")
+
+
 def forget_agent(ctx: DecisionContext, agent: AgentRecord, reason: str | None) -> None:
     """Delete everything that is kept about an agent, and cancel its open commands."""
+    ended = {"code": "agent_forgotten", "reason": "its agent was forgotten"}
     for command_id in agent.open_commands:
         if command := ctx.draft.command(command_id):
-            end_command(
-                ctx,
-                command,
-                Status.CANCELLED,
-                withdraw_queued=False,
-                code="agent_forgotten",
-                reason="its agent was forgotten",
-            )
+            end_command(ctx, command, Status.CANCELLED, withdraw_queued=False, **ended)
     set_stay_deadline(ctx, agent, 0.0)
     ctx.draft.remove_agent(agent.agent_id)
     ctx.add(fx.ForgetAgent(agent.agent_id))

@@ -7,10 +7,10 @@ from msgspec import Struct
 
 from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command, find_command, unknown_command
-from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.decision import DecisionContext, agent_decision
 from aism_engine.domain.error_reply import ErrorReply, transition_error
 from aism_engine.domain.machines import state_rules
 from aism_engine.domain.machines.machine import Refusal
@@ -19,9 +19,10 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest, truncate
 
-_NO_FIELDS: Final[Mapping[str, str]] = {}
 _CONTEXT_BYTES: Final = 4096
 """Largest context of a transition that is kept: an arbitrary number. A larger one is kept as digest and size."""
+_JITTER_S: Final = 0.5
+"""Two readings of the server's time may be out of order by this much."""
 
 
 class StateChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,7 +41,7 @@ def change_state(
     agent: AgentRecord,
     state: str,
     source: str,
-    fields: Mapping[str, str] = _NO_FIELDS,
+    fields: Mapping[str, str] = {},
     *,
     reason: str | None = None,
     context: Mapping[str, Any] | None = None,
@@ -82,6 +83,14 @@ def change_state(
     release_mail(ctx, agent)
     if source != "lost" and agent.load:
         _complete_transitions(ctx, agent)
+
+
+def enter(ctx: DecisionContext, agent: AgentRecord, state: str | None, source: str, fields: dict[str, str]) -> None:
+    """Move the agent to the state that its machine names for an event, if any. `fields` are written in any case."""
+    if state is None or state == agent.state:
+        ctx.add(fx.SaveAgent(agent.agent_id, fields))
+    else:
+        change_state(ctx, agent, state, source, fields)
 
 
 def _complete_transitions(ctx: DecisionContext, agent: AgentRecord) -> None:
@@ -169,20 +178,6 @@ def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
         state_rules.set_stay_deadline(ctx, agent, ctx.draft.now + state.max_stay)  # the engine tries again then
 
 
-def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """End the absence of an agent that gives a sign of life. A lost one also changes to its machine's return state."""
-    state = agent.state
-    if agent.liveness is Liveness.LOST:
-        state = state_rules.state_on_return(ctx, agent)
-    agent.mark_present()
-    fields = agent.absence()
-    ctx.record("agent_returned", agent_id=agent.agent_id)
-    if state == agent.state:
-        ctx.add(fx.SaveAgent(agent.agent_id, fields))
-    else:
-        change_state(ctx, agent, state, "return", fields)
-
-
 def state_transition(
     ctx: DecisionContext, agent: AgentRecord, response: m.StateTransition, raw: bytes
 ) -> ErrorReply | None:
@@ -207,3 +202,42 @@ def state_transition(
     if command is not None:
         end_command(ctx, command, Status.SUCCEEDED)
     return None
+
+
+@agent_decision("snapshot")
+def decide_snapshot(ctx: DecisionContext, agent: AgentRecord, read_at: float) -> None:
+    """Apply what an agent wrote to its own keys, as read at `read_at`.
+
+    The type of a registered agent is the one it registered with. A state that the agent wrote is a declaration: a state
+    that the machine does not allow is overwritten. A snapshot from before the engine's latest change is ignored.
+    """
+    agent_id, seen = agent.agent_id, ctx.draft.lookups.snapshots.get(agent.agent_id)
+    if seen is None or max(agent.since, agent.declared_at, agent.first_seen_at) > read_at - _JITTER_S:
+        return
+    agent_type = agent.type if agent.registered or seen.type is None else seen.type
+    if (agent_type, seen.labels) != (agent.type, agent.labels):
+        agent.type, agent.labels = agent_type, seen.labels
+        ctx.add(fx.SaveAgent(agent_id, agent.fields("type", "labels")))
+        ctx.record("metadata_changed", agent_id=agent_id, type=agent_type, details={"labels": seen.labels})
+    if seen.state is None:
+        ctx.add(fx.SetState(agent_id, agent.state))  # somebody has deleted the key
+    elif seen.state != agent.state:
+        ctx.via = "key"
+        refusal = declare(ctx, agent, seen.state)
+        if refusal is not None:
+            refuse(ctx, agent, refusal)
+            ctx.add(fx.SetState(agent_id, agent.state))
+
+
+@agent_decision("state_repair")
+def decide_state_repair(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Repair what contradicts the machine after a reload: an unknown state, `waits_for`, or the deadline of a stay."""
+    if not state_rules.needs_repair(ctx.policy, agent, ctx.draft.now):
+        return
+    machine = ctx.machine(agent)
+    if machine.knows(agent.state):
+        ctx.add(fx.SaveAgent(agent.agent_id, state_rules.apply_state_rules(ctx, agent)))
+    else:
+        reason = f"machine {machine.name} has no state {agent.state}"
+        ctx.publish_error("state_unknown", reason, agent_id=agent.agent_id)
+        change_state(ctx, agent, machine.on_unknown, "machine", reason=reason)

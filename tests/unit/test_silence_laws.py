@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from aism_engine.domain.agents.liveness import Scan, ScoreRange, SilenceTracker
+from aism_engine.domain.agents.silence import Scan, ScoreRange, SilenceTracker
 from aism_engine.domain.policy import LivenessSettings
 
 _LIMITS: Final = LivenessSettings()
