@@ -36,6 +36,8 @@ _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
 """Newest commands of the list that are searched for cancellations: an arbitrary number."""
+_MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What `_decode` raises for bytes that are not a message."""
 
 
 class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,7 +127,7 @@ class AgentClient:
             if raw is not None:
                 try:
                     return _decode(raw, CommandMessage)
-                except msgspec.MsgspecError as error:
+                except _MALFORMED as error:
                     await self.error("malformed_command", str(error))
             elif left_s <= _MAX_BLOCK_S:
                 return None
@@ -137,7 +139,7 @@ class AgentClient:
             for raw in await self._client.lrange(key, 0, _MAX_SEARCHED - 1):
                 try:
                     command = _decode(raw, CommandMessage)
-                except msgspec.MsgspecError:
+                except _MALFORMED:
                     continue
                 command_id = str(command.payload.get("command_id"))
                 if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, 1, raw):

@@ -118,6 +118,6 @@ def _decode(raw: bytes) -> dict[str, Any] | None:
             import msgspec  # noqa: PLC0415  slow to import and seldom needed
 
             message = msgspec.msgpack.decode(raw)
-    except ValueError:  # base class of the errors of both decoders
+    except (ValueError, RecursionError):  # ValueError is the base class of the errors of both decoders
         return None
     return message if isinstance(message, dict) else None

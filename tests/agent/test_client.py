@@ -109,9 +109,14 @@ async def test_a_command_can_fail_and_a_transition_can_answer_one(engine: Runnin
     assert (await engine.command("go-1"))["status"] == "succeeded"
 
 
-async def test_a_malformed_command_is_reported_and_skipped(engine: Running, agent: AgentClient) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [b"no command", b'{"id": "\xff"}', b"\x81\xa2id\xa1\xff", b'{"payload": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}"],
+    ids=["no_json", "no_utf8", "no_utf8_in_msgpack", "too_deep"],
+)
+async def test_a_malformed_command_is_reported_and_skipped(engine: Running, agent: AgentClient, body: bytes) -> None:
     await agent.register("scribe")
-    await engine.call("LPUSH", engine.keys.commands(AGENT), "no command")
+    await engine.call("LPUSH", engine.keys.commands(AGENT), body)
     await send(engine, "work-1", "work")
     command = await agent.next_command(100)
     assert command is not None

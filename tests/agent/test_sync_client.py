@@ -76,7 +76,8 @@ async def test_malformed_entries_are_skipped(own: EmbeddedServer, prefix: str) -
     client = SyncAgentClient("a", own.url, prefix)
     key = client.keys.commands("a")
     async with plain_client(own) as plain:
-        await plain.lpush(key, b"no json", b"[1]", b"\x81\xa2id\xa2c1")
+        too_deep = b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+        await plain.lpush(key, b"no json", b"[1]", b'{"id": "\xff"}', too_deep, b"\x81\xa2id\xa2c1")
         assert await asyncio.to_thread(client.pop, key, 0.0) == {"id": "c1"}
         assert await asyncio.to_thread(client.pop, key, 0.05) is None
     client.close()
