@@ -23,22 +23,29 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import structlog
 import uuid_utils
 
-from aism_engine.agent.client import AgentClient, CommandMessage, Reply
-from aism_engine.agent.outbox import RETRY_AFTER_S, Outbox
-from aism_engine.agent.tasks import CommandFailedError, Task, TaskHandler, TaskResult, TaskRunner, cancel_tasks
+from aism_engine.agent.client import AgentClient, retry
+from aism_engine.agent.tasks import (
+    OUTAGE_BACKOFF,
+    CommandFailedError,
+    Outbox,
+    Task,
+    TaskHandler,
+    TaskResult,
+    TaskRunner,
+    cancel_tasks,
+)
 from aism_engine.errors import AismError, ServerUnavailableError
-
-T = TypeVar("T")
 
 log = structlog.get_logger(component="agent")
 
 _POLL_INTERVAL_S: Final = 1.0
-"""Longest wait for a command, and the interval of the search for cancellations."""
+"""Longest wait for a command or for a free slot."""
 
 
 class Agent:
@@ -64,9 +71,7 @@ class Agent:
         url = url or os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
         prefix = prefix or os.environ.get("AISM_REDIS__PREFIX") or "aism"
         self.client = AgentClient(agent_id, url=url, prefix=prefix, instance=uuid_utils.uuid7().hex)
-        self.type = type
-        self._labels = dict(labels or {})
-        self._codec = codec
+        self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._outbox = Outbox(self.client, outbox)
@@ -98,40 +103,31 @@ class Agent:
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set; then finish the running commands, send all messages, and say goodbye."""
         async with self.client:
-            await self._register(stopping)
-            stop = asyncio.create_task(stopping.wait())
+            await _run_until(stopping, self._register())
             sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._outbox.run())]
-            taking = [asyncio.create_task(each) for each in (self._take_commands(), self._take_cancellations())]
             try:
-                ended, _ = await asyncio.wait([stop, *sending, *taking], return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    task.result()  # raises a bug in one of the loops
+                await _run_until(stopping, self._take_commands(), *map(asyncio.shield, sending))
             finally:
-                await cancel_tasks([stop, *taking])
                 await self._tasks.stop(self._stop_timeout_s)
                 await self._leave()
                 await cancel_tasks(sending)
 
     # --- presence ---------------------------------------------------------------------------------------------------
 
-    async def _register(self, stopping: asyncio.Event) -> None:
-        """Register; retry until server and engine are available."""
-        while not stopping.is_set():
+    async def _register(self) -> None:
+        """Register; retry until server and engine are available. Raises AismError if the engine refuses."""
+        failures = 0
+        while True:
             try:
-                reply = await _until(stopping, self._send_registration(reply=True))
+                reply = await self.client.call("register", self._registration)
+                break
             except (ServerUnavailableError, TimeoutError) as error:
+                failures += 1
                 log.warning("registration_retried", reason=str(error))
-                await asyncio.sleep(RETRY_AFTER_S)
-                continue
-            if reply is not None and not reply.ok:
-                raise AismError(f"the engine has refused to register the agent: {(reply.error or {}).get('message')}")
-            log.info("registered", agent_id=self.client.agent_id, state=reply and reply.state)
-            return
-
-    async def _send_registration(self, *, reply: bool) -> Reply | None:
-        return await self.client.register(
-            self.type, labels=self._labels, capabilities=["ack"], codec=self._codec, reply=reply
-        )
+                await asyncio.sleep(OUTAGE_BACKOFF.pause_s(failures))
+        if not reply.ok:
+            raise AismError(f"the engine has refused to register the agent: {(reply.error or {}).get('message')}")
+        log.info("registered", agent_id=self.client.agent_id, state=reply.state)
 
     async def _send_heartbeats(self) -> None:
         """Send heartbeats, and register again after the server has lost its data (a flush, an old backup)."""
@@ -140,7 +136,7 @@ class Agent:
                 await self.client.heartbeat()
                 if not await self.client.is_registered():
                     log.warning("registered_again", reason="the server has lost the registration")
-                    await self._send_registration(reply=False)
+                    await self.client.send("register", self._registration)
             await asyncio.sleep(self._heartbeat_interval_s)
 
     async def _leave(self) -> None:
@@ -152,41 +148,29 @@ class Agent:
     # --- commands ---------------------------------------------------------------------------------------------------
 
     async def _take_commands(self) -> None:
-        """Take commands, one whenever a slot is free."""
+        """Take commands while a slot is free; otherwise search the list for cancellations of running commands."""
         while True:
-            await self._tasks.wait_for_slot()
-            try:
-                command = await self.client.next_command(wait_s=_POLL_INTERVAL_S)
-            except ServerUnavailableError:
-                await asyncio.sleep(RETRY_AFTER_S)
+            if not await self._tasks.wait_for_slot(_POLL_INTERVAL_S):
+                search = partial(self.client.take_cancellations, self._tasks.running_ids)
+                for command_id in await retry(search, OUTAGE_BACKOFF):
+                    self._tasks.cancel(command_id)
                 continue
-            if command is not None:
-                await self._start(command)
-
-    async def _start(self, command: CommandMessage) -> None:
-        if command.type == "cancel":
-            self._tasks.cancel(str(command.payload.get("command_id")))
-        else:
-            await self._tasks.start(command)
-
-    async def _take_cancellations(self) -> None:
-        """Search the list for cancellations of running commands: without a free slot no command is taken."""
-        while True:
-            await asyncio.sleep(_POLL_INTERVAL_S)
-            if running := self._tasks.running_ids:
-                with suppress(ServerUnavailableError):
-                    for command_id in await self.client.take_cancellations(running):
-                        self._tasks.cancel(command_id)
+            command = await retry(partial(self.client.next_command, _POLL_INTERVAL_S), OUTAGE_BACKOFF)
+            if command is not None and command.type == "cancel":
+                self._tasks.cancel(str(command.payload.get("command_id")))
+            elif command is not None:
+                await self._tasks.start(command)
 
 
-async def _until(stopping: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | None:
-    """Await a coroutine, or return None when `stopping` is set before it ends."""
-    task, stop = asyncio.ensure_future(coroutine), asyncio.ensure_future(stopping.wait())
+async def _run_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None] | asyncio.Future[None]) -> None:
+    """Run until `stopping` is set or any of the work ends, then cancel the rest. Raises the error of failed work."""
+    tasks = [asyncio.ensure_future(each) for each in (stopping.wait(), *work)]
     try:
-        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
     finally:
-        await cancel_tasks([each for each in (task, stop) if not each.done()])
+        await cancel_tasks(tasks)
 
 
 __all__ = ["Agent", "CommandFailedError", "Task", "TaskHandler", "TaskResult"]

@@ -5,14 +5,15 @@ second copy. A command is popped once: if the reply to the pop is lost, the comm
 registered with the capability `ack`. Then the engine delivers it again.
 
 Every method raises `ServerUnavailableError` while Redis is not available, and `MalformedError` for a message that the
-engine would refuse. Methods that wait for a reply raise `TimeoutError` without one.
+engine would refuse.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from contextlib import AbstractAsyncContextManager
+from math import inf
+from typing import Any, Final, TypeVar
 
 import msgspec
 import uuid_utils
@@ -20,7 +21,7 @@ from msgspec import Struct
 
 from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
-from aism_engine.domain.protocol.codec import MalformedError, decode_response
+from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
 from aism_engine.domain.protocol.messages import CommandMessage
 from aism_engine.domain.protocol.names import check_agent_id
 from aism_engine.errors import ServerUnavailableError
@@ -30,17 +31,17 @@ from aism_engine.store.keys import Keys
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
-_BACKOFF: Final = Backoff(0.1, 0.5)
+_BACKOFF: Final = Backoff(0.2, 1.0)
 """Pauses between attempts of an idempotent call: long enough to reconnect, too short to bridge an outage."""
 _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
 """Newest commands of the list that are searched for cancellations: an arbitrary number."""
 _MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What `_decode` raises for bytes that are not a message."""
+"""What `decode_as` raises for bytes that are no message."""
 
 
-class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Reply(Struct, frozen=True, kw_only=True):
     """Reply of the engine to a message that asked for one. `state` is that of the agent after the message."""
 
     id: str
@@ -50,8 +51,8 @@ class Reply(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: dict[str, Any] | None = None
 
 
-class AgentClient:
-    """Client of one agent. Methods with `reply=True` wait for the engine's reply, without it they return None.
+class AgentClient(AbstractAsyncContextManager["AgentClient"]):
+    """Client of one agent.
 
     `instance` identifies the agent's process. It is new at each start, so that the engine notices two processes under
     one id. A tool that only sometimes sends messages for the agent has no instance.
@@ -72,18 +73,28 @@ class AgentClient:
         self._keys = Keys(prefix)
         self._client = connect_url(url, "agent")
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    # --- presence -----------------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    async def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> None:
+        """Send a message of any response type in docs/protocol.md; most outcomes need `command_id`."""
+        body = self.build_message(kind, payload, command_id)
+        await self._retry(lambda: self.push([body]))
+
+    async def call(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> Reply:
+        """Send a message and wait for the engine's reply. Raises TimeoutError without one."""
+        body = self.build_message(kind, payload, command_id, reply=True)
+        await self._retry(lambda: self.push([body]))
+        message_id = msgspec.json.decode(body)["id"]
+        raw = await self._pop(self._keys.agent_reply(self.agent_id, message_id), self._reply_timeout_s)
+        if raw is None:
+            raise TimeoutError(f"the engine has not replied to message {message_id} within {self._reply_timeout_s:g} s")
+        return decode_as(Reply, raw)
 
     async def register(
         self,
@@ -92,107 +103,16 @@ class AgentClient:
         labels: Mapping[str, str] | None = None,
         capabilities: Sequence[str] = (),
         codec: str = "json",
-        reply: bool = True,
-    ) -> Reply | None:
+    ) -> Reply:
         """Register as an agent of this type, or start afresh."""
         payload = {"type": kind, "labels": labels or {}, "capabilities": list(capabilities), "codec": codec}
-        return await self._send("register", payload, reply=reply)
-
-    async def heartbeat(self) -> None:
-        """Send a heartbeat. The agent's clock may be wrong: the engine observes changes of the score."""
-        await self._retry(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
-
-    async def goodbye(self, reason: str | None = None, *, reply: bool = False) -> Reply | None:
-        """Leave the fleet in order: silence from here on is not a loss."""
-        return await self._send("goodbye", {"reason": reason}, reply=reply)
-
-    async def is_registered(self) -> bool:
-        """Whether the engine's record of the registration is still on the server."""
-        at = await self._retry(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
-        return at is not None
-
-    async def state(self) -> str | None:
-        """Read the agent's state according to the engine; None if the engine does not know the agent."""
-        state = await self._retry(lambda: self._client.get(self._keys.state(self.agent_id)))
-        return state.decode() if state is not None else None
-
-    # --- commands -----------------------------------------------------------------------------------------------------
-
-    async def next_command(self, wait_s: float) -> CommandMessage | None:
-        """Take the oldest command, waiting at most `wait_s` for one. Malformed commands are reported and skipped."""
-        ends_at = time.monotonic() + wait_s
-        while True:
-            left_s = ends_at - time.monotonic()
-            raw = await self._pop(self._keys.commands(self.agent_id), min(left_s, _MAX_BLOCK_S))
-            if raw is not None:
-                try:
-                    return _decode(raw, CommandMessage)
-                except _MALFORMED as error:
-                    await self.error("malformed_command", str(error))
-            elif left_s <= _MAX_BLOCK_S:
-                return None
-
-    async def take_cancellations(self, command_ids: Collection[str]) -> set[str]:
-        """Remove `cancel` commands for any of these from the agent's list; return the ids that they cancel."""
-        key, found = self._keys.commands(self.agent_id), set[str]()
-        with naming_outages():
-            for raw in await self._client.lrange(key, 0, _MAX_SEARCHED - 1):
-                try:
-                    command = _decode(raw, CommandMessage)
-                except _MALFORMED:
-                    continue
-                command_id = str(command.payload.get("command_id"))
-                if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, 1, raw):
-                    found.add(command_id)
-        return found
-
-    async def ack(self, command_id: str, *, reply: bool = False) -> Reply | None:
-        return await self._send("ack", {}, command_id, reply=reply)
-
-    async def progress(
-        self, command_id: str, *, percent: float | None = None, note: str | None = None, reply: bool = False
-    ) -> Reply | None:
-        return await self._send("progress", {"percent": percent, "note": note}, command_id, reply=reply)
-
-    async def result(
-        self, command_id: str, payload: Mapping[str, Any] | None = None, *, reply: bool = False
-    ) -> Reply | None:
-        """Report success; for a `state_transition`, that the agent is in the target state."""
-        return await self._send("result", payload or {}, command_id, reply=reply)
-
-    async def error(
-        self,
-        code: str,
-        message: str | None = None,
-        *,
-        command_id: str | None = None,
-        retryable: bool | None = None,
-        reply: bool = False,
-    ) -> Reply | None:
-        """Report an error of a command, or without `command_id` of the agent itself."""
-        payload = {"code": code, "message": message, "retryable": retryable}
-        return await self._send("error", payload, command_id, reply=reply)
-
-    # --- states and measurements --------------------------------------------------------------------------------------
+        return await self.call("register", payload)
 
     async def transition(
-        self,
-        target: str,
-        *,
-        context: Mapping[str, Any] | None = None,
-        reason: str | None = None,
-        command_id: str | None = None,
-        reply: bool = True,
-    ) -> Reply | None:
+        self, target: str, *, context: Mapping[str, Any] | None = None, command_id: str | None = None
+    ) -> Reply:
         """Declare a new state; with `command_id`, also as the outcome of the command that requested it."""
-        payload = {"target": target, "context": context or {}, "reason": reason}
-        return await self._send("state_transition", payload, command_id, reply=reply)
-
-    async def measure(self, values: Mapping[str, float], *, reply: bool = False) -> Reply | None:
-        """Report measurements by name; the engine keeps the latest of each."""
-        return await self._send("measurement", values, reply=reply)
-
-    # --- messages -----------------------------------------------------------------------------------------------------
+        return await self.call("state_transition", {"target": target, "context": context or {}}, command_id)
 
     def build_message(
         self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool = False
@@ -223,45 +143,75 @@ class AgentClient:
             pipeline.publish(self._keys.responses, bodies[-1])
             await pipeline.execute()
 
-    async def _send(
-        self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool
-    ) -> Reply | None:
-        body = self.build_message(kind, payload, command_id, reply=reply)
-        await self._retry(lambda: self.push([body]))
-        return await self._wait_for_reply(msgspec.json.decode(body)["id"]) if reply else None
+    # --- presence -----------------------------------------------------------------------------------------------------
 
-    async def _wait_for_reply(self, message_id: str) -> Reply:
-        key = self._keys.agent_reply(self.agent_id, message_id)
-        ends_at = time.monotonic() + self._reply_timeout_s
-        while (left_s := ends_at - time.monotonic()) > 0:
-            raw = await self._pop(key, min(left_s, _MAX_BLOCK_S))
-            if raw is not None:
-                return _decode(raw, Reply)
-        raise TimeoutError(f"the engine has not replied to message {message_id} within {self._reply_timeout_s:g} s")
+    async def heartbeat(self) -> None:
+        """Send a heartbeat. The agent's clock may be wrong: the engine observes changes of the score."""
+        await self._retry(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
+
+    async def is_registered(self) -> bool:
+        """Whether the engine's record of the registration is still on the server."""
+        at = await self._retry(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
+        return at is not None
+
+    async def state(self) -> str | None:
+        """Read the agent's state according to the engine; None if the engine does not know the agent."""
+        state = await self._retry(lambda: self._client.get(self._keys.state(self.agent_id)))
+        return state.decode() if state is not None else None
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    async def next_command(self, wait_s: float) -> CommandMessage | None:
+        """Take the oldest command, waiting at most `wait_s` for one. Malformed commands are reported and skipped."""
+        ends_at = time.monotonic() + wait_s
+        while (raw := await self._pop(self._keys.commands(self.agent_id), ends_at - time.monotonic())) is not None:
+            try:
+                return decode_as(CommandMessage, raw)
+            except _MALFORMED as error:
+                await self.send("error", {"code": "malformed_command", "message": str(error)})
+        return None
+
+    async def take_cancellations(self, command_ids: Collection[str]) -> set[str]:
+        """Remove `cancel` commands for any of these from the agent's list; return the ids that they cancel."""
+        key, found = self._keys.commands(self.agent_id), set[str]()
+        with naming_outages():
+            for raw in await self._client.lrange(key, 0, _MAX_SEARCHED - 1):
+                try:
+                    command = decode_as(CommandMessage, raw)
+                except _MALFORMED:
+                    continue
+                command_id = str(command.payload.get("command_id"))
+                if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, 1, raw):
+                    found.add(command_id)
+        return found
 
     async def _pop(self, key: str, wait_s: float) -> bytes | None:
+        """Pop the oldest entry of a list, waiting at most `wait_s` for one."""
+        ends_at = time.monotonic() + wait_s
         with naming_outages():
-            if wait_s <= 0:
-                raw: bytes | None = await self._client.rpop(key)
-                return raw
-            popped = await self._client.brpop(key, timeout=max(wait_s, 0.01))  # a timeout of 0 means no limit
-            return popped[1] if popped else None
+            while (left_s := ends_at - time.monotonic()) > 0:
+                block_s = max(0.01, min(left_s, _MAX_BLOCK_S))  # a timeout of 0 means no limit
+                if popped := await self._client.brpop(key, timeout=block_s):
+                    return bytes(popped[1])
+            raw: bytes | None = await self._client.rpop(key)
+            return raw
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an idempotent call a few times while Redis is not available."""
-        for attempt in range(1, _ATTEMPTS):
-            try:
-                with naming_outages():
-                    return await call()
-            except ServerUnavailableError:
-                await asyncio.sleep(_BACKOFF.limit_s(attempt))
-        with naming_outages():
-            return await call()
+        return await retry(call, _BACKOFF, _ATTEMPTS)
 
 
-def _decode(raw: bytes, kind: type[T]) -> T:
-    """Decode a message of the engine: JSON, or MessagePack if the agent registered with that codec."""
-    return msgspec.json.decode(raw, type=kind) if raw[:1] == b"{" else msgspec.msgpack.decode(raw, type=kind)
+async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff, attempts: float = inf) -> T:
+    """Repeat a call, at most `attempts` times, while Redis is not available."""
+    failures = 0
+    while True:
+        try:
+            with naming_outages():
+                return await call()
+        except ServerUnavailableError:
+            failures += 1
+            if failures >= attempts:
+                raise
+            await asyncio.sleep(backoff.pause_s(failures))
 
 
 __all__ = ["AgentClient", "CommandMessage", "MalformedError", "Reply"]

@@ -1,19 +1,23 @@
-"""Runs the handlers of an agent: one asyncio task for each command."""
+"""Runs the handlers of an agent, one asyncio task for each command, and sends their outcomes."""
 
 import asyncio
 import inspect
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import structlog
 
-from aism_engine.agent.client import AgentClient, CommandMessage, MalformedError
-from aism_engine.agent.outbox import Outbox
+from aism_engine.agent.client import AgentClient, CommandMessage, MalformedError, retry
+from aism_engine.backoff import Backoff
 from aism_engine.errors import AismError
 
 log = structlog.get_logger(component="agent")
 
+OUTAGE_BACKOFF: Final = Backoff(0.5, 5.0)
+"""Pauses between attempts while Redis is not available."""
+_MESSAGES_PER_PUSH: Final = 100
 _REMEMBERED_OUTCOMES: Final = 1000
 """Outcomes that are kept for commands that are delivered again: an arbitrary number."""
 _MAX_MESSAGE_BYTES: Final = 1_000_000
@@ -47,6 +51,26 @@ class Task:
         await self._send("progress", {"percent": percent, "note": note}, self.command.id)
 
 
+class Outbox:
+    """Sends messages in order, each until Redis has accepted it. `put` waits while `size` messages are queued."""
+
+    def __init__(self, client: AgentClient, size: int) -> None:
+        self._client = client
+        self._queue = asyncio.Queue[bytes](size)
+        self.put = self._queue.put
+        self.wait_sent = self._queue.join
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            bodies = [await self._queue.get()]
+            while len(bodies) < _MESSAGES_PER_PUSH and not self._queue.empty():
+                bodies.append(self._queue.get_nowait())
+            await retry(partial(self._client.push, bodies), OUTAGE_BACKOFF)
+            for _ in bodies:
+                self._queue.task_done()
+
+
 class TaskRunner:
     """Acknowledges commands, runs their handlers, and sends their outcomes; at most `concurrency` at a time."""
 
@@ -63,10 +87,13 @@ class TaskRunner:
     def running_ids(self) -> set[str]:
         return set(self._running)
 
-    async def wait_for_slot(self) -> None:
-        """Wait until fewer than `concurrency` commands are running."""
-        async with self._slots:
-            pass
+    async def wait_for_slot(self, timeout_s: float) -> bool:
+        """Wait until fewer than `concurrency` commands are running; return False if that takes too long."""
+        try:
+            async with asyncio.timeout(timeout_s), self._slots:
+                return True
+        except TimeoutError:
+            return False
 
     async def start(self, command: CommandMessage) -> None:
         """Start a command. One that was delivered before is not run again: its ack or its outcome is sent again."""
@@ -154,9 +181,8 @@ async def _call(handler: TaskHandler, task: Task) -> Mapping[str, Any]:
     return {} if result is None else dict(result)
 
 
-async def cancel_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
+async def cancel_tasks(tasks: Collection["asyncio.Future[Any]"]) -> None:
     """Cancel tasks and wait until they have ended."""
-    tasks = list(tasks)
     for task in tasks:
         task.cancel()
     if tasks:

@@ -101,15 +101,15 @@ async def _work(agent: AgentClient, work_s: float = 0.05, rest_s: float = 0.0) -
     while True:
         command = await agent.next_command(wait_s=1.0)
         if command is not None:
-            await agent.ack(command.id)
+            await agent.send("ack", {}, command.id)
             await asyncio.sleep(work_s)
-            await agent.result(command.id)
+            await agent.send("result", {}, command.id)
             await asyncio.sleep(rest_s)
 
 
 async def _measure(agent: AgentClient) -> None:
     while True:
-        await agent.measure({"pages": 1.0})
+        await agent.send("measurement", {"pages": 1.0})
         await asyncio.sleep(0.3 * _IDLE_AFTER_S)
 
 

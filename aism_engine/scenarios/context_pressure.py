@@ -76,7 +76,7 @@ async def _run_agent(environment: ScenarioEnvironment, number: int, *, follow_ad
         await agent.transition("deep_work")
         while distilled < _ROUNDS and (follow_advice or context < OVERFLOW):
             context += random.randint(*_GROWTH)
-            await agent.measure({"context_tokens": float(context)}, reply=True)
+            await agent.call("measurement", {"context_tokens": float(context)})
             measured.append(context)
             events = await errors.read(_MAX_EVENTS, timeout_s=_INTERVAL_S)
             if follow_advice and any(_advises(data, name) for _, data in events):

@@ -106,13 +106,12 @@ async def _count(environment: ScenarioEnvironment, name: str, kill_at: int) -> N
         while "" in await environment.states(*_AGENTS):  # wait until all three have registered
             await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)
         while await environment.client.llen(_NUMBERS) < COUNT:
-            reply = await agent.transition("counting")
-            if reply is not None and reply.ok:
+            if (await agent.transition("counting")).ok:
                 await _write_next(environment, name, kill_at)
                 await agent.transition("idle")
             await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)  # let the others have a turn
         heartbeats.cancel()
-        await agent.goodbye(reply=True)
+        await agent.call("goodbye", {})
 
 
 async def _write_next(environment: ScenarioEnvironment, name: str, kill_at: int) -> None:

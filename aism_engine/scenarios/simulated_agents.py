@@ -69,7 +69,7 @@ class SimulatedAgent:
             try:
                 labels = {"team": self._random.choice(("red", "blue")), "simulated": "yes"}
                 reply = await self._client.register(self._kind, labels=labels, capabilities=["ack"])
-                self._state = (reply and reply.state) or ""
+                self._state = reply.state or ""
                 while True:
                     await self._step()
             except (ServerUnavailableError, TimeoutError):
@@ -84,7 +84,8 @@ class SimulatedAgent:
             await self._fall_silent()
         elif chance < 0.3:  # noqa: PLR2004
             context_used = round(self._random.betavariate(2, 3), 3)
-            await self._client.measure({"context_used": context_used, "tokens": self._random.randrange(200, 4000)})
+            values = {"context_used": context_used, "tokens": self._random.randrange(200, 4000)}
+            await self._client.send("measurement", values)
         else:
             await self._transition(self._random.choice(TRANSITIONS.get(self._state, ("inbox",))))
 
@@ -92,18 +93,19 @@ class SimulatedAgent:
         if command.type == "state_transition":
             await self._transition(str(command.payload.get("target")), command.id)
             return
-        await self._client.ack(command.id)
+        await self._client.send("ack", {}, command.id)
         await asyncio.sleep(self._random.uniform(0.05, 0.4))
-        await self._client.progress(command.id, percent=50)
+        await self._client.send("progress", {"percent": 50}, command.id)
         await asyncio.sleep(self._random.uniform(0.05, 0.4))
         if self._random.random() < 0.1:  # noqa: PLR2004
-            await self._client.error("simulated_failure", f"could not {command.type}", command_id=command.id)
+            error = {"code": "simulated_failure", "message": f"could not {command.type}"}
+            await self._client.send("error", error, command.id)
         else:
-            await self._client.result(command.id, {"lines": self._random.randrange(500)})
+            await self._client.send("result", {"lines": self._random.randrange(500)}, command.id)
 
     async def _transition(self, target: str, command_id: str | None = None) -> None:
         reply = await self._client.transition(target, command_id=command_id)
-        self._state = (reply and reply.state) or self._state
+        self._state = reply.state or self._state
 
     async def _fall_silent(self) -> None:
         self._silent = True

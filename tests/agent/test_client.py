@@ -39,7 +39,7 @@ async def test_a_message_is_pushed_and_then_published(redis_client: Redis, prefi
     async with redis_client.pubsub() as pubsub:
         await pubsub.subscribe(f"{prefix}:engine:responses")
         await pubsub.get_message(timeout=100)
-        await agent.measure({"tokens": 12})
+        await agent.send("measurement", {"tokens": 12})
         event = await pubsub.get_message(timeout=100)
     (pushed,) = await redis_client.lrange(f"{prefix}:engine:response_queue", 0, -1)
     assert event is not None
@@ -64,7 +64,6 @@ async def test_an_unconfirmed_push_is_repeated_and_counts_once(
 
     monkeypatch.setattr(agent, "push", push_and_lose_the_first_reply)
     reply = await agent.register("scribe")
-    assert reply is not None
     assert (reply.ok, reply.state) == (True, "bootstrap")
     assert pushed[0] == pushed[1]
     await agent.transition("inbox")
@@ -74,7 +73,6 @@ async def test_an_unconfirmed_push_is_repeated_and_counts_once(
 async def test_a_refusal_has_the_allowed_targets(engine: Running, agent: AgentClient) -> None:
     await agent.register("scribe")
     reply = await agent.transition("deep_work")
-    assert reply is not None
     assert reply.error is not None
     assert (reply.ok, reply.state, reply.error["code"]) == (False, "bootstrap", "not_allowed")
     assert "inbox" in reply.error["details"]["allowed"]
@@ -90,9 +88,9 @@ async def test_a_command_is_taken_worked_on_and_answered(engine: Running, agent:
     command = await agent.next_command(100)
     assert command is not None
     assert (command.id, command.type, command.payload) == ("work-1", "work", {"n": 1})
-    await agent.ack("work-1")
-    await agent.progress("work-1", percent=40, note="soon")
-    await agent.result("work-1", {"lines": 3}, reply=True)
+    await agent.send("ack", {}, "work-1")
+    await agent.send("progress", {"percent": 40, "note": "soon"}, "work-1")
+    await agent.call("result", {"lines": 3}, "work-1")
     record = await engine.command("work-1")
     assert (record["status"], record["percent"], record["note"]) == ("succeeded", "40", "soon")
     assert json.loads(record["result"]) == {"lines": 3}
@@ -103,7 +101,7 @@ async def test_a_command_can_fail_and_a_transition_can_answer_one(engine: Runnin
     await agent.register("scribe")
     await send(engine, "work-1", "work")
     await send(engine, "go-1", "state_transition", target="inbox")
-    await agent.error("no_luck", "it rained", command_id="work-1")
+    await agent.send("error", {"code": "no_luck", "message": "it rained"}, "work-1")
     await agent.transition("inbox", command_id="go-1")
     assert (await engine.command("work-1"))["reason"] == "it rained"
     assert (await engine.command("go-1"))["status"] == "succeeded"
@@ -111,7 +109,12 @@ async def test_a_command_can_fail_and_a_transition_can_answer_one(engine: Runnin
 
 @pytest.mark.parametrize(
     "body",
-    [b"no command", b'{"id": "\xff"}', b"\x81\xa2id\xa1\xff", b'{"payload": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}"],
+    [
+        b"no command",
+        b'{"id": "\xff"}',
+        b"\x81\xa2id\xa1\xff",
+        b'{"payload": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+    ],
     ids=["no_json", "no_utf8", "no_utf8_in_msgpack", "too_deep"],
 )
 async def test_a_malformed_command_is_reported_and_skipped(engine: Running, agent: AgentClient, body: bytes) -> None:
@@ -129,8 +132,7 @@ async def test_heartbeat_and_goodbye(engine: Running, agent: AgentClient) -> Non
     await agent.register("scribe", labels={"team": "a"})
     await agent.heartbeat()
     assert await engine.call("ZSCORE", engine.keys.heartbeats, AGENT) is not None
-    reply = await agent.goodbye("done", reply=True)
-    assert reply is not None
+    reply = await agent.call("goodbye", {"reason": "done"})
     assert reply.state == "offline"
     assert (await engine.record(AGENT))["liveness"] == "left"
 
@@ -183,11 +185,11 @@ async def test_two_instances_under_one_id_are_a_divergence(server: EmbeddedServe
         client(None) as tool,
     ):
         for _ in range(5):
-            await one.measure({"x": 1}, reply=True)
-            await tool.measure({"x": 2}, reply=True)
-        await two.measure({"x": 3}, reply=True)
+            await one.call("measurement", {"x": 1})
+            await tool.call("measurement", {"x": 2})
+        await two.call("measurement", {"x": 3})
         assert await engine.audit("divergence_opened") == []
         for instance in (one, two, one):
-            await instance.measure({"x": 4}, reply=True)
+            await instance.call("measurement", {"x": 4})
         (found,) = await eventually(lambda: engine.audit("divergence_opened"))
         assert (found["code"], found["details"]["confidence"]) == ("duplicate_instance", "certain")

@@ -18,7 +18,7 @@ async def test_list_has_everything_for_programs(
     async with AgentClient("w-0", url=server.url, prefix=prefix) as agent:
         await agent.heartbeat()
         await agent.transition("inbox")
-        await agent.measure({"tokens": 12.5}, reply=True)
+        await agent.call("measurement", {"tokens": 12.5})
     await fleet("send", "w-0", "work", "--id", "work-1")
     await eventually(lambda: engine.engine.writer.fleet.agents["w-0"].liveness == "fresh")
     found = (await fleet("agents", "list", "--json")).json[0]

@@ -90,8 +90,8 @@ async def test_history_of_a_command(fleet: Call, agent: AgentClient) -> None:
     await fleet("send", AGENT, "work", "--id", "work-1")
     command = await agent.next_command(5)
     assert command is not None
-    await agent.ack("work-1", reply=True)
-    await agent.result("work-1", reply=True)
+    await agent.call("ack", {}, "work-1")
+    await agent.call("result", {}, "work-1")
     found = facts(await fleet("history", "work-1", "--json"))
     events = [fact["event"] for fact in found]
     assert events[0] == "command_queued"
@@ -156,7 +156,7 @@ async def test_agent_is_shown_as_it_was_at_an_instant(fleet: Call, agent: AgentC
     """At the instant of every state change: the state, and the open commands."""
     await fleet("send", AGENT, "work", "--id", "work-1")
     await eventually(lambda: _archived(archive, "command_queued"))
-    await agent.result("work-1", reply=True)
+    await agent.call("result", {}, "work-1")
     found = facts(await fleet("history", AGENT, "--archive", str(archive), "--json"))
     changes = {fact["at"]: fact for fact in found if fact["event"] == "state_changed"}  # the last of each instant
     for fact in changes.values():

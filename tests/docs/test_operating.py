@@ -25,7 +25,7 @@ async def _execute(agent: AgentClient) -> None:
     """Execute every command until cancelled."""
     while True:
         if (command := await agent.next_command(1)) is not None:
-            await agent.result(command.id, {"ok": True})
+            await agent.send("result", {"ok": True}, command.id)
 
 
 async def _run(line: str, server: EmbeddedServer, prefix: str) -> int:
