@@ -19,7 +19,6 @@ the work and before the outcome was sent, the engine delivers the command again.
 """
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -29,17 +28,9 @@ from typing import Any, Final
 import structlog
 import uuid_utils
 
+from aism_engine.agent.arguments import default_server
 from aism_engine.agent.client import AgentClient, retry
-from aism_engine.agent.tasks import (
-    OUTAGE_BACKOFF,
-    CommandFailedError,
-    Outbox,
-    Task,
-    TaskHandler,
-    TaskResult,
-    TaskRunner,
-    cancel_tasks,
-)
+from aism_engine.agent.tasks import OUTAGE_BACKOFF, CommandFailedError, Task, TaskHandler, TaskRunner, cancel_tasks
 from aism_engine.errors import AismError, ServerUnavailableError
 
 log = structlog.get_logger(component="agent")
@@ -68,14 +59,14 @@ class Agent:
         """Server and prefix default to AISM_REDIS_URL and AISM_REDIS__PREFIX. After a stop signal, handlers have
         `stop_timeout_s` to finish. Raises ValueError for an invalid id.
         """
-        url = url or os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
-        prefix = prefix or os.environ.get("AISM_REDIS__PREFIX") or "aism"
-        self.client = AgentClient(agent_id, url=url, prefix=prefix, instance=uuid_utils.uuid7().hex)
+        default_url, default_prefix = default_server()
+        self.client = AgentClient(
+            agent_id, url=url or default_url, prefix=prefix or default_prefix, instance=uuid_utils.uuid7().hex
+        )
         self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stop_timeout_s = stop_timeout_s
-        self._outbox = Outbox(self.client, outbox)
-        self._tasks = TaskRunner(self.client, self._outbox, concurrency)
+        self._tasks = TaskRunner(self.client, concurrency, outbox)
 
     def on(self, command_type: str) -> Callable[[TaskHandler], TaskHandler]:
         """Register a handler for commands of a type; `*` handles all types that have no handler of their own.
@@ -91,22 +82,15 @@ class Agent:
 
     def main(self) -> None:
         """Run until SIGTERM or SIGINT."""
-
-        async def run() -> None:
-            stopping = asyncio.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-            await self.run(stopping)
-
-        asyncio.run(run())
+        asyncio.run(run_until_signal(self.run))
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set; then finish the running commands, send all messages, and say goodbye."""
         async with self.client:
-            await _run_until(stopping, self._register())
-            sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._outbox.run())]
+            await run_until(stopping, self._register())
+            sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._tasks.outbox.run())]
             try:
-                await _run_until(stopping, self._take_commands(), *map(asyncio.shield, sending))
+                await run_until(stopping, self._take_commands(), *map(asyncio.shield, sending))
             finally:
                 await self._tasks.stop(self._stop_timeout_s)
                 await self._leave()
@@ -143,7 +127,7 @@ class Agent:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._stop_timeout_s):
                 await self._tasks.send("goodbye", {})
-                await self._outbox.wait_sent()
+                await self._tasks.outbox.wait_sent()
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -151,7 +135,7 @@ class Agent:
         """Take commands while a slot is free; otherwise search the list for cancellations of running commands."""
         while True:
             if not await self._tasks.wait_for_slot(_POLL_INTERVAL_S):
-                search = partial(self.client.take_cancellations, self._tasks.running_ids)
+                search = partial(self.client.take_cancellations, self._tasks.running)
                 for command_id in await retry(search, OUTAGE_BACKOFF):
                     self._tasks.cancel(command_id)
                 continue
@@ -162,7 +146,15 @@ class Agent:
                 await self._tasks.start(command)
 
 
-async def _run_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None] | asyncio.Future[None]) -> None:
+async def run_until_signal(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run until SIGTERM or SIGINT, which set the event that `run` gets."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await run(stopping)
+
+
+async def run_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None] | asyncio.Future[None]) -> None:
     """Run until `stopping` is set or any of the work ends, then cancel the rest. Raises the error of failed work."""
     tasks = [asyncio.ensure_future(each) for each in (stopping.wait(), *work)]
     try:
@@ -173,4 +165,4 @@ async def _run_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None] |
         await cancel_tasks(tasks)
 
 
-__all__ = ["Agent", "CommandFailedError", "Task", "TaskHandler", "TaskResult"]
+__all__ = ["Agent", "CommandFailedError", "Task", "TaskHandler", "run_until", "run_until_signal"]

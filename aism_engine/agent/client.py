@@ -47,7 +47,6 @@ class Reply(Struct, frozen=True, kw_only=True):
     id: str
     ok: bool
     state: str | None = None
-    timestamp: str | None = None
     error: dict[str, Any] | None = None
 
 

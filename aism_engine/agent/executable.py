@@ -65,12 +65,14 @@ class Executable:
             "AISM_ATTEMPT": str(command.attempt),
         }
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
+        process: Any = await asyncio.create_subprocess_exec(  # Any: mypy does not know that it has all three pipes
             *die_with_parent(self._program), stdin=pipe, stdout=pipe, stderr=pipe, env=environ, start_new_session=True
         )
         try:
             async with asyncio.timeout(self._time_left_s(command)):
-                output, errors = await _communicate(process, msgspec.json.encode(command.payload))
+                write = _write(process.stdin, msgspec.json.encode(command.payload))
+                read = _read_output(process.stdout), _read_error_tail(process.stderr)
+                _, output, errors = await asyncio.gather(write, *read)
                 code = await process.wait()
         except TimeoutError:
             raise CommandFailedError("timeout", "the program took too long and was ended") from None
@@ -86,15 +88,6 @@ class Executable:
         if command.deadline is not None:
             limits.append(max(0.0, from_iso(command.deadline) - time.time()))
         return min(limits, default=None)
-
-
-async def _communicate(process: asyncio.subprocess.Process, payload: bytes) -> tuple[bytes, str]:
-    """Write the payload; return the standard output and the end of the standard error."""
-    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-    if stdin is None or stdout is None or stderr is None:
-        raise RuntimeError("the process has no pipes")
-    _, output, errors = await asyncio.gather(_write(stdin, payload), _read_output(stdout), _read_error_tail(stderr))
-    return output, errors
 
 
 async def _write(stdin: asyncio.StreamWriter, payload: bytes) -> None:

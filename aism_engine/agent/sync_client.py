@@ -72,7 +72,7 @@ class SyncAgentClient:
                 raw = self._pop(key, min(left_s, _MAX_BLOCK_S))
             except ServerUnavailableError:
                 self.close()
-                if left_s <= 0 or wait_s == 0:
+                if left_s <= 0:
                     raise
                 time.sleep(min(_BACKOFF.max_s, left_s))
                 continue

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -40,11 +39,8 @@ class Task:
 
     def __init__(self, command: CommandMessage, send: Callable[..., Awaitable[None]]) -> None:
         self.command = command
+        self.payload = command.payload
         self._send = send
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        return self.command.payload
 
     async def progress(self, *, percent: float | None = None, note: str | None = None) -> None:
         """Report progress. This also restarts the timeout of the command."""
@@ -74,18 +70,14 @@ class Outbox:
 class TaskRunner:
     """Acknowledges commands, runs their handlers, and sends their outcomes; at most `concurrency` at a time."""
 
-    def __init__(self, client: AgentClient, outbox: Outbox, concurrency: int) -> None:
+    def __init__(self, client: AgentClient, concurrency: int, outbox_size: int) -> None:
         self.handlers: dict[str, TaskHandler] = {}
+        self.outbox = Outbox(client, outbox_size)
         self._client = client
-        self._outbox = outbox
         self._slots = asyncio.Semaphore(concurrency)
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self.running: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
-        self._outcomes = OrderedDict[str, bytes]()
-
-    @property
-    def running_ids(self) -> set[str]:
-        return set(self._running)
+        self._outcomes: dict[str, bytes] = {}
 
     async def wait_for_slot(self, timeout_s: float) -> bool:
         """Wait until fewer than `concurrency` commands are running; return False if that takes too long."""
@@ -98,27 +90,27 @@ class TaskRunner:
     async def start(self, command: CommandMessage) -> None:
         """Start a command. One that was delivered before is not run again: its ack or its outcome is sent again."""
         if (outcome := self._outcomes.get(command.id)) is not None:
-            await self._outbox.put(outcome)
-        elif command.id in self._running:
+            await self.outbox.put(outcome)
+        elif command.id in self.running:
             await self.send("ack", {}, command.id)
         else:
             await self._slots.acquire()
-            self._running[command.id] = asyncio.create_task(self._run(command))
+            self.running[command.id] = asyncio.create_task(self._run(command))
 
     def cancel(self, command_id: str) -> None:
         """Cancel a running command. No outcome is sent."""
-        if (task := self._running.get(command_id)) is not None:
+        if (task := self.running.get(command_id)) is not None:
             self._cancelled.add(command_id)
             task.cancel()
 
     async def stop(self, timeout_s: float) -> None:
         """Wait for the running handlers; cancel those that take longer, so that their commands can be retried."""
-        if running := list(self._running.values()):
+        if running := list(self.running.values()):
             _, late = await asyncio.wait(running, timeout=timeout_s)
             await cancel_tasks(late)
 
     async def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> None:
-        await self._outbox.put(self._client.build_message(kind, payload, command_id))
+        await self.outbox.put(self._client.build_message(kind, payload, command_id))
 
     async def _run(self, command: CommandMessage) -> None:
         try:
@@ -127,12 +119,12 @@ class TaskRunner:
             body = self._build_outcome(kind, payload, command.id)
             if final:
                 self._outcomes[command.id] = body
-                while len(self._outcomes) > _REMEMBERED_OUTCOMES:
-                    self._outcomes.popitem(last=False)
-            await self._outbox.put(body)
+                if len(self._outcomes) > _REMEMBERED_OUTCOMES:
+                    del self._outcomes[next(iter(self._outcomes))]
+            await self.outbox.put(body)
         finally:
             self._cancelled.discard(command.id)
-            del self._running[command.id]
+            del self.running[command.id]
             self._slots.release()
 
     def _build_outcome(self, kind: str, payload: Mapping[str, Any], command_id: str) -> bytes:

@@ -8,16 +8,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from operator import methodcaller
 from typing import Any, Final, NoReturn, TypeAlias
 
-from aism_engine.agent import argument_types as types
+from aism_engine.agent import arguments as types
 from aism_engine.agent.sync_client import SyncAgentClient
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 
 Call: TypeAlias = Callable[[SyncAgentClient, argparse.Namespace], "dict[str, Any] | None"]
-_Commands: TypeAlias = "argparse._SubParsersAction[Any]"  # noqa: SLF001  argparse has no public name for it
+Argument: TypeAlias = Callable[[argparse.ArgumentParser], Any]
 
 DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = 0, 1, 2, 64, 69
 _EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
@@ -42,10 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    client = None
     try:
-        client = SyncAgentClient(options.agent, options.redis, options.prefix)
-        result = options.call(client, options)
+        with closing(SyncAgentClient(options.agent, options.redis, options.prefix)) as client:
+            result = options.call(client, options)
     except ServerUnavailableError as error:
         message = f"Redis is not available: {redacted(str(error))}. Name the server with --redis URL or AISM_REDIS_URL"
         return _print_error(message, UNAVAILABLE)
@@ -53,9 +55,6 @@ def _run(options: argparse.Namespace) -> int:
         return _print_error(f"{error}. The message stays queued and may still be applied", TIMED_OUT)
     except ValueError as error:
         return _print_error(redacted(str(error)), USAGE)
-    finally:
-        if client is not None:
-            client.close()
     if result is None:
         return _print_error(f"nothing has arrived within {options.wait:g} s. Wait longer with --wait S", TIMED_OUT)
     print(json.dumps(result, separators=(",", ":"), ensure_ascii=False), flush=True)  # noqa: T201  the result
@@ -71,6 +70,28 @@ def _format_refusal(reply: dict[str, Any]) -> str:
     error = reply.get("error") or {}
     suggestions = "; ".join(error.get("suggestions", ()))
     return f"refused: {error.get('message', 'no reason given')}" + (f" (try: {suggestions})" if suggestions else "")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="aism", description="Talk to the AISM Engine as an agent.", epilog=_EXIT_CODES)
+    agent_id = os.environ.get("AISM_AGENT_ID") or os.environ.get("AGENT_ID")
+    id_help = "id of the agent; default: AISM_AGENT_ID, then AGENT_ID"
+    parser.add_argument("--agent", metavar="ID", default=agent_id, help=id_help)
+    types.add_server_options(parser)
+    timeout_help = "longest wait for a reply; default: 30"
+    parser.add_argument("--timeout", metavar="S", type=types.seconds, default=30.0, help=timeout_help)
+    options: dict[str, Any] = {"metavar": "COMMAND", "required": True, "parser_class": _Parser}
+    groups = {"": parser.add_subparsers(**options)}
+    for name, (text, call, *arguments) in _COMMANDS.items():
+        group, _, verb = name.rpartition(" ")
+        if group not in groups:
+            group_parser = groups[""].add_parser(group, help=_GROUPS[group], epilog=_EXIT_CODES)
+            groups[group] = group_parser.add_subparsers(**options)
+        subparser = groups[group].add_parser(verb, help=text, description=text, epilog=_EXIT_CODES)
+        subparser.set_defaults(call=call)
+        for add_to in arguments:
+            add_to(subparser)
+    return parser
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -118,135 +139,100 @@ def _run_executable(client: SyncAgentClient, options: argparse.Namespace) -> dic
     return run(agent, program, timeout_s=options.limit)
 
 
-_CALLS: Final[dict[str, Call]] = {
-    "register": _register,
-    "heartbeat": _heartbeat,
-    "whoami": _state,
-    "run": _run_executable,
-    "goodbye": _sends("goodbye", "reason"),
-    "measure": lambda client, options: client.send("measurement", dict(options.values), None, options.timeout),
-    "current": _state,
-    "transition": _sends("state_transition", "target", "context", "reason"),
-    "inbox": lambda client, options: client.pop(client.keys.inbox(client.agent_id), options.wait),
-    "send": _sends("message", "to", "content", "thread_id"),
-    "next": lambda client, options: client.pop(client.keys.commands(client.agent_id), options.wait),
-    "ack": _sends("ack"),
-    "progress": _sends("progress", "percent", "note"),
-    "done": lambda client, options: client.send("result", options.payload, options.id, options.timeout),
-    "fail": _sends("error", "code", "message", "retryable"),
+_argument = partial(methodcaller, "add_argument")
+_REPEATABLE: Final[Mapping[str, Any]] = {"action": "append", "default": []}
+_TYPE = _argument("--type", required=True, type=types.type_name, help="type of the agent; determines its state machine")
+_LABEL = _argument(
+    "--label", metavar="NAME=VALUE", type=types.label, help="for selectors of operators; repeatable", **_REPEATABLE
+)
+_REASON = _argument("--reason", metavar="TEXT", help="recorded in the audit")
+_WAIT = _argument("--wait", metavar="S", type=types.seconds, default=0.0, help="longest wait; default: 0, do not wait")
+_ID = _argument("id", metavar="ID", type=types.identifier, help="id of the command")
+
+_GROUPS: Final = {
+    "state": "read or declare your state",
+    "message": "write to other agents",
+    "command": "take commands and answer them",
 }
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    environ = os.environ
-    parser = _Parser(prog="aism", description="Talk to the AISM Engine as an agent.", epilog=_EXIT_CODES)
-    add = parser.add_argument
-    agent_id = environ.get("AISM_AGENT_ID") or environ.get("AGENT_ID")
-    url = environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
-    prefix = environ.get("AISM_REDIS__PREFIX") or "aism"
-    add("--agent", metavar="ID", default=agent_id, help="id of the agent; default: AISM_AGENT_ID, then AGENT_ID")
-    add("--redis", metavar="URL", default=url, help="Redis server; default: AISM_REDIS_URL, then localhost")
-    add("--prefix", metavar="NAME", default=prefix, help="prefix of every key: names the fleet; default: aism")
-    add("--timeout", metavar="S", type=types.seconds, default=30.0, help="longest wait for a reply; default: 30")
-    commands = _add_subcommands(parser)
-
-    register = _add_command(commands, "register", "join the fleet: aism register --type scribe --label team=a")
-    _add_type_and_labels(register)
-    register.add_argument(
-        "--capability",
-        metavar="NAME",
-        type=types.type_name,
-        action="append",
-        default=[],
-        help="ack: you acknowledge commands, and unacknowledged ones are delivered again; repeatable",
-    )
-    _add_command(commands, "heartbeat", "show that you are alive: send one every few seconds")
-    _add_command(commands, "whoami", "print your id and your state according to the engine")
-    measure = _add_command(commands, "measure", "report measurements: aism measure context_used=0.7")
-    measure.add_argument("values", metavar="NAME=VALUE", type=types.measurement, nargs="+", help="value: a number")
-    goodbye = _add_command(commands, "goodbye", "leave the fleet: your silence is then no loss")
-    goodbye.add_argument("--reason", metavar="TEXT", help="recorded in the audit")
-    _add_state(commands)
-    _add_messages(commands)
-    _add_task_commands(commands)
-    _add_run(commands)
-    return parser
-
-
-def _add_type_and_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--type", required=True, type=types.type_name, help="type of the agent; determines its state machine"
-    )
-    parser.add_argument(
-        "--label",
-        metavar="NAME=VALUE",
-        type=types.label,
-        action="append",
-        default=[],
-        help="for selectors of operators; repeatable",
-    )
-
-
-def _add_state(commands: _Commands) -> None:
-    states = _add_subcommands(commands.add_parser("state", help="read or declare your state", epilog=_EXIT_CODES))
-    _add_command(states, "current", "print your state according to the engine")
-    transition = _add_command(states, "transition", "declare a new state: aism state transition deep_work")
-    transition.add_argument("target", type=types.state_name, help="the new state")
-    transition.add_argument(
-        "--context", metavar="JSON", type=types.json_object, default={}, help="what the machine requires, an object"
-    )
-    transition.add_argument("--reason", metavar="TEXT", help="recorded in the audit")
-
-
-def _add_messages(commands: _Commands) -> None:
-    inbox = _add_command(commands, "inbox", "take the next message from another agent: aism inbox --wait 60")
-    _add_wait(inbox)
-    messages = _add_subcommands(commands.add_parser("message", help="write to other agents", epilog=_EXIT_CODES))
-    send = _add_command(messages, "send", "send a message: aism message send scribe-2 'the draft is ready' --thread t1")
-    send.add_argument("to", metavar="TO", type=types.identifier, help="id of the recipient")
-    send.add_argument("content", metavar="TEXT", help="the message")
-    send.add_argument("--thread", dest="thread_id", metavar="ID", type=types.identifier, help="thread of the message")
-
-
-def _add_task_commands(commands: _Commands) -> None:
-    group = _add_subcommands(commands.add_parser("command", help="take commands and answer them", epilog=_EXIT_CODES))
-    _add_wait(_add_command(group, "next", "take the next command: aism command next --wait 60"))
-    _add_id(_add_command(group, "ack", "acknowledge a command: aism command ack ID"))
-    progress = _add_id(_add_command(group, "progress", "report progress: aism command progress ID --percent 40"))
-    progress.add_argument("--percent", metavar="0-100", type=types.percent)
-    progress.add_argument("--note", metavar="TEXT")
-    done = _add_id(_add_command(group, "done", """report success: aism command done ID --payload '{"lines": 12}'"""))
-    done.add_argument("--payload", metavar="JSON", type=types.json_object, default={}, help="the result, an object")
-    fail = _add_id(_add_command(group, "fail", "report failure: aism command fail ID --code no_access"))
-    fail.add_argument("--code", required=True, type=types.type_name, help="short name of the error")
-    fail.add_argument("--message", metavar="TEXT", help="description of the error")
-    fail.add_argument("--final", dest="retryable", action="store_const", const=False, help="do not deliver it again")
-
-
-def _add_run(commands: _Commands) -> None:
-    run = _add_command(commands, "run", "let a program execute your commands: aism run --type builder -- ./build.sh")
-    _add_type_and_labels(run)
-    run.add_argument("--concurrency", metavar="N", type=types.count, default=1, help="commands at a time; default: 1")
-    run.add_argument("--limit", metavar="S", type=types.seconds, help="end the program after this time")
-    run.add_argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER)
-
-
-def _add_wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--wait", metavar="S", type=types.seconds, default=0.0, help="longest wait; default: 0, do not wait"
-    )
-
-
-def _add_id(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("id", metavar="ID", type=types.identifier, help="id of the command")
-    return parser
-
-
-def _add_subcommands(parser: argparse.ArgumentParser) -> _Commands:
-    return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-
-
-def _add_command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=_EXIT_CODES)
-    parser.set_defaults(call=_CALLS[name])
-    return parser
+_COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
+    "register": (
+        "join the fleet: aism register --type scribe --label team=a",
+        _register,
+        _TYPE,
+        _LABEL,
+        _argument(
+            "--capability",
+            metavar="NAME",
+            type=types.type_name,
+            **_REPEATABLE,
+            help="ack: you acknowledge commands, and unacknowledged ones are delivered again; repeatable",
+        ),
+    ),
+    "heartbeat": ("show that you are alive: send one every few seconds", _heartbeat),
+    "whoami": ("print your id and your state according to the engine", _state),
+    "measure": (
+        "report measurements: aism measure context_used=0.7",
+        lambda client, options: client.send("measurement", dict(options.values), None, options.timeout),
+        _argument("values", metavar="NAME=VALUE", type=types.measurement, nargs="+", help="value: a number"),
+    ),
+    "goodbye": ("leave the fleet: your silence is then no loss", _sends("goodbye", "reason"), _REASON),
+    "state current": ("print your state according to the engine", _state),
+    "state transition": (
+        "declare a new state: aism state transition deep_work",
+        _sends("state_transition", "target", "context", "reason"),
+        _argument("target", type=types.state_name, help="the new state"),
+        _argument(
+            "--context", metavar="JSON", type=types.json_object, default={}, help="object that the machine requires"
+        ),
+        _REASON,
+    ),
+    "inbox": (
+        "take the next message from another agent: aism inbox --wait 60",
+        lambda client, options: client.pop(client.keys.inbox(client.agent_id), options.wait),
+        _WAIT,
+    ),
+    "message send": (
+        "send a message: aism message send scribe-2 'the draft is ready' --thread t1",
+        _sends("message", "to", "content", "thread_id"),
+        _argument("to", metavar="TO", type=types.identifier, help="id of the recipient"),
+        _argument("content", metavar="TEXT", help="the message"),
+        _argument("--thread", dest="thread_id", metavar="ID", type=types.identifier, help="thread of the message"),
+    ),
+    "command next": (
+        "take the next command: aism command next --wait 60",
+        lambda client, options: client.pop(client.keys.commands(client.agent_id), options.wait),
+        _WAIT,
+    ),
+    "command ack": ("acknowledge a command: aism command ack ID", _sends("ack"), _ID),
+    "command progress": (
+        "report progress: aism command progress ID --percent 40",
+        _sends("progress", "percent", "note"),
+        _ID,
+        _argument("--percent", metavar="0-100", type=types.percent),
+        _argument("--note", metavar="TEXT"),
+    ),
+    "command done": (
+        """report success: aism command done ID --payload '{"lines": 12}'""",
+        lambda client, options: client.send("result", options.payload, options.id, options.timeout),
+        _ID,
+        _argument("--payload", metavar="JSON", type=types.json_object, default={}, help="the result, an object"),
+    ),
+    "command fail": (
+        "report failure: aism command fail ID --code no_access",
+        _sends("error", "code", "message", "retryable"),
+        _ID,
+        _argument("--code", required=True, type=types.type_name, help="short name of the error"),
+        _argument("--message", metavar="TEXT", help="description of the error"),
+        _argument("--final", dest="retryable", action="store_const", const=False, help="do not deliver it again"),
+    ),
+    "run": (
+        "let a program execute your commands: aism run --type builder -- ./build.sh",
+        _run_executable,
+        _TYPE,
+        _LABEL,
+        _argument("--concurrency", metavar="N", type=types.count, default=1, help="commands at a time; default: 1"),
+        _argument("--limit", metavar="S", type=types.seconds, help="end the program after this time"),
+        _argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER),
+    ),
+}
+"""The help of each command, what it calls, and its arguments. The first of two words names a group."""

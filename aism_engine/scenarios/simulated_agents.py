@@ -9,22 +9,23 @@ The same seed gives the same choices; their order in time depends on the clock.
 
 import argparse
 import asyncio
-import os
-import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any, Final
 
+from aism_engine.agent.agent import run_until, run_until_signal
+from aism_engine.agent.arguments import add_server_options
 from aism_engine.agent.client import AgentClient, CommandMessage
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
 
-TYPES: Final = ("architect", "builder", "reviewer")
 _COMMANDS: Final[Mapping[str, Sequence[str]]] = {
     "architect": ("design", "estimate"),
     "builder": ("build", "repair"),
     "reviewer": ("review", "audit"),
 }
+"""Types of agents, and the types of commands that they get."""
 TRANSITIONS: Final[Mapping[str, Sequence[str]]] = {
     "bootstrap": ("inbox",),
     "inbox": ("deep_work", "deep_work", "idle", "distill"),
@@ -35,7 +36,7 @@ TRANSITIONS: Final[Mapping[str, Sequence[str]]] = {
 """Targets that an agent chooses from in each state; a target that is listed twice is twice as likely."""
 _HEARTBEAT_INTERVAL_S: Final = 0.5
 _RETRY_AFTER_S: Final = 1.0
-"""Pause while the server is not available or the engine does not reply."""
+"""Longest wait for the reply to a request, and the pause before an agent registers again."""
 
 
 class SimulatedAgent:
@@ -57,11 +58,9 @@ class SimulatedAgent:
 
     async def _send_heartbeats(self) -> None:
         while True:
-            if not self._silent:
-                try:
+            with suppress(ServerUnavailableError):
+                if not self._silent:
                     await self._client.heartbeat()
-                except ServerUnavailableError:
-                    await asyncio.sleep(_RETRY_AFTER_S)
             await asyncio.sleep(_HEARTBEAT_INTERVAL_S)
 
     async def _act(self) -> None:
@@ -123,8 +122,9 @@ class Simulation:
         self._server = (url, prefix)
         self._random = Random(seed)  # noqa: S311  reproducible choices
         self.agents: dict[str, SimulatedAgent] = {}
+        kinds = tuple(_COMMANDS)
         for number in range(agents):
-            kind = TYPES[number % len(TYPES)]
+            kind = kinds[number % len(kinds)]
             agent_id = f"{kind}-{self._random.randbytes(3).hex()}"
             client, random = AgentClient(agent_id, url=url, prefix=prefix), Random(f"{seed}:{agent_id}")  # noqa: S311
             self.agents[agent_id] = SimulatedAgent(client, kind, random, silence_s=silence_s)
@@ -146,45 +146,25 @@ class Simulation:
             if random.random() < 0.2:  # noqa: PLR2004
                 command = {"type": "state_transition", "payload": {"target": random.choice(("inbox", "deep_work"))}}
             payload = {"agent_id": agent_id, "command": command, "options": {"ttl": 30}}
-            try:
+            with suppress(ServerUnavailableError, TimeoutError):
                 await admin.request("send", payload, timeout_s=_RETRY_AFTER_S)
-            except (ServerUnavailableError, TimeoutError):
-                await asyncio.sleep(_RETRY_AFTER_S)
 
 
 def main() -> None:
     """Run a simulated fleet until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(
-        prog="python -m aism_engine.scenarios.simulated_agents",
+        prog=f"python -m {__spec__.name}",
         description="Run a simulated fleet beside an engine, until SIGTERM or SIGINT.",
     )
-    url = os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
-    prefix = os.environ.get("AISM_REDIS__PREFIX") or "aism"
-    parser.add_argument(
-        "--redis", metavar="URL", default=url, help="Redis server; default: AISM_REDIS_URL, then localhost"
-    )
-    parser.add_argument(
-        "--prefix", metavar="NAME", default=prefix, help="prefix of every key; default: AISM_REDIS__PREFIX, then aism"
-    )
-    parser.add_argument("--agents", metavar="N", type=int, default=12, help="number of agents, default 12")
-    parser.add_argument("--seed", metavar="N", type=int, default=1, help="seed of the random choices, default 1")
-    parser.add_argument(
-        "--silence", metavar="SECONDS", type=float, default=60, help="shortest silence of an agent, default 60"
-    )
-    options = parser.parse_args()
+    add_server_options(parser)
+    parser.add_argument("--agents", metavar="N", type=int, default=12, help="number of agents; default: 12")
+    parser.add_argument("--seed", metavar="N", type=int, default=1, help="seed of the random choices; default: 1")
+    parser.add_argument("--silence", metavar="S", type=float, default=60, help="shortest silence; default: 60")
+    given = parser.parse_args()
     simulation = Simulation(
-        options.agents, url=options.redis, prefix=options.prefix, seed=options.seed, silence_s=options.silence
+        given.agents, url=given.redis, prefix=given.prefix, seed=given.seed, silence_s=given.silence
     )
-
-    async def run() -> None:
-        running = asyncio.ensure_future(simulation.run())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.result()
-
-    asyncio.run(run())
+    asyncio.run(run_until_signal(lambda stopping: run_until(stopping, simulation.run())))
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ async def test_a_result_survives_an_outage(own: EmbeddedServer, prefix: str) -> 
         await wait_for_status(engine, "c1", "acked")
         own.kill()
         gate.set()
-        await eventually(lambda: not agent._tasks.running_ids)
+        await eventually(lambda: not agent._tasks.running)
         own.start()
         async with plain_client(own) as client:
             engine.client = client
