@@ -5,7 +5,6 @@ the list of numbers: each agent reads its length and appends one. The victim is 
 writing its number and leaving the state. The others wait until it registers again or is marked as lost.
 """
 
-import argparse
 import asyncio
 import os
 import signal
@@ -13,12 +12,7 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from aism_engine.scenarios.environment import (
-    ScenarioEnvironment,
-    ScenarioResult,
-    scenario_environment,
-    send_heartbeats,
-)
+from aism_engine.scenarios.environment import ScenarioEnvironment, ScenarioResult, scenario_environment, send_heartbeats
 
 COUNT: Final = 100
 _AGENTS: Final = ("anna", "bert", "carl")
@@ -35,8 +29,6 @@ _SETTINGS: Final = {
 
 
 class CoordinationResult(ScenarioResult, frozen=True):
-    """`duplicates`: numbers written twice; `gaps`: missing numbers; `collisions`: times that two were `counting`."""
-
     counted: int
     duplicates: int
     gaps: int
@@ -73,7 +65,7 @@ async def _run_agent(environment: ScenarioEnvironment, name: str) -> int:
 
 
 async def _run_process(environment: ScenarioEnvironment, name: str, kill_at: int = 0) -> int:
-    arguments = ("--redis", environment.url, "--prefix", environment.prefix, "--kill-at", str(kill_at), name)
+    arguments = (environment.url, environment.prefix, name, str(kill_at))
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, *arguments)
     try:
         return await process.wait()
@@ -98,16 +90,17 @@ async def _count_collisions(environment: ScenarioEnvironment) -> int:
 # --- one agent, in its own process ------------------------------------------------------------------------------------
 
 
-async def _count(environment: ScenarioEnvironment, name: str, kill_at: int) -> None:
+async def _count(url: str, prefix: str, name: str, kill_at: str) -> None:
+    environment = ScenarioEnvironment(url, prefix)
     changes = environment.subscribe(environment.keys.state_changes)
-    async with environment.agent_client(name) as agent:
+    async with environment.client, environment.agent_client(name) as agent:
         heartbeats = asyncio.create_task(send_heartbeats(agent))
         await agent.register("counter")
         while "" in await environment.states(*_AGENTS):  # wait until all three have registered
             await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)
         while await environment.client.llen(_NUMBERS) < COUNT:
             if (await agent.transition("counting")).ok:
-                await _write_next(environment, name, kill_at)
+                await _write_next(environment, name, int(kill_at))
                 await agent.transition("idle")
             await changes.read(_MAX_EVENTS, timeout_s=_POLL_INTERVAL_S)  # let the others have a turn
         heartbeats.cancel()
@@ -122,21 +115,5 @@ async def _write_next(environment: ScenarioEnvironment, name: str, kill_at: int)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description="One agent of the scenario.")
-    parser.add_argument("name")
-    parser.add_argument("--redis", required=True)
-    parser.add_argument("--prefix", required=True)
-    parser.add_argument("--kill-at", type=int, default=0)
-    options = parser.parse_args()
-
-    async def run_agent() -> None:
-        environment = ScenarioEnvironment(options.redis, options.prefix)
-        await _count(environment, options.name, options.kill_at)
-        await environment.aclose()
-
-    asyncio.run(run_agent())
-
-
 if __name__ == "__main__":
-    main()
+    asyncio.run(_count(*sys.argv[1:]))

@@ -7,19 +7,18 @@ from contextlib import asynccontextmanager
 from importlib.resources import as_file, files
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from aism_engine.agent.client import AgentClient
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
-from aism_engine.ops.audit_log import BEGINNING, AuditLog, line_from_entry
 from aism_engine.store.client import Client, connect_url
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.subscription import Subscription
 
 MACHINES: Final = files(__package__) / "machines"
-_PAGE_SIZE: Final = 1000
 
 
 class ScenarioResult(Struct, frozen=True):
@@ -38,10 +37,8 @@ class ScenarioEnvironment:
         self.prefix = prefix
         self.keys = Keys(prefix)
         self.client: Client = connect_url(url, "scenario")
-        """For data that the agents share outside the protocol."""
+        """Also for data that the agents share outside the protocol."""
         self._started_at = time.monotonic()
-        self._audit = AuditLog(self.client, self.keys)
-        self._pubsub_clients: list[Client] = []
 
     @property
     def seconds(self) -> float:
@@ -52,29 +49,18 @@ class ScenarioEnvironment:
 
     def subscribe(self, channel: str) -> Subscription:
         """Subscribe to a channel. Events can be lost: use them as wake-ups, and read the keys as well."""
-        self._pubsub_clients.append(connect_url(self.url, "scenario-pubsub"))
-        return Subscription(self._pubsub_clients[-1], [channel])
+        return Subscription(self.client, [channel])
 
     async def states(self, *agent_ids: str) -> list[str]:
-        """Read the states of agents; an empty string for an agent without one."""
+        """Read the states of agents: an empty string for an agent without one."""
         values = await self.client.mget([self.keys.state(agent_id) for agent_id in agent_ids])
         return [value.decode() if value else "" for value in values]
 
-    async def facts(self, event: str) -> list[dict[str, Any]]:
-        """Read all facts of one event from the audit, oldest first."""
-        facts: list[dict[str, Any]] = []
-        last = BEGINNING
-        while True:
-            page = await self._audit.page(last, _PAGE_SIZE)
-            for entry_id, fields in page.entries:
-                facts += line_from_entry(entry_id, fields).decoded_facts()
-                last = entry_id.decode()
-            if not page.more:
-                return [fact for fact in facts if fact["event"] == event]
-
-    async def aclose(self) -> None:
-        for client in (self.client, *self._pubsub_clients):
-            await client.aclose()
+    async def facts(self, event: str, **fields: str) -> list[dict[str, Any]]:
+        """Read all facts of one event with these fields from the audit, oldest first."""
+        entries = await self.client.xrange(self.keys.audit)
+        facts = (fact for _, entry in entries for fact in msgspec.json.decode(entry[b"facts"]))
+        return [fact for fact in facts if fact.items() >= {"event": event, **fields}.items()]
 
 
 @asynccontextmanager
@@ -98,7 +84,7 @@ async def scenario_environment(machine: str, overrides: Mapping[str, object]) ->
         try:
             yield environment
         finally:
-            await environment.aclose()
+            await environment.client.aclose()
             stopping.set()
             await engine_task
 

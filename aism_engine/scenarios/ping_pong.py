@@ -20,8 +20,6 @@ _POLL_INTERVAL_S: Final = 0.05
 
 
 class PingPongResult(ScenarioResult, frozen=True):
-    """`violations`: moves out of turn plus lost increments."""
-
     increments: int
     violations: int
     seconds: float
@@ -33,12 +31,12 @@ class PingPongResult(ScenarioResult, frozen=True):
 
 async def run() -> PingPongResult:
     async with scenario_environment("ping-pong", {}) as environment:
-        async with asyncio.TaskGroup() as players:
-            for number, name in enumerate(_PLAYERS):
-                players.create_task(_alternate(environment, name, _PLAYERS[1 - number], first=number == 0))
-        changes = await environment.facts("state_changed")
-        moves = [fact["agent_id"] for fact in changes if fact["source"] == "agent"]
-        out_of_turn = sum(name != _PLAYERS[number % 2] for number, name in enumerate(moves))
+        ping, pong = _PLAYERS
+        await asyncio.gather(
+            _alternate(environment, ping, pong, first=True), _alternate(environment, pong, ping, first=False)
+        )
+        moves = await environment.facts("state_changed", source="agent")
+        out_of_turn = sum(fact["agent_id"] != _PLAYERS[number % 2] for number, fact in enumerate(moves))
         counted = int(await environment.client.get(_COUNTER))
         return PingPongResult(counted, out_of_turn + abs(len(moves) - counted), environment.seconds)
 
