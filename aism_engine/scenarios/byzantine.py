@@ -13,12 +13,7 @@ from typing import Any, Final, TypeAlias
 from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.scenarios.environment import (
-    ScenarioEnvironment,
-    ScenarioResult,
-    scenario_environment,
-    send_heartbeats,
-)
+from aism_engine.scenarios.environment import ScenarioEnvironment, ScenarioResult, scenario_environment, send_heartbeats
 
 _IDLE_AFTER_S: Final = 2.0
 _SETTINGS: Final = {
@@ -28,17 +23,12 @@ _SETTINGS: Final = {
 }
 _DURATION_S: Final = 3 * _IDLE_AFTER_S
 """Long enough for a false accusation to show."""
-_BUSY: Final = tuple(f"busy-{number}" for number in range(6))
-_SLOW, _MEASURING, _RESTING, _LIAR = "slow", "measuring", "resting", "liar"
+_MEASURING, _LIAR = "measuring", "liar"
 
 Behaviour: TypeAlias = Callable[[AgentClient], Coroutine[Any, Any, Any]]
 
 
 class ByzantineResult(ScenarioResult, frozen=True):
-    """`detected`: liars with a divergence; `detection_s`: from the liar's declaration to its divergence;
-    `false_accusations`: divergences of honest agents.
-    """
-
     agents: int
     liars: int
     detected: int
@@ -48,7 +38,8 @@ class ByzantineResult(ScenarioResult, frozen=True):
 
     @property
     def passed(self) -> bool:
-        return self.detected == self.liars and not self.false_accusations
+        on_time = self.detection_s is not None and self.detection_s >= _IDLE_AFTER_S
+        return self.detected == self.liars and on_time and not self.false_accusations
 
 
 async def run() -> ByzantineResult:
@@ -57,35 +48,29 @@ async def run() -> ByzantineResult:
         AdminClient.connect(environment.url, environment.prefix) as admin,
     ):
         behaviours: dict[str, Behaviour] = {
-            **dict.fromkeys(_BUSY, _work),
-            _SLOW: lambda agent: _work(agent, work_s=2 * _IDLE_AFTER_S),
+            **{f"busy-{number}": _work for number in range(6)},
+            "slow": lambda agent: _work(agent, work_s=2 * _IDLE_AFTER_S),
+            "resting": lambda agent: _work(agent, rest_s=0.6 * _IDLE_AFTER_S),
             _MEASURING: _measure,
-            _RESTING: lambda agent: _work(agent, rest_s=0.6 * _IDLE_AFTER_S),
             _LIAR: lambda _: asyncio.Event().wait(),
         }
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_run_agent(environment, name, behaviour)) for name, behaviour in behaviours.items()
-            ]
-            tasks += [group.create_task(_send_work(admin, name)) for name in behaviours if name != _MEASURING]
-            await asyncio.sleep(_DURATION_S)
-            for task in tasks:
-                task.cancel()
+        running = [_run_agent(environment, name, behaviour) for name, behaviour in behaviours.items()]
+        running += [_send_work(admin, name) for name in behaviours if name != _MEASURING]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DURATION_S), asyncio.TaskGroup() as group:
+                for each in running:
+                    group.create_task(each)
+        (declared,) = await environment.facts("state_changed", agent_id=_LIAR, new_state="deep_work")
         opened = await environment.facts("divergence_opened")
-        declared = next(fact for fact in await environment.facts("state_changed") if _declares_work(fact, _LIAR))
         of_liar = [fact for fact in opened if fact["agent_id"] == _LIAR]
         return ByzantineResult(
             agents=len(behaviours),
             liars=1,
-            detected=len({fact["agent_id"] for fact in of_liar}),
+            detected=1 if of_liar else 0,
             detection_s=round(from_iso(of_liar[0]["at"]) - from_iso(declared["at"]), 2) if of_liar else None,
             false_accusations=len(opened) - len(of_liar),
             seconds=environment.seconds,
         )
-
-
-def _declares_work(fact: dict[str, Any], agent_id: str) -> bool:
-    return (fact["agent_id"], fact["new_state"]) == (agent_id, "deep_work")
 
 
 async def _run_agent(environment: ScenarioEnvironment, name: str, behaviour: Behaviour) -> None:

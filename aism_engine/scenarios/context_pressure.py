@@ -6,7 +6,6 @@ limit a context would overflow: no agent may ever measure that much.
 """
 
 import asyncio
-from contextlib import suppress
 from random import Random
 from typing import Any, Final
 
@@ -31,8 +30,6 @@ _SETTINGS: Final = {
 
 
 class ContextPressureResult(ScenarioResult, frozen=True):
-    """`overflows`: measurements at the second limit or above; `peak`: the largest; `advice`: divergences."""
-
     agents: int
     distillations: int
     overflows: int
@@ -42,22 +39,18 @@ class ContextPressureResult(ScenarioResult, frozen=True):
 
     @property
     def passed(self) -> bool:
-        return self.distillations >= self.agents * _ROUNDS and not self.overflows
+        is_bounded = self.peak < OVERFLOW and not self.overflows
+        return self.distillations == self.advice == self.agents * _ROUNDS and is_bounded
 
 
 async def run(*, follow_advice: bool = True) -> ContextPressureResult:
     """Let every agent distill three times; without `follow_advice`, let every agent overflow."""
     async with scenario_environment("workers", _SETTINGS) as environment:
-        async with asyncio.TaskGroup() as group:
-            agents = [
-                group.create_task(_run_agent(environment, number, follow_advice=follow_advice))
-                for number in range(_AGENTS)
-            ]
-        measured = [size for agent in agents for size in agent.result()]
-        changes = await environment.facts("state_changed")
+        agents = (_run_agent(environment, number, follow_advice=follow_advice) for number in range(_AGENTS))
+        measured = [size for sizes in await asyncio.gather(*agents) for size in sizes]
         return ContextPressureResult(
             agents=_AGENTS,
-            distillations=sum(fact["new_state"] == "distill" for fact in changes),
+            distillations=len(await environment.facts("state_changed", new_state="distill")),
             overflows=sum(size >= OVERFLOW for size in measured),
             peak=max(measured),
             advice=len(await environment.facts("divergence_opened")),
@@ -79,7 +72,7 @@ async def _run_agent(environment: ScenarioEnvironment, number: int, *, follow_ad
             await agent.call("measurement", {"context_tokens": float(context)})
             measured.append(context)
             events = await errors.read(_MAX_EVENTS, timeout_s=_INTERVAL_S)
-            if follow_advice and any(_advises(data, name) for _, data in events):
+            if follow_advice and any(channel and _advises(data, name) for channel, data in events):
                 await agent.transition("distill")
                 context, distilled = _AFTER_DISTILLING, distilled + 1
                 await agent.transition("deep_work")
@@ -90,9 +83,7 @@ async def _run_agent(environment: ScenarioEnvironment, number: int, *, follow_ad
 
 def _advises(data: bytes, agent_id: str) -> bool:
     """Whether an event advises this agent to distill."""
-    with suppress(msgspec.DecodeError):
-        event: dict[str, Any] = msgspec.json.decode(data)
-        details = event.get("details") or {}
-        found = (event.get("code"), event.get("agent_id"), details.get("rule"), details.get("status"))
-        return found == ("divergence", agent_id, "context_too_large", "opened")
-    return False
+    event: dict[str, Any] = msgspec.json.decode(data)
+    details = event.get("details") or {}
+    found = (event.get("code"), event.get("agent_id"), details.get("rule"), details.get("status"))
+    return found == ("divergence", agent_id, "context_too_large", "opened")
