@@ -3,16 +3,19 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
-from aism_engine.cli.output import ProgressLine, print_json
+from aism_engine.cli.output import Output, ProgressLine, print_json
 from aism_engine.config import load_settings
 from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.commands.group import OUTCOMES
 from aism_engine.ops.admin_client import AdminClient
+from aism_engine.settings import RedisSettings
 
 T = TypeVar("T")
 
@@ -24,12 +27,42 @@ _JSON_FIELDS: Final = ("payload", "result")
 _COUNTS: Final = ("total", "needed", *OUTCOMES)
 
 
-def with_admin_client(redis: str | None, prefix: str | None, act: Callable[[AdminClient], Awaitable[T]]) -> T:
-    """Run `act` with a client of the fleet that the flags, the environment or the defaults name."""
-    settings = load_settings(overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
+class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
+    """Options that name a fleet, and what a command does with the fleet."""
+
+    redis: options.Redis = None
+    prefix: options.Prefix = None
+
+    @property
+    def flags(self) -> dict[str, object]:
+        """The options as settings."""
+        return {"redis.url": self.redis, "redis.prefix": self.prefix}
+
+    def call(self, act: Callable[[AdminClient], Awaitable[T]]) -> T:
+        """Run `act` with a client of the fleet that the options, the environment or the defaults name."""
+        return call_fleet(load_settings(overrides=self.flags).settings.redis, act)
+
+    def watch(self, act: Callable[[AdminClient], Awaitable[None]]) -> None:
+        """Run `act` until it returns, or until Ctrl-C, which is the regular end."""
+        with suppress(KeyboardInterrupt):
+            self.call(act)
+
+    def request(self, kind: str, payload: Mapping[str, Any], timeout_s: float, output: Output) -> dict[str, Any]:
+        """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`."""
+        ends_at = time.monotonic() + timeout_s
+
+        async def act(admin: AdminClient) -> dict[str, Any]:
+            reply = await send_request(admin, kind, payload, timeout_s, output)
+            return await wait_for_outcome(admin, reply["group_id"], ends_at) if reply.get("targets") else reply
+
+        return self.call(act)
+
+
+def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]) -> T:
+    """Run `act` with a client of the fleet at `server`."""
 
     async def run() -> T:
-        async with AdminClient.connect(settings.url, settings.prefix) as admin:
+        async with AdminClient.connect(server.url, server.prefix) as admin:
             return await act(admin)
 
     return asyncio.run(run())
@@ -39,24 +72,25 @@ async def send_request(
     admin: AdminClient,
     kind: str,
     payload: Mapping[str, Any],
+    timeout_s: float,
+    output: Output,
     *,
     request_id: str | None = None,
-    timeout_s: float,
-    json: bool,
 ) -> dict[str, Any]:
     """Send a request to the engine and return its reply. Raises RefusedError, or TimedOutError without a reply.
 
-    A refusal is also printed if `json` is set.
+    With `--json` a refusal is printed as well.
     """
     try:
         reply = await admin.request(kind, payload, request_id=request_id, timeout_s=timeout_s)
     except TimeoutError as error:
+        again = f" To send it again without a second effect, add --id {error}." if kind == "send" else ""
         raise TimedOutError(
-            f"no engine has replied within {timeout_s:g} s. Request {error} stays queued and may still be accepted. "
-            f"To ask again without a second effect, repeat it with --id {error}."
+            f"no engine has replied within {timeout_s:g} s. Request {error} stays queued and may still be accepted."
+            f"{again} aism-engine top --once shows whether an engine leads"
         ) from None
     if not reply["ok"]:
-        if json:
+        if output.json:
             print_json(reply)
         raise RefusedError(_format_refusal(reply["error"]))
     return reply
@@ -69,12 +103,8 @@ async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
         return {"command_id": record_id, **_public(record), **contents}
     if record := await admin.group(record_id):
         counts = {name: int(record.get(name, 0)) for name in _COUNTS}
-        return {
-            "group_id": record_id,
-            **_public(record),
-            **counts,
-            "cancel_requested": bool(record.get("cancel_requested")),
-        }
+        cancel_requested = bool(record.get("cancel_requested"))
+        return {"group_id": record_id, **_public(record), **counts, "cancel_requested": cancel_requested}
     raise RefusedError(
         f"there is no command or group {record_id}: the id is wrong, or commands.retention has passed. "
         "aism-engine commands list --ended shows what is kept"
@@ -83,8 +113,7 @@ async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
 
 async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -> dict[str, Any]:
     """Wait until a command has ended or a group is decided. Raises TimedOutError at `ends_at` (monotonic)."""
-    progress = ProgressLine()
-    try:
+    with ProgressLine() as progress:
         while (found := await read_outcome(admin, record_id))["status"] in _OPEN:
             if time.monotonic() >= ends_at:
                 raise TimedOutError(
@@ -92,8 +121,6 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -
                 )
             progress.update(f"{record_id}: {format_outcome(found)}")
             await asyncio.sleep(_POLL_INTERVAL_S)
-    finally:
-        progress.clear()
     return found
 
 

@@ -1,18 +1,24 @@
 """`aism-engine config`: checks and shows the settings."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.output import print_json, print_table
+from aism_engine.cli.output import Columns, Output, print_json, table_lines
 from aism_engine.config import load_machines, load_settings, load_settings_and_machines
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 
 app = options.CommandGroup(help="Check or show the settings.")
+
+_COLUMNS: Final[Columns] = {
+    "SETTING": "setting",
+    "VALUE": lambda row: msgspec.json.encode(row["value"]).decode(),
+    "SOURCE": "source",
+}
 
 
 @app.command()
@@ -21,7 +27,7 @@ def check(
         Path | None, typer.Argument(metavar="FILE", show_default=False, help="Settings in TOML. Default: none.")
     ] = None,
     *,
-    json: options.Json = False,
+    output: Output,
 ) -> None:
     """Check the settings and the state machines they name, and print every problem.
 
@@ -34,18 +40,16 @@ def check(
     try:
         settings = load_settings_and_machines(file).settings
     except ConfigError as error:
-        if json:
+        if output.json:
             print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})
         raise
     machines = sorted(load_machines(settings.machines).machines)
-    if json:
-        print_json({"ok": True, "problems": [], "machines": machines})
-    else:
-        typer.echo(f"{file or 'the defaults'}: ok; machines: {', '.join(machines)}")
+    text = f"{file or 'the defaults'}: ok; machines: {', '.join(machines)}"
+    output.print({"ok": True, "problems": [], "machines": machines}, text)
 
 
 @app.command()
-def show(*, config: options.Config = None, json: options.Json = False) -> None:
+def show(*, config: options.Config = None, output: Output) -> None:
     """Show every setting in force, its value and its source.
 
     \b
@@ -58,11 +62,9 @@ def show(*, config: options.Config = None, json: options.Json = False) -> None:
         for section, table in msgspec.to_builtins(settings).items()
         for name, value in table.items()
     }
-    if json:
-        print_json({key: {"value": value, "source": sources[key]} for key, value in values.items()})
-    else:
-        rows = ((key, msgspec.json.encode(value).decode(), sources[key]) for key, value in values.items())
-        print_table(("SETTING", "VALUE", "SOURCE"), rows)
+    found = {key: {"value": value, "source": sources[key]} for key, value in values.items()}
+    rows = [{"setting": key, **each} for key, each in found.items()]
+    output.print(found, "\n".join(table_lines(rows, _COLUMNS)))
 
 
 def _hide_password(name: str, value: object) -> object:

@@ -1,9 +1,10 @@
 """What `aism-engine dev` shows: a live table on a terminal, log lines elsewhere, and a summary at the end."""
 
+import asyncio
 import io
 import time
 from collections import Counter
-from typing import Final, Protocol, Self, TextIO
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
@@ -21,15 +22,9 @@ from aism_engine.store.client import where
 
 log = structlog.get_logger(component="dev")
 
+_REDRAW_INTERVAL_S: Final = 0.25
+_LOG_INTERVAL_S: Final = 2.0
 _COLOURS: Final = {"fresh": "green", "silent": "yellow", "lost": "red", "left": "dim", "unknown": "yellow"}
-_TOTALS: Final = {
-    "responses": "responses_applied",
-    "state changes": "state_changes",
-    "commands": "commands_dispatched",
-    "succeeded": "commands_succeeded",
-    "lost": "agents_lost",
-    "dead letters": "dead_letters",
-}
 _OTHER_LINES: Final = 10
 """Lines of the screen that are not rows of agents."""
 
@@ -82,59 +77,27 @@ def _queue_depths(metrics: Metrics) -> dict[str, int]:
     }
 
 
-class Dashboard(Protocol):
-    """A way to show a running engine, and the log settings that go with it."""
-
-    level: str
-    format: str
-    stream: TextIO | None
-    interval_s: float
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def draw(self, engine: Engine, seconds: float) -> None: ...
+def _states(fleet: Fleet) -> dict[str, int]:
+    return dict(sorted(Counter(agent.state for agent in fleet.agents.values()).items()))
 
 
-class TerminalDashboard:
-    """Redraws one screen on a terminal; warnings scroll above it."""
-
-    level, format, interval_s = "warning", "console", 0.25
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
-        self.stream: TextIO | None = _ConsoleStream(console)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def draw(self, engine: Engine, seconds: float) -> None:
-        self._live.update(_screen(engine, self._live.console, seconds), refresh=True)
+async def log_progress(engine: Engine, started_at: float) -> NoReturn:
+    """Log one line every few seconds, for pipes and files."""
+    while True:
+        await asyncio.sleep(_LOG_INTERVAL_S)
+        totals = msgspec.structs.asdict(summarize(engine.metrics, time.monotonic() - started_at))
+        log.info("dev_progress", states=_states(engine.writer.fleet), depths=_queue_depths(engine.metrics), **totals)
 
 
-class LogDashboard:
-    """Logs one line every few seconds, for pipes and files."""
-
-    level, format, interval_s = "info", "auto", 2.0
-    stream: TextIO | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def draw(self, engine: Engine, seconds: float) -> None:
-        states = Counter(agent.state for agent in engine.writer.fleet.agents.values())
-        totals = msgspec.structs.asdict(summarize(engine.metrics, seconds))
-        log.info("dev_progress", states=dict(states), depths=_queue_depths(engine.metrics), **totals)
+async def draw(console: Console, engine: Engine, started_at: float) -> NoReturn:
+    """Redraw one screen on a terminal. Log lines scroll above it."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(_REDRAW_INTERVAL_S)
+            live.update(_screen(engine, console, time.monotonic() - started_at), refresh=True)
 
 
-class _ConsoleStream(io.StringIO):
+class ConsoleStream(io.StringIO):
     """Stream for log lines that prints them above the live table without breaking it."""
 
     def __init__(self, console: Console) -> None:
@@ -147,19 +110,18 @@ class _ConsoleStream(io.StringIO):
 
 
 def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
-    fleet, totals = engine.writer.fleet, summarize(engine.metrics, seconds)
+    fleet, totals = engine.writer.fleet, msgspec.structs.asdict(summarize(engine.metrics, seconds))
     server, (host, port) = where(engine.settings.redis), engine.http.address
-    states = Counter(agent.state for agent in fleet.agents.values())
-    rate = f"{totals.responses_per_second:g} responses per second over {format_age(seconds)}; Ctrl-C stops"
+    rate = totals.pop("responses_per_second")
     return Group(
         Text.assemble(("AISM Engine", "bold"), f"  {server}  http://{host}:{port}/metrics  {engine.leadership.role}"),
         Text(),
         _agents(fleet, limit=max(3, console.height - _OTHER_LINES)),
         Text(),
-        _line("states", dict(sorted(states.items()))),
+        _line("states", _states(fleet)),
         _line("depths", _queue_depths(engine.metrics)),
-        _line("totals", {name: getattr(totals, field) for name, field in _TOTALS.items()}),
-        Text(f"{'rate':<8}{rate}"),
+        _line("totals", {name.replace("_", " "): count for name, count in totals.items()}),
+        Text(f"rate    {rate:g} responses per second over {format_age(seconds)}; Ctrl-C stops"),
     )
 
 
@@ -179,4 +141,4 @@ def _agents(fleet: Fleet, limit: int) -> Table:
 
 
 def _line(name: str, values: dict[str, int]) -> Text:
-    return Text(f"{name:<8}" + "  ".join(f"{key} {value}" for key, value in values.items()))
+    return Text(f"{name:<8}" + "  ".join(f"{key} {value}" for key, value in values.items()), no_wrap=True)

@@ -1,17 +1,15 @@
 """`aism-engine dead-letters`: lists, shows, replays and purges dead letters."""
 
-import time
 from collections import Counter
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final
 
 import typer
-from msgspec import Struct
+from msgspec.structs import asdict
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import send_request, with_admin_client
+from aism_engine.cli.admin import FleetOptions, send_request
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.options import parse_duration, parse_time_or_age
-from aism_engine.cli.output import ProgressLine, format_age, print_fields, print_json, print_table
+from aism_engine.cli.output import Columns, Output, ProgressLine, age, published
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
@@ -21,85 +19,66 @@ app = options.CommandGroup(help="List dead letters, show one, replay or purge th
 
 _PURGE_BATCH: Final = 1000
 """Dead letters in one purge request."""
-_Ids: TypeAlias = Annotated[list[str] | None, typer.Argument(metavar="ID", show_default=False)]
-_Code: TypeAlias = Annotated[list[str] | None, typer.Option(metavar="CODE", help="Only with this code; repeatable.")]
-_Source: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue or commands.")
-]
-_Agent: TypeAlias = Annotated[str | None, typer.Option(metavar="ID", help="Only of this agent.")]
-_Since: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Only those written since this time: an ISO time, or 2h ago.")
-]
-_Until: TypeAlias = Annotated[str | None, typer.Option(metavar="TIME", help="Only those written before this time.")]
-_All: TypeAlias = Annotated[bool, typer.Option("--all", help="All dead letters.")]
-_Timeout: TypeAlias = Annotated[str, typer.Option(metavar="TIME", help="Longest wait for each reply of the engine.")]
+_COLUMNS: Final[Columns] = {
+    "ID": "dead_letter_id",
+    "AGE": age("dead_lettered_at"),
+    "CODE": "code",
+    "SOURCE": "source",
+    "AGENT": "agent_id",
+    "REASON": "reason",
+}
 
 
-class Filter(Struct, frozen=True):
-    """Selects dead letters. An empty field selects all."""
+class Filter(options.OptionSet, frozen=True, kw_only=True):
+    """Selects dead letters. An option that is not given selects all."""
 
-    ids: frozenset[str]
-    codes: frozenset[str]
-    source: str | None
-    agent_id: str | None
-    since: float | None
-    until: float | None
+    code: Annotated[list[str] | None, typer.Option(metavar="CODE", help="Only with this code; repeatable.")] = None
+    source: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue or commands.")
+    ] = None
+    agent: Annotated[str | None, typer.Option(metavar="ID", help="Only of this agent.")] = None
+    since: Annotated[
+        float | None, options.time_or_age(help="Only those written since this time: an ISO time, or an age like 2h.")
+    ] = None
+    until: Annotated[float | None, options.time_or_age(help="Only those written before this time or age.")] = None
 
-    @property
-    def is_set(self) -> bool:
-        return any((self.ids, self.codes, self.source, self.agent_id, self.since, self.until))
+    def selects(self, _dead_letter_id: str, dead_letter: DeadLetter) -> bool:
+        return (
+            (not self.code or dead_letter.code in self.code)
+            and self.source in {None, dead_letter.source}
+            and self.agent in {None, dead_letter.agent_id}
+        )
 
-    async def read(self, admin: AdminClient, progress: ProgressLine) -> list[tuple[str, DeadLetter]]:
+    async def read(self, admin: AdminClient, progress: ProgressLine) -> dict[str, DeadLetter]:
+        """Read the selected dead letters by their id, oldest first."""
         since = "-" if self.since is None else f"{self.since * 1000:.0f}"
         until = "+" if self.until is None else f"({self.until * 1000:.0f}"
-        found = []
+        found = {}
         async for dead_letter_id, dead_letter in admin.dead_letters(since, until):
-            if (
-                (not self.ids or dead_letter_id in self.ids)
-                and (not self.codes or dead_letter.code in self.codes)
-                and self.source in {None, dead_letter.source}
-                and self.agent_id in {None, dead_letter.agent_id}
-            ):
-                found.append((dead_letter_id, dead_letter))
+            if self.selects(dead_letter_id, dead_letter):
+                found[dead_letter_id] = dead_letter
                 progress.update(f"{len(found)} dead letters read")
-        progress.clear()
         return found
 
 
-def _filter(
-    ids: list[str] | None,
-    codes: list[str] | None,
-    source: str | None,
-    agent: str | None,
-    since: str | None,
-    until: str | None,
-) -> Filter:
-    now = time.time()
-    since_at = None if since is None else parse_time_or_age("--since", since, now)
-    until_at = None if until is None else parse_time_or_age("--until", until, now)
-    return Filter(frozenset(ids or ()), frozenset(codes or ()), source, agent, since_at, until_at)
+class Selection(Filter, frozen=True, kw_only=True):
+    """A filter that is not empty, or --all, so that a forgotten option does not change every dead letter."""
 
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", show_default=False, help="Ids of dead letters.")
+    ] = None
+    all_: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False
 
-def _explicit(selected: Filter, *, all_: bool) -> Filter:
-    """Require a filter or --all, so that a forgotten option does not change every dead letter."""
-    if selected.is_set == all_:
-        raise typer.BadParameter("give ids, --code, --source, --agent, --since or --until; or --all for all of them")
-    return selected
+    def __post_init__(self) -> None:
+        if any(value for name, value in asdict(self).items() if name != "all_") == self.all_:
+            raise typer.BadParameter("expected ids, --code, --source, --agent, --since or --until; or --all, alone")
+
+    def selects(self, dead_letter_id: str, dead_letter: DeadLetter) -> bool:
+        return (not self.ids or dead_letter_id in self.ids) and super().selects(dead_letter_id, dead_letter)
 
 
 @app.command("list")
-def list_(
-    *,
-    code: _Code = None,
-    source: _Source = None,
-    agent: _Agent = None,
-    since: _Since = None,
-    until: _Until = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Show only the newest N.")] = 100,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
-) -> None:
+def list_(*, selected: Filter, limit: options.Limit = 100, fleet: FleetOptions, output: Output) -> None:
     """List dead letters with their reasons, oldest first.
 
     A dead letter is a message or a command that the engine gave up on, and kept.
@@ -108,35 +87,18 @@ def list_(
     Example:
       aism-engine dead-letters list --code attempts_exhausted --since 1d
     """
-    selected, progress = _filter(None, code, source, agent, since, until), ProgressLine()
-    found = with_admin_client(redis, prefix, lambda admin: selected.read(admin, progress))
-    shown = found[-limit:]
-    if json:
-        print_json([_as_json(*each) for each in shown])
-        return
-    rows = (
-        (
-            dead_letter_id,
-            format_age(time.time() - entry_time(dead_letter_id)),
-            dead_letter.code,
-            dead_letter.source,
-            dead_letter.agent_id,
-            dead_letter.reason,
-        )
-        for dead_letter_id, dead_letter in shown
-    )
-    print_table(("ID", "AGE", "CODE", "SOURCE", "AGENT", "REASON"), rows)
-    if len(shown) < len(found):
-        typer.echo(f"showing the newest {len(shown)} of {len(found)}; use --limit to show more", err=True)
+    with ProgressLine() as progress:
+        found = fleet.call(lambda admin: selected.read(admin, progress))
+    shown = [_as_json(*each) for each in list(found.items())[-limit:]]
+    output.print_table(shown, _COLUMNS, of=len(found))
 
 
 @app.command()
 def show(
-    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of the dead letter.")],
     *,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    fleet: FleetOptions,
+    output: Output,
 ) -> None:
     """Show a dead letter, with the original message.
 
@@ -144,30 +106,19 @@ def show(
     Example:
       aism-engine dead-letters show 1763884800000-0
     """
-    dead_letter = with_admin_client(redis, prefix, lambda admin: _read(admin, dead_letter_id))
-    if dead_letter is None:
-        raise RefusedError(f"there is no dead letter {dead_letter_id}; see aism-engine dead-letters list")
-    found = _as_json(dead_letter_id, dead_letter)
-    if json:
-        print_json(found)
-    else:
-        print_fields((name.replace("_", " "), value) for name, value in found.items())
+
+    async def read(admin: AdminClient) -> list[DeadLetter]:
+        return [found async for _, found in admin.dead_letters(dead_letter_id, dead_letter_id)]
+
+    for dead_letter in fleet.call(read):
+        output.print_fields(_as_json(dead_letter_id, dead_letter))
+        return
+    raise RefusedError(f"there is no dead letter {dead_letter_id}. aism-engine dead-letters list shows all of them")
 
 
 @app.command()
 def replay(
-    ids: _Ids = None,
-    *,
-    code: _Code = None,
-    source: _Source = None,
-    agent: _Agent = None,
-    since: _Since = None,
-    until: _Until = None,
-    all_: _All = False,
-    timeout: _Timeout = "10s",
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    *, selected: Selection, timeout_s: options.ReplyTimeout = 10.0, fleet: FleetOptions, output: Output
 ) -> ExitCode:
     """Process dead letters again, one after the other, oldest first, with the same checks as the first time.
 
@@ -179,16 +130,13 @@ def replay(
       aism-engine dead-letters replay 1763884800000-0
       aism-engine dead-letters replay --code unknown_agent --since 2h
     """
-    selected = _explicit(_filter(ids, code, source, agent, since, until), all_=all_)
-    timeout_s, progress = parse_duration("--timeout", timeout), ProgressLine()
 
     async def act(admin: AdminClient) -> list[dict[str, Any]]:
-        found = [dead_letter_id for dead_letter_id, _ in await selected.read(admin, progress)]
-        outcomes = []
-        for dead_letter_id in (*sorted(selected.ids - set(found)), *found):  # the engine refuses unknown ids
+        found, outcomes = await selected.read(admin, progress), []
+        for dead_letter_id in (*sorted(set(selected.ids or ()) - set(found)), *found):  # the engine refuses unknown ids
             payload = {"dead_letter_id": dead_letter_id}
             try:
-                reply = await send_request(admin, "replay", payload, timeout_s=timeout_s, json=False)
+                reply = await send_request(admin, "replay", payload, timeout_s, Output())
             except RefusedError as error:
                 reply = {"outcome": "refused", "reason": str(error).removeprefix("refused: ")}
             shown = ("outcome", "code", "reason", "command_id", "replay_of")
@@ -196,36 +144,23 @@ def replay(
             progress.update(f"{len(outcomes)} of {len(found)} replayed")
         return outcomes
 
-    try:
-        outcomes = with_admin_client(redis, prefix, act)
-    finally:
-        progress.clear()
-    if json:
-        print_json(outcomes)
-    else:
-        for each in outcomes:
-            typer.echo(" ".join(str(value) for name, value in each.items() if name != "replay_of"))
-        counts = Counter(each["outcome"] for each in outcomes)
-        typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing to replay")
-    applied = all(each["outcome"] not in {"refused", "dead_lettered"} for each in outcomes)
-    return ExitCode.DONE if applied else ExitCode.REFUSED
+    with ProgressLine() as progress:
+        outcomes = fleet.call(act)
+    counts = Counter(each["outcome"] for each in outcomes)
+    lines = [" ".join(str(value) for name, value in each.items() if name != "replay_of") for each in outcomes]
+    lines.append(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing to replay")
+    output.print(outcomes, "\n".join(lines))
+    return ExitCode.REFUSED if counts.keys() & {"refused", "dead_lettered"} else ExitCode.DONE
 
 
 @app.command()
 def purge(
-    ids: _Ids = None,
     *,
-    code: _Code = None,
-    source: _Source = None,
-    agent: _Agent = None,
-    since: _Since = None,
-    until: _Until = None,
-    all_: _All = False,
+    selected: Selection,
     reason: options.Reason = None,
-    timeout: _Timeout = "10s",
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    timeout_s: options.ReplyTimeout = 10.0,
+    fleet: FleetOptions,
+    output: Output,
 ) -> None:
     """Delete dead letters. The audit still records that they existed and were deleted.
 
@@ -233,27 +168,18 @@ def purge(
     Example:
       aism-engine dead-letters purge --until 30d --reason "too old to matter"
     """
-    selected = _explicit(_filter(ids, code, source, agent, since, until), all_=all_)
-    timeout_s, progress = parse_duration("--timeout", timeout), ProgressLine()
 
     async def act(admin: AdminClient) -> int:
-        found = [dead_letter_id for dead_letter_id, _ in await selected.read(admin, progress)]
+        found = list(await selected.read(admin, progress))
         for start in range(0, len(found), _PURGE_BATCH):
-            payload: dict[str, Any] = {"dead_letter_ids": found[start : start + _PURGE_BATCH]}
-            payload |= {"reason": reason} if reason is not None else {}
-            await send_request(admin, "purge", payload, timeout_s=timeout_s, json=json)
+            payload = {"dead_letter_ids": found[start : start + _PURGE_BATCH], "reason": reason}
+            await send_request(admin, "purge", payload, timeout_s, output)
             progress.update(f"{min(start + _PURGE_BATCH, len(found))} of {len(found)} purged")
         return len(found)
 
-    try:
-        purged = with_admin_client(redis, prefix, act)
-    finally:
-        progress.clear()
-    print_json({"purged": purged}) if json else typer.echo(f"{purged} purged")
-
-
-async def _read(admin: AdminClient, dead_letter_id: str) -> DeadLetter | None:
-    return next(iter([found async for _, found in admin.dead_letters(dead_letter_id, dead_letter_id)]), None)
+    with ProgressLine() as progress:
+        purged = fleet.call(act)
+    output.print({"purged": purged}, f"{purged} purged")
 
 
 def _as_json(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:
@@ -261,12 +187,6 @@ def _as_json(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:
     return {
         "dead_letter_id": dead_letter_id,
         "dead_lettered_at": iso(entry_time(dead_letter_id)),
-        "code": dead_letter.code,
-        "reason": dead_letter.reason,
-        "source": dead_letter.source,
-        "agent_id": dead_letter.agent_id,
-        "replay_of": dead_letter.replay_of,
-        "size": dead_letter.size,
-        "digest": dead_letter.digest,
+        **published(dead_letter, "code", "reason", "source", "agent_id", "replay_of", "size", "digest"),
         "raw": dead_letter.raw.decode(errors="backslashreplace"),
     }

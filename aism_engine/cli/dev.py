@@ -3,20 +3,21 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn, TypeAlias
 
-import msgspec
 import structlog
 import typer
 from rich.console import Console
 
 from aism_engine import logs
 from aism_engine.cli import options
-from aism_engine.cli.dashboard import Dashboard, DevSummary, LogDashboard, TerminalDashboard, summarize
+from aism_engine.cli.dashboard import ConsoleStream, DevSummary, draw, log_progress, summarize
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import print_fields, print_json
+from aism_engine.cli.output import Output
 from aism_engine.config import load_settings_and_machines
 from aism_engine.engine import Engine
 from aism_engine.errors import ServerUnavailableError
@@ -26,14 +27,19 @@ from aism_engine.store.embedded import EmbeddedServer
 
 log = structlog.get_logger(component="dev")
 
-_SETTINGS: Final = {
+_Show: TypeAlias = Callable[[Engine, float], Coroutine[None, None, NoReturn]]
+"""Shows a running engine until cancelled; the float is when it started, by the monotonic clock."""
+
+_SETTINGS: Final[dict[str, object]] = {
+    "http.host": "127.0.0.1",
+    "http.port": 0,
     "liveness.silent_after": 1.5,
     "liveness.lost_after": 4.0,
     "liveness.scan_interval": 0.5,
     "sampler.poll_interval": 0.5,
     "supervisor.shutdown_timeout": 2.0,
 }
-"""Shorter than the defaults, so that losses are soon seen and Ctrl-C ends everything within seconds."""
+"""Durations are shorter than the defaults, so that losses are soon seen and Ctrl-C ends everything within seconds."""
 _SILENCE_S: Final = 5.0  # longer than lost_after
 
 
@@ -49,12 +55,14 @@ def dev(
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the server's data in this directory.", show_default=False)
     ] = None,
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address that serves /metrics.")] = "127.0.0.1:0",
+    http: Annotated[
+        dict[str, str] | None, options.address("Address that serves /metrics. Default: 127.0.0.1, any free port.")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", help="Seed of the agents' random choices. Default: random.", show_default=False),
     ] = None,
-    json: options.Json = False,
+    output: Output,
 ) -> ExitCode:
     """Try the engine with simulated agents on a bundled server.
 
@@ -66,9 +74,7 @@ def dev(
       aism-engine dev
       aism-engine dev --agents 100 --duration 30 --seed 7 --json
     """
-    host, http_port = options.parse_address(http)
     console = Console(stderr=True)
-    dashboard: Dashboard = TerminalDashboard(console) if console.is_terminal else LogDashboard()
     chosen_seed = secrets.randbits(32) if seed is None else seed
 
     async def run() -> None:
@@ -77,18 +83,19 @@ def dev(
             signals.install(asyncio.get_running_loop(), lambda _signal: stopping.set()),
             _start(EmbeddedServer(port=port, data_dir=data_dir)) as server,
         ):
-            flags = {**_SETTINGS, "redis.url": server.url, "http.host": host, "http.port": http_port}
+            flags = {**_SETTINGS, "redis.url": server.url, **(http or {})}
             settings = load_settings_and_machines(flags=flags).settings
             url, prefix = settings.redis.url, settings.redis.prefix
             simulation = Simulation(agents, seed=chosen_seed, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)
-            summary = await _run(Engine(settings), simulation, dashboard, stopping, duration)
-        if json:
-            print_json(summary)
-        else:
-            print_fields(msgspec.structs.asdict(summary).items())
+            show = partial(draw, console) if console.is_terminal else log_progress
+            summary = await _run(Engine(settings), simulation, show, stopping, duration)
+        output.print_fields(summary)
 
-    writer = logs.configure(level=dashboard.level, format=dashboard.format, queue=10_000, stream=dashboard.stream)
+    if console.is_terminal:
+        writer = logs.configure(level="warning", format="console", queue=10_000, stream=ConsoleStream(console))
+    else:
+        writer = logs.configure(level="info", format="auto", queue=10_000)
     return run_in_event_loop(run(), writer)
 
 
@@ -102,14 +109,14 @@ def _start(server: EmbeddedServer) -> EmbeddedServer:
 
 
 async def _run(
-    engine: Engine, simulation: Simulation, dashboard: Dashboard, stopping: asyncio.Event, duration_s: float | None
+    engine: Engine, simulation: Simulation, show: _Show, stopping: asyncio.Event, duration_s: float | None
 ) -> DevSummary:
     """Run engine and agents until `stopping`, `duration_s`, or a failure; then stop the agents before the engine."""
     started_at = time.monotonic()
     engine_task = asyncio.create_task(engine.run(stopping))
     tasks = [
         asyncio.create_task(simulation.run()),
-        asyncio.create_task(_draw(dashboard, engine, started_at)),
+        asyncio.create_task(show(engine, started_at)),
         asyncio.create_task(stopping.wait()),
     ]
     ended, _ = await asyncio.wait([engine_task, *tasks], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
@@ -122,10 +129,3 @@ async def _run(
     for task in ended:
         task.result()  # raises what has failed
     return summarize(engine.metrics, seconds)
-
-
-async def _draw(dashboard: Dashboard, engine: Engine, started_at: float) -> None:
-    with dashboard:
-        while True:
-            await asyncio.sleep(dashboard.interval_s)
-            dashboard.draw(engine, time.monotonic() - started_at)

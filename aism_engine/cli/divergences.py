@@ -1,18 +1,25 @@
 """`aism-engine divergences`: lists agents whose declared and measured state disagree."""
 
-import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from msgspec import to_builtins
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import with_admin_client
-from aism_engine.cli.output import format_age, print_json, print_table
-from aism_engine.clock import from_iso
+from aism_engine.cli.admin import FleetOptions
+from aism_engine.cli.output import Columns, Output, age
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.agents.divergence import RULES
 from aism_engine.ops.admin_client import AdminClient
+
+DIVERGENCE_COLUMNS: Final[Columns] = {
+    "AGENT": "agent_id",
+    "TYPE": "type",
+    "RULE": "rule",
+    "CONFIDENCE": "confidence",
+    "OPEN FOR": age("since"),
+    "REASON": "reason",
+}
 
 
 def _check_rule(value: str | None) -> str | None:
@@ -26,10 +33,9 @@ def divergences(
     rule: Annotated[
         str | None, typer.Option(metavar="RULE", help="Only divergences of this rule.", callback=_check_rule)
     ] = None,
-    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only agents of this type.")] = None,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    kind: options.AgentType = None,
+    fleet: FleetOptions,
+    output: Output,
 ) -> None:
     """List the open divergences, the oldest first.
 
@@ -44,19 +50,12 @@ def divergences(
     """
     found = [
         divergence
-        for view in with_admin_client(redis, prefix, AdminClient.agents)
+        for view in fleet.call(AdminClient.agents)
         if kind in {None, view.agent.type}
         for divergence in divergences_as_json(view.agent)
         if rule in {None, divergence["rule"]}
     ]
-    found.sort(key=lambda each: each["since"])
-    if json:
-        print_json(found)
-        return
-    now, columns = time.time(), ("agent_id", "type", "rule", "confidence", "open_for", "reason")
-    rows = (each | {"open_for": format_age(now - from_iso(each["since"]))} for each in found)
-    header = [name.removesuffix("_id").replace("_", " ").upper() for name in columns]
-    print_table(header, ([row[name] for name in columns] for row in rows))
+    output.print_table(sorted(found, key=lambda each: each["since"]), DIVERGENCE_COLUMNS)
 
 
 def divergences_as_json(agent: AgentRecord) -> list[dict[str, Any]]:

@@ -8,23 +8,27 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import print_json, print_table
+from aism_engine.cli.output import Columns, Output, table_lines
 from aism_engine.config import load_settings
 from aism_engine.http.replies import LivezReply, ReadyzReply
 
 _TIMEOUT_S: Final = 3.0
+_COLUMNS: Final[Columns] = {
+    "CHECK": "name",
+    "STATUS": lambda row: "ok" if row["ok"] else "failed",
+    "DETAIL": "detail",
+}
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to reach a server on all interfaces
 
 
 def health(
     *,
     address: Annotated[
-        str | None,
-        typer.Option("--http", metavar="HOST:PORT", help="Address of the engine. Default: as configured."),
+        dict[str, str] | None, options.address("Address of the engine. Default: that of the settings.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Ask /livez: is the process worth keeping?")] = False,
     config: options.Config = None,
-    json: options.Json = False,
+    output: Output,
 ) -> ExitCode:
     """Check whether an engine is ready.
 
@@ -37,8 +41,7 @@ def health(
       aism-engine health --http 127.0.0.1:9464
       aism-engine health --live
     """
-    host, port = options.parse_address(address) if address is not None else (None, None)
-    settings = load_settings(config, overrides={"http.host": host, "http.port": port}).settings.http
+    settings = load_settings(config, overrides=address).settings.http
     if address is None and not settings.enabled:
         raise RefusedError(
             "http.enabled is false in the settings, so no engine answers. Name one with --http HOST:PORT"
@@ -46,14 +49,11 @@ def health(
     if settings.port == 0:
         raise RefusedError("http.port is 0, so the port is chosen at start: see the log. Name it with --http HOST:PORT")
     reply = _fetch(_LOOPBACK.get(settings.host, settings.host), settings.port, live=live)
-    if json:
-        print_json(reply)
-    elif isinstance(reply, ReadyzReply):
-        typer.echo(f"{reply.status}, {reply.role}\n")
-        rows = ((name, "ok" if check.ok else "failed", check.detail) for name, check in reply.checks.items())
-        print_table(("CHECK", "STATUS", "DETAIL"), rows)
-    else:
-        typer.echo(reply.status)
+    lines = [reply.status]
+    if isinstance(reply, ReadyzReply):
+        rows = [{"name": name, "ok": check.ok, "detail": check.detail} for name, check in reply.checks.items()]
+        lines = [f"{reply.status}, {reply.role}", "", *table_lines(rows, _COLUMNS)]
+    output.print(reply, "\n".join(lines))
     return ExitCode.DONE if reply.status == "ok" else ExitCode.REFUSED
 
 

@@ -1,20 +1,19 @@
 """`aism-engine history`: the recorded facts about an agent or a command, and an agent at an instant."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
+from msgspec.structs import replace
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import with_admin_client
+from aism_engine.cli.admin import FleetOptions, call_fleet
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.options import parse_time_or_age
-from aism_engine.cli.output import ProgressLine, print_fields, print_json, print_table
+from aism_engine.cli.output import Columns, Output, ProgressLine
 from aism_engine.cli.tail import format_event
 from aism_engine.clock import from_iso, iso
 from aism_engine.config import load_settings
@@ -28,6 +27,13 @@ from aism_engine.ops.timeline import AgentAtInstant, AgentNow, Timeline
 _FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
 """A fact is written a little after its instant: by the duration of a commit, and of its retries after an outage."""
+_COMMAND_COLUMNS: Final[Columns] = {
+    "COMMAND": "command_id",
+    "TYPE": "type",
+    "STATUS": "status",
+    "SINCE": "since",
+    "BASIS": "basis",
+}
 
 
 class _Period(NamedTuple):
@@ -44,20 +50,19 @@ def history(
     ],
     *,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only facts since this time: an ISO time, or 10m or 2h ago.")
+        float | None, options.time_or_age(help="Only facts since this time: an ISO time, or an age like 10m or 2h.")
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Only facts until this time.")] = None,
+    until: Annotated[float | None, options.time_or_age(help="Only facts until this time or age.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="Show the agent's state and open commands at this time.")
+        float | None, options.time_or_age(help="Show the agent's state and open commands at this time or age.")
     ] = None,
     archive: Annotated[
         str | None, typer.Option("--archive", metavar="DIR", help="Archive to read; default: archive.directory.")
     ] = None,
     config: options.Config = None,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    fleet: FleetOptions,
+    output: Output,
 ) -> None:
     """Show the recorded facts about an agent or a command, one per line, or an agent as it was at an instant.
 
@@ -70,36 +75,23 @@ def history(
     """
     if not is_identifier(name):
         raise typer.BadParameter(f"{name!r} is not a valid id of an agent or a command")
-    now = time.time()
-    given = {"--since": since, "--until": until, "--at": at}
-    times = {option: parse_time_or_age(option, text, now) for option, text in given.items() if text is not None}
     if at is not None and (since is not None or until is not None or follow):
         raise typer.BadParameter("--at is a single instant: it cannot be combined with --since, --until or --follow")
     if follow and until is not None:
         raise typer.BadParameter("--follow has no end: it cannot be combined with --until")
-    flags = {"redis.url": redis, "redis.prefix": prefix, "archive.directory": archive}
-    settings = load_settings(config, overrides=flags).settings
+    settings = load_settings(config, overrides=fleet.flags | {"archive.directory": archive}).settings
     server, path = settings.redis, settings.archive.directory
-    progress = ProgressLine()
-    source = _Source(name, _open_archive(path, server.prefix, progress) if path else None, progress)
-    try:
+    period = _Period(float("-inf") if since is None else since, float("inf") if until is None else until)
+    with ProgressLine() as progress, suppress(KeyboardInterrupt):  # Ctrl-C is the regular end of --follow
+        source = _Source(name, _open_archive(path, server.prefix, progress) if path else None, progress)
         if at is not None:
-            agent = with_admin_client(
-                server.url, server.prefix, lambda admin: _reconstruct(admin, source, times["--at"])
-            )
+            agent = call_fleet(server, lambda admin: _reconstruct(admin, source, at))
             progress.clear()
-            _print_agent(agent, json=json)
+            _print_agent(agent, output)
             return
-        period = _Period(times.get("--since", float("-inf")), times.get("--until", float("inf")))
-        printed = with_admin_client(
-            server.url, server.prefix, lambda admin: _print_facts(admin, source, period, follow=follow, json=json)
-        )
-    except KeyboardInterrupt:  # Ctrl-C is the regular end of --follow
-        return
-    finally:
-        progress.clear()
-    if not printed and not follow:
-        raise RefusedError(f"no facts about {name} are recorded in that period; {_retention(source.first)}")
+        printed = call_fleet(server, lambda admin: _print_facts(admin, source, period, output, follow=follow))
+        if not printed and not follow:
+            raise RefusedError(f"no facts about {name} are recorded in that period; {_retention(source.first)}")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -166,7 +158,7 @@ def _retention(first: str) -> str:
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-async def _print_facts(admin: AdminClient, source: _Source, period: _Period, *, follow: bool, json: bool) -> int:
+async def _print_facts(admin: AdminClient, source: _Source, period: _Period, output: Output, *, follow: bool) -> int:
     """Print the facts, and return how many."""
     printed = 0
     async with aclosing(source.lines(admin, period, follow=follow)) as lines:
@@ -174,7 +166,7 @@ async def _print_facts(admin: AdminClient, source: _Source, period: _Period, *, 
             for item in _select(line, source.name, period):
                 source.progress.clear()
                 printed += "event" in item
-                print_json(item) if json else typer.echo(_format_item(item))
+                output.print(item, _format_item(item))
     return printed
 
 
@@ -233,25 +225,8 @@ async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentA
     return agent
 
 
-def _print_agent(agent: AgentAtInstant, *, json: bool) -> None:
-    if json:
-        print_json(agent)
-        return
+def _print_agent(agent: AgentAtInstant, output: Output) -> None:
     basis = "" if agent.basis == "recorded" else f" ({agent.basis})"
     state = agent.state or ("not in the fleet" if agent.presence == "absent" else "unknown")
-    fields: list[tuple[str, object]] = [
-        ("agent", agent.agent_id),
-        ("at", agent.at),
-        ("state", f"{state}{basis}"),
-        ("since", agent.since),
-        ("type", agent.type),
-        ("presence", agent.presence),
-        ("open commands", len(agent.open_commands)),
-        ("recorded since", agent.recorded_since),
-        *(("note", note) for note in agent.notes),
-    ]
-    print_fields(fields)
-    if agent.open_commands:
-        typer.echo()
-        rows = ((each.command_id, each.type, each.status, each.since, each.basis) for each in agent.open_commands)
-        print_table(("COMMAND", "TYPE", "STATUS", "SINCE", "BASIS"), rows)
+    shown = agent if output.json else replace(agent, state=f"{state}{basis}")
+    output.print_fields(shown, {"open_commands": _COMMAND_COLUMNS})

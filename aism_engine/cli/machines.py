@@ -8,7 +8,7 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import print_fields, print_json, print_table
+from aism_engine.cli.output import Columns, Output, print_json
 from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.machines.loader import ENTRIES, read_all
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines
@@ -16,6 +16,12 @@ from aism_engine.errors import ConfigError
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")
 
+_STATE_COLUMNS: Final[Columns] = {
+    "STATE": "state",
+    "TARGETS": "targets",
+    "CONDITIONS": "conditions",
+    "DESCRIPTION": "description",
+}
 _INDENT: Final = "    "
 _Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Name of a machine in use.")]
 
@@ -24,7 +30,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", show_default=False, help="Machines in TOML.")],
     *,
-    json: options.Json = False,
+    output: Output,
 ) -> None:
     """Check machine files, and print every problem with its file and line.
 
@@ -41,18 +47,15 @@ def check(
             unreadable.append(f"{file}: cannot be read: {error}")
     valid, problems = read_all(texts)
     problems = unreadable + problems
-    if json:
-        names = [machine.name for machine in valid.values()]
-        print_json({"ok": not problems, "problems": problems, "machines": names})
-    else:
-        for source, machine in valid.items():
-            typer.echo(f"{source}: ok; machine {machine.name}, {_size(machine)}")
+    names = [machine.name for machine in valid.values()]
+    lines = [f"{source}: ok; machine {machine.name}, {_size(machine)}" for source, machine in valid.items()]
+    output.print({"ok": not problems, "problems": problems, "machines": names}, "\n".join(lines))
     if problems:
         raise ConfigError(problems)
 
 
 @app.command("list")
-def list_(*, config: options.Config = None, json: options.Json = False) -> None:
+def list_(*, config: options.Config = None, output: Output) -> None:
     """List the machines in use, and which agents each one applies to.
 
     \b
@@ -60,19 +63,19 @@ def list_(*, config: options.Config = None, json: options.Json = False) -> None:
       aism-engine machines list --config /etc/aism/engine.toml
     """
     found = _load(config)
-    machines = found.machines.values()
-    if json:
-        print_json([_as_json(found, machine) for machine in machines])
-        return
-    rows = (
-        (*(each.name, each.version, each.extends, _size(each), each.initial), ", ".join(_applies_to(found, each)))
-        for each in machines
-    )
-    print_table(("MACHINE", "VERSION", "EXTENDS", "SIZE", "INITIAL", "APPLIES TO"), rows)
+    columns: Columns = {
+        "MACHINE": "name",
+        "VERSION": "version",
+        "EXTENDS": "extends",
+        "SIZE": lambda row: _size(found.machines[row["name"]]),
+        "INITIAL": lambda row: found.machines[row["name"]].initial,
+        "APPLIES TO": "applies_to",
+    }
+    output.print_table([_as_json(found, machine) for machine in found.machines.values()], columns)
 
 
 @app.command()
-def show(name: _Name, *, config: options.Config = None, json: options.Json = False) -> None:
+def show(name: _Name, *, config: options.Config = None, output: Output) -> None:
     """Show one machine: its states, their targets and their conditions.
 
     \b
@@ -80,20 +83,20 @@ def show(name: _Name, *, config: options.Config = None, json: options.Json = Fal
       aism-engine machines show journey
     """
     machine = _get(name, config)
-    if json:
+    if output.json:
         print_json(machine)
         return
-    head = ("version", "extends", *ENTRIES)
-    print_fields([("machine", machine.name), *((key, getattr(machine, key)) for key in head)])
-    if machine.open:
-        typer.echo("\nopen: any state may follow any other")
-        return
-    typer.echo()
-    rows = (
-        (name, ", ".join(machine.allowed(name)) or "none", "; ".join(_conditions(machine, name)), state.description)
-        for name, state in machine.states.items()
-    )
-    print_table(("STATE", "TARGETS", "CONDITIONS", "DESCRIPTION"), rows)
+    states = [
+        {
+            "state": state,
+            "targets": machine.allowed(state) or "none",
+            "conditions": "; ".join(_conditions(machine, state)),
+            "description": machine.states[state].description,
+        }
+        for state in machine.states
+    ]
+    head = {field: getattr(machine, field) for field in ("name", "version", "extends", "open", *ENTRIES)}
+    output.print_fields(head | {"states": states}, {"states": _STATE_COLUMNS})
 
 
 @app.command()

@@ -11,20 +11,17 @@ import typer
 from aism_engine import __version__
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, print_error, report_error
-from aism_engine.cli.output import print_json
+from aism_engine.cli.output import Output
 
 
-def version(*, json: options.Json = False) -> None:
+def version(*, output: Output) -> None:
     """Print the version of AISM Engine.
 
     \b
     Example:
       aism-engine version --json
     """
-    if json:
-        print_json({"version": __version__, "python": platform.python_version()})
-    else:
-        typer.echo(__version__)
+    output.print({"version": __version__, "python": platform.python_version()}, __version__)
 
 
 COMMANDS: Final = {

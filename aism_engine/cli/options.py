@@ -1,15 +1,120 @@
 """Options that commands share, and the parsing of addresses, times and durations."""
 
+import inspect
 import re
+import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
 import typer
+from msgspec import Struct
 
 from aism_engine.cli.exit_codes import EXIT_CODES
 from aism_engine.domain.protocol.messages import MAX_DURATION_S
+
+_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+class OptionSet(Struct, frozen=True, kw_only=True):
+    """Options that several commands share: each field is one. A command takes the set as one parameter."""
+
+
+class CommandGroup(typer.Typer):
+    """A group of commands whose help lists the exit codes. Commands may take option sets."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  as in typer
+        # Bugs print a plain traceback: it stays readable in logs and shows no local variables.
+        options |= {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+        super().__init__(epilog=EXIT_CODES, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401
+        register = super().command(name, epilog=EXIT_CODES, **options)
+        return lambda function: register(_expand_option_sets(function))
+
+
+def _expand_option_sets(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with the fields of its option sets as parameters: typer knows only single options."""
+    hints = get_type_hints(function)
+    sets = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, OptionSet)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        kind = sets.get(parameter.name)
+        parameters += [parameter] if kind is None else inspect.signature(kind).parameters.values()
+
+    @wraps(function)
+    def command(**values: Any) -> Any:  # noqa: ANN401
+        for name, kind in sets.items():
+            values[name] = kind(**{field: values.pop(field) for field in kind.__struct_fields__})
+        return function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def parse_address(text: str) -> dict[str, str]:
+    """Parse HOST:PORT or [IPV6]:PORT into settings, which validate both parts."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise typer.BadParameter(f"expected HOST:PORT, got {text!r}")
+    return {"http.host": host.strip("[]"), "http.port": port}
+
+
+def parse_time(text: str) -> float:
+    """Parse an ISO time like `2026-11-23T02:00:00Z`, by default in local time, into unix seconds."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise typer.BadParameter(f"expected a time like 2026-11-23T02:00:00Z, got {text!r}") from None
+
+
+def parse_time_or_age(text: str) -> float:
+    """Parse an ISO time, or an age like `90s`, `10m`, `2h` or `1d`, into unix seconds."""
+    age = _DURATION.match(text)
+    if age and age[2]:
+        return time.time() - float(age[1]) * _UNITS[age[2]]
+    try:
+        return parse_time(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{error}; or give an age like 10m, 2h or 1d") from None
+
+
+def parse_duration(text: str | float) -> float:
+    """Parse `500ms`, `90s`, `10m`, `2h` or `1d` into seconds; a bare number is seconds. Above 0, at most a year."""
+    found = _DURATION.match(str(text))
+    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
+    if not 0 < seconds <= MAX_DURATION_S:
+        expected = f"a duration like 30s, 10m, 2h or 1d, more than 0 and at most {MAX_DURATION_S // _UNITS['d']}d"
+        raise typer.BadParameter(f"expected {expected}, got {text!r}")
+    return seconds
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def duration(*names: str, help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
+    """Declare an option that takes a duration. The command receives seconds."""
+    return typer.Option(*names, metavar="DURATION", parser=parse_duration, show_default=False, help=help)
+
+
+def time_or_age(*names: str, help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
+    """Declare an option that takes a time in the past. The command receives unix seconds."""
+    return typer.Option(*names, metavar="TIME", parser=parse_time_or_age, help=help)
+
+
+def address(help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
+    """Declare `--http`. The command receives settings."""
+    return typer.Option("--http", metavar="HOST:PORT", parser=parse_address, help=help)
+
 
 Redis: TypeAlias = Annotated[
     str | None,
@@ -25,55 +130,7 @@ Config: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Reason: TypeAlias = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Recorded in the audit.")]
 ReplyTimeout: TypeAlias = Annotated[
-    str, typer.Option("--timeout", metavar="DURATION", help="Longest wait for the engine's reply.")
+    float, duration("--timeout", help="Longest wait for the reply of the engine. Default: 10s.")
 ]
-
-_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
-_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class CommandGroup(typer.Typer):
-    """A group of commands whose help lists the exit codes."""
-
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401  as in typer
-        # Bugs print a plain traceback: it stays readable in logs and shows no local variables.
-        options |= {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
-        super().__init__(epilog=EXIT_CODES, **options)
-
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401
-        return super().command(name, epilog=EXIT_CODES, **options)
-
-
-def parse_address(text: str) -> tuple[str, str]:
-    """Split HOST:PORT or [IPV6]:PORT. The settings validate both parts."""
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise typer.BadParameter(f"--http: expected HOST:PORT, got {text!r}")
-    return host.strip("[]"), port
-
-
-def parse_time_or_age(option: str, text: str, now: float) -> float:
-    """Parse an ISO time like `2026-11-23T02:00:00Z`, or an age like `90s`, `10m`, `2h` or `1d`; return unix seconds."""
-    age = _DURATION.match(text)
-    if age and age[2]:
-        return now - float(age[1]) * _UNITS[age[2]]
-    return parse_time(option, text, or_age=", or an age like 10m, 2h or 1d")
-
-
-def parse_time(option: str, text: str, *, or_age: str = "") -> float:
-    """Parse an ISO time; without an offset it is local time. Returns unix seconds."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
-        message = f"{option}: expected a time like 2026-11-23T02:00:00Z{or_age}, got {text!r}"
-        raise typer.BadParameter(message) from None
-
-
-def parse_duration(option: str, text: str) -> float:
-    """Parse `500ms`, `90s`, `10m`, `2h` or `1d` into seconds; a bare number is seconds. Above 0, at most a year."""
-    found = _DURATION.match(text)
-    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
-    if not 0 < seconds <= MAX_DURATION_S:
-        expected = f"a duration like 30s, 10m, 2h or 1d, more than 0 and at most {MAX_DURATION_S // _UNITS['d']}d"
-        raise typer.BadParameter(f"{option}: expected {expected}, got {text!r}")
-    return seconds
+AgentType: TypeAlias = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only agents of this type.")]
+Limit: TypeAlias = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show only the newest N.")]

@@ -1,16 +1,50 @@
-"""What commands print: results on standard output, progress on standard error."""
+"""What commands print: results on standard output, as text or as JSON, and progress on standard error."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Self, TextIO, TypeAlias
 
 import msgspec
 import typer
+from msgspec import Struct
+
+from aism_engine.cli import options
+from aism_engine.clock import from_iso, iso
 
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
 _PROGRESS_WIDTH: Final = 79
+
+Fields: TypeAlias = Mapping[str, Any]
+"""A result as it is printed in JSON. The names are a published interface."""
+Columns: TypeAlias = Mapping[str, str | Callable[[Fields], object]]
+"""The columns of a table: heading to the field that is shown, or to a function that formats it."""
+
+
+class Output(options.OptionSet, frozen=True, kw_only=True):
+    """Prints the result of a command: JSON for programs, text for people."""
+
+    json: options.Json = False
+
+    def print(self, value: object, text: str) -> None:
+        print_json(value) if self.json else typer.echo(text)
+
+    def print_fields(self, value: object, tables: Mapping[str, Columns] | None = None) -> None:
+        """Print an object, one field a line, and then each of its lists that `tables` names."""
+        found = msgspec.to_builtins(value)
+        width = max(map(len, found))
+        lines = [f"{name:<{width}}  {_format_field(name, field)}" for name, field in found.items()]
+        for name, columns in (tables or {}).items():
+            lines += ["", *table_lines(found[name], columns)] if found[name] else []
+        self.print(value, "\n".join(lines))
+
+    def print_table(self, rows: Sequence[Fields], columns: Columns, *, of: int = 0) -> None:
+        """Print a list of objects. `of` is how many there are, if these are only the newest."""
+        self.print(rows, "" if self.json else "\n".join(table_lines(rows, columns)))
+        if len(rows) < of and not self.json:
+            typer.echo(f"showing the newest {len(rows)} of {of}; --limit N shows more", err=True)
 
 
 def print_json(value: object) -> None:
@@ -18,20 +52,29 @@ def print_json(value: object) -> None:
     typer.echo(msgspec.json.encode(value))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print aligned columns as plain text."""
-    lines = [header, *([_cell(value) for value in row] for row in rows)]
+def published(record: Struct, *names: str) -> dict[str, Any]:
+    """Return fields of a record for JSON. Instants are written in ISO 8601; unknown ones and empty texts are null."""
+    found = {name: getattr(record, name) for name in names}
+    return {
+        name: (iso(value) if value else None) if _is_instant(name) else None if value == "" else value
+        for name, value in found.items()
+    }
+
+
+def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
+    """Write aligned columns below their headings, as plain text."""
+    cells = [
+        [_format(row[column] if isinstance(column, str) else column(row)) for column in columns.values()]
+        for row in rows
+    ]
+    lines = [list(columns), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
-def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Print one object, one field a line."""
-    pairs = [(name, _cell(value)) for name, value in fields]
-    width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        typer.echo(f"{name.ljust(width)}  {value}".rstrip())
+def age(name: str) -> Callable[[Fields], str]:
+    """Show an instant as its age, in a table."""
+    return lambda row: format_age(time.time() - from_iso(row[name]))
 
 
 def format_age(seconds: float | None) -> str:
@@ -44,13 +87,33 @@ def format_age(seconds: float | None) -> str:
     return f"{seconds:.1f}s"
 
 
-def format_pairs(values: Mapping[str, object]) -> str:
-    """Write a small mapping on one line: `team=a, tier=2`."""
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+def _is_instant(name: str) -> bool:
+    return name.endswith(("_at", "since"))
 
 
-def _cell(value: object) -> str:
-    return "-" if value is None or value == "" else str(value)
+def _format_field(name: str, value: object) -> str:
+    """Write a field of an object; an instant with its distance from now."""
+    if _is_instant(name) and isinstance(value, str):
+        with suppress(ValueError):  # of a damaged record
+            passed_s = time.time() - from_iso(value)
+            return f"{value} ({f'{format_age(passed_s)} ago' if passed_s >= 0 else f'in {format_age(-passed_s)}'})"
+    return _format(value)
+
+
+def _format(value: object) -> str:
+    match value:
+        case None | "" | [] | ():
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3f}".rstrip("0").rstrip(".")
+        case dict():
+            return ", ".join(f"{name}={_format(each)}" for name, each in value.items()) or "-"
+        case list() | tuple():
+            return str(len(value)) if isinstance(value[0], dict) else ", ".join(map(str, value))
+        case _:
+            return str(value)
 
 
 class ProgressLine:
@@ -61,6 +124,12 @@ class ProgressLine:
         self._now = now
         self._next_at = now() + _PROGRESS_AFTER_S
         self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
     def update(self, text: str) -> None:
         if self._now() < self._next_at or not self._stream.isatty():

@@ -1,23 +1,15 @@
 """`aism-engine pause`, `drain` and `resume`: hold back commands from an agent, a selection or the whole fleet."""
 
-import time
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import (
-    format_outcome,
-    outcome_exit_code,
-    send_request,
-    wait_for_outcome,
-    with_admin_client,
-)
+from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.cli.output import print_json
-from aism_engine.cli.send import check_identifier, selector_payload
-from aism_engine.ops.admin_client import AdminClient
+from aism_engine.cli.output import Output
+from aism_engine.cli.send import check_identifier, check_selector
 
 _HELP: Final = {
     "pause": """Pause the delivery of commands: new ones wait until resume.
@@ -55,44 +47,34 @@ def _build_command(kind: str) -> Callable[..., ExitCode]:
         ] = None,
         *,
         select: Annotated[
-            str | None, typer.Option(metavar="SELECTOR", help="All agents that match now, as in label.team=a.")
+            str | None,
+            typer.Option(
+                metavar="SELECTOR", parser=check_selector, help="All agents that match now, as in label.team=a."
+            ),
         ] = None,
         all_: Annotated[bool, typer.Option("--all", help="The whole fleet, and agents that join it later.")] = False,
         reason: options.Reason = None,
-        timeout: options.ReplyTimeout = "10s",
-        redis: options.Redis = None,
-        prefix: options.Prefix = None,
-        json: options.Json = False,
+        timeout_s: options.ReplyTimeout = 10.0,
+        fleet: FleetOptions,
+        output: Output,
     ) -> ExitCode:
-        payload = _target(agent_id, select, all_=all_) | ({"reason": reason} if reason is not None else {})
-        timeout_s = options.parse_duration("--timeout", timeout)
-
-        async def act(admin: AdminClient) -> dict[str, Any]:
-            ends_at = time.monotonic() + timeout_s
-            reply = await send_request(admin, kind, payload, timeout_s=timeout_s, json=json)
-            return await wait_for_outcome(admin, reply["group_id"], ends_at) if "group_id" in reply else reply
-
-        found = with_admin_client(redis, prefix, act)
-        is_group = "group_id" in found
-        if json:
-            print_json(found)
-        else:
-            typer.echo(f"{kind}: {format_outcome(found)}" if is_group else _format_hold(found))
-        return outcome_exit_code(found) if is_group else ExitCode.DONE
+        if (agent_id is not None) + (select is not None) + all_ != 1:
+            raise typer.BadParameter("expected exactly one of AGENT, --select SELECTOR and --all")
+        if agent_id is not None:
+            check_identifier("AGENT", agent_id)
+        payload = {"agent_id": agent_id, "select": select, "all": all_ or None, "reason": reason}
+        found = fleet.request(kind, payload, timeout_s, output)
+        if "group_id" in found:
+            output.print(found, f"{kind}: {format_outcome(found)}")
+            return outcome_exit_code(found)
+        output.print(found, _format_hold(found))
+        return ExitCode.DONE
 
     command.__doc__ = _HELP[kind]
     return command
 
 
 pause, drain, resume = map(_build_command, _HELP)
-
-
-def _target(agent_id: str | None, selector: str | None, *, all_: bool) -> dict[str, Any]:
-    if (agent_id is not None) + (selector is not None) + all_ != 1:
-        raise typer.BadParameter("expected exactly one of AGENT, --select SELECTOR and --all")
-    if selector is not None:
-        return selector_payload(selector)
-    return {"all": True} if agent_id is None else {"agent_id": check_identifier("AGENT", agent_id)}
 
 
 def _format_hold(reply: dict[str, Any]) -> str:

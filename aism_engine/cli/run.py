@@ -10,6 +10,7 @@ import typer
 
 from aism_engine import logs
 from aism_engine.cli import options
+from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.config import load_machines, load_settings, load_settings_and_machines
@@ -24,14 +25,10 @@ from aism_engine.settings import Settings
 def run(
     *,
     config: options.Config = None,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    http: Annotated[
-        str | None,
-        typer.Option("--http", metavar="HOST:PORT", help="Address that serves /metrics, /livez and /readyz."),
-    ] = None,
+    http: Annotated[dict[str, str] | None, options.address("Address that serves /metrics, /livez and /readyz.")] = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="json, console or auto.")] = None,
+    fleet: FleetOptions,
 ) -> ExitCode:
     """Run the engine until SIGTERM or SIGINT.
 
@@ -44,15 +41,7 @@ def run(
     Example:
       aism-engine run --config /etc/aism/engine.toml --redis redis://localhost:6379/0 --http 0.0.0.0:9464
     """
-    host, port = options.parse_address(http) if http is not None else (None, None)
-    flags = {
-        "redis.url": redis,
-        "redis.prefix": prefix,
-        "http.host": host,
-        "http.port": port,
-        "logs.level": log_level,
-        "logs.format": log_format,
-    }
+    flags = {**fleet.flags, **(http or {}), "logs.level": log_level, "logs.format": log_format}
     settings = load_settings_and_machines(config, flags).settings
     chosen = settings.logs
     writer = logs.configure(

@@ -5,14 +5,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from enum import StrEnum
 from typing import Annotated, Final
 
-import msgspec
 import typer
 
 from aism_engine import logs
-from aism_engine.cli import options
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import print_fields, print_json
+from aism_engine.cli.output import Output
 from aism_engine.runtime import signals
 from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
 from aism_engine.scenarios.environment import ScenarioResult
@@ -36,7 +34,7 @@ _SCENARIOS: Final[Mapping[ScenarioName, Callable[[], Coroutine[None, None, Scena
 def scenario(
     name: Annotated[ScenarioName, typer.Argument(metavar="NAME", show_default=False, help="One of those above.")],
     *,
-    json: options.Json = False,
+    output: Output,
 ) -> ExitCode:
     """Run a scenario and print its result. Each has a server and an engine of its own.
 
@@ -64,10 +62,7 @@ def scenario(
         if running.cancelled():
             raise RefusedError(f"scenario {name} was interrupted")
         result = running.result()
-        if json:
-            print_json(result)
-        else:
-            print_fields(msgspec.structs.asdict(result).items())
+        output.print_fields(result)
         if not result.passed:
             raise RefusedError(f"scenario {name} has failed: docs/scenarios.md lists the expected values")
 

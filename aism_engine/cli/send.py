@@ -8,15 +8,9 @@ import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import (
-    format_outcome,
-    outcome_exit_code,
-    send_request,
-    wait_for_outcome,
-    with_admin_client,
-)
+from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code, send_request, wait_for_outcome
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.cli.output import print_json
+from aism_engine.cli.output import Output
 from aism_engine.clock import iso
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.commands.selector import Selector
@@ -26,6 +20,33 @@ from aism_engine.ops.admin_client import AdminClient
 
 _QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
 _NAME_RULE: Final = "may have only letters, digits, `.`, `_` and `-`, and starts with a letter or a digit"
+
+
+def check_identifier(name: str, value: str) -> str:
+    if not is_identifier(value):
+        raise typer.BadParameter(f"{name}: {value!r} {_NAME_RULE}")
+    return value
+
+
+def check_selector(text: str) -> str:
+    try:
+        Selector.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def _check_quorum(text: str) -> str:
+    if not _QUORUM.match(text):
+        raise typer.BadParameter(f"expected a number or a percentage, like 3 or 80%, got {text!r}")
+    return text
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise typer.BadParameter(f"expected a JSON object: {error}") from None
 
 
 def send(
@@ -40,39 +61,50 @@ def send(
     ],
     *,
     select: Annotated[
-        str | None, typer.Option(metavar="SELECTOR", help="All agents that match, as in type=architect,label.team!=a.")
+        str | None,
+        typer.Option(
+            metavar="SELECTOR",
+            parser=check_selector,
+            help="All agents that match, as in type=architect,label.team!=a.",
+        ),
     ] = None,
     any_: Annotated[bool, typer.Option("--any", help="One of the selected agents: the least busy one.")] = False,
     quorum: Annotated[
-        str | None, typer.Option(metavar="N|P%", help="How many of the selected agents must succeed. Default: all.")
+        str | None,
+        typer.Option(
+            metavar="N|P%", parser=_check_quorum, help="How many of the selected agents must succeed. Default: all."
+        ),
     ] = None,
-    payload: Annotated[str, typer.Option(metavar="JSON", help="Payload of the command, a JSON object.")] = "{}",
-    ttl: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Expire this long after acceptance, as in 10m.")
+    payload: Annotated[
+        dict[str, Any] | None,
+        typer.Option(metavar="JSON", parser=_parse_object, help="Payload of the command, a JSON object. Default: {}."),
     ] = None,
+    ttl: Annotated[float | None, options.duration(help="Expire this long after acceptance, as in 10m.")] = None,
     ack_timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Longest time from delivery to ack; then it is sent again.")
+        float | None, options.duration(help="Longest time from delivery to ack; then it is sent again.")
     ] = None,
     timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Longest time from ack to outcome; then it has failed.")
+        float | None, options.duration(help="Longest time from ack to outcome; then it has failed.")
     ] = None,
     max_attempts: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=MAX_ATTEMPTS, help="Give up after N deliveries.")
     ] = None,
     priority: Annotated[Priority, typer.Option(help="Order of delivery among waiting commands.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What happens to the command if its agent is lost.")] = None,
-    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Deliver not before this time.")] = None,
-    in_: Annotated[
-        str | None, typer.Option("--in", metavar="DURATION", help="Deliver not before this much time has passed.")
+    start_at: Annotated[
+        float | None,
+        typer.Option("--at", metavar="TIME", parser=options.parse_time, help="Deliver not before this ISO time."),
+    ] = None,
+    start_in: Annotated[
+        float | None, options.duration("--in", help="Deliver not before this much time has passed.")
     ] = None,
     request_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Id of the command. Sending one id again has no effect.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not only for acceptance.")] = False,
-    wait_for: Annotated[str, typer.Option(metavar="DURATION", help="Longest wait for reply and outcome.")] = "10s",
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    wait_for: Annotated[float, options.duration(help="Longest wait for reply and outcome. Default: 10s.")] = 10.0,
+    fleet: FleetOptions,
+    output: Output,
 ) -> ExitCode:
     """Send a command to an agent, or to all that match a selector.
 
@@ -89,95 +121,53 @@ def send(
       aism-engine send --select 'type=scribe,state in (inbox,idle)' review --quorum 80% --wait --wait-for 5m
       aism-engine send --select label.gpu --any train --in 10m --ttl 2h
     """
-    target, kind = _target(words, select, any_=any_)
-    if request_id is not None:
-        check_identifier("--id", request_id)
-    if quorum is not None:
-        _check_quorum(quorum, select, any_=any_)
-    if at is not None and in_ is not None:
-        raise typer.BadParameter("--at and --in exclude each other: give only one of them")
-    durations = (
-        ("ttl", "--ttl", ttl),
-        ("ack_timeout", "--ack-timeout", ack_timeout),
-        ("timeout", "--timeout", timeout),
-        ("start_in", "--in", in_),
-    )
-    given: dict[str, Any] = {
-        **{name: options.parse_duration(flag, text) for name, flag, text in durations if text is not None},
-        "start_at": iso(options.parse_time("--at", at)) if at is not None else None,
-        "max_attempts": max_attempts,
-        "priority": priority,
-        "on_lost": on_lost,
-        "quorum": quorum,
-    }
-    request = {
-        **target,
-        "command": {"type": kind, "payload": _parse_object(payload)},
-        "options": {name: value for name, value in given.items() if value is not None},
-    }
-    timeout_s = options.parse_duration("--wait-for", wait_for)
-
-    async def act(admin: AdminClient) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        ends_at = time.monotonic() + timeout_s
-        reply = await send_request(admin, "send", request, request_id=request_id, timeout_s=timeout_s, json=json)
-        return reply, await wait_for_outcome(admin, _record_id(reply), ends_at) if wait else None
-
-    reply, found = with_admin_client(redis, prefix, act)
-    if json:
-        print_json(found or reply)
-    elif found is not None:
-        typer.echo(f"{_record_id(reply)} {format_outcome(found)}")
-    else:
-        targets = f", {reply['targets']} targets" if "targets" in reply else ""
-        agent = f" to {reply['agent_id']}" if any_ else ""
-        typer.echo(f"{_record_id(reply)} {reply['status']}{agent}{targets}")
-    return outcome_exit_code(found) if found is not None else ExitCode.DONE
-
-
-def _target(words: list[str], selector: str | None, *, any_: bool) -> tuple[dict[str, Any], str]:
-    """Return the request fields that name the target, and the type of the command."""
-    if len(words) != (1 if selector is not None else 2):
+    *agents, kind = words
+    if len(agents) != (select is None):
         raise typer.BadParameter("expected AGENT TYPE, or --select SELECTOR TYPE")
-    kind = words[-1]
     if not is_type_name(kind):
         raise typer.BadParameter(f"TYPE: {kind!r} {_NAME_RULE}")
-    if selector is not None:
-        return selector_payload(selector) | ({"any": True} if any_ else {}), kind
-    if any_:
+    if any_ and select is None:
         raise typer.BadParameter("--any needs --select: it chooses one of the selected agents")
-    return {"agent_id": check_identifier("AGENT", words[0])}, kind
-
-
-def _check_quorum(quorum: str, selector: str | None, *, any_: bool) -> None:
-    if selector is None:
+    if quorum is not None and select is None:
         raise typer.BadParameter("--quorum needs --select: it counts the selected agents that must succeed")
-    if any_:
+    if quorum is not None and any_:
         raise typer.BadParameter("--quorum and --any exclude each other: --any selects one agent")
-    if not _QUORUM.match(quorum):
-        raise typer.BadParameter(f"--quorum: expected a number or a percentage, like 3 or 80%, got {quorum!r}")
+    if start_at is not None and start_in is not None:
+        raise typer.BadParameter("--at and --in exclude each other: give only one of them")
+    if request_id is not None:
+        check_identifier("--id", request_id)
+    request = {
+        "agent_id": check_identifier("AGENT", agents[0]) if agents else None,
+        "select": select,
+        "any": any_,
+        "command": {"type": kind, "payload": payload or {}},
+        "options": {
+            "ttl": ttl,
+            "ack_timeout": ack_timeout,
+            "timeout": timeout,
+            "start_in": start_in,
+            "start_at": iso(start_at) if start_at is not None else None,
+            "max_attempts": max_attempts,
+            "priority": priority,
+            "on_lost": on_lost,
+            "quorum": quorum,
+        },
+    }
 
+    async def act(admin: AdminClient) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        ends_at = time.monotonic() + wait_for
+        reply = await send_request(admin, "send", request, wait_for, output, request_id=request_id)
+        return reply, await wait_for_outcome(admin, _record_id(reply), ends_at) if wait else None
 
-def check_identifier(name: str, value: str) -> str:
-    if not is_identifier(value):
-        raise typer.BadParameter(f"{name}: {value!r} {_NAME_RULE}")
-    return value
-
-
-def selector_payload(selector: str) -> dict[str, Any]:
-    """Check a selector before it is sent, and return the request field that holds it."""
-    try:
-        Selector.parse(selector)
-    except ValueError as error:
-        raise typer.BadParameter(f"--select: {error}") from None
-    return {"select": selector}
+    reply, found = fleet.call(act)
+    if found is not None:
+        output.print(found, f"{_record_id(reply)} {format_outcome(found)}")
+        return outcome_exit_code(found)
+    targets = f", {reply['targets']} targets" if "targets" in reply else ""
+    agent = f" to {reply['agent_id']}" if any_ else ""
+    output.print(reply, f"{_record_id(reply)} {reply['status']}{agent}{targets}")
+    return ExitCode.DONE
 
 
 def _record_id(reply: dict[str, Any]) -> str:
     return str(reply.get("command_id") or reply["group_id"])
-
-
-def _parse_object(text: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise typer.BadParameter(f"--payload: expected a JSON object: {error}") from None

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from aism_engine.cli import options
-from aism_engine.cli.admin import with_admin_client
-from aism_engine.cli.output import print_json
+from aism_engine.cli.admin import FleetOptions
+from aism_engine.cli.output import Output
 from aism_engine.ops.admin_client import AdminClient
 
 _HEAD: Final = frozenset({"event", "at", "timestamp", "agent_id", "old_state", "new_state"})
@@ -23,9 +22,8 @@ def tail(
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this agent.")] = None,
     command: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this command.")] = None,
     count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N events.")] = None,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    fleet: FleetOptions,
+    output: Output,
 ) -> None:
     """Print the events of a fleet, one a line, until Ctrl-C.
 
@@ -47,15 +45,12 @@ def tail(
                     or command not in {None, event.get("command_id")}
                 ):
                     continue
-                print_json(event) if json else typer.echo(_format_line(event))
+                output.print(event, _format_line(event))
                 remaining = remaining and remaining - 1
                 if remaining == 0:
                     return
 
-    try:
-        with_admin_client(redis, prefix, follow)
-    except KeyboardInterrupt:  # Ctrl-C is the regular end
-        return
+    fleet.watch(follow)
 
 
 def _format_line(event: dict[str, Any]) -> str:

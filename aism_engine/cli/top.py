@@ -2,31 +2,38 @@
 
 import asyncio
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import with_admin_client
+from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.commands import command_as_json
-from aism_engine.cli.output import ProgressLine, format_age, print_json
+from aism_engine.cli.output import Columns, Output, ProgressLine, age, print_json, table_lines
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import Overview
+
+_SLOWEST_COLUMNS: Final[Columns] = {
+    "SLOWEST COMMAND": "command_id",
+    "AGENT": "agent_id",
+    "TYPE": "type",
+    "STATUS": "status",
+    "AGE": age("accepted_at"),
+}
 
 
 def top(
     *,
-    interval: Annotated[str, typer.Option(metavar="DURATION", help="Time between two refreshes.")] = "2s",
+    interval: Annotated[float, options.duration(help="Time between two refreshes. Default: 2s.")] = 2.0,
     slowest: Annotated[int, typer.Option(metavar="N", min=0, help="Number of slowest commands to list.")] = 10,
     once: Annotated[bool, typer.Option("--once", help="Print one overview and exit.")] = False,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
-    json: options.Json = False,
+    fleet: FleetOptions,
+    output: Output,
 ) -> None:
     """Watch an overview of the fleet until Ctrl-C.
 
@@ -38,36 +45,27 @@ def top(
       aism-engine top --interval 5s
       aism-engine top --once --json
     """
-    interval_s, console = options.parse_duration("--interval", interval), Console()
 
     async def watch(admin: AdminClient) -> None:
-        progress = ProgressLine()
-        with Live(console=console, auto_refresh=False, screen=False) as live:
+        with ProgressLine() as progress, Live(auto_refresh=False) as live:
             while True:
                 started_at = time.monotonic()
                 overview = await admin.overview(slowest, progress.update if once else None)
                 progress.clear()
-                if json:
-                    print_json(_as_json(overview))
+                slowest_commands = [command_as_json(command) for command in overview.slowest]
+                if output.json:
+                    print_json(msgspec.to_builtins(overview) | {"slowest": slowest_commands})
                 else:
-                    live.update(_screen(overview), refresh=True)
+                    live.update(_screen(overview, slowest_commands), refresh=True)
                 if once:
                     return
                 # The pause is at least as long as the read, so that reading takes at most half of the time.
-                await asyncio.sleep(max(interval_s, time.monotonic() - started_at))
+                await asyncio.sleep(max(interval, time.monotonic() - started_at))
 
-    try:
-        with_admin_client(redis, prefix, watch)
-    except KeyboardInterrupt:  # Ctrl-C is the regular end
-        return
+    fleet.watch(watch)
 
 
-def _as_json(overview: Overview) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(overview)
-    return plain | {"slowest": [command_as_json(command) for command in overview.slowest]}
-
-
-def _screen(overview: Overview) -> RenderableType:
+def _screen(overview: Overview, slowest: list[dict[str, Any]]) -> RenderableType:
     head = Text()
     head.append(f"{overview.agents} agents", style="bold")
     head.append(f"  {_counts(overview.by_liveness)}")
@@ -85,15 +83,8 @@ def _screen(overview: Overview) -> RenderableType:
     counts = Table.grid(padding=(0, 2))
     for name, values in lines.items():
         counts.add_row(Text(name, style="dim"), _counts(values) or "-")
-    if not overview.slowest:
-        return Group(head, counts)
-    slowest, now = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), time.time()
-    for heading in ("SLOWEST COMMAND", "AGENT", "TYPE", "STATUS", "AGE"):
-        slowest.add_column(heading)
-    for command in overview.slowest:
-        age = format_age(now - command.accepted_at)
-        slowest.add_row(command.command_id, command.agent_id, command.type, command.status.value, age)
-    return Group(head, counts, Text(), slowest)
+    commands = table_lines(slowest, _SLOWEST_COLUMNS) if slowest else []
+    return Group(head, counts, Text("\n".join(["", *commands]), no_wrap=True))
 
 
 def _counts(counts: dict[str, int] | dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Laws of `agents` and `divergences`."""
 
+import re
 import time
 
 import pytest
@@ -38,7 +39,7 @@ async def test_list_is_a_table_for_people(fleet: Call) -> None:
     assert header.split("  ")[0] == "AGENT"
     assert " ".join(header.split()) == "AGENT TYPE STATE SINCE WAITS FOR LIVENESS HEARTBEAT OPEN QUEUED"
     assert row.split()[:3] == ["w-0", "worker", "bootstrap"]
-    assert "agent         w-0\n" in (await fleet("agents", "show", "w-0")).out
+    assert "agent_id         w-0\n" in (await fleet("agents", "show", "w-0")).out
 
 
 @pytest.mark.usefixtures("engine")
@@ -68,7 +69,7 @@ async def test_silent_agents_are_shown_and_losses_confirmed(fleet: Call, server:
             assert (found["agent_id"], found["liveness"]) == ("a-1", "silent")
             assert abs(from_iso(found["silent_since"]) - time.time()) < 300
             assert (await fleet("agents", "list", "--json", "--liveness", "fresh")).json == []
-            assert "silent, for " in (await fleet("agents", "show", "a-1")).out
+            assert re.search(r"silent_since +\S+Z \(\S+ ago\)", (await fleet("agents", "show", "a-1")).out)
             assert (await fleet("top", "--once", "--json")).json["by_liveness"] == {"silent": 1}
             assert (await fleet("agents", "confirm-losses", "--reason", "gone", "--json")).json["silent"] == 1
             assert (await fleet("agents", "confirm-losses")).out.startswith("1 agent is silent, ")
@@ -105,6 +106,6 @@ async def test_open_divergences_are_listed_and_shown_with_their_agent(
     assert (await fleet("divergences", "--rule", "never_acks", "--json")).json == []
     assert (await fleet("divergences", "--type", "clerk", "--json")).json == []
     assert (await fleet("agents", "show", "a", "--json")).json["divergences"] == [found]
-    assert f"{found['reason']} (possible)" in (await fleet("agents", "show", "a")).out
+    assert found["reason"] in (await fleet("agents", "show", "a")).out
     unknown = await fleet("divergences", "--rule", "never_sleeps")
     assert (unknown.code, "never_acks" in unknown.err) == (64, True)

@@ -181,7 +181,7 @@ async def test_instant_before_the_oldest_entry_is_inferred(fleet: Call) -> None:
     assert done.json["notes"]
     shown = (await fleet("history", AGENT, "--at", "1d")).out
     assert "(inferred)" in shown
-    assert "recorded since" in shown
+    assert "recorded_since" in shown
 
 
 @pytest.mark.usefixtures("agent")
