@@ -132,7 +132,7 @@ async def test_follow_continues_with_new_facts(
     await agent.transition("distill")
     assert json.loads(await asyncio.to_thread(process.stdout.readline))["new_state"] == "distill"
     process.send_signal(2)
-    assert await asyncio.to_thread(process.wait, 10) == ExitCode.DONE
+    assert await asyncio.to_thread(process.wait, 300) == ExitCode.DONE
 
 
 async def test_gap_is_shown_at_its_place(fleet: Call, engine: Running, agent: AgentClient, archive: Path) -> None:

@@ -1,4 +1,4 @@
-"""What Redis holds under a key, as the model would have it."""
+"""Reads the values of Redis in the form that the model has them."""
 
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""A Redis that is a dict, and what each effect and each commit means to it: written from the docs, not from the Lua."""
+"""Model of Redis as a dict, and of what each effect and commit does to it. Written from the docs, not from the Lua."""
 
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
@@ -18,12 +18,12 @@ class Scores(dict[str, float]):
 
 
 KINDS: Final = {"string": bytes, "list": list, "hash": dict, "zset": Scores, "set": set, "stream": tuple}
-"""Which Python type stands for which of Redis': a stream is a tuple of entries, a list begins at its head."""
+"""Python type of each Redis type. A stream is a tuple of entries; a list begins at its head."""
 ANY: Final = "any"
 
 
 class Attempt(NamedTuple):
-    """A commit as it was first sent; it may be sent again at any time."""
+    """Arguments of a commit. It may be sent again at any time."""
 
     commit_id: str
     previous: str
@@ -33,18 +33,18 @@ class Attempt(NamedTuple):
     taken: SourceTrim | None
 
 
-class Answer(NamedTuple):
-    """What is to be answered: the code, and whose fault it is. No code: the source is no list, which is an outage."""
+class ExpectedReply(NamedTuple):
+    """Reply that a commit must get. `code` is None if the source is not a list: the store reports this as an outage."""
 
     code: CommitCode | None
     wrong: frozenset[str] = frozenset()
     """The keys of the wrong type."""
     moved: tuple[int, ...] = ()
-    """The decisions whose preconditions do not hold, one for each of these."""
+    """Number of the decision of each precondition that does not hold."""
 
 
 class RedisModel:
-    """Keys and values; what was published; which keys expire."""
+    """Keys with their values, published messages, and the keys that expire."""
 
     def __init__(self, keys: Keys, bounds: Bounds) -> None:
         self.keys = keys
@@ -53,10 +53,10 @@ class RedisModel:
         self.expiring: set[str] = set()
         self.published: list[tuple[str, bytes]] = []
 
-    # --- what anyone does ---------------------------------------------------------------------------------------------
+    # --- keys ---------------------------------------------------------------------------------------------------------
 
     def get(self, key: str, kind: type) -> Any:  # noqa: ANN401
-        """The value, made where there is none; `drop_empty` takes it away again if it stays so."""
+        """Return the value, created empty if missing. `drop_empty` removes it again if it stays empty."""
         return self.values.setdefault(key, kind())
 
     def drop(self, key: str) -> None:
@@ -72,47 +72,47 @@ class RedisModel:
         return value.decode() if isinstance(value, bytes) else ""
 
     def queue(self) -> list[bytes]:
-        """The response queue, the oldest first; empty where it is no list."""
+        """Return the response queue, oldest first; empty if the key is not a list."""
         value = self.values.get(self.keys.response_queue, [])
         return value[::-1] if isinstance(value, list) else []
 
-    # --- a commit -----------------------------------------------------------------------------------------------------
+    # --- commit -------------------------------------------------------------------------------------------------------
 
-    def commit(self, attempt: Attempt) -> Answer:
-        """Give the answer to it, and do what it comes to."""
-        answer = self._judge(attempt)
-        if answer.code is CommitCode.APPLIED:
+    def commit(self, attempt: Attempt) -> ExpectedReply:
+        """Apply the commit if its conditions hold, and return its reply."""
+        reply = self._check(attempt)
+        if reply.code is CommitCode.APPLIED:
             self._apply(attempt)
-        return answer
+        return reply
 
-    def _judge(self, attempt: Attempt) -> Answer:  # noqa: PLR0911 - one for each code, in the order of their checks
+    def _check(self, attempt: Attempt) -> ExpectedReply:  # noqa: PLR0911 - one return for each code, in their order
         keys, queue, taken = self.keys, self.queue(), attempt.taken
         is_list = isinstance(self.values.get(keys.response_queue, []), list)
         ledger = self.text(keys.ledger)
         if ledger == attempt.commit_id:
-            return Answer(CommitCode.REPLAYED)
+            return ExpectedReply(CommitCode.REPLAYED)
         if self.text(keys.epoch) != attempt.token:
-            return Answer(CommitCode.FENCED)
+            return ExpectedReply(CommitCode.FENCED)
         if ledger != attempt.previous:
-            return Answer(CommitCode.OUT_OF_STEP)
+            return ExpectedReply(CommitCode.OUT_OF_STEP)
         if not is_list:
-            return Answer(None)
+            return ExpectedReply(None)
         if taken is not None:
             batch = queue[: taken.messages]
             if len(batch) < taken.messages or (digest(batch[0]), digest(batch[-1])) != (taken.oldest, taken.newest):
-                return Answer(CommitCode.SOURCE_MOVED)
+                return ExpectedReply(CommitCode.SOURCE_MOVED)
         needed = self._needed(attempt)
         wrong = {key for key, kind in needed.items() if kind != ANY and self._kind(key) not in {"none", kind}}
         if wrong:
-            return Answer(CommitCode.WRONG_TYPE, frozenset(wrong))
+            return ExpectedReply(CommitCode.WRONG_TYPE, frozenset(wrong))
         moved = tuple(
             number
             for number, effect in _numbered(attempt.decisions)
             if isinstance(effect, fx.ExpectScore | fx.ExpectDeadline) and not self._holds(effect)
         )
         if moved:
-            return Answer(CommitCode.SCORE_MOVED, moved=moved)
-        return Answer(CommitCode.APPLIED)
+            return ExpectedReply(CommitCode.SCORE_MOVED, moved=moved)
+        return ExpectedReply(CommitCode.APPLIED)
 
     def _holds(self, effect: fx.ExpectScore | fx.ExpectDeadline) -> bool:
         if isinstance(effect, fx.ExpectScore):
@@ -124,7 +124,7 @@ class RedisModel:
         return next((name for name, each in KINDS.items() if each is kind), "none")
 
     def _needed(self, attempt: Attempt) -> dict[str, str]:
-        """The type that each key has to have: that of whoever needs one, if there is somebody."""
+        """Return the type that each key must have; `ANY` if no effect needs a certain one."""
         needed: dict[str, str] = {}
         for _, effect in _numbered(attempt.decisions):
             for key, kind in self.touched(effect).items():
@@ -137,7 +137,7 @@ class RedisModel:
         return needed
 
     def touched(self, effect: fx.Effect) -> dict[str, str]:
-        """The keys that an effect reads or writes, and the type that each has to have."""
+        """Return the keys that an effect reads or writes, with the type that each must have."""
         find = _TOUCHED.get(type(effect))
         return find(self, effect) if find else {}
 
@@ -149,8 +149,8 @@ class RedisModel:
             if isinstance(effect, fx.Publish):
                 channel = getattr(keys, effect.channel)
                 published.setdefault(channel, []).append((channel, effect.body))
-            elif type(effect) in _DOINGS:
-                _DOINGS[type(effect)](self, effect)
+            elif type(effect) in _APPLY:
+                _APPLY[type(effect)](self, effect)
         for messages in published.values():
             self.published += messages
         entry = self._entry(attempt)
@@ -179,7 +179,7 @@ class RedisModel:
         }
         return entry | ({b"message_ids": msgspec.json.encode(message_ids)} if message_ids else {})
 
-    # --- one for each effect ------------------------------------------------------------------------------------------
+    # --- effects ------------------------------------------------------------------------------------------------------
 
     def _hash(self, key: str, fields: dict[str, Any]) -> None:
         self.get(key, dict).update((name.encode(), _bytes(value)) for name, value in fields.items())
@@ -206,11 +206,11 @@ class RedisModel:
 
     def _withdraw(self, effect: fx.WithdrawCommand) -> None:
         key = self.keys.commands(effect.agent_id)
-        lying = self.values.get(key, [])
-        left = [body for body in lying if body != self._body(effect.command_id)]
+        queued = self.values.get(key, [])
+        left = [body for body in queued if body != self._body(effect.command_id)]
         self.values[key] = left
         self.drop_empty()
-        if len(left) == len(lying) and effect.otherwise is not None:
+        if len(left) == len(queued) and effect.otherwise is not None:
             self._push(key, effect.otherwise)
 
     def _release(self, effect: fx.ReleaseCommand) -> None:
@@ -247,10 +247,10 @@ class RedisModel:
         self.expiring.add(key)
 
     def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
-        letter = effect.dead_letter
-        fields = {name: getattr(letter, name) for name in ("code", "reason", "source", "raw", "digest", "size")}
-        if letter.agent_id is not None:
-            fields["agent_id"] = letter.agent_id
+        dead_letter = effect.dead_letter
+        fields = {name: getattr(dead_letter, name) for name in ("code", "reason", "source", "raw", "digest", "size")}
+        if dead_letter.agent_id is not None:
+            fields["agent_id"] = dead_letter.agent_id
         entry = {name.encode(): _bytes(value) for name, value in fields.items()}
         self.values[self.keys.dead_letters] = (*self.values.get(self.keys.dead_letters, ()), entry)
 
@@ -264,65 +264,70 @@ class RedisModel:
         return keys.request_reply(message_id) if agent_id is None else keys.agent_reply(agent_id, message_id)
 
 
-_DOINGS: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
-    fx.SaveAgent: lambda model, do: model._hash(model.keys.agent(do.agent_id), do.fields),
-    fx.IndexAgent: lambda model, do: model.get(model.keys.index, set).add(do.agent_id.encode()),
+_APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
+    fx.SaveAgent: lambda model, effect: model._hash(model.keys.agent(effect.agent_id), effect.fields),
+    fx.IndexAgent: lambda model, effect: model.get(model.keys.index, set).add(effect.agent_id.encode()),
     fx.SetState: RedisModel._set_state,
-    fx.SaveMetadata: lambda model, do: model._hash(model.keys.metadata(do.agent_id), do.fields),
-    fx.SaveMeasurements: lambda model, do: model._hash(model.keys.agent_measurements(do.agent_id), do.values),
+    fx.SaveMetadata: lambda model, effect: model._hash(model.keys.metadata(effect.agent_id), effect.fields),
+    fx.SaveMeasurements: lambda model, effect: model._hash(
+        model.keys.agent_measurements(effect.agent_id), effect.values
+    ),
     fx.ForgetAgent: RedisModel._forget,
     fx.SaveCommand: RedisModel._save_command,
-    fx.PushCommand: lambda model, do: model._push(model.keys.commands(do.agent_id), do.body),
+    fx.PushCommand: lambda model, effect: model._push(model.keys.commands(effect.agent_id), effect.body),
     fx.ReleaseCommand: RedisModel._release,
     fx.WithdrawCommand: RedisModel._withdraw,
     fx.SaveGroup: RedisModel._save_group,
     fx.AddFanoutTargets: RedisModel._add_fanout_targets,
-    fx.SaveHold: lambda model, do: model._hash(model.keys.holds, {"fleet": do.hold}),
+    fx.SaveHold: lambda model, effect: model._hash(model.keys.holds, {"fleet": effect.hold}),
     fx.SaveRequestReply: RedisModel._save_request_reply,
-    fx.DeliverMail: lambda model, do: model._push(model.keys.inbox(do.agent_id), do.body),
-    fx.HoldMail: lambda model, do: model._push(model.keys.mail(do.agent_id), do.body),
+    fx.DeliverMail: lambda model, effect: model._push(model.keys.inbox(effect.agent_id), effect.body),
+    fx.HoldMail: lambda model, effect: model._push(model.keys.mail(effect.agent_id), effect.body),
     fx.ReleaseMail: RedisModel._release_mail,
     fx.SendReply: RedisModel._send_reply,
-    fx.SetDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).update({do.member: do.at}),
-    fx.ClearDeadline: lambda model, do: model.get(model.keys.deadlines, Scores).pop(do.member, None),
+    fx.SetDeadline: lambda model, effect: model.get(model.keys.deadlines, Scores).update({effect.member: effect.at}),
+    fx.ClearDeadline: lambda model, effect: model.get(model.keys.deadlines, Scores).pop(effect.member, None),
     fx.AddDeadLetter: RedisModel._add_dead_letter,
 }
 
 
 _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
-    fx.SaveAgent: lambda model, do: {model.keys.agent(do.agent_id): "hash"},
-    fx.IndexAgent: lambda model, _do: {model.keys.index: "set"},
-    fx.SetState: lambda model, do: {model.keys.state(do.agent_id): "string"},
-    fx.SaveMetadata: lambda model, do: {model.keys.metadata(do.agent_id): "hash"},
-    fx.SaveMeasurements: lambda model, do: {model.keys.agent_measurements(do.agent_id): "hash"},
-    fx.ForgetAgent: lambda model, do: {
-        **dict.fromkeys(model._owned(do.agent_id), ANY),
+    fx.SaveAgent: lambda model, effect: {model.keys.agent(effect.agent_id): "hash"},
+    fx.IndexAgent: lambda model, _effect: {model.keys.index: "set"},
+    fx.SetState: lambda model, effect: {model.keys.state(effect.agent_id): "string"},
+    fx.SaveMetadata: lambda model, effect: {model.keys.metadata(effect.agent_id): "hash"},
+    fx.SaveMeasurements: lambda model, effect: {model.keys.agent_measurements(effect.agent_id): "hash"},
+    fx.ForgetAgent: lambda model, effect: {
+        **dict.fromkeys(model._owned(effect.agent_id), ANY),
         model.keys.index: "set",
         model.keys.heartbeats: "zset",
     },
-    fx.SaveCommand: lambda model, do: {model.keys.command(do.command_id): "hash"},
-    fx.PushCommand: lambda model, do: {model.keys.commands(do.agent_id): "list"},
-    fx.ReleaseCommand: lambda model, do: {
-        model.keys.commands(do.agent_id): "list",
-        model.keys.command(do.command_id): "hash",
+    fx.SaveCommand: lambda model, effect: {model.keys.command(effect.command_id): "hash"},
+    fx.PushCommand: lambda model, effect: {model.keys.commands(effect.agent_id): "list"},
+    fx.ReleaseCommand: lambda model, effect: {
+        model.keys.commands(effect.agent_id): "list",
+        model.keys.command(effect.command_id): "hash",
     },
-    fx.WithdrawCommand: lambda model, do: {
-        model.keys.commands(do.agent_id): "list",
-        model.keys.command(do.command_id): "hash",
+    fx.WithdrawCommand: lambda model, effect: {
+        model.keys.commands(effect.agent_id): "list",
+        model.keys.command(effect.command_id): "hash",
     },
-    fx.SaveGroup: lambda model, do: {model.keys.group(do.group_id): "hash"},
-    fx.AddFanoutTargets: lambda model, _do: {model.keys.fanout: "list"},
-    fx.SaveHold: lambda model, _do: {model.keys.holds: "hash"},
-    fx.SaveRequestReply: lambda model, do: {model.keys.saved_reply(do.request_id): "string"},
-    fx.DeliverMail: lambda model, do: {model.keys.inbox(do.agent_id): "list"},
-    fx.HoldMail: lambda model, do: {model.keys.mail(do.agent_id): "list"},
-    fx.ReleaseMail: lambda model, do: {model.keys.inbox(do.agent_id): "list", model.keys.mail(do.agent_id): "list"},
-    fx.SendReply: lambda model, do: {model._reply(do.agent_id, do.message_id): "list"},
-    fx.SetDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
-    fx.ClearDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
-    fx.ExpectDeadline: lambda model, _do: {model.keys.deadlines: "zset"},
-    fx.ExpectScore: lambda model, _do: {model.keys.heartbeats: "zset"},
-    fx.AddDeadLetter: lambda model, _do: {model.keys.dead_letters: "stream"},
+    fx.SaveGroup: lambda model, effect: {model.keys.group(effect.group_id): "hash"},
+    fx.AddFanoutTargets: lambda model, _effect: {model.keys.fanout: "list"},
+    fx.SaveHold: lambda model, _effect: {model.keys.holds: "hash"},
+    fx.SaveRequestReply: lambda model, effect: {model.keys.saved_reply(effect.request_id): "string"},
+    fx.DeliverMail: lambda model, effect: {model.keys.inbox(effect.agent_id): "list"},
+    fx.HoldMail: lambda model, effect: {model.keys.mail(effect.agent_id): "list"},
+    fx.ReleaseMail: lambda model, effect: {
+        model.keys.inbox(effect.agent_id): "list",
+        model.keys.mail(effect.agent_id): "list",
+    },
+    fx.SendReply: lambda model, effect: {model._reply(effect.agent_id, effect.message_id): "list"},
+    fx.SetDeadline: lambda model, _effect: {model.keys.deadlines: "zset"},
+    fx.ClearDeadline: lambda model, _effect: {model.keys.deadlines: "zset"},
+    fx.ExpectDeadline: lambda model, _effect: {model.keys.deadlines: "zset"},
+    fx.ExpectScore: lambda model, _effect: {model.keys.heartbeats: "zset"},
+    fx.AddDeadLetter: lambda model, _effect: {model.keys.dead_letters: "stream"},
 }
 
 
@@ -331,7 +336,7 @@ def digest(message: bytes) -> str:
 
 
 def touching(model: RedisModel, decisions: Sequence[Decision], key: str) -> set[int]:
-    """Find the decisions that have anything to do with a key."""
+    """Return the numbers of the decisions that touch a key."""
     return {number for number, effect in _numbered(decisions) if key in model.touched(effect)}
 
 

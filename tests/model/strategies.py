@@ -1,4 +1,4 @@
-"""What is drawn: few names and few values, so that everything meets everything."""
+"""Hypothesis strategies with few names and few values, so that effects often touch the same keys."""
 
 import hypothesis.strategies as st
 
@@ -14,7 +14,7 @@ bodies = st.sampled_from([b"{}", b"\xff\x00"])
 messages = st.sampled_from([(1, b"1"), (1, b"2"), (50, b""), (90, b"\xff"), (5000, b"4"), (5000, b"5")]).map(
     lambda drawn: b"." * (drawn[0] - len(drawn[1])) + drawn[1]
 )
-"""Any may come twice; the last two differ only past the head that a digest covers."""
+"""The last two differ only after the part that a digest covers."""
 facts = st.builds(
     fx.Fact,
     event=st.sampled_from(["state_changed", "dead_letter_added"]),
@@ -23,7 +23,7 @@ facts = st.builds(
     agent_id=agents,
     cause=ids,
 )
-letters = st.builds(
+dead_letters = st.builds(
     fx.DeadLetter,
     code=texts,
     reason=texts,
@@ -57,7 +57,7 @@ effects = st.one_of(
     st.builds(fx.ClearDeadline, members),
     st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
     st.builds(fx.RecordFact, facts),
-    st.builds(fx.AddDeadLetter, letters),
+    st.builds(fx.AddDeadLetter, dead_letters),
     st.builds(fx.ExpectScore, agents, scores),
     st.builds(fx.ExpectDeadline, members, scores),
 )
@@ -66,5 +66,5 @@ some_decisions = st.lists(
 ).map(tuple)
 some_message_ids = st.lists(st.tuples(agents, ids), max_size=2).map(tuple)
 positions = st.sampled_from(["in step"] * 8 + ["out of step", "fenced", "twin"])
-"""Where a commit stands; the token of a twin has the number of the leader's, as two may get it by a failover."""
+"""How a commit relates to the ledger and the epoch. A `twin` has the leader's epoch number, as after a failover."""
 limits = st.sampled_from([60, 4999, 10_000])

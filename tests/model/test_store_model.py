@@ -1,4 +1,4 @@
-"""The store against a model of it: whatever is done to both, by whomever, Redis equals the dict after every step."""
+"""The store against a model: after every step that is applied to both, the contents of Redis equal the dict."""
 
 import asyncio
 import itertools
@@ -29,7 +29,7 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import CommitCode, LeaseCode
 from aism_engine.store.store import Store
 from tests.model.reading import READS, value_of
-from tests.model.redis_model import Answer, Attempt, RedisModel, Scores, digest, touching
+from tests.model.redis_model import Attempt, ExpectedReply, RedisModel, Scores, digest, touching
 from tests.model.strategies import (
     agents,
     limits,
@@ -49,11 +49,11 @@ _prefixes = itertools.count(1)
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """An engine, others who lead, and anyone who has a client: each rule is what one of them does."""
+    """Each rule is one step of the engine, of another leader, of an agent or of any other client."""
 
     url: ClassVar[str] = ""
     attempts: Bundle[Attempt] = Bundle("attempts")
-    """Commits that were sent, and may arrive once more at any time."""
+    """Commits that were sent. Each may arrive again at any time."""
     peeks: Bundle[SourceTrim] = Bundle("peeks")
 
     def __init__(self) -> None:
@@ -64,14 +64,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.client = connect(RedisSettings(url=self.url), "model")
         self.store = Store(self.client, self.keys, SystemClock())
         self.model = RedisModel(self.keys, BOUNDS)
-        self.heard = self.redis.pubsub(ignore_subscribe_messages=True)
-        self.heard.subscribe(self.keys.state_changes, self.keys.errors, self.keys.measurements)
+        self.subscription = self.redis.pubsub(ignore_subscribe_messages=True)
+        self.subscription.subscribe(self.keys.state_changes, self.keys.errors, self.keys.measurements)
         self.count = 0
         self.token = ""
         self.lead("me")
 
     def teardown(self) -> None:
-        self.heard.close()
+        self.subscription.close()
         names = list(self.redis.scan_iter(match=f"{self.keys.prefix}:*", count=1000))
         if names:
             self.redis.delete(*names)
@@ -79,11 +79,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(self.client.aclose())
         self.loop.close()
 
-    # --- agents, and anyone else --------------------------------------------------------------------------------------
+    # --- agents and other clients -------------------------------------------------------------------------------------
 
     @rule(pushed=st.lists(messages, min_size=1, max_size=3))
     def push(self, pushed: list[bytes]) -> None:
-        """Agents push."""
         queue = self.keys.response_queue
         if not isinstance(self.model.values.get(queue, []), list):
             return
@@ -93,7 +92,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(end=st.sampled_from(["LPOP", "RPOP"]))
     def pop(self, end: str) -> None:
-        """Somebody takes a message that is not his."""
+        """Another client pops a message."""
         queue = self.model.values.get(self.keys.response_queue)
         if isinstance(queue, list):
             self.redis.execute_command(end, self.keys.response_queue)
@@ -102,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(agent_id=agents, score=scores)
     def beat(self, agent_id: str, score: float) -> None:
-        """An agent beats: a score that is watched may have moved."""
+        """An agent sends a heartbeat, which may change a score that a commit expects."""
         self._score(self.keys.heartbeats, agent_id, score)
 
     @rule(member=members, at=scores)
@@ -110,8 +109,8 @@ class StoreMachine(RuleBasedStateMachine):
         self._score(self.keys.deadlines, member, at)
 
     @rule(data=st.data(), kind=st.sampled_from(["string", "list", "hash", "zset", "set", "stream", "none"]))
-    def meddle(self, data: st.DataObject, kind: str) -> None:
-        """Somebody puts another type in the place of a key, or removes it."""
+    def replace_key(self, data: st.DataObject, kind: str) -> None:
+        """Another client replaces a key by one of any type, or removes it."""
         keys = self.keys
         own = [name(agent) for agent in ("a", "b") for name in (keys.agent, keys.state, keys.commands, keys.inbox)] * 2
         own += [keys.mail("a"), keys.mail("b")]
@@ -140,11 +139,11 @@ class StoreMachine(RuleBasedStateMachine):
                 self.redis.xadd(key, {b"x": b"y"})
                 self.model.values[key] = ({b"x": b"y"},)
 
-    # --- who leads ----------------------------------------------------------------------------------------------------
+    # --- leadership ---------------------------------------------------------------------------------------------------
 
     @rule(holder=st.sampled_from(["me", "another"]))
     def lead(self, holder: str) -> None:
-        """The lease has run out, and somebody takes it: whoever commits under an older token is fenced."""
+        """The lease expires and a leader takes it. Commits with an older token are fenced from now on."""
         self.redis.delete(self.keys.lease)
         code, self.token = self.loop.run_until_complete(self.store.acquire_lease(holder, 60.0, None))
         number = int((self.model.text(self.keys.epoch) or "0").split(":")[0]) + 1
@@ -153,8 +152,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.expiring.add(self.keys.lease)
 
     @rule(attempt=attempts)
-    def go_back_in_time(self, attempt: Attempt) -> None:
-        """The server knows an older commit as the last one."""
+    def roll_back_the_ledger(self, attempt: Attempt) -> None:
+        """The server loses the newest commits: its ledger names an older one."""
         self.redis.set(self.keys.ledger, attempt.previous)
         self.model.values[self.keys.ledger] = attempt.previous.encode()
 
@@ -168,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         skip=st.integers(0, 2),
     )
     def peek(self, most: int, most_bytes: int, limit: int, skip: int) -> Any:  # noqa: ANN401 - a value for the bundle, or none
-        """A peek gives the oldest messages, within all bounds, and takes nothing away."""
+        """A peek returns the oldest messages within all bounds, and removes none."""
         queue = self.model.queue()
         asking = self.store.peek(
             self.keys.response_queue, max_messages=most, max_bytes=most_bytes, max_message_bytes=limit, skip=skip
@@ -188,22 +187,22 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=attempts, decided=some_decisions, message_ids=some_message_ids, behind=positions)
     def commit(self, decided: tuple[Decision, ...], message_ids: tuple[tuple[str, str], ...], behind: str) -> Attempt:
-        """A commit of a service that reads no queue."""
+        """A service without a queue commits."""
         return self._commit(decided, message_ids, behind, None)
 
     @rule(target=attempts, decided=some_decisions, message_ids=some_message_ids, most=st.integers(1, 4), limit=limits)
     def consume(
         self, decided: tuple[Decision, ...], message_ids: tuple[tuple[str, str], ...], most: int, limit: int
     ) -> Any:  # noqa: ANN401
-        """A commit of what was peeked at just now."""
+        """A consumer commits the messages that it has just peeked."""
         if not self.model.queue():
             return multiple()
         asking = self.store.peek(self.keys.response_queue, max_messages=most, max_bytes=10_000, max_message_bytes=limit)
         return self._commit(decided, message_ids, "in step", self.loop.run_until_complete(asking).trim)
 
     @rule(target=attempts, decided=some_decisions, most=st.integers(1, 4), end=st.sampled_from(["oldest", "newest"]))
-    def consume_what_has_moved(self, decided: tuple[Decision, ...], most: int, end: str) -> Any:  # noqa: ANN401
-        """A commit of what was peeked at, when somebody has put another in the place of its oldest or newest."""
+    def consume_a_changed_queue(self, decided: tuple[Decision, ...], most: int, end: str) -> Any:  # noqa: ANN401
+        """A consumer commits a batch whose oldest or newest message was replaced after the peek."""
         if not self.model.queue():
             return multiple()
         queue = self.keys.response_queue
@@ -217,12 +216,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=attempts, decided=some_decisions, taken=consumes(peeks), behind=positions)
     def consume_late(self, decided: tuple[Decision, ...], taken: SourceTrim, behind: str) -> Attempt:
-        """A commit of what was peeked at some time ago."""
+        """A consumer commits a batch that it peeked some steps ago."""
         return self._commit(decided, (), behind, taken)
 
     @rule(attempt=attempts)
     def send_again(self, attempt: Attempt) -> None:
-        """A commit arrives once more, at once or late, whatever became of it the first time."""
+        """A commit arrives again, whatever its first reply was."""
         self._send(attempt)
 
     def _commit(
@@ -233,7 +232,7 @@ class StoreMachine(RuleBasedStateMachine):
         taken: SourceTrim | None,
     ) -> Attempt:
         self.count += 1
-        previous = self.model.text(self.keys.ledger) if behind != "out of step" else "unheard of"
+        previous = self.model.text(self.keys.ledger) if behind != "out of step" else "unknown"
         token = {"fenced": "0:nobody", "twin": f"{self.token.partition(':')[0]}:twin"}.get(behind, self.token)
         attempt = Attempt(f"commit-{self.count}", previous, token, decided, message_ids, taken)
         self._send(attempt)
@@ -257,8 +256,8 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert reply.details == []
 
-    def _check_owners(self, batch: Batch, attempt: Attempt, places: list[int], expected: Answer) -> None:
-        """Each key of the wrong type is named, with all who need it; one of the engine's own is nobody's alone."""
+    def _check_owners(self, batch: Batch, attempt: Attempt, places: list[int], expected: ExpectedReply) -> None:
+        """Check that each wrong key is named with all decisions that need it, and that the engine's keys are shared."""
         owners = batch.owners_of_keys(places)
         assert owners.keys() == expected.wrong
         keys = self.keys
@@ -267,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert numbers - {SHARED} == touching(self.model, attempt.decisions, key)
             assert (SHARED in numbers) == (key in ours)
 
-    # --- what holds ---------------------------------------------------------------------------------------------------
+    # --- invariants ---------------------------------------------------------------------------------------------------
 
     @invariant()
     def redis_equals_the_model(self) -> None:
@@ -285,13 +284,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert {name for name, left in zip(names, answers[1::2], strict=True) if left >= 0} == self.model.expiring
 
     @invariant()
-    def what_is_published_is_what_was_decided(self) -> None:
-        self.redis.publish(self.keys.errors, b"that is all")
-        heard: list[tuple[str, bytes]] = []
-        while (message := self.heard.get_message(timeout=5)) is None or message["data"] != b"that is all":
+    def published_messages_equal_the_model(self) -> None:
+        self.redis.publish(self.keys.errors, b"end of the step")
+        published: list[tuple[str, bytes]] = []
+        while (message := self.subscription.get_message(timeout=5)) is None or message["data"] != b"end of the step":
             if message is not None:
-                heard.append((message["channel"].decode(), message["data"]))
-        assert heard == self.model.published
+                published.append((message["channel"].decode(), message["data"]))
+        assert published == self.model.published
         self.model.published.clear()
 
     def _score(self, key: str, member: str, score: float) -> None:
@@ -300,9 +299,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.get(key, Scores)[member] = score
 
 
-def test_redis_equals_a_dict_whatever_is_done_to_both(server: EmbeddedServer) -> None:
-    """Pushes, peeks, commits, replays, late twins, old tokens, broken chains, meddling: each has the answer that the
-    model gives, and writes all that it writes, or nothing.
+def test_redis_equals_the_model(server: EmbeddedServer) -> None:
+    """After pushes, peeks, commits, replays, commits of another leader, rollbacks and replaced keys.
+
+    Each commit gets the reply of the model, and writes either all of its effects or none.
     """
 
     class Machine(StoreMachine):
@@ -318,12 +318,12 @@ def test_redis_equals_a_dict_whatever_is_done_to_both(server: EmbeddedServer) ->
     run_state_machine_as_test(Machine, settings=bounded)
 
 
-def _client(url: str) -> Any:  # noqa: ANN401 - redis-py's annotations say nothing that can be relied on
-    return Redis.from_url(url, protocol=2)
+def _client(url: str) -> Any:  # noqa: ANN401 - redis-py's annotations are not reliable
+    return Redis.from_url(url, protocol=2, socket_timeout=300)
 
 
 def _fitting(rest: list[bytes], most: int, most_bytes: int, limit: int) -> list[bytes]:
-    """The head of a queue that is within all bounds; the first message is given whatever its size."""
+    """Return the head of a queue within all bounds, and at least the first message if it is not oversized."""
     found: list[bytes] = []
     for message in rest[:most]:
         most_bytes -= len(message)

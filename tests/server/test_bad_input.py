@@ -1,4 +1,4 @@
-"""No input stops the engine or holds up others: what it refuses is kept whole, with the reason."""
+"""Invalid input neither stops the engine nor delays other messages. It is dead-lettered in full, with the reason."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -21,20 +21,20 @@ async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
         yield running
 
 
-def said(**fields: object) -> bytes:
+def message(**fields: object) -> bytes:
     return json.dumps({"type": "heartbeat", "agent_id": "a", **fields}).encode()
 
 
-def deep(levels: int) -> bytes:
+def nested(levels: int) -> bytes:
     return b"[" * levels + b"]" * levels
 
 
 MIB = 1_048_576
 AGENT_IDS: list[object] = ["a:b", "*", "{a}", "a b", "x" * 10_240, "", 7, ["a"], True, "a\n", "ä"]
-BAD: dict[str, tuple[bytes, str]] = {
-    "nothing": (b"", "invalid_json"),
+INVALID: dict[str, tuple[bytes, str]] = {
+    "an empty message": (b"", "invalid_json"),
     "not JSON": (b"hello", "invalid_json"),
-    "half of it": (b'{"type":"heartbeat"', "invalid_json"),
+    "a truncated object": (b'{"type":"heartbeat"', "invalid_json"),
     "NaN": (b'{"type":"measurement","agent_id":"a","payload":{"x":NaN}}', "invalid_json"),
     "an array": (b"[1, 2]", "not_an_object"),
     "a string": (b'"heartbeat"', "not_an_object"),
@@ -42,53 +42,53 @@ BAD: dict[str, tuple[bytes, str]] = {
     "null": (b"null", "not_an_object"),
     "no type": (b'{"agent_id":"a"}', "invalid_message"),
     "no agent": (b'{"type":"heartbeat"}', "invalid_message"),
-    "no target": (said(type="state_transition", payload={}), "invalid_message"),
-    "a wrong field": (said(type="progress", command_id="c", payload={"percent": "half"}), "invalid_message"),
-    "a wrong id": (said(id="m:1"), "invalid_message"),
+    "no target": (message(type="state_transition", payload={}), "invalid_message"),
+    "a wrong field": (message(type="progress", command_id="c", payload={"percent": "half"}), "invalid_message"),
+    "a wrong id": (message(id="m:1"), "invalid_message"),
     "an infinite number": (b'{"type":"measurement","agent_id":"a","payload":{"x":1e400}}', "invalid_message"),
-    "a huge integer": (said(type="result", command_id="c", payload={"x": 10**100}), "invalid_message"),
+    "a huge integer": (message(type="result", command_id="c", payload={"x": 10**100}), "invalid_message"),
     "5,000 digits": (b'{"type":"heartbeat","agent_id":"a","timestamp":' + b"9" * 5000 + b"}", "invalid_message"),
     "NaN in MessagePack": (
         msgspec.msgpack.encode({"type": "result", "agent_id": "a", "command_id": "c", "payload": {"x": float("nan")}}),
         "invalid_message",
     ),
-    "an unknown type": (said(type="sneeze"), "unknown_type"),
-    "a request in the wrong queue": (said(type="send", id="r1"), "unknown_type"),
+    "an unknown type": (message(type="unknown"), "unknown_type"),
+    "a request in the wrong queue": (message(type="send", id="r1"), "unknown_type"),
     "invalid UTF-8": (b'{"type":"heartbeat","agent_id":"a","mood":"\xff"}', "invalid_utf8"),
     "broken MessagePack": (b"\x82\xa4type\xa9heart", "invalid_msgpack"),
-    "100,000 brackets": (deep(100_000), "not_an_object"),
-    "100,000 levels": (b'{"type":"heartbeat","agent_id":"a","mood":' + deep(100_000) + b"}", "too_deep"),
+    "100,000 brackets": (nested(100_000), "not_an_object"),
+    "100,000 levels": (b'{"type":"heartbeat","agent_id":"a","mood":' + nested(100_000) + b"}", "too_deep"),
     "100,000 levels of payload": (
-        b'{"type":"result","agent_id":"a","command_id":"c","payload":{"x":' + deep(100_000) + b"}}",
+        b'{"type":"result","agent_id":"a","command_id":"c","payload":{"x":' + nested(100_000) + b"}}",
         "too_deep",
     ),
-    "900 levels of type": (b'{"type":' + deep(900) + b',"agent_id":"a"}', "unknown_type"),
-    "an unknown command": (said(type="ack", command_id="c9"), "unknown_command"),
-    "another's command": (said(type="result", command_id="others"), "foreign_command"),
-    "an unknown recipient": (said(type="message", payload={"to": "nobody", "content": 1}), "unknown_recipient"),
+    "900 levels of type": (b'{"type":' + nested(900) + b',"agent_id":"a"}', "unknown_type"),
+    "an unknown command": (message(type="ack", command_id="c9"), "unknown_command"),
+    "a command of another agent": (message(type="result", command_id="others"), "foreign_command"),
+    "an unknown recipient": (message(type="message", payload={"to": "nobody", "content": 1}), "unknown_recipient"),
     "just too large": (b'{"type":"heartbeat","agent_id":"a","x":"' + b"y" * MIB + b'"}', "oversized"),
     "20 MB": (b'{"type":"heartbeat","agent_id":"a","x":"' + b"y" * 20_000_000 + b'"}', "oversized"),
 }
-BAD |= {f"agent_id {agent_id!r:.20}": (said(agent_id=agent_id), "invalid_agent_id") for agent_id in AGENT_IDS}
+INVALID |= {f"agent_id {agent_id!r:.20}": (message(agent_id=agent_id), "invalid_agent_id") for agent_id in AGENT_IDS}
 
 
-@pytest.mark.parametrize("what", BAD)
-async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
+@pytest.mark.parametrize("what", INVALID)
+async def test_invalid_message_is_dead_lettered_and_the_next_one_is_applied(
     server: EmbeddedServer, engine: Running, what: str
 ) -> None:
-    """In the dead letters by its code, on the errors channel, and in a metric; whoever came behind it is served."""
-    raw, code = BAD[what]
+    """Its code is in the dead letter, in the event on the errors channel, in the audit and in a metric."""
+    raw, code = INVALID[what]
     await engine.say({"type": "heartbeat", "agent_id": "b"})
     await eventually(lambda: engine.record("b"))
     await engine.ask({"type": "send", "id": "others", "payload": {"agent_id": "b", "command": {"type": "work"}}})
     await engine.replied("others")
-    with Cli("127.0.0.1", server.port) as ear:
-        ear("SUBSCRIBE", engine.keys.errors)
+    with Cli("127.0.0.1", server.port) as subscriber:
+        subscriber("SUBSCRIBE", engine.keys.errors)
         await engine.say(raw, {"type": "state_transition", "agent_id": "a", "payload": {"target": "served"}})
         await eventually(partial(_state_is, engine, "a", "served"))
-        event = json.loads(ear.read()[2])
-    (letter,) = await engine.dead_letters()
-    found = {name: letter[name] for name in ("code", "raw", "digest", "size", "source")}
+        event = json.loads(subscriber.read()[2])
+    (dead_letter,) = await engine.dead_letters()
+    found = {name: dead_letter[name] for name in ("code", "raw", "digest", "size", "source")}
     assert found == {
         "code": code.encode(),
         "raw": raw[:4096] if code == "oversized" else raw,
@@ -96,8 +96,8 @@ async def test_bad_input_is_kept_whole_with_its_reason_and_the_next_one_goes_on(
         "size": str(len(raw)).encode(),
         "source": b"response_queue",
     }
-    assert letter["reason"]
-    assert (event["code"], event["message"]) == (code, letter["reason"].decode())
+    assert dead_letter["reason"]
+    assert (event["code"], event["message"]) == (code, dead_letter["reason"].decode())
     assert event["details"] == {"digest": message_digest(raw), "size": len(raw)}
     assert [fact["code"] for fact in await engine.audit("dead_letter_added")] == [code]
     await eventually(lambda: engine.metric("aism_dead_letters_total", code=code) == 1)
@@ -116,27 +116,27 @@ async def _state_is(engine: Running, agent_id: str, state: str) -> bool:
         (b"hello", "invalid_json"),
         (b"[]", "not_an_object"),
         (b'{"type":"send","id":"r1"}', "invalid_message"),
-        (b'{"type":"sneeze","id":"r1"}', "unknown_type"),
+        (b'{"type":"unknown","id":"r1"}', "unknown_type"),
         (b'{"type":"send","id":"r1","payload":{"agent_id":"a*","command":{"type":"x"}}}', "invalid_message"),
-        (b'{"type":"send","x":' + deep(100_000) + b"}", "too_deep"),
+        (b'{"type":"send","x":' + nested(100_000) + b"}", "too_deep"),
         (b'{"type":"send","x":"\xff"}', "invalid_utf8"),
         (b'{"type":"send","x":"' + b"y" * MIB + b'"}', "oversized"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_bad_request_is_kept_as_well(engine: Running, raw: bytes, code: str) -> None:
-    """The other queue is read with the same care; who can be answered is."""
+async def test_invalid_request_is_dead_lettered(engine: Running, raw: bytes, code: str) -> None:
+    """It also gets a reply if its id can be read."""
     await engine.ask(raw, {"type": "forget", "id": "next", "payload": {"agent_id": "a"}})
     assert (await engine.replied("next"))["error"]["code"] == "unknown_agent"
-    (letter,) = await engine.dead_letters()
-    assert (letter["code"].decode(), letter["source"]) == (code, b"request_queue")
-    assert letter["raw"] == raw[: 4096 if code == "oversized" else None]
+    (dead_letter,) = await engine.dead_letters()
+    assert (dead_letter["code"].decode(), dead_letter["source"]) == (code, b"request_queue")
+    assert dead_letter["raw"] == raw[: 4096 if code == "oversized" else None]
     if b'"r1"' in raw:
         assert (await engine.replied("r1"))["error"]["code"] == code
 
 
-async def test_the_oversized_list_is_bounded(server: EmbeddedServer, prefix: str) -> None:
-    """The newest stay; the dead letter of one that has gone still names it."""
+async def test_oversized_list_is_bounded(server: EmbeddedServer, prefix: str) -> None:
+    """It keeps the newest messages. The dead letters of the others still have their digests."""
     large = [bytes([48 + number]) * 3000 for number in range(6)]
     async with running_engine(
         server,
@@ -148,13 +148,13 @@ async def test_the_oversized_list_is_bounded(server: EmbeddedServer, prefix: str
         await engine.say(*large)
         await eventually(engine.is_drained)
         assert await engine.call("LRANGE", engine.keys.oversized, 0, -1) == [large[5], large[4]]
-        assert [letter["digest"].decode() for letter in await engine.dead_letters()] == [
+        assert [dead_letter["digest"].decode() for dead_letter in await engine.dead_letters()] == [
             message_digest(raw) for raw in large
         ]
 
 
-async def test_a_message_of_exactly_the_limit_is_handled(engine: Running) -> None:
-    """One byte more is too large."""
+async def test_message_of_exactly_the_limit_is_applied(engine: Running) -> None:
+    """One byte more is oversized."""
     frame = b'{"type":"state_transition","agent_id":"a","payload":{"target":"%b"},"x":"%b"}'
     fits = frame % (b"fits", b"y" * (MIB - len(frame % (b"fits", b""))))
     large = frame % (b"large", b"y" * (MIB + 1 - len(frame % (b"large", b""))))
@@ -164,14 +164,14 @@ async def test_a_message_of_exactly_the_limit_is_handled(engine: Running) -> Non
     assert (await engine.state("a"), [code for code, _ in await engine.dead_lettered()]) == ("fits", ["oversized"])
 
 
-async def test_good_and_bad_in_one_batch_keep_their_order(engine: Running) -> None:
-    """Each bad one is buried, each good one applied, in the order in which they came."""
+async def test_valid_and_invalid_messages_in_one_batch_keep_their_order(engine: Running) -> None:
+    """Valid ones are applied and invalid ones dead-lettered, each in the order in which they were pushed."""
     messages: list[bytes | dict[str, Any]] = []
     for number in range(200):
         messages += [
             {"type": "state_transition", "agent_id": "a", "payload": {"target": f"s{number}"}},
             b"bad %d" % number,
-            said(type="ack", command_id=f"c{number}"),
+            message(type="ack", command_id=f"c{number}"),
         ]
     await engine.say(*messages)
     await eventually(engine.is_drained)
@@ -199,12 +199,12 @@ AGENT_KEYS: dict[str, tuple[Callable[[Keys], str], str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("what", AGENT_KEYS)
-async def test_an_agent_key_of_the_wrong_type_buries_that_one_message(
+async def test_agent_key_of_the_wrong_type_dead_letters_only_that_message(
     engine: Running, what: str, *, known: bool
 ) -> None:
-    """The others of its batch go on, also others of the same agent; mended, the same message is applied."""
+    """Other messages of the batch are applied; once the key is removed, the same message is applied too."""
     name, wrong, fields = AGENT_KEYS[what]
-    key, message = name(engine.keys), {"agent_id": "a", **fields}
+    key, response = name(engine.keys), {"agent_id": "a", **fields}
     if known:
         await engine.say({"type": "heartbeat", "agent_id": "a"})
         await eventually(lambda: engine.record("a"))
@@ -213,26 +213,26 @@ async def test_an_agent_key_of_the_wrong_type_buries_that_one_message(
         await engine.call("DEL", key)
     await engine.call(*(word.format(key) for word in WRONG[wrong]))
     others = [{"type": "state_transition", "agent_id": f"b{n}", "payload": {"target": "served"}} for n in range(2)]
-    await engine.say(others[0], message, others[1])
+    await engine.say(others[0], response, others[1])
     await eventually(engine.is_drained)
     assert [await engine.state(f"b{n}") for n in range(2)] == ["served", "served"]
-    (letter,) = await engine.dead_letters()
+    (dead_letter,) = await engine.dead_letters()
     unknown = what == "command record" and not known
-    assert letter["code"] == (b"unknown_command" if unknown else b"wrong_type")
-    assert (json.loads(letter["raw"]), letter["agent_id"]) == (message, b"a")
-    assert unknown or key in letter["reason"].decode()
+    assert dead_letter["code"] == (b"unknown_command" if unknown else b"wrong_type")
+    assert (json.loads(dead_letter["raw"]), dead_letter["agent_id"]) == (response, b"a")
+    assert unknown or key in dead_letter["reason"].decode()
     assert engine.outage is None
     if unknown:
         return
     await engine.call("DEL", key)
-    await engine.say(message)
+    await engine.say(response)
     await eventually(engine.is_drained)
     assert len(await engine.dead_letters()) == 1
 
 
 @pytest.mark.parametrize("what", ["commands", "command record", "replies"])
-async def test_a_wrong_type_buries_the_request_that_meets_it(engine: Running, what: str) -> None:
-    """And no other: neither before nor behind it."""
+async def test_key_of_the_wrong_type_dead_letters_only_the_request_that_needs_it(engine: Running, what: str) -> None:
+    """The requests before and after it are applied."""
     keys = engine.keys
     key = {"commands": keys.commands("a"), "command record": keys.command("r1"), "replies": keys.request_reply("r1")}
     await engine.say({"type": "heartbeat", "agent_id": "a"}, {"type": "heartbeat", "agent_id": "b"})
@@ -242,28 +242,28 @@ async def test_a_wrong_type_buries_the_request_that_meets_it(engine: Running, wh
     other = {"type": "send", "payload": {"agent_id": "b", "command": {"type": "work"}}}
     await engine.ask({**other, "id": "r0"}, {**send, "id": "r1"}, {**other, "id": "r2"})
     assert [(await engine.replied(each))["ok"] for each in ("r0", "r2")] == [True, True]
-    (letter,) = await engine.dead_letters()
-    assert (letter["code"], json.loads(letter["raw"])["id"]) == (b"wrong_type", "r1")
-    assert key[what] in letter["reason"].decode()
+    (dead_letter,) = await engine.dead_letters()
+    assert (dead_letter["code"], json.loads(dead_letter["raw"])["id"]) == (b"wrong_type", "r1")
+    assert key[what] in dead_letter["reason"].decode()
 
 
 async def test_messages_that_use_one_wrong_key_are_dead_lettered_together(engine: Running) -> None:
-    """They do not hold up the others by failing one after the other."""
+    """Failing one by one, they would delay the others."""
     await engine.call("SET", engine.keys.agent_measurements("a"), "x")
-    bad = [{"type": "measurement", "agent_id": "a", "payload": {"x": n}} for n in range(2000)]
-    good = {"type": "state_transition", "agent_id": "b", "payload": {"target": "served"}}
+    failing = [{"type": "measurement", "agent_id": "a", "payload": {"x": n}} for n in range(2000)]
+    other = {"type": "state_transition", "agent_id": "b", "payload": {"target": "served"}}
     before = engine.metric("aism_commits_total", code="wrong_type")
-    await engine.say({"type": "heartbeat", "agent_id": "a"}, *bad, good)
+    await engine.say({"type": "heartbeat", "agent_id": "a"}, *failing, other)
     await eventually(partial(_state_is, engine, "b", "served"))
     assert [code for code, _ in await engine.dead_lettered()] == ["wrong_type"] * 2000
     assert engine.metric("aism_commits_total", code="wrong_type") - before < 200
 
 
 @pytest.mark.parametrize("wrong", ["commands", "command records"])
-async def test_a_deadline_that_meets_a_wrong_key_holds_up_no_other(
+async def test_deadline_that_needs_a_wrong_key_does_not_delay_others(
     server: EmbeddedServer, prefix: str, wrong: str
 ) -> None:
-    """Even where there are more of them than fit into one batch: the command ends all the same."""
+    """Even if more of them are due than fit into one batch. The command expires nevertheless."""
     async with running_engine(server, prefix, timekeeper__batch=3) as engine:
         await engine.say({"type": "heartbeat", "agent_id": "a"}, {"type": "heartbeat", "agent_id": "b"})
         await eventually(lambda: engine.record("b"))
@@ -289,20 +289,20 @@ async def _has_facts(engine: Running, count: int, event: str) -> bool:
     return len(await engine.audit(event)) == count
 
 
-@pytest.mark.parametrize("how", ["loss", "first beat", "sighting"])
-async def test_a_wrong_key_of_an_agent_that_says_nothing_holds_up_no_other(
+@pytest.mark.parametrize("how", ["loss", "first heartbeat", "metadata"])
+async def test_wrong_key_of_a_watched_agent_does_not_delay_others(
     server: EmbeddedServer, prefix: str, how: str
 ) -> None:
-    """Those who watch heartbeats and metadata leave it out, and go on with the rest."""
+    """The reaper and the registrar leave this agent out, and go on with the rest."""
     liveness: dict[str, object] = {"liveness__silent_after": 0.2, "liveness__lost_after": 0.5}
     async with running_engine(server, prefix, **(liveness if how == "loss" else {})) as engine:
         keys = engine.keys
-        if how == "first beat":
+        if how == "first heartbeat":
             await engine.call("SET", keys.agent("a"), "x")
         seconds, _ = await engine.call("TIME")
         await engine.call("ZADD", keys.heartbeats, seconds, "a", seconds, "b")
         await eventually(partial(_has_record, engine, "b"))
-        if how == "first beat":
+        if how == "first heartbeat":
             return
         await eventually(partial(_has_record, engine, "a"))
         await engine.call("DEL", keys.agent("a"))
@@ -319,7 +319,7 @@ async def _has_record(engine: Running, agent_id: str) -> bool:
     return bool(await engine.call("HLEN", engine.keys.agent(agent_id)))
 
 
-OURS: dict[str, Callable[[Keys], str]] = {
+ENGINE_KEYS: dict[str, Callable[[Keys], str]] = {
     "audit": lambda keys: keys.audit,
     "dead letters": lambda keys: keys.dead_letters,
     "index": lambda keys: keys.index,
@@ -329,10 +329,10 @@ OURS: dict[str, Callable[[Keys], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", OURS)
-async def test_the_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine: Running, what: str) -> None:
-    """It says so, by the name of the outage, writes nothing, and resumes by itself once the key is mended."""
-    key = OURS[what](engine.keys)
+@pytest.mark.parametrize("what", ENGINE_KEYS)
+async def test_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine: Running, what: str) -> None:
+    """It reports the outage by name, writes nothing, and resumes by itself once the key is restored."""
+    key = ENGINE_KEYS[what](engine.keys)
     await engine.say({"type": "heartbeat", "agent_id": "known"})
     await eventually(lambda: engine.record("known"))
     await eventually(engine.is_drained)
@@ -340,14 +340,14 @@ async def test_the_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine
     await engine.call("DEL", key)
     await engine.call("HSET", key, "wrong", "type")
     messages: list[bytes | dict[str, Any]] = [
-        b"rubbish",
+        b"not json",
         b"x" * (MIB + 1),
         {"type": "state_transition", "agent_id": "new", "payload": {"target": "served"}},
     ]
     if what != "response queue":
         await engine.say(*messages)
     await eventually(lambda: engine.outage == "wrong_type")
-    for _ in range(20):  # steps of others do not hide it
+    for _ in range(20):  # the successful steps of other services do not hide it
         await engine.call("PING")
         assert engine.outage == "wrong_type"
     assert engine.engine.checks()["redis"].ok is False
@@ -366,8 +366,8 @@ async def test_the_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine
     assert engine.metric("aism_redis_up") == 1
 
 
-async def test_heartbeats_of_the_wrong_type_stop_only_those_who_watch_them(engine: Running) -> None:
-    """Messages are applied all the same; the engine says that something is wrong."""
+async def test_heartbeats_of_the_wrong_type_stop_only_their_readers(engine: Running) -> None:
+    """Messages are still applied, while the engine reports the outage."""
     await engine.call("SET", engine.keys.heartbeats, "x")
     await eventually(lambda: engine.outage == "wrong_type")
     await engine.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "served"}})
@@ -377,35 +377,35 @@ async def test_heartbeats_of_the_wrong_type_stop_only_those_who_watch_them(engin
     await eventually(lambda: engine.outage is None)
 
 
-async def test_heartbeats_under_names_that_are_no_ids_are_left_out(engine: Running) -> None:
-    """They would become part of a key."""
+async def test_heartbeats_of_invalid_agent_ids_are_ignored(engine: Running) -> None:
+    """An agent id becomes part of a key."""
     for name in (b"a:b", b"*", b"\xff\xfe", b"", b"x" * 10_000):
         await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, name)
-    await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, "fine")
-    await eventually(lambda: engine.record("fine"))
-    assert await engine.call("SMEMBERS", engine.keys.index) in ({b"fine"}, [b"fine"])
+    await engine.call("ZADD", engine.keys.heartbeats, 1_800_000_000, "valid")
+    await eventually(lambda: engine.record("valid"))
+    assert await engine.call("SMEMBERS", engine.keys.index) in ({b"valid"}, [b"valid"])
     await eventually(lambda: engine.metric("aism_invalid_heartbeat_members") == 5)
     assert await engine.call("ZCARD", engine.keys.heartbeats) == 6
 
 
-async def test_a_heartbeat_that_somebody_removes_leaves_nobody_fresh_for_ever(engine: Running) -> None:
-    """Of nothing nobody can say that it stands still; the next one is watched again."""
+async def test_agent_whose_heartbeat_is_removed_becomes_unknown(engine: Running) -> None:
+    """And not fresh for ever. The next heartbeat makes it fresh again."""
 
-    async def is_called(liveness: str) -> bool:
+    async def liveness_is(liveness: str) -> bool:
         return (await engine.record("a")).get("liveness") == liveness
 
     for score in (1_800_000_000, 1_800_000_001):
         await engine.call("ZADD", engine.keys.heartbeats, score, "a")
-        await eventually(partial(is_called, "fresh"))
+        await eventually(partial(liveness_is, "fresh"))
         await engine.call("ZREM", engine.keys.heartbeats, "a")
-        await eventually(partial(is_called, "unknown"))
+        await eventually(partial(liveness_is, "unknown"))
 
 
 async def test_malformed_deadlines_are_removed(server: EmbeddedServer, prefix: str) -> None:
-    """More of them than are read at once are the oldest, and some are no UTF-8: all are removed."""
+    """Also if they are the oldest and more than one batch, and if they are invalid UTF-8."""
     async with running_engine(server, prefix, timekeeper__batch=2, timekeeper__grace=0.1) as engine:
-        nonsense = (b"\xff\xfe", b"command:\xff", b"group:\xff", b"stay:\xff", b"", "command:ghost", "nonsense")
-        await engine.call("ZADD", engine.keys.deadlines, *(part for each in nonsense for part in (1, each)))
+        malformed = (b"\xff\xfe", b"command:\xff", b"group:\xff", b"other:\xff", b"", "command:unknown", "malformed")
+        await engine.call("ZADD", engine.keys.deadlines, *(part for each in malformed for part in (1, each)))
         await eventually(partial(_has_none, engine, engine.keys.deadlines))
 
 
@@ -413,10 +413,8 @@ async def _has_none(engine: Running, key: str) -> bool:
     return bool(await engine.call("EXISTS", key) == 0)
 
 
-async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
-    server: EmbeddedServer, prefix: str
-) -> None:
-    """Of the agents, the commands and the audit: what can be read is loaded, the rest is met anew."""
+async def test_engine_starts_with_damaged_records(server: EmbeddedServer, prefix: str) -> None:
+    """It loads the agents, commands and facts that it can read. Agents with damaged records join anew."""
     async with running_engine(server, prefix) as engine:
         for agent_id in "abc":
             await engine.say({"type": "register", "agent_id": agent_id, "payload": {"type": "scribe"}})
@@ -430,8 +428,8 @@ async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
         await engine.call("HDEL", keys.agent("b"), "state")
         await engine.call("HSET", keys.command("c-a"), "status", "sleeping")
         await engine.call("DEL", keys.command("c-b"))
-        await engine.call("SADD", keys.index, "ghost", b"\xff", "a:b")
-        await engine.call("ZADD", keys.deadlines, 1, "command:ghost", 1, b"\xff", 1, "nonsense")
+        await engine.call("SADD", keys.index, "unknown", b"\xff", "a:b")
+        await engine.call("ZADD", keys.deadlines, 1, "command:unknown", 1, b"\xff", 1, "malformed")
         await engine.call("XADD", keys.audit, "*", "facts", "not json")
         await engine.call("XADD", keys.audit, "*", "facts", '[{"cause": 7}]')
         await engine.call("XADD", keys.audit, "*", "odd", b"\xff")
@@ -441,11 +439,11 @@ async def test_records_that_somebody_has_damaged_do_not_keep_it_from_starting(
         await eventually(partial(_state_is, engine, "a", "anything"))
 
 
-async def test_an_unknown_agent_that_cannot_be_written_does_not_delay_others(engine: Running) -> None:
-    """All that it says in one batch is buried in one go: its next message does not take it in again."""
+async def test_unknown_agent_whose_record_cannot_be_written_does_not_delay_others(engine: Running) -> None:
+    """All its messages of a batch are dead-lettered together."""
     await engine.call("SET", engine.keys.agent("a"), "x")
-    beats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]
-    await engine.say(*beats, {"type": "heartbeat", "agent_id": "b", "id": "m"})
+    heartbeats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]
+    await engine.say(*heartbeats, {"type": "heartbeat", "agent_id": "b", "id": "m"})
     await eventually(lambda: engine.record("b"))
     assert [code for code, _ in await engine.dead_lettered()] == ["wrong_type"] * 200
     assert engine.metric("aism_commits_total", code="wrong_type") <= 4

@@ -56,7 +56,7 @@ class Client:
         return await asyncio.to_thread(self._request, method, path, {} if accept is None else {"Accept": accept})
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> Reply:
-        connection = HTTPConnection(*self.address, timeout=10)
+        connection = HTTPConnection(*self.address, timeout=300)
         try:
             connection.request(method, path, headers=headers)
             return Reply(connection.getresponse())

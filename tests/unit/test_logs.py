@@ -361,7 +361,7 @@ def test_queued_lines_are_written_at_exit() -> None:
     """A process that does not call `close` loses no line."""
     script = "configure(level='info', format='auto', queue=10); structlog.get_logger().info('last')"
     with run(script) as ended:
-        _, errors = ended.communicate(timeout=60)
+        _, errors = ended.communicate(timeout=300)
     assert ended.returncode == 0
     assert json.loads(errors)["event"] == "last"
 
@@ -373,7 +373,7 @@ def test_a_process_can_exit_while_its_standard_error_is_blocked() -> None:
         "[structlog.get_logger().info('filler', text='x' * 1024) for _ in range(500)]; w.close(0.01)"
     )
     with run(script) as ended:
-        assert ended.wait(60) == 0
+        assert ended.wait(300) == 0
 
 
 def run(script: str) -> "subprocess.Popen[str]":
