@@ -3,15 +3,18 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from aism_engine.backoff import Backoff
 from aism_engine.clock import Clock
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import Decision
+from aism_engine.domain.draft import Draft
+from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.policy import Policy
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.metrics import Metrics, start_at_zero
@@ -19,8 +22,9 @@ from aism_engine.services.wakeup import Wakeups, Watermark
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.store import Store
-from aism_engine.store.writer import Writer
+from aism_engine.store.writer import Writer, decide_each
 
+T = TypeVar("T")
 log = structlog.get_logger(component="services")
 
 FIRST_PAUSE_S: Final = 0.05
@@ -152,11 +156,38 @@ class Service(ABC):
                     await self.wait()
         raise asyncio.CancelledError
 
+    async def _commit_each(
+        self,
+        fleet: Fleet,
+        kind: str,
+        items: Collection[T],
+        decide_one: Callable[[Draft, Policy, T], Decision],
+        lookups: Lookups | None = None,
+    ) -> list[Decision]:
+        """Decide on each item by itself, and commit all decisions at once. Without items, commit nothing."""
+        if not items:
+            return []
+        decide = decide_each(kind, list(items), lambda draft, item: decide_one(draft, self._policy, item))
+        return await self._writer.commit(decide, fleet=fleet, lookups=lookups)
+
     def _record_step(self, started_at: float, decisions: Iterable[Decision] = ()) -> None:
         """Count a finished step and its decisions in the metrics."""
         outcomes = Counter((decision.kind, decision.outcome, decision.code) for decision in decisions)
         seconds = self._clock.monotonic() - started_at if outcomes or not self.polls else None
         self._context.metrics.record_step(self.name, seconds, outcomes, self._clock.wall())
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Split items into batches. The last one may be shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+async def agents_in_batches(fleet: Fleet, size: int) -> AsyncIterator[list[AgentRecord]]:
+    """Yield all agents in batches, without those that are forgotten meanwhile. Other tasks run after each batch."""
+    for agent_ids in batches(list(fleet.agents), size):
+        yield [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]
+        await asyncio.sleep(0)
 
 
 def _is_cancelled() -> bool:

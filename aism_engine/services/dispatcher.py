@@ -1,15 +1,15 @@
 """Delivers commands: pushes waiting commands to their agents' lists, and detects which ones the agents have taken."""
 
-from collections.abc import Callable, Sequence
+from functools import partial
 
 from aism_engine.domain.commands.delivery import command_id_of, decide_deliveries, decide_dispatch
 from aism_engine.domain.commands.lifecycle import may_dispatch
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
+from aism_engine.domain.policy import Policy
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import DispatcherSettings
-from aism_engine.store.writer import decide_each
 
 
 class Dispatcher(Service):
@@ -41,13 +41,9 @@ class Dispatcher(Service):
         batch = self._settings.batch
         candidates = [fleet.dispatchable.pop() for _ in range(min(batch, len(fleet.dispatchable)))]
         agent_ids = [agent_id for agent_id in candidates if self._may_dispatch(fleet, agent_id)]
-        if not agent_ids:
-            return []
-        share = max(1, batch // len(agent_ids))
+        share = max(1, batch // max(1, len(agent_ids)))
         try:
-            return await self._commit(
-                fleet, agent_ids, lambda draft, agent_id: decide_dispatch(draft, self._policy, agent_id, share)
-            )
+            return await self._commit_each(fleet, "dispatcher", agent_ids, partial(decide_dispatch, limit=share))
         except BaseException:
             fleet.dispatchable.update(agent_id for agent_id in agent_ids if agent_id in fleet.waiting)
             raise
@@ -64,13 +60,11 @@ class Dispatcher(Service):
         last_seq = fleet.last_seq
         heads = await self._store.list_heads(agent_ids)
         changed = [each for each, head in heads.items() if self._has_deliveries(fleet, each, head, last_seq)]
-        if not changed:
-            return []
-        return await self._commit(
-            fleet,
-            changed,
-            lambda draft, agent_id: decide_deliveries(draft, self._policy, agent_id, heads[agent_id], last_seq),
-        )
+
+        def decide_one(draft: Draft, policy: Policy, agent_id: str) -> Decision:
+            return decide_deliveries(draft, policy, agent_id, heads[agent_id], last_seq)
+
+        return await self._commit_each(fleet, "dispatcher", changed, decide_one)
 
     def _may_dispatch(self, fleet: Fleet, agent_id: str) -> bool:
         draft = Draft(fleet, self._store.now)
@@ -84,8 +78,3 @@ class Dispatcher(Service):
             return False
         draft = Draft(fleet, self._store.now)
         return decide_deliveries(draft, self._policy, agent_id, head, last_seq).outcome == "applied"
-
-    async def _commit(
-        self, fleet: Fleet, agent_ids: Sequence[str], decide_one: Callable[[Draft, str], Decision]
-    ) -> list[Decision]:
-        return await self._writer.commit(decide_each("dispatcher", agent_ids, decide_one), fleet=fleet)

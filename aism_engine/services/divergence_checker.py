@@ -18,9 +18,8 @@ from aism_engine.domain.agents.divergence import (
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
-from aism_engine.domain.policy import DivergenceSettings
-from aism_engine.services.base import Service, ServiceContext
-from aism_engine.store.writer import decide_each
+from aism_engine.domain.policy import DivergenceSettings, Policy
+from aism_engine.services.base import Service, ServiceContext, batches
 
 log = structlog.get_logger(component="divergence_checker")
 
@@ -59,8 +58,8 @@ class DivergenceChecker(Service):
         batch = self._settings.batch
         agent_ids, self._remaining = self._remaining[:batch], self._remaining[batch:]
         decisions: list[Decision] = []
-        for start in range(0, len(agent_ids), _CHUNK):
-            decisions += await self._check(fleet, agent_ids[start : start + _CHUNK])
+        for some in batches(agent_ids, _CHUNK):
+            decisions += await self._check(fleet, some)
         if not self._remaining:
             self._context.metrics.divergences_open.set(self._open)
             self._open = Counter()
@@ -89,12 +88,10 @@ class DivergenceChecker(Service):
         candidates = [agent for agent in agents if may_have_changes(agent, fleet.activity.get(agent.agent_id), limits)]
         changed = [agent.agent_id for agent in candidates if self._has_changes(fleet, agent, window)]
 
-        def decide_one(draft: Draft, agent_id: str) -> Decision:
-            return decide_divergences(draft, self._policy, agent_id, window, self._heartbeats.get(agent_id))
+        def decide_one(draft: Draft, policy: Policy, agent_id: str) -> Decision:
+            return decide_divergences(draft, policy, agent_id, window, self._heartbeats.get(agent_id))
 
-        decisions: list[Decision] = []
-        if changed:
-            decisions = await self._writer.commit(decide_each("divergence", changed, decide_one), fleet=fleet)
+        decisions = await self._commit_each(fleet, "divergence", changed, decide_one)
         for candidate in candidates:  # read again, because the commit has replaced the changed agents
             if (agent := fleet.agents.get(candidate.agent_id)) is not None:
                 self._open.update((rule, agent.type) for rule in agent.divergences)

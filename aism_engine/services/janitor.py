@@ -5,28 +5,25 @@ it at the hard bound `retention.audit_entries_max`, even if an archive is behind
 may be behind by the difference.
 """
 
-import asyncio
-from collections.abc import Iterator
 from typing import Final
 
 import structlog
+from msgspec.structs import asdict
 
 from aism_engine.clock import iso
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import decide_expired_agent
 from aism_engine.domain.decision import Decision
-from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention, oldest_cursor
-from aism_engine.services.base import Service, ServiceContext
+from aism_engine.services.base import Service, ServiceContext, agents_in_batches
 from aism_engine.settings import RetentionSettings
 from aism_engine.store.scripts import TrimCode
-from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="janitor")
 
-_CHUNK: Final = 1000
-"""Agents checked, or forgotten in one commit, without yielding to other tasks."""
+_BATCH: Final = 1000
+"""Agents checked, or forgotten in one commit, before other tasks run."""
 _EXPIRY_DELAY: Final = 0.001
 """Longest delay of an expiry as a share of the ttl, so that a large fleet is not checked on every run."""
 
@@ -78,12 +75,8 @@ class Janitor(Service):
                 alive[archive] = position
                 continue
             await self._audit.remove_position(archive)
-            known = (
-                {}
-                if position is None
-                else {"host": position.host, "directory": position.directory, "at": iso(position.at)}
-            )
-            log.warning("archive_forgotten", archive=archive, **known, consequence="the audit is not kept for it")
+            details = {} if position is None else {**asdict(position), "at": iso(position.at)}
+            log.warning("archive_forgotten", archive=archive, **details, consequence="the audit is not kept for it")
         return alive
 
     async def _forget_agents(self) -> list[Decision]:
@@ -91,25 +84,13 @@ class Janitor(Service):
         fleet = await self._writer.loaded()
         before = self._store.now - self._settings.absent_agent_ttl
         decisions: list[Decision] = []
-        for chunk in _chunks(list(fleet.agents)):
-            agents = [agent for each in chunk if (agent := fleet.agents.get(each))]
+        async for agents in agents_in_batches(fleet, _BATCH):
             absent = [agent for agent in agents if _absent_since(fleet, agent) < before]
             # A heartbeat that the registrar or the reaper has not seen yet is a sign of life.
             scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
             expired = [agent.agent_id for agent in absent if scores[agent.agent_id] in {None, agent.lost_score}]
-            if expired:
-                decide = decide_each("expired_agent", expired, self._decide)
-                decisions += await self._writer.commit(decide, fleet=fleet)
-            await asyncio.sleep(0)
+            decisions += await self._commit_each(fleet, "expired_agent", expired, decide_expired_agent)
         return decisions
-
-    def _decide(self, draft: Draft, agent_id: str) -> Decision:
-        return decide_expired_agent(draft, self._policy, agent_id)
-
-
-def _chunks(agent_ids: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(agent_ids), _CHUNK):
-        yield agent_ids[start : start + _CHUNK]
 
 
 def _absent_since(fleet: Fleet, agent: AgentRecord) -> float:

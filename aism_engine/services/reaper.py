@@ -1,9 +1,8 @@
 """Reaper: marks agents as lost when they have been silent for too long and the engine could have observed them."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import structlog
 
@@ -14,10 +13,9 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import LivenessSettings
-from aism_engine.services.base import Service, ServiceContext
+from aism_engine.services.base import Service, ServiceContext, batches
 from aism_engine.store.writer import Decide, Failures, decide_each
 
-T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
 
 _REST_FACTOR: Final = 9
@@ -72,14 +70,11 @@ class Reaper(Service):
             lambda agent_id: began - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
         )
         self._report(assessment)
-        losses, returned = assessment.losses, await self._returned(fleet, scores)
+        returned = await self._returned(fleet, scores)
         self._scan_s = self._clock.monotonic() - began
-        decisions: list[Decision] = []
-        for some_losses, some_returned in self._batches(losses, returned):
-            decide = partial(self._decide, fleet=fleet, losses=some_losses, returned=some_returned, read_at=server_now)
-            decisions += await self._write(fleet, decide)
+        decisions = await self._update_presence(fleet, [*assessment.losses, *returned], server_now)
         silent = {agent_id: at + server_now - began for agent_id, at in assessment.silent_since.items()}
-        for loss in losses:
+        for loss in assessment.losses:
             silent.pop(loss.agent_id, None)
         decisions += await self._update_silent(fleet, silent)
         self._record_step(began, decisions)
@@ -124,45 +119,40 @@ class Reaper(Service):
 
     async def _scores(self, agent_ids: list[str]) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
-        for start in range(0, len(agent_ids), self._settings.batch):
-            found |= await self._store.heartbeat_scores(agent_ids[start : start + self._settings.batch])
+        for some in batches(agent_ids, self._settings.batch):
+            found |= await self._store.heartbeat_scores(some)
         return found
 
     # --- deciding and writing ---------------------------------------------------------------------------------------
 
-    def _decide(
-        self,
-        draft: Draft,
-        failures: Failures,
-        *,
-        fleet: Fleet,
-        losses: Sequence[Loss],
-        returned: Sequence[str],
-        read_at: float,
-    ) -> list[Decision]:
-        # An agent that has sent a message since the scan is not lost.
-        lost = [loss for loss in losses if fleet.last_message_at.get(loss.agent_id, 0.0) <= read_at]
-        subjects: list[Loss | str] = [*lost, *returned]
-        return decide_each("lost", subjects, self._decide_one, _unchanged)(draft, failures)
+    async def _update_presence(self, fleet: Fleet, changes: Sequence[Loss | str], read_at: float) -> list[Decision]:
+        """Write which agents are lost, and which ones (by agent id) have returned."""
 
-    def _decide_one(self, draft: Draft, subject: Loss | str) -> Decision:
-        if isinstance(subject, str):
-            return decide_returned(draft, self._policy, subject)
-        return decide_lost(draft, self._policy, subject.agent_id, subject.score, subject.silent_s)
+        def decide_one(draft: Draft, change: Loss | str) -> Decision:
+            if isinstance(change, str):
+                return decide_returned(draft, self._policy, change)
+            if fleet.last_message_at.get(change.agent_id, 0.0) > read_at:  # a message since the scan: it is not lost
+                return Decision("lost", "unchanged")
+            return decide_lost(draft, self._policy, change.agent_id, change.score, change.silent_s)
+
+        decisions: list[Decision] = []
+        for some in batches(changes, self._settings.batch):
+            decisions += await self._write(fleet, decide_each("lost", some, decide_one, _unchanged))
+        return decisions
 
     async def _update_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
         """Write which agents have fallen silent since the last update, and which are silent no longer."""
-        added, removed = list(silent.keys() - fleet.silent.keys()), list(fleet.silent.keys() - silent.keys())
         decisions: list[Decision] = []
-        for some_added, some_removed in self._batches(added, removed):
-            since = {agent_id: silent[agent_id] for agent_id in some_added}
-            decisions += await self._write(fleet, partial(_decide_silent, since=since, no_longer=some_removed))
-        return decisions
+        for some in batches(list(silent.keys() ^ fleet.silent.keys()), self._settings.batch):
 
-    def _batches(self, some: Sequence[T], others: Sequence[str]) -> Iterator[tuple[Sequence[T], Sequence[str]]]:
-        batch = self._settings.batch
-        for start in range(0, max(len(some), len(others)), batch):
-            yield some[start : start + batch], others[start : start + batch]
+            def decide(draft: Draft, failures: Failures, changed: Sequence[str] = some) -> list[Decision]:
+                if failures:  # the key has another type: silent agents cannot be listed, the rest continues
+                    return [Decision("silent", "refused", failures[0][0])]
+                since = {agent_id: silent[agent_id] for agent_id in changed if agent_id in silent}
+                return [decide_silent(draft, since, [agent_id for agent_id in changed if agent_id not in since])]
+
+            decisions += await self._write(fleet, decide)
+        return decisions
 
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
         """Commit one batch, because a commit delays those of other services. A commit in time is no blind spell."""
@@ -205,14 +195,6 @@ def _is_watched(agent: AgentRecord | None) -> bool:
     return agent is not None and agent.liveness is Liveness.FRESH
 
 
-def _unchanged(_draft: Draft, subject: Loss | str, _failure: tuple[str, str]) -> Decision:
+def _unchanged(_draft: Draft, change: Loss | str, _failure: tuple[str, str]) -> Decision:
     """Skip an agent whose score has changed meanwhile, or that cannot be written: the next scan decides again."""
-    return Decision("returned" if isinstance(subject, str) else "lost", "unchanged")
-
-
-def _decide_silent(
-    draft: Draft, failures: Failures, *, since: Mapping[str, float], no_longer: Sequence[str]
-) -> list[Decision]:
-    if failures:  # the key has another type: silent agents cannot be listed, the rest continues
-        return [Decision("silent", "refused", failures[0][0])]
-    return [decide_silent(draft, since, no_longer)]
+    return Decision("returned" if isinstance(change, str) else "lost", "unchanged")

@@ -13,7 +13,6 @@ from aism_engine.domain.commands.orphans import decide_orphan
 from aism_engine.domain.fleet import Lookups
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
-from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="reconciler")
 
@@ -46,15 +45,11 @@ class Reconciler(Service):
             self._is_denied = True
             return False
         members = [*(f"command:{each}" for each in command_ids), *(f"group:{each}" for each in group_ids)]
-        if not members:
-            self._record_step(started_at)
-            return False
         lookups = Lookups(
             commands=await self._store.commands(command_ids - fleet.commands.keys()),
             groups=await self._store.groups(group_ids - fleet.groups.keys()),
         )
-        decide = decide_each("orphan", members, lambda draft, member: decide_orphan(draft, self._policy, member))
-        decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups)
+        decisions = await self._commit_each(fleet, "orphan", members, decide_orphan, lookups)
         if restored := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=restored, first=members[0])
         self._record_step(started_at, decisions)

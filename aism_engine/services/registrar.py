@@ -1,7 +1,6 @@
 """Registrar: adds agents that are known only by a heartbeat, and applies what agents write to their own keys."""
 
-import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -14,11 +13,11 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.machines.state_rules import needs_repair
+from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.names import is_identifier
-from aism_engine.services.base import Service, ServiceContext
+from aism_engine.services.base import Service, ServiceContext, agents_in_batches, batches
 from aism_engine.services.wakeup import Wakeup
 from aism_engine.settings import RegistrarSettings
-from aism_engine.store.writer import decide_each
 
 log = structlog.get_logger(component="registrar")
 
@@ -98,7 +97,7 @@ class Registrar(Service):
                 elif _is_first_heartbeat(agent):
                     new[member] = score
             lookups = Lookups(await self._store.snapshots([member for member in new if member not in fleet.agents]))
-            decisions += await self._commit(fleet, new, lookups, partial(decide_first_heartbeat, scores=new))
+            decisions += await self._commit(fleet, new, partial(decide_first_heartbeat, scores=new), lookups)
             if cursor == 0:
                 break
         if invalid and invalid != self._invalid:
@@ -109,10 +108,10 @@ class Registrar(Service):
     async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> list[Decision]:
         """Stop watching agents whose heartbeat was removed: without a score, silence cannot be measured."""
         decisions: list[Decision] = []
-        for agent_ids in self._batches(missing):
+        for agent_ids in batches(missing, self._settings.batch):
             scores = await self._store.heartbeat_scores(agent_ids)
             removed = [agent_id for agent_id, score in scores.items() if score is None]
-            decisions += await self._commit(fleet, removed, Lookups(), decide_heartbeat_removed)
+            decisions += await self._commit(fleet, removed, decide_heartbeat_removed)
         if decisions:
             self._heartbeats = -1  # an agent may have added its heartbeat again before they were counted
         return decisions
@@ -124,7 +123,7 @@ class Registrar(Service):
     async def _read_snapshots(self, fleet: Fleet) -> list[Decision]:
         """Compare what agents wrote to their own keys with their records."""
         decisions: list[Decision] = []
-        for agent_ids in self._batches(list(fleet.agents)):
+        for agent_ids in batches(list(fleet.agents), self._settings.batch):
             read_at = await self._writer.wait_idle()
             lookups = Lookups(await self._store.snapshots(agent_ids))
             changed = {
@@ -133,41 +132,27 @@ class Registrar(Service):
                 if (agent := fleet.agents.get(agent_id))
                 and (seen.type or agent.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
             }
-            decisions += await self._commit(fleet, changed, lookups, decide_snapshot, read_at)
+            decisions += await self._commit(fleet, changed, partial(decide_snapshot, read_at=read_at), lookups)
         return decisions
 
     async def _repair_states(self, fleet: Fleet) -> list[Decision]:
         """Repair agents that contradict their machine, which may have changed since they entered their state."""
         decisions: list[Decision] = []
         now = self._store.now
-        for agent_ids in self._batches(list(fleet.agents)):
-            agents = [agent for each in agent_ids if (agent := fleet.agents.get(each))]
+        async for agents in agents_in_batches(fleet, self._settings.batch):
             to_repair = [agent.agent_id for agent in agents if needs_repair(self._policy, agent, now)]
-            decisions += await self._commit(fleet, to_repair, Lookups(), decide_state_repair)
-            await asyncio.sleep(0)
+            decisions += await self._commit(fleet, to_repair, decide_state_repair)
         return decisions
-
-    def _batches(self, agent_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-        for start in range(0, len(agent_ids), self._settings.batch):
-            yield agent_ids[start : start + self._settings.batch]
 
     async def _commit(
         self,
         fleet: Fleet,
         agent_ids: Collection[str],
-        lookups: Lookups,
-        decide_one: Callable[..., Decision],
-        *arguments: float,
+        decide_one: Callable[[Draft, Policy, str], Decision],
+        lookups: Lookups | None = None,
     ) -> list[Decision]:
-        if not agent_ids:
-            return []
-
-        def decide(draft: Draft, agent_id: str) -> Decision:
-            return decide_one(draft, self._policy, agent_id, *arguments)
-
         began = self._clock.monotonic()
-        decide_all = decide_each("registrar", sorted(agent_ids), decide)
-        decisions = await self._writer.commit(decide_all, fleet=fleet, lookups=lookups)
+        decisions = await self._commit_each(fleet, "registrar", sorted(agent_ids), decide_one, lookups)
         self._commit_s += self._clock.monotonic() - began
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 

@@ -42,7 +42,7 @@ class Timekeeper(Service):
             return False
         backlog_s = started_at - self._context.watermark.applied_until
         due = await self._store.due_deadlines(now - backlog_s, self._settings.batch)
-        if not due:
+        if not due:  # most steps
             self._record_step(started_at)
             return False
         waiting = [command_id for member, _ in due if _is_waiting(fleet.commands.get(command_id := _id_of(member)))]
