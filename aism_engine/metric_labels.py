@@ -5,68 +5,53 @@ Agents invent types, states and names of measurements, operators invent types of
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from math import inf
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import Gauge
 
 OTHER: Final = "other"
+PAIRS_PER_VALUE: Final = 8
+"""Pairs for each value of a label: agents of each type can be in each of the eight states of the journey."""
 _Pair: TypeAlias = tuple[str, str]
 _OTHER_PAIR: Final = (OTHER, OTHER)
+T = TypeVar("T", bound=Hashable)
 
 
-class BoundedLabel:
-    """Maps a value to its label: itself for the first `limit` values, else `other`."""
+class BoundedLabel(Generic[T]):
+    """Maps the first `limit` values, or pairs of values, to themselves, and all later ones to `other`."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, other: T) -> None:
         self.limit = limit
-        self._known: set[str] = set()
+        self._other = other
+        self._known: set[T] = set()
 
-    def __call__(self, value: str) -> str:
+    def __call__(self, value: T) -> T:
         if value not in self._known:
             if len(self._known) >= self.limit:
-                return OTHER
+                return self._other
             self._known.add(value)
         return value
 
 
-class BoundedLabelPair:
-    """Maps two values to a pair of labels, with a limit on the number of pairs.
+class CountGauge:
+    """A gauge with two labels whose values are all counted at once. A pair that the latest count lacks is 0.
 
     Fifty types in fifty states would be 2,500 series. The first pairs keep their values, all others are `other` twice.
     """
 
-    PER_VALUE: Final = 8
-    """Pairs for each value of a label: agents of each type can be in each of the eight states of the journey."""
-
-    def __init__(self, first: BoundedLabel, second: BoundedLabel) -> None:
-        self._first, self._second = first, second
-        self._limit = self.PER_VALUE * max(first.limit, second.limit)
-        self._known: set[_Pair] = set()
-
-    def __call__(self, first: str, second: str) -> _Pair:
-        pair = (self._first(first), self._second(second))
-        if pair not in self._known:
-            if len(self._known) >= self._limit:
-                return _OTHER_PAIR
-            self._known.add(pair)
-        return pair
-
-
-class CountGauge:
-    """A gauge whose values are all counted at once. A pair that is missing from the latest count is 0."""
-
-    def __init__(self, gauge: Gauge, pairs: BoundedLabelPair) -> None:
+    def __init__(self, gauge: Gauge, first: BoundedLabel[str], second: BoundedLabel[str]) -> None:
         self._gauge = gauge
-        self._pairs = pairs
+        self._first, self._second = first, second
+        self._pairs = BoundedLabel(PAIRS_PER_VALUE * max(first.limit, second.limit), _OTHER_PAIR)
         self._exported: set[_Pair] = set()
 
     def set(self, counts: Mapping[_Pair, int]) -> None:
         totals = Counter[_Pair]()
         for (first, second), count in counts.items():
-            totals[self._pairs(first, second)] += count
+            totals[self._pairs((self._first(first), self._second(second)))] += count
         self._exported |= totals.keys()
         for labels in self._exported:
             self._gauge.labels(*labels).set(totals[labels])
@@ -84,18 +69,12 @@ class MeasurementStats:
     of them by inventing names. Of `other` only the count is exported: its values have nothing in common.
     """
 
-    def __init__(self, types: BoundedLabel, limit: int, registry: CollectorRegistry) -> None:
-        def gauge(name: str, documentation: str) -> Gauge:
-            return Gauge(f"aism_measurement_{name}", documentation, ["type", "name"], registry=registry)
-
+    def __init__(
+        self, types: BoundedLabel[str], limit: int, *, count: Gauge, mean: Gauge, low: Gauge, high: Gauge
+    ) -> None:
         self._types = types
         self._limit = limit
-        self._agents = gauge("agents", "Agents with a measurement of this name, except those that left or are lost")
-        self._gauges = {
-            "mean": gauge("mean", "Mean of the latest values"),
-            "minimum": gauge("min", "Minimum of the latest values"),
-            "maximum": gauge("max", "Maximum of the latest values"),
-        }
+        self._gauges = {"count": count, "mean": mean, "minimum": low, "maximum": high}
         self._exported: set[_Pair] = set()
         self._stats: dict[_Pair, _Stats] = {}
         self._most_common: _MostCommon | None = None  # only if the latest export had too many pairs
@@ -125,14 +104,13 @@ class MeasurementStats:
         """Set the gauges to what was added since the latest export."""
         stats, self._stats = self._stats, {}
         for labels in self._exported - stats.keys():
-            for gauge in (self._agents, *self._gauges.values()):
+            for gauge in self._gauges.values():
                 with suppress(KeyError):  # `other` has only the count
                     gauge.remove(*labels)
         self._exported = set(stats)
         for labels, pair_stats in stats.items():
-            self._agents.labels(*labels).set(pair_stats.count)
-            if labels[1] != OTHER:
-                for name, gauge in self._gauges.items():
+            for name, gauge in self._gauges.items():
+                if name == "count" or labels[1] != OTHER:
                     gauge.labels(*labels).set(getattr(pair_stats, name))
         self._chosen = self._most_common.first() if self._most_common is not None and self._has_too_many else None
         self._most_common = _MostCommon(self._limit) if self._has_too_many else None

@@ -1,11 +1,11 @@
-"""All Prometheus metrics of the engine. docs/metrics.md lists them, and a test compares the two.
+"""Defines all Prometheus metrics of the engine. docs/metrics.md lists them, and a test compares the two.
 
 An id is never a label. The values of a label are a closed set, or a bounded number of names and `other`.
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
@@ -13,7 +13,7 @@ from aism_engine import __version__
 from aism_engine.domain.commands.command import ENDED, StatusChange
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.effects import Fact
-from aism_engine.metric_labels import BoundedLabel, BoundedLabelPair, CountGauge, MeasurementStats
+from aism_engine.metric_labels import OTHER, PAIRS_PER_VALUE, BoundedLabel, CountGauge, MeasurementStats
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Histogram buckets for the work of the engine."""
@@ -41,8 +41,8 @@ class Metrics:
     def __init__(self, *, label_values: int = 50) -> None:  # noqa: PLR0915  one statement per metric
         self.registry = CollectorRegistry()
         self._started: set[str] = set()
-        types, states, rules = (BoundedLabel(label_values) for _ in range(3))
-        self._command_types = BoundedLabel(label_values)
+        types, states, rules = (BoundedLabel(label_values, OTHER) for _ in range(3))
+        self._command_types = BoundedLabel(label_values, OTHER)
 
         def gauge(name: str, documentation: str, *labels: str) -> Gauge:
             return Gauge(f"aism_{name}", documentation, labels, registry=self.registry)
@@ -103,7 +103,7 @@ class Metrics:
         # --- agents
         self.agents = gauge("agents", "Agents, by liveness", "liveness")
         self.agents_in_state = CountGauge(
-            gauge("agents_in_state", "Agents, by type and state", "type", "state"), BoundedLabelPair(types, states)
+            gauge("agents_in_state", "Agents, by type and state", "type", "state"), types, states
         )
         self.agents_silent = gauge("agents_silent", "Agents that are silent but not lost, as of the last scan")
         self.agents_skewed = gauge("agents_clock_skewed", "Agents whose clock is ahead or behind", "direction")
@@ -112,10 +112,17 @@ class Metrics:
         )
         self.fleet_mode = gauge("fleet_mode", "1 for the current mode of loss detection, else 0", "mode")
         self.divergences_open = CountGauge(
-            gauge("divergences_open", "Open divergences, as of the last pass", "rule", "type"),
-            BoundedLabelPair(rules, types),
+            gauge("divergences_open", "Open divergences, as of the last pass", "rule", "type"), rules, types
         )
-        self.measurements = MeasurementStats(types, BoundedLabelPair.PER_VALUE * label_values, self.registry)
+        counted = "Agents with a measurement of this name, except those that left or are lost"
+        self.measurements = MeasurementStats(
+            types,
+            PAIRS_PER_VALUE * label_values,
+            count=gauge("measurement_agents", counted, "type", "name"),
+            mean=gauge("measurement_mean", "Mean of the latest values", "type", "name"),
+            low=gauge("measurement_min", "Minimum of the latest values", "type", "name"),
+            high=gauge("measurement_max", "Maximum of the latest values", "type", "name"),
+        )
 
         # --- commands
         self.commands_open = gauge("commands_open", "Commands that have not ended")
@@ -170,13 +177,11 @@ class Metrics:
         """Count a commit that the server refused. Part of `store.writer.CommitObserver`."""
         self.commits.labels(code).inc()
 
-    def record_step(self, service: str, seconds: float | None, outcomes: Mapping[Any, int], at: float) -> None:
-        """Count one step of a service, with the number of decisions by `(type, outcome, code)`.
-
-        `seconds` is None for a step that is not timed.
-        """
+    def record_step(self, service: str, seconds: float | None, decisions: Sequence[Decision], at: float) -> None:
+        """Count one step of a service and its decisions. `seconds` is None for a step that is not timed."""
         if seconds is not None:
             self.step_duration.labels(service).observe(seconds)
+        outcomes = Tally((decision.kind, decision.outcome, decision.code) for decision in decisions)
         for (kind, outcome, code), count in outcomes.items():
             self.decisions.labels(service, kind, outcome).inc(count)
             if outcome == "dead_lettered":

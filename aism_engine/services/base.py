@@ -2,8 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -170,11 +169,10 @@ class Service(ABC):
         decide = decide_each(kind, list(items), lambda draft, item: decide_one(draft, self._policy, item))
         return await self._writer.commit(decide, fleet=fleet, lookups=lookups)
 
-    def _record_step(self, started_at: float, decisions: Iterable[Decision] = ()) -> None:
+    def _record_step(self, started_at: float, decisions: Sequence[Decision] = ()) -> None:
         """Count a finished step and its decisions in the metrics."""
-        outcomes = Counter((decision.kind, decision.outcome, decision.code) for decision in decisions)
-        seconds = self._clock.monotonic() - started_at if outcomes or not self.polls else None
-        self._context.metrics.record_step(self.name, seconds, outcomes, self._clock.wall())
+        seconds = self._clock.monotonic() - started_at if decisions or not self.polls else None
+        self._context.metrics.record_step(self.name, seconds, decisions, self._clock.wall())
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

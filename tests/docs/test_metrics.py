@@ -7,7 +7,7 @@ import pytest
 from aism_engine.domain.agents.divergence import RULES
 from aism_engine.domain.commands.command import Status, StatusChange
 from aism_engine.domain.decision import Decision
-from aism_engine.metric_labels import OTHER, BoundedLabelPair
+from aism_engine.metric_labels import OTHER, PAIRS_PER_VALUE
 from aism_engine.metrics import Metrics
 from tests.docs.reading import DOCS, names
 
@@ -50,7 +50,7 @@ def test_a_million_names_give_a_bounded_number_of_series(what: str) -> None:
     pairs = ((f"one-{n // 1000}", f"two-{n % 1000}") for n in range(count))
     if what == "agents":
         metrics.agents_in_state.set(dict.fromkeys(pairs, 1))
-        name, limit = "aism_agents_in_state", BoundedLabelPair.PER_VALUE * LABEL_VALUES
+        name, limit = "aism_agents_in_state", PAIRS_PER_VALUE * LABEL_VALUES
     elif what == "divergences":
         metrics.divergences_open.set({("never_acks", f"type-{n}"): 1 for n in range(count)})
         name = "aism_divergences_open"
@@ -58,7 +58,7 @@ def test_a_million_names_give_a_bounded_number_of_series(what: str) -> None:
         for kind, measurement in pairs:
             metrics.measurements.add(kind, {measurement: 1})
         metrics.measurements.export()
-        name, limit = "aism_measurement_agents", BoundedLabelPair.PER_VALUE * LABEL_VALUES
+        name, limit = "aism_measurement_agents", PAIRS_PER_VALUE * LABEL_VALUES
     else:
         status_changes = [StatusChange(f"type-{n}", "", "queued", None, 0.0) for n in range(count)]
         metrics.committed([Decision("send", status_changes=status_changes)], [], 0.001, "applied")

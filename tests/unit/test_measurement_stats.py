@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from aism_engine.metric_labels import OTHER, BoundedLabel, MeasurementStats
 from aism_engine.services.sampler import _VALUES_PER_BATCH, _batches
@@ -28,7 +28,11 @@ class Exported:
 
     def __init__(self, limit: int) -> None:
         self.registry = CollectorRegistry()
-        self.stats = MeasurementStats(BoundedLabel(50), limit, self.registry)
+        count, mean, low, high = (
+            Gauge(f"aism_measurement_{statistic}", "help", ["type", "name"], registry=self.registry)
+            for statistic in ("agents", "mean", "min", "max")
+        )
+        self.stats = MeasurementStats(BoundedLabel(50, OTHER), limit, count=count, mean=mean, low=low, high=high)
 
     def export(self, measurements: Iterable[tuple[str, Mapping[str, float]]]) -> None:
         for kind, values in measurements:
