@@ -7,12 +7,12 @@ from typing import Final
 
 import pytest
 
-from aism_engine.clock import FakeClock
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.services.elector import Elector
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.scripts import ACQUIRE_LEASE, LeaseCode
+from tests.support.clock import FakeClock
 from tests.support.daemon import Daemon, daemon
 from tests.support.engine import Reader, eventually, plain_client, running_engine
 from tests.support.faults import IS_LEASE, Load

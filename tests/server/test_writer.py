@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aism_engine.clock import FakeClock, SystemClock
+from aism_engine.clock import SystemClock
 from aism_engine.domain import effects as fx
 from aism_engine.domain.dead_letters import dead_letter_response
 from aism_engine.domain.decision import Decision
@@ -26,6 +26,7 @@ from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import COMMIT, CommitCode
 from aism_engine.store.store import Store
 from aism_engine.store.writer import Decide, DecisionError, Failures, Writer
+from tests.support.clock import FakeClock
 from tests.support.engine import Client, Reader, eventually
 from tests.support.model import machines
 

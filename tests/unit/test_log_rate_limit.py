@@ -2,8 +2,8 @@
 
 import pytest
 
-from aism_engine.clock import FakeClock
 from aism_engine.log_rate_limit import WINDOW_S, LoggedEvent, LogRateLimit
+from tests.support.clock import FakeClock
 
 
 class Log:

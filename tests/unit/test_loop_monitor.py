@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 from structlog.testing import capture_logs
 
-from aism_engine.clock import FakeClock
 from aism_engine.runtime.loop_monitor import LoopMonitor
 from aism_engine.runtime.sd_notify import Notifier
+from tests.support.clock import FakeClock
 
 
 class Watchdog(Notifier):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.clock import FakeClock
 from aism_engine.store.server_time import ServerTime
+from tests.support.clock import FakeClock
 
 HOUR_S = 3600.0
 

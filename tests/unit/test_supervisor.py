@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from aism_engine.clock import FakeClock
 from aism_engine.errors import GaveUpError
 from aism_engine.runtime.supervisor import ReturnedError, Supervisor
 from aism_engine.settings import SupervisorSettings
+from tests.support.clock import FakeClock
 
 PATIENT = SupervisorSettings(restarts=3, shutdown_timeout=600)
 
