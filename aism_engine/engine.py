@@ -22,24 +22,23 @@ from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.ops.audit_log import AuditLog
 from aism_engine.ops.audit_retention import AuditRetention
 from aism_engine.ops.doctor.collector import FactCollector
-from aism_engine.runtime.component import Component
 from aism_engine.runtime.loop_monitor import LoopMonitor
 from aism_engine.runtime.sd_notify import Notifier
-from aism_engine.runtime.supervisor import Supervisor
+from aism_engine.runtime.supervisor import Component, Supervisor
 from aism_engine.services.archiver import Archiver
 from aism_engine.services.base import FIRST_PAUSE_S, Outages, ServiceContext
 from aism_engine.services.dispatcher import Dispatcher
 from aism_engine.services.divergence_checker import DivergenceChecker
 from aism_engine.services.elector import Elector
-from aism_engine.services.fanout import FanoutQueueHandler
+from aism_engine.services.fanout import fanout_queue
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
 from aism_engine.services.queue_consumer import QueueConsumer
 from aism_engine.services.reaper import Reaper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.services.registrar import Registrar
-from aism_engine.services.request_consumer import RequestQueueHandler
-from aism_engine.services.response_consumer import ResponseQueueHandler
+from aism_engine.services.request_consumer import REQUEST_QUEUE
+from aism_engine.services.response_consumer import RESPONSE_QUEUE
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.services.wakeup import Wakeups
@@ -96,37 +95,27 @@ class Engine:
 
         keys, wakeups = context.store.keys, context.wakeups
         channels = (keys.responses, keys.requests, keys.state_changes, keys.measurements)
+        lease_timeout_s = min(settings.redis.socket_timeout, settings.lease.ttl / 3)
+        lease_client = self._connect("lease", timeout_s=lease_timeout_s)
         history = self._connect("history")
         retention = AuditRetention(history, keys)
-        monitor = LoopMonitor(
-            clock=self._clock,
-            notifier=self.notifier,
-            has_progress=self.live,
-            on_lag=self.metrics.event_loop_lag.observe,
-        )
+        on_lag = self.metrics.event_loop_lag.observe
+        monitor = LoopMonitor(clock=self._clock, notifier=self.notifier, has_progress=self.live, on_lag=on_lag)
         self._registrar = Registrar(context, settings.registrar)
         self._response_consumer = QueueConsumer(
-            context,
-            ResponseQueueHandler(context),
-            settings.response_consumer,
-            wakeups.responses,
-            watermark=context.watermark,
+            context, RESPONSE_QUEUE, settings.response_consumer, wakeups.responses, watermark=context.watermark
         )
 
         # All components in start order. They stop in reverse, so the elector releases the lease after the last commit.
         self.components: list[Component] = [
             *((self.http,) if settings.http.enabled else ()),
             monitor,
-            Elector(context, self._lease_store(keys), settings.lease),
+            Elector(context, Store(lease_client, keys, self._clock), settings.lease),
             self._response_consumer,
             QueueConsumer(
-                context,
-                RequestQueueHandler(context),
-                settings.request_consumer,
-                wakeups.requests,
-                on_applied=wakeups.fanout.set,
+                context, REQUEST_QUEUE, settings.request_consumer, wakeups.requests, on_applied=wakeups.fanout.set
             ),
-            QueueConsumer(context, FanoutQueueHandler(context), settings.fanout, wakeups.fanout),
+            QueueConsumer(context, fanout_queue(), settings.fanout, wakeups.fanout),
             Dispatcher(context, settings.dispatcher),
             Timekeeper(context, settings.timekeeper),
             Reconciler(context),
@@ -177,10 +166,6 @@ class Engine:
         client = connect(self.settings.redis, purpose, timeout_s=timeout_s)
         self._clients.append(client)
         return client
-
-    def _lease_store(self, keys: Keys) -> Store:
-        timeout_s = min(self.settings.redis.socket_timeout, self.settings.lease.ttl / 3)
-        return Store(self._connect("lease", timeout_s=timeout_s), keys, self._clock)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set.

@@ -39,10 +39,19 @@ import structlog
 from aism_engine.backoff import Backoff
 from aism_engine.clock import Clock
 from aism_engine.errors import GaveUpError
-from aism_engine.runtime.component import Component
 from aism_engine.settings import SupervisorSettings
 
 log = structlog.get_logger(component="supervisor")
+
+
+class Component(Protocol):
+    """A part of the engine that runs until it is cancelled, and then finishes the step that it has begun."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def run(self) -> None:
+        """Run until cancelled. Returning earlier is a failure, as raising is."""
 
 
 class ReturnedError(Exception):

@@ -10,63 +10,65 @@ from aism_engine.domain.commands.fanout import FanoutTarget, decide_fanout_targe
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
+from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_request
 from aism_engine.services.base import ServiceContext
+from aism_engine.services.queue_consumer import QueueHandler
+from aism_engine.store.store import Store
 
 _DECODER: Final = msgspec.json.Decoder(FanoutTarget)
 
 
-class FanoutQueueHandler:
-    """Applies a request to one target per message.
+def fanout_queue() -> QueueHandler[FanoutTarget]:
+    """Return the handler of the fan-out queue, which applies a request to one target per message.
 
     A target leaves the queue in the commit that applies it, so a crash neither skips a target nor applies one twice.
     """
+    requests: dict[str, m.Request | None] = {}  # those of the groups in the current batch
 
-    name = "fanout"
-    source: DeadLetterSource = "fanout"
-
-    def __init__(self, context: ServiceContext) -> None:
-        self._context = context
-        self._requests: dict[str, m.Request | None] = {}
-        """The requests of the groups in the current batch."""
-
-    def decode(self, raw: bytes) -> FanoutTarget:
-        try:
-            return _DECODER.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise MalformedError("invalid_message", str(error)) from None
-
-    async def look_up(self, fleet: Fleet, messages: Sequence[FanoutTarget]) -> Lookups:
-        group_ids = {target.group_id for target in messages}
-        self._requests = {
-            group_id: self._requests.get(group_id) or await self._load_request(group_id) for group_id in group_ids
-        }
+    async def look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[FanoutTarget]) -> Lookups:
+        store, group_ids = context.store, {target.group_id for target in messages}
+        current = {each: requests.get(each) or await _load_request(store, each) for each in group_ids}
+        requests.clear()
+        requests.update(current)
         command_ids = {child_id(each.group_id, each.agent_id) for each in messages if each.agent_id is not None}
         command_ids |= {each.command_id for each in messages if each.command_id is not None}
-        return Lookups(commands=await self._context.store.commands(command_ids - fleet.commands.keys()))
+        return Lookups(commands=await store.commands(command_ids - fleet.commands.keys()))
 
-    def decide(self, draft: Draft, message: FanoutTarget, raw: bytes) -> Decision:  # noqa: ARG002  of the protocol
-        return decide_fanout_target(draft, self._context.policy, message, self._requests.get(message.group_id))
+    def decide(draft: Draft, policy: Policy, target: FanoutTarget, _raw: bytes) -> Decision:
+        return decide_fanout_target(draft, policy, target, requests.get(target.group_id))
 
-    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
-        """Refuse a target whose keys have the wrong type; dead-letter what is not a target."""
-        decision = Decision("fanout_target")
-        try:
-            target = self.decode(raw)
-        except MalformedError:
-            ctx = DecisionContext(draft, self._context.policy, decision, "engine")
-            add_dead_letter(ctx, error.code, error.reason, raw, self.source)
-        else:
-            ctx = DecisionContext(draft, self._context.policy, decision, "operator", target.group_id)
-            refuse_target(ctx, target, error.code, error.reason)
-        return decision
+    return QueueHandler(
+        name="fanout", source="fanout", decode=_decode, look_up=look_up, decide=decide, dead_letter=_dead_letter
+    )
 
-    async def _load_request(self, group_id: str) -> m.Request | None:
-        raw = await self._context.store.group_request(group_id)
-        try:
-            return None if raw is None else decode_request(raw)
-        except MalformedError:
-            return None
+
+def _decode(_policy: Policy, raw: bytes) -> FanoutTarget:
+    try:
+        return _DECODER.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedError("invalid_message", str(error)) from None
+
+
+def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
+    """Refuse a target whose keys have the wrong type; dead-letter what is not a target."""
+    decision = Decision("fanout_target")
+    try:
+        target = _decode(policy, raw)
+    except MalformedError:
+        ctx = DecisionContext(draft, policy, decision, "engine")
+        add_dead_letter(ctx, error.code, error.reason, raw, "fanout")
+    else:
+        ctx = DecisionContext(draft, policy, decision, "operator", target.group_id)
+        refuse_target(ctx, target, error.code, error.reason)
+    return decision
+
+
+async def _load_request(store: Store, group_id: str) -> m.Request | None:
+    raw = await store.group_request(group_id)
+    try:
+        return None if raw is None else decode_request(raw)
+    except MalformedError:
+        return None

@@ -1,14 +1,16 @@
 """Reads a queue: peek at the oldest messages, look up what the decisions need, decide, commit."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 from aism_engine.domain.dead_letters import dead_letter_oversized
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
+from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
@@ -23,25 +25,21 @@ _SEND_ITERATIONS: Final = 3
 M = TypeVar("M")
 
 
-class MessageHandler(Protocol[M]):
-    """Decides on the messages of one queue."""
+@dataclass(frozen=True, kw_only=True)
+class QueueHandler(Generic[M]):
+    """How the messages of one queue are decoded and decided."""
 
     name: str
     """Name of the component, in logs and metrics."""
     source: DeadLetterSource
     """Name of the queue: its attribute in `Keys`, and the source of its dead letters."""
-
-    def decode(self, raw: bytes) -> M:
-        """Decode one message. Raises MalformedError."""
-
-    async def look_up(self, fleet: Fleet, messages: Sequence[M]) -> Lookups:
-        """Read what the decisions on these messages need and the fleet in memory does not hold."""
-
-    def decide(self, draft: Draft, message: M, raw: bytes) -> Decision:
-        """Decide on one message."""
-
-    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
-        """Dead-letter a message that cannot be decoded or committed."""
+    decode: Callable[[Policy, bytes], M]
+    """Decodes one message. Raises MalformedError."""
+    look_up: Callable[[ServiceContext, Fleet, Sequence[M]], Awaitable[Lookups]]
+    """Reads what the decisions on these messages need and the fleet in memory does not hold."""
+    decide: Callable[[Draft, Policy, M, bytes], Decision]
+    dead_letter: Callable[[Draft, Policy, MalformedError, bytes], Decision]
+    """Decides on a message that cannot be decoded or committed."""
 
 
 class QueueConsumer(Service, Generic[M]):
@@ -54,7 +52,7 @@ class QueueConsumer(Service, Generic[M]):
     def __init__(
         self,
         context: ServiceContext,
-        handler: MessageHandler[M],
+        handler: QueueHandler[M],
         settings: QueueSettings,
         wakeup: Wakeup,
         *,
@@ -119,7 +117,7 @@ class QueueConsumer(Service, Generic[M]):
             ]
 
         decoded = [message for message in messages if not isinstance(message, MalformedError)]
-        lookups = await self._handler.look_up(fleet, decoded)
+        lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
         if not decisions:
             await self._drop_prefetched()
@@ -171,7 +169,7 @@ class QueueConsumer(Service, Generic[M]):
 
     def _decode(self, raw: bytes) -> M | MalformedError:
         try:
-            return self._handler.decode(raw)
+            return self._handler.decode(self._policy, raw)
         except MalformedError as error:
             return error
 
@@ -184,8 +182,8 @@ class QueueConsumer(Service, Generic[M]):
             message = MalformedError(*failure, getattr(message, "agent_id", None), getattr(message, "id", None))
         try:
             if isinstance(message, MalformedError):
-                return self._handler.dead_letter(draft, message, raw)
-            return self._handler.decide(draft, message, raw)
+                return self._handler.dead_letter(draft, self._policy, message, raw)
+            return self._handler.decide(draft, self._policy, message, raw)
         except Exception as error:
             raise DecisionError(number) from error
 

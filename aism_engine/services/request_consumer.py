@@ -1,4 +1,4 @@
-"""Handles what operators request."""
+"""Accepts or refuses what operators request: once a request is accepted, its commands are committed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,69 +8,49 @@ from typing import Final
 from aism_engine.domain.commands.delivery import command_id_of
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.domain.dead_letters import dead_letter_request
-from aism_engine.domain.decision import Decision
-from aism_engine.domain.draft import Draft
-from aism_engine.domain.effects import DeadLetterSource
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import MalformedError, decode_request
+from aism_engine.domain.protocol.codec import decode_request
 from aism_engine.domain.requests import decide_request
 from aism_engine.services.base import ServiceContext
+from aism_engine.services.queue_consumer import QueueHandler
 
 _CATCH_UP_S: Final = 1.0
 """Longest wait for the response consumer when a request names an agent that is not known yet."""
 
 
-class RequestQueueHandler:
-    """Accepts or refuses requests: once a request is accepted, its commands are committed."""
-
-    name = "request_consumer"
-    source: DeadLetterSource = "request_queue"
-
-    def __init__(self, context: ServiceContext) -> None:
-        self._context = context
-
-    def decode(self, raw: bytes) -> m.Request:
-        return decode_request(raw)
-
-    async def look_up(self, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
-        store, asked_at = self._context.store, self._context.clock.monotonic()
-        agent_ids = {agent_id for message in messages if (agent_id := getattr(message.payload, "agent_id", None))}
-        snapshots = await store.snapshots(agent_ids - fleet.agents.keys())
-        if not all(snapshot.exists for snapshot in snapshots.values()) or any(
-            _selects_nobody(fleet, message) for message in messages
-        ):
-            with suppress(TimeoutError):  # the agent may have registered in a response that is not applied yet
-                async with asyncio.timeout(_CATCH_UP_S):
-                    await self._context.watermark.wait_until(asked_at)
-        dead_letters = await store.dead_letters(
-            {message.payload.dead_letter_id for message in messages if isinstance(message, m.Replay)}
-        )
-        command_ids = {message.id for message in messages if isinstance(message, m.Send)}
-        command_ids |= {
-            message.payload.command_id
-            for message in messages
-            if isinstance(message, m.Cancel) and message.payload.command_id is not None
-        }
-        command_ids |= {
-            command_id
-            for each in dead_letters.values()
-            if each.source == "commands" and (command_id := command_id_of(each.raw)) is not None
-        }
-        senders = {each.agent_id for each in dead_letters.values() if each.agent_id is not None}
-        return Lookups(
-            snapshots,
-            await store.commands(command_ids - fleet.commands.keys()),
-            request_replies=await store.saved_replies([message.id for message in messages]),
-            dead_letters=dead_letters,
-            measurements=await store.measurements(senders & fleet.unloaded_measurements),
-        )
-
-    def decide(self, draft: Draft, message: m.Request, raw: bytes) -> Decision:
-        return decide_request(draft, self._context.policy, message, raw)
-
-    def dead_letter(self, draft: Draft, error: MalformedError, raw: bytes) -> Decision:
-        return dead_letter_request(draft, self._context.policy, error, raw)
+async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
+    store, asked_at = context.store, context.clock.monotonic()
+    agent_ids = {agent_id for message in messages if (agent_id := getattr(message.payload, "agent_id", None))}
+    snapshots = await store.snapshots(agent_ids - fleet.agents.keys())
+    if not all(snapshot.exists for snapshot in snapshots.values()) or any(
+        _selects_nobody(fleet, message) for message in messages
+    ):
+        with suppress(TimeoutError):  # the agent may have registered in a response that is not applied yet
+            async with asyncio.timeout(_CATCH_UP_S):
+                await context.watermark.wait_until(asked_at)
+    dead_letters = await store.dead_letters(
+        {message.payload.dead_letter_id for message in messages if isinstance(message, m.Replay)}
+    )
+    command_ids = {message.id for message in messages if isinstance(message, m.Send)}
+    command_ids |= {
+        message.payload.command_id
+        for message in messages
+        if isinstance(message, m.Cancel) and message.payload.command_id is not None
+    }
+    command_ids |= {
+        command_id
+        for each in dead_letters.values()
+        if each.source == "commands" and (command_id := command_id_of(each.raw)) is not None
+    }
+    senders = {each.agent_id for each in dead_letters.values() if each.agent_id is not None}
+    return Lookups(
+        snapshots,
+        await store.commands(command_ids - fleet.commands.keys()),
+        request_replies=await store.saved_replies([message.id for message in messages]),
+        dead_letters=dead_letters,
+        measurements=await store.measurements(senders & fleet.unloaded_measurements),
+    )
 
 
 def _selects_nobody(fleet: Fleet, request: m.Request) -> bool:
@@ -82,3 +62,13 @@ def _selects_nobody(fleet: Fleet, request: m.Request) -> bool:
         selector = Selector.parse(text)
         return not any(selector.matches(agent) for agent in fleet.agents.values())
     return False
+
+
+REQUEST_QUEUE: Final = QueueHandler(
+    name="request_consumer",
+    source="request_queue",
+    decode=lambda _policy, raw: decode_request(raw),
+    look_up=_look_up,
+    decide=decide_request,
+    dead_letter=dead_letter_request,
+)

@@ -168,8 +168,7 @@ def install(engine: Engine, crasher: Crasher) -> None:
         service._store = CrashingStore(engine.store, service.name, crasher)  # type: ignore[assignment]
         service._writer = CrashingWriter(engine.writer, service.name, crasher)  # type: ignore[assignment]
         if isinstance(service, QueueConsumer):
-            context = replace(service._context, store=service._store)
-            service._handler._context = context  # type: ignore[attr-defined]
+            service._context = replace(service._context, store=service._store)
         if service.name == "elector":
             _install_in_elector(service, crasher)
         if service.name == "listener":
