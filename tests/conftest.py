@@ -2,6 +2,7 @@
 
 import itertools
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import hypothesis
@@ -17,6 +18,8 @@ hypothesis.settings.register_profile(
     "gate", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )  # a slow machine is no failure
 hypothesis.settings.load_profile("gate")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that SIGINT is ignored
 
 _count = itertools.count(1)
 
