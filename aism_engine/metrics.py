@@ -156,7 +156,7 @@ class Metrics:
     # --- observers that components call -------------------------------------------------------------------------------
 
     def committed(self, decisions: Sequence[Decision], facts: Iterable[Fact], seconds: float, code: str) -> None:
-        """Count a commit. Part of `store.writer.CommitObserver`."""
+        """Count a commit. `code` is the name of a `CommitCode` in lower case."""
         self.commits.labels(code).inc()
         self.commit_duration.observe(seconds)
         self.commit_decisions.observe(len(decisions))
@@ -174,7 +174,7 @@ class Metrics:
             self.command_duration.labels(change.after).observe(change.age_s)
 
     def refused(self, code: str) -> None:
-        """Count a commit that the server refused. Part of `store.writer.CommitObserver`."""
+        """Count a commit that the server refused."""
         self.commits.labels(code).inc()
 
     def record_step(self, service: str, seconds: float | None, decisions: Sequence[Decision], at: float) -> None:

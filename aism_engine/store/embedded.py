@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from aism_engine.die_with_parent import die_with_parent
@@ -60,7 +59,8 @@ class EmbeddedServer:
     ) -> None:
         """Prepare a server without starting it. `port` 0: a free port; `data_dir` None: a temporary folder."""
         self._binary = binary
-        self._wanted_port = self._port = port
+        self._wanted_port = self.port = port
+        """A free port is chosen at the first start; before that it is 0."""
         self._wanted_dir = self._dir = data_dir
         self._options = [
             *("--bind", _HOST, "--protected-mode", "yes", "--daemonize", "no", "--save", ""),
@@ -74,11 +74,6 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         return f"redis://{_HOST}:{self.port}/0"
-
-    @property
-    def port(self) -> int:
-        """The port. A free port is chosen at the first start; before that it is 0."""
-        return self._port
 
     @property
     def pid(self) -> int:
@@ -99,12 +94,12 @@ class EmbeddedServer:
         binary = self._binary or bundled_binary()
         self._dir = self._dir or Path(tempfile.mkdtemp(prefix="aism-server-"))
         self._dir.mkdir(parents=True, exist_ok=True)
-        for attempts_left in range(_PORT_ATTEMPTS if self._port == 0 else 1, 0, -1):
-            port = self._port or _free_port()
+        for attempts_left in range(_PORT_ATTEMPTS if self.port == 0 else 1, 0, -1):
+            port = self.port or _free_port()
             log_starts_at = self._launch(binary, port, self._dir)
             outage = self._wait_served(port)
             if outage is None:
-                self._port = port
+                self.port = port
                 return
             log = self._log(self._dir, log_starts_at)
             if "in use" not in log or attempts_left == 1:
@@ -116,7 +111,7 @@ class EmbeddedServer:
         self._end(signal.SIGTERM)
         if self._wanted_dir is None and self._dir is not None:
             shutil.rmtree(self._dir, ignore_errors=True)
-        self._port, self._dir = self._wanted_port, self._wanted_dir
+        self.port, self._dir = self._wanted_port, self._wanted_dir
 
     def kill(self) -> None:
         """Kill the server, like a crash. `start` starts it again with the same port and folder."""
@@ -138,9 +133,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _launch(self, binary: Path, port: int, folder: Path) -> int:

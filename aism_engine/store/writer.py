@@ -19,7 +19,7 @@ Not guaranteed: that a cancelled caller returns at once. Its commit is finished 
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 import uuid_utils
@@ -27,9 +27,9 @@ import uuid_utils
 from aism_engine.clock import Clock
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.effects import Fact
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
+from aism_engine.metrics import Metrics
 from aism_engine.store.batch import SHARED, Batch, Bounds, SourceTrim
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode
@@ -41,6 +41,7 @@ _UNKNOWN_OUTCOME: Final = frozenset({"connection", "timeout", "refused"})
 """Outages after which it is unknown whether the server applied a commit."""
 _MAX_ATTEMPTS: Final = 3
 """How often one commit is sent: an arbitrary number. Then the fleet is loaded again, which is as safe, but slow."""
+_RESEND_AFTER_S: Final = 0.1
 
 T = TypeVar("T")
 
@@ -103,59 +104,41 @@ def decide_each(
     return decide
 
 
-class CommitObserver(Protocol):
-    """Receives the result of every commit. `code` is the name of a CommitCode in lower case."""
-
-    def committed(self, decisions: list[Decision], facts: list[Fact], seconds: float, code: str) -> None: ...
-
-    def refused(self, code: str) -> None: ...
-
-
 class Writer:
     """Holds the fleet, and the lock under which it changes."""
 
-    def __init__(  # noqa: PLR0913 - its dependencies
+    def __init__(
         self,
         store: Store,
         leadership: Leadership,
         bounds: Bounds,
         clock: Clock,
-        observer: CommitObserver,
+        metrics: Metrics,
         *,
         recent_ids: int,
-        resend_after_s: float = 0.1,
         on_dispatchable: Callable[[], None] = lambda: None,
     ) -> None:
+        self.fleet = Fleet()
+        """The fleet as last committed. Callers must not change it."""
+        self.ledger = ""
+        """Id of the last commit that the engine knows of."""
         self._store = store
         self._leadership = leadership
         self._bounds = bounds
         self._clock = clock
-        self._observer = observer
+        self._metrics = metrics
         self._recent_ids = recent_ids
-        self._resend_after_s = resend_after_s
         self._on_dispatchable = on_dispatchable
         self._lock = asyncio.Lock()
-        self._fleet = Fleet()
         self._loaded_for: str | None = None
         """The token under which the fleet was loaded; None if the fleet is invalid."""
-        self._ledger = ""
-
-    @property
-    def fleet(self) -> Fleet:
-        """The fleet as last committed. Callers must not change it."""
-        return self._fleet
-
-    @property
-    def ledger(self) -> str:
-        """Id of the last commit that the engine knows of."""
-        return self._ledger
 
     async def loaded(self) -> Fleet:
         """Return the fleet, loaded under the present lease. Raises NotLeadingError if the engine holds none."""
         if self._loaded_for is None or self._loaded_for != self._leadership.token:
             async with self._lock:
                 await self._load()
-        return self._fleet
+        return self.fleet
 
     async def wait_idle(self) -> float:
         """Wait until no commit is in flight, and return the server's time. A later read sees everything decided."""
@@ -191,11 +174,11 @@ class Writer:
     ) -> list[Decision]:
         async with self._lock:
             token = await self._load()
-            if fleet is not None and fleet is not self._fleet:
+            if fleet is not None and fleet is not self.fleet:
                 raise NotLeadingError("the fleet has been loaded again: lookups for the old one are invalid")
             failures: dict[int, Failure] = {}
             while True:
-                draft = Draft(self._fleet, self._store.now, lookups)
+                draft = Draft(self.fleet, self._store.now, lookups)
                 try:
                     decisions = decide(draft, failures)
                 except DecisionError as error:
@@ -208,15 +191,15 @@ class Writer:
                 reply = await self._send(batch, token, commit_id, trim)
                 code = reply.code.name.lower()
                 if reply.code in {CommitCode.APPLIED, CommitCode.REPLAYED}:
-                    self._ledger = commit_id
+                    self.ledger = commit_id
                     draft.apply()
-                    if self._fleet.dispatchable:
+                    if self.fleet.dispatchable:
                         self._on_dispatchable()
-                    self._observer.committed(decisions, batch.facts, self._clock.monotonic() - began, code)
+                    self._metrics.committed(decisions, batch.facts, self._clock.monotonic() - began, code)
                     if reply.details:
                         log.error("commit_incomplete", commit=commit_id, failed=reply.details)
                     return decisions
-                self._observer.refused(code)
+                self._metrics.refused(code)
                 if reply.code is CommitCode.SOURCE_MOVED:
                     return []
                 self._add_failures(batch, reply, failures)
@@ -236,7 +219,11 @@ class Writer:
             for number in set(map(batch.owner_of_watch, reply.details)):
                 _add_failure(failures, number, Failure("score_moved", "the score has moved since it was read"))
         else:
-            self._invalidate(reply.code)
+            self._loaded_for = None
+            log.warning("fleet_dropped", reason=reply.code.name.lower())
+            if reply.code is CommitCode.FENCED:
+                self._leadership.lose()
+            raise NotLeadingError(f"the commit was refused: {reply.code.name}")
 
     async def _send(self, batch: Batch, token: str, commit_id: str, trim: SourceTrim | None) -> CommitReply:
         """Send a commit; send it again if there is no reply.
@@ -244,7 +231,7 @@ class Writer:
         A refusal (OOM, READONLY, …) is a reply: nothing was written. Without any reply the outcome stays unknown, and
         the next load of the fleet shows it.
         """
-        keys, arguments = batch.call(token, commit_id, self._ledger, trim)
+        keys, arguments = batch.call(token, commit_id, self.ledger, trim)
         attempts_left, unknown = _MAX_ATTEMPTS, False
         while True:
             attempts_left -= 1
@@ -258,7 +245,7 @@ class Writer:
                         self._loaded_for = None
                     raise
                 log.warning("commit_unanswered", commit=commit_id, outage=error.outage)
-            await asyncio.sleep(self._resend_after_s)
+            await asyncio.sleep(_RESEND_AFTER_S)
 
     async def _load(self) -> str:
         """Load the fleet unless it was loaded under the present token; return the token."""
@@ -269,26 +256,18 @@ class Writer:
             began = self._clock.monotonic()
             await self._store.read_time()
             await self._store.probe_permissions()
-            self._fleet, self._ledger, damaged = await self._store.load_fleet(self._recent_ids)
-            self._fleet.loaded_at = self._store.now
+            self.fleet, self.ledger, damaged = await self._store.load_fleet(self._recent_ids)
+            self.fleet.loaded_at = self._store.now
             self._loaded_for = token
             self._on_dispatchable()
             log.info(
                 "fleet_loaded",
-                agents=len(self._fleet.agents),
-                commands=len(self._fleet.commands),
+                agents=len(self.fleet.agents),
+                commands=len(self.fleet.commands),
                 damaged=damaged,
                 seconds=round(self._clock.monotonic() - began, 3),
             )
         return token
-
-    def _invalidate(self, code: CommitCode) -> None:
-        """Drop the fleet in memory, and stop leading if the engine was fenced."""
-        self._loaded_for = None
-        log.warning("fleet_dropped", reason=code.name.lower())
-        if code is CommitCode.FENCED:
-            self._leadership.lose()
-        raise NotLeadingError(f"the commit was refused: {code.name}")
 
 
 def _add_failure(failures: dict[int, Failure], number: int, failure: Failure) -> None:
