@@ -95,7 +95,7 @@ class SyncAgentClient:
 
     def _connect(self) -> SyncRedis:
         if self._connection is None:
-            self._connection = SyncRedis.open(self._url)
+            self._connection = SyncRedis(self._url)
         return self._connection
 
     def _retry(self, call: Callable[[SyncRedis], T]) -> T:

@@ -1,10 +1,10 @@
 """One commit: decisions, translated to the keys and arguments of one call of `commit.lua`.
 
-No other module knows which keys and server commands an effect means. Each key remembers the decision that used it
-first, so that a commit refused because of a key can be decided again without that decision.
+No other module knows which keys and server commands an effect means. If a commit is refused because of a key, the batch
+finds the decisions that use this key, so that all others can be committed without them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
 SHARED: Final = -1
-"""Owner of the keys that belong to the engine and to no decision."""
+"""Stands for the engine, as the user of keys that belong to no decision."""
 _SHARED_KEYS: Final = ("index", "heartbeats", "deadlines", "holds", "fanout", "audit", "dead_letters", "oversized")
 """The keys of `SHARED`. `silent` is not one of them, so that its wrong type stops only the decisions that write it."""
 _ANY_TYPE: Final = "*"
@@ -57,7 +57,7 @@ class Batch:
     """The decisions of one commit, translated to server commands. It can be sent any number of times under one id."""
 
     def __init__(
-        self, keys: Keys, bounds: Bounds, decisions: Iterable[Decision], message_ids: Iterable[tuple[str, str]] = ()
+        self, keys: Keys, bounds: Bounds, decisions: Sequence[Decision], message_ids: Iterable[tuple[str, str]] = ()
     ) -> None:
         """Translate all effects of the decisions, in order.
 
@@ -67,21 +67,18 @@ class Batch:
         self.keys = keys
         self.bounds = bounds
         self.facts: list[fx.Fact] = []
-        self._owner = SHARED
-        self._decisions = list(decisions)
+        self._decisions = decisions
         self._message_ids = message_ids
-        self._shared = {getattr(keys, name) for name in _SHARED_KEYS}
+        self._current = SHARED
         self._numbers: dict[str, int] = {}
         self._types: list[str] = []
-        self._owners: list[int] = []
         self._watches: list[Argument] = []
-        self._watch_owners: list[int] = []
+        self._watch_decisions: list[int] = []
         self._writes: list[Argument] = []
         self._write_count = 0
         self._strings: dict[int, str] = {}
         self._events: dict[str, list[Argument]] = {}
-        for owner, decision in enumerate(self._decisions):
-            self._owner = owner
+        for self._current, decision in enumerate(decisions):
             for effect in decision.effects:
                 _WRITERS[type(effect)](self, effect)
 
@@ -97,7 +94,7 @@ class Batch:
         arguments: list[Argument] = [
             *(token, commit_id, previous_id, "".join(self._types)),
             *(trim.messages, trim.oldest, trim.newest, self.bounds.oversized if trim.oversized else 0),
-            *(len(self._watch_owners), self._write_count, len(self._strings), len(self._events)),
+            *(len(self._watch_decisions), self._write_count, len(self._strings), len(self._events)),
             *self._watches,
             *self._writes,
         ]
@@ -107,21 +104,21 @@ class Batch:
             arguments += (channel, len(messages), *messages)
         return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._numbers], arguments
 
-    def owners_of_keys(self, numbers: Iterable[int]) -> dict[str, set[int]]:
-        """Map the keys with these numbers to the decisions that use them.
+    def users_of_keys(self, numbers: Iterable[int]) -> dict[int, list[str]]:
+        """Find the decisions that use the keys with these numbers, and `SHARED` if the engine does.
 
-        A batch notes only the first decision of each key. The others are found by translating each decision alone.
+        A batch does not note them. They are found by translating each decision alone.
         """
         names = list(self._numbers)
-        owners = {names[number - 1]: {self._owners[number - 1]} for number in numbers}
-        for owner, decision in enumerate(self._decisions):
+        wanted = [names[number - 1] for number in numbers]
+        used: dict[int, Collection[str]] = {SHARED: [getattr(self.keys, name) for name in _SHARED_KEYS]}
+        for decision_number, decision in enumerate(self._decisions):
             alone = Batch(self.keys, self.bounds, [decision])
-            for key in owners.keys() & alone._numbers.keys():
-                owners[key].add(owner)
-        return owners
+            used[decision_number] = alone._numbers
+        return {user: found for user, keys in used.items() if (found := [key for key in wanted if key in keys])}
 
-    def owner_of_watch(self, number: int) -> int:
-        return self._watch_owners[number - 1]
+    def decision_of_watch(self, number: int) -> int:
+        return self._watch_decisions[number - 1]
 
     # --- building blocks of the effects -------------------------------------------------------------------------------
 
@@ -131,18 +128,21 @@ class Batch:
         if number is None:
             number = self._numbers[name] = len(self._numbers) + 1
             self._types.append(type_code)
-            self._owners.append(SHARED if name in self._shared else self._owner)
         elif type_code != _ANY_TYPE:
             self._types[number - 1] = type_code
         return number
 
     def watch(self, name: str, member: str | bytes, score: float) -> None:
         self._watches += (self.key(name, "z"), member, repr(score))
-        self._watch_owners.append(self._owner)
+        self._watch_decisions.append(self._current)
 
     def write(self, command: str, name: str, *arguments: Argument) -> None:
         self._writes += (command, self.key(name, _TYPES[command]), len(arguments), *arguments)
         self._write_count += 1
+
+    def copy(self, command: str, source: str, name: str, *arguments: Argument) -> None:
+        """Add one of the commands that commit.lua defines. It copies from the key `source`."""
+        self.write(command, name, self.key(source, "l" if command == "FORWARD" else "h"), *arguments)
 
     def write_chunks(self, command: str, name: str, arguments: Sequence[Argument]) -> None:
         for start in range(0, len(arguments), _MAX_ARGUMENTS):
@@ -196,20 +196,9 @@ def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
     batch.write_chunks("ZREM", batch.keys.silent, effect.no_longer)
 
 
-def _release_command(batch: Batch, effect: fx.ReleaseCommand) -> None:
-    record = batch.key(batch.keys.command(effect.command_id), "h")
-    batch.write("RELEASE", batch.keys.commands(effect.agent_id), record)
-
-
 def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:
-    record = batch.key(batch.keys.command(effect.command_id), "h")
-    replacement = () if effect.otherwise is None else (effect.otherwise,)
-    batch.write("WITHDRAW", batch.keys.commands(effect.agent_id), record, *replacement)
-
-
-def _release_mail(batch: Batch, effect: fx.ReleaseMail) -> None:
-    waiting = batch.key(batch.keys.mail(effect.agent_id), "l")
-    batch.write("FORWARD", batch.keys.inbox(effect.agent_id), waiting)
+    record, commands = batch.keys.command(effect.command_id), batch.keys.commands(effect.agent_id)
+    batch.copy("WITHDRAW", record, commands, *([] if effect.otherwise is None else [effect.otherwise]))
 
 
 def _save_request_reply(batch: Batch, effect: fx.SaveRequestReply) -> None:
@@ -248,7 +237,9 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
         batch.keys.command(effect.command_id), effect.fields, effect.ttl_s
     ),
     fx.PushCommand: lambda batch, effect: batch.write("LPUSH", batch.keys.commands(effect.agent_id), effect.body),
-    fx.ReleaseCommand: _release_command,
+    fx.ReleaseCommand: lambda batch, effect: batch.copy(
+        "RELEASE", batch.keys.command(effect.command_id), batch.keys.commands(effect.agent_id)
+    ),
     fx.WithdrawCommand: _withdraw_command,
     fx.SaveGroup: lambda batch, effect: batch.set_hash(batch.keys.group(effect.group_id), effect.fields, effect.ttl_s),
     fx.AddFanoutTargets: lambda batch, effect: batch.write_chunks("LPUSH", batch.keys.fanout, effect.bodies),
@@ -257,7 +248,9 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.RemoveDeadLetters: lambda batch, effect: batch.write("XDEL", batch.keys.dead_letters, *effect.dead_letter_ids),
     fx.DeliverMail: lambda batch, effect: batch.write("LPUSH", batch.keys.inbox(effect.agent_id), effect.body),
     fx.HoldMail: lambda batch, effect: batch.write("LPUSH", batch.keys.mail(effect.agent_id), effect.body),
-    fx.ReleaseMail: _release_mail,
+    fx.ReleaseMail: lambda batch, effect: batch.copy(
+        "FORWARD", batch.keys.mail(effect.agent_id), batch.keys.inbox(effect.agent_id)
+    ),
     fx.SendReply: _send_reply,
     fx.SetDeadline: lambda batch, effect: batch.write("ZADD", batch.keys.deadlines, repr(effect.at), effect.member),
     fx.ClearDeadline: lambda batch, effect: batch.write("ZREM", batch.keys.deadlines, _member(effect.member)),

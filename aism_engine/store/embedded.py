@@ -101,7 +101,8 @@ class EmbeddedServer:
             if outage is None:
                 self.port = port
                 return
-            log = self._log(self._dir, log_starts_at)
+            text = (self._dir / _LOG).read_bytes()[log_starts_at:].decode(errors="replace")
+            log = "\n".join(text.splitlines()[-_LOG_LINES:])
             if "in use" not in log or attempts_left == 1:
                 self.stop()
                 raise ServerUnavailableError(outage, f"{binary} does not serve; its log ends:\n{log}")
@@ -160,10 +161,6 @@ class EmbeddedServer:
                 return "timeout"
             time.sleep(_POLL_INTERVAL_S)
         return "exited"
-
-    def _log(self, folder: Path, start: int) -> str:
-        text = (folder / _LOG).read_bytes()[start:].decode(errors="replace")
-        return "\n".join(text.splitlines()[-_LOG_LINES:])
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:

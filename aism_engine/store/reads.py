@@ -250,9 +250,9 @@ def read_dead_letter(fields: Mapping[bytes, bytes]) -> DeadLetter | None:
 
 def _snapshot(type_: bytes, labels: bytes, state: bytes, score: bytes) -> AgentSnapshot:
     return AgentSnapshot(
-        type=_type_name(type_),
+        type=_name(type_, is_type_name),
         labels=_labels(labels) if labels else {},
-        state=_state_name(state),
+        state=_name(state, is_state_name),
         score=float(score) if score else None,
     )
 
@@ -264,12 +264,6 @@ def _labels(packed: bytes) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)  # a fleet is read again and again, and has few types and states
-def _type_name(value: bytes) -> str | None:
+def _name(value: bytes, is_valid: Callable[[str], bool]) -> str | None:
     name = text(value)
-    return name if is_type_name(name) else None
-
-
-@lru_cache(maxsize=1024)
-def _state_name(value: bytes) -> str | None:
-    name = text(value)
-    return name if is_state_name(name) else None
+    return name if is_valid(name) else None

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from redis.exceptions import NoScriptError
+
+from aism_engine.store.client import Client
 
 _LUA = files("aism_engine.store") / "lua"
 _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
@@ -38,10 +40,6 @@ class TrimCode(IntEnum):
     FENCED = -1
 
 
-class Executor(Protocol):
-    async def execute_command(self, *args: Any, **options: Any) -> Any: ...  # noqa: ANN401 - redis-py's own signature
-
-
 class Script:
     """One script, called by its digest. `codes` are the codes that it returns, if it returns any.
 
@@ -53,7 +51,7 @@ class Script:
         self.text = _INCLUDE.sub(lambda found: _read(f"include/{found[1]}.lua"), _read(f"{name}.lua"))
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    async def __call__(self, client: Executor, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
+    async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
         try:
             return await client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
         except NoScriptError:

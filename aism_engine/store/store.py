@@ -40,11 +40,8 @@ class Peek(NamedTuple):
 
     @property
     def trim(self) -> SourceTrim:
-        if self.oversized:
-            return SourceTrim(self.queue, 1, self.oversized, self.oversized, oversized=True)
-        return SourceTrim(
-            self.queue, len(self.messages), message_digest(self.messages[0]), message_digest(self.messages[-1])
-        )
+        oldest, newest = (self.oversized or message_digest(self.messages[end]) for end in (0, -1))
+        return SourceTrim(self.queue, len(self.messages), oldest, newest, oversized=bool(self.oversized))
 
 
 class CommitReply(NamedTuple):

@@ -5,8 +5,9 @@ Nothing is retried; every outage has a name.
 """
 
 import socket
-from collections.abc import Sequence
-from typing import Any, Final, Self, TypeAlias
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import hiredis
@@ -30,29 +31,22 @@ class RefusedCommandError(Exception):
 class SyncRedis:
     """A connection, in RESP2. Raises ServerUnavailableError while the server cannot serve."""
 
-    def __init__(self, stream: socket.socket) -> None:
-        self._socket = stream
-        self._reader = hiredis.Reader(replyError=RefusedCommandError)
-
-    @classmethod
-    def open(cls, url: str) -> Self:
-        """Connect, and log in. `url` is redis://, rediss:// or unix://; Raises ValueError for any other URL."""
+    def __init__(self, url: str) -> None:
+        """Connect, and log in. `url` is redis://, rediss:// or unix://. Raises ValueError for any other URL."""
         if not is_unambiguous(url):
             raise ValueError(AMBIGUOUS_URL)
         where = urlsplit(url)
         options = dict(parse_qsl(where.query))
         if where.scheme not in _SCHEMES or (where.scheme == "unix" and not where.path):
             raise ValueError(f"expected redis://HOST, rediss://HOST or unix:///PATH, got {redacted(url)!r}")
+        self._reader = hiredis.Reader(replyError=RefusedCommandError)
+        with _naming_outages():
+            self._socket = _connect(where, options)
         try:
-            connection = cls(_connect(where, options))
-        except OSError as error:
-            raise _outage(error) from error
-        try:
-            connection._log_in(where, options)
+            self._log_in(where, options)
         except BaseException:
-            connection.close()
+            self.close()
             raise
-        return connection
 
     def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - a reply is what the command makes it
         """Send one command. `wait_s` is how long the command itself may block."""
@@ -60,13 +54,11 @@ class SyncRedis:
 
     def calls(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
         """Send several commands at once, and return their replies."""
-        try:
+        with _naming_outages():
             self._socket.settimeout(wait_s + _REPLY_S)
             for words in commands:
                 self._socket.sendall(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type]  # a stub for one word
             return [self._reply() for _ in commands]
-        except OSError as error:
-            raise _outage(error) from error
 
     def close(self) -> None:
         self._socket.close()
@@ -111,7 +103,10 @@ def _connect(where: SplitResult, options: dict[str, str]) -> socket.socket:
     return context.wrap_socket(stream, server_hostname=host)
 
 
-def _outage(error: OSError) -> ServerUnavailableError:
-    if isinstance(error, ConnectionRefusedError):
-        return ServerUnavailableError("refused", str(error))
-    return ServerUnavailableError("timeout" if isinstance(error, TimeoutError) else "connection", str(error))
+@contextmanager
+def _naming_outages() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        names = {ConnectionRefusedError: "refused", TimeoutError: "timeout"}
+        raise ServerUnavailableError(names.get(type(error), "connection"), str(error)) from error

@@ -207,16 +207,15 @@ class Writer:
     def _add_failures(self, batch: Batch, reply: CommitReply, failures: dict[int, Failure]) -> None:
         """Add the decisions that stopped a commit to the failures; raise if no decision did."""
         if reply.code is CommitCode.WRONG_TYPE:
-            keys_of_decision: dict[int, list[str]] = {}
-            for key, numbers in batch.owners_of_keys(reply.details).items():
-                if SHARED in numbers:
-                    raise ServerUnavailableError("wrong_type", f"{key} has the wrong type: repair or remove it")
-                for number in numbers:
-                    keys_of_decision.setdefault(number, []).append(key)
-            for number, keys in keys_of_decision.items():
+            users = batch.users_of_keys(reply.details)
+            if SHARED in users:
+                raise ServerUnavailableError(
+                    "wrong_type", f"{users[SHARED][0]} has the wrong type: repair or remove it"
+                )
+            for number, keys in users.items():
                 _add_failure(failures, number, wrong_type(*keys))
         elif reply.code is CommitCode.SCORE_MOVED:
-            for number in set(map(batch.owner_of_watch, reply.details)):
+            for number in set(map(batch.decision_of_watch, reply.details)):
                 _add_failure(failures, number, Failure("score_moved", "the score has moved since it was read"))
         else:
             self._loaded_for = None

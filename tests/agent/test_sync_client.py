@@ -36,23 +36,23 @@ def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
 def test_every_form_of_a_url_is_accepted(own: EmbeddedServer, tmp_path: Path) -> None:
     """With a Unix socket, a database, a password, a user; anything else is a ValueError."""
     address = f"127.0.0.1:{own.port}"
-    redis = SyncRedis.open(f"redis://{address}/3")
+    redis = SyncRedis(f"redis://{address}/3")
     redis.call("ACL", "SETUSER", "ann", "on", ">s%c@t", "allkeys", "allcommands", "allchannels")
     redis.call("SET", "here", "3")
     redis.close()
     for url in (f"redis://ann:s%25c%40t@{address}/3", f"unix://{tmp_path}/socket?db=3"):
-        redis = SyncRedis.open(url)
+        redis = SyncRedis(url)
         assert redis.call("GET", "here") == b"3"
         redis.close()
     with pytest.raises(ServerUnavailableError, match="noauth"):
-        SyncRedis.open(f"redis://ann:wrong@{address}/0")
+        SyncRedis(f"redis://ann:wrong@{address}/0")
     for url in ("http://localhost", "unix://", "localhost:6379", ""):
         with pytest.raises(ValueError, match="expected redis://HOST"):
-            SyncRedis.open(url)
+            SyncRedis(url)
 
 
 def test_large_replies_are_read_completely_and_in_order(own: EmbeddedServer) -> None:
-    redis, value = SyncRedis.open(own.url), b"x" * 3_000_000
+    redis, value = SyncRedis(own.url), b"x" * 3_000_000
     assert redis.calls([("SET", "k", value), ("GET", "k"), ("PING",)]) == [b"OK", value, b"PONG"]
     redis.close()
 

@@ -252,15 +252,17 @@ class StoreMachine(RuleBasedStateMachine):
         if reply.code is CommitCode.WRONG_TYPE:
             self._check_owners(batch, attempt, reply.details, expected)
         elif reply.code is CommitCode.SCORE_MOVED:
-            assert tuple(map(batch.owner_of_watch, reply.details)) == expected.moved
+            assert tuple(map(batch.decision_of_watch, reply.details)) == expected.moved
         else:
             assert reply.details == []
 
     def _check_owners(self, batch: Batch, attempt: Attempt, places: list[int], expected: ExpectedReply) -> None:
         """Check that each wrong key is named with all decisions that need it, and that the engine's keys are shared."""
-        owners = batch.owners_of_keys(places)
+        keys, owners = self.keys, dict[str, set[int]]()
+        for number, names in batch.users_of_keys(places).items():
+            for name in names:
+                owners.setdefault(name, set()).add(number)
         assert owners.keys() == expected.wrong
-        keys = self.keys
         ours = {keys.index, keys.heartbeats, keys.deadlines, keys.audit, keys.dead_letters, keys.oversized}
         for key, numbers in owners.items():
             assert numbers - {SHARED} == touching(self.model, attempt.decisions, key)

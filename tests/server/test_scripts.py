@@ -441,9 +441,9 @@ async def test_all_keys_of_the_wrong_type_are_mapped_to_their_decisions(leader: 
     effects = (fx.DeliverMail("c", b"x"), fx.SetState("d", "x"), fx.IndexAgent("e"), fx.DeliverMail("c", b"y"))
     batch = Batch(keys, BOUNDS, [Decision("test", effects=[*CHANGE, effect]) for effect in effects])
     reply = await leader.store.commit(*batch.call(TOKEN, "L1", LEDGER, None))
-    owners = batch.owners_of_keys(reply.details)
-    assert SHARED in owners.pop(keys.index)
-    assert owners == {keys.inbox("c"): {0, 3}, keys.state("d"): {1}}
+    users = batch.users_of_keys(reply.details)
+    inbox, state, index = [keys.inbox("c")], [keys.state("d")], [keys.index]
+    assert users == {0: inbox, 1: state, 2: index, 3: inbox, SHARED: index}
 
 
 @pytest.mark.parametrize("with_source", [True, False])
