@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from tests.chaos.schedule import plan
+from tests.chaos.schedule import FAILOVERS, plan
 from tests.chaos.trial import Report, run
-from tests.chaos.violations import KINDS_OF_VIOLATION
+from tests.chaos.verdict import KINDS_OF_VIOLATION
 
 _SHOWN: Final = 12
 """Violations shown of one trial: the first ones tell most."""
@@ -20,15 +20,15 @@ _RECOVERY_S: Final = 5.0
 
 def summary(reports: Sequence[Report]) -> str:
     """Return the totals of these trials as one line."""
+    faults = sum((report.faults for report in reports), Counter[str]())
+    totals = sum((report.figures for report in reports), Counter[str]())
     violations = Counter(violation.kind for report in reports for violation in report.violations)
     figures = {
         "trials": len(reports),
-        "kills": sum(report.kills for report in reports),
-        "faults": sum(report.faults.total() for report in reports),
-        "failovers": sum(report.failovers for report in reports),
-        "rollbacks": sum(report.rollbacks for report in reports),
-        "responses": sum(report.responses for report in reports),
-        "commands": sum(report.commands for report in reports),
+        "kills": totals["kills"],
+        "faults": faults.total(),
+        "failovers": sum(faults[kind] for kind in FAILOVERS),
+        **{name: totals[name] for name in ("rollbacks", "responses", "commands")},
         **{kind: violations[kind] for kind in KINDS_OF_VIOLATION},
         "max_start_s": f"{max(report.start_s for report in reports):.2f}",
         "max_recovery_s": f"{max(report.recovery_s for report in reports):.2f}",
@@ -41,24 +41,16 @@ def is_slow(report: Report) -> bool:
     return report.recovery_s > _RECOVERY_S * max(1.0, report.start_s)
 
 
-def show(report: Report) -> None:
-    print(f"--seed {report.seed} --trials 1: {summary([report])}")
-    for violation in report.violations[:_SHOWN]:
-        print(f"  {violation}")
-    if len(report.violations) > _SHOWN:
-        print(f"  … and {len(report.violations) - _SHOWN} more")
-    if is_slow(report):
-        print(f"  slow: it consumed again after {report.recovery_s:.1f} s; a start took {report.start_s:.1f} s")
-
-
-async def run_all(seeds: Sequence[int], side_by_side: int, *, verbose: bool) -> list[Report]:
+async def run_all(seeds: Sequence[int], side_by_side: int) -> list[Report]:
     slots = asyncio.Semaphore(side_by_side)
 
     async def run_one(seed: int) -> Report:
         async with slots:
             report = await run(plan(seed))
-        if verbose or report.violations or is_slow(report):
-            show(report)
+        if report.violations or is_slow(report):
+            print(f"--seed {seed} --trials 1: {summary([report])}")
+            for violation in report.violations[:_SHOWN]:
+                print(f"  {violation}")
         return report
 
     return await asyncio.gather(*map(run_one, seeds))
@@ -69,12 +61,11 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="number of trials (default: 20)")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="seed of the first trial (default: random)")
     parser.add_argument("--side-by-side", type=int, default=2, metavar="N", help="trials at a time (default: 2)")
-    parser.add_argument("--verbose", action="store_true", help="print a line for each trial")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"seed={seed}", flush=True)
     seeds = range(seed, seed + arguments.trials)
-    reports = asyncio.run(run_all(seeds, arguments.side_by_side, verbose=arguments.verbose))
+    reports = asyncio.run(run_all(seeds, arguments.side_by_side))
     faults = sum((report.faults for report in reports), Counter[str]())
     print(" ".join(f"{kind}={count}" for kind, count in sorted(faults.items())))
     print(summary(reports))

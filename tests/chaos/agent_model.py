@@ -1,8 +1,9 @@
-"""The expected effects of each response, in plain Python.
+"""What the load has sent, and the effects that the engine must give it, in plain Python.
 
-It imports nothing from the engine: the journey is repeated here, so that a wrong rule of the engine is noticed.
+This module imports nothing from the engine. It repeats the journey, so that a wrong rule of the engine is noticed.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -17,6 +18,11 @@ JOURNEY: Final = {
     "direct_io": {"bootstrap", "inbox", "distill", "deep_work", "idle", "logout"},
 }
 
+REGISTERED: Final = frozenset({"journey", "recipient", "worker"})
+"""The kinds of agents that register before the load begins, and so follow the journey."""
+FAULTY: Final = frozenset({"wrong-type", "invalid"})
+"""The kinds of agents whose every message is dead-lettered."""
+
 
 class Effect(NamedTuple):
     """An expected fact in the audit: the event, and the new state or the command that it names."""
@@ -29,15 +35,41 @@ DEAD_LETTER: Final = Effect("dead_letter_added")
 
 
 @dataclass
-class AgentModel:
-    """The state of an agent, if each of its messages is applied once and in order."""
+class Sent:
+    """A message or a request. It was pushed between `pushes` and `attempts` times."""
 
-    machine: str
-    """`journey` for an agent that registers, else `open`."""
+    id: str
+    kind: str
+    raw: bytes
+    expected: tuple[Effect, ...] | None = None
+    """The effects of a message; None where they depend on timing."""
+    outcome: str = ""
+    """Of a request for a command: `done`, `expired` or `refused`; empty where it depends on timing."""
+    is_group: bool = False
+    attempts: int = 0
+    pushes: int = 0
+
+
+@dataclass
+class AgentModel:
+    """What an agent has sent, and its state if each of its messages is applied once and in order."""
+
+    agent_id: str
     state: str = "unknown"
     left: bool = False
     commands: dict[str, str] = field(default_factory=dict)
     """The status of each command that has reached the agent."""
+    messages: list[Sent] = field(default_factory=list)
+    measurements: int = 0
+    publications: int = 0
+    taken: Counter[str] = field(default_factory=Counter)
+    """How often the agent took each command."""
+    succeeded: set[str] = field(default_factory=set)
+    """The commands of which the agent has reported success."""
+
+    @property
+    def kind(self) -> str:
+        return self.agent_id.rpartition("-")[0]
 
     def apply(self, kind: str, subject: str, command_id: str | None = None) -> tuple[Effect, ...]:
         """Apply a response, and return its effects. `subject` is the target of a transition or the recipient."""
@@ -73,7 +105,7 @@ class AgentModel:
         return (Effect("state_changed", state),)
 
     def _declare(self, target: str) -> tuple[Effect, ...]:
-        if self.machine == "journey" and target != self.state and target not in JOURNEY[self.state]:
+        if self.kind in REGISTERED and target != self.state and target not in JOURNEY[self.state]:
             return (Effect("transition_refused", target),)
         return self._go(target)
 

@@ -1,128 +1,151 @@
-"""The load of a trial: its agents, its operators, and messages that cannot be decoded."""
+"""The load of a trial: its agents and its operator."""
 
 import asyncio
+import json
 import random
 from typing import Any, Final
 
-from aism_engine.store.keys import Keys
-from tests.chaos.agent_model import DEAD_LETTER
-from tests.chaos.agents import RECIPIENTS, Agent
+from tests.chaos.agent_model import REGISTERED, Sent
+from tests.chaos.agents import RECIPIENTS, WORKERS, Agent
 from tests.chaos.observations import Observations, lengths
-from tests.chaos.operators import ExactOperator, WorkOperator
-from tests.chaos.records import Message
 from tests.chaos.retrying_client import BROKEN, RetryingClient
 from tests.chaos.schedule import Plan
-from tests.chaos.workers import WORKERS, Worker, WorkReport
+from tests.chaos.system import KEYS
+from tests.support.engine import eventually
 
-LARGEST_MESSAGE: Final = 20_000
-"""`protocol.max_message_bytes` of the engines."""
+MAX_ATTEMPTS: Final = 3
+_GUARD_S: Final = 3600.0
+"""Only guards against hanging."""
+_WORK_OPTIONS: Final[dict[str, Any]] = {"ttl": 8, "ack_timeout": 0.4, "timeout": 0.8, "max_attempts": MAX_ATTEMPTS}
 _KINDS: Final = ("journey", "journey", "journey", "open", "journey", "open", "publisher")
 
 
-class Load:
-    """All agents and operators of a trial."""
+class Operator:
+    """Sends requests at random. It repeats those of which it does not know the outcome, and some others.
 
-    def __init__(self, plan: Plan, client: RetryingClient, keys: Keys) -> None:
+    The outcome of commands to journey agents, to agents that pop nothing, and to nobody can be predicted. Workers get
+    every kind of request.
+    """
+
+    def __init__(self, client: RetryingClient, seed: int, agent_ids: list[str]) -> None:
+        self.requests: list[Sent] = []
+        self._client = client
+        self._rng = random.Random(f"operator {seed}")
+        self._agent_ids = agent_ids
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            ask = self._rng.choices((self._send_predictable, self._send, self._cancel, self._hold), (11, 8, 1, 2))[0]
+            await ask()
+            if self.requests and self._rng.random() < 0.1:
+                await self._client.push(KEYS.request_queue, self._rng.choice(self.requests[-5:]))
+            await asyncio.sleep(self._rng.uniform(0, 0.08))
+        for worker in WORKERS:
+            await self._ask("resume", {"agent_id": worker})
+
+    async def _ask(self, kind: str, payload: dict[str, Any], *, outcome: str = "", is_group: bool = False) -> None:
+        name = f"request-{len(self.requests)}"
+        raw = json.dumps({"id": name, "type": kind, "payload": payload}).encode()
+        self.requests.append(request := Sent(name, kind, raw, outcome=outcome, is_group=is_group))
+        await self._client.push(KEYS.request_queue, request)
+
+    async def _send_predictable(self) -> None:
+        rng, luck = self._rng, self._rng.random()
+        payload: dict[str, Any] = {"command": {"type": "work", "payload": {"n": len(self.requests)}}}
+        if luck < 0.1:
+            await self._ask("send", {**payload, "agent_id": "no-such-agent"}, outcome="refused")
+        elif luck < 0.2:
+            target = {"agent_id": rng.choice(RECIPIENTS), "options": {"ttl": rng.uniform(0.3, 2.0)}}
+            await self._ask("send", payload | target, outcome="expired")
+        else:
+            await self._ask("send", {**payload, "agent_id": rng.choice(self._agent_ids)}, outcome="done")
+
+    async def _send(self) -> None:
+        rng = self._rng
+        options = {**_WORK_OPTIONS, "priority": rng.choice(("high", "normal", "low"))}
+        if rng.random() < 0.2:
+            options["start_in"] = round(rng.uniform(0.05, 1.0), 3)
+        match rng.randrange(3):
+            case 0:
+                target: dict[str, Any] = {"select": "type=worker"}
+                options["quorum"] = rng.choice(("1", "50%", "100%"))
+            case 1:
+                target = {"select": f"type=worker,id!={rng.choice(WORKERS)}", "any": True}
+            case _:
+                target = {"agent_id": rng.choice(WORKERS)}
+        is_group = "quorum" in options
+        await self._ask("send", {**target, "command": {"type": "work"}, "options": options}, is_group=is_group)
+
+    async def _cancel(self) -> None:
+        sent = [each for each in self.requests if each.kind == "send" and not each.outcome]
+        if sent:
+            request = self._rng.choice(sent[-5:])
+            await self._ask("cancel", {"group_id" if request.is_group else "command_id": request.id})
+
+    async def _hold(self) -> None:
+        target = self._rng.choice(({"agent_id": self._rng.choice(WORKERS)}, {"select": "type=worker"}))
+        await self._ask(self._rng.choice(("pause", "resume")), target, is_group="select" in target)
+
+
+class Load:
+    """All agents of a trial, and its operator."""
+
+    def __init__(self, plan: Plan, client: RetryingClient) -> None:
         self.stopping = asyncio.Event()
         """Set when nothing new is to be sent."""
         self.drained = asyncio.Event()
         """Set when no command is left to be answered."""
         self._client = client
-        self._keys = keys
-        self._rng = random.Random(f"{plan.seed}")
+        names = [f"{_KINDS[number % len(_KINDS)]}-{number}" for number in range(plan.agents)]
         self._agents = [
-            Agent(f"{kind}-{number}", kind, client, keys, plan, beats=number % 2 == 0)
-            for number in range(plan.agents)
-            for kind in (_KINDS[number % len(_KINDS)],)
+            Agent(agent_id, client, plan) for agent_id in (*RECIPIENTS, *WORKERS, *names, "wrong-type-0", "invalid-0")
         ]
-        self._recipients = [Agent(name, "recipient", client, keys, plan, beats=True) for name in RECIPIENTS]
-        self._wrong_type = Agent("wrong-type-0", "wrong-type", client, keys, plan, beats=False)
-        self._report = WorkReport()
-        self._workers = [Worker(agent_id, client, keys, self._report, plan.seed) for agent_id in WORKERS]
-        self._operator = ExactOperator(client, keys, plan.seed, self._ids("journey"))
-        self._work_operator = WorkOperator(client, keys, plan.seed)
-        self._invalid: list[Message] = []
+        self._operator = Operator(client, plan.seed, self._ids("journey"))
 
     async def set_up(self) -> None:
         """Register the first agents, and wait until the engine has applied that."""
-        await self._client.write("LPUSH", self._keys.state(self._wrong_type.record.agent_id), "no state")
-        first = [*self._recipients, *(agent for agent in self._agents if agent.kind == "journey")]
+        await self._client.write("LPUSH", KEYS.state("wrong-type-0"), "no state")
+        first = [agent for agent in self._agents if agent.kind in REGISTERED]
         for agent in first:
-            await agent.send("register", payload={"type": "architect"})
-        for worker in self._workers:
-            await worker.register()
-        known = len(first) + len(self._workers)
-        while await self._client.read("SCARD", self._keys.index) < known:  # noqa: ASYNC110 - another process changes it
-            await asyncio.sleep(0.01)
+            is_worker = agent.kind == "worker"
+            await agent.send("register", type="worker" if is_worker else "architect", capabilities=["ack"] * is_worker)
+
+        async def are_known() -> bool:
+            return bool(await self._client.read("SCARD", KEYS.index) >= len(first))
+
+        await eventually(are_known, _GUARD_S)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for agent in (*self._agents, self._wrong_type):
+            for agent in self._agents:
                 group.create_task(agent.run(self.stopping, self.drained))
-            for worker in self._workers:
-                group.create_task(worker.run(self.stopping, self.drained))
-            for operator in (self._operator, self._work_operator):
-                group.create_task(operator.run(self.stopping))
-            group.create_task(self._send_invalid())
+            group.create_task(self._operator.run(self.stopping))
             group.create_task(self._beat())
 
     async def wait_answered(self) -> None:
         """Wait until no message, request or command is on its way."""
-        read, keys, is_open = self._client.read, self._keys, True
-        while is_open:
-            lists = [await read("LLEN", keys.commands(agent_id)) for agent_id in self._ids("journey")]
-            is_open = any(lists) or any((await lengths(read, keys)).values())
-            await asyncio.sleep(0.05)
+
+        async def is_answered() -> bool:
+            lists = [await self._client.read("LLEN", KEYS.commands(agent_id)) for agent_id in self._ids("journey")]
+            return not any(lists) and not any((await lengths(self._client.read)).values())
+
+        await eventually(is_answered, _GUARD_S)
 
     def observations(self) -> Observations:
         """Return what the load itself knows."""
-        return Observations(
-            agents=[agent.record for agent in (*self._recipients, *self._agents, self._wrong_type)],
-            wrong_type=frozenset((self._wrong_type.record.agent_id,)),
-            publishers=frozenset(self._ids("publisher")),
-            invalid=self._invalid,
-            requests=self._operator.requests,
-            work_requests=self._work_operator.requests,
-            taken=self._report.taken,
-            succeeded=self._report.succeeded,
-        )
+        return Observations([agent.model for agent in self._agents], self._operator.requests)
 
     def _ids(self, kind: str) -> list[str]:
-        return [agent.record.agent_id for agent in self._agents if agent.kind == kind]
-
-    async def _send_invalid(self) -> None:
-        """Push messages that cannot be decoded, no two of them alike."""
-        rng = self._rng
-        while not self.stopping.is_set():
-            mark = f"invalid-{len(self._invalid)}"
-            name = mark.encode()
-            raw = rng.choice(
-                (
-                    rng.randbytes(20) + name,
-                    b'{"id":"%s","type":"state_transition","agent_id":"a"' % name,
-                    b'{"id":"%s","type":"no_such_type","agent_id":"a"}' % name,
-                    b'{"id":"%s","type":"heartbeat","agent_id":"../%s"}' % (name, name),
-                    b'{"id":"%s","type":"measurement","agent_id":"a","payload":{"x":"y"}}' % name,
-                    b'["%s"]' % name,
-                    b'["%s",' % name + b"[" * 5000,
-                    b'{"id":"%s","x":"%s"}' % (name, b"x" * LARGEST_MESSAGE),
-                )
-            )
-            message = Message(mark, "invalid", raw, (DEAD_LETTER,))
-            self._invalid.append(message)
-            message.attempts = await self._client.write("LPUSH", self._keys.response_queue, raw)
-            message.pushes = 1
-            await asyncio.sleep(rng.uniform(0, 0.1))
+        return [agent.id for agent in self._agents if agent.kind == kind]
 
     async def _beat(self) -> None:
         """Send heartbeats for all agents that have any, with the server's clock."""
-        agents: tuple[Agent, ...] = (*self._recipients, *self._agents)
-        beating: list[Any] = [*WORKERS, *(agent.record.agent_id for agent in agents if agent.beats)]
+        beating: list[Any] = [agent.id for agent in self._agents if agent.beats]
         client = self._client.client
         while not self.drained.is_set():
             try:
                 seconds, _ = await client.time()
-                await client.zadd(self._keys.heartbeats, dict.fromkeys(beating, seconds))
+                await client.zadd(KEYS.heartbeats, dict.fromkeys(beating, seconds))
             except BROKEN:
                 pass
             await asyncio.sleep(0.2)

@@ -1,50 +1,48 @@
 """What is left after a trial: what Redis holds, and the history of commits in its append-only file.
 
-The file shows writes that nothing else shows, such as a measurement applied twice. Each script is one transaction in
-it, in the order of execution, so that it also shows which epoch was the newest at each commit.
+The file shows writes that nothing else shows, such as a measurement applied twice. They are in the order of execution,
+so that it also shows which epoch was the newest at each commit.
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import hiredis
+import msgspec
 
-from aism_engine.store.keys import Keys
-from tests.chaos.records import AgentRecord, Message, Request
+from tests.chaos.agent_model import FAULTY, AgentModel, Sent
+from tests.chaos.system import KEYS, Node
+from tests.support.engine import Reader
+
+HEAD_BYTES: Final = 4096
+"""Of an oversized message, as much as is kept with its dead letter."""
 
 
-class Fact(NamedTuple):
-    """A line of the audit, and its position."""
+class Fact(msgspec.Struct, frozen=True):
+    """One event in the audit."""
 
-    position: int
     event: str
-    by: str
-    cause: str
-    agent_id: str
-    old_state: str
-    new_state: str
-    command_id: str
+    cause: str = ""
+    by: str = ""
+    agent_id: str = ""
+    old_state: str = ""
+    new_state: str = ""
+    command_id: str = ""
 
 
-class DeadLetter(NamedTuple):
-    raw: bytes
-    code: str
-    size: int
-
-
-class Commit(NamedTuple):
+@dataclass
+class Commit:
     """One run of the commit script, from the append-only file."""
 
     commit_id: str
     newest: int | None
     """The newest epoch at that time; None where the file begins after it was taken."""
-    claimed: int | None
+    claimed: int | None = None
     """The epoch in its audit entry; None where it wrote none."""
-    measured: tuple[tuple[str, int], ...]
+    measured: list[tuple[str, int]] = field(default_factory=list)
     """The measurements that it wrote: agent, and number within that agent's."""
 
 
@@ -52,27 +50,15 @@ class Commit(NamedTuple):
 class Observations:
     """Everything on which the verdict is based."""
 
-    agents: list[AgentRecord] = field(default_factory=list)
-    wrong_type: frozenset[str] = frozenset()
-    """Agents whose state key has the wrong type."""
-    publishers: frozenset[str] = frozenset()
-    """Agents that only publish."""
-    invalid: list[Message] = field(default_factory=list)
-    """Messages that cannot be decoded."""
-    requests: list[Request] = field(default_factory=list)
-    """Requests that address an agent with an exact model."""
-    work_requests: list[Request] = field(default_factory=list)
-    """Requests that address workers."""
-    taken: Counter[str] = field(default_factory=Counter)
-    """How often workers took each command."""
-    succeeded: set[str] = field(default_factory=set)
-    """The commands of which a worker has reported success."""
+    agents: list[AgentModel]
+    requests: list[Sent]
     facts: list[Fact] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     """The epochs of the audit entries, in order."""
     entries: list[str] = field(default_factory=list)
     """The commit ids of the audit entries, in order."""
-    dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_letters: list[tuple[bytes, int]] = field(default_factory=list)
+    """The first bytes of each dead letter, and its size."""
     states: dict[str, str] = field(default_factory=dict)
     """The state keys."""
     records: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -91,89 +77,73 @@ class Observations:
     """Errors that engines logged, and unexpected exits."""
 
 
-async def lengths(read: Any, keys: Keys) -> dict[str, int]:  # noqa: ANN401 - how to run a command
+async def lengths(read: Any) -> dict[str, int]:  # noqa: ANN401 - how to run a command
     """Return the lengths of what must be empty in the end."""
     return {
-        "responses": await read("LLEN", keys.response_queue),
-        "requests": await read("LLEN", keys.request_queue),
-        "fanout": await read("LLEN", keys.fanout),
-        "deadlines": await read("ZCARD", keys.deadlines),
+        "responses": await read("LLEN", KEYS.response_queue),
+        "requests": await read("LLEN", KEYS.request_queue),
+        "fanout": await read("LLEN", KEYS.fanout),
+        "deadlines": await read("ZCARD", KEYS.deadlines),
     }
 
 
-async def collect(client: Any, keys: Keys, observed: Observations) -> None:  # noqa: ANN401
-    """Read everything that Redis holds."""
-    for _, fields in await client.xrange(keys.audit):
+async def collect(node: Node, observed: Observations) -> None:
+    """Read everything that Redis holds, and its append-only file."""
+    client = node.client.client
+    reader = Reader(client, KEYS.prefix)
+    for _, fields in await client.xrange(KEYS.audit):
         observed.epochs.append(int(fields[b"epoch"]))
         observed.entries.append(fields[b"commit"].decode())
-        for fact in json.loads(fields[b"facts"]):
-            words = (fact.get(name, "") for name in Fact._fields[1:])
-            observed.facts.append(Fact(len(observed.facts), *words))
-    for _, fields in await client.xrange(keys.dead_letters):
-        observed.dead_letters.append(DeadLetter(fields[b"raw"], fields[b"code"].decode(), int(fields[b"size"])))
+        observed.facts += msgspec.json.decode(fields[b"facts"], type=list[Fact])
+    for letter in await reader.dead_letters():
+        observed.dead_letters.append((letter["raw"][:HEAD_BYTES], int(letter["size"])))
     for agent in observed.agents:
         agent_id = agent.agent_id
-        observed.records[agent_id] = _texts(await client.hgetall(keys.agent(agent_id)))
-        if agent_id not in observed.wrong_type:
-            observed.states[agent_id] = (await client.get(keys.state(agent_id)) or b"").decode()
-        measured = _texts(await client.hgetall(keys.agent_measurements(agent_id)))
-        observed.measurements[agent_id] = {name: float(value) for name, value in measured.items()}
-        inbox = [each for key in (keys.mail, keys.inbox) for each in await client.lrange(key(agent_id), 0, -1)]
+        observed.records[agent_id] = await reader.record(agent_id)
+        if agent.kind not in FAULTY:
+            observed.states[agent_id] = await reader.state(agent_id) or ""
+        measured = await client.hgetall(KEYS.agent_measurements(agent_id))
+        observed.measurements[agent_id] = {name.decode(): float(value) for name, value in measured.items()}
+        inbox = [each for key in (KEYS.mail, KEYS.inbox) for each in await client.lrange(key(agent_id), 0, -1)]
         observed.inboxes[agent_id] = [json.loads(body)["id"] for body in reversed(inbox)]
-        observed.left[f"commands of {agent_id}"] = await client.llen(keys.commands(agent_id))
-    request_ids = {request.request_id for request in (*observed.requests, *observed.work_requests)}
-    for command_id in request_ids | {fact.command_id for fact in observed.facts if fact.command_id}:
-        observed.commands[command_id] = _texts(await client.hgetall(keys.command(command_id)))
-    for request_id in request_ids:
-        replies = await client.lrange(keys.request_reply(request_id), 0, -1)
+        observed.left[f"commands of {agent_id}"] = await client.llen(KEYS.commands(agent_id))
+    for command_id in {fact.command_id for fact in observed.facts if fact.command_id}:
+        observed.commands[command_id] = await reader.command(command_id)
+    for request_id in (request.id for request in observed.requests):
+        replies = await client.lrange(KEYS.request_reply(request_id), 0, -1)
         observed.replies[request_id] = [json.loads(reply) for reply in replies]
-        observed.groups[request_id] = _texts(await client.hgetall(keys.group(request_id)))
-    observed.left |= await lengths(client.execute_command, keys)
+        observed.groups[request_id] = await reader.group(request_id)
+    observed.left |= await lengths(client.execute_command)
+    observed.commits = list(commits(node.folder, observed.records))
 
 
-def commits(folder: Path, keys: Keys) -> Iterator[Commit]:
+def commits(folder: Path, agent_ids: Iterable[str]) -> Iterator[Commit]:
     """Read the commits from the append-only file, in the order of execution."""
-    newest = None
-    head, _, tail = keys.agent_measurements("").encode().partition(b"::")
-    for block in _transactions(folder):
-        commit_id, claimed, measured = "", None, []
-        for words in block:
-            name, key = words[0].upper(), words[1]
-            if name == b"SET" and key == keys.epoch.encode():
-                newest = int(words[2].partition(b":")[0])
-            elif name == b"SET" and key == keys.ledger.encode():
-                commit_id = words[2].decode()
-            elif name == b"XADD" and key == keys.audit.encode():
-                claimed = int(words[words.index(b"epoch") + 1])
-            elif name == b"HSET" and key.startswith(head + b":") and key.endswith(b":" + tail):
-                agent_id = key[len(head) + 1 : -len(tail) - 1].decode()
-                measured.append((agent_id, int(float(words[words.index(b"last") + 1]))))
-        if commit_id:
-            yield Commit(commit_id, newest, claimed, tuple(measured))
+    newest: int | None = None
+    commit: Commit | None = None
+    measurements = {KEYS.agent_measurements(agent_id): agent_id for agent_id in agent_ids}
+    for name, key, *rest in _commands(folder):
+        if (name, key) == ("SET", KEYS.epoch):
+            newest = int(rest[0].partition(":")[0])
+        elif (name, key) == ("SET", KEYS.ledger):  # the first write of each commit
+            if commit is not None:
+                yield commit
+            commit = Commit(rest[0], newest)
+        elif commit is not None and (name, key) == ("XADD", KEYS.audit):
+            commit.claimed = int(rest[rest.index("epoch") + 1])
+        elif commit is not None and name == "HSET" and key in measurements:
+            commit.measured.append((measurements[key], int(float(rest[rest.index("last") + 1]))))
+    if commit is not None:
+        yield commit
 
 
-def _transactions(folder: Path) -> Iterator[list[list[bytes]]]:
-    """Read the commands from the append-only file, grouped by transaction. An incomplete one at the end is ignored."""
+def _commands(folder: Path) -> Iterator[list[str]]:
     folder /= "appendonlydir"
     manifest = (folder / "appendonly.aof.manifest").read_text()  # the folder may hold files that are no longer valid
-    block: list[list[bytes]] | None = None
-    for entry in (text.split() for text in manifest.splitlines()):
-        if entry[-2:] != ["type", "i"]:
-            continue
-        reader = hiredis.Reader()
-        reader.feed((folder / entry[1]).read_bytes())
-        while (words := reader.gets()) is not False:
-            name = words[0].upper()
-            if name == b"MULTI":
-                block = []
-            elif name == b"EXEC":
-                yield block or []
-                block = None
-            elif block is not None:
-                block.append(words)
-            elif len(words) > 1:
-                yield [words]
-
-
-def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+    for entry in (line.split() for line in manifest.splitlines()):
+        if entry[-2:] == ["type", "i"]:
+            reader = hiredis.Reader(encoding="utf-8", errors="replace")
+            reader.feed((folder / entry[1]).read_bytes())
+            while (words := reader.gets()) is not False:
+                if len(words) > 1:
+                    yield words

@@ -6,7 +6,8 @@ its id. A read counts when something written after it has reached the replica, a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -15,6 +16,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from tests.chaos.agent_model import Sent
 from tests.support.sentinels import MASTER, SentinelSetup
 
 BROKEN: Final = (RedisError, OSError, AttributeError, TypeError)
@@ -31,16 +33,18 @@ def load_client(url: str) -> Any:  # noqa: ANN401 - redis-py's annotations descr
     return Redis.from_url(url, **_OPTIONS, retry=Retry(NoBackoff(), 0))
 
 
-def following_client(sentinels: SentinelSetup) -> tuple[Any, list[Any]]:
-    """Return a client that follows the primary, and the clients with which it asks the sentinels."""
+@asynccontextmanager
+async def following_client(sentinels: SentinelSetup) -> AsyncIterator[Any]:
+    """Yield a client that follows the primary."""
     addresses = [(host, int(port)) for host, _, port in (each.rpartition(":") for each in sentinels.addresses)]
     once: dict[str, Any] = {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
     manager = Sentinel(addresses, sentinel_kwargs=once)  # type: ignore[no-untyped-call]
-    return manager.master_for(MASTER, **once), manager.sentinels
-
-
-class UnconfirmedError(RedisError):
-    """The primary has done it, and no replica has confirmed it."""
+    try:
+        async with manager.master_for(MASTER, **once) as client:
+            yield client
+    finally:
+        for asking in manager.sentinels:
+            await asking.aclose()
 
 
 class RetryingClient:
@@ -52,30 +56,28 @@ class RetryingClient:
 
     async def write(self, *words: str | bytes | int) -> int:
         """Repeat the command until it is confirmed. Returns the number of attempts, each of which may have worked."""
-        _, attempts = await self._persist(lambda: self._confirmed(words))
+        _, attempts = await self._persist(words)
         return attempts
+
+    async def push(self, queue: str, sent: Sent) -> None:
+        """Push a message or a request, and count that."""
+        sent.attempts += await self.write("LPUSH", queue, sent.raw)
+        sent.pushes += 1
 
     async def read(self, *words: str | bytes | int) -> Any:  # noqa: ANN401
         """Repeat the command until its answer is confirmed, and return that."""
-        answer, _ = await self._persist(lambda: self._confirmed(words, ("INCR", MARK)))
+        answer, _ = await self._persist(words, *[("INCR", MARK)] * bool(self._replicas))
         return answer
 
-    async def _confirmed(self, words: tuple[str | bytes | int, ...], *mark: tuple[str, ...]) -> Any:  # noqa: ANN401
-        if not self._replicas:
-            return await self.client.execute_command(*words)
-        async with self.client.pipeline(transaction=False) as calls:  # WAIT counts the writes of its own connection
-            for call in (words, *mark, ("WAIT", self._replicas, _CONFIRMED_WITHIN_MS)):
-                calls.execute_command(*call)
-            answer, *_, confirmed = await calls.execute()
-        if confirmed < self._replicas:
-            raise UnconfirmedError
-        return answer
-
-    async def _persist(self, call: Callable[[], Awaitable[Any]]) -> tuple[Any, int]:
+    async def _persist(self, *calls: Sequence[str | bytes | int]) -> tuple[Any, int]:
         attempts = 0
         while True:
             attempts += 1
-            try:
-                return await call(), attempts
-            except BROKEN:
-                await asyncio.sleep(_RETRY_AFTER_S)
+            with suppress(*BROKEN):
+                async with self.client.pipeline(transaction=False) as pipeline:
+                    for call in (*calls, ("WAIT", self._replicas, _CONFIRMED_WITHIN_MS)):
+                        pipeline.execute_command(*call)  # WAIT counts the writes of its own connection
+                    answer, *_, confirmed = await pipeline.execute()
+                if confirmed >= self._replicas:
+                    return answer, attempts
+            await asyncio.sleep(_RETRY_AFTER_S)

@@ -28,7 +28,18 @@ BESIDE: Final = (
     *("kill_leader", "kill_leader", "kill_both", "kill_standby", "suspend_leader", "suspend_leader", "suspend_both"),
     *("terminate_leader", "client_kill", "script_flush"),
 )
-"""Faults beside failovers. None of them makes a server slow: sentinels would consider it down."""
+"""Faults beside failovers."""
+_DURATIONS_S: Final = {
+    **dict.fromkeys(("kill_leader", "kill_standby", "failover_kill", "failover_suspend"), (0.0, 0.8)),
+    **dict.fromkeys(("kill_both", "terminate_leader"), (0.0, 0.4)),
+    **dict.fromkeys(("black_hole", "late_request"), (0.1, 1.5)),
+    **dict.fromkeys(("black_hole_both", "late_reply", "delay", "throttle", "client_pause"), (0.1, 1.0)),
+    "kill_server": (0.0, 0.5),
+    "suspend_server": (0.1, 1.2),
+    "drop_reply": (0.3, 0.3),
+}
+"""How long a fault lasts, at least and at most. What was killed is started again after that time. Others: no time."""
+_DURATIONS_IN_LEASES: Final = {"suspend_leader": (1.1, 1.6), "suspend_both": (0.2, 1.3), "starve_lease": (1.2, 2.2)}
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,13 @@ def plan(seed: int) -> Plan:
     else:
         start = _FAULTS * (seed - seed // _SENTINELS_EVERY) % len(FAULTS)
         kinds = list(islice(cycle(FAULTS), start, start + _FAULTS))
-    faults = [
-        Fault(rng.uniform(0.1, SPAN_S), kind, _duration(kind, lease_s, rng), rng.getrandbits(32)) for kind in kinds
-    ]
+    durations_s = _DURATIONS_S | {
+        kind: (shortest * lease_s, longest * lease_s) for kind, (shortest, longest) in _DURATIONS_IN_LEASES.items()
+    }
+    faults = (
+        Fault(rng.uniform(0.1, SPAN_S), kind, rng.uniform(*durations_s.get(kind, (0.0, 0.0))), rng.getrandbits(32))
+        for kind in kinds
+    )
     return Plan(
         seed=seed,
         sentinels=sentinels,
@@ -81,28 +96,3 @@ def plan(seed: int) -> Plan:
         agents=rng.randint(16, 32),
         pause_factor=rng.choice((1.0, 1.0, 6.0)),
     )
-
-
-def _duration(kind: str, lease_s: float, rng: random.Random) -> float:
-    """Return how long a fault lasts, in seconds. What was killed is started again after that time."""
-    shortest, longest = {
-        "kill_leader": (0.0, 0.8),
-        "kill_standby": (0.0, 0.8),
-        "kill_both": (0.0, 0.4),
-        "terminate_leader": (0.0, 0.4),
-        "suspend_leader": (1.1 * lease_s, 1.6 * lease_s),
-        "suspend_both": (0.2 * lease_s, 1.3 * lease_s),
-        "kill_server": (0.0, 0.5),
-        "suspend_server": (0.1, 1.2),
-        "client_pause": (0.1, 0.9),
-        "black_hole": (0.1, 1.5),
-        "black_hole_both": (0.1, 1.0),
-        "starve_lease": (1.2 * lease_s, 2.2 * lease_s),
-        "late_request": (0.1, 1.5),
-        "late_reply": (0.1, 1.0),
-        "delay": (0.2, 1.0),
-        "throttle": (0.2, 1.0),
-        "failover_kill": (0.0, 0.8),
-        "failover_suspend": (0.0, 0.8),
-    }.get(kind, (0.0, 0.0))
-    return rng.uniform(shortest, longest)

@@ -2,67 +2,90 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from tests.chaos.agent_model import DEAD_LETTER, Effect
-from tests.chaos.command_verdict import ENDED, command_violations
-from tests.chaos.observations import Fact, Observations
-from tests.chaos.records import Message, Request
-from tests.chaos.violations import DUPLICATED, LEFT_OVER, LOST, REORDERED, STALE, WRONG, Violation
+from tests.chaos.agent_model import DEAD_LETTER, FAULTY, Effect, Sent
+from tests.chaos.load import MAX_ATTEMPTS
+from tests.chaos.observations import HEAD_BYTES, Fact, Observations
 
+LOST: Final = "lost"
+DUPLICATED: Final = "duplicated"
+REORDERED: Final = "reordered"
+STALE: Final = "stale_writes"
+WRONG: Final = "wrong"
+LEFT_OVER: Final = "left_over"
+KINDS_OF_VIOLATION: Final = (LOST, DUPLICATED, REORDERED, STALE, WRONG, LEFT_OVER)
+
+_ENDED: Final = frozenset({"succeeded", "failed", "expired", "cancelled", "dead"})
+"""The final statuses of a command."""
+_BEGUN: Final = frozenset({"command_scheduled", "command_waiting", "command_queued"})
 _UNPREDICTABLE: Final = frozenset({"agent_first_seen", "command_delivered", "dead_letter_added", "messages_released"})
 """Events whose cause depends on timing. Dead letters are counted by themselves."""
 
 
+class Violation(NamedTuple):
+    """One violation. `subject` is the id of a message, a request, a commit or an agent."""
+
+    kind: str
+    subject: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject}: {self.what}"
+
+
 def violations_of(observed: Observations) -> list[Violation]:
     """Return everything that is wrong."""
+    laws = (
+        *(_responses, _order, _states, _measurements, _inboxes, _publications, _commits),
+        *(_commands, _requests, _holds),
+    )
     return [
-        *_responses(observed),
-        *_order(observed),
-        *_states(observed),
-        *_measurements(observed),
-        *_inboxes(observed),
-        *_invalid(observed),
-        *_requests(observed),
-        *_publications(observed),
-        *_commits(observed),
-        *command_violations(observed),
+        *(violation for law in laws for violation in law(observed)),
         *(Violation(LEFT_OVER, where, f"{count} are left") for where, count in observed.left.items() if count),
         *(Violation(WRONG, "engine", complaint) for complaint in observed.complaints),
     ]
 
 
+def _count(subject: str, what: str, times: int, least: int = 1, most: int = 1) -> Iterator[Violation]:
+    """What happened too seldom is lost, and what happened too often is duplicated."""
+    if not least <= times <= most:
+        yield Violation(LOST if times < least else DUPLICATED, subject, f"{what} {times} times, not {least} to {most}")
+
+
+def _repeated(subject: str, what: str, found: Sequence[Any]) -> Iterator[Violation]:
+    for each, times in Counter(found).items():
+        yield from _count(f"{subject} {each}".strip(), what, times)
+
+
+def _sorted(subject: str, what: str, found: Sequence[int]) -> Iterator[Violation]:
+    if list(found) != sorted(found):
+        yield Violation(REORDERED, subject, f"{what} in the order {found}")
+
+
 def _responses(observed: Observations) -> Iterator[Violation]:
-    """Each response has exactly its expected effects, or is dead-lettered once."""
-    found: dict[str, list[Effect]] = defaultdict(list)
+    """Each response has exactly its expected effects, or is dead-lettered: once, or as often as it was pushed."""
+    effects: dict[str, list[Effect]] = defaultdict(list)
     for fact in observed.facts:
         if fact.by == "agent" and fact.cause and fact.event not in _UNPREDICTABLE:
-            found[fact.cause].append(_effect(fact))
-    dead_letters = Counter(dead_letter.raw for dead_letter in observed.dead_letters)
+            effects[fact.cause].append(_effect(fact))
+    dead_letters = Counter(observed.dead_letters)
     for agent in observed.agents:
         for message in agent.messages:
-            most = message.attempts if agent.agent_id in observed.wrong_type else 1
-            yield from _response(message, tuple(found[message.message_id]), dead_letters[message.raw], most)
-
-
-def _response(message: Message, found: tuple[Effect, ...], dead_letters: int, most: int) -> Iterator[Violation]:
-    is_refused = DEAD_LETTER in message.expected
-    expected = tuple(effect for effect in message.expected if effect != DEAD_LETTER)
-    if dead_letters and not is_refused:
-        yield Violation(WRONG, message.message_id, f"{message.kind} was dead-lettered, expected {_text(expected)}")
-    elif is_refused and not dead_letters:
-        yield Violation(LOST, message.message_id, f"{message.kind} is not among the dead letters")
-    elif dead_letters > most:
-        yield Violation(DUPLICATED, message.message_id, f"{message.kind} was dead-lettered {dead_letters} times")
-    elif expected and not found:
-        yield Violation(LOST, message.message_id, f"{message.kind} left no trace of {_text(expected)}")
-    elif found == expected:
-        return
-    elif expected and Counter(found) == Counter(expected * (len(found) // len(expected))):
-        yield Violation(DUPLICATED, message.message_id, f"{message.kind} had the effects {_text(found)}")
-    else:
-        what = f"{message.kind} had the effects {_text(found)}, expected {_text(expected)}"
-        yield Violation(WRONG, message.message_id, what)
+            if message.expected is None:
+                continue
+            times = dead_letters[message.raw[:HEAD_BYTES], len(message.raw)]
+            if agent.kind in FAULTY:
+                yield from _count(message.id, "it was dead-lettered", times, message.pushes, message.attempts)
+            elif DEAD_LETTER in message.expected:
+                yield from _count(message.id, f"{message.kind} was dead-lettered", times)
+            elif times:
+                yield Violation(WRONG, message.id, f"{message.kind} was dead-lettered")
+            expected = [effect for effect in message.expected if effect != DEAD_LETTER]
+            if (found := effects[message.id]) != expected:
+                is_repeated = expected and Counter(found) == Counter(expected * (len(found) // len(expected)))
+                kind = LOST if not found else DUPLICATED if is_repeated else WRONG
+                yield Violation(kind, message.id, f"{message.kind} had the effects {found}, expected {expected}")
 
 
 def _effect(fact: Fact) -> Effect:
@@ -74,17 +97,11 @@ def _effect(fact: Fact) -> Effect:
 
 def _order(observed: Observations) -> Iterator[Violation]:
     """The audit has the messages of an agent in the order in which they were sent."""
-    positions: dict[str, int] = {}
-    for fact in observed.facts:
-        if fact.by == "agent" and fact.cause:
-            positions.setdefault(fact.cause, fact.position)
+    causes = [fact.cause for fact in observed.facts if fact.by == "agent" and fact.cause]
+    positions = {cause: position for position, cause in reversed([*enumerate(causes)])}
     for agent in observed.agents:
-        last, before = -1, ""
-        for message in agent.messages:
-            position = positions.get(message.message_id, last)
-            if position < last:
-                yield Violation(REORDERED, message.message_id, f"it was applied before {before}")
-            last, before = max(last, position), message.message_id
+        found = [positions[message.id] for message in agent.messages if message.id in positions]
+        yield from _sorted(agent.agent_id, "its messages were applied", found)
 
 
 def _states(observed: Observations) -> Iterator[Violation]:
@@ -101,16 +118,13 @@ def _states(observed: Observations) -> Iterator[Violation]:
             at[fact.agent_id] = fact.new_state
     for agent in observed.agents:
         agent_id = agent.agent_id
-        if agent_id in observed.wrong_type:
+        if agent.kind in FAULTY or not (agent.messages or observed.records[agent_id]):
             continue
-        expected = at.get(agent_id, "") if agent_id in observed.publishers else agent.model.state
+        expected = at.get(agent_id, "") if agent.kind == "publisher" else agent.state
         actual = (observed.records[agent_id].get("state", ""), observed.states[agent_id], at.get(agent_id, ""))
-        if not agent.messages and not actual[0]:
-            continue
         if set(actual) != {expected}:
             yield Violation(WRONG, agent_id, f"record, key and audit say {actual}, expected {expected}")
-        if seen[agent_id] != 1:
-            yield Violation(WRONG, agent_id, f"it was seen for the first time {seen[agent_id]} times")
+        yield from _count(agent_id, "it was seen for the first time", seen[agent_id])
 
 
 def _measurements(observed: Observations) -> Iterator[Violation]:
@@ -121,17 +135,14 @@ def _measurements(observed: Observations) -> Iterator[Violation]:
             written[agent_id].append(number)
     for agent in observed.agents:
         agent_id = agent.agent_id
-        if agent_id in observed.wrong_type:
+        if agent.kind in FAULTY:
             continue
         found, stored = written[agent_id], observed.measurements[agent_id]
-        for number, count in (Counter(found) - Counter(set(found))).items():
-            yield Violation(DUPLICATED, f"{agent_id} m{number}", f"it was written {count + 1} times")
-        kept = {number for number in range(1, agent.measurements + 1) if f"m{number}" in stored}
-        applied = kept & {*found} if observed.has_all_commits else kept
-        for number in sorted({*range(1, agent.measurements + 1)} - applied):
-            yield Violation(LOST, f"{agent_id} m{number}", "it was not written")
-        if list(dict.fromkeys(found)) != sorted(set(found)):
-            yield Violation(REORDERED, agent_id, f"its measurements were written in the order {found}")
+        yield from _repeated(f"{agent_id} m", "it was written", found)
+        for number in range(1, agent.measurements + 1):
+            is_written = number in found or not observed.has_all_commits
+            yield from _count(f"{agent_id} m{number}", "it was kept", int(is_written and f"m{number}" in stored))
+        yield from _sorted(agent_id, "its measurements were written", [*dict.fromkeys(found)])
         if stored.get("last", 0) != agent.measurements:
             yield Violation(WRONG, agent_id, f"its last measurement is {stored.get('last')}, not {agent.measurements}")
 
@@ -140,78 +151,24 @@ def _inboxes(observed: Observations) -> Iterator[Violation]:
     """What the audit calls delivered or waiting is in an inbox, or waits for it, once; each sender's in order."""
     stored = Counter(message_id for inbox in observed.inboxes.values() for message_id in inbox)
     delivered = Counter(fact.cause for fact in observed.facts if fact.event in {"message_delivered", "message_waiting"})
-    for message_id, count in (stored - delivered).items():
-        yield Violation(DUPLICATED, message_id, f"inboxes hold {count} more copies than were delivered")
-    for message_id in delivered - stored:
-        yield Violation(LOST, message_id, "it was delivered, and no inbox holds it")
-    for inbox in observed.inboxes.values():
-        last: dict[str, int] = {}
-        for message_id in inbox:
-            sender, _, number = message_id.rpartition("-")
-            if int(number) < last.get(sender, -1):
-                yield Violation(REORDERED, message_id, "it is in the inbox after a later one")
-            last[sender] = int(number)
-
-
-def _invalid(observed: Observations) -> Iterator[Violation]:
-    """What cannot be decoded is dead-lettered as often as it was pushed."""
-    dead_letters = Counter((each.raw[:4096], each.size) for each in observed.dead_letters)
-    for message in observed.invalid:
-        count = dead_letters[message.raw[:4096], len(message.raw)]
-        if count < message.pushes:
-            yield Violation(LOST, message.message_id, "it is not among the dead letters")
-        if count > message.attempts:
-            yield Violation(DUPLICATED, message.message_id, f"it was dead-lettered {count} times")
-
-
-def _requests(observed: Observations) -> Iterator[Violation]:
-    """Each is accepted or refused, and answered; each accepted command reaches its agent and ends once."""
-    events: dict[str, list[str]] = defaultdict(list)
-    for fact in observed.facts:
-        if fact.command_id:
-            events[fact.command_id].append(fact.event)
-        elif fact.event == "request_refused":
-            events[fact.cause].append(fact.event)
-    received = {command_id: count for agent in observed.agents for command_id, count in agent.received.items()}
-    for request in observed.requests:
-        request_id = request.request_id
-        yield from _request(request, events[request_id], observed, received.get(request_id, 0))
-
-
-def _request(request: Request, events: Sequence[str], observed: Observations, received: int) -> Iterator[Violation]:
-    request_id, count = request.request_id, events.count(request.expected)
-    if count == 0:
-        yield Violation(LOST, request_id, f"no {request.expected} in {events}")
-    if count > (1 if request.expected == "command_queued" else request.attempts):
-        yield Violation(DUPLICATED, request_id, f"{request.expected} {count} times")
-    replies = len(observed.replies[request_id])
-    if not request.pushes <= replies <= request.attempts:
-        yield Violation(WRONG, request_id, f"{replies} replies to {request.pushes} to {request.attempts} pushes")
-    if request.expected != "command_queued":
-        return
-    ends = [event for event in events if event.removeprefix("command_") in ENDED]
-    status = observed.commands[request_id].get("status", "")
-    if len(ends) != 1 or ends[0] != f"command_{status}":
-        yield Violation(WRONG, request_id, f"it ended with {ends}, and its record says {status!r}")
-    if request.expires != (status == "expired"):
-        yield Violation(WRONG, request_id, f"its status is {status}")
-    if received != (0 if request.expires else 1):
-        yield Violation(LOST if not received else DUPLICATED, request_id, f"it reached its agent {received} times")
+    for message_id in stored | delivered:
+        times = delivered[message_id]
+        yield from _count(message_id, "inboxes hold it", stored[message_id], times, times)
+    for agent_id, inbox in observed.inboxes.items():
+        by_sender: dict[str, list[int]] = defaultdict(list)
+        for sender, _, number in (message_id.rpartition("-") for message_id in inbox):
+            by_sender[sender].append(int(number))
+        for sender, numbers in by_sender.items():
+            yield from _sorted(agent_id, f"its inbox has the messages of {sender}", numbers)
 
 
 def _publications(observed: Observations) -> Iterator[Violation]:
     """What was only published may be lost; what was received is applied once and in order."""
-    for agent_id in observed.publishers:
-        found = [
-            int(fact.new_state[1:])
-            for fact in observed.facts
-            if fact.agent_id == agent_id and fact.event == "state_changed"
-        ]
-        if found != sorted(found):
-            yield Violation(REORDERED, agent_id, f"its publications were applied in the order {found}")
-        for number, count in Counter(found).items():
-            if count > 1:
-                yield Violation(DUPLICATED, agent_id, f"s{number} was applied {count} times")
+    for agent_id in (agent.agent_id for agent in observed.agents if agent.kind == "publisher"):
+        changes = (fact for fact in observed.facts if fact.agent_id == agent_id and fact.event == "state_changed")
+        found = [int(fact.new_state[1:]) for fact in changes]
+        yield from _sorted(agent_id, "its publications were applied", found)
+        yield from _repeated(agent_id, "its publication was applied", found)
 
 
 def _commits(observed: Observations) -> Iterator[Violation]:
@@ -226,10 +183,81 @@ def _commits(observed: Observations) -> Iterator[Violation]:
             yield Violation(STALE, commit.commit_id, f"written under epoch {commit.claimed} while {commit.newest} led")
     # The append-only file may begin late, and not every commit writes an audit entry.
     for commit_ids in ([commit.commit_id for commit in observed.commits], observed.entries):
-        for commit_id, count in Counter(commit_ids).items():
-            if count > 1:
-                yield Violation(DUPLICATED, commit_id, f"the commit was written {count} times")
+        yield from _repeated("", "the commit was written", commit_ids)
 
 
-def _text(effects: Sequence[Effect]) -> str:
-    return ", ".join(" ".join(effect).strip() for effect in effects) or "nothing"
+def _commands(observed: Observations) -> Iterator[Violation]:
+    """Each command is accepted once, and ends once, as its record says: with a success that an agent has reported, or
+    with a reason.
+    """
+    accepted, ends = Counter[str](), defaultdict[str, list[str]](list)
+    for fact in observed.facts:
+        accepted[fact.command_id] += fact.event in _BEGUN and fact.by == "operator"
+        if (end := fact.event.removeprefix("command_")) in _ENDED:
+            ends[fact.command_id].append(end)
+    for command_id, record in observed.commands.items():
+        if not command_id.startswith("request-"):
+            continue
+        yield from _count(command_id, "it was accepted", accepted[command_id])
+        yield from _count(command_id, f"it ended with {ends[command_id]}", len(ends[command_id]))
+        yield from _count(command_id, "it was sent", int(record.get("attempt", 0)), 0, MAX_ATTEMPTS)
+        status = record.get("status", "")
+        if ends[command_id][:1] not in ([], [status]):
+            yield Violation(WRONG, command_id, f"it ended with {ends[command_id]}, and its record says {status!r}")
+        if status != "succeeded":
+            yield from _count(command_id, f"it is {status} with a reason", int("code" in record))
+        elif not any(agent.taken[command_id] and command_id in agent.succeeded for agent in observed.agents):
+            yield Violation(WRONG, command_id, "it succeeded, and no agent reported that")
+
+
+def _requests(observed: Observations) -> Iterator[Violation]:
+    """Each request is answered each time, always the same, and all its commands are there."""
+    queued = Counter(fact.command_id for fact in observed.facts if fact.event == "command_queued")
+    refused = Counter(fact.cause for fact in observed.facts if fact.event == "request_refused")
+    for request in observed.requests:
+        name, replies = request.id, observed.replies[request.id]
+        if not request.pushes <= len(replies) <= request.attempts:
+            yield Violation(WRONG, name, f"{len(replies)} replies to {request.pushes} to {request.attempts} pushes")
+        if any(reply != replies[0] for reply in replies):
+            yield Violation(DUPLICATED, name, f"it has different answers: {replies}")
+        is_accepted = bool(replies) and replies[0]["ok"]
+        if request.kind == "send" and not request.is_group and is_accepted and name not in observed.commands:
+            yield Violation(LOST, name, "it was accepted, and left no command")
+        if request.outcome == "refused":
+            yield from _count(name, "it was refused", refused[name], 1, request.attempts)
+        elif request.outcome:
+            expires = request.outcome == "expired"
+            status = observed.commands.get(name, {}).get("status")
+            if expires != (status == "expired"):
+                yield Violation(WRONG, name, f"its status is {status}")
+            yield from _count(name, "it was queued", queued[name])
+            taken = sum(agent.taken[name] for agent in observed.agents)
+            yield from _count(name, "it reached its agent", taken, not expires, not expires)
+        if request.is_group and is_accepted:
+            yield from _group(request, replies[0]["targets"], observed)
+
+
+def _group(request: Sent, total: int, observed: Observations) -> Iterator[Violation]:
+    """A group counts each of its targets once."""
+    group = observed.groups[request.id]
+    counts = {name: int(group.get(name, 0)) for name in (*_ENDED, "refused")}
+    if sum(counts.values()) != total or group.get("status") == "open":
+        yield Violation(LOST, request.id, f"a group of {total} has {counts} and is {group.get('status')}")
+    if request.kind == "send":
+        found = [each.get("status") for name, each in observed.commands.items() if name.startswith(f"{request.id}.")]
+        never_accepted = counts["cancelled"] - found.count("cancelled")  # the group was cancelled before
+        expected = total - counts["refused"] - never_accepted
+        yield from _count(request.id, f"of {total} targets with {counts} has commands", len(found), expected, expected)
+
+
+def _holds(observed: Observations) -> Iterator[Violation]:
+    """No command is queued for an agent that is on hold."""
+    on_hold: set[str] = set()
+    for fact in observed.facts:
+        match fact.event:
+            case "agent_held":
+                on_hold.add(fact.agent_id)
+            case "agent_resumed":
+                on_hold.discard(fact.agent_id)
+            case "command_queued" if fact.agent_id in on_hold:
+                yield Violation(WRONG, fact.command_id, f"it was queued for {fact.agent_id}, which is on hold")

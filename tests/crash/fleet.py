@@ -189,11 +189,6 @@ class SmallFleet(Reader):
                 f"{what}: {error}; the audit: {[summary(fact) for fact in await self.audit()]}"
             ) from None
 
-    async def group(self, group_id: str) -> tuple[str, ...]:
-        """Return the status of a group, and its numbers of succeeded and cancelled commands."""
-        record = await self._texts(self.keys.group(group_id))
-        return tuple(record.get(name, "") for name in ("status", "succeeded", "cancelled"))
-
     async def has_expired(self, command_id: str) -> bool:
         return (await self.command(command_id)).get("status") == "expired"
 
@@ -338,7 +333,10 @@ async def problems(fleet: SmallFleet) -> list[str]:
         "replies to c2": (await fleet.call("LLEN", fleet.keys.request_reply("c2")), 2),
         "c1": ((await fleet.command("c1"))["status"], "succeeded"),
         "progress of c1": ((await fleet.command("c1")).get("percent"), "50"),
-        "the group": ((await fleet.group("g1")), ("succeeded", "1", "1")),
+        "the group": (
+            [(await fleet.group("g1")).get(name) for name in ("status", "succeeded", "cancelled")],
+            ["succeeded", "1", "1"],
+        ),
         "commands of the workers": (await fleet.call("EXISTS", *map(fleet.keys.commands, ("w1", "w2"))), 0),
         "fanout": (await fleet.call("LLEN", fleet.keys.fanout), 0),
         "inbox of the hermit": (await fleet.inbox("hermit"), ["writer-1", "writer-2", "writer-3"]),

@@ -20,7 +20,7 @@ from aism_engine.services import timekeeper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from tests.chaos.engines import EngineProcess
+from tests.support.daemon import EngineProcess
 from tests.support.engine import Reader, Running, eventually, plain_client, running_engine
 from tests.support.server import test_server_binary
 

@@ -96,6 +96,10 @@ class Reader:
         """Return the record of a command; empty if there is none."""
         return await self._texts(self.keys.command(command_id))
 
+    async def group(self, group_id: str) -> dict[str, str]:
+        """Return the record of a group; empty if there is none."""
+        return await self._texts(self.keys.group(group_id))
+
     async def state(self, agent_id: str) -> str | None:
         value = await self.call("GET", self.keys.state(agent_id))
         return None if value is None else str(value.decode())

@@ -22,6 +22,10 @@ _QUORUM: Final = 2
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.03
 _ANSWERS_WITHIN_S: Final = 2.0
+_DOWN_AFTER_S: Final = 0.7
+"""The silence after which sentinels consider a server down, while a test waits for a failover."""
+_NEVER_S: Final = 36_000.0
+"""The same at other times."""
 _PERIODS_MS: Final = {
     "ping-period": 200,
     "info-period": 400,
@@ -44,10 +48,9 @@ class SentinelSetup:
         binary: Path,
         folder: Path,
         *,
-        down_after_s: float = 2.0,
         failover_timeout_s: float = 6.0,
         append_fsync: str | None = None,
-        options: Sequence[str] = (),
+        extra: Sequence[str] = (),
     ) -> None:
         """`append_fsync` None: nothing is persisted."""
         self.folders = tuple(folder / f"server-{number}" for number in range(2))
@@ -57,7 +60,7 @@ class SentinelSetup:
                 data_dir=each,
                 append_only=append_fsync is not None,
                 append_fsync=append_fsync or "no",
-                extra=("--repl-diskless-sync-delay", "0", *options),
+                extra=("--repl-diskless-sync-delay", "0", *extra),
             )
             for each in self.folders
         )
@@ -65,7 +68,7 @@ class SentinelSetup:
         """The ports of the sentinels."""
         self._binary = binary
         self._folder = folder
-        self._timing = {"down-after-milliseconds": down_after_s, "failover-timeout": failover_timeout_s}
+        self._timing = {"down-after-milliseconds": _NEVER_S, "failover-timeout": failover_timeout_s}
         self._stack = ExitStack()
 
     @property
@@ -124,20 +127,39 @@ class SentinelSetup:
         assert primary is not None
         return primary
 
-    def wait_promoted(self, server: EmbeddedServer, within_s: float = 60.0) -> bool:
-        """Wait until this server is a primary, and so accepts writes. Returns whether it was promoted in time."""
-        ends_at = time.monotonic() + within_s
-        while time.monotonic() < ends_at:
-            with suppress(OSError, RespError):
-                if _role(server)[0] == b"master":
-                    return True
-            time.sleep(_POLL_S)
-        return False
+    def wait_promoted(self, server: EmbeddedServer, within_s: float = 300.0) -> bool:
+        """Wait until this server is a primary, and so accepts writes. Returns whether it was promoted in time.
+
+        Only meanwhile do sentinels consider a silent primary down: a slow machine causes no failover of its own.
+        """
+        self._set_down_after(_DOWN_AFTER_S)
+        try:
+            ends_at = time.monotonic() + within_s
+            while time.monotonic() < ends_at:
+                with suppress(OSError, RespError):
+                    if _role(server)[0] == b"master":
+                        return True
+                time.sleep(_POLL_S)
+            return False
+        finally:
+            self._set_down_after(_NEVER_S)
 
     def fail_over(self) -> None:
-        """Request a failover. A sentinel ignores it if no replica is up to date."""
-        with suppress(RespError), _asking(self.sentinels[0]) as ask:
-            ask("SENTINEL", "FAILOVER", MASTER)
+        """Request a failover until a sentinel begins one. It refuses while it does not know an up-to-date replica."""
+        while True:
+            try:
+                with _asking(self.sentinels[0]) as ask:
+                    ask("SENTINEL", "FAILOVER", MASTER)
+            except (OSError, RespError) as error:
+                if str(error).startswith("INPROG"):
+                    return
+                time.sleep(_POLL_S)
+            else:
+                return
+
+    def _set_down_after(self, seconds: float) -> None:
+        for port in self.sentinels:
+            _send(port, "SENTINEL", "SET", MASTER, "down-after-milliseconds", str(round(seconds * 1000)))
 
     def cut_off(self, primary: EmbeddedServer) -> None:
         """Stop replication until `let_follow`: a failover takes back what is written meanwhile."""
@@ -198,14 +220,15 @@ def _asking(port: int) -> Cli:
     return Cli(_HOST, port, _ANSWERS_WITHIN_S)
 
 
-def _send(port: int, *words: str, attempts: int = 20) -> None:
-    """Send a server an idempotent command, and repeat it: a test may cut this connection as well."""
-    for left in range(attempts, 0, -1):
+def _send(port: int, *words: str) -> None:
+    """Send an idempotent command, and repeat it: a test may cut this connection as well."""
+    ends_at = time.monotonic() + 300
+    while True:
         try:
             with _asking(port) as ask:
                 ask(*words)
         except OSError:
-            if left == 1:
+            if time.monotonic() > ends_at:
                 raise
             time.sleep(_POLL_S)
         else:

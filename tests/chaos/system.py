@@ -1,0 +1,93 @@
+"""The system under test: two engines, and one server behind proxies or two servers under sentinels."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import RedisError
+
+from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
+from tests.chaos.retrying_client import RetryingClient, following_client, load_client
+from tests.support.daemon import EngineProcess
+from tests.support.proxy import FaultProxy
+from tests.support.sentinels import MASTER, SentinelSetup
+from tests.support.server import test_server_binary
+
+KEYS: Final = Keys("chaos")
+_DURABLE: Final[dict[str, Any]] = {"append_fsync": "always", "extra": ("--auto-aof-rewrite-percentage", "0")}
+"""What a server has accepted survives a kill, and its append-only file holds every commit."""
+
+
+class Node(NamedTuple):
+    server: EmbeddedServer
+    folder: Path
+    client: RetryingClient
+    """Connects to this server only."""
+
+
+class System:
+    """The servers, and the engines that use them."""
+
+    def __init__(self, nodes: Sequence[Node], client: RetryingClient, engines: list[EngineProcess]) -> None:
+        self.nodes = nodes
+        """The first is the primary in the beginning."""
+        self.client = client
+        """Follows the primary."""
+        self.engines = engines
+        self.proxies: dict[EngineProcess, FaultProxy] = {}
+        """Empty under sentinels."""
+        self.sentinels: SentinelSetup | None = None
+        self.rollbacks = 0
+        """The number of failovers that have taken back a confirmed commit."""
+        self.server_lock = asyncio.Lock()
+        """Held by the fault that stops or restarts a server."""
+
+    async def primary(self) -> Node:
+        """Wait until all agree on the primary, and return it."""
+        if self.sentinels is None:
+            return self.nodes[0]
+        server = await asyncio.to_thread(self.sentinels.wait_whole)
+        return next(node for node in self.nodes if node.server is server)
+
+    async def leader(self) -> EngineProcess:
+        """Return the holder of the lease, or the first engine if nobody holds it."""
+        token = b""
+        with suppress(RedisError, OSError):
+            token = await self.client.client.get(KEYS.lease) or b""
+        return next((engine for engine in self.engines if engine.holds(token.decode())), self.engines[0])
+
+
+@asynccontextmanager
+async def with_proxies(seed: int, folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
+    with EmbeddedServer(test_server_binary(), data_dir=folder, **_DURABLE) as server:
+        async with (
+            load_client(server.url) as client,
+            FaultProxy(server.port, seed=seed) as first,
+            FaultProxy(server.port, seed=seed + 1) as second,
+        ):
+            engines = [EngineProcess(proxy.url, ["--redis", proxy.url], environ) for proxy in (first, second)]
+            line = RetryingClient(client)
+            system = System([Node(server, folder, line)], line, engines)
+            system.proxies = dict(zip(engines, (first, second), strict=True))
+            yield system
+
+
+@asynccontextmanager
+async def with_sentinels(_seed: int, folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
+    with SentinelSetup(test_server_binary(), folder, failover_timeout_s=2.0, **_DURABLE) as sentinels:
+        config = folder / "engine.toml"
+        config.write_text(f'[redis]\nsentinels = {sentinels.addresses}\nsentinel_master = "{MASTER}"\n')
+        engines = [EngineProcess(name, ["--config", str(config)], environ) for name in ("first", "second")]
+        primary, replica = sentinels.servers
+        async with (
+            following_client(sentinels) as client,
+            load_client(primary.url) as to_primary,
+            load_client(replica.url) as to_replica,
+        ):
+            each = zip(sentinels.servers, sentinels.folders, map(RetryingClient, (to_primary, to_replica)), strict=True)
+            system = System([Node(*node) for node in each], RetryingClient(client, replicas=1), engines)
+            system.sentinels = sentinels
+            yield system
