@@ -4,9 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
@@ -25,6 +26,13 @@ _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
 _COUNTS: Final = ("total", "needed", *OUTCOMES)
+
+
+class RequestOptions(options.OptionSet, frozen=True, kw_only=True):
+    """Options of a request to the engine."""
+
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Recorded in the audit.")] = None
+    timeout_s: options.ReplyTimeout = 10.0
 
 
 class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
@@ -47,12 +55,12 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
         with suppress(KeyboardInterrupt):
             self.call(act)
 
-    def request(self, kind: str, payload: Mapping[str, Any], timeout_s: float, output: Output) -> dict[str, Any]:
+    def send(self, kind: str, payload: Mapping[str, Any], request: RequestOptions, output: Output) -> dict[str, Any]:
         """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`."""
-        ends_at = time.monotonic() + timeout_s
+        ends_at = time.monotonic() + request.timeout_s
 
         async def act(admin: AdminClient) -> dict[str, Any]:
-            reply = await send_request(admin, kind, payload, timeout_s, output)
+            reply = await send_request(admin, kind, {**payload, "reason": request.reason}, request.timeout_s, output)
             return await wait_for_outcome(admin, reply["group_id"], ends_at) if reply.get("targets") else reply
 
         return self.call(act)

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions
+from aism_engine.cli.admin import FleetOptions, RequestOptions
 from aism_engine.cli.commands import COMMAND_COLUMNS, command_as_json
 from aism_engine.cli.divergences import DIVERGENCE_COLUMNS, divergences_as_json
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Columns, Output, age, format_age, published
+from aism_engine.cli.output import Output, published
 from aism_engine.domain.agents.agent import Liveness
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import AgentView
@@ -17,17 +17,9 @@ from aism_engine.ops.inspector import AgentView
 app = options.CommandGroup(help="List, show or forget agents, or confirm their losses.")
 
 _AgentId = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of the agent.")]
-_COLUMNS: Final[Columns] = {
-    "AGENT": "agent_id",
-    "TYPE": "type",
-    "STATE": "state",
-    "SINCE": age("since"),
-    "WAITS FOR": "waits_for",
-    "LIVENESS": "liveness",
-    "HEARTBEAT": lambda row: format_age(row["heartbeat_age_s"]),
-    "OPEN": lambda row: len(row["open_commands"]),
-    "QUEUED": "queued",
-}
+_COLUMNS: Final = (
+    *("agent_id", "type", "state", "since", "waits_for", "liveness", "heartbeat_age_s", "open_commands", "queued"),
+)
 
 
 @app.command("list")
@@ -68,32 +60,19 @@ def show(agent_id: _AgentId, *, fleet: FleetOptions, output: Output) -> None:
 
 
 @app.command()
-def forget(
-    agent_id: _AgentId,
-    *,
-    reason: options.Reason = None,
-    timeout_s: options.ReplyTimeout = 10.0,
-    fleet: FleetOptions,
-    output: Output,
-) -> None:
+def forget(agent_id: _AgentId, *, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
     """Delete the record of an agent and cancel its commands. An agent that is still running is discovered again.
 
     \b
     Example:
       aism-engine agents forget architect-a1b2c3 --reason "replaced by architect-d4e5f6"
     """
-    reply = fleet.request("forget", {"agent_id": agent_id, "reason": reason}, timeout_s, output)
+    reply = fleet.send("forget", {"agent_id": agent_id}, request, output)
     output.print(reply, f"agent {agent_id} is forgotten")
 
 
 @app.command("confirm-losses")
-def confirm_losses(
-    *,
-    reason: options.Reason = None,
-    timeout_s: options.ReplyTimeout = 10.0,
-    fleet: FleetOptions,
-    output: Output,
-) -> None:
+def confirm_losses(*, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
     """Confirm that the agents that are silent now are really gone.
 
     If much of a fleet falls silent at once, the engine suspects its own connection and delays losses. After this
@@ -105,7 +84,7 @@ def confirm_losses(
       aism-engine agents list --liveness silent
       aism-engine agents confirm-losses --reason "the rack was switched off"
     """
-    reply = fleet.request("confirm_losses", {"reason": reason}, timeout_s, output)
+    reply = fleet.send("confirm_losses", {}, request, output)
     agents = "1 agent is" if reply["silent"] == 1 else f"{reply['silent']} agents are"
     confirmed = f"{agents} silent, and lost after liveness.lost_after without a sign of life"
     output.print(reply, confirmed if reply["silent"] else "no agent is silent: there is nothing to confirm")

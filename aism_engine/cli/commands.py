@@ -6,10 +6,16 @@ from typing import Annotated, Any, Final
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code, read_outcome, wait_for_outcome
+from aism_engine.cli.admin import (
+    FleetOptions,
+    RequestOptions,
+    format_outcome,
+    outcome_exit_code,
+    read_outcome,
+    wait_for_outcome,
+)
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.cli.output import Columns, Fields, Output, ProgressLine, age, format_age, published
-from aism_engine.clock import from_iso
+from aism_engine.cli.output import Output, ProgressLine, published
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.ops.admin_client import AdminClient
 
@@ -18,21 +24,9 @@ app = options.CommandGroup(help="List commands, show one, wait for it, or cancel
 _Id = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of a command or of a group.")]
 
 
-def _format_due(command: Fields) -> str | None:
-    remaining_s = from_iso(command["due_at"]) - time.time() if command["due_at"] else 0.0
-    return f"in {format_age(remaining_s)}" if remaining_s > 0 else None
-
-
-COMMAND_COLUMNS: Final[Columns] = {
-    "COMMAND": "command_id",
-    "AGENT": "agent_id",
-    "TYPE": "type",
-    "STATUS": "status",
-    "PRIORITY": "priority",
-    "ATTEMPT": "attempt",
-    "AGE": age("accepted_at"),
-    "DUE": _format_due,
-}
+COMMAND_COLUMNS: Final = (
+    *("command_id", "agent_id", "type", "status", "priority", "attempt", "accepted_at", "due_at"),
+)
 
 
 @app.command("list")
@@ -103,14 +97,7 @@ def wait(
 
 
 @app.command()
-def cancel(
-    record_id: _Id,
-    *,
-    reason: options.Reason = None,
-    timeout_s: options.ReplyTimeout = 10.0,
-    fleet: FleetOptions,
-    output: Output,
-) -> None:
+def cancel(record_id: _Id, *, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
     """Cancel a command, or all open commands of a group.
 
     A queued command is removed from the agent's list. If the agent has already taken the command, the engine sends it
@@ -124,7 +111,7 @@ def cancel(
     async def kind_of(admin: AdminClient) -> str:
         return "command_id" if await admin.command(record_id) or not await admin.group(record_id) else "group_id"
 
-    found = fleet.request("cancel", {fleet.call(kind_of): record_id, "reason": reason}, timeout_s, output)
+    found = fleet.send("cancel", {fleet.call(kind_of): record_id}, request, output)
     group = f"group {record_id}: {found.get('succeeded')} of {found.get('total')} commands cancelled, others had ended"
     output.print(found, group if "total" in found else f"{record_id} is cancelled")
 

@@ -1,24 +1,18 @@
 """`aism-engine config`: checks and shows the settings."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.output import Columns, Output, print_json, table_lines
+from aism_engine.cli.output import Output, print_json, table_lines
 from aism_engine.config import load_machines, load_settings, load_settings_and_machines
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 
 app = options.CommandGroup(help="Check or show the settings.")
-
-_COLUMNS: Final[Columns] = {
-    "SETTING": "setting",
-    "VALUE": lambda row: msgspec.json.encode(row["value"]).decode(),
-    "SOURCE": "source",
-}
 
 
 @app.command()
@@ -63,8 +57,11 @@ def show(*, config: options.Config = None, output: Output) -> None:
         for name, value in table.items()
     }
     found = {key: {"value": value, "source": sources[key]} for key, value in values.items()}
-    rows = [{"setting": key, **each} for key, each in found.items()]
-    output.print(found, "\n".join(table_lines(rows, _COLUMNS)))
+    rows = [
+        {"setting": key, "value": msgspec.json.encode(value).decode(), "source": sources[key]}
+        for key, value in values.items()
+    ]
+    output.print(found, "\n".join(table_lines(rows, ("setting", "value", "source"))))
 
 
 def _hide_password(name: str, value: object) -> object:

@@ -1,14 +1,15 @@
 """What `aism-engine dev` shows: a live table on a terminal, log lines elsewhere, and a summary at the end."""
 
 import asyncio
+import collections
 import io
 import time
-from collections import Counter
 from typing import Final, NoReturn
 
 import msgspec
 import structlog
 from msgspec import Struct
+from prometheus_client import Counter
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -44,53 +45,46 @@ class DevSummary(Struct, frozen=True):
 
 def summarize(metrics: Metrics, seconds: float) -> DevSummary:
     """Read the totals of an engine that has run for `seconds`."""
-    applied = _count(metrics, "aism_decisions_total", service="response_consumer", outcome="applied")
+    applied = _count(metrics.decisions, service="response_consumer", outcome="applied")
     return DevSummary(
         responses_applied=applied,
-        commands_dispatched=_count(metrics, "aism_audit_events_total", event="command_queued"),
-        commands_succeeded=_count(metrics, "aism_audit_events_total", event="command_succeeded"),
-        state_changes=_count(metrics, "aism_audit_events_total", event="state_changed"),
-        agents_lost=_count(metrics, "aism_audit_events_total", event="agent_lost"),
-        dead_letters=_count(metrics, "aism_dead_letters_total"),
+        commands_dispatched=_count(metrics.audit_events, event="command_queued"),
+        commands_succeeded=_count(metrics.audit_events, event="command_succeeded"),
+        state_changes=_count(metrics.audit_events, event="state_changed"),
+        agents_lost=_count(metrics.audit_events, event="agent_lost"),
+        dead_letters=_count(metrics.dead_letters),
         responses_per_second=round(applied / seconds, 1) if seconds > 0 else 0.0,
     )
 
 
-def _count(metrics: Metrics, name: str, **labels: str) -> int:
-    """Sum all samples of a metric that have these labels."""
-    return int(
-        sum(
-            sample.value
-            for family in metrics.registry.collect()
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-    )
+def _count(counter: Counter, **labels: str) -> int:
+    """Add up the samples of a counter that have these labels."""
+    samples = [sample for family in counter.collect() for sample in family.samples if sample.name.endswith("_total")]
+    return int(sum(sample.value for sample in samples if labels.items() <= sample.labels.items()))
 
 
 def _queue_depths(metrics: Metrics) -> dict[str, int]:
     """Read the last sampled length of each queue, stream and index."""
-    return {
-        sample.labels["queue"]: int(sample.value)
-        for family in metrics.queue_depth.collect()
-        for sample in family.samples
-    }
+    (family,) = metrics.queue_depth.collect()
+    return {sample.labels["queue"]: int(sample.value) for sample in family.samples}
 
 
 def _states(fleet: Fleet) -> dict[str, int]:
-    return dict(sorted(Counter(agent.state for agent in fleet.agents.values()).items()))
+    return dict(sorted(collections.Counter(agent.state for agent in fleet.agents.values()).items()))
 
 
-async def log_progress(engine: Engine, started_at: float) -> NoReturn:
+async def log_progress(engine: Engine) -> NoReturn:
     """Log one line every few seconds, for pipes and files."""
+    started_at = time.monotonic()
     while True:
         await asyncio.sleep(_LOG_INTERVAL_S)
         totals = msgspec.structs.asdict(summarize(engine.metrics, time.monotonic() - started_at))
         log.info("dev_progress", states=_states(engine.writer.fleet), depths=_queue_depths(engine.metrics), **totals)
 
 
-async def draw(console: Console, engine: Engine, started_at: float) -> NoReturn:
+async def draw(console: Console, engine: Engine) -> NoReturn:
     """Redraw one screen on a terminal. Log lines scroll above it."""
+    started_at = time.monotonic()
     with Live(console=console, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(_REDRAW_INTERVAL_S)

@@ -7,9 +7,9 @@ import typer
 from msgspec.structs import asdict
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions, send_request
+from aism_engine.cli.admin import FleetOptions, RequestOptions, send_request
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import Columns, Output, ProgressLine, age, published
+from aism_engine.cli.output import Output, ProgressLine, published
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
@@ -19,14 +19,7 @@ app = options.CommandGroup(help="List dead letters, show one, replay or purge th
 
 _PURGE_BATCH: Final = 1000
 """Dead letters in one purge request."""
-_COLUMNS: Final[Columns] = {
-    "ID": "dead_letter_id",
-    "AGE": age("dead_lettered_at"),
-    "CODE": "code",
-    "SOURCE": "source",
-    "AGENT": "agent_id",
-    "REASON": "reason",
-}
+_COLUMNS: Final = ("dead_letter_id", "dead_lettered_at", "code", "source", "agent_id", "reason")
 
 
 class Filter(options.OptionSet, frozen=True, kw_only=True):
@@ -154,14 +147,7 @@ def replay(
 
 
 @app.command()
-def purge(
-    *,
-    selected: Selection,
-    reason: options.Reason = None,
-    timeout_s: options.ReplyTimeout = 10.0,
-    fleet: FleetOptions,
-    output: Output,
-) -> None:
+def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
     """Delete dead letters. The audit still records that they existed and were deleted.
 
     \b
@@ -172,8 +158,8 @@ def purge(
     async def act(admin: AdminClient) -> int:
         found = list(await selected.read(admin, progress))
         for start in range(0, len(found), _PURGE_BATCH):
-            payload = {"dead_letter_ids": found[start : start + _PURGE_BATCH], "reason": reason}
-            await send_request(admin, "purge", payload, timeout_s, output)
+            payload = {"dead_letter_ids": found[start : start + _PURGE_BATCH], "reason": request.reason}
+            await send_request(admin, "purge", payload, request.timeout_s, output)
             progress.update(f"{min(start + _PURGE_BATCH, len(found))} of {len(found)} purged")
         return len(found)
 

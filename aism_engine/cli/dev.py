@@ -3,10 +3,9 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Final, NoReturn, TypeAlias
+from typing import Annotated, Any, Final
 
 import structlog
 import typer
@@ -26,9 +25,6 @@ from aism_engine.scenarios.simulated_agents import Simulation
 from aism_engine.store.embedded import EmbeddedServer
 
 log = structlog.get_logger(component="dev")
-
-_Show: TypeAlias = Callable[[Engine, float], Coroutine[None, None, NoReturn]]
-"""Shows a running engine until cancelled; the float is when it started, by the monotonic clock."""
 
 _SETTINGS: Final[dict[str, object]] = {
     "http.host": "127.0.0.1",
@@ -88,8 +84,9 @@ def dev(
             url, prefix = settings.redis.url, settings.redis.prefix
             simulation = Simulation(agents, seed=chosen_seed, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)
-            show = partial(draw, console) if console.is_terminal else log_progress
-            summary = await _run(Engine(settings), simulation, show, stopping, duration)
+            engine = Engine(settings)
+            show = draw(console, engine) if console.is_terminal else log_progress(engine)
+            summary = await _run(engine, simulation.run(), show, stopping, duration)
         output.print_fields(summary)
 
     if console.is_terminal:
@@ -109,16 +106,16 @@ def _start(server: EmbeddedServer) -> EmbeddedServer:
 
 
 async def _run(
-    engine: Engine, simulation: Simulation, show: _Show, stopping: asyncio.Event, duration_s: float | None
+    engine: Engine,
+    simulation: Coroutine[Any, Any, object],
+    show: Coroutine[Any, Any, object],
+    stopping: asyncio.Event,
+    duration_s: float | None,
 ) -> DevSummary:
     """Run engine and agents until `stopping`, `duration_s`, or a failure; then stop the agents before the engine."""
     started_at = time.monotonic()
     engine_task = asyncio.create_task(engine.run(stopping))
-    tasks = [
-        asyncio.create_task(simulation.run()),
-        asyncio.create_task(show(engine, started_at)),
-        asyncio.create_task(stopping.wait()),
-    ]
+    tasks = [asyncio.create_task(each) for each in (simulation, show, stopping.wait())]
     ended, _ = await asyncio.wait([engine_task, *tasks], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
     seconds = time.monotonic() - started_at
     for task in tasks:

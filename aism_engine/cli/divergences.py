@@ -7,19 +7,12 @@ from msgspec import to_builtins
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
-from aism_engine.cli.output import Columns, Output, age
+from aism_engine.cli.output import Output
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.agents.divergence import RULES
 from aism_engine.ops.admin_client import AdminClient
 
-DIVERGENCE_COLUMNS: Final[Columns] = {
-    "AGENT": "agent_id",
-    "TYPE": "type",
-    "RULE": "rule",
-    "CONFIDENCE": "confidence",
-    "OPEN FOR": age("since"),
-    "REASON": "reason",
-}
+DIVERGENCE_COLUMNS: Final = ("agent_id", "type", "rule", "confidence", "since", "reason")
 
 
 def _check_rule(value: str | None) -> str | None:

@@ -5,19 +5,15 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
+from msgspec.structs import asdict
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import Columns, Output, table_lines
+from aism_engine.cli.output import Output, table_lines
 from aism_engine.config import load_settings
 from aism_engine.http.replies import LivezReply, ReadyzReply
 
 _TIMEOUT_S: Final = 3.0
-_COLUMNS: Final[Columns] = {
-    "CHECK": "name",
-    "STATUS": lambda row: "ok" if row["ok"] else "failed",
-    "DETAIL": "detail",
-}
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to reach a server on all interfaces
 
 
@@ -51,8 +47,8 @@ def health(
     reply = _fetch(_LOOPBACK.get(settings.host, settings.host), settings.port, live=live)
     lines = [reply.status]
     if isinstance(reply, ReadyzReply):
-        rows = [{"name": name, "ok": check.ok, "detail": check.detail} for name, check in reply.checks.items()]
-        lines = [f"{reply.status}, {reply.role}", "", *table_lines(rows, _COLUMNS)]
+        rows = [{"check": name, **asdict(check)} for name, check in reply.checks.items()]
+        lines = [f"{reply.status}, {reply.role}", "", *table_lines(rows, ("check", "ok", "detail"))]
     output.print(reply, "\n".join(lines))
     return ExitCode.DONE if reply.status == "ok" else ExitCode.REFUSED
 

@@ -3,17 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
-from msgspec.structs import replace
+from msgspec.structs import asdict
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, call_fleet
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Columns, Output, ProgressLine
+from aism_engine.cli.output import Output, ProgressLine, print_json
 from aism_engine.cli.tail import format_event
 from aism_engine.clock import from_iso, iso
 from aism_engine.config import load_settings
@@ -27,13 +26,7 @@ from aism_engine.ops.timeline import AgentAtInstant, AgentNow, Timeline
 _FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
 """A fact is written a little after its instant: by the duration of a commit, and of its retries after an outage."""
-_COMMAND_COLUMNS: Final[Columns] = {
-    "COMMAND": "command_id",
-    "TYPE": "type",
-    "STATUS": "status",
-    "SINCE": "since",
-    "BASIS": "basis",
-}
+_COMMAND_COLUMNS: Final = ("command_id", "type", "status", "began", "basis")
 
 
 class _Period(NamedTuple):
@@ -198,8 +191,7 @@ def _format_item(item: dict[str, Any]) -> str:
     if rollback := item.get("rollback"):
         since = iso(entry_time(rollback.after))
         return f"--- the server was rolled back to {since}: the facts above that are later were undone ---"
-    local_time = datetime.fromtimestamp(_time_of(item)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    return f"{local_time}  {format_event({key: value for key, value in item.items() if key not in {'entry', 'at'}})}"
+    return format_event(item, "%Y-%m-%d %H:%M:%S.%f")
 
 
 # --- an instant -------------------------------------------------------------------------------------------------------
@@ -226,7 +218,11 @@ async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentA
 
 
 def _print_agent(agent: AgentAtInstant, output: Output) -> None:
+    if output.json:
+        print_json(agent)
+        return
     basis = "" if agent.basis == "recorded" else f" ({agent.basis})"
     state = agent.state or ("not in the fleet" if agent.presence == "absent" else "unknown")
-    shown = agent if output.json else replace(agent, state=f"{state}{basis}")
+    commands = [{**asdict(command), "began": command.since} for command in agent.open_commands]
+    shown = asdict(agent) | {"state": f"{state}{basis}", "open_commands": commands}
     output.print_fields(shown, {"open_commands": _COMMAND_COLUMNS})

@@ -8,20 +8,14 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Columns, Output, print_json
+from aism_engine.cli.output import Output, print_json, published
 from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.machines.loader import ENTRIES, read_all
-from aism_engine.domain.machines.machine import ACTORS, Machine, Machines
+from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
 from aism_engine.errors import ConfigError
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")
 
-_STATE_COLUMNS: Final[Columns] = {
-    "STATE": "state",
-    "TARGETS": "targets",
-    "CONDITIONS": "conditions",
-    "DESCRIPTION": "description",
-}
 _INDENT: Final = "    "
 _Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Name of a machine in use.")]
 
@@ -63,14 +57,7 @@ def list_(*, config: options.Config = None, output: Output) -> None:
       aism-engine machines list --config /etc/aism/engine.toml
     """
     found = _load(config)
-    columns: Columns = {
-        "MACHINE": "name",
-        "VERSION": "version",
-        "EXTENDS": "extends",
-        "SIZE": lambda row: _size(found.machines[row["name"]]),
-        "INITIAL": lambda row: found.machines[row["name"]].initial,
-        "APPLIES TO": "applies_to",
-    }
+    columns = ("name", "version", "extends", "states", "initial", "applies_to")
     output.print_table([_as_json(found, machine) for machine in found.machines.values()], columns)
 
 
@@ -96,7 +83,7 @@ def show(name: _Name, *, config: options.Config = None, output: Output) -> None:
         for state in machine.states
     ]
     head = {field: getattr(machine, field) for field in ("name", "version", "extends", "open", *ENTRIES)}
-    output.print_fields(head | {"states": states}, {"states": _STATE_COLUMNS})
+    output.print_fields(head | {"states": states}, {"states": ("state", "targets", "conditions", "description")})
 
 
 @app.command()
@@ -129,13 +116,8 @@ def _size(machine: Machine) -> str:
 
 
 def _as_json(machines: Machines, machine: Machine) -> dict[str, object]:
-    return {
-        "name": machine.name,
-        "version": machine.version,
-        "extends": machine.extends or None,
-        "states": list(machine.states),
-        "applies_to": _applies_to(machines, machine),
-    }
+    head = published(machine, "name", "version", "extends", "initial", "open")
+    return head | {"states": list(machine.states), "applies_to": _applies_to(machines, machine)}
 
 
 def _applies_to(machines: Machines, machine: Machine) -> list[str]:
@@ -145,23 +127,11 @@ def _applies_to(machines: Machines, machine: Machine) -> list[str]:
 
 
 def _conditions(machine: Machine, name: str) -> Iterator[str]:
-    """Describe the conditions of a state and of its transitions."""
-    state = machine.state(name)
-    if state.final:
-        yield "final"
-    if state.waits_for:
-        yield f"waits for {state.waits_for}"
-    if state.accepts_messages is not True:
-        yield "messages later" if state.accepts_messages == "later" else "no messages"
-    if state.min_stay:
-        yield f"at least {state.min_stay:g} s"
-    if state.max_stay:
-        after = f", then {state.after_max_stay}" if state.after_max_stay else ""
-        yield f"at most {state.max_stay:g} s{after}"
-    if state.cooldown:
-        yield f"not again for {state.cooldown:g} s"
-    if state.max_agents:
-        yield f"at most {state.max_agents} agents"
+    """Write the settings of a state that are not the defaults, and the conditions of its transitions."""
+    state, default = machine.state(name), State()
+    for field in sorted(set(State.__struct_fields__) - {"description", "to", "transitions"}):
+        if (value := getattr(state, field)) != getattr(default, field):
+            yield f"{field} = {value}"
     for target in state.transitions:
         yield f"to {target}: {_transition_conditions(machine, name, target)}"
 

@@ -19,9 +19,6 @@ _DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
-
-
 class OptionSet(Struct, frozen=True, kw_only=True):
     """Options that several commands share: each field is one. A command takes the set as one parameter."""
 
@@ -56,9 +53,6 @@ def _expand_option_sets(function: Callable[..., Any]) -> Callable[..., Any]:
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def parse_address(text: str) -> dict[str, str]:
@@ -98,9 +92,6 @@ def parse_duration(text: str | float) -> float:
     return seconds
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
 def duration(*names: str, help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
     """Declare an option that takes a duration. The command receives seconds."""
     return typer.Option(*names, metavar="DURATION", parser=parse_duration, show_default=False, help=help)
@@ -128,7 +119,6 @@ Config: TypeAlias = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings in TOML; see config/engine.toml.")
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Reason: TypeAlias = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Recorded in the audit.")]
 ReplyTimeout: TypeAlias = Annotated[
     float, duration("--timeout", help="Longest wait for the reply of the engine. Default: 10s.")
 ]

@@ -1,9 +1,9 @@
 """What commands print: results on standard output, as text or as JSON, and progress on standard error."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, Self, TextIO, TypeAlias
 
 import msgspec
@@ -16,11 +16,12 @@ from aism_engine.clock import from_iso, iso
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
 _PROGRESS_WIDTH: Final = 79
+_SUFFIX: Final = re.compile("_(id|at|s)$")
 
 Fields: TypeAlias = Mapping[str, Any]
 """A result as it is printed in JSON. The names are a published interface."""
-Columns: TypeAlias = Mapping[str, str | Callable[[Fields], object]]
-"""The columns of a table: heading to the field that is shown, or to a function that formats it."""
+Columns: TypeAlias = Sequence[str]
+"""The fields that a table shows."""
 
 
 class Output(options.OptionSet, frozen=True, kw_only=True):
@@ -35,7 +36,9 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
         """Print an object, one field a line, and then each of its lists that `tables` names."""
         found = msgspec.to_builtins(value)
         width = max(map(len, found))
-        lines = [f"{name:<{width}}  {_format_field(name, field)}" for name, field in found.items()]
+        shown = {name: _format(name, field) for name, field in found.items()}
+        shown |= {name: f"{found[name]} ({text})" for name, text in shown.items() if _is_instant(name) and found[name]}
+        lines = [f"{name:<{width}}  {text}" for name, text in shown.items()]
         for name, columns in (tables or {}).items():
             lines += ["", *table_lines(found[name], columns)] if found[name] else []
         self.print(value, "\n".join(lines))
@@ -62,25 +65,15 @@ def published(record: Struct, *names: str) -> dict[str, Any]:
 
 
 def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
-    """Write aligned columns below their headings, as plain text."""
-    cells = [
-        [_format(row[column] if isinstance(column, str) else column(row)) for column in columns.values()]
-        for row in rows
-    ]
-    lines = [list(columns), *cells]
+    """Write aligned columns as plain text. A heading is the name of its field, without its suffix."""
+    headings = [_SUFFIX.sub("", name).replace("_", " ").upper() for name in columns]
+    lines = [headings, *([_format(name, row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
-def age(name: str) -> Callable[[Fields], str]:
-    """Show an instant as its age, in a table."""
-    return lambda row: format_age(time.time() - from_iso(row[name]))
-
-
-def format_age(seconds: float | None) -> str:
+def format_age(seconds: float) -> str:
     """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`."""
-    if seconds is None:
-        return "-"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"
@@ -91,29 +84,32 @@ def _is_instant(name: str) -> bool:
     return name.endswith(("_at", "since"))
 
 
-def _format_field(name: str, value: object) -> str:
-    """Write a field of an object; an instant with its distance from now."""
-    if _is_instant(name) and isinstance(value, str):
-        with suppress(ValueError):  # of a damaged record
-            passed_s = time.time() - from_iso(value)
-            return f"{value} ({f'{format_age(passed_s)} ago' if passed_s >= 0 else f'in {format_age(-passed_s)}'})"
-    return _format(value)
+def _distance(instant: str) -> str:
+    """Write how far an instant is from now: `2m ago`, `in 3h`. Returns an instant of a damaged record as it is."""
+    try:
+        passed_s = time.time() - from_iso(instant)
+    except ValueError:
+        return instant
+    return f"{format_age(passed_s)} ago" if passed_s >= 0 else f"in {format_age(-passed_s)}"
 
 
-def _format(value: object) -> str:
+def _format(name: str, value: object) -> str:
+    """Write a field on one line: an instant as its distance from now, and a list of objects as its length."""
+    text = str(value)
     match value:
-        case None | "" | [] | ():
-            return "-"
+        case None | "" | () | []:
+            text = "-"
+        case str() if _is_instant(name):
+            text = _distance(value)
         case bool():
-            return "yes" if value else "no"
+            text = "yes" if value else "no"
         case float():
-            return f"{value:.3f}".rstrip("0").rstrip(".")
+            text = format_age(value) if name.endswith("_age_s") else f"{value:.3f}".rstrip("0").rstrip(".")
         case dict():
-            return ", ".join(f"{name}={_format(each)}" for name, each in value.items()) or "-"
+            text = ", ".join(f"{key}={_format('', each)}" for key, each in value.items()) or "-"
         case list() | tuple():
-            return str(len(value)) if isinstance(value[0], dict) else ", ".join(map(str, value))
-        case _:
-            return str(value)
+            text = str(len(value)) if isinstance(value[0], dict) else ", ".join(map(str, value))
+    return text
 
 
 class ProgressLine:

@@ -5,11 +5,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code
+from aism_engine.cli.admin import FleetOptions, RequestOptions, format_outcome, outcome_exit_code
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import Output
-from aism_engine.cli.send import check_identifier, check_selector
+from aism_engine.cli.send import check_identifier, selector
 
 _HELP: Final = {
     "pause": """Pause the delivery of commands: new ones wait until resume.
@@ -46,15 +45,9 @@ def _build_command(kind: str) -> Callable[..., ExitCode]:
             str | None, typer.Argument(metavar="AGENT", show_default=False, help="Id of one agent.")
         ] = None,
         *,
-        select: Annotated[
-            str | None,
-            typer.Option(
-                metavar="SELECTOR", parser=check_selector, help="All agents that match now, as in label.team=a."
-            ),
-        ] = None,
+        select: Annotated[str | None, selector("All agents that match now, as in label.team=a.")] = None,
         all_: Annotated[bool, typer.Option("--all", help="The whole fleet, and agents that join it later.")] = False,
-        reason: options.Reason = None,
-        timeout_s: options.ReplyTimeout = 10.0,
+        request: RequestOptions,
         fleet: FleetOptions,
         output: Output,
     ) -> ExitCode:
@@ -62,8 +55,8 @@ def _build_command(kind: str) -> Callable[..., ExitCode]:
             raise typer.BadParameter("expected exactly one of AGENT, --select SELECTOR and --all")
         if agent_id is not None:
             check_identifier("AGENT", agent_id)
-        payload = {"agent_id": agent_id, "select": select, "all": all_ or None, "reason": reason}
-        found = fleet.request(kind, payload, timeout_s, output)
+        payload = {"agent_id": agent_id, "select": select, "all": all_ or None}
+        found = fleet.send(kind, payload, request, output)
         if "group_id" in found:
             output.print(found, f"{kind}: {format_outcome(found)}")
             return outcome_exit_code(found)

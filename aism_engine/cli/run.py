@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -62,17 +61,13 @@ async def _serve(settings: Settings, reload: Callable[[], Machines], writer: Log
         stopping.set()
 
     counter = asyncio.create_task(_count_dropped(writer, engine.metrics))
+    others = {signal.SIGHUP: lambda: engine.reload_machines(reload), signal.SIGUSR1: writer.reopen}
     try:
-        others = {signal.SIGHUP: lambda: engine.reload_machines(reload), signal.SIGUSR1: writer.reopen}
         with signals.install(asyncio.get_running_loop(), stop, others):
-            try:
-                await engine.run(stopping)
-            finally:
-                counter.cancel()
-                with suppress(asyncio.CancelledError):
-                    await counter
+            await engine.run(stopping)
     finally:
         signals.ignore()
+        counter.cancel()
 
 
 async def _count_dropped(writer: LogWriter, metrics: Metrics) -> None:

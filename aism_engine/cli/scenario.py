@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, TypeAlias
 
 import typer
 
@@ -15,24 +14,18 @@ from aism_engine.runtime import signals
 from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
 from aism_engine.scenarios.environment import ScenarioResult
 
+_Name: TypeAlias = Literal["ping-pong", "coordination", "byzantine", "context-pressure"]
 
-class ScenarioName(StrEnum):
-    PING_PONG = "ping-pong"
-    COORDINATION = "coordination"
-    BYZANTINE = "byzantine"
-    CONTEXT_PRESSURE = "context-pressure"
-
-
-_SCENARIOS: Final[Mapping[ScenarioName, Callable[[], Coroutine[None, None, ScenarioResult]]]] = {
-    ScenarioName.PING_PONG: ping_pong.run,
-    ScenarioName.COORDINATION: coordination.run,
-    ScenarioName.BYZANTINE: byzantine.run,
-    ScenarioName.CONTEXT_PRESSURE: context_pressure.run,
+_SCENARIOS: Final[Mapping[_Name, Callable[[], Coroutine[None, None, ScenarioResult]]]] = {
+    "ping-pong": ping_pong.run,
+    "coordination": coordination.run,
+    "byzantine": byzantine.run,
+    "context-pressure": context_pressure.run,
 }
 
 
 def scenario(
-    name: Annotated[ScenarioName, typer.Argument(metavar="NAME", show_default=False, help="One of those above.")],
+    name: Annotated[_Name, typer.Argument(metavar="NAME", show_default=False, help="One of those above.")],
     *,
     output: Output,
 ) -> ExitCode:

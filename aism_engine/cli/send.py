@@ -28,12 +28,17 @@ def check_identifier(name: str, value: str) -> str:
     return value
 
 
-def check_selector(text: str) -> str:
-    try:
-        Selector.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
+def selector(help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
+    """Declare `--select`, which is checked before it is sent."""
+
+    def check(text: str) -> str:
+        try:
+            Selector.parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return text
+
+    return typer.Option("--select", metavar="SELECTOR", parser=check, help=help)
 
 
 def _check_quorum(text: str) -> str:
@@ -60,14 +65,7 @@ def send(
         ),
     ],
     *,
-    select: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SELECTOR",
-            parser=check_selector,
-            help="All agents that match, as in type=architect,label.team!=a.",
-        ),
-    ] = None,
+    select: Annotated[str | None, selector(help="All agents that match, as in type=architect,label.team!=a.")] = None,
     any_: Annotated[bool, typer.Option("--any", help="One of the selected agents: the least busy one.")] = False,
     quorum: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.output import Output
 from aism_engine.ops.admin_client import AdminClient
 
-_HEAD: Final = frozenset({"event", "at", "timestamp", "agent_id", "old_state", "new_state"})
+_HEAD: Final = frozenset({"entry", "event", "at", "timestamp", "agent_id", "old_state", "new_state"})
 
 
 def tail(
@@ -45,7 +45,7 @@ def tail(
                     or command not in {None, event.get("command_id")}
                 ):
                     continue
-                output.print(event, _format_line(event))
+                output.print(event, format_event(event))
                 remaining = remaining and remaining - 1
                 if remaining == 0:
                     return
@@ -53,25 +53,17 @@ def tail(
     fleet.watch(follow)
 
 
-def _format_line(event: dict[str, Any]) -> str:
-    return f"{_local_time(event.get('at') or event.get('timestamp'))}  {format_event(event)}"
-
-
-def format_event(event: dict[str, Any]) -> str:
-    """Write an event without its time on one line."""
-    parts = [event["event"], event.get("agent_id", "-")]
+def format_event(event: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
+    """Write an event on one line. Its time is local, or `-` if an agent published something else."""
+    try:
+        at = datetime.fromisoformat(event.get("at") or event["timestamp"]).astimezone().strftime(time_format)[:-3]
+    except (KeyError, TypeError, ValueError):
+        at = "-"
+    parts = [at, event["event"], event.get("agent_id", "-")]
     if "new_state" in event:
         parts.append(f"{event.get('old_state', '?')} -> {event['new_state']}")
     parts += (f"{name}={_as_text(value)}" for name, value in event.items() if name not in _HEAD and value is not None)
     return "  ".join(map(str, parts))
-
-
-def _local_time(text: Any) -> str:  # noqa: ANN401  an agent may publish any value
-    """Return the local time of day of an ISO time; `-` for anything else."""
-    try:
-        return datetime.fromisoformat(text).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    except (TypeError, ValueError):
-        return "-"
 
 
 def _as_text(value: object) -> str:

@@ -14,17 +14,11 @@ from rich.text import Text
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.commands import command_as_json
-from aism_engine.cli.output import Columns, Output, ProgressLine, age, print_json, table_lines
+from aism_engine.cli.output import Output, ProgressLine, print_json, table_lines
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import Overview
 
-_SLOWEST_COLUMNS: Final[Columns] = {
-    "SLOWEST COMMAND": "command_id",
-    "AGENT": "agent_id",
-    "TYPE": "type",
-    "STATUS": "status",
-    "AGE": age("accepted_at"),
-}
+_SLOWEST_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted_at")
 
 
 def top(

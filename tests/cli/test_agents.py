@@ -37,7 +37,7 @@ async def test_list_is_a_table_for_people(fleet: Call) -> None:
     """One header and one line for each agent."""
     header, row, *_ = (await fleet("agents", "list")).out.splitlines()
     assert header.split("  ")[0] == "AGENT"
-    assert " ".join(header.split()) == "AGENT TYPE STATE SINCE WAITS FOR LIVENESS HEARTBEAT OPEN QUEUED"
+    assert " ".join(header.split()) == "AGENT TYPE STATE SINCE WAITS FOR LIVENESS HEARTBEAT AGE OPEN COMMANDS QUEUED"
     assert row.split()[:3] == ["w-0", "worker", "bootstrap"]
     assert "agent_id         w-0\n" in (await fleet("agents", "show", "w-0")).out
 
@@ -101,7 +101,7 @@ async def test_open_divergences_are_listed_and_shown_with_their_agent(
     assert (found["confidence"], found["declared"]["state"]) == ("possible", "deep_work")
     assert found["declared"]["via"] == "queue"
     header, row = (await fleet("divergences", "--rule", "idle_at_work")).out.splitlines()
-    assert " ".join(header.split()) == "AGENT TYPE RULE CONFIDENCE OPEN FOR REASON"
+    assert " ".join(header.split()) == "AGENT TYPE RULE CONFIDENCE SINCE REASON"
     assert found["reason"] in row
     assert (await fleet("divergences", "--rule", "never_acks", "--json")).json == []
     assert (await fleet("divergences", "--type", "clerk", "--json")).json == []
