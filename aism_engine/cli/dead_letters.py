@@ -57,9 +57,7 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
 class Selection(Filter, frozen=True, kw_only=True):
     """A filter that is not empty, or --all, so that a forgotten option does not change every dead letter."""
 
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", show_default=False, help="Ids of dead letters.")] = (
-        None
-    )
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters.")] = None
     all_: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False
 
     def __post_init__(self) -> None:
