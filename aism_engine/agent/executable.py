@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from asyncio import timeout
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -69,7 +70,7 @@ class Executable:
             *die_with_parent(self._program), stdin=pipe, stdout=pipe, stderr=pipe, env=environ, start_new_session=True
         )
         try:
-            async with asyncio.timeout(self._time_left_s(command)):
+            async with timeout(self._time_left_s(command)):
                 write = _write(process.stdin, msgspec.json.encode(command.payload))
                 read = _read_output(process.stdout), _read_error_tail(process.stderr)
                 _, output, errors = await asyncio.gather(write, *read)

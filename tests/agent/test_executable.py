@@ -1,5 +1,6 @@
-"""Laws of `aism run`, run as a process."""
+"""Laws of `aism run`, run as a process, and of the programs that it runs."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
+from aism_engine.agent import executable
+from aism_engine.agent.client import CommandMessage
+from aism_engine.agent.executable import Executable
+from aism_engine.agent.tasks import CommandFailedError, Task
 from aism_engine.store.embedded import EmbeddedServer
-from tests.agent.test_agent import ID, has_left, send, wait_for_status
+from tests.agent.test_agent import ID, build_agent, has_left, leave_no_time, running, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
 
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
@@ -75,57 +80,47 @@ async def test_output_and_exit_code_are_the_outcome(engine: Running, start: Star
     assert records["exit"]["reason"] == "sorry"
 
 
-@pytest.mark.parametrize("how", ["limit", "deadline", "cancel", "stop"])
-async def test_the_program_and_its_children_are_ended(engine: Running, start: Start, tmp_path: Path, how: str) -> None:
-    """At the limit, at the deadline, by a cancellation, and when the agent stops; even if a child ignores SIGTERM."""
+WITH_CHILD = "sleep 600 & echo $! >> {file}; echo $$ >> {file}; wait"
+"""A program that starts a child."""
+
+
+@pytest.mark.parametrize("how", ["limit", "cancel"])
+async def test_the_program_and_its_child_are_ended(engine: Running, start: Start, tmp_path: Path, how: str) -> None:
+    """At the limit, and by a cancellation."""
     file = tmp_path / "pids"
-    child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
-    process = start(f"{child} & echo $$ >> {file}; wait", *(["--limit", "3"] if how == "limit" else []))
-    await send(engine, "c1", ttl=5.0 if how == "deadline" else 60.0)
-    pids = await eventually(partial(read_pids, file, 2))
-    if how == "cancel":
-        await engine.ask({"id": "x1", "type": "cancel", "payload": {"command_id": "c1"}})
-    elif how == "stop":
-        process.send_signal(signal.SIGTERM)
-    await eventually(lambda: not any(map(is_alive, pids)))
+    start(WITH_CHILD.format(file=file), *(["--limit", "0.1"] if how == "limit" else []))
+    await send(engine, "c1")
     if how == "limit":
         assert (await wait_for_status(engine, "c1", "failed"))["code"] == "timeout"
-
-
-async def test_a_stop_during_the_end_of_a_program_leaves_nothing_behind(
-    engine: Running, start: Start, tmp_path: Path
-) -> None:
-    """The limit has passed, a child ignores SIGTERM, and then the agent is stopped as well."""
-    file = tmp_path / "pids"
-    child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
-    process = start(f"{child} & echo $$ >> {file}; wait", "--limit", "3")
-    await send(engine, "c1")
+        await eventually(lambda: not any(map(is_alive, read_pids(file))))
+        return
     pids = await eventually(partial(read_pids, file, 2))
-    process.send_signal(signal.SIGTERM)
+    await engine.ask({"id": "x1", "type": "cancel", "payload": {"command_id": "c1"}})
     await eventually(lambda: not any(map(is_alive, pids)))
+
+
+async def test_a_stop_of_the_agent_ends_the_program(
+    engine: Running, server: EmbeddedServer, prefix: str, tmp_path: Path
+) -> None:
+    """With its child, and the command may be delivered again."""
+    agent, file = build_agent(server, prefix), tmp_path / "pids"
+    leave_no_time(agent)
+    agent.on("*")(Executable(["sh", "-c", WITH_CHILD.format(file=file)], timeout_s=None))
+    async with running(agent):
+        await send(engine, "c1")
+        pids = await eventually(partial(read_pids, file, 2))
+    await eventually(lambda: not any(map(is_alive, pids)))
+    await eventually(partial(engine.audit, "command_retried"))
 
 
 async def test_a_program_dies_with_its_agent(engine: Running, start: Start, tmp_path: Path) -> None:
     """Even if `aism run` is killed by SIGKILL."""
     file = tmp_path / "pids"
-    process = start(f"echo $$ >> {file}; exec sleep 60")
+    process = start(f"echo $$ >> {file}; exec sleep 600")
     await send(engine, "c1")
     (pid,) = await eventually(partial(read_pids, file, 1))
     process.kill()
     await eventually(lambda: not is_alive(pid))
-
-
-async def test_failures_in_a_row_cause_a_backoff(engine: Running, start: Start, tmp_path: Path) -> None:
-    """A broken program does not fail all waiting commands at once."""
-    file = tmp_path / "times"
-    start(f"date +%s%N >> {file}; exit 1")
-    for number in range(3):
-        await send(engine, f"c{number}")
-    for number in range(3):
-        await wait_for_status(engine, f"c{number}", "failed")
-    first, second, third = (int(line) / 1e9 for line in file.read_text().split())
-    assert second - first >= 0.5
-    assert third - second >= 1.0
 
 
 async def test_the_result_of_a_run_is_printed(engine: Running, start: Start) -> None:
@@ -139,7 +134,89 @@ async def test_the_result_of_a_run_is_printed(engine: Running, start: Start) -> 
     await eventually(partial(has_left, engine))
 
 
-def read_pids(file: Path, count: int) -> list[int]:
+# --- one program, without an agent ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def timer(monkeypatch: pytest.MonkeyPatch) -> "Timer":
+    """The timeout of a program: it ends when the test says so. SIGKILL follows SIGTERM soon."""
+    timer = Timer()
+    monkeypatch.setattr(executable, "_KILL_AFTER_S", 0.05)
+    monkeypatch.setattr(executable, "timeout", timer.start)
+    return timer
+
+
+class Timer:
+    """Replaces `asyncio.timeout`."""
+
+    def __init__(self) -> None:
+        self._timeout = asyncio.timeout(None)
+
+    def start(self, _delay_s: float | None) -> asyncio.Timeout:
+        return self._timeout
+
+    def fire(self) -> None:
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel", "timeout_then_cancel"])
+async def test_a_child_that_ignores_sigterm_is_killed(timer: Timer, tmp_path: Path, how: str) -> None:
+    """Also if the agent is stopped while a program is being ended."""
+    file = tmp_path / "pids"
+    child = f"sh -c 'trap \"\" TERM; echo $$ >> {file}; while :; do sleep 0.1; done'"
+    running = asyncio.create_task(run_once(Executable(["sh", "-c", f"{child} & echo $$ >> {file}; wait"], timeout_s=3)))
+    pids = await eventually(partial(read_pids, file, 2))
+    if how != "cancel":
+        timer.fire()
+    if how == "timeout_then_cancel":
+        await eventually(lambda: not is_alive(pids[0]) or not is_alive(pids[1]))  # SIGTERM was sent
+    if how != "timeout":
+        running.cancel()
+    with pytest.raises(CommandFailedError if how == "timeout" else asyncio.CancelledError):
+        await running
+    await eventually(lambda: not any(map(is_alive, pids)))
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "deadline", "expected"),
+    [(None, None, None), (3.0, None, 3.0), (3.0, "2999-01-01T00:00:00Z", 3.0), (3.0, "2026-01-01T00:00:00Z", 0.0)],
+)
+def test_the_time_of_a_program_ends_at_its_limit_or_its_deadline(
+    timeout_s: float | None, deadline: str | None, expected: float | None
+) -> None:
+    assert Executable(["true"], timeout_s=timeout_s)._time_left_s(command(deadline=deadline)) == expected
+
+
+async def test_failures_in_a_row_cause_a_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken program does not fail all waiting commands at once. A success ends the backoff."""
+    pauses: list[int] = []
+
+    class Recorder:
+        def limit_s(self, failures: int) -> float:
+            pauses.append(failures)
+            return 0.0
+
+    monkeypatch.setattr(executable, "_BACKOFF", Recorder())
+    program = Executable(["sh", "-c", "exit $AISM_ATTEMPT"], timeout_s=None)
+    for code in (1, 1, 1, 0, 0, 1, 1):
+        with suppress(CommandFailedError):
+            await run_once(program, attempt=code)
+    assert pauses == [1, 2, 3, 1]
+    assert (program.done, program.failed) == (2, 5)
+
+
+def command(**fields: Any) -> CommandMessage:  # noqa: ANN401
+    return CommandMessage(id="c1", type="work", payload={}, timestamp="2026-01-01T00:00:00Z", **fields)
+
+
+async def run_once(program: Executable, **fields: Any) -> None:  # noqa: ANN401
+    async def send_nothing(*_: object) -> None:
+        return None
+
+    await program(Task(command(**fields), send_nothing))
+
+
+def read_pids(file: Path, count: int = 0) -> list[int]:
     found = file.read_text().split() if file.exists() else []
     return [int(each) for each in found] if len(found) >= count else []
 

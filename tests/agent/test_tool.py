@@ -75,7 +75,7 @@ async def test_an_agent_can_register_work_and_leave(engine: Running, aism: Tool)
 
 
 async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: str) -> None:
-    assert (await aism("command", "next", "--wait", "5")).json["payload"] == {"n": 1}
+    assert (await aism("command", "next", "--wait", "300")).json["payload"] == {"n": 1}
     assert (await aism("command", "ack", work)).code == 0
     assert (await aism("command", "progress", work, "--percent", "50", "--note", "half")).code == 0
     assert (await aism("command", "done", work, "--payload", '{"lines": 3}')).code == 0
@@ -91,7 +91,7 @@ async def test_agents_send_messages_to_each_other(aism: Tool) -> None:
     for agent in ("scribe-2", AGENT):
         assert (await aism("--agent", agent, "state", "transition", "inbox")).code == 0
     assert (await aism("message", "send", "scribe-2", "the draft is ready", "--thread", "t1")).code == 0
-    found = (await aism("--agent", "scribe-2", "inbox", "--wait", "5")).json
+    found = (await aism("--agent", "scribe-2", "inbox", "--wait", "300")).json
     assert found["payload"] == {"from": AGENT, "content": "the draft is ready", "thread_id": "t1"}
     assert (await aism("inbox")).code == 2
     nobody = await aism("message", "send", "nobody", "hello")
