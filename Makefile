@@ -49,7 +49,7 @@ chaos: $(STAMP) ## kill engines, servers and connections by a seeded schedule, a
 
 BENCH := responses
 bench: $(STAMP) ## run a benchmark, relative to a limit measured in the same run (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
-	$(BIN)/python bench/$(BENCH).py $(ARGS)
+	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
 clean: ## remove everything that make created
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

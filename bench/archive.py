@@ -1,7 +1,7 @@
 """Measures how fast the audit is read, archived, synced and searched, and how long each page occupies the server.
 
-Runs a server of its own, with facts of 195 bytes: `python bench/archive.py [--facts N] [--entries N]`. The archiver of
-an engine pauses for as long as it works, so it reaches half of this rate at most.
+The facts have 195 bytes. The archiver of an engine rests for as long as it works, so it reaches at most half of this
+rate.
 """
 
 import argparse
@@ -17,11 +17,12 @@ import msgspec
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
 from aism_engine.ops.audit_log import AuditLog, AuditTail
-from aism_engine.store.client import connect_url
+from aism_engine.store.client import Client, connect_url
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
+from bench.harness import PAGE
 
-_FACT = {
+FACT = {
     "event": "state_changed",
     "at": "2026-11-22T22:01:34.125Z",
     "by": "agent",
@@ -31,48 +32,57 @@ _FACT = {
     "new_state": "deep_work",
     "source": "agent",
 }
-_CHUNK = 500
+KEYS = Keys("bench")
 
 
-async def _none_known(_: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-    return set()
+async def write_audit(client: Client, facts: int, entries: int) -> None:
+    body = msgspec.json.encode([FACT] * facts)
+    for start in range(0, entries, PAGE):
+        pipeline = client.pipeline(transaction=False)
+        for number in range(start, min(start + PAGE, entries)):
+            pipeline.xadd(KEYS.audit, {"commit": f"c{number}", "epoch": "1", "facts": body})
+        await pipeline.execute()
+
+
+async def archive_audit(client: Client, archive: ArchiveWriter) -> int:
+    """Append the whole audit to an archive and sync it; return the bytes."""
+
+    async def none_known(_: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        return set()
+
+    tail, written, more = AuditTail(AuditLog(client, KEYS), archive.cursor, none_known), 0, True
+    while more:
+        page = await tail.read()
+        written += await asyncio.to_thread(archive.append, page.lines)
+        more = page.more
+    await asyncio.to_thread(archive.sync)
+    return written
 
 
 async def main(facts: int, entries: int, folder: Path) -> None:
+    archive = ArchiveWriter.open(folder, "bench")
     with EmbeddedServer(append_only=False) as server:
-        client, keys = connect_url(server.url, "bench", timeout_s=30), Keys("bench")
-        body = msgspec.json.encode([_FACT] * facts)
-        for start in range(0, entries, _CHUNK):
-            pipeline = client.pipeline(transaction=False)
-            for number in range(start, min(start + _CHUNK, entries)):
-                fields = ("commit", f"c{number}", "epoch", "1", "facts", body)
-                pipeline.execute_command("XADD", keys.audit, "*", *fields)
-            await pipeline.execute()
-        archive = ArchiveWriter.open(folder, "bench")
-        tail = AuditTail(AuditLog(client, keys), archive.cursor, _none_known)
-        began, worked, written, more = time.perf_counter(), time.process_time(), 0, True
-        while more:
-            reading = await tail.read()
-            written += await asyncio.to_thread(archive.append, reading.lines)
-            more = reading.more
-        await asyncio.to_thread(archive.sync)
-        seconds = time.perf_counter() - began
+        client = connect_url(server.url, "bench", timeout_s=30)
+        await write_audit(client, facts, entries)
+        started_at, cpu_s = time.perf_counter(), time.process_time()
+        written = await archive_audit(client, archive)
+        seconds, cpu_s = time.perf_counter() - started_at, time.process_time() - cpu_s
         stats: dict[str, Any] = await client.info("commandstats")
         await client.aclose()
-    rate = written / seconds / 1e6
-    per_page_ms = stats["cmdstat_evalsha"]["usec_per_call"] / 1000
-    print(f"{entries / seconds:,.0f} entries/s, {entries * facts / seconds:,.0f} facts/s, {rate:.0f} MB/s")
-    print(f"{per_page_ms:.2f} ms a page in the server, {(time.process_time() - worked) / seconds:.2f} of a processor")
-    began = time.perf_counter()
+    page_ms = stats["cmdstat_evalsha"]["usec_per_call"] / 1000
+    rates = f"{entries / seconds:,.0f} entries/s, {entries * facts / seconds:,.0f} facts/s"
+    print(f"{rates}, {written / seconds / 1e6:.0f} MB/s")
+    print(f"{page_ms:.2f} ms per page in the server, {cpu_s / seconds:.2f} of a core")
+    started_at = time.perf_counter()
     assert not list(ArchiveReader(folder).lines("nobody"))
-    print(f"searched {written / 1e6:.0f} MB in {time.perf_counter() - began:.2f} s")
+    print(f"searched {written / 1e6:.0f} MB in {time.perf_counter() - started_at:.2f} s")
     archive.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=int, default=10)
+    parser.add_argument("--facts", type=int, default=10, help="facts in each entry")
     parser.add_argument("--entries", type=int, default=50_000)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(main(given.facts, given.entries, Path(folder) / "archive"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        asyncio.run(main(options.facts, options.entries, Path(temporary) / "archive"))

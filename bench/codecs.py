@@ -1,16 +1,16 @@
-"""JSON or MessagePack: how large the protocol's own messages are in each, and how long msgspec takes over them.
+"""Measures the size of the protocol's messages in JSON and in MessagePack, and the time to encode and decode them.
 
-One line a message: its bytes, then the microseconds to write it and to read it. Writing is what its sender does (an
-agent has a dict, the engine the struct). Reading is what its reader does: the engine decodes with all of its checks
-(`decode_response`, `decode_request`), an agent without any. The least of several rounds is taken: what disturbs a round
-can only make it longer. Run it when the machine is quiet: `python bench/codecs.py [--rounds N]`.
+One line for each message: its bytes, then the microseconds to encode and to decode it. A message is encoded as by its
+sender (an agent has a dict, the engine a struct) and decoded as by its reader: the engine makes all of its checks
+(`decode_response`, `decode_request`), an agent none. The shortest of several rounds counts, because other load can only
+make a round longer. Run it on a quiet machine.
 """
 
 import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 from timeit import Timer
@@ -22,128 +22,116 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import decode_request, decode_response, encode
 
 CODECS: Final = ("json", "msgpack")
-_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
+PLAIN_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "json": msgspec.json.Decoder().decode,
     "msgpack": msgspec.msgpack.Decoder().decode,
 }
-_ID, _COMMAND_ID = "01a20576-62b8-70ff-9783-347aa0fa23fb", "01a20576-62a3-72f0-a104-3cd16fd2c663"
-_AT = "2026-11-22T22:01:34.125Z"
-_ROUND_S: Final = 0.02
+ID, COMMAND_ID = "01a20576-62b8-70ff-9783-347aa0fa23fb", "01a20576-62a3-72f0-a104-3cd16fd2c663"
+AT = "2026-11-22T22:01:34.125Z"
+AGENT = "architect-a1b2c3"
+ROUND_S: Final = 0.02
 
-
-class Line(NamedTuple):
-    """A message's figures, by codec."""
-
-    name: str
-    size: Mapping[str, int]
-    write: Mapping[str, "Figure"]
-    read: Mapping[str, "Figure"]
-
-
-def said(type_: str, payload: object, **fields: object) -> dict[str, object]:
-    """Build what an agent says, as most would write it."""
-    head = {"id": _ID, "type": type_, "agent_id": "architect-a1b2c3", **fields}
-    return {**head, "payload": payload, "timestamp": _AT}
-
-
-def findings(count: int) -> list[dict[str, object]]:
-    """Build a payload of some size: text and numbers, about 160 bytes each."""
-    text = "the lease is renewed before it is half over, whatever the loop is busy with at that moment"
-    return [{"file": f"store/part_{n}.py", "line": 17 * n, "weight": n / 7, "text": text} for n in range(count)]
-
-
-SAID: Final[Mapping[str, dict[str, object]]] = {
-    "register": said(
-        "register", {"type": "architect", "labels": {"team": "core", "zone": "b"}, "capabilities": ["ack"]}
-    ),
-    "heartbeat": said("heartbeat", {}),
-    "goodbye": said("goodbye", {"reason": "done for today"}),
-    "ack": said("ack", {}, command_id=_COMMAND_ID),
-    "progress": said("progress", {"percent": 42.5, "note": "half of the files are read"}, command_id=_COMMAND_ID),
-    "result": said("result", {"files": 12, "passed": True, "seconds": 8.25}, command_id=_COMMAND_ID),
-    "result of 50 findings": said("result", {"findings": findings(50)}, command_id=_COMMAND_ID),
-    "error": said("error", {"code": "tests_failed", "message": "3 of 214 tests failed"}, command_id=_COMMAND_ID),
-    "state_transition": said("state_transition", {"target": "deep_work", "reason": "took up a task"}),
-    "message": said("message", {"to": "reviewer-9f", "content": "please look at the lease", "thread_id": "lease-7"}),
-    "measurement": said("measurement", {"context_tokens": 81234, "tokens_per_s": 57.3, "cost_usd": 0.412}),
+FINDINGS: Final = [
+    {
+        "file": f"store/part_{number}.py",
+        "line": 17 * number,
+        "weight": number / 7,
+        "text": "the lease is renewed before it is half over, whatever the loop is busy with at that moment",
+    }
+    for number in range(50)
+]
+"""A large payload of text and numbers, about 160 bytes each."""
+REGISTRATION: Final = {"type": "architect", "labels": {"team": "core", "zone": "b"}, "capabilities": ["ack"]}
+RESPONSES: Final[list[tuple[str, str, dict[str, Any], bool]]] = [
+    ("register", "register", REGISTRATION, False),
+    ("heartbeat", "heartbeat", {}, False),
+    ("goodbye", "goodbye", {"reason": "done for today"}, False),
+    ("ack", "ack", {}, True),
+    ("progress", "progress", {"percent": 42.5, "note": "half of the files are read"}, True),
+    ("result", "result", {"files": 12, "passed": True, "seconds": 8.25}, True),
+    ("result of 50 findings", "result", {"findings": FINDINGS}, True),
+    ("error", "error", {"code": "tests_failed", "message": "3 of 214 tests failed"}, True),
+    ("state_transition", "state_transition", {"target": "deep_work", "reason": "took up a task"}, False),
+    ("message", "message", {"to": "reviewer-9f", "content": "please look at the lease", "thread_id": "lease-7"}, False),
+    ("measurement", "measurement", {"context_tokens": 81234, "tokens_per_s": 57.3, "cost_usd": 0.412}, False),
+]
+"""Title, type and payload of each response, and whether it is about a command."""
+REQUESTS: Final[dict[str, dict[str, Any]]] = {
+    "send": {"agent_id": AGENT, "command": {"type": "review", "payload": {"change": 4711}}},
+    "forget": {"agent_id": AGENT},
 }
-ASKED: Final[Mapping[str, dict[str, object]]] = {
-    "request: send": {
-        "id": _ID,
-        "type": "send",
-        "payload": {"agent_id": "architect-a1b2c3", "command": {"type": "review", "payload": {"change": 4711}}},
-        "timestamp": _AT,
-    },
-    "request: forget": {"id": _ID, "type": "forget", "payload": {"agent_id": "architect-a1b2c3"}, "timestamp": _AT},
-}
-COMMANDS: Final[Mapping[str, m.CommandMessage]] = {
-    "command: state_transition": m.CommandMessage(
-        id=_ID, type="state_transition", payload={"target": "deep_work"}, timestamp=_AT
-    ),
-    "command: review": m.CommandMessage(id=_ID, type="review", payload={"change": 4711}, timestamp=_AT, deadline=_AT),
-}
+COMMANDS: Final = (
+    m.CommandMessage(id=ID, type="state_transition", payload={"target": "deep_work"}, timestamp=AT),
+    m.CommandMessage(id=ID, type="review", payload={"change": 4711}, timestamp=AT, deadline=AT),
+)
 
 
-class Figure:
-    """One call, timed again and again: the least of all rounds, in microseconds."""
+class Timing:
+    """The shortest time of a call in all rounds, in microseconds."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._timer = Timer(call)
-        self._number = 100
-        while self._timer.timeit(self._number) < _ROUND_S:
-            self._number *= 2
+        self._calls = 100
+        while self._timer.timeit(self._calls) < ROUND_S:
+            self._calls *= 2
         self.us = inf
 
-    def round(self) -> None:
-        self.us = min(self.us, self._timer.timeit(self._number) / self._number * 1e6)
+    def measure(self) -> None:
+        self.us = min(self.us, self._timer.timeit(self._calls) / self._calls * 1e6)
 
 
-def begin(name: str, message: object, read: Callable[[bytes], Any] | None = None) -> Line:
-    """Prepare the figures of a message; read by a plain decoder, unless told."""
+class Row(NamedTuple):
+    """A message, its size in each codec, and the timings of encoding and then of decoding it in each codec."""
+
+    title: str
+    sizes: list[int]
+    timings: list[Timing]
+
+
+def rows() -> Iterator[Row]:
+    for title, kind, payload, is_about_command in RESPONSES:
+        head = {"id": ID, "type": kind, "agent_id": AGENT} | ({"command_id": COMMAND_ID} if is_about_command else {})
+        yield row(title, {**head, "payload": payload, "timestamp": AT}, decode_response)
+    for kind, payload in REQUESTS.items():
+        yield row(f"request: {kind}", {"id": ID, "type": kind, "payload": payload, "timestamp": AT}, decode_request)
+    for command in COMMANDS:
+        yield row(f"command: {command.type}", command)
+
+
+def row(title: str, message: object, decode: Callable[[bytes], Any] | None = None) -> Row:
+    """Prepare the row of a message. Without `decode`, a decoder without checks is measured."""
     raws = {codec: encode(message, codec) for codec in CODECS}
-    return Line(
-        name,
-        {codec: len(raw) for codec, raw in raws.items()},
-        {codec: Figure(partial(encode, message, codec)) for codec in CODECS},
-        {codec: Figure(partial(read or _DECODERS[codec], raw)) for codec, raw in raws.items()},
-    )
+    encoding = [Timing(partial(encode, message, codec)) for codec in CODECS]
+    decoding = [Timing(partial(decode or PLAIN_DECODERS[codec], raw)) for codec, raw in raws.items()]
+    return Row(title, [len(raw) for raw in raws.values()], encoding + decoding)
 
 
-def measure(rounds: int) -> list[Line]:
-    """Measure all messages, round by round: whatever else the machine does for a second spoils one round of each."""
-    lines = [begin(name, message, decode_response) for name, message in SAID.items()]
-    lines += (begin(name, message, decode_request) for name, message in ASKED.items())
-    lines += (begin(name, message) for name, message in COMMANDS.items())
-    for _ in range(rounds):
-        for line in lines:
-            for figure in (*line.write.values(), *line.read.values()):
-                figure.round()
-    return lines
-
-
-def table(lines: list[Line]) -> str:
-    """Write the figures as a table of Markdown."""
+def table(measured: list[Row]) -> str:
+    """Format the figures as a Markdown table."""
     head = ("message", "JSON B", "MsgPack B", "share", "write JSON", "write MsgPack", "read JSON", "read MsgPack")
-    rows = [head, ("---", *(["--:"] * (len(head) - 1)))]
-    for line in lines:
-        json, msgpack = (line.size[codec] for codec in CODECS)
-        times = (f"{figures[codec].us:.2f}" for figures in (line.write, line.read) for codec in CODECS)
-        rows.append((line.name, str(json), str(msgpack), f"{msgpack / json:.0%}", *times))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [head, ("---", *(["--:"] * (len(head) - 1)))]
+    for title, (json, msgpack), timings in measured:
+        times = (f"{timing.us:.2f}" for timing in timings)
+        lines.append((title, str(json), str(msgpack), f"{msgpack / json:.0%}", *times))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Size and time of the protocol's messages in JSON and in MessagePack")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of which the least counts (20)")
-    rounds = parser.parse_args().rounds
-    if rounds < 1:
-        parser.error("--rounds: expected at least 1")
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, msgspec {msgspec.__version__}; times in µs",
-        file=sys.stderr,
-    )
-    print(table(measure(rounds)))
+def main(rounds: int) -> None:
+    """Measure all messages, round by round, so that a disturbance of a second affects one round of each."""
+    measured = list(rows())
+    for _ in range(rounds):
+        for each in measured:
+            for timing in each.timings:
+                timing.measure()
+    versions = f"Python {platform.python_version()}, msgspec {msgspec.__version__}"
+    print(f"{os.cpu_count()} cores, {versions}; times in µs", file=sys.stderr)
+    print(table(measured))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of which the shortest counts; default: 20")
+    rounds = parser.parse_args().rounds
+    if rounds < 1:
+        parser.error("--rounds: expected at least 1")
+    main(rounds)

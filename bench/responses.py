@@ -1,34 +1,28 @@
-"""Responses applied per second by one engine, and the limit: the same commits driven back to back without an engine.
+"""Measures the responses that one engine applies per second, and the limit: the same commits without an engine.
 
-Every response is a state change: a record and a state key are written, a fact goes to the audit, an event is published,
-and the response leaves its queue. Both halves run over the same server, one after the other, from the same backlog. The
-engine runs whole: listener, reaper and all.
+Every response changes a state: the commit writes a record and a state key, adds a fact to the audit, publishes an event
+and removes the response from its queue. Engine and limit start from the same backlog on the same server, one after the
+other. All components of the engine run.
 
-The limit is what the server can take: each `commit.lua` call is decided, built and packed beforehand, and all of them
-are sent without waiting for answers. It leaves out peeking, deciding and packing, so no engine can reach it.
+The limit is what the server can do: each call of `commit.lua` is decided, built and packed beforehand, and all calls
+are sent without waiting for replies. It leaves out peeking, deciding and packing, so no engine can reach it.
 """
 
 import argparse
 import asyncio
 import json
-import logging
 import statistics
 import time
 from typing import Any
 
 import hiredis
 import msgspec
-import structlog
-import uvloop
 
-from aism_engine.cli.event_loop import tune_garbage_collector
-from aism_engine.config import load_machines, load_settings
+from aism_engine.config import build_policy
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
-from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import decode_response
 from aism_engine.domain.responses import decide_response
-from aism_engine.engine import Engine
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
@@ -36,12 +30,14 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import COMMIT
 from aism_engine.store.store import Peek
+from bench.harness import default_settings, poll, push, run, running_engine, wait_empty
 
-TOKEN = "1:bench"  # noqa: S105 - a fencing token is no secret
+TOKEN = "1:bench"  # noqa: S105  a fencing token is not a secret
+KEYS = Keys()
 
 
-def responses(count: int, agents: int) -> list[bytes]:
-    """Build a backlog in which every response changes the state of its agent."""
+def build_backlog(count: int, agents: int) -> list[bytes]:
+    """Build responses, each of which changes the state of its agent."""
     return [
         msgspec.json.encode(
             {
@@ -56,99 +52,84 @@ def responses(count: int, agents: int) -> list[bytes]:
     ]
 
 
-async def fill(client: Client, keys: Keys, watermark: list[bytes]) -> None:
-    await client.flushall()
-    for start in range(0, len(watermark), 1000):
-        await client.lpush(keys.response_queue, *watermark[start : start + 1000])
-
-
-def prepared(watermark: list[bytes], keys: Keys, settings: Settings) -> list[bytes]:
-    """Decide, build and pack all commits of the backlog."""
-    rules, fleet, packed = Policy(machines=load_machines(settings.machines)), Fleet(), []
+def pack_commits(backlog: list[bytes], settings: Settings) -> list[bytes]:
+    """Decide, build and pack the commits of a backlog."""
+    policy, fleet, packed = build_policy(settings, {}), Fleet(), []
     size, previous = settings.response_consumer.batch_messages, ""
-    for number, start in enumerate(range(0, len(watermark), size)):
-        raws = watermark[start : start + size]
+    for number, start in enumerate(range(0, len(backlog), size)):
+        raws = backlog[start : start + size]
         draft = Draft(fleet, time.time())
-        decisions = [decide_response(draft, rules, decode_response(raw), raw) for raw in raws]
-        batch = Batch(keys, Bounds(1_000_000, 10_000, 16), decisions)
+        decisions = [decide_response(draft, policy, decode_response(raw), raw) for raw in raws]
+        batch = Batch(KEYS, Bounds(1_000_000, 10_000, 16), decisions, draft.seen_ids())
         commit_id = f"commit-{number}"
-        taken = Peek(keys.response_queue, raws, "", len(watermark), "").trim
-        call_keys, arguments = batch.call(TOKEN, commit_id, previous, taken)
-        call: Any = ("EVALSHA", COMMIT.digest, len(call_keys), *call_keys, *arguments)
+        trim = Peek(KEYS.response_queue, raws, "", len(backlog), "").trim
+        keys, arguments = batch.call(TOKEN, commit_id, previous, trim)
+        call: Any = ("EVALSHA", COMMIT.digest, len(keys), *keys, *arguments)
         packed.append(hiredis.pack_command(call))
         draft.apply()
         previous = commit_id
     return packed
 
 
-async def limit(
-    server: EmbeddedServer, client: Client, keys: Keys, watermark: list[bytes], settings: Settings
-) -> float:
-    """Drive all commits back to back; gives responses per second."""
-    await fill(client, keys, watermark)
+async def measure_limit(server: EmbeddedServer, client: Client, backlog: list[bytes]) -> float:
+    """Send all commits at once; return the responses per second."""
     await client.script_load(COMMIT.text)
-    await client.set(keys.epoch, TOKEN)
-    calls = prepared(watermark, keys, settings)
+    await client.set(KEYS.epoch, TOKEN)
+    calls = pack_commits(backlog, default_settings(server))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     replies = hiredis.Reader()
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     writer.writelines(calls)
     for _ in calls:
         while (reply := replies.gets()) is False:
             replies.feed(await reader.read(1 << 16))
         assert reply[:2] == [1, []], reply
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started_at
     writer.close()
-    assert await client.llen(keys.response_queue) == 0
-    return len(watermark) / seconds
+    assert await client.llen(KEYS.response_queue) == 0
+    return len(backlog) / seconds
 
 
-async def engine(client: Client, keys: Keys, watermark: list[bytes], settings: Settings) -> float:
-    """Let one engine drain the backlog; gives responses per second, from its first commit to its last."""
-    await fill(client, keys, watermark)
-    subject, stopping = Engine(settings), asyncio.Event()
-    running = asyncio.create_task(subject.run(stopping))
-    while await client.llen(keys.response_queue) == len(watermark):  # noqa: ASYNC110 - it is watched from outside
-        await asyncio.sleep(0.001)
-    began, left = time.perf_counter(), await client.llen(keys.response_queue)
-    while await client.llen(keys.response_queue):  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
-    seconds = time.perf_counter() - began
-    stopping.set()
-    await running
-    assert await client.xlen(keys.dead_letters) == 0
+async def measure_engine(server: EmbeddedServer, client: Client, backlog: list[bytes]) -> float:
+    """Let an engine apply the backlog; return the responses per second, from its first commit to its last."""
+
+    async def has_started() -> bool:
+        return int(await client.llen(KEYS.response_queue)) < len(backlog)
+
+    async with running_engine(server):
+        await poll(has_started, 0.001)
+        started_at, left = time.perf_counter(), await client.llen(KEYS.response_queue)
+        await wait_empty(client, KEYS.response_queue, interval_s=0.02)
+        seconds = time.perf_counter() - started_at
+    assert await client.xlen(KEYS.dead_letters) == 0
     return float(left / seconds)
 
 
-async def main() -> None:
+async def main(responses: int, agents: int, runs: int, *, as_json: bool) -> None:
+    backlog, rates = build_backlog(responses, agents), []
+    with EmbeddedServer(append_only=False) as server:
+        client = connect(default_settings(server).redis, "bench", timeout_s=60)
+        for _ in range(runs):
+            rate = []
+            for measure in (measure_engine, measure_limit):
+                await client.flushall()
+                await push(client, KEYS.response_queue, backlog)
+                rate.append(await measure(server, client, backlog))
+            rates.append(rate)
+            if not as_json:
+                print(f"engine {rate[0]:>9,.0f}/s   limit {rate[1]:>9,.0f}/s   ratio {rate[0] / rate[1]:.2f}")
+        await client.aclose()
+    engine, limit = (statistics.median(column) for column in zip(*rates, strict=True))
+    summary = {"engine_per_second": round(engine), "limit_per_second": round(limit), "ratio": round(engine / limit, 3)}
+    text = f"median: engine {engine:,.0f}/s, limit {limit:,.0f}/s, ratio {engine / limit:.2f}"
+    print(json.dumps(summary) if as_json else text)
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--responses", type=int, default=200_000)
     parser.add_argument("--agents", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    watermark = responses(options.responses, options.agents)
-    with EmbeddedServer(append_only=False) as server:
-        flags = {"redis.url": server.url, "http.port": 0, "logs.level": "warning"}
-        settings = load_settings(overrides=flags).settings
-        keys = Keys(settings.redis.prefix)
-        client = connect(settings.redis, "bench", timeout_s=60)
-        pairs = []
-        for _ in range(options.runs):
-            most = await limit(server, client, keys, watermark, settings)
-            got = await engine(client, keys, watermark, settings)
-            pairs.append((got, most))
-            if not options.json:
-                print(f"engine {got:>9,.0f}/s   limit {most:>9,.0f}/s   ratio {got / most:.2f}")
-        await client.aclose()
-    got, most = (statistics.median(column) for column in zip(*pairs, strict=True))
-    summary = {"engine_per_second": round(got), "limit_per_second": round(most), "ratio": round(got / most, 3)}
-    text = f"median: engine {got:,.0f}/s, limit {most:,.0f}/s, ratio {got / most:.2f}"
-    print(json.dumps(summary) if options.json else text)
-
-
-if __name__ == "__main__":
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    tune_garbage_collector()  # as `aism-engine run` does
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    run(main(options.responses, options.agents, options.runs, as_json=options.json))
