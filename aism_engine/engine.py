@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -86,6 +87,7 @@ class Engine:
         self.settings = settings
         self.metrics = Metrics(label_values=settings.sampler.label_values)
         self.notifier = Notifier.from_environ(os.environ if environ is None else environ)
+        self._report_status = partial(self.notifier.send, "STATUS")
         self.http = HttpServer(create_app(self.metrics.registry, self), settings.http)
         self._clock = clock or SystemClock()
         self._clients: list[Client] = []
@@ -125,7 +127,7 @@ class Engine:
             Janitor(context, settings.retention, retention),
             Listener(context, Subscription(self._connect("pubsub"), channels), settings.response_consumer),
             Sampler(
-                context, FactCollector(self._commands_client, settings.redis), settings.sampler, self.notifier.status
+                context, FactCollector(self._commands_client, settings.redis), settings.sampler, self._report_status
             ),
             *(
                 (Archiver(context, settings.archive, AuditLog(history, keys), retention, prefix=settings.redis.prefix),)
@@ -146,7 +148,7 @@ class Engine:
             clock=clock,
             metrics=metrics,
             leadership=leadership,
-            outages=Outages(metrics, self.notifier.status),
+            outages=Outages(metrics, self._report_status),
             store=store,
             writer=Writer(
                 store,
@@ -178,11 +180,11 @@ class Engine:
         http = self.http.address if settings.http.enabled else None
         log.info("engine_starting", redis=where(settings.redis), prefix=settings.redis.prefix, http=http)
         supervisor = Supervisor(self.components, settings.supervisor, clock=self._clock, observer=self.metrics)
-        self.notifier.ready()
+        self.notifier.send("READY")
         try:
             await supervisor.run(stopping)
         finally:
-            self.notifier.stopping()
+            self.notifier.send("STOPPING")
             for client in self._clients:
                 with suppress(Exception):  # a connection that breaks while it is closed is closed
                     await client.aclose()

@@ -57,7 +57,7 @@ async def _serve(settings: Settings, reload: Callable[[], Machines], writer: Log
     engine, stopping = Engine(settings), asyncio.Event()
 
     def stop(_signal: str) -> None:
-        engine.notifier.stopping()
+        engine.notifier.send("STOPPING")
         stopping.set()
 
     counter = asyncio.create_task(_count_dropped(writer, engine.metrics))

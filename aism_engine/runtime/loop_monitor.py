@@ -71,4 +71,4 @@ class LoopMonitor:
             return
         self._is_withholding = False
         self._notify_at = now + self._watchdog_interval_s
-        self._notifier.watchdog()
+        self._notifier.send("WATCHDOG")

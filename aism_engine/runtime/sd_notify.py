@@ -30,28 +30,14 @@ class Notifier:
 
     @property
     def watchdog_interval_s(self) -> float | None:
-        """Interval for calls of `watchdog()`: half of the timeout, as sd_watchdog_enabled(3) advises."""
+        """Interval between two WATCHDOG messages: half of the timeout, as sd_watchdog_enabled(3) advises."""
         return self._watchdog_s / 2 if self._watchdog_s else None
 
-    def ready(self) -> None:
-        """Report that the start is complete."""
-        self._send("READY=1")
-
-    def stopping(self) -> None:
-        """Report that the stop has begun."""
-        self._send("STOPPING=1")
-
-    def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows."""
-        self._send(f"STATUS={' '.join(text.split())}")  # a line break would start another field
-
-    def watchdog(self) -> None:
-        """Report that the engine is alive and makes progress."""
-        self._send("WATCHDOG=1")
-
-    def _send(self, message: str) -> None:
+    def send(self, field: str, value: str = "1") -> None:
+        """Send READY, STOPPING or WATCHDOG, or STATUS with the line that `systemctl status` shows."""
         if not self._address:
             return
+        message = f"{field}={' '.join(value.split())}"  # a line break would start another field
         # "@" stands for the zero byte at the start of an abstract address on Linux.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:

@@ -134,10 +134,10 @@ class Supervisor:
             for task in reversed(tasks):
                 task.cancel()
                 await asyncio.wait([task], timeout=max(0, deadline - now()) / 2)
-            if unfinished := _unfinished(tasks):
-                await asyncio.wait(unfinished, timeout=max(0, deadline - now()))
+            if tasks:
+                await asyncio.wait(tasks, timeout=max(0, deadline - now()))
         finally:
-            if unfinished := _unfinished(tasks):
+            if unfinished := [task for task in tasks if not task.done()]:
                 for task in unfinished:
                     task.cancel()
                 log.error("stop_timed_out", components=[task.get_name() for task in unfinished])
@@ -150,7 +150,3 @@ async def _run_to_end(component: Component) -> BaseException:
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the supervisor handles every failure
         return error
     return ReturnedError("run() returned although the component was not cancelled")
-
-
-def _unfinished(tasks: Sequence[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
-    return [task for task in tasks if not task.done()]

@@ -129,15 +129,22 @@ class Service(ABC):
         """Wait until there may be something to do."""
         await asyncio.sleep(self._interval_s)
 
-    async def on_standby(self) -> None:  # noqa: B027 - most services hold nothing
-        """Release what only a leader needs."""
+    async def release(self) -> None:  # noqa: B027 - most services hold nothing
+        """Release what only a running service needs, at its end and while another engine leads. Idempotent."""
 
     async def run(self) -> None:
+        try:
+            await self._repeat()
+        finally:
+            await self.release()
+        raise asyncio.CancelledError
+
+    async def _repeat(self) -> None:
         context, failures = self._context, 0
         while not _is_cancelled():
             if self.leads_only and context.leadership.token is None:
                 context.outages.forget(self.name)
-                await self.on_standby()
+                await self.release()
                 await context.leadership.wait_leading()
             self.step_started_at = self._clock.monotonic()
             try:
@@ -153,7 +160,6 @@ class Service(ABC):
                 failures = 0
                 if not more and not _is_cancelled():
                     await self.wait()
-        raise asyncio.CancelledError
 
     async def _commit_each(
         self,

@@ -67,7 +67,7 @@ class DivergenceChecker(Service):
         self._checked_at = began  # the start, so that a stall during the step counts as a blind spell
         return False
 
-    async def on_standby(self) -> None:
+    async def release(self) -> None:
         self._context.metrics.divergences_open.clear()
 
     def _reset_after_blind_spell(self, fleet: Fleet, now: float) -> None:

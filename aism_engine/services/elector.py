@@ -21,7 +21,7 @@ _STANDBY_POLL_S: Final = 0.25
 class Elector(Service):
     """Elects one engine as the leader.
 
-    A lease is trusted for `ttl` seconds from before it was requested, so never longer than the server keeps it.
+    The engine trusts a lease for `ttl` seconds after it sent the request, so never longer than the server keeps it.
     """
 
     name = "elector"
@@ -35,12 +35,6 @@ class Elector(Service):
         self._settings = settings
         self._holder_id = uuid_utils.uuid7().hex
         self._token: str | None = None
-
-    async def run(self) -> None:
-        try:
-            await super().run()
-        finally:
-            await self._release()
 
     async def run_once(self) -> bool:
         leadership, ttl_s = self._context.leadership, self._settings.ttl
@@ -70,7 +64,7 @@ class Elector(Service):
             interval_s = min(interval_s, _STANDBY_POLL_S, max(0.001, self._lease_store.lease_left_s))
         await asyncio.sleep(interval_s)
 
-    async def _release(self) -> None:
+    async def release(self) -> None:
         self._context.leadership.lose()
         if self._token is None:
             return

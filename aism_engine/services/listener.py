@@ -3,8 +3,9 @@ publish.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -64,14 +65,11 @@ class Listener(Service):
         self._pushes = 0
         self._is_denied = False
         # While the consumer is busy, it needs no wakeup and no event of the engine itself, at 20 µs for each.
-        wakeups.responses.connect(*self._switch((keys.responses, keys.state_changes, keys.measurements)))
-        wakeups.requests.connect(*self._switch((keys.requests,)))
-
-    async def run(self) -> None:
-        try:
-            await super().run()
-        finally:
-            await self._subscription.close()
+        for wakeup, channels in (
+            (wakeups.responses, (keys.responses, keys.state_changes, keys.measurements)),
+            (wakeups.requests, (keys.requests,)),
+        ):
+            wakeup.connect(partial(subscription.leave, channels), partial(self._join, channels))
 
     async def run_once(self) -> bool:
         started_at = self._clock.monotonic()
@@ -93,7 +91,7 @@ class Listener(Service):
         self._record_step(started_at)
         return True
 
-    async def on_standby(self) -> None:
+    async def release(self) -> None:
         await self._subscription.close()  # the server would buffer unread messages, then close the connection
 
     def _handle(self, channel: bytes | None, data: bytes, publications: Publications) -> None:
@@ -168,18 +166,10 @@ class Listener(Service):
             log.warning("subscribe_denied", detail=str(error), consequence="queues are polled; publications are lost")
         await asyncio.sleep(_DENIED_PAUSE_S)
 
-    def _switch(self, channels: Sequence[str]) -> tuple[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]]:
-        """Return the functions that leave and join these channels."""
-
-        async def leave() -> None:
-            await self._subscription.leave(channels)
-
-        async def join() -> None:
-            self._confirmed.clear()
-            excluded = self._measurements if self._is_over_limit else None
-            await self._subscription.join([channel for channel in channels if channel != excluded])
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CONFIRMATION_S):
-                    await self._confirmed.wait()
-
-        return leave, join
+    async def _join(self, channels: Sequence[str]) -> None:
+        self._confirmed.clear()
+        excluded = self._measurements if self._is_over_limit else None
+        await self._subscription.join([channel for channel in channels if channel != excluded])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CONFIRMATION_S):
+                await self._confirmed.wait()

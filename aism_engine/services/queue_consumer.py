@@ -72,24 +72,15 @@ class QueueConsumer(Service, Generic[M]):
         self._prefetch_ledger = ""
         """Ledger id that the prefetched batch must carry to still be valid."""
 
-    async def run(self) -> None:
-        try:
-            await super().run()
-        finally:
-            await self._drop_prefetched()
-
     async def run_once(self) -> bool:
         try:
             return await self._step()
         except (NotLeadingError, ServerUnavailableError):
-            await self._drop_prefetched()  # its read skipped a batch that was not applied
+            await self.release()  # the prefetched batch follows one that was not applied
             raise
 
     async def wait(self) -> None:
         await self._wakeup.wait(self._settings.poll_interval)
-
-    async def on_standby(self) -> None:
-        await self._drop_prefetched()
 
     async def _step(self) -> bool:
         started_at = self._clock.monotonic()
@@ -120,7 +111,7 @@ class QueueConsumer(Service, Generic[M]):
         lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
         if not decisions:
-            await self._drop_prefetched()
+            await self.release()
         if self._watermark is not None:
             self._watermark.advance(len(decisions))
         self._on_applied()
@@ -159,7 +150,7 @@ class QueueConsumer(Service, Generic[M]):
             self._watermark.observe(asked_at, peek.length)
         return peek._replace(length=peek.length - skip), [self._decode(raw) for raw in peek.messages]
 
-    async def _drop_prefetched(self) -> None:
+    async def release(self) -> None:
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             prefetched.cancel()

@@ -83,7 +83,7 @@ class Reaper(Service):
     async def wait(self) -> None:
         await asyncio.sleep(self._rest_s)
 
-    async def on_standby(self) -> None:
+    async def release(self) -> None:
         self._report(Assessment())
 
     # --- reading ----------------------------------------------------------------------------------------------------

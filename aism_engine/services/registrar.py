@@ -71,7 +71,7 @@ class Registrar(Service):
     async def wait(self) -> None:
         await self._wakeup.wait(self._settings.poll_interval)
 
-    async def on_standby(self) -> None:
+    async def release(self) -> None:
         self._show_invalid(0)
 
     def request_full_pass(self) -> None:

@@ -17,8 +17,8 @@ class Watchdog(Notifier):
         super().__init__(None, watchdog_s)
         self.notifications = 0
 
-    def watchdog(self) -> None:
-        self.notifications += 1
+    def send(self, field: str, value: str = "1") -> None:
+        self.notifications += (field, value) == ("WATCHDOG", "1")
 
 
 class MonitoredLoop:

@@ -24,10 +24,10 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
 def test_each_message_is_one_datagram(manager: tuple[socket.socket, str]) -> None:
     listener, address = manager
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": address})
-    notifier.ready()
-    notifier.status("leading, 12 agents")
-    notifier.watchdog()
-    notifier.stopping()
+    notifier.send("READY")
+    notifier.send("STATUS", "leading, 12 agents")
+    notifier.send("WATCHDOG")
+    notifier.send("STOPPING")
     received = [listener.recv(1024) for _ in range(4)]
     assert received == [b"READY=1", b"STATUS=leading, 12 agents", b"WATCHDOG=1", b"STOPPING=1"]
 
@@ -35,7 +35,7 @@ def test_each_message_is_one_datagram(manager: tuple[socket.socket, str]) -> Non
 def test_status_is_one_line_and_one_field(manager: tuple[socket.socket, str]) -> None:
     """Line breaks become spaces, and surrogates become question marks."""
     listener, address = manager
-    Notifier.from_environ({"NOTIFY_SOCKET": address}).status("wait\nREADY=1\r\n \ud800é")
+    Notifier.from_environ({"NOTIFY_SOCKET": address}).send("STATUS", "wait\nREADY=1\r\n \ud800é")
     assert listener.recv(1024) == "STATUS=wait READY=1 ?é".encode()
 
 
@@ -43,7 +43,7 @@ def test_status_is_one_line_and_one_field(manager: tuple[socket.socket, str]) ->
 def test_without_a_manager_nothing_is_sent(environ: dict[str, str]) -> None:
     """Nothing is logged, either."""
     with capture_logs() as logs:
-        Notifier.from_environ(environ).ready()
+        Notifier.from_environ(environ).send("READY")
     assert logs == []
 
 
@@ -51,7 +51,7 @@ def test_without_a_manager_nothing_is_sent(environ: dict[str, str]) -> None:
 def test_broken_socket_is_only_logged(tmp_path: Path, address: str) -> None:
     where = address if address.startswith("@") else str(tmp_path / address)
     with capture_logs() as logs:
-        Notifier.from_environ({"NOTIFY_SOCKET": where}).ready()
+        Notifier.from_environ({"NOTIFY_SOCKET": where}).send("READY")
     assert [line["event"] for line in logs] == ["notify_failed"]
 
 
@@ -60,7 +60,7 @@ def test_full_socket_never_blocks(manager: tuple[socket.socket, str]) -> None:
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": address})
     with capture_logs() as logs:
         for _ in range(100_000):
-            notifier.watchdog()
+            notifier.send("WATCHDOG")
             if logs:
                 break
     assert [line["event"] for line in logs] == ["notify_failed"]
