@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str) -> str:
-    """Give the version, which takes a look at the disk: only who asks for it shall wait for it."""
+    """Read the version from the disk only when it is asked for: `import aism_engine` must be fast."""
     if name != "__version__":
         raise AttributeError(name)
     from importlib.metadata import version  # noqa: PLC0415

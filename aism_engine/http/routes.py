@@ -46,19 +46,18 @@ def create_app(registry: CollectorRegistry, health: Health) -> Starlette:
         return Response(encode(registry), headers={"content-type": content_type})
 
     async def livez(request: Request) -> Response:
-        live = health.live()
-        return _json(LivezReply(_status(ok=live)), ok=live) if _wants_json(request) else _verdict(ok=live)
+        status = "ok" if health.live() else "failed"
+        return _reply(request, f"{status}\n", LivezReply(status))
 
     async def readyz(request: Request) -> Response:
         checks = health.checks()
         failed = [f"{name} ({check.detail})" for name, check in checks.items() if not check.ok]
-        verbose = "verbose" in request.query_params
-        if _wants_json(request, by_default=verbose):
-            return _json(ReadyzReply(_status(ok=not failed), health.role(), checks), ok=not failed)
-        if verbose:
+        text = f"failed: {', '.join(failed)}\n" if failed else "ok\n"
+        if verbose := "verbose" in request.query_params:
             lines = [f"{'ok    ' if check.ok else 'failed'} {name}: {check.detail}\n" for name, check in checks.items()]
-            return _text("".join(lines), ok=not failed)
-        return _verdict(ok=not failed, detail=", ".join(failed))
+            text = "".join(lines)
+        reply = ReadyzReply("failed" if failed else "ok", health.role(), checks)
+        return _reply(request, text, reply, json_by_default=verbose)
 
     endpoints = {"/": index, "/metrics": metrics, "/livez": livez, "/healthz": livez, "/readyz": readyz}
     app = Starlette(routes=[Route(path, endpoint) for path, endpoint in endpoints.items()])
@@ -66,27 +65,13 @@ def create_app(registry: CollectorRegistry, health: Health) -> Starlette:
     return app
 
 
-def _verdict(*, ok: bool, detail: str = "") -> Response:
-    return _text(f"{_status(ok=ok)}{f': {detail}' if detail else ''}\n", ok=ok)
-
-
-def _status(*, ok: bool) -> str:
-    return "ok" if ok else "failed"
-
-
-def _text(text: str, *, ok: bool) -> Response:
-    return PlainTextResponse(text, 200 if ok else 503)
-
-
-def _json(reply: msgspec.Struct, *, ok: bool) -> Response:
-    return Response(msgspec.json.encode(reply), 200 if ok else 503, media_type="application/json")
-
-
-def _wants_json(request: Request, *, by_default: bool = False) -> bool:
-    """Return whether the Accept header (RFC 9110) prefers JSON to text; `by_default` if it prefers neither."""
-    accept = request.headers.get("accept", "")
-    json, text = (_quality(accept, kind, subtype) for kind, subtype in (("application", "json"), ("text", "plain")))
-    return by_default if json == text else json > text
+def _reply(request: Request, text: str, reply: LivezReply, *, json_by_default: bool = False) -> Response:
+    """Reply with JSON or text, whichever the Accept header (RFC 9110) prefers."""
+    accept, status_code = request.headers.get("accept", ""), 200 if reply.status == "ok" else 503
+    json_quality, text_quality = _quality(accept, "application", "json"), _quality(accept, "text", "plain")
+    if json_quality > text_quality or (json_quality == text_quality and json_by_default):
+        return Response(msgspec.json.encode(reply), status_code, media_type="application/json")
+    return PlainTextResponse(text, status_code)
 
 
 def _quality(accept: str, kind: str, subtype: str) -> float:

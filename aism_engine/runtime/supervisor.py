@@ -1,20 +1,19 @@
 """Keeps the components of the engine running, and stops them in order.
 
 Guaranteed
-    Each component runs in a task of its own, which the supervisor holds. Every end of a component is logged with its
-    reason. The failure of one component never cancels another. A failed component is restarted after an exponential
-    backoff with full jitter, so that components that fail together do not restart together.
+    Each component runs in a task of its own. Every end of a component is logged with its reason, and never cancels
+    another component. A failed component is restarted after an exponential backoff with full jitter, so that
+    components that fail together do not restart together.
 
     A component fails when it raises, when it returns, and when it raises a CancelledError although the supervisor did
-    not cancel it (a task that it awaited was cancelled). Otherwise it would have stopped without anybody noticing.
+    not cancel it: a task that it awaited was cancelled.
 
     Each component may be restarted `restarts` times. A run of at least `healthy_after` seconds restores the budget. A
     component that fails with no restarts left ends the engine: all others are stopped in order, then `run` raises
     GaveUpError with the last failure as its cause.
 
     A stop cancels the components one by one, in reverse start order, each after the next one has ended: what a
-    component needs to finish its step is still there. A pending restart is dropped. Nothing is restarted during a stop;
-    a failure during a stop is logged and changes nothing.
+    component needs to finish its step is still there. During a stop nothing is restarted, and a failure is only logged.
 
 What can fail
     A component may take long to stop, or swallow its cancellation. It gets at most half of the time that is left of

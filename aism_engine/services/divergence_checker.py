@@ -24,7 +24,7 @@ from aism_engine.services.base import Service, ServiceContext, batches
 log = structlog.get_logger(component="divergence_checker")
 
 _CHUNK: Final = 1000
-"""Agents checked without yielding to other tasks: about 10 ms."""
+"""Agents checked before other tasks run: about 10 ms."""
 
 _NO_ACTIVITY: Final = Activity()
 

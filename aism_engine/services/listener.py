@@ -33,7 +33,7 @@ _DENIED_PAUSE_S: Final = 5.0
 
 
 class Listener(Service):
-    """Subscribes to the channels. Losing every message costs latency, and what agents only published.
+    """Subscribes to the channels. If messages are lost, wakeups are late, and what agents only published is missing.
 
     A published state change or measurement becomes a message on the response queue, marked `via: channel`. From there
     it is applied exactly once, after everything that the agent pushed before. A malformed message is queued as it is,

@@ -15,23 +15,24 @@ from aism_engine.domain.protocol.messages import MAX_MEASUREMENTS, Identifier, M
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class _StateChange(msgspec.Struct):
+class _Publication(msgspec.Struct):
+    """A state change or a measurement whose fields may have any type."""
+
     agent_id: Any = None
     new_state: Any = None
-
-
-class _Measurement(msgspec.Struct):
-    agent_id: Identifier
-    values: Measurements
-
-
-class _MalformedMeasurement(msgspec.Struct):
-    agent_id: Any = None
     values: Any = None
 
 
 class _Publisher(msgspec.Struct):
     agent_id: Identifier
+
+
+class _Measurement(_Publisher):
+    values: Measurements
+
+    def __post_init__(self) -> None:
+        if not all(map(isfinite, self.values.values())):
+            raise ValueError("a value is not finite")
 
 
 class Publications:
@@ -55,7 +56,7 @@ class Publications:
         self._flush()
         self.counts["declaration"] += 1
         try:
-            change = decode_as(_StateChange, published)
+            change = decode_as(_Publication, published)
         except _DECODE_ERRORS:
             self.messages.append(published)
             return
@@ -67,9 +68,6 @@ class Publications:
         try:
             measurement = decode_as(_Measurement, published)
         except _DECODE_ERRORS:
-            self._add_malformed(published)
-            return
-        if not all(map(isfinite, measurement.values.values())):
             self._add_malformed(published)
             return
         latest = self._latest.get(measurement.agent_id)
@@ -97,7 +95,7 @@ class Publications:
         if self.counts["malformed"] > self._max_malformed:
             return
         try:
-            malformed = decode_as(_MalformedMeasurement, published)
+            malformed = decode_as(_Publication, published)
             self.messages.append(_message("measurement", malformed.agent_id, malformed.values))
         except (*_DECODE_ERRORS, TypeError):  # MessagePack has values and keys that JSON cannot express
             self.messages.append(published)

@@ -84,6 +84,7 @@ class Reaper(Service):
         await asyncio.sleep(self._rest_s)
 
     async def release(self) -> None:
+        self._mode = "normal"  # not logged: nothing has returned, this engine only assesses no agent any more
         self._report(Assessment())
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Reaper(Service):
     async def _watched_scores(
         self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
     ) -> dict[str, float]:
-        """Return the scores of watched agents, and those that time has caught up with if they are unchanged."""
+        """Return the scores of watched agents, with unchanged ones that were in the future and are in the range now."""
         watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
         if caught_up := self._tracker.caught_up(watched, score_range):
             watched |= {

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
@@ -45,7 +45,8 @@ class Timekeeper(Service):
         if not due:  # most steps
             self._record_step(started_at)
             return False
-        waiting = [command_id for member, _ in due if _is_waiting(fleet.commands.get(command_id := _id_of(member)))]
+        commands = [command for member, _ in due if (command := fleet.commands.get(_id_of(member))) is not None]
+        waiting = [command.command_id for command in commands if command.status is Status.WAITING]
         lookups = Lookups(bodies=await self._store.command_bodies(waiting, _BODY_BYTES))
         decide = decide_each("deadline", due, self._decide, self._decide_failed)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups)
@@ -68,7 +69,3 @@ class Timekeeper(Service):
 
 def _id_of(member: str) -> str:
     return member.partition(":")[2]
-
-
-def _is_waiting(command: Command | None) -> bool:
-    return command is not None and command.status is Status.WAITING

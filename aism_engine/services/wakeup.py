@@ -57,10 +57,10 @@ class Wakeups:
 
 
 class Watermark:
-    """How far the response queue has been read: no agent or command is judged by an instant after `applied_until`.
+    """How far the response queue has been applied: no agent or command is judged by an instant after `applied_until`.
 
-    The consumer reports the length of the queue at each peek, and each number of messages that it applied. Everything
-    that was in the queue at a peek has been applied as soon as that many messages were applied after it.
+    The consumer reports the length of the queue at each peek, and how many messages each commit applied. Everything
+    that a peek found in the queue is applied once that many messages have been applied after the peek.
     """
 
     def __init__(self) -> None:
