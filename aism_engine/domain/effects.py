@@ -50,50 +50,54 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     """Id of the dead letter whose replay failed."""
 
 
-class SaveAgent(Struct, frozen=True, gc=False):
+class Effect(Struct, frozen=True, gc=False):
+    """A write or a precondition. Its subclasses are in this module."""
+
+
+class SaveAgent(Effect, frozen=True):
     """Set fields of the agent's record."""
 
     agent_id: str
     fields: dict[str, str]
 
 
-class IndexAgent(Struct, frozen=True, gc=False):
+class IndexAgent(Effect, frozen=True):
     """Add the agent to the index of known agents."""
 
     agent_id: str
 
 
-class SetState(Struct, frozen=True, gc=False):
+class SetState(Effect, frozen=True):
     """Write the state to the key that agents read."""
 
     agent_id: str
     state: str
 
 
-class SaveMetadata(Struct, frozen=True, gc=False):
+class SaveMetadata(Effect, frozen=True):
     agent_id: str
     fields: dict[str, str]
 
 
-class SaveMeasurements(Struct, frozen=True, gc=False):
+class SaveMeasurements(Effect, frozen=True):
     agent_id: str
     values: dict[str, float]
 
 
-class ForgetAgent(Struct, frozen=True, gc=False):
+class ForgetAgent(Effect, frozen=True):
     """Delete everything that is kept about the agent."""
 
     agent_id: str
 
 
-class SaveSilent(Struct, frozen=True, gc=False):
+class SaveSilent(Effect, frozen=True):
     """Mark the agents in `since` as silent since an instant, and those in `no_longer` as not silent any more."""
 
     since: dict[str, float]
     no_longer: list[str]
 
 
-class SaveCommand(Struct, frozen=True, gc=False):
+class SaveCommand(Effect, frozen=True):
     """Set fields of the command's record. `ttl_s` is set when the command has ended."""
 
     command_id: str
@@ -101,19 +105,19 @@ class SaveCommand(Struct, frozen=True, gc=False):
     ttl_s: float | None = None
 
 
-class PushCommand(Struct, frozen=True, gc=False):
+class PushCommand(Effect, frozen=True):
     agent_id: str
     body: bytes
 
 
-class ReleaseCommand(Struct, frozen=True, gc=False):
+class ReleaseCommand(Effect, frozen=True):
     """Push the body that is in the command's record. The server copies it, so the engine need not read it."""
 
     agent_id: str
     command_id: str
 
 
-class WithdrawCommand(Struct, frozen=True, gc=False):
+class WithdrawCommand(Effect, frozen=True):
     """Remove a copy of the command from the agent's list. If the agent has popped it already, push `otherwise`."""
 
     agent_id: str
@@ -121,7 +125,7 @@ class WithdrawCommand(Struct, frozen=True, gc=False):
     otherwise: bytes | None = None
 
 
-class SaveGroup(Struct, frozen=True, gc=False):
+class SaveGroup(Effect, frozen=True):
     """Set fields of the group's record. `ttl_s` is set when all members have ended."""
 
     group_id: str
@@ -129,19 +133,19 @@ class SaveGroup(Struct, frozen=True, gc=False):
     ttl_s: float | None = None
 
 
-class AddFanoutTargets(Struct, frozen=True, gc=False):
+class AddFanoutTargets(Effect, frozen=True):
     """Append targets of a request for many to the fan-out queue, one encoded `FanoutTarget` each."""
 
     bodies: list[bytes]
 
 
-class SaveHold(Struct, frozen=True, gc=False):
+class SaveHold(Effect, frozen=True):
     """Set the hold of the whole fleet; an empty text clears it."""
 
     hold: str
 
 
-class SaveRequestReply(Struct, frozen=True, gc=False):
+class SaveRequestReply(Effect, frozen=True):
     """Keep the reply to a request, so that the same request gets the same reply."""
 
     request_id: str
@@ -149,33 +153,33 @@ class SaveRequestReply(Struct, frozen=True, gc=False):
     ttl_s: float
 
 
-class RemoveDeadLetters(Struct, frozen=True, gc=False):
+class RemoveDeadLetters(Effect, frozen=True):
     """Remove dead letters by their stream ids."""
 
     dead_letter_ids: tuple[str, ...]
 
 
-class DeliverMail(Struct, frozen=True, gc=False):
+class DeliverMail(Effect, frozen=True):
     """Push a message to the agent's inbox."""
 
     agent_id: str
     body: bytes
 
 
-class HoldMail(Struct, frozen=True, gc=False):
+class HoldMail(Effect, frozen=True):
     """Append a message to those that wait until the agent accepts messages."""
 
     agent_id: str
     body: bytes
 
 
-class ReleaseMail(Struct, frozen=True, gc=False):
+class ReleaseMail(Effect, frozen=True):
     """Move all waiting messages of the agent to its inbox, in order."""
 
     agent_id: str
 
 
-class SendReply(Struct, frozen=True, gc=False):
+class SendReply(Effect, frozen=True):
     """Reply to an agent's message, or to an operator's request (`agent_id` is None). An unread reply expires."""
 
     agent_id: str | None
@@ -184,68 +188,37 @@ class SendReply(Struct, frozen=True, gc=False):
     ttl_s: float
 
 
-class SetDeadline(Struct, frozen=True, gc=False):
+class SetDeadline(Effect, frozen=True):
     member: str
     at: float
 
 
-class ClearDeadline(Struct, frozen=True, gc=False):
+class ClearDeadline(Effect, frozen=True):
     member: str
 
 
-class Publish(Struct, frozen=True, gc=False):
+class Publish(Effect, frozen=True):
     channel: Channel
     body: bytes
 
 
-class RecordFact(Struct, frozen=True, gc=False):
+class RecordFact(Effect, frozen=True):
     fact: Fact
 
 
-class AddDeadLetter(Struct, frozen=True, gc=False):
+class AddDeadLetter(Effect, frozen=True):
     dead_letter: DeadLetter
 
 
-class ExpectScore(Struct, frozen=True, gc=False):
+class ExpectScore(Effect, frozen=True):
     """Precondition: the heartbeat of the agent still has this score."""
 
     agent_id: str
     score: float
 
 
-class ExpectDeadline(Struct, frozen=True, gc=False):
+class ExpectDeadline(Effect, frozen=True):
     """Precondition: the deadline still has this instant."""
 
     member: str
     at: float
-
-
-Effect: TypeAlias = (
-    SaveAgent
-    | IndexAgent
-    | SetState
-    | SaveMetadata
-    | SaveMeasurements
-    | ForgetAgent
-    | SaveSilent
-    | SaveCommand
-    | PushCommand
-    | ReleaseCommand
-    | WithdrawCommand
-    | SaveGroup
-    | AddFanoutTargets
-    | SaveHold
-    | SaveRequestReply
-    | RemoveDeadLetters
-    | DeliverMail
-    | HoldMail
-    | ReleaseMail
-    | SendReply
-    | SetDeadline
-    | ClearDeadline
-    | Publish
-    | RecordFact
-    | AddDeadLetter
-    | ExpectScore
-    | ExpectDeadline
-)
