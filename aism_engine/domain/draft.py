@@ -4,9 +4,9 @@ So a decision whose write has failed leaves no trace in memory. Within a batch, 
 the earlier ones.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -15,11 +15,15 @@ from aism_engine.domain.agents.activity import Activity
 from aism_engine.domain.agents.agent import AgentRecord, Hold
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
-from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups
-from aism_engine.domain.traffic import Pair, ThreadMember, TokenBucket
+from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, ThreadMember, TokenBucket
 
 copy: Final = msgspec.structs.replace
 """Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""
+MAX_COUNTED: Final = 65_536
+"""Maximum number of pairs, and of thread members, to remember: those used most recently. Arbitrary: 20 MB for each."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Draft:
@@ -35,17 +39,20 @@ class Draft:
         self._seen_ids: dict[str, list[str]] = {}
         self._activity: dict[str, Activity] = {}
         self._active_agents: set[str] = set()
-        self._losses_confirmed = False
+        self.losses_confirmed = False
+        """Whether an operator confirmed in this batch that the silent agents are gone."""
         self._measurements: dict[str, dict[str, float]] = {}
-        self._new_mail: Counter[str] = Counter()
-        self._token_buckets: dict[Pair, TokenBucket] = {}
-        self._hops: dict[ThreadMember, int] = {}
+        self.new_mail: Counter[str] = Counter()
+        """Number of messages to each agent in this batch."""
+        self.token_buckets: ChainMap[Pair, TokenBucket] = ChainMap({}, fleet.token_buckets)
+        self.hops: ChainMap[ThreadMember, int] = ChainMap({}, fleet.hops)
         self._size_change = 0
         self.request_replies: dict[str, bytes] = {}
         """Replies to the requests of this batch."""
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
-        self._silences: dict[str, float | None] = {}
+        self.silences: dict[str, float | None] = {}
+        """Since when an agent is silent; None: it is no longer silent."""
         self._last_seq = fleet.last_seq
 
     @property
@@ -178,34 +185,9 @@ class Draft:
         """Number of agents that are shown as silent."""
         return len(self._fleet.silent)
 
-    def confirm_losses(self) -> None:
-        self._losses_confirmed = True
-
-    def set_silent(self, agent_id: str, since: float | None) -> None:
-        """Record that an agent is silent since an instant, or no longer silent (None)."""
-        self._silences[agent_id] = since
-
     def unread_mail(self, agent_id: str) -> int:
         """Count the unread messages of an agent, which must be in the lookups."""
-        return self.lookups.unread.get(agent_id, 0) + self._new_mail[agent_id]
-
-    def add_mail(self, agent_id: str) -> None:
-        self._new_mail[agent_id] += 1
-
-    def token_bucket(self, sender: str, recipient: str) -> TokenBucket | None:
-        pair = (sender, recipient)
-        return self._token_buckets.get(pair) or self._fleet.traffic.buckets.get(pair)
-
-    def set_token_bucket(self, sender: str, recipient: str, bucket: TokenBucket) -> None:
-        self._token_buckets[sender, recipient] = bucket
-
-    def hops(self, thread_id: str, agent_id: str) -> int:
-        """Return the highest hop count of the messages that an agent received in a thread; 0: none."""
-        member = (thread_id, agent_id)
-        return self._hops.get(member) or self._fleet.traffic.hops.get(member, 0)
-
-    def set_hops(self, thread_id: str, agent_id: str, hops: int) -> None:
-        self._hops[thread_id, agent_id] = hops
+        return self.lookups.unread.get(agent_id, 0) + self.new_mail[agent_id]
 
     def seen_ids(self) -> list[tuple[str, str]]:
         """Return (agent id, message id) of each message of this batch, in order for each agent."""
@@ -220,7 +202,7 @@ class Draft:
             else:
                 fleet.replace(agent)
         self._apply_commands()
-        for agent_id, since in self._silences.items():
+        for agent_id, since in self.silences.items():
             if since is None:
                 fleet.silent.pop(agent_id, None)
             else:
@@ -228,9 +210,10 @@ class Draft:
         if self.hold != fleet.hold:
             fleet.hold = self.hold
             fleet.dispatchable |= fleet.waiting
-        if self._losses_confirmed:
+        if self.losses_confirmed:
             fleet.losses_confirmed_at = self.now
-        fleet.traffic.apply(self._token_buckets, self._hops)
+        _keep_recent(fleet.token_buckets, self.token_buckets.maps[0])
+        _keep_recent(fleet.hops, self.hops.maps[0])
         self._apply_activity()
 
     def _apply_activity(self) -> None:
@@ -265,3 +248,12 @@ class Draft:
                 fleet.groups.pop(group_id, None)
             else:
                 fleet.groups[group_id] = group
+
+
+def _keep_recent(known: MutableMapping[K, V], changed: Mapping[K, V]) -> None:
+    """Update what is known, and forget what was used least recently."""
+    for key, value in changed.items():
+        known.pop(key, None)  # so that the key moves to the end
+        known[key] = value
+        if len(known) > MAX_COUNTED:
+            del known[next(iter(known))]

@@ -21,10 +21,10 @@ from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.fleet import TokenBucket
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest
-from aism_engine.domain.traffic import TokenBucket
 
 _ROUNDING: Final = 1e-6
 """Tolerance for float rounding, so that a sender who waits `retry_after` gets a token."""
@@ -40,20 +40,21 @@ def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: byt
         return ErrorReply("message_refused", "unknown_recipient", reason)
     message_id = response.id or message_digest(raw).partition(":")[0]
     accepts = ctx.machine(recipient).state(recipient.state).accepts_messages
-    bucket = _bucket(ctx, agent.agent_id, payload.to)
-    error = _check(ctx, agent, recipient, payload, bucket)
+    tokens = _tokens(ctx, agent.agent_id, payload.to)
+    error = _check(ctx, agent, recipient, payload, tokens)
     details: dict[str, Any] = {"to": payload.to, "thread_id": payload.thread_id}
     if error is not None:
         ctx.decision.outcome, ctx.decision.code = "refused", error.code
         ctx.record("message_refused", agent_id=agent.agent_id, code=error.code, reason=error.message, details=details)
         ctx.publish_error(error.code, error.message, agent_id=agent.agent_id, details={**details, **error.details})
         return error
-    draft.set_token_bucket(agent.agent_id, payload.to, bucket.without_one())
-    draft.add_mail(payload.to)
+    draft.token_buckets[agent.agent_id, payload.to] = TokenBucket(tokens - 1, draft.now)
+    draft.new_mail[payload.to] += 1
     content: dict[str, Any] = {"from": agent.agent_id, "content": payload.content}
     if payload.thread_id is not None:
-        hops = draft.hops(payload.thread_id, agent.agent_id) + 1
-        draft.set_hops(payload.thread_id, payload.to, max(hops, draft.hops(payload.thread_id, payload.to)))
+        hops = draft.hops.get((payload.thread_id, agent.agent_id), 0) + 1
+        received = (payload.thread_id, payload.to)
+        draft.hops[received] = max(hops, draft.hops.get(received, 0))
         content["thread_id"] = payload.thread_id
     body = encode(m.CommandMessage(id=message_id, type="message", payload=content, timestamp=draft.at), recipient.codec)
     if accepts is True:
@@ -78,29 +79,28 @@ def release_mail(ctx: DecisionContext, agent: AgentRecord) -> None:
     ctx.record("messages_released", agent_id=agent.agent_id, details={"count": count})
 
 
-def _bucket(ctx: DecisionContext, sender: str, recipient: str) -> TokenBucket:
+def _tokens(ctx: DecisionContext, sender: str, recipient: str) -> float:
+    """Return how many tokens the bucket of a pair holds now."""
     limits, now = ctx.policy.mail, ctx.draft.now
-    known = ctx.draft.token_bucket(sender, recipient)
-    if known is None:
-        return TokenBucket(limits.pair_burst, now)
-    return known.refilled(now, limits.pair_per_second, limits.pair_burst)
+    tokens, at = ctx.draft.token_buckets.get((sender, recipient), (limits.pair_burst, now))
+    return min(limits.pair_burst, tokens + max(0.0, now - at) * limits.pair_per_second)
 
 
 def _check(
-    ctx: DecisionContext, agent: AgentRecord, recipient: AgentRecord, payload: m.MessagePayload, bucket: TokenBucket
+    ctx: DecisionContext, agent: AgentRecord, recipient: AgentRecord, payload: m.MessagePayload, tokens: float
 ) -> ErrorReply | None:
     """Return why a message is refused; None if it is accepted."""
     limits, draft, to, thread_id = ctx.policy.mail, ctx.draft, payload.to, payload.thread_id
     if ctx.machine(recipient).state(recipient.state).accepts_messages is False:
         message = f"{to} is in {recipient.state}, which accepts no messages"
         return ErrorReply("message_refused", "not_accepting", message, {"state": recipient.state})
-    if thread_id is not None and draft.hops(thread_id, agent.agent_id) >= limits.max_hops:
+    if thread_id is not None and draft.hops.get((thread_id, agent.agent_id), 0) >= limits.max_hops:
         message = f"thread {thread_id} has reached mail.max_hops = {limits.max_hops}"
         return ErrorReply("message_refused", "too_many_hops", message, {"max_hops": limits.max_hops})
-    if bucket.tokens < 1 - _ROUNDING:
+    if tokens < 1 - _ROUNDING:
         # Rounded up, so that a retry is never too early. Half of the tolerance absorbs float noise: 500.0000001 ms is
         # not 501 ms.
-        wait_s = ceil((1 - _ROUNDING / 2 - bucket.tokens) / limits.pair_per_second * 1000) / 1000
+        wait_s = ceil((1 - _ROUNDING / 2 - tokens) / limits.pair_per_second * 1000) / 1000
         message = f"{agent.agent_id} has used up mail.pair_per_second to {to}; retry in {wait_s:g} s"
         return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})
     if draft.unread_mail(to) >= limits.max_unread:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from aism_engine.domain import traffic
+from aism_engine.domain import draft
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machines
@@ -220,10 +220,10 @@ def test_accepted_messages_of_a_pair_arrive_in_order(steps: list[tuple[str, str]
 
 def test_the_memory_for_pairs_and_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used are forgotten."""
-    monkeypatch.setattr(traffic, "MAX_COUNTED", 4)
+    monkeypatch.setattr(draft, "MAX_COUNTED", 4)
     talk = Talk()
     for number in range(10):
         talk.send_message("a", "b", thread=f"t{number}")
         talk.send_message("a", "b", thread="t0")
-    assert [place for place, _ in talk.fleet.traffic.hops] == ["t7", "t8", "t9", "t0"]
-    assert talk.fleet.traffic.buckets.keys() == {("a", "b")}
+    assert [place for place, _ in talk.fleet.hops] == ["t7", "t8", "t9", "t0"]
+    assert talk.fleet.token_buckets.keys() == {("a", "b")}

@@ -51,8 +51,8 @@ def decide_heartbeat_removed(ctx: DecisionContext, agent: AgentRecord) -> None:
 def decide_silent(draft: Draft, since: Mapping[str, float], no_longer: Iterable[str]) -> Decision:
     """Update the list of silent agents, which is neither part of their records nor audited."""
     removed = list(no_longer)
-    for agent_id, at in {**since, **dict.fromkeys(removed)}.items():
-        draft.set_silent(agent_id, at)
+    draft.silences.update(since)
+    draft.silences.update(dict.fromkeys(removed))
     return Decision("silent", effects=[fx.SaveSilent(dict(since), removed)])
 
 
@@ -74,7 +74,7 @@ def decide_lost(ctx: DecisionContext, agent: AgentRecord, score: float, silent_s
 
 def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
     """Accept an operator's confirmation that the agents which are silent now are gone: no brake delays their losses."""
-    ctx.draft.confirm_losses()
+    ctx.draft.losses_confirmed = True
     reason = truncate(request.payload.reason or "") or None
     ctx.record("losses_confirmed", reason=reason, details={"silent": ctx.draft.silent_count})
     return {"ok": True, "silent": ctx.draft.silent_count}
