@@ -9,7 +9,7 @@ from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Status
-from aism_engine.domain.commands.lifecycle import end_command, find_command, unknown_command
+from aism_engine.domain.commands.lifecycle import end_command, find_command
 from aism_engine.domain.decision import DecisionContext, agent_decision
 from aism_engine.domain.error_reply import ErrorReply, transition_error
 from aism_engine.domain.machines import state_rules
@@ -187,9 +187,10 @@ def state_transition(
     """
     command = None
     if response.command_id is not None:
-        command = find_command(ctx, agent, response, raw)
-        if command is None:
-            return unknown_command(ctx, response)
+        found = find_command(ctx, agent, response, raw)
+        if isinstance(found, ErrorReply):
+            return found
+        command = found
     payload = response.payload
     by: fx.Actor = "operator" if command is not None and command.target == payload.target else "agent"
     reason = truncate(payload.reason or "") or None

@@ -106,7 +106,7 @@ def accept(
     contents = {"payload": encode(spec.payload), "body": body}
     ctx.add(fx.SaveCommand(command_id, {**command.record(), **queued, **contents, **links}))
     ctx.add(fx.SetDeadline(command.deadline, command.due_at))
-    record_command(ctx, command)
+    record_command(ctx, command, command.status)
     return _accepted(command)
 
 

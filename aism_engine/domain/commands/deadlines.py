@@ -6,7 +6,7 @@ from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.transitions import end_stay
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.lifecycle import advance, count_in_group, end_with_error, record_command
+from aism_engine.domain.commands.lifecycle import advance, count_in_group, end_with_error
 from aism_engine.domain.commands.retry import next_attempt, retry
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
@@ -48,7 +48,6 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
         ctx.add(fx.SetDeadline(command.deadline, command.due_at))
     elif command.status is Status.SCHEDULED:
         advance(ctx, command, command.wait)
-        record_command(ctx, command)
     elif command.status is Status.WAITING:
         next_attempt(ctx, agent, command)
     elif command.status is Status.DELIVERED and agent.acks:

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.commands.lifecycle import advance, may_dispatch, record_command, withdraw
+from aism_engine.domain.commands.lifecycle import advance, may_dispatch, withdraw
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
@@ -47,7 +47,6 @@ def decide_dispatch(draft: Draft, policy: Policy, agent_id: str, limit: int) -> 
             withdraw(ctx, command)
         advance(ctx, command, command.queue, draft.now, draft.next_seq())
         ctx.add(fx.ReleaseCommand(agent_id, command.command_id))
-        record_command(ctx, command)
         decision.outcome = "applied"
         limit -= 1
     return decision
@@ -72,7 +71,6 @@ def decide_deliveries(draft: Draft, policy: Policy, agent_id: str, head: bytes, 
     ctx = DecisionContext(draft, policy, decision, "engine")
     for command in popped:
         advance(ctx, command, command.deliver, draft.now, acks=agent.acks)
-        record_command(ctx, command)
         draft.note_activity(agent_id)
         decision.outcome = "applied"
     return decision

@@ -16,31 +16,42 @@ def advance(
     ctx: DecisionContext,
     command: Command,
     step: Callable[..., dict[str, str]],
-    *arguments: Any,  # noqa: ANN401 - those of the step
-    **named: Any,  # noqa: ANN401
+    *arguments: object,
+    event: str | None = None,
+    code: str | None = None,
+    reason: str | None = None,
+    **named: object,
 ) -> None:
-    """Take a step of a command, and write its record, its deadline and the index of its agent."""
+    """Take a step of a command, and write its record, its deadline and the index of its agent.
+
+    Record the fact `command_{event}`, by default with the new status if it has changed. An ended command keeps the code
+    and the reason in its record too, for the retention.
+    """
     due_at, old_status = command.due_at, command.status
     fields: dict[str, Any] = step(*arguments, **named)
     if command.status is not old_status:
         ctx.decision.status_changes.append(command.status_change(old_status.value, ctx.draft.now))
-    ctx.add(fx.SaveCommand(command.command_id, fields))
-    if command.due_at != due_at:
-        ctx.add(fx.SetDeadline(command.deadline, command.due_at))
+        event = event or command.status.value
+    if command.open:
+        ctx.add(fx.SaveCommand(command.command_id, fields))
+        if command.due_at != due_at:
+            ctx.add(fx.SetDeadline(command.deadline, command.due_at))
+    else:
+        if code is not None:
+            fields |= {"code": code, "reason": reason}
+        ctx.add(fx.SaveCommand(command.command_id, fields, ctx.policy.commands.retention))
+        ctx.add(fx.ClearDeadline(command.deadline))
     ctx.draft.index(command)
+    if event is not None:
+        record_command(ctx, command, event, code, reason)
 
 
 def record_command(
-    ctx: DecisionContext,
-    command: Command,
-    event: str | None = None,
-    *,
-    code: str | None = None,
-    reason: str | None = None,
+    ctx: DecisionContext, command: Command, event: str, code: str | None = None, reason: str | None = None
 ) -> None:
-    """Record a fact about a command: `command_{event}`, by default its new status."""
+    """Record the fact `command_{event}`."""
     ctx.record(
-        f"command_{event or command.status.value}",
+        f"command_{event}",
         agent_id=command.agent_id,
         command_id=command.command_id,
         type=command.type,
@@ -56,9 +67,9 @@ def withdraw(ctx: DecisionContext, command: Command, otherwise: bytes | None = N
 
 
 def end_command(
-    ctx: DecisionContext, command: Command, status: Status, *, withdraw_queued: bool = True, **fields: str
+    ctx: DecisionContext, command: Command, status: Status, *, withdraw_queued: bool = True, **why: str
 ) -> None:
-    """End an open command: keep its record for the retention, clear its deadline, and count it in its group.
+    """End an open command, and count it in its group. `why` is the `code` and the `reason` if it did not succeed.
 
     A copy that is still in the agent's list is withdrawn, unless `withdraw_queued` is false. A command that has already
     ended is left alone: a state change may have ended it before its result is applied.
@@ -67,13 +78,7 @@ def end_command(
         return
     if withdraw_queued and command.status is Status.QUEUED:
         withdraw(ctx, command)
-    old_status = command.status
-    ended: dict[str, Any] = {**command.end(status, ctx.draft.now), **fields}
-    ctx.decision.status_changes.append(command.status_change(old_status.value, ctx.draft.now))
-    ctx.draft.index(command)
-    ctx.add(fx.SaveCommand(command.command_id, ended, ctx.policy.commands.retention))
-    ctx.add(fx.ClearDeadline(command.deadline))
-    record_command(ctx, command, code=fields.get("code"), reason=fields.get("reason"))
+    advance(ctx, command, command.end, status, ctx.draft.now, **why)
     if command.group_id is not None:
         count_in_group(ctx, command.group_id, status.value)
 
@@ -105,7 +110,7 @@ def may_dispatch(ctx: DecisionContext, agent: AgentRecord) -> bool:
     return agent.in_flight < ctx.policy.commands.max_in_flight and not ctx.draft.is_paused(agent)
 
 
-def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | None:
+def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | ErrorReply:
     """Return the command that a response is about.
 
     The response is dead-lettered if there is no such command, if it belongs to another agent, or if it was never sent.
@@ -126,12 +131,8 @@ def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response,
             return command
         code, reason = "not_sent", f"command {command_id} has not been sent yet"
     add_dead_letter(ctx, code, reason, raw, agent_id=agent.agent_id)
-    return None
-
-
-def unknown_command(ctx: DecisionContext, response: m.Response) -> ErrorReply:
-    message = f"command {response.command_id} does not exist, or was not sent to this agent"
-    return ErrorReply("command_refused", ctx.decision.code, message)
+    message = f"command {command_id} does not exist, or was not sent to this agent"
+    return ErrorReply("command_refused", code, message)
 
 
 def _after_end(command: Command, response: m.Response) -> Outcome:

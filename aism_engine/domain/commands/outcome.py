@@ -12,8 +12,6 @@ from aism_engine.domain.commands.lifecycle import (
     advance,
     end_command,
     find_command,
-    record_command,
-    unknown_command,
     withdraw,
 )
 from aism_engine.domain.commands.retry import retry
@@ -99,12 +97,10 @@ def error(ctx: DecisionContext, agent: AgentRecord, response: m.Error, raw: byte
 def _open_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | ErrorReply:
     """Return the command that a response is about, or an error reply if it is unknown or has ended."""
     command = find_command(ctx, agent, response, raw)
-    if command is None:
-        return unknown_command(ctx, response)
-    if not command.open:
-        message = f"command {command.command_id} has already ended: {command.status}"
-        return ErrorReply("command_refused", "command_ended", message, {"status": command.status})
-    return command
+    if isinstance(command, ErrorReply) or command.open:
+        return command
+    message = f"command {command.command_id} has already ended: {command.status}"
+    return ErrorReply("command_refused", "command_ended", message, {"status": command.status})
 
 
 def _acknowledge(ctx: DecisionContext, command: Command) -> None:
@@ -112,6 +108,4 @@ def _acknowledge(ctx: DecisionContext, command: Command) -> None:
         if command.attempt > 1:
             withdraw(ctx, command)
         advance(ctx, command, command.deliver, ctx.draft.now, acks=True)
-        record_command(ctx, command)
     advance(ctx, command, command.acknowledge, ctx.draft.now)
-    record_command(ctx, command)

@@ -6,7 +6,7 @@ from aism_engine.backoff import Backoff
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.lifecycle import advance, end_with_error, record_command
+from aism_engine.domain.commands.lifecycle import advance, end_with_error
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.protocol.codec import decode_as, encode
@@ -16,8 +16,8 @@ def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, fai
     """Schedule another attempt, after the backoff of the policy."""
     limits = ctx.policy.commands
     backoff = Backoff(limits.backoff_initial, limits.backoff_max)
-    advance(ctx, command, command.retry, ctx.draft.now, backoff, failed=failed)
-    record_command(ctx, command, "retried", code=code, reason=reason)
+    now = ctx.draft.now
+    advance(ctx, command, command.retry, now, backoff, failed=failed, event="retried", code=code, reason=reason)
 
 
 def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> None:
