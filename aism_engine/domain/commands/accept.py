@@ -41,13 +41,11 @@ def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | 
             f"none of the {len(found)} selected agents can take the command: they are paused, full, or in another state"
         )
         return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
-    chosen = min(able, key=lambda agent: (*_load(agent), crc32(f"{request.id} {agent.agent_id}".encode())))
+    # The lowest load counts: commands in flight, then waiting ones. The digest spreads requests over equal agents.
+    chosen = min(
+        able, key=lambda each: (each.in_flight, len(each.waiting), crc32(f"{request.id} {each.agent_id}".encode()))
+    )
     return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
-
-
-def _load(agent: AgentRecord) -> tuple[int, int]:
-    """Return how many commands an agent has in flight, and how many wait. Scheduled ones do not count."""
-    return agent.in_flight, len(agent.waiting)
 
 
 def accept(
@@ -77,7 +75,7 @@ def accept(
         seq=draft.next_seq(),
         accepted_at=draft.now,
         start_at=start_at if start_at > draft.now else 0.0,
-        expires_at=max(start_at, draft.now) + (options.ttl or limits.ttl),
+        expires_at=start_at + (options.ttl or limits.ttl),
         ack_timeout_s=options.ack_timeout or limits.ack_timeout,
         timeout_s=options.timeout or limits.timeout,
         max_attempts=options.max_attempts or limits.max_attempts,
@@ -142,19 +140,24 @@ def select(ctx: DecisionContext, text: str, error_type: str) -> list[AgentRecord
 def accept_group(
     ctx: DecisionContext,
     request: m.Request,
-    group: Group,
-    fanout: list[bytes],
     raw: bytes,
-    ends_at: float,
-    **fields: str,
+    targets: list[dict[str, str]],
+    selector: str = "",
+    needed: int | None = None,
+    ends_at: float = 0.0,
 ) -> dict[str, Any]:
-    """Accept a request for many: write its targets to the fan-out queue, and create the group that counts outcomes."""
-    ctx.draft.add_group(group)
-    accepted: dict[str, str | bytes] = {**group.record(), **fields, "accepted_at": ctx.draft.at, "request": raw}
-    ctx.add(fx.SaveGroup(group.group_id, accepted))
-    ctx.add(fx.SetDeadline(group.deadline, ends_at + ctx.policy.commands.retention))
-    ctx.add(fx.AddFanoutTargets(fanout))
-    ctx.record("group_accepted", type=request.kind, details={"group_id": group.group_id, "total": group.total})
+    """Accept a request for many: write its targets to the fan-out queue, and create the group that counts outcomes.
+
+    `needed` targets must succeed, by default all. `ends_at` is when the last of them ends at the latest.
+    """
+    draft, total = ctx.draft, len(targets)
+    group = Group(group_id=request.id, kind=request.kind, total=total, needed=needed or total)
+    draft.add_group(group)
+    fields: dict[str, str | bytes] = {**group.record(), "selector": selector, "accepted_at": draft.at, "request": raw}
+    ctx.add(fx.SaveGroup(group.group_id, fields))
+    ctx.add(fx.SetDeadline(group.deadline, max(ends_at, draft.now) + ctx.policy.commands.retention))
+    ctx.add(fx.AddFanoutTargets([encode({"group_id": request.id, **target}) for target in targets]))
+    ctx.record("group_accepted", type=request.kind, details={"group_id": group.group_id, "total": total})
     return _group_accepted(group)
 
 
@@ -175,10 +178,9 @@ def _send_to_all(
         needed = quorum(options.quorum, len(found))
     except ValueError as error:
         return ErrorReply("send_refused", "invalid_quorum", str(error), {"targets": len(found)})
-    group = Group(group_id=request.id, kind=request.kind, total=len(found), needed=needed)
-    fanout = [encode({"group_id": request.id, "agent_id": agent.agent_id}) for agent in found]
-    ends_at = max(_start_at(ctx.draft.now, options), ctx.draft.now) + (options.ttl or ctx.policy.commands.ttl)
-    return accept_group(ctx, request, group, fanout, raw, ends_at, selector=request.payload.select or "")
+    targets = [{"agent_id": agent.agent_id} for agent in found]
+    ends_at = _start_at(ctx.draft.now, options) + (options.ttl or ctx.policy.commands.ttl)
+    return accept_group(ctx, request, raw, targets, request.payload.select or "", needed, ends_at)
 
 
 def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> ErrorReply | None:
@@ -215,9 +217,9 @@ def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Sen
 
 
 def _start_at(now: float, options: m.SendOptions) -> float:
-    if options.start_at is not None:
-        return from_iso(options.start_at)
-    return now + (options.start_in or 0.0)
+    """Return the instant from which a command may be sent: its scheduled start, or now."""
+    start_at = now + (options.start_in or 0.0) if options.start_at is None else from_iso(options.start_at)
+    return max(start_at, now)
 
 
 def _accepted(command: Command) -> dict[str, Any]:

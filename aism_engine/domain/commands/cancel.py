@@ -5,12 +5,10 @@ from typing import Any
 from aism_engine.domain import effects as fx
 from aism_engine.domain.commands.accept import accept_group, child_id
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.group import Group
-from aism_engine.domain.commands.lifecycle import end_command, withdraw
+from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import truncate
 
 
@@ -27,9 +25,7 @@ def cancel(ctx: DecisionContext, request: m.Cancel, raw: bytes) -> dict[str, Any
     members = draft.members(group.group_id)
     if not members:  # the fan-out has accepted no command yet, and accepts none of a cancel_requested group
         return {"ok": True, "group_id": group.group_id, "targets": 0, "status": "succeeded"}
-    cancellation = Group(group_id=request.id, kind=request.kind, total=len(members), needed=len(members))
-    fanout = [encode({"group_id": request.id, "command_id": command_id}) for command_id in members]
-    return accept_group(ctx, request, cancellation, fanout, raw, draft.now, selector="")
+    return accept_group(ctx, request, raw, [{"command_id": command_id} for command_id in members])
 
 
 def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> dict[str, Any] | ErrorReply:
@@ -43,7 +39,8 @@ def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> 
     notice = _notice(ctx, request, command)
     queued = command.status is Status.QUEUED
     if queued:
-        withdraw(ctx, command, otherwise=notice if command.attempt == 1 else None)
+        otherwise = notice if command.attempt == 1 else None
+        ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, otherwise))
     if command.attempt > 1 or (command.was_sent and not queued):  # the agent has, or had, a copy
         ctx.add(fx.PushCommand(command.agent_id, notice))
     reason = truncate(request.payload.reason or "") or "cancelled by an operator"

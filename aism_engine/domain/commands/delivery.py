@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.commands.lifecycle import advance, may_dispatch, withdraw
+from aism_engine.domain.commands.lifecycle import advance, may_dispatch
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
@@ -44,7 +44,7 @@ def decide_dispatch(draft: Draft, policy: Policy, agent_id: str, limit: int) -> 
         if command is None:
             break
         if command.was_sent:  # the list must never hold two copies
-            withdraw(ctx, command)
+            ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id))
         advance(ctx, command, command.queue, draft.now, draft.next_seq())
         ctx.add(fx.ReleaseCommand(agent_id, command.command_id))
         decision.outcome = "applied"

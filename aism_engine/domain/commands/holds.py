@@ -5,11 +5,9 @@ from typing import Any, Final
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import Hold
 from aism_engine.domain.commands.accept import accept_group, find_agent, select
-from aism_engine.domain.commands.group import Group
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import truncate
 
 HoldRequest = m.Pause | m.Drain | m.Resume
@@ -24,9 +22,7 @@ def hold(ctx: DecisionContext, request: HoldRequest, raw: bytes) -> dict[str, An
         found = select(ctx, payload.select, f"{request.kind}_refused")
         if isinstance(found, ErrorReply):
             return found
-        group = Group(group_id=request.id, kind=request.kind, total=len(found), needed=len(found))
-        fanout = [encode({"group_id": request.id, "agent_id": agent.agent_id}) for agent in found]
-        return accept_group(ctx, request, group, fanout, raw, ctx.draft.now, selector=payload.select)
+        return accept_group(ctx, request, raw, [{"agent_id": agent.agent_id} for agent in found], payload.select)
     ctx.decision.outcome = "unchanged" if ctx.draft.hold == mode else "applied"
     ctx.draft.hold = mode
     ctx.add(fx.SaveHold(mode.value))

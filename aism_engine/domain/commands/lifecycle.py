@@ -61,11 +61,6 @@ def record_command(
     )
 
 
-def withdraw(ctx: DecisionContext, command: Command, otherwise: bytes | None = None) -> None:
-    """Remove a copy that the agent has not popped from its list. If there is none, push `otherwise`."""
-    ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, otherwise))
-
-
 def end_command(
     ctx: DecisionContext, command: Command, status: Status, *, withdraw_queued: bool = True, **why: str
 ) -> None:
@@ -77,7 +72,7 @@ def end_command(
     if not command.open:
         return
     if withdraw_queued and command.status is Status.QUEUED:
-        withdraw(ctx, command)
+        ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id))
     advance(ctx, command, command.end, status, ctx.draft.now, **why)
     if command.group_id is not None:
         count_in_group(ctx, command.group_id, status.value)

@@ -8,12 +8,7 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents import transitions
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.lifecycle import (
-    advance,
-    end_command,
-    find_command,
-    withdraw,
-)
+from aism_engine.domain.commands.lifecycle import advance, end_command, find_command
 from aism_engine.domain.commands.retry import retry
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
@@ -86,7 +81,7 @@ def error(ctx: DecisionContext, agent: AgentRecord, response: m.Error, raw: byte
         return command
     if response.payload.retryable and agent.acks:
         if command.bucket == "queued":
-            withdraw(ctx, command)
+            ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id))
         retry(ctx, command, code, message, failed=True)
         return None
     end_command(ctx, command, Status.FAILED, withdraw_queued=command.attempt > 1, code=code, reason=message)
@@ -106,6 +101,6 @@ def _open_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response
 def _acknowledge(ctx: DecisionContext, command: Command) -> None:
     if command.status is Status.QUEUED:
         if command.attempt > 1:
-            withdraw(ctx, command)
+            ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id))
         advance(ctx, command, command.deliver, ctx.draft.now, acks=True)
     advance(ctx, command, command.acknowledge, ctx.draft.now)
