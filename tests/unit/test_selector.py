@@ -86,10 +86,21 @@ REQUIREMENTS: Final = st.builds(
 ) | st.builds(Requirement, WORDS.map(lambda word: f"label.{word}"), st.sampled_from(["exists", "absent"]))
 
 
+def _text(requirement: Requirement) -> str:
+    match requirement.operator:
+        case "exists":
+            return requirement.key
+        case "absent":
+            return f"!{requirement.key}"
+    if len(requirement.values) == 1:
+        return f"{requirement.key}{'=' if requirement.operator == 'in' else '!='}{next(iter(requirement.values))}"
+    return f"{requirement.key} {requirement.operator} ({','.join(requirement.values)})"
+
+
 @given(st.lists(REQUIREMENTS, min_size=1, max_size=5))
 def test_text_of_a_selector_parses_to_the_same_selector(requirements: list[Requirement]) -> None:
-    selector = Selector(tuple(requirements))
-    assert Selector.parse(selector.text) == selector
+    text = ",".join(map(_text, requirements))
+    assert Selector.parse(text) == Selector(tuple(requirements))
 
 
 @given(st.text(max_size=30))

@@ -132,7 +132,7 @@ def select(ctx: DecisionContext, text: str, error_type: str) -> list[AgentRecord
         if (selector.names_liveness or agent.liveness not in ABSENT) and selector.matches(agent)
     ]
     if not found:
-        message = f"no agent that is present matches {selector.text}"
+        message = f"no agent that is present matches {text}"
         return ErrorReply(error_type, "no_match", message, suggestions=("aism-engine agents list",))
     return found
 

@@ -7,8 +7,8 @@ See "Labels and Selectors" in the documentation of Kubernetes.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Final, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Final, Literal, NoReturn, TypeAlias
 
 from msgspec import Struct
 
@@ -16,7 +16,7 @@ from aism_engine.domain.agents.agent import AgentRecord
 
 Operator: TypeAlias = Literal["in", "notin", "exists", "absent"]
 
-_TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<symbol>==|!=|[=!(),]))")
+_TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<symbol>==|!=|[=!(),])|(?P<other>\S))")
 _EXAMPLE: Final = "for example type=architect,state in (inbox,idle),label.team!=a"
 _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
     "type": lambda agent: agent.type,
@@ -24,6 +24,7 @@ _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
     "liveness": lambda agent: agent.liveness.value,
     "id": lambda agent: agent.agent_id,
 }
+_OPERATORS: Final[dict[str, Operator]] = {"=": "in", "==": "in", "in": "in", "!=": "notin", "notin": "notin"}
 _LABEL: Final = "label."
 _MAX_REQUIREMENTS: Final = 32
 """Limits on the requirements of a selector and on the values of each: arbitrary numbers."""
@@ -48,16 +49,6 @@ class Requirement(Struct, frozen=True):
             case "absent":
                 return value is None
 
-    def __str__(self) -> str:
-        match self.operator:
-            case "exists":
-                return self.key
-            case "absent":
-                return f"!{self.key}"
-        if len(self.values) == 1:
-            return f"{self.key}{'=' if self.operator == 'in' else '!='}{next(iter(self.values))}"
-        return f"{self.key} {self.operator} ({','.join(sorted(self.values))})"
-
 
 class Selector(Struct, frozen=True):
     """A parsed selector: requirements that must all hold."""
@@ -81,39 +72,25 @@ class Selector(Struct, frozen=True):
         return all(requirement.holds(agent) for requirement in self.requirements)
 
     @property
-    def text(self) -> str:
-        """The selector as text, which parses to an equal selector."""
-        return ",".join(map(str, self.requirements))
-
-    @property
     def names_liveness(self) -> bool:
         """Whether it has a requirement on liveness. Otherwise lost and left agents do not match."""
         return any(requirement.key == "liveness" for requirement in self.requirements)
 
 
 class _Tokens:
-    """Tokenizer: yields words and symbols of a text, one at a time. One of `word` and `symbol` is empty."""
+    """The words and symbols of a text, one at a time. One of `word` and `symbol` is empty; both are at the end."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
-        self._found = self._scan()
-        self.word = self.symbol = ""
-        self.at = 0
+        self._found = _TOKEN.finditer(text)
+        self._end = len(text)
         self.next()
 
-    def _scan(self) -> Iterator[tuple[int, str, str]]:
-        at, text = 0, self._text.rstrip()
-        while at < len(text):
-            found = _TOKEN.match(text, at)
-            if found is None:
-                self.at = at
-                self.fail("a name, a value or one of = == != ! ( ) ,")
-                return
-            yield found.start(found.lastgroup or 0), found["word"] or "", found["symbol"] or ""
-            at = found.end()
-
     def next(self) -> None:
-        self.at, self.word, self.symbol = next(self._found, (len(self._text), "", ""))
+        found = next(self._found, None)
+        self.at = self._end if found is None else found.start(found.lastgroup or 0)
+        self.word, self.symbol = ("", "") if found is None else (found["word"] or "", found["symbol"] or "")
+        if found is not None and found["other"]:
+            self.fail("a name, a value or one of = == != ! ( ) ,")
 
     def take(self, *symbols: str) -> bool:
         """Skip the next token if it is one of these symbols."""
@@ -129,7 +106,7 @@ class _Tokens:
         self.next()
         return word
 
-    def fail(self, expected: str) -> None:
+    def fail(self, expected: str) -> NoReturn:
         raise ValueError(f"selector, at character {self.at + 1}: expected {expected}; {_EXAMPLE}")
 
 
@@ -145,14 +122,13 @@ def _requirement(tokens: _Tokens) -> Requirement:
         if not is_label:
             raise ValueError(f"{where}: every agent has a {key}, so it needs a value; {_EXAMPLE}")
         return Requirement(key, "absent" if negated else "exists")
-    if tokens.symbol in {"=", "==", "!="}:
-        operator: Operator = "notin" if tokens.symbol == "!=" else "in"
-        tokens.next()
-        return Requirement(key, operator, frozenset({tokens.take_word("a value")}))
-    if tokens.word not in {"in", "notin"}:
+    operator = _OPERATORS.get(tokens.word or tokens.symbol)
+    if operator is None:
         tokens.fail("=, !=, in, notin, or a comma")
-    operator = "in" if tokens.word == "in" else "notin"
+    one_value = not tokens.word
     tokens.next()
+    if one_value:
+        return Requirement(key, operator, frozenset({tokens.take_word("a value")}))
     if not tokens.take("("):
         tokens.fail("(")
     values = {tokens.take_word("a value")}
