@@ -70,16 +70,9 @@ class DecisionContext:
         """Record a fact in the audit."""
         self.add(fx.RecordFact(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields)))
 
-    def publish_error(self, code: str, message: str, *, agent_id: str | None = None, **fields: Any) -> None:  # noqa: ANN401
-        event = ErrorEvent(
-            code=code,
-            message=message,
-            timestamp=self.draft.at,
-            source="engine",
-            agent_id=agent_id,
-            cause=self.cause,
-            **fields,
-        )
+    def publish_error(self, code: str, message: str, **fields: Any) -> None:  # noqa: ANN401 - fields of ErrorEvent
+        at, cause = self.draft.at, self.cause
+        event = ErrorEvent(code=code, message=message, timestamp=at, source="engine", cause=cause, **fields)
         self.add(fx.Publish("errors", encode(event)))
 
     def encode_for(self, agent_id: str | None, message: object) -> bytes:

@@ -10,11 +10,11 @@ from msgspec.structs import replace
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, AgentSnapshot, Hold
-from aism_engine.domain.commands.command import Command
+from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
 from aism_engine.domain.commands.fanout import FanoutTarget, decide_fanout_target
-from aism_engine.domain.commands.group import Group
+from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.dead_letters import dead_letter_request, dead_letter_response
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
@@ -167,7 +167,7 @@ class World:
     def draft(self) -> Draft:
         """Return a draft with all lookups."""
         ended = {
-            command_id: Command.from_record(command_id, _texts(record))
+            command_id: COMMAND_TABLE.decode(command_id, _texts(record))
             for command_id, record in self.command_records.items()
         }
         bodies = {command_id: _bytes(record["body"]) for command_id, record in self.command_records.items()}
@@ -222,7 +222,7 @@ class World:
     def reloaded(self) -> Fleet:
         """Return the fleet as the next leader would load it."""
         commands = (
-            Command.from_record(command_id, _texts(record))
+            COMMAND_TABLE.decode(command_id, _texts(record))
             for command_id, record in self.command_records.items()
             if f"command:{command_id}" in self.deadlines
         )
@@ -230,7 +230,7 @@ class World:
         for agent in agents:
             agent.stay_until = self.deadlines.get(f"stay:{agent.agent_id}", 0.0)
         groups = (
-            Group.from_record(group_id, _texts(record))
+            GROUP_TABLE.decode(group_id, _texts(record))
             for group_id, record in self.group_records.items()
             if f"group:{group_id}" in self.deadlines
         )

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot
 from aism_engine.domain.agents.liveness import decide_lost
-from aism_engine.domain.commands.command import ENDED, Command, Status
+from aism_engine.domain.commands.command import COMMAND_TABLE, ENDED, Command, Status
 from tests.support.model import World, queue_of
 
 AGENTS = ("a", "b")
@@ -161,7 +161,7 @@ class CommandLife(RuleBasedStateMachine):
 
 
 def _reread(command: Command) -> Command:
-    return Command.from_record(command.command_id, command.record())
+    return COMMAND_TABLE.decode(command.command_id, COMMAND_TABLE.encode(command))
 
 
 def _buckets(agent: AgentRecord) -> tuple[object, ...]:

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Divergence, Hold, Liveness
-from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.group import Group
+from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
+from aism_engine.domain.commands.group import GROUP_TABLE, Group
 
 AGENT = AgentRecord(
     agent_id="a",
@@ -57,8 +57,8 @@ GROUP = Group(
 
 def test_records_are_read_back_as_they_were_written() -> None:
     assert AGENT_TABLE.decode("a", AGENT.fields()) == AGENT
-    assert Command.from_record("c", COMMAND.record()) == COMMAND
-    assert Group.from_record("g", GROUP.record()) == GROUP
+    assert COMMAND_TABLE.decode("c", COMMAND_TABLE.encode(COMMAND)) == COMMAND
+    assert GROUP_TABLE.decode("g", GROUP_TABLE.encode(GROUP)) == GROUP
 
 
 def test_missing_field_has_its_default() -> None:
@@ -70,9 +70,9 @@ def test_missing_field_has_its_default() -> None:
     )
     command = {"agent_id": "a", "type": "x", "status": "waiting", "accepted_at": agent["since"]}
     expected = Command(command_id="c", agent_id="a", type="x", accepted_at=now, expires_at=now)
-    assert Command.from_record("c", command | {"expires_at": agent["since"]}) == expected
+    assert COMMAND_TABLE.decode("c", command | {"expires_at": agent["since"]}) == expected
     group = {"kind": "send", "total": "2", "needed": "1", "status": "open"}
-    assert Group.from_record("g", group) == Group(group_id="g", kind="send", total=2, needed=1)
+    assert GROUP_TABLE.decode("g", group) == Group(group_id="g", kind="send", total=2, needed=1)
 
 
 @pytest.mark.parametrize("name", ["type", "state", "since", "first_seen_at"])

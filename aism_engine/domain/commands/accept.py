@@ -8,8 +8,8 @@ from aism_engine.clock import from_iso, iso
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
-from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.group import Group, quorum
+from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
+from aism_engine.domain.commands.group import GROUP_TABLE, Group, quorum
 from aism_engine.domain.commands.lifecycle import may_dispatch, record_command
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.domain.decision import DecisionContext
@@ -102,7 +102,7 @@ def accept(
     draft.add_command(command)
     ctx.decision.status_changes.append(command.status_change("", draft.now))
     contents = {"payload": encode(spec.payload), "body": body}
-    ctx.add(fx.SaveCommand(command_id, {**command.record(), **queued, **contents, **links}))
+    ctx.add(fx.SaveCommand(command_id, {**COMMAND_TABLE.encode(command), **queued, **contents, **links}))
     ctx.add(fx.SetDeadline(command.deadline, command.due_at))
     record_command(ctx, command, command.status)
     return _accepted(command)
@@ -153,8 +153,8 @@ def accept_group(
     draft, total = ctx.draft, len(targets)
     group = Group(group_id=request.id, kind=request.kind, total=total, needed=needed or total)
     draft.add_group(group)
-    fields: dict[str, str | bytes] = {**group.record(), "selector": selector, "accepted_at": draft.at, "request": raw}
-    ctx.add(fx.SaveGroup(group.group_id, fields))
+    accepted: dict[str, str | bytes] = {"selector": selector, "accepted_at": draft.at, "request": raw}
+    ctx.add(fx.SaveGroup(group.group_id, {**GROUP_TABLE.encode(group), **accepted}))
     ctx.add(fx.SetDeadline(group.deadline, max(ends_at, draft.now) + ctx.policy.commands.retention))
     ctx.add(fx.AddFanoutTargets([encode({"group_id": request.id, **target}) for target in targets]))
     ctx.record("group_accepted", type=request.kind, details={"group_id": group.group_id, "total": total})

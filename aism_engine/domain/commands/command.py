@@ -183,17 +183,6 @@ class Command(Struct, kw_only=True):
     def end(self, status: Status, now: float) -> dict[str, str]:
         return {**self._become(status), "ended_at": iso(now)}
 
-    # --- record -------------------------------------------------------------------------------------------------------
-
-    def record(self) -> dict[str, str]:
-        """Return the fields of a new record. An absent value is an empty string."""
-        return COMMAND_TABLE.encode(self)
-
-    @classmethod
-    def from_record(cls, command_id: str, record: Mapping[str, str]) -> "Command":
-        """Read a record back. Raises KeyError or ValueError if it is damaged."""
-        return COMMAND_TABLE.decode(command_id, record)
-
 
 COMMAND_TABLE: Final = RecordTable(
     Command,

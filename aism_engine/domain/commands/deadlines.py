@@ -21,8 +21,7 @@ def decide_deadline(
     `wrong_type_keys` names the keys of the command that have the wrong type, `record` or `list`: the command still
     ends, and the effects on these keys are left out.
     """
-    decision = Decision("deadline")
-    ctx = DecisionContext(draft, policy, decision, "engine", member)
+    ctx = DecisionContext(draft, policy, Decision("deadline"), "engine", member)
     ctx.add(fx.ExpectDeadline(member, at))
     kind, _, name = member.partition(":")
     if kind == "command" and (command := draft.command(name)) is not None and command.open:
@@ -32,9 +31,9 @@ def decide_deadline(
     elif kind == "stay" and not wrong_type_keys and (agent := draft.agent(name)) is not None:
         end_stay(ctx, agent)
     else:
-        decision.outcome = "late"
+        ctx.decision.outcome = "late"
         ctx.add(fx.ClearDeadline(member))
-    return decision
+    return ctx.decision
 
 
 def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[str]) -> None:

@@ -3,35 +3,27 @@
 import re
 from typing import Final
 
-import msgspec
-
 from aism_engine.domain import effects as fx
 from aism_engine.domain.commands.lifecycle import advance, may_dispatch
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
 
-_JSON_ID: Final = re.compile(rb'\A\{"id":"([A-Za-z0-9._-]+)"')
 HEAD_BYTES: Final = 192
 """Bytes of a body that are enough to read its id: the id is the first field, of at most 128 characters."""
+_HEAD: Final = re.compile(
+    rb"""(?: \{"id":"                                     # JSON
+          | [\x80-\x8f] \xa2id (?: [\xa0-\xbf] | \xd9. )  # MessagePack: a small map, the key, the head of a string
+          ) (?P<id> [A-Za-z0-9._-]+ ) (?= ["\xa0-\xbf] )    # up to the end of the string, or the head of the next key
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 def command_id_of(head: bytes) -> str | None:
     """Read the command id from the head of a body that the engine has written. Return None for anything else."""
-    if found := _JSON_ID.match(head):
-        return found[1].decode()
-    if not (head[:1] and 0x80 <= head[0] < 0x90 and head[1:4] == b"\xa2id"):  # noqa: PLR2004  a small MessagePack map
-        return None
-    try:
-        return _first_text(head[4:])
-    except (IndexError, UnicodeDecodeError, msgspec.DecodeError):
-        return None
-
-
-def _first_text(packed: bytes) -> str:
-    """Read a MessagePack string of up to 255 bytes."""
-    start, size = (2, packed[1]) if packed[0] == 0xD9 else (1, packed[0] & 0x1F)  # noqa: PLR2004
-    return packed[start : start + size].decode()
+    found = _HEAD.match(head)
+    return None if found is None else found["id"].decode()
 
 
 def decide_dispatch(draft: Draft, policy: Policy, agent_id: str, limit: int) -> Decision:

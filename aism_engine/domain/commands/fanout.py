@@ -25,22 +25,21 @@ class FanoutTarget(Struct, frozen=True, kw_only=True):
 
 def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, request: m.Request | None) -> Decision:
     """Apply the request of a group to one target. `request` is None if the record of the group has expired."""
-    decision = Decision("fanout_target")
-    ctx = DecisionContext(draft, policy, decision, "operator", target.group_id)
+    ctx = DecisionContext(draft, policy, Decision("fanout_target"), "operator", target.group_id)
     group = draft.group(target.group_id)
     if group is None or request is None:
-        decision.outcome = "late"
-        return decision
+        ctx.decision.outcome = "late"
+        return ctx.decision
     if group.cancel_requested:
-        decision.outcome, decision.code = "refused", "cancelled"
+        ctx.decision.outcome, ctx.decision.code = "refused", "cancelled"
         count_in_group(ctx, target.group_id, "cancelled")
-        return decision
+        return ctx.decision
     reply = _apply(ctx, target, request)
     if isinstance(reply, ErrorReply):
         refuse_target(ctx, target, reply.code, reply.message)
     elif not isinstance(request, m.Send):  # a command is counted when it ends
         count_in_group(ctx, target.group_id, "succeeded")
-    return decision
+    return ctx.decision
 
 
 def refuse_target(ctx: DecisionContext, target: FanoutTarget, code: str, reason: str) -> None:

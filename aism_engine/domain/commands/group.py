@@ -4,7 +4,6 @@ A group ends when all of its members have ended. It succeeds as soon as enough m
 as too few still can.
 """
 
-from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
@@ -67,15 +66,6 @@ class Group(Struct, kw_only=True):
         if self.ended:
             fields["ended_at"] = iso(now)
         return fields
-
-    def record(self) -> dict[str, str]:
-        """Return the fields of a new record."""
-        return GROUP_TABLE.encode(self)
-
-    @classmethod
-    def from_record(cls, group_id: str, record: Mapping[str, str]) -> "Group":
-        """Read a record back. Raises KeyError or ValueError if it is damaged."""
-        return GROUP_TABLE.decode(group_id, record)
 
 
 GROUP_TABLE: Final = RecordTable(

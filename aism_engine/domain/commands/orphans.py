@@ -8,17 +8,16 @@ from aism_engine.domain.policy import Policy
 
 def decide_orphan(draft: Draft, policy: Policy, member: str) -> Decision:
     """Write the deadline of a command or group again, and add it to the fleet if it is missing there."""
-    decision = Decision("orphan", "unchanged")
-    ctx = DecisionContext(draft, policy, decision, "engine", member)
+    ctx = DecisionContext(draft, policy, Decision("orphan", "unchanged"), "engine", member)
     kind, _, name = member.partition(":")
     if kind == "command" and (command := draft.command(name)) is not None and command.open:
         draft.add_command(command)
         ctx.add(fx.SetDeadline(member, command.due_at))
-        decision.outcome = "applied"
+        ctx.decision.outcome = "applied"
     elif kind == "group" and (group := draft.group(name) or draft.lookups.groups.get(name)) and not group.ended:
         draft.add_group(group)
         # The record does not say when the last member will end. A member that is scheduled for later than this deadline
         # is counted as expired.
         ctx.add(fx.SetDeadline(member, draft.now + policy.commands.ttl + policy.commands.retention))
-        decision.outcome = "applied"
-    return decision
+        ctx.decision.outcome = "applied"
+    return ctx.decision
