@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import fields
 
-from aism_engine.domain.machines.loader import parse_all
+from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.responses import ResponseHandler
@@ -113,13 +113,11 @@ def load_machines(settings: MachinesSettings) -> Machines:
             texts[str(file)] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{file}: cannot be read: {error}")
-    try:
-        machines = parse_all(texts)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    if problems:
-        raise ConfigError(problems)
-    return Machines(machines, settings.default, settings.unregistered, settings.by_type)
+    machines, found = read_machines(texts)
+    if problems or found:
+        raise ConfigError(problems + found)
+    named = {machine.name: machine for machine in machines.values()}
+    return Machines(named, settings.default, settings.unregistered, settings.by_type)
 
 
 def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) -> Policy:

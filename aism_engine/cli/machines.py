@@ -10,7 +10,7 @@ from aism_engine.cli import options
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, print_json, published
 from aism_engine.config import load_machines, load_settings
-from aism_engine.domain.machines.loader import ENTRIES, read_all
+from aism_engine.domain.machines.loader import ENTRIES, read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
 from aism_engine.errors import ConfigError
 
@@ -39,7 +39,7 @@ def check(
             texts[str(file)] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             unreadable.append(f"{file}: cannot be read: {error}")
-    valid, problems = read_all(texts)
+    valid, problems = read_machines(texts)
     problems = unreadable + problems
     names = [machine.name for machine in valid.values()]
     lines = [f"{source}: ok; machine {machine.name}, {_size(machine)}" for source, machine in valid.items()]

@@ -3,9 +3,10 @@
 import re
 from typing import get_args
 
-from aism_engine.domain.machines.loader import MACHINE_KEYS, STATE_KEYS, TRANSITION_KEYS, parse_all
+from aism_engine.domain.machines.loader import MACHINE_KEYS, STATE_KEYS, TRANSITION_KEYS
 from aism_engine.domain.machines.machine import ACTORS, Code, Kind, Machine
 from tests.docs.reading import DOCS, first_column, table
+from tests.support.machines import parse_all
 
 PAGE = (DOCS / "machines.md").read_text(encoding="utf-8")
 

@@ -19,12 +19,12 @@ from aism_engine.domain.dead_letters import dead_letter_request, dead_letter_res
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups
-from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machine, Machines
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_request, decode_response, encode
 from aism_engine.domain.requests import decide_request
 from aism_engine.domain.responses import decide_response
+from tests.support.machines import parse
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"

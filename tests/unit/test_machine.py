@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import ANY, NAME_RULE, Machine, Machines, State
 from aism_engine.errors import ConfigError
+from tests.support.machines import parse
 
 JOURNEY = {
     "offline": {"bootstrap"},
@@ -110,9 +110,9 @@ def test_a_star_means_all_other_states() -> None:
         ('to = ["inbox"]', 'to = ["inbox"', "m.toml:11: not TOML: Unclosed array (at end of document)"),
         ('name = "small"', "name = small", "m.toml:2: not TOML: Invalid value (at line 2, column 8)"),
         ("[machine]", "[machinery]", "m.toml:1: [machinery]: unknown; a machine is written in [machine] and [states."),
-        ('name = "small"\n', "", 'm.toml:1: [machine]: "name" is missing'),
-        ('initial = "inbox"\n', "", 'm.toml:1: [machine]: "initial" is missing'),
-        ('to = ["inbox"]\n', "", 'm.toml:9: [states.deep_work]: "to" is missing'),
+        ('name = "small"\n', "", "m.toml:1: [machine] name: missing"),
+        ('initial = "inbox"\n', "", "m.toml:1: [machine] initial: missing"),
+        ('to = ["inbox"]\n', "", "m.toml:9: [states.deep_work] to: no way out: expected at least one target"),
         ('name = "small"', 'name = "small"\nnam = 1', 'm.toml:3: [machine] nam: unknown key (did you mean "name"?)'),
         ('description = "works"', "max_stey = 5", "m.toml:10: [states.deep_work] max_stey: unknown key (did you mean"),
         ('name = "small"', "name = 7", "m.toml:2: [machine] name: Expected `str`, got `int`"),
@@ -174,7 +174,7 @@ def test_a_machine_without_states_must_be_open() -> None:
     text = '[machine]\nname = "none"\ninitial = "here"\n'
     assert "m.toml:1: [machine]: a machine needs states, or open = true" in problems(text)
     assert parse(text + "open = true\n", "m.toml").open
-    assert 'm.toml:1: [machine]: "initial" is missing' in problems("")
+    assert "m.toml:1: [machine] initial: missing" in problems("")
     assert problems(text.replace('"here"', '"no where"') + "open = true\n")[0].startswith(
         "m.toml:3: [machine] initial: "
     )

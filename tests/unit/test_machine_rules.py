@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.domain.machines.loader import parse, parse_all
 from aism_engine.domain.machines.machine import ACTORS, Kind, Machine, State, Transition, TransitionCase
 from aism_engine.errors import ConfigError
+from tests.support.machines import parse, parse_all
 
 FULL = """\
 [machine]
@@ -182,7 +182,7 @@ def test_no_transition_leaves_a_final_state(machine: Machine) -> None:
             'full.toml:11: [states.inbox] transitions.tolk: inbox does not lead to "tolk"',
         ),
         ('initial = "inbox"', 'initial = "work"', 'full.toml:4: [machine] initial: "work" has max_agents'),
-        ("final = true", "final = false", 'full.toml:28: [states.done]: "to" is missing'),
+        ("final = true", "final = false", "full.toml:28: [states.done] to: no way out: expected at least one target"),
     ],
 )
 def test_every_problem_of_a_condition_is_reported_with_its_file_and_line(old: str, new: str, expected: str) -> None:

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from aism_engine.domain import draft
 from aism_engine.domain.decision import Decision
-from aism_engine.domain.machines.loader import parse
 from aism_engine.domain.machines.machine import Machines
+from tests.support.machines import parse
 from tests.support.model import World, machines
 
 TALK: Final = """\

@@ -6,55 +6,37 @@ machine is what is checked.
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, Final, get_args
+from typing import Any, Final, NamedTuple, TypeAlias, get_args
 
 from msgspec import ValidationError, convert
 
 from aism_engine.domain.effects import Actor
-from aism_engine.domain.machines.machine import (
-    ANY,
-    NAME_RULE,
-    PREVIOUS,
-    STATE_NAME,
-    Kind,
-    Machine,
-    State,
-    Transition,
-    hint,
-    targets,
-)
+from aism_engine.domain.machines.machine import ANY, NAME_RULE, PREVIOUS, Kind, Machine, State, Transition, hint, walk
 from aism_engine.domain.machines.toml_lines import Path, line_numbers
+from aism_engine.domain.protocol.names import is_state_name
 from aism_engine.errors import ConfigError
 
 ENTRIES: Final = ("initial", "on_register", "on_lost", "on_return", "on_goodbye", "on_unknown")
-_ENTRY_KEYS: Final = dict.fromkeys(ENTRIES, str)
-MACHINE_KEYS: Final[Mapping[str, Any]] = {"name": str, "version": int, "extends": str, "open": bool, **_ENTRY_KEYS}
+MACHINE_KEYS: Final = {"name": str, "version": int, "extends": str, "open": bool, **dict.fromkeys(ENTRIES, str)}
 STATE_KEYS: Final[Mapping[str, Any]] = {**State.__annotations__, "transitions": dict[str, dict[str, Any]]}
 TRANSITION_KEYS: Final[Mapping[str, Any]] = {"requires": dict[str, str], "by": tuple[str, ...]}
 
 _MAX: Final = 1e9
 """Largest number and duration: a larger one is taken as a typing error."""
 
-_Table = dict[str, Any]
+_Table: TypeAlias = dict[str, Any]
 
 
-def parse(text: str, source: str) -> Machine:
-    """Read one machine that extends no other. Raises ConfigError with all problems; `source` names the file."""
-    (machine,) = parse_all({source: text}).values()
-    return machine
+class _Problem(NamedTuple):
+    path: Path
+    text: str
+    near: str = ""
+    """The element that is wrong, if the value at `path` is a list."""
 
 
-def parse_all(texts: Mapping[str, str]) -> dict[str, Machine]:
-    """Read machines from texts by file name. Raises ConfigError with all problems of all files."""
-    machines, problems = read_all(texts)
-    if problems:
-        raise ConfigError(problems)
-    return {machine.name: machine for machine in machines.values()}
-
-
-def read_all(texts: Mapping[str, str]) -> tuple[dict[str, Machine], list[str]]:
+def read_machines(texts: Mapping[str, str]) -> tuple[dict[str, Machine], list[str]]:
     """Read machines from texts by file name. Return the valid ones by file, and the problems of the others."""
     problems: list[str] = []
     files: dict[str, _File] = {}
@@ -64,11 +46,9 @@ def read_all(texts: Mapping[str, str]) -> tuple[dict[str, Machine], list[str]]:
         except ConfigError as error:
             problems += error.problems
             continue
-        if file.name in files:
-            file.add_problem(("machine", "name"), f"machine {file.name} is in {files[file.name].source} already")
+        if (first := files.setdefault(file.name, file)) is not file:
+            file.add_problem(("machine", "name"), f"machine {file.name} is in {first.source} already")
             problems += file.formatted_problems()
-        else:
-            files[file.name] = file
     built = {file.source: _build(file, files) for file in files.values()}
     problems += chain.from_iterable(file.formatted_problems() for file in files.values())
     return {source: machine for source, machine in built.items() if machine is not None}, problems
@@ -90,13 +70,13 @@ def _build(file: "_File", files: Mapping[str, "_File"]) -> Machine | None:
         head = {**ancestor.head, **head}
         names = {**ancestor.states, **states}
         states = {name: _merge_state(ancestor.states.get(name, {}), states.get(name, {})) for name in names}
-    file.check(head, states)
-    if any(each.problems for each in lineage):
-        return None
-    return Machine(
-        **{**head, "name": file.name, "extends": file.extends},
+    machine = Machine(
+        **{"initial": "", **head, "name": file.name, "extends": file.extends},
         states={name: _build_state(keys) for name, keys in states.items()},
     )
+    for problem in _check(machine, head):
+        file.add_problem(*problem)
+    return None if any(each.problems for each in lineage) else machine
 
 
 def _build_state(keys: _Table) -> State:
@@ -125,6 +105,8 @@ class _File:
     def __init__(self, text: str, source: str) -> None:
         self.source = source
         self.problems: list[tuple[int, str]] = []
+        self._rejected: set[Path] = set()
+        """Keys whose value has the wrong type."""
         self._lines = text.split("\n")
         self._line_of = line_numbers(text)
         try:
@@ -142,7 +124,8 @@ class _File:
         for key in tables.keys() - {"machine", "states"}:
             self.add_problem((key,), "unknown; a machine is written in [machine] and [states.NAME]")
         head = self._read_table(("machine",), tables.get("machine", {}), MACHINE_KEYS)
-        self._require(("machine", "name"), head)
+        if "name" not in head:
+            self.add_problem(("machine", "name"), "missing")
         written = tables.get("states", {})
         if not isinstance(written, dict):
             self.add_problem(("states",), "expected a table [states.NAME] for each state")
@@ -150,7 +133,8 @@ class _File:
         states = {name: self._read_table(("states", name), table, STATE_KEYS) for name, table in written.items()}
         for name, keys in states.items():
             for target, transition in keys.get("transitions", {}).items():
-                self._read_transition(("states", name, "transitions", target), transition)
+                path = ("states", name, "transitions", target)
+                keys["transitions"][target] = self._read_transition(path, transition)
         return head, states
 
     def _read_table(self, path: Path, table: object, known: Mapping[str, Any]) -> _Table:
@@ -165,135 +149,123 @@ class _File:
                 self.add_problem((*path, key), f"unknown key{hint(key, known)}")
             except ValidationError as error:
                 self.add_problem((*path, key), str(error))
+                self._rejected.add((*path, key))
         return valid
 
-    def _read_transition(self, path: Path, transition: _Table) -> None:
+    def _read_transition(self, path: Path, transition: _Table) -> _Table:
         found = self._read_table(path, transition, TRANSITION_KEYS)
         for key, valid in (("requires", get_args(Kind)), ("by", get_args(Actor))):
             values = found.get(key, ())
-            for value in values.values() if isinstance(values, dict) else values:
-                if value not in valid:
-                    problem = f'unknown "{value}"{hint(value, valid)}; expected one of: {", ".join(valid)}'
-                    self.add_problem((*path, key), problem)
-        if "by" in found and not found["by"]:
+            wrong = set(values.values() if isinstance(values, dict) else values).difference(valid)
+            for value in wrong:
+                problem = f'unknown "{value}"{hint(value, valid)}; expected one of: {", ".join(valid)}'
+                self.add_problem((*path, key), problem)
+            if wrong:
+                del found[key]
+        if found.get("by") == ():
             self.add_problem((*path, "by"), "expected at least one actor")
-
-    def check(self, head: _Table, states: Mapping[str, _Table]) -> None:
-        """Check the machine that results from this file and those it extends."""
-        self._require(("machine", "initial"), head)
-        if head.get("version", 1) < 1:
-            self.add_problem(("machine", "version"), "expected 1 or more")
-        self._check_names(head, states)
-        if head.get("open"):
-            if states:
-                self.add_problem(("states",), "an open machine allows any state and has none of its own")
-            return
-        if not states:
-            self.add_problem(("machine",), "a machine needs states, or open = true")
-        for name, keys in states.items():
-            self._check_targets(name, keys, states)
-            self._check_stay(name, keys, states)
-        self._check_reach(head, states)
-        for entry in ENTRIES:
-            if states.get(head.get(entry, ""), {}).get("max_agents"):
-                problem = f'"{head[entry]}" has max_agents, which is not checked for this entry'
-                self.add_problem(("machine", entry), problem)
-
-    def _require(self, path: Path, keys: _Table) -> None:
-        if path[-1] not in keys and path not in self._line_of:  # a key that is written has its own problem
-            self.add_problem(path[:-1], f'"{path[-1]}" is missing')
-
-    def _check_names(self, head: _Table, states: Collection[str]) -> None:
-        is_open = head.get("open", False)
-        entries: dict[Path, str] = {("machine", entry): head[entry] for entry in ENTRIES if entry in head}
-        names: dict[Path, str] = {("states", name): name for name in states}
-        names[("machine", "name")] = head.get("name", "x")
-        for path, name in (names | entries if is_open else names).items():
-            if not STATE_NAME.fullmatch(name):
-                self.add_problem(path, f"not a name: expected {NAME_RULE}")
-        if PREVIOUS in states:
-            self.add_problem(("states", PREVIOUS), f'not a name: "{PREVIOUS}" is reserved for on_return')
-        for path, name in entries.items():
-            if not is_open and name not in states and (path[-1], name) != ("on_return", PREVIOUS):
-                self.add_problem(path, f'unknown state "{name}"{hint(name, states)}')
-
-    def _check_targets(self, name: str, keys: _Table, states: Collection[str]) -> None:
-        path, to = ("states", name, "to"), keys.get("to")
-        if to is None:
-            if not keys.get("final"):
-                self._require(path, keys)
-            return
-        for target in dict.fromkeys(to):
-            if to.count(target) > 1:
-                self.add_problem(path, f'"{target}" is listed twice', near=target)
-            if (problem := _wrong_target(name, target, to, states)) is not None:
-                self.add_problem(path, problem, near=target)
-        found = targets(name, to, states)
-        if not found and not keys.get("final"):
-            self.add_problem(path, "no way out: expected at least one target, or final = true")
-        for target in keys.get("transitions", {}):
-            if target not in found:
-                problem = f'{name} does not lead to "{target}"{hint(target, found)}'
-                self.add_problem(("states", name, "transitions", target), problem)
-
-    def _check_stay(self, name: str, keys: _Table, states: Collection[str]) -> None:
-        path = ("states", name)
-        for key in ("min_stay", "max_stay", "cooldown", "max_agents"):
-            if key in keys and not 0 <= keys[key] <= _MAX:
-                self.add_problem((*path, key), f"expected 0 (none) to {_MAX:g}")
-        max_stay, after = keys.get("max_stay", 0), keys.get("after_max_stay")
-        if max_stay and max_stay < keys.get("min_stay", 0):
-            self.add_problem((*path, "max_stay"), "less than min_stay")
-        if not after:
-            return
-        after_path = (*path, "after_max_stay")
-        if not max_stay:
-            self.add_problem(after_path, "max_stay is missing")
-        if after not in (found := targets(name, keys.get("to", ()), states)):
-            self.add_problem(after_path, f'{name} does not lead to "{after}"{hint(after, found)}')
-        transition = keys.get("transitions", {}).get(after, {})
-        if "engine" not in transition.get("by", ("engine",)):
-            self.add_problem(after_path, f'"by" of the transition to "{after}" does not include the engine')
-        if transition.get("requires"):
-            self.add_problem(after_path, f'the transition to "{after}" requires a context, and the engine has none')
-
-    def _check_reach(self, head: _Table, states: Mapping[str, _Table]) -> None:
-        if head.get("initial") not in states:  # already reported
-            return
-        reached = dict.fromkeys(head[entry] for entry in ENTRIES if head.get(entry) in states)
-        queue = list(reached)
-        for name in queue:  # the loop appends to it
-            found = targets(name, states[name].get("to", ()), states)
-            new = dict.fromkeys(target for target in found if target in states and target not in reached)
-            reached |= new
-            queue += new
-        for name in states.keys() - reached.keys():
-            self.add_problem(("states", name), "cannot be reached from initial or an on_... entry")
+        return found
 
     def formatted_problems(self) -> list[str]:
         return [f"{self.source}:{line}: {problem}" for line, problem in sorted(self.problems)]
 
-    def add_problem(self, path: Path, problem: str, near: str | None = None) -> None:
+    def add_problem(self, path: Path, problem: str, near: str = "") -> None:
         """Note a problem at the line of `path`; in a value of several lines, at the line that quotes `near`.
 
         A problem in an inherited part is reported at `extends`.
         """
-        depth = {"machine": 1, "states": 2}.get(path[0], 0)
-        table, key = ".".join(path[:depth] if len(path) > depth > 0 else path), ".".join(path[depth:] if depth else ())
+        if path in self._rejected:  # this follows from the problem that is reported already
+            return
+        depth = 2 if path[0] == "states" else 1
+        table, key = ".".join(path[:depth]), ".".join(path[depth:])
         known = next(path[:length] for length in range(len(path), -1, -1) if path[:length] in self._line_of)
         if len(known) < min(len(path), 2) and ("machine", "extends") in self._line_of:
             known = ("machine", "extends")
         line = self._line_of[known]
-        if near is not None:
+        if near:
             quoted = (f'"{near}"', f"'{near}'")
             after = range(line, len(self._lines) + 1)
             line = next((n for n in after if any(each in self._lines[n - 1] for each in quoted)), line)
         self.problems.append((line, f"{f'[{table}] {key}'.rstrip()}: {problem}"))
 
 
-def _wrong_target(name: str, target: str, to: Collection[str], states: Collection[str]) -> str | None:
-    if target == name:
-        return "a state cannot be its own target"
-    if target == ANY:
-        return f'"{ANY}" means all other states, so it must be the only target' if len(to) > 1 else None
-    return None if target in states else f'unknown state "{target}"{hint(target, states)}'
+def _check(machine: Machine, head: _Table) -> Iterator[_Problem]:
+    """Check a machine that results from a file and those it extends. `head` holds the keys that were written."""
+    states = machine.states
+    if "initial" not in head:
+        yield _Problem(("machine", "initial"), "missing")
+    if machine.version < 1:
+        yield _Problem(("machine", "version"), "expected 1 or more")
+    yield from _check_names(machine, head)
+    if machine.open:
+        if states:
+            yield _Problem(("states",), "an open machine allows any state and has none of its own")
+        return
+    if not states:
+        yield _Problem(("machine",), "a machine needs states, or open = true")
+    for name, state in states.items():
+        yield from _check_targets(machine, name, state)
+        yield from _check_stay(machine, name, state)
+    yield from _check_entries(machine, {entry: head[entry] for entry in ENTRIES if head.get(entry) in states})
+
+
+def _check_names(machine: Machine, head: _Table) -> Iterator[_Problem]:
+    states = machine.states
+    entries: dict[Path, str] = {("machine", entry): head[entry] for entry in ENTRIES if entry in head}
+    names: dict[Path, str] = {("states", name): name for name in states}
+    names[("machine", "name")] = head.get("name", "x")
+    for path, name in (names | entries if machine.open else names).items():
+        if not is_state_name(name):
+            yield _Problem(path, f"not a name: expected {NAME_RULE}")
+    if PREVIOUS in states:
+        yield _Problem(("states", PREVIOUS), f'not a name: "{PREVIOUS}" is reserved for on_return')
+    for path, name in entries.items():
+        if not machine.open and name not in states and (path[-1], name) != ("on_return", PREVIOUS):
+            yield _Problem(path, f'unknown state "{name}"{hint(name, states)}')
+
+
+def _check_entries(machine: Machine, entries: Mapping[str, str]) -> Iterator[_Problem]:
+    for entry, name in entries.items():
+        if machine.states[name].max_agents:
+            yield _Problem(("machine", entry), f'"{name}" has max_agents, which is not checked for this entry')
+    if "initial" in entries:
+        for name in machine.states.keys() - walk(entries.values(), machine.allowed).keys():
+            yield _Problem(("states", name), "cannot be reached from initial or an on_... entry")
+
+
+def _check_targets(machine: Machine, name: str, state: State) -> Iterator[_Problem]:
+    path, states, found = ("states", name, "to"), machine.states, machine.allowed(name)
+    for target in dict.fromkeys(state.to):
+        if state.to.count(target) > 1:
+            yield _Problem(path, f'"{target}" is listed twice', target)
+        if target == name:
+            yield _Problem(path, "a state cannot be its own target", target)
+        elif target != ANY and target not in states:
+            yield _Problem(path, f'unknown state "{target}"{hint(target, states)}', target)
+    if ANY in state.to and len(state.to) > 1:
+        yield _Problem(path, f'"{ANY}" means all other states, so it must be the only target', ANY)
+    if not found and not state.final:
+        yield _Problem(path, "no way out: expected at least one target, or final = true")
+    for target in state.transitions.keys() - found:
+        problem = f'{name} does not lead to "{target}"{hint(target, found)}'
+        yield _Problem(("states", name, "transitions", target), problem)
+
+
+def _check_stay(machine: Machine, name: str, state: State) -> Iterator[_Problem]:
+    path, after, found = ("states", name), state.after_max_stay, machine.allowed(name)
+    for key in ("min_stay", "max_stay", "cooldown", "max_agents"):
+        if not 0 <= getattr(state, key) <= _MAX:
+            yield _Problem((*path, key), f"expected 0 (none) to {_MAX:g}")
+    if 0 < state.max_stay < state.min_stay:
+        yield _Problem((*path, "max_stay"), "less than min_stay")
+    if not after:
+        return
+    after_path, transition = (*path, "after_max_stay"), state.transitions.get(after, Transition())
+    if not state.max_stay:
+        yield _Problem(after_path, "max_stay is missing")
+    if after not in found:
+        yield _Problem(after_path, f'{name} does not lead to "{after}"{hint(after, found)}')
+    if "engine" not in transition.by:
+        yield _Problem(after_path, f'"by" of the transition to "{after}" does not include the engine')
+    if transition.requires:
+        yield _Problem(after_path, f'the transition to "{after}" requires a context, and the engine has none')

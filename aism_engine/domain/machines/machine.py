@@ -11,20 +11,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
 from aism_engine.domain.effects import Actor
+from aism_engine.domain.protocol.names import STATE_NAME
 from aism_engine.errors import ConfigError
 
 PREVIOUS: Final = "previous"
 """The value of `on_return` that means the state before the loss. No state can have this name."""
 ANY: Final = "*"
-ACTORS: Final[tuple[Actor, ...]] = ("agent", "operator", "engine")
+ACTORS: Final[tuple[Actor, ...]] = get_args(Actor)
 
-STATE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_is_state_name: Final = re.compile(STATE_NAME).fullmatch
 NAME_RULE: Final = "a letter, then at most 63 letters, digits, `_`, `.` or `-`"
 Kind: TypeAlias = Literal["string", "number", "integer", "boolean", "array", "object"]
 """Type that a value of the context must have: the types of JSON Schema."""
@@ -134,22 +135,23 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         """
         if target == current:
             return None
-        if target in self._targets.get(current, self._from_unknown):
-            if case is None or (current, target) in self._unconditional:
+        has_conditions = self._targets.get(current, {self.on_unknown: False}).get(target)
+        if has_conditions is None:
+            if self.open and _is_state_name(target):
                 return None
-            return self._check_conditions(current, target, case() if callable(case) else case)
-        if self.open and STATE_NAME.fullmatch(target):
+            return self._refuse(current, target, (case() if callable(case) else case))
+        if case is None or not has_conditions:
             return None
-        return self._refuse(current, target, (case() if callable(case) else case))
+        return self._check_conditions(current, target, case() if callable(case) else case)
 
     def allowed(self, current: str, by: Actor | None = None) -> tuple[str, ...]:
         """Return the targets of `current` in the order of the file, for one actor or for any; `("*",)` if open.
 
         From a state that the machine does not have, the only target is `on_unknown`.
         """
-        found = (ANY,) if self.open else self._ordered_targets.get(current, (self.on_unknown,))
+        found = (ANY,) if self.open else self._targets.get(current, (self.on_unknown,))
         transitions = self.state(current).transitions
-        return found if by is None else tuple(each for each in found if by in transitions.get(each, _PLAIN).by)
+        return tuple(each for each in found if by is None or by in transitions.get(each, _PLAIN).by)
 
     def knows(self, state: str) -> bool:
         return self.open or state in self.states
@@ -159,27 +161,16 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         return self.states.get(name, _DEFAULT)
 
     @cached_property
-    def _ordered_targets(self) -> dict[str, tuple[str, ...]]:
-        return {name: tuple(targets(name, state.to, self.states)) for name, state in self.states.items()}
-
-    @cached_property
-    def _targets(self) -> dict[str, frozenset[str]]:
-        return {name: frozenset(found) for name, found in self._ordered_targets.items()}
-
-    @cached_property
-    def _unconditional(self) -> frozenset[tuple[str, str]]:
-        """Transitions without conditions: most of them."""
-        return frozenset(
-            (name, target)
-            for name, found in self._ordered_targets.items()
-            for target in found
-            if not (self.states[name].min_stay or self.states[target].cooldown or self.states[target].max_agents)
-            and self.states[name].transitions.get(target, _PLAIN) == _PLAIN
-        )
-
-    @cached_property
-    def _from_unknown(self) -> frozenset[str]:
-        return frozenset((self.on_unknown,))
+    def _targets(self) -> dict[str, dict[str, bool]]:
+        """Targets of each state in the order of the file, and whether the transition has conditions: few have."""
+        return {
+            name: {
+                target: bool(state.min_stay or self.state(target).cooldown or self.state(target).max_agents)
+                or state.transitions.get(target, _PLAIN) != _PLAIN
+                for target in targets(name, state.to, self.states)
+            }
+            for name, state in self.states.items()
+        }
 
     def _check_conditions(self, current: str, target: str, case: TransitionCase) -> Refusal | None:
         """Check the conditions of a transition and of its two states."""
@@ -210,7 +201,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         """Return why there is no such transition."""
         by = None if case is None else case.by
         allowed = self.allowed(current, by)
-        if not STATE_NAME.fullmatch(target):
+        if not _is_state_name(target):
             requested = target if len(target) <= 64 else f"{target[:64]}…"  # noqa: PLR2004 - the longest name
             message = f"{requested!r} is not a state name: expected {NAME_RULE}"
             return Refusal("unknown_state", message, current, requested, allowed)
@@ -227,12 +218,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
     def _path(self, current: str, target: str, by: Actor | None) -> tuple[str, ...]:
         """Return a shortest path that the actor may take, without `current`; empty if there is none."""
-        came_from = {current: current}
-        queue = [current]
-        for state in queue:  # the loop appends to it
-            new = [follower for follower in self.allowed(state, by) if follower not in came_from]
-            came_from.update(dict.fromkeys(new, state))
-            queue += new
+        came_from = walk((current,), lambda state: self.allowed(state, by))
         path: list[str] = []
         while target in came_from and target != current:
             path.insert(0, target)
@@ -286,6 +272,17 @@ def _missing(requires: Mapping[str, Kind], context: Mapping[str, Any]) -> dict[s
 def targets(name: str, to: Iterable[str], states: Iterable[str]) -> list[str]:
     """Return the states that `to` names, in order; `*` names every state but `name`."""
     return [state for state in (states if ANY in to else to) if state != name]
+
+
+def walk(starts: Iterable[str], targets_of: Callable[[str], Iterable[str]]) -> dict[str, str]:
+    """Return the states that can be reached, nearest first, each with the state that it is reached from."""
+    came_from = {start: start for start in starts}
+    queue = list(came_from)
+    for state in queue:  # the loop appends to it
+        new = [target for target in targets_of(state) if target not in came_from]
+        came_from |= dict.fromkeys(new, state)
+        queue += new
+    return came_from
 
 
 def similar(name: str, names: Iterable[str]) -> list[str]:

@@ -4,22 +4,14 @@
 """
 
 from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
 
-from aism_engine.domain.protocol.messages import (
-    Custom,
-    Measurement,
-    Message,
-    Request,
-    Response,
-    Result,
-    Send,
-    StateTransition,
-)
+from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.names import is_identifier
 
 _ENCODERS: Final[dict[str, Callable[[object], bytes]]] = {
@@ -33,34 +25,26 @@ def encode(message: object, codec: str = "json") -> bytes:
     return _ENCODERS[codec](message)
 
 
+@dataclass(eq=False)
 class MalformedError(Exception):
-    """A message that cannot be decoded.
+    """A message that cannot be decoded. `agent_id` and `message_id` are set if they could be read."""
 
-    `code` is one of docs/protocol.md. `agent_id` and `message_id` are set if they could be read; `reply` tells whether
-    the message asks for a reply.
-    """
+    code: str
+    """One of the codes in docs/protocol.md."""
+    reason: str
+    agent_id: str | None = None
+    message_id: str | None = None
+    reply: bool = field(default=False, kw_only=True)
+    """Whether the message asks for a reply."""
 
-    def __init__(
-        self,
-        code: str,
-        reason: str,
-        agent_id: str | None = None,
-        message_id: str | None = None,
-        *,
-        reply: bool = False,
-    ) -> None:
-        super().__init__(f"{code}: {reason}")
-        self.code = code
-        self.reason = reason
-        self.agent_id = agent_id
-        self.message_id = message_id
-        self.reply = reply
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
 
 
 T = TypeVar("T")
 _MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 """First bytes of a MessagePack map. None of them can begin a JSON text."""
-_FREE_FORM: Final = frozenset({Result, Message, Custom, Send})
+_FREE_FORM: Final = frozenset({m.Result, m.Message, m.Custom, m.Send})
 """Types whose payload may hold any value, which must be representable in both formats."""
 
 
@@ -117,7 +101,7 @@ class Codec:
             envelope = _ENVELOPES[not is_json].decode(raw)
         except RecursionError:
             return MalformedError("too_deep", "nested too deep")
-        except (msgspec.DecodeError, OverflowError, ValueError, TypeError):  # not even the envelope can be read
+        except (OverflowError, ValueError, TypeError):  # not even the envelope can be read
             is_object = not is_json or raw.lstrip()[:1] == b"{"
             return MalformedError("invalid_message" if is_object else "not_an_object", reason)
         code, kind = "invalid_message", envelope.type
@@ -133,10 +117,10 @@ class Codec:
 
 def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any of the messages
     """Raise for values that cannot be encoded in the other format, and for measurements that are not finite."""
-    if isinstance(message, Measurement):
+    if isinstance(message, m.Measurement):
         if not all(map(isfinite, message.payload.values())):
             raise ValueError("a measurement must be a finite number")
-    elif type(message) not in _FREE_FORM and not (isinstance(message, StateTransition) and message.payload.context):
+    elif type(message) not in _FREE_FORM and not (isinstance(message, m.StateTransition) and message.payload.context):
         return
     elif is_json:
         encode(message.payload, "msgpack")  # raises for integers of more than 64 bits
@@ -144,26 +128,26 @@ def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any
         raise ValueError("a value that JSON cannot represent: NaN, an infinity, binary, or a key that is not a string")
 
 
-_RESPONSES = Codec(Response, "response")
-_CUSTOM = Codec(Custom, "response")
-_REQUESTS = Codec(Request, "request")
+_RESPONSES = Codec(m.Response, "response")
+_CUSTOM = Codec(m.Custom, "response")
+_REQUESTS = Codec(m.Request, "request")
 
 
-def decode_response(raw: bytes, custom: Container[str] = ()) -> Response | Custom:
+def decode_response(raw: bytes, custom: Container[str] = ()) -> m.Response | m.Custom:
     """Decode a response. Raises `MalformedError`. `custom` holds the types of custom responses that have a handler."""
     try:
-        response: Response = _RESPONSES.decode(raw)
+        response: m.Response = _RESPONSES.decode(raw)
     except MalformedError as error:
         if error.code != "unknown_type":
             raise
-        other: Custom = _CUSTOM.decode(raw)
+        other: m.Custom = _CUSTOM.decode(raw)
         if other.type not in custom:
             raise error from None
         return other
     return response
 
 
-def decode_request(raw: bytes) -> Request:
+def decode_request(raw: bytes) -> m.Request:
     """Decode a request. Raises `MalformedError`."""
-    request: Request = _REQUESTS.decode(raw)
+    request: m.Request = _REQUESTS.decode(raw)
     return request

@@ -28,24 +28,28 @@ Duration: TypeAlias = Annotated[float, Meta(gt=0, le=MAX_DURATION_S)]
 SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
 
-# --- agent to engine --------------------------------------------------------------------------------------------------
 
-
-class _Response(Struct, frozen=True, kw_only=True, tag_field="type"):
-    agent_id: Identifier
-    id: Identifier | None = None
-    command_id: Identifier | None = None
-    reply: bool = False
+class _Message(Struct, frozen=True, kw_only=True, tag_field="type"):
     timestamp: Any = None
     traceparent: str | None = None
-    instance: Identifier | None = None
-    """Id of the agent's process: a new one at each start."""
-    via: str | None = None
-    """`channel` if the listener read the message from a channel and pushed it to the queue."""
 
     @property
     def kind(self) -> str:
         return _KINDS[type(self)]
+
+
+# --- agent to engine --------------------------------------------------------------------------------------------------
+
+
+class _Response(_Message, frozen=True, kw_only=True):
+    agent_id: Identifier
+    id: Identifier | None = None
+    command_id: Identifier | None = None
+    reply: bool = False
+    instance: Identifier | None = None
+    """Id of the agent's process: a new one at each start."""
+    via: str | None = None
+    """`channel` if the listener read the message from a channel and pushed it to the queue."""
 
 
 class RegisterPayload(Struct, frozen=True):
@@ -233,15 +237,9 @@ class ConfirmLossesPayload(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-class _Request(Struct, frozen=True, kw_only=True, tag_field="type"):
+class _Request(_Message, frozen=True, kw_only=True):
     id: Identifier
     reply: bool = True
-    timestamp: Any = None
-    traceparent: str | None = None
-
-    @property
-    def kind(self) -> str:
-        return _KINDS[type(self)]
 
 
 class Send(_Request, frozen=True, kw_only=True, tag="send"):
