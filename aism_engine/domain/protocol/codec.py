@@ -6,7 +6,7 @@
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
@@ -44,8 +44,8 @@ class MalformedError(Exception):
 T = TypeVar("T")
 _MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 """First bytes of a MessagePack map. None of them can begin a JSON text."""
-_FREE_FORM: Final = frozenset({m.Result, m.Message, m.Custom, m.Send})
-"""Types whose payload may hold any value, which must be representable in both formats."""
+_FREE_FORM: Final = frozenset({m.Result, m.Message, m.Custom, m.Send, m.StateTransition, m.Measurement})
+"""Types whose payload may hold values that only one of the formats can represent."""
 
 
 def decode_as(form: type[T], raw: bytes) -> T:
@@ -65,7 +65,7 @@ class _Envelope(Struct, frozen=True):
 _ENVELOPES = (msgspec.json.Decoder(_Envelope), msgspec.msgpack.Decoder(_Envelope))
 
 
-class Codec:
+class Decoder(Generic[T]):
     """Decoder of one struct, or a tagged union of structs, from either format."""
 
     def __init__(self, form: Any, subject: str) -> None:  # noqa: ANN401 - a type form has no type of its own yet
@@ -74,14 +74,13 @@ class Codec:
         self._subject = subject
         self._types = frozenset(str(member.__struct_config__.tag) for member in get_args(form))
 
-    def decode(self, raw: bytes) -> Any:  # noqa: ANN401 - narrowed by decode_response and decode_request
+    def decode(self, raw: bytes) -> T:
         """Decode one message. Raises `MalformedError`."""
         is_json = not raw or raw[0] not in _MSGPACK_MAP
         try:
-            if not is_json:
-                message = self._msgpack.decode(raw)
-            elif raw.isascii() or raw.decode():  # msgspec checks UTF-8 only in the strings that it keeps
-                message = self._json.decode(raw)
+            if is_json and not raw.isascii():
+                raw.decode()  # msgspec checks UTF-8 only in the strings that it keeps
+            message: T = (self._json if is_json else self._msgpack).decode(raw)
             _check_values(message, is_json=is_json)
         except RecursionError:
             raise MalformedError("too_deep", "nested too deep") from None
@@ -117,37 +116,30 @@ class Codec:
 
 def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any of the messages
     """Raise for values that cannot be encoded in the other format, and for measurements that are not finite."""
+    if type(message) not in _FREE_FORM or (isinstance(message, m.StateTransition) and not message.payload.context):
+        return
     if isinstance(message, m.Measurement):
         if not all(map(isfinite, message.payload.values())):
             raise ValueError("a measurement must be a finite number")
-    elif type(message) not in _FREE_FORM and not (isinstance(message, m.StateTransition) and message.payload.context):
-        return
     elif is_json:
         encode(message.payload, "msgpack")  # raises for integers of more than 64 bits
     elif msgspec.json.decode(encode(message.payload), type=type(message.payload)) != message.payload:
         raise ValueError("a value that JSON cannot represent: NaN, an infinity, binary, or a key that is not a string")
 
 
-_RESPONSES = Codec(m.Response, "response")
-_CUSTOM = Codec(m.Custom, "response")
-_REQUESTS = Codec(m.Request, "request")
+_RESPONSES = Decoder[m.Response](m.Response, "response")
+_CUSTOM = Decoder[m.Custom](m.Custom, "response")
+decode_request: Final = Decoder[m.Request](m.Request, "request").decode
 
 
 def decode_response(raw: bytes, custom: Container[str] = ()) -> m.Response | m.Custom:
     """Decode a response. Raises `MalformedError`. `custom` holds the types of custom responses that have a handler."""
     try:
-        response: m.Response = _RESPONSES.decode(raw)
+        return _RESPONSES.decode(raw)
     except MalformedError as error:
         if error.code != "unknown_type":
             raise
-        other: m.Custom = _CUSTOM.decode(raw)
+        other = _CUSTOM.decode(raw)
         if other.type not in custom:
             raise error from None
         return other
-    return response
-
-
-def decode_request(raw: bytes) -> m.Request:
-    """Decode a request. Raises `MalformedError`."""
-    request: m.Request = _REQUESTS.decode(raw)
-    return request
