@@ -1,7 +1,8 @@
 """Divergences between what an agent declares and what the engine observes.
 
-Each rule is a function. `decide_divergences` opens and closes the divergences. A rule returns `Diverged`,
-`Consistent`, or None if the evidence is not sufficient: then an open divergence stays open, and none is opened.
+Each rule is a function. `decide_divergences` opens and closes the divergences. A rule returns a `Diverged`, or the
+reason why there is no divergence, or None if the evidence is not sufficient: then an open divergence stays open, and
+none is opened.
 
 Guarantee: the engine's own blindness opens no divergence. Evidence counts only within the `ObservationWindow`.
 Not guaranteed: a rule cannot distinguish an agent that hangs in the middle of its work, for longer than a threshold,
@@ -57,13 +58,7 @@ class AgentObservation(Struct, frozen=True, kw_only=True):
         return {"state": agent.declared, "at": iso(agent.declared_at), "via": agent.declared_via}
 
 
-class Consistent(Struct, frozen=True):
-    """There is no divergence, or no longer."""
-
-    reason: str
-
-
-Verdict: TypeAlias = Diverged | Consistent | None
+Verdict: TypeAlias = Diverged | str | None
 
 
 def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
@@ -73,9 +68,9 @@ def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
     """
     agent, acted_at = seen.agent, seen.activity.acted_at
     if seen.declared_state not in limits.working_states:
-        return Consistent("does not declare a working state")
+        return "does not declare a working state"
     if agent.delivered:
-        return Consistent("has taken a command that has not ended")
+        return "has taken a command that has not ended"
     idle_s = seen.seconds_since(agent.since, agent.declared_at, acted_at)
     if idle_s >= limits.idle_evidence_after:
         return Diverged(
@@ -85,7 +80,7 @@ def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
             measured={"idle_s": round(idle_s, 1), "acted_at": iso(acted_at) if acted_at else None},
         )
     if 0 <= seen.window.end_at - max(agent.since, agent.declared_at, acted_at) < limits.idle_evidence_after:
-        return Consistent("has been active")
+        return "has been active"
     return None
 
 
@@ -93,7 +88,7 @@ def heartbeat_while_absent(seen: AgentObservation, limits: DivergenceSettings) -
     """The agent declares that it is absent, but its heartbeat continues for longer than a restart takes."""
     agent, heartbeat = seen.agent, seen.heartbeat
     if seen.declared_state not in limits.absent_states:
-        return Consistent("does not declare an absent state")
+        return "does not declare an absent state"
     if heartbeat is None or heartbeat.span is None or heartbeat.absent_since != agent.since:
         return None
     began_at, continued_until = heartbeat.span
@@ -114,9 +109,9 @@ def forbidden_state(seen: AgentObservation, limits: DivergenceSettings) -> Verdi
     """
     agent = seen.agent
     if agent.declared is None or agent.declared_via in {None, "queue"}:
-        return Consistent("has published no other state")
+        return "has published no other state"
     if agent.declared == agent.state or agent.since > agent.declared_at:
-        return Consistent("has changed its state")
+        return "has changed its state"
     if seen.seconds_since(agent.declared_at) < limits.forbidden_evidence_after:
         return None
     return Diverged(
@@ -131,7 +126,7 @@ def never_acks(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
     """The agent has the capability `ack` and takes commands, but acknowledges none of them."""
     agent, activity = seen.agent, seen.activity
     if not agent.acks:
-        return Consistent("does not have the capability ack")
+        return "does not have the capability ack"
     missed = [each for each in activity.unacked if each.since >= seen.window.start_at]
     if len(missed) >= limits.unacked_commands:
         return Diverged(
@@ -141,7 +136,7 @@ def never_acks(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
             measured={"unacked": len(missed), "since": iso(missed[0].since)},
         )
     has_acked = activity.command_response_at and not activity.unacked
-    return Consistent("has acknowledged a command") if has_acked else None
+    return "has acknowledged a command" if has_acked else None
 
 
 def never_finishes(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
@@ -155,7 +150,7 @@ def never_finishes(seen: AgentObservation, limits: DivergenceSettings) -> Verdic
             declared={"acked": len(missed)},
             measured={"finished": 0, "since": iso(missed[0].since)},
         )
-    return Consistent("has finished a command") if activity.outcome_at and not activity.unfinished else None
+    return "has finished a command" if activity.outcome_at and not activity.unfinished else None
 
 
 def duplicate_instance(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
@@ -172,14 +167,14 @@ def duplicate_instance(seen: AgentObservation, limits: DivergenceSettings) -> Ve
             measured={"switches": len(switches), "last_at": iso(switches[-1])},
         )
     is_over = seen.seconds_since(*activity.switched_back_at[-1:]) >= limits.switch_window
-    return Consistent("only one instance responds") if is_over else None
+    return "only one instance responds" if is_over else None
 
 
 def context_too_large(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
     """The agent measured a context above the limit, and does not condense it."""
     agent, activity = seen.agent, seen.activity
     if agent.state in limits.distill_states:
-        return Consistent(f"is in {agent.state}")
+        return f"is in {agent.state}"
     over_since = activity.context_over_since
     if over_since and seen.seconds_since(over_since) >= limits.context_evidence_after:
         name = limits.context_measurement
@@ -189,7 +184,7 @@ def context_too_large(seen: AgentObservation, limits: DivergenceSettings) -> Ver
             declared=seen.declaration if agent.declared else {"state": agent.state, "at": iso(agent.since)},
             measured={name: activity.context, "over_since": iso(over_since)},
         )
-    return Consistent("its context is below the limit") if activity.context is not None and not over_since else None
+    return "its context is below the limit" if activity.context is not None and not over_since else None
 
 
 RULES: Final[Mapping[str, Callable[[AgentObservation, DivergenceSettings], Verdict]]] = {
@@ -222,15 +217,15 @@ def may_have_changes(agent: AgentRecord, activity: Activity | None, limits: Dive
     return declared in limits.working_states or declared in limits.absent_states
 
 
-def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | Consistent]]:
+def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | str]]:
     """Yield the rules whose divergence is to be opened or closed. An absent agent has none open."""
     agent = seen.agent
     if agent.liveness in ABSENT:
-        yield from ((rule, Consistent(f"the agent is {agent.liveness}")) for rule in agent.divergences)
+        yield from ((rule, f"the agent is {agent.liveness}") for rule in agent.divergences)
         return
     enabled = [rule for rule in RULES if getattr(limits, rule)]
     for rule in agent.divergences.keys() - enabled:
-        yield rule, Consistent("the rule is off")
+        yield rule, "the rule is off"
     for rule in enabled:
         verdict = RULES[rule](seen, limits)
         if verdict is not None and isinstance(verdict, Diverged) != (rule in agent.divergences):
@@ -247,17 +242,17 @@ def decide_divergences(
     for rule, verdict in sorted(changes(seen, ctx.policy.divergence), key=itemgetter(0)):
         others = {name: each for name, each in agent.divergences.items() if name != rule}
         if isinstance(verdict, Diverged):
-            event = "divergence_opened"
+            event, reason = "divergence_opened", verdict.reason
             agent.divergences = {**others, rule: Divergence(since=draft.at, **asdict(verdict))}
             details = asdict(agent.divergences[rule])
             del details["reason"]
         else:
-            event = "divergence_closed"
+            event, reason = "divergence_closed", verdict
             since = agent.divergences[rule].since
             agent.divergences = others
             details = {"since": since, "lasted_s": round(draft.now - from_iso(since), 1)}
-        ctx.record(event, agent_id=agent_id, type=agent.type, code=rule, reason=verdict.reason, details=details)
+        ctx.record(event, agent_id=agent_id, type=agent.type, code=rule, reason=reason, details=details)
         details = {"rule": rule, "status": event.removeprefix("divergence_"), "type": agent.type, **details}
-        ctx.publish_error("divergence", verdict.reason, agent_id=agent_id, details=details)
+        ctx.publish_error("divergence", reason, agent_id=agent_id, details=details)
     if ctx.decision.effects:
         ctx.add(fx.SaveAgent(agent_id, agent.fields("divergences")))
