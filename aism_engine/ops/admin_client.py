@@ -6,13 +6,14 @@ All methods raise `ServerUnavailableError` while the server cannot serve.
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from itertools import starmap
 from typing import Any, Final, Self
 
 import msgspec
 import uuid_utils
 
 from aism_engine.clock import iso
-from aism_engine.ops.audit_log import BEGINNING, AuditLog
+from aism_engine.ops.audit_log import BEGINNING, AuditLog, line_from_entry
 from aism_engine.ops.inspector import Inspector
 from aism_engine.store.client import Client, connect_url, naming_outages
 from aism_engine.store.keys import Keys
@@ -75,20 +76,21 @@ class AdminClient(Inspector):
         }
         subscription = Subscription(self._pubsub, [keys.state_changes, keys.errors, keys.measurements])
         try:
-            with naming_outages():
-                newest = await self._client.xrevrange(keys.audit, count=1)
-            last = newest[0][0] if newest else BEGINNING.encode()
+            last = (await self.audit.page(BEGINNING, 1)).last or BEGINNING
             while True:
                 for channel, data in await subscription.read(CHUNK, timeout_s=_AUDIT_INTERVAL_S):
                     event = _object(data) if channel is not None else None
                     if event is None or (channel == keys.state_changes.encode() and event.get("source") == "engine"):
                         continue  # the audit has the changes that the engine publishes
                     yield {"event": names[channel or b""], **event}
-                with naming_outages():
-                    entries = await self._client.xrange(keys.audit, min=b"(" + last, count=CHUNK)
-                for last, fields in entries:  # noqa: B007  the position for the next read
-                    for fact in msgspec.json.decode(fields.get(b"facts", b"[]")):
-                        yield fact
+                more = True
+                while more:
+                    page = await self.audit.page(last)
+                    for line in starmap(line_from_entry, page.entries):
+                        last = line.id
+                        for fact in line.decoded_facts():
+                            yield fact
+                    more = page.more
         finally:
             await subscription.close()
 

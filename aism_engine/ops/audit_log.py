@@ -106,11 +106,12 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Cursor(self.id, self.commit, self.n)
 
     def decoded_facts(self) -> list[dict[str, Any]]:
-        """Decode the facts. Items that are not objects are left out."""
+        """Decode the facts. Items that do not name an event are left out, since anyone can write to the audit."""
         if not bytes(self.facts):
             return []
         try:
-            return [fact for fact in msgspec.json.decode(self.facts) if isinstance(fact, dict)]
+            facts = msgspec.json.decode(self.facts)
+            return [fact for fact in facts if isinstance(fact, dict) and isinstance(fact.get("event"), str)]
         except DECODE_ERRORS:
             return []
 

@@ -64,6 +64,17 @@ async def test_tail_follows_one_command(fleet: Call, engine: Running) -> None:
     assert events[0]["event"] == "command_queued"
 
 
+async def test_tail_skips_what_no_engine_wrote(fleet: Call, engine: Running) -> None:
+    """Anyone can write to the audit: `tail` prints the facts that follow."""
+    following = asyncio.create_task(fleet("tail", "--type", "command_queued", "--count", "1", "--json"))
+    await eventually(partial(_is_subscribed, engine))
+    for facts in ("not json", "7", '[1, {"cause": 7}, {"event": 7}]'):
+        await engine.call("XADD", engine.keys.audit, "*", "facts", facts)
+    await _send(engine, "w-0", "c-1")
+    done = await following
+    assert (done.code, json.loads(done.out)["command_id"]) == (0, "c-1")
+
+
 async def _send(engine: Running, agent_id: str, command_id: str) -> None:
     """Send a command without `aism-engine`: two of them at a time would mix their output."""
     await engine.ask({"id": command_id, "type": "send", "payload": {"agent_id": agent_id, "command": {"type": "work"}}})
