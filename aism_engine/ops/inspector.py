@@ -3,12 +3,10 @@
 Damaged records are left out. All methods raise `ServerUnavailableError` while the server cannot serve.
 """
 
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final, TypeAlias
 
-import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import SystemClock
@@ -16,11 +14,11 @@ from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Liveness
 from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
-from aism_engine.ops.audit_log import DECODE_ERRORS, entry_time
+from aism_engine.ops.audit_log import entry_time, line_from_entry
 from aism_engine.store.client import Client, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.reads import read_dead_letter
-from aism_engine.store.records import CHUNK, chunks, measurements_in, text
+from aism_engine.store.records import CHUNK, chunks, each_record, text
 from aism_engine.store.store import Store
 
 _RATES_OVER_S: Final = 10.0
@@ -93,36 +91,33 @@ class Inspector:
             return sorted(text(member) for member in await self._client.smembers(self._keys.index))
 
     async def _read_agents(self, ids: Sequence[str]) -> list[AgentView]:
-        commands: dict[str, list[Command]] = {}
+        store, commands = self._store, defaultdict[str, list[Command]](list)
         for command in await self.open_commands():
-            commands.setdefault(command.agent_id, []).append(command)
-        silent = await self._store.silent_agents()
-        return [view for chunk in chunks(ids) for view in await self._read_chunk(chunk, commands, silent)]
-
-    async def _read_chunk(
-        self, ids: Sequence[str], commands: Mapping[str, list[Command]], silent: Mapping[str, float]
-    ) -> list[AgentView]:
-        keys, pipeline = self._keys, self._client.pipeline(transaction=False)
-        for agent_id in ids:
-            pipeline.hgetall(keys.agent(agent_id))
-            pipeline.llen(keys.commands(agent_id))
-            pipeline.hgetall(keys.agent_measurements(agent_id))
-        with naming_outages():
-            replies = iter(await pipeline.execute(raise_on_error=False))
-        now, scores, found = await self._store.read_time(), await self._store.heartbeat_scores(ids), []
-        for agent_id in ids:
-            record, queued, measurements = next(replies), next(replies), next(replies)
-            if (agent := _agent(agent_id, record)) is not None:
+            commands[command.agent_id].append(command)
+        silent, views = await store.silent_agents(), []
+        for chunk in chunks(ids):
+            pipeline = self._client.pipeline(transaction=False)
+            for agent_id in chunk:
+                pipeline.llen(self._keys.commands(agent_id))
+            with naming_outages():
+                queued = dict(zip(chunk, await pipeline.execute(raise_on_error=False), strict=True))
+            measurements, scores = await store.measurements(chunk), await store.heartbeat_scores(chunk)
+            now = await store.read_time()
+            async for agent in self._agent_records(chunk):
+                agent_id, score = agent.agent_id, scores[agent.agent_id]
                 view = AgentView(
                     agent=agent,
-                    heartbeat_age_s=None if (score := scores[agent_id]) is None else now - score_in_seconds(score),
-                    queued=queued if isinstance(queued, int) else None,
-                    commands=commands.get(agent_id, []),
-                    measurements=_measurements(measurements),
+                    heartbeat_age_s=None if score is None else now - score_in_seconds(score),
+                    queued=queued[agent_id] if isinstance(queued[agent_id], int) else None,
+                    commands=commands[agent_id],
+                    measurements=measurements[agent_id],
                     silent_since=silent.get(agent_id) if agent.liveness is Liveness.FRESH else None,
                 )
-                found.append(view)
-        return found
+                views.append(view)
+        return views
+
+    def _agent_records(self, ids: Sequence[str]) -> AsyncIterator[AgentRecord]:
+        return each_record(self._client, ids, self._keys.agent, AGENT_TABLE)
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -183,22 +178,11 @@ class Inspector:
     async def overview(self, slowest: int = 10, report: Report | None = None) -> Overview:
         """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
         keys, now, ids = self._keys, await self._store.read_time(), await self._agent_ids()
-        counted = {name: Counter[str]() for name in ("type", "state", "liveness", "hold", "waits_for")}
-        silent, fresh = await self._store.silent_agents(), Liveness.FRESH.value.encode()
-        for chunk in chunks(ids):
-            pipeline = self._client.pipeline(transaction=False)
-            for agent_id in chunk:
-                pipeline.hmget(keys.agent(agent_id), *counted)
-            with naming_outages():
-                replies = await pipeline.execute(raise_on_error=False)
-            for agent_id, values in zip(chunk, replies, strict=True):
-                row = dict(zip(counted, values if isinstance(values, list) else (), strict=False))
-                if row.get("liveness") == fresh and agent_id in silent:
-                    row["liveness"] = Liveness.SILENT.value.encode()
-                for name, value in row.items():
-                    counted[name][text(value or b"")] += 1
-            if report is not None:
-                report(f"{sum(counted['type'].values())} of {len(ids)} agents read")
+        silent, agents = await self._store.silent_agents(), list[AgentRecord]()
+        async for agent in self._agent_records(ids):
+            agents.append(agent)
+            if report is not None and len(agents) % CHUNK == 0:
+                report(f"{len(agents)} of {len(ids)} agents read")
         commands = await self.open_commands(report)
         with naming_outages():
             leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
@@ -206,12 +190,14 @@ class Inspector:
             leader=text(leader) if leader else None,
             hold=text(hold or b""),
             agents=len(ids),
-            held=counted["hold"].total() - counted["hold"][""],
-            waiting_for={actor: count for actor, count in counted["waits_for"].items() if actor},
-            **{f"by_{name}": dict(counted[name].most_common()) for name in ("type", "state", "liveness")},
+            held=sum(1 for agent in agents if agent.hold),
+            waiting_for=_count(agent.waits_for for agent in agents if agent.waits_for),
+            by_type=_count(agent.type for agent in agents),
+            by_state=_count(agent.state for agent in agents),
+            by_liveness=_count(agent.shown_liveness(is_silent=agent.agent_id in silent).value for agent in agents),
             queues=await self._queues(),
             rates=await self._rates(now),
-            commands=dict(Counter(command.status.value for command in commands).most_common()),
+            commands=_count(command.status.value for command in commands),
             slowest=[command for command in commands if command.bucket != "scheduled"][:slowest],
         )
 
@@ -237,22 +223,12 @@ class Inspector:
         if len(entries) == _RATES_OVER_COMMITS:
             since = entry_time(text(entries[-1][0]))
         counted = Counter[str]()
-        for _, fields in entries:
-            with suppress(*DECODE_ERRORS, TypeError, AttributeError):
-                counted.update(str(fact.get("event")) for fact in msgspec.json.decode(fields.get(b"facts", b"[]")))
+        for entry in entries:
+            counted.update(fact["event"] for fact in line_from_entry(*entry).decoded_facts())
         span_s = max(now - since, 0.001)
         return {event: round(count / span_s, 1) for event, count in counted.most_common()}
 
 
-def _agent(agent_id: str, record: Any) -> AgentRecord | None:  # noqa: ANN401
-    if not isinstance(record, dict):
-        return None
-    try:
-        return AGENT_TABLE.decode(agent_id, {text(name): text(value) for name, value in record.items()})
-    except (KeyError, ValueError):
-        return None
-
-
-def _measurements(reply: Any) -> dict[str, float]:  # noqa: ANN401
-    pairs = reply.items() if isinstance(reply, dict) else ()
-    return measurements_in((text(name), text(value)) for name, value in pairs)
+def _count(names: Iterable[str]) -> dict[str, int]:
+    """Count equal names, the most frequent first."""
+    return dict(Counter(names).most_common())
