@@ -85,7 +85,7 @@ async def test_each_unsafe_setting_is_one_finding(
     ("commands", "expected"),
     [
         (("CONFIG", "SCAN"), {"not_checked": "warning"}),
-        (("SMISMEMBER", "TYPE"), {"not_checked": "warning", "permissions": "danger"}),
+        (("SISMEMBER", "TYPE"), {"not_checked": "warning", "permissions": "danger"}),
         (("LREM",), {"permissions": "danger"}),
         (("EVAL", "EVALSHA"), {"permissions": "danger"}),
         (("EVAL", "EVALSHA", "MULTI", "TIME"), {"permissions": "danger", "not_checked": "warning"}),

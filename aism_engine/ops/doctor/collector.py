@@ -1,13 +1,15 @@
 """Collects the facts that the doctor checks: the server, the way to it, and the keys of the fleet. Writes nothing.
 
-What the server denies is noted in `unchecked`, and is not an error: managed servers deny CONFIG, a strict ACL denies
-more. All methods raise `ServerUnavailableError` while the server cannot serve.
+A command that the server denies is noted in `unchecked`, and is not an error: managed servers deny CONFIG, a strict ACL
+denies more. All methods raise `ServerUnavailableError` while the server cannot serve.
 """
 
-import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import quote
+from uuid import uuid4
 
 import msgspec
 from msgspec import Struct
@@ -21,7 +23,7 @@ from aism_engine.ops.doctor.permissions import denied_commands, required_command
 from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFacts
 from aism_engine.ops.inspector import Report
 from aism_engine.settings import RedisSettings
-from aism_engine.store.batch import Argument
+from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect, naming_outages
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import RedisError, ResponseError
@@ -67,14 +69,10 @@ class FactCollector:
         """Collect everything. Scans at most `max_keys` keys of the server; with 0 there is no scan."""
         server_facts, environment_facts = await self.server(), await self._environment(config_file)
         found = None
-        try:
-            if max_keys:
+        if max_keys:
+            with self._noting_denial("keys"):
                 found = await KeyspaceScan(self._client, self._keys, max_keys=max_keys, report=report).run()
                 found.other_databases = await self._other_databases(server_facts)
-        except ServerUnavailableError as error:
-            self._note_denied("keys", error)
-        except ResponseError as error:
-            self._unchecked["keys"] = str(error)
         unchecked = [f"{name}: {reason}" for name, reason in self._unchecked.items()]
         if found is not None and found.truncated:
             unchecked.append(f"keys: there are more than {max_keys} to scan (--max-keys)")
@@ -100,11 +98,9 @@ class FactCollector:
             client = connect(self._settings, "")
             client.connection_pool.connection_kwargs["db"] = number
             try:
-                with naming_outages():
+                with self._noting_denial("SELECT"), naming_outages():
                     if await client.execute_command("EXISTS", self._keys.epoch):
                         found.append(number)
-            except ServerUnavailableError as error:
-                self._note_denied("SELECT", error)
             finally:
                 await client.aclose()
         return found
@@ -114,10 +110,8 @@ class FactCollector:
         round_trips_s, clock_ahead_s = await self._round_trips()
         commits_s = await self._commits_s()
         denied = None
-        try:
+        with self._noting_denial("EVAL, MULTI"):
             denied = await denied_commands(self._client, required)
-        except ServerUnavailableError as error:
-            self._note_denied("EVAL, MULTI", error)
         return EnvironmentFacts(
             protocol=self._settings.protocol,
             clock_ahead_s=clock_ahead_s,
@@ -129,23 +123,22 @@ class FactCollector:
             config_file=config_file,
         )
 
-    def _note_denied(self, name: str, error: ServerUnavailableError) -> None:
-        """Note that the server denied something. Raises the error again if it is another one."""
-        if error.outage != "noperm":
-            raise error
-        self._unchecked.setdefault(name, str(error.__cause__ or error))
+    @contextmanager
+    def _noting_denial(self, name: str) -> Iterator[None]:
+        """End the block, and note why, when the server denies a command or does not know it."""
+        try:
+            yield
+        except (ServerUnavailableError, ResponseError) as error:
+            if isinstance(error, ServerUnavailableError) and error.outage != "noperm":
+                raise
+            self._unchecked.setdefault(name, str(error.__cause__ or error))
 
     async def _ask(self, *command: str) -> Any:  # noqa: ANN401  the type depends on the command
-        """Send a command; return None, and note it, if the server denies it."""
-        name = command[0].partition(" ")[0]
-        try:
-            with naming_outages():
-                return await self._client.execute_command(*command)
-        except ServerUnavailableError as error:
-            self._note_denied(name, error)
-        except ResponseError as error:
-            self._unchecked.setdefault(name, str(error))
-        return None
+        """Send a command. Return None if the server denies it."""
+        reply = None
+        with self._noting_denial(command[0].partition(" ")[0]), naming_outages():
+            reply = await self._client.execute_command(*command)
+        return reply
 
     async def _round_trips(self) -> tuple[list[float], float | None]:
         """Read the server's clock several times. Return the durations, and how far that clock is ahead of ours.
@@ -166,16 +159,13 @@ class FactCollector:
 
     async def _commits_s(self) -> list[float]:
         """Time the commit script with a token that nobody holds, so that it is fenced before it writes."""
-        keys, durations_s = self._keys, []
+        durations_s = []
         for _ in range(_COMMITS):
-            token = f"doctor:{secrets.token_hex(8)}"
-            arguments: list[Argument] = [token, secrets.token_hex(8), "", "", 0, "", "", 0, 0, 0, 0, 0]
+            keys, arguments = Batch(self._keys, Bounds(1, 1, 1)).call(f"doctor:{uuid4()}", str(uuid4()), "", None)
             began_at = time.perf_counter()
             try:
                 with naming_outages():
-                    code, *_ = await COMMIT(
-                        self._client, [keys.epoch, keys.ledger, keys.response_queue, keys.oversized], arguments
-                    )
+                    code, *_ = await COMMIT(self._client, keys, arguments)
             except (ServerUnavailableError, ResponseError):
                 break  # a denied command or a key of the wrong type: other checks report both
             if code == CommitCode.FENCED:

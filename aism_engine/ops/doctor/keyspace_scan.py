@@ -4,7 +4,7 @@ The fleet may be working meanwhile. So when a record is missing, the reference t
 reference that existed both before and after is broken. All scans are bounded.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -91,7 +91,7 @@ class KeyspaceScan:
                 good.append(key)
             else:
                 self._facts.wrong_type.add(f"{key.key} ({actual})")
-        await self._check_indexed([each for each in good if each.agent_id and each.agent_id not in self._unindexed])
+        await self._check_indexed(good)
         await self._check_expiry([each for each in good if each.name in _EXPIRING or each.name == "lease"])
         await self._check_deadlines([each for each in good if each.name in {"command", "group"}])
 
@@ -108,17 +108,14 @@ class KeyspaceScan:
         self._facts.foreign.add(key)
 
     async def _check_indexed(self, keys: Sequence[KnownKey]) -> None:
-        if not keys:
-            return
-        (indexed,) = await self._replies([("SMISMEMBER", self._keys.index, *(each.agent_id for each in keys))])
-        if not isinstance(indexed, list):
-            return  # the index has the wrong type, which is a finding of its own
-        missing = [each for each, found in zip(keys, indexed, strict=True) if not found]
-        exist = await self._replies([("EXISTS", each.key) for each in missing])
-        for each, found in zip(missing, exist, strict=True):
-            if found == 1 and each.agent_id not in self._unindexed and len(self._unindexed) < self._max_keys:
-                self._unindexed.add(each.agent_id)
-                self._facts.unindexed_agents.add(each.agent_id)
+        agents = {each.agent_id: each.key for each in keys if each.agent_id and each.agent_id not in self._unindexed}
+        checks = {
+            agent_id: (("SISMEMBER", self._keys.index, agent_id), ("EXISTS", key)) for agent_id, key in agents.items()
+        }
+        for agent_id in await self._broken(checks):
+            if len(self._unindexed) < self._max_keys:
+                self._unindexed.add(agent_id)
+                self._facts.unindexed_agents.add(agent_id)
 
     async def _check_expiry(self, keys: Sequence[KnownKey]) -> None:
         for key, ttl_ms in zip(keys, await self._replies([("PTTL", each.key) for each in keys]), strict=True):
@@ -147,44 +144,50 @@ class KeyspaceScan:
     async def _scan_index(self) -> None:
         index = self._keys.index
         async for page in self._pages("SSCAN", index):
-            records = {text(member): ("EXISTS", self._keys.agent(text(member))) for member in page}
-            for agent_id in await self._broken(records, lambda member: ("SISMEMBER", index, member), absent=0):
+            checks = {
+                agent_id: (("EXISTS", self._keys.agent(agent_id)), ("SISMEMBER", index, agent_id)) for agent_id in page
+            }
+            for agent_id in await self._broken(checks):
                 self._facts.missing_records.add(agent_id)
 
     async def _scan_deadlines(self) -> None:
         deadlines = self._keys.deadlines
         async for page in self._pages("ZSCAN", deadlines):
-            records = {text(member): ("EXISTS", _record_key(self._keys, text(member))) for member, _ in page}
-            for member in await self._broken(records, lambda member: ("ZSCORE", deadlines, member), absent=None):
+            checks = {
+                member: (("EXISTS", _record_key(self._keys, member)), ("ZSCORE", deadlines, member)) for member in page
+            }
+            for member in await self._broken(checks):
                 self._facts.deadlines_without_record.add(member)
 
     async def _scan_heartbeats(self) -> None:
         index, heartbeats = self._keys.index, self._keys.heartbeats
         async for page in self._pages("ZSCAN", heartbeats):
             self._facts.heartbeats += len(page)
-            members = [text(member) for member, _ in page]
-            for member in members:
+            for member in page:
                 if not is_identifier(member):
                     self._facts.invalid_members.add(member)
-            records = {member: ("SISMEMBER", index, member) for member in members if is_identifier(member)}
-            unindexed = await self._broken(records, lambda member: ("ZSCORE", heartbeats, member), absent=None)
-            # An agent whose first heartbeat came before the scan may have been added meanwhile.
-            added = await self._replies([records[member] for member in unindexed])
-            for member, found in zip(unindexed, added, strict=True):
-                if found == 0:
-                    self._facts.unindexed_members.add(member)
+            checks = {
+                member: (("SISMEMBER", index, member), ("ZSCORE", heartbeats, member))
+                for member in page
+                if is_identifier(member)
+            }
+            for member in await self._broken(checks):
+                self._facts.unindexed_members.add(member)
 
-    async def _broken(
-        self, records: Mapping[str, RedisCommand], reference: Callable[[str], RedisCommand], *, absent: int | None
-    ) -> list[str]:
-        """Return the members whose record is missing while the reference to it exists: its reply is not `absent`."""
-        exist = await self._replies(records.values())
-        missing = [member for member, found in zip(records, exist, strict=True) if found == 0]
-        referred = await self._replies(map(reference, missing))
-        return [member for member, found in zip(missing, referred, strict=True) if found != absent]
+    async def _broken(self, checks: Mapping[str, tuple[RedisCommand, RedisCommand]]) -> list[str]:
+        """Return the members whose record is missing although something refers to it.
 
-    async def _pages(self, command: str, key: str) -> AsyncIterator[list[Any]]:
-        """Yield pages of members, or of pairs of member and score. A key of the wrong type has no pages."""
+        The two commands of a check ask for the record and for the reference. The record is read again after the
+        reference, because the engine may have written both meanwhile.
+        """
+        members = list(checks)
+        for step, should_exist in ((0, False), (1, True), (0, False)):
+            replies = await self._replies(checks[member][step] for member in members)
+            members = [each for each, reply in zip(members, replies, strict=True) if _exists(reply) is should_exist]
+        return members
+
+    async def _pages(self, command: str, key: str) -> AsyncIterator[list[str]]:
+        """Yield pages of members. A key of the wrong type has no pages."""
         cursor, scanned = 0, 0
         while scanned < self._max_keys:
             try:
@@ -194,10 +197,10 @@ class KeyspaceScan:
                 if error.outage != "wrong_type":
                     raise
                 return
-            cursor, page = int(reply[0]), list(reply[1].items()) if isinstance(reply[1], dict) else list(reply[1])
+            cursor, page = int(reply[0]), [each[0] if command == "ZSCAN" else each for each in reply[1]]
             scanned += len(page)
             self._report(f"{scanned} members of {key} scanned")
-            yield page
+            yield [text(member) for member in page]
             if not cursor:
                 return
         self._facts.truncated = True
@@ -219,6 +222,13 @@ def _record_key(keys: Keys, member: str) -> str:
     """Return the key of the record that a deadline belongs to; for an unknown kind, a key that does not exist."""
     kind, _, name = member.partition(":")
     return f"{keys.prefix}:engine:{DEADLINE_RECORDS.get(kind, 'none')}:{name}"
+
+
+def _exists(reply: Any) -> bool | None:  # noqa: ANN401
+    """Return what a reply of EXISTS, SISMEMBER or ZSCORE says; None if it is an error."""
+    if isinstance(reply, ResponseError):
+        return None
+    return reply is not None and (isinstance(reply, float) or bool(reply))  # a score may be 0.0
 
 
 def _is_open(kind: str, value: Any) -> bool:  # noqa: ANN401
