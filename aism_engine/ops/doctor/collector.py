@@ -138,7 +138,7 @@ class FactCollector:
         reply = None
         with self._noting_denial(command[0].partition(" ")[0]), naming_outages():
             reply = await self._client.execute_command(*command)
-        return reply
+        return reply  # noqa: RET504  None if the block ended early
 
     async def _round_trips(self) -> tuple[list[float], float | None]:
         """Read the server's clock several times. Return the durations, and how far that clock is ahead of ours.
