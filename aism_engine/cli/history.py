@@ -131,12 +131,9 @@ class _Source:
 def _open_archive(path: str, prefix: str, progress: ProgressLine) -> ArchiveReader:
     folder = Path(path)
     try:
-        identity = read_identity(folder)
+        read_identity(folder, prefix)
     except OSError as error:
         raise RefusedError(f"{path} is not an archive: {error.strerror}; give its directory with --archive") from None
-    if identity.prefix != prefix:
-        fleet = f"the fleet {identity.prefix!r}, not of {prefix!r}"
-        raise RefusedError(f"{path} is the archive of {fleet}; select the fleet with --prefix")
     return ArchiveReader(folder, progress.update)
 
 

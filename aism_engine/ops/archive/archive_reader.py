@@ -63,22 +63,18 @@ class ArchiveReader:
                     if raw.startswith(_NOTES) or wanted in raw:
                         yield from _decoded(raw)
         if last:
-            head = _head(last)
-            self.cursor = Cursor(head.id, head.commit, head.n)
+            self.cursor = _entry(last)
 
     def known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
         """Return which of these entries, each given by its id and commit, are in the archive.
 
         Stops at the newest day that holds any of them.
         """
-        wanted, found = set(entries), set()
+        wanted, found = set(entries), set[EntryKey]()
         since = min((entry_day(entry_id) for entry_id, _ in wanted), default="")
         for file in reversed([file for file in day_files(self.path) if file.day >= since]):
             with file.open() as content:
-                for raw in content:
-                    head = _head(raw)
-                    if (head.id, head.commit) in wanted:
-                        found.add((head.id, head.commit))
+                found = wanted.intersection((entry.id, entry.commit) for entry in map(_entry, content))
             if found:
                 break
         return found
@@ -86,7 +82,16 @@ class ArchiveReader:
 
 def _first_id(file: DayFile) -> str:
     with file.open() as content:
-        return next((_head(raw).id for raw in content if raw.startswith(_ENTRY)), "")
+        return next((_entry(raw).id for raw in content if raw.startswith(_ENTRY)), "")
+
+
+def last_entry(file: DayFile) -> Cursor | None:
+    """Return the last entry of a file, by reading all of it. Needed if the newest file is compressed or empty."""
+    last = None
+    with file.open() as content:
+        for entry in map(_entry, content):
+            last = entry if entry.commit else last
+    return last
 
 
 def _decoded(raw: bytes) -> Iterator[AuditLine]:
@@ -96,8 +101,10 @@ def _decoded(raw: bytes) -> Iterator[AuditLine]:
         return  # a damaged line; the others can still be read
 
 
-def _head(raw: bytes) -> _LineHead:
+def _entry(raw: bytes) -> Cursor:
+    """Return the entry in a line; the beginning of the audit if the line is damaged or a note."""
     try:
-        return _HEADS.decode(raw)
+        head = _HEADS.decode(raw)
     except DECODE_ERRORS:
-        return _LineHead()
+        return Cursor()
+    return Cursor(head.id, head.commit, head.n)

@@ -13,7 +13,8 @@ import msgspec
 import structlog
 
 from aism_engine.ops.archive import directory
-from aism_engine.ops.archive.directory import ArchiveError, DayFile, Identity
+from aism_engine.ops.archive.archive_reader import last_entry
+from aism_engine.ops.archive.directory import ArchiveError, Identity
 from aism_engine.ops.audit_log import DECODE_ERRORS, AuditLine, Cursor, entry_day
 
 log = structlog.get_logger(component="archive")
@@ -87,16 +88,12 @@ class ArchiveWriter:
 
     def compress(self) -> bool:
         """Compress a part of the earlier days' files; return whether there is more to do."""
-        try:
-            with _archive_errors():
-                for _ in self._compressing:
-                    return True
-                plain = [file for file in directory.day_files(self.path) if not file.closed and file.day != self._day]
-                if plain:
-                    self._compressing = directory.compress(plain[0].path, _COMPRESS_BYTES)
-        except ArchiveError:
-            self._compressing = iter(())
-            raise
+        with _archive_errors():
+            for _ in self._compressing:
+                return True
+            plain = [file for file in directory.day_files(self.path) if not file.closed and file.day != self._day]
+            if plain:
+                self._compressing = directory.compress(plain[0].path, _COMPRESS_BYTES)
         return bool(plain)
 
     def close(self) -> None:
@@ -116,7 +113,7 @@ class ArchiveWriter:
         elif found:
             self._day = found[-1].day  # closed: new entries go to a later file
         if not self.cursor.commit:
-            self.cursor = next(filter(None, map(_last_cursor, reversed(found))), Cursor())
+            self.cursor = next(filter(None, map(last_entry, reversed(found))), Cursor())
         self._sync()
 
     def _truncate_damage(self) -> None:
@@ -127,7 +124,9 @@ class ArchiveWriter:
         the rest is kept in a file of its own.
         """
         start = max(0, self._size - _CHECKED_BYTES)
-        content = _read(self._file, start, self._size - start)
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(start)
+            content = file.read()
         position = 0 if start == 0 else content.find(b"\n") + 1  # the line that begins before `start` is not checked
         complete = position
         while (end := content.find(b"\n", position)) >= 0:
@@ -209,24 +208,3 @@ def _archive_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise ArchiveError.from_os_error(error) from error
-
-
-def _read(descriptor: int, start: int, length: int) -> bytes:
-    parts = []
-    while length > 0 and (part := os.pread(descriptor, length, start)):
-        parts.append(part)
-        start, length = start + len(part), length - len(part)
-    return b"".join(parts)
-
-
-def _last_cursor(file: DayFile) -> Cursor | None:
-    """Return the last entry of a file by reading all of it. Needed only if the newest file is empty or compressed."""
-    last: Cursor | None = None
-    with file.open() as content:
-        for raw in content:
-            try:
-                line = _LINES.decode(raw)
-            except DECODE_ERRORS:
-                continue
-            last = line.cursor if line.id else last
-    return last

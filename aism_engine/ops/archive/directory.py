@@ -88,13 +88,20 @@ def day_files(folder: Path) -> list[DayFile]:
     return [found[day] for day in sorted(found)]
 
 
-def read_identity(folder: Path) -> Identity:
-    """Raises OSError if the directory has no identity, ArchiveError if it is malformed."""
+def read_identity(folder: Path, prefix: str) -> Identity:
+    """Read the identity of a fleet's archive.
+
+    Raises OSError if the directory has none, and ArchiveError if it is malformed or of another fleet.
+    """
     path = folder / "archive.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Identity)
+        identity = msgspec.json.decode(path.read_bytes(), type=Identity)
     except msgspec.DecodeError as error:
         raise ArchiveError("foreign", f"{path} does not identify an archive: {error}") from None
+    if identity.prefix != prefix:
+        fleets = f"the fleet {identity.prefix!r}, not of {prefix!r}"
+        raise ArchiveError("foreign", f"{folder} is the archive of {fleets}; give the directory or prefix that belongs")
+    return identity
 
 
 def acquire(folder: Path, prefix: str) -> tuple[int, Identity]:
@@ -115,21 +122,14 @@ def acquire(folder: Path, prefix: str) -> tuple[int, Identity]:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         try:
-            identity = read_identity(folder)
+            identity = read_identity(folder, prefix)
         except FileNotFoundError:
             identity = Identity(uuid_utils.uuid7().hex, prefix)
             write_atomically(folder / "archive.json", msgspec.json.encode(identity) + b"\n")
-        _check_prefix(folder, identity, prefix)
     except BaseException:
         os.close(lock)
         raise
     return lock, identity
-
-
-def _check_prefix(folder: Path, identity: Identity, prefix: str) -> None:
-    if identity.prefix != prefix:
-        fleets = f"the fleet {identity.prefix!r}, not of {prefix!r}"
-        raise ArchiveError("foreign", f"{folder} is the archive of {fleets}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
