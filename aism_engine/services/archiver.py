@@ -4,11 +4,11 @@ A page is written as soon as it is read. Written entries are synced every `poll_
 archiver publishes its position, and the janitor trims only up to published positions. So neither a kill nor a power
 failure loses an entry.
 
-A disk error is logged and counted by its cause, and the archiver tries again. The engine keeps working, and the audit
-keeps what is not archived yet, up to `retention.audit_entries_max`; beyond that the archive has a gap, which it notes.
+A disk error is logged and counted by its cause, and the archiver retries with backoff. The engine keeps working. The
+audit keeps what is not archived yet, up to `retention.audit_entries_max`. Older entries are missing in the archive, which
+notes the gap.
 
-While it has much to catch up with, the archiver pauses after each page for as long as the page took. All disk access
-runs in threads.
+After each page except the last, the archiver pauses for as long as the page took. All disk access runs in threads.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
-from aism_engine.errors import NotLeadingError, ServerUnavailableError
+from aism_engine.backoff import Backoff
+from aism_engine.errors import ServerUnavailableError
 from aism_engine.metrics import start_at_zero
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
@@ -36,8 +37,8 @@ T = TypeVar("T")
 
 _PUBLISH_EVERY_S: Final = 60.0
 """Between two publications of an unchanged position: the janitor ignores an archive that is silent for too long."""
-_RETRY_AFTER_S: Final = 5.0
-"""Shortest pause after a disk error: an arbitrary number."""
+_BACKOFF: Final = Backoff(1.0, 30.0)
+"""Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so a full disk must not be tried often."""
 
 
 class Archiver(Service):
@@ -67,7 +68,7 @@ class Archiver(Service):
         self._tail: AuditTail | None = None
         self._error: str | None = None
         """Cause of the current disk error."""
-        self._pause_s = settings.poll_interval
+        self._failures = 0
         self._published: tuple[str, float] = ("", float("-inf"))
         self._synced_at = float("-inf")
         self._compress_from = float("-inf")
@@ -80,13 +81,12 @@ class Archiver(Service):
 
     async def run_once(self) -> bool:
         began_at = self._clock.monotonic()
-        self._pause_s = self._poll_interval_s
         try:
             more = await self._archive_page()
         except ArchiveError as error:
             await self._fail(error)
             return False
-        except (ServerUnavailableError, NotLeadingError):
+        except ServerUnavailableError:
             raise
         except Exception as error:
             log.exception("archive_failed")  # a bug here must not end an engine that otherwise works
@@ -99,7 +99,7 @@ class Archiver(Service):
         return more
 
     async def wait(self) -> None:
-        await asyncio.sleep(self._pause_s)
+        await asyncio.sleep(_BACKOFF.pause_s(self._failures) if self._failures else self._poll_interval_s)
 
     async def _archive_page(self) -> bool:
         archive, tail = self._archive, self._tail
@@ -152,7 +152,7 @@ class Archiver(Service):
         try:
             return await _in_thread(ArchiveReader(self._path).known, entries)
         except OSError as error:
-            raise ArchiveError("io_error", str(error)) from error
+            raise ArchiveError.from_os_error(error) from error
 
     def _report_missing(self, lines: Collection[AuditLine]) -> None:
         metrics = self._context.metrics
@@ -171,7 +171,7 @@ class Archiver(Service):
         if archive is not None:
             with suppress(ArchiveError):
                 await _in_thread(archive.close)
-        self._pause_s = max(self._poll_interval_s, _RETRY_AFTER_S)
+        self._failures += 1
         self._context.metrics.archive_up.set(0)
         self._context.metrics.archive_errors.labels(error.cause).inc()
         if error.cause != self._error:
@@ -181,6 +181,7 @@ class Archiver(Service):
 
     def _recovered(self) -> None:
         self._context.metrics.archive_up.set(1)
+        self._failures = 0
         if self._error is not None:
             log.info("archive_available", cause=self._error)
             self._error = None

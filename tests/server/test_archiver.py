@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 from structlog.testing import capture_logs
 
+from aism_engine.backoff import Backoff
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
 from aism_engine.ops.archive.directory import read_identity
 from aism_engine.ops.audit_log import AuditLog
@@ -40,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aism_engine.services.archiver._RETRY_AFTER_S", 0.02)
+    monkeypatch.setattr("aism_engine.services.archiver._BACKOFF", Backoff(0.02, 0.02))
 
 
 def settings(path: Path, **overrides: object) -> dict[str, object]:
@@ -244,5 +245,5 @@ async def test_clean_stop_publishes_the_last_entry(server: EmbeddedServer, prefi
         await eventually(is_published)
     archive = ArchiveWriter.open(path, prefix)
     assert archive.cursor.id == last
-    assert read_identity(path).prefix == prefix
+    assert read_identity(path, prefix).archive == archive.name
     archive.close()
