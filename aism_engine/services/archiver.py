@@ -5,8 +5,8 @@ archiver publishes its position, and the janitor trims only up to published posi
 failure loses an entry.
 
 A disk error is logged and counted by its cause, and the archiver retries with backoff. The engine keeps working. The
-audit keeps what is not archived yet, up to `retention.audit_entries_max`. Older entries are missing in the archive, which
-notes the gap.
+audit keeps what is not archived yet, up to `retention.audit_entries_max`. Entries that are trimmed before they are
+archived are a gap, which the archive notes.
 
 After each page except the last, the archiver pauses for as long as the page took. All disk access runs in threads.
 """
