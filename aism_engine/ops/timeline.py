@@ -6,34 +6,23 @@ if no missing fact can change it, `inferred` if it holds only unless a missing f
 is recorded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import from_iso, iso
+from aism_engine.domain.commands.command import OPEN, Status
 from aism_engine.domain.effects import Fact
 from aism_engine.ops.audit_log import AuditLine, entry_order, entry_time
 
 Basis: TypeAlias = Literal["recorded", "inferred", "unknown"]
 Presence: TypeAlias = Literal["present", "lost", "left", "absent"]
 
-_Gaps: TypeAlias = list[tuple[float, float]]
-"""Periods in which facts may be missing."""
-
-_STATUS: Final = {
-    "command_scheduled": "scheduled",
-    "command_waiting": "waiting",
-    "command_queued": "queued",
-    "command_delivered": "delivered",
-    "command_acked": "acked",
-    "command_retried": "waiting",
-}
+_STATUS: Final = {f"command_{status}": status for status in Status} | {"command_retried": Status.WAITING}
+"""The status of a command since a fact about it."""
 _ACCEPTED: Final = frozenset({"command_scheduled", "command_waiting", "command_queued"})
-_ENDED: Final = frozenset(
-    {"command_succeeded", "command_failed", "command_expired", "command_cancelled", "command_dead"}
-)
 _PRESENCE: Final[dict[str, Presence]] = {
     "agent_first_seen": "present",
     "agent_registered": "present",
@@ -47,7 +36,7 @@ _WITH_OLD_STATE: Final = frozenset({"state_changed", "agent_lost", "agent_forgot
 _WITH_TYPE: Final = frozenset({"agent_first_seen", "agent_registered", "metadata_changed"})
 
 
-class OpenCommand(Struct, frozen=True, kw_only=True):
+class OpenCommand(Struct, frozen=True):
     """A command that had not ended. `status` is None if it is not recorded; `since` is when the status began."""
 
     command_id: str
@@ -116,16 +105,23 @@ class Timeline:
         gaps += ((entry_time(after), self._begin_of(before)) for after, before in self._gaps)
         past = [each for each in self._facts if each.at <= at]
         future = [each for each in self._facts if each.at > at]
+        evidence = _Evidence(at, past, future, gaps, now)
+        found = evidence.state()
         events = (each.fact.event for each in reversed(past))
-        agent = AgentAtInstant(
+        presence = next((_PRESENCE[event] for event in events if event in _PRESENCE), None)
+        types = (each.fact.type for each in reversed(past) if each.fact.event in _WITH_TYPE)
+        return AgentAtInstant(
             agent_id=self._agent_id,
             at=iso(at),
             recorded_since=iso(begins_at) if first else None,
-            type=_type(past, now if not future else None),
-            presence=next((_PRESENCE[event] for event in events if event in _PRESENCE), None),
-            open_commands=list(_open_commands(at, past, future, gaps, now)),
+            state=found.state or None,
+            since=None if found.since is None else iso(found.since),
+            basis=found.basis,
+            type=next(types, None) or (now.type if now and not future else None),
+            presence="absent" if found.state == "" else presence,
+            open_commands=list(evidence.open_commands()),
+            notes=[found.note] if found.note else [],
         )
-        return _with_state(agent, at, past, future, gaps, now)
 
     def _begin_of(self, entry_id: str) -> float:
         """Return the instant of an entry's first fact: facts happen a moment before their entry is written."""
@@ -144,44 +140,77 @@ def facts_of(line: AuditLine) -> Iterator[Fact]:
         yield fact
 
 
-# --- the state --------------------------------------------------------------------------------------------------------
+# --- evidence ---------------------------------------------------------------------------------------------------------
 
 
-def _with_state(
-    agent: AgentAtInstant,
-    at: float,
-    past: list[_DatedFact],
-    future: list[_DatedFact],
-    gaps: _Gaps,
-    now: AgentNow | None,
-) -> AgentAtInstant:
-    """Set the state by the best evidence: a fact before the instant, then a fact after it, then the current record."""
-    before = next((each for each in reversed(past) if _state_after(each.fact) is not None), None)
-    after = next((each for each in future if _state_before(each.fact) is not None), None)
-    if before is not None and not _overlap(gaps, before.at, at):
-        return _set(agent, _state_after(before.fact), iso(before.at), "recorded")
-    if after is not None and not _overlap(gaps, at, after.at):
-        return _set(agent, _state_before(after.fact), None, "recorded")
-    if now is not None and now.since <= at:
-        return _set(agent, now.state, iso(now.since), "recorded")
-    if after is not None:
-        missing_until = max(until for begin, until in gaps if begin < after.at and until > at)
-        note = f"facts before {iso(missing_until)} are missing; this is the state that it left at {iso(after.at)}"
-        if before is not None and _state_after(before.fact) != _state_before(after.fact):
-            note += f"; at {iso(before.at)} its state was {_state_after(before.fact) or 'unknown'}"
-        return _set(agent, _state_before(after.fact), None, "inferred", note)
-    if before is not None:
-        note = "facts between `since` and `at` are missing: the state may have changed"
-        return _set(agent, _state_after(before.fact), iso(before.at), "inferred", note)
-    return _set(agent, None, None, "unknown", "the state at this instant is not recorded")
+class _State(NamedTuple):
+    """A state, which is empty if the agent did not belong to the fleet, and None if it is unknown."""
+
+    state: str | None
+    since: float | None
+    basis: Basis
+    note: str = ""
 
 
-def _set(agent: AgentAtInstant, state: str | None, since: str | None, basis: Basis, *notes: str) -> AgentAtInstant:
-    """Set the state, which is empty if the agent did not belong to the fleet."""
-    presence: Presence | None = "absent" if state == "" else agent.presence
-    return msgspec.structs.replace(
-        agent, state=state or None, since=since, basis=basis, presence=presence, notes=list(notes)
-    )
+class _Evidence(NamedTuple):
+    """What is known about one agent around an instant."""
+
+    at: float
+    past: list[_DatedFact]
+    """The facts until the instant."""
+    future: list[_DatedFact]
+    gaps: list[tuple[float, float]]
+    """Periods in which facts may be missing."""
+    now: AgentNow | None
+
+    def state(self) -> _State:
+        """Return the state by the best evidence: a fact before the instant, a fact after it, the current record."""
+        at, now = self.at, self.now
+        before = next((each for each in reversed(self.past) if _state_after(each.fact) is not None), None)
+        after = next((each for each in self.future if _state_before(each.fact) is not None), None)
+        if before is not None and self._basis(before.at, at) == "recorded":
+            return _State(_state_after(before.fact), before.at, "recorded")
+        if after is not None and self._basis(at, after.at) == "recorded":
+            return _State(_state_before(after.fact), None, "recorded")
+        if now is not None and now.since <= at:
+            return _State(now.state, now.since, "recorded")
+        if after is not None:
+            missing_until = max(until for begin, until in self.gaps if begin < after.at and until > at)
+            note = f"facts before {iso(missing_until)} are missing; this is the state that it left at {iso(after.at)}"
+            if before is not None and _state_after(before.fact) != _state_before(after.fact):
+                note += f"; at {iso(before.at)} its state was {_state_after(before.fact) or 'unknown'}"
+            return _State(_state_before(after.fact), None, "inferred", note)
+        if before is not None:
+            note = "facts between `since` and `at` are missing: the state may have changed"
+            return _State(_state_after(before.fact), before.at, "inferred", note)
+        return _State(None, None, "unknown", "the state at this instant is not recorded")
+
+    def open_commands(self) -> Iterator[OpenCommand]:
+        """Yield the commands that had not ended, by the facts about them, then those in the current record only."""
+        at = self.at
+        earlier, later = _last_of_each_command(self.past), _last_of_each_command(reversed(self.future))
+        for command_id in earlier | later:
+            last, following = earlier.get(command_id), later.get(command_id)
+            was_accepted = following is not None and following.fact.event not in _ACCEPTED
+            if last is not None and (status := _STATUS[last.fact.event]) in OPEN:
+                basis = "recorded" if was_accepted else self._basis(last.at, at)
+                yield OpenCommand(command_id, last.fact.type, status, iso(last.at), basis)
+            elif last is None and following is not None and was_accepted:  # the fact of its acceptance is missing
+                yield OpenCommand(command_id, following.fact.type, None, None, self._basis(at, following.at))
+        ids = {each.fact.command_id for each in (*self.past, *self.future)}
+        for command_id, kind, current, accepted_at in self.now.commands if self.now else ():
+            if command_id not in ids and accepted_at <= at:  # every fact about it is older than the oldest entry
+                known = current if self._basis(at, float("inf")) == "recorded" else None
+                yield OpenCommand(command_id, kind, known, iso(accepted_at), "recorded")
+
+    def _basis(self, start: float, end: float) -> Basis:
+        """Return `recorded` if no fact can be missing between two instants."""
+        return "inferred" if any(begin < end and start < until for begin, until in self.gaps) else "recorded"
+
+
+def _last_of_each_command(facts: Iterable[_DatedFact]) -> dict[str, _DatedFact]:
+    """Return the last of the facts about each command's status."""
+    return {each.fact.command_id: each for each in facts if each.fact.command_id and each.fact.event in _STATUS}
 
 
 def _state_after(fact: Fact) -> str | None:
@@ -196,49 +225,3 @@ def _state_before(fact: Fact) -> str | None:
     if fact.event == "agent_first_seen":
         return ""
     return fact.old_state if fact.event in _WITH_OLD_STATE else None
-
-
-def _type(past: list[_DatedFact], now: AgentNow | None) -> str | None:
-    recorded = next((each.fact.type for each in reversed(past) if each.fact.event in _WITH_TYPE), None)
-    return recorded or (now.type if now else None)
-
-
-def _overlap(gaps: _Gaps, start: float, end: float) -> bool:
-    """Return whether facts may be missing between two instants."""
-    return any(begin < end and start < until for begin, until in gaps)
-
-
-# --- the commands -----------------------------------------------------------------------------------------------------
-
-
-def _open_commands(
-    at: float, past: list[_DatedFact], future: list[_DatedFact], gaps: _Gaps, now: AgentNow | None
-) -> Iterator[OpenCommand]:
-    earlier: dict[str, _DatedFact] = {}
-    later: dict[str, _DatedFact] = {}
-    for each in (*past, *future):
-        command_id, event = each.fact.command_id, each.fact.event
-        if command_id and (event in _STATUS or event in _ENDED):
-            if each.at <= at:
-                earlier[command_id] = each
-            else:
-                later.setdefault(command_id, each)
-    for command_id in earlier | later:
-        last, following = earlier.get(command_id), later.get(command_id)
-        was_accepted = following is not None and following.fact.event not in _ACCEPTED
-        if last is not None and last.fact.event not in _ENDED:
-            sure = was_accepted or not _overlap(gaps, last.at, at)
-            yield _open_command(command_id, last.fact, iso(last.at), "recorded" if sure else "inferred")
-        elif last is None and following is not None and was_accepted:  # its acceptance is missing
-            sure = not _overlap(gaps, at, following.at)
-            yield _open_command(command_id, following.fact, None, "recorded" if sure else "inferred")
-    ids = {each.fact.command_id for each in (*past, *future)}
-    for command_id, kind, status, accepted_at in now.commands if now else ():
-        if command_id not in ids and accepted_at <= at:  # every fact about it is older than the oldest entry
-            known = None if _overlap(gaps, at, float("inf")) else status
-            yield OpenCommand(command_id=command_id, type=kind, status=known, since=iso(accepted_at), basis="recorded")
-
-
-def _open_command(command_id: str, fact: Fact, since: str | None, basis: Basis) -> OpenCommand:
-    status = _STATUS.get(fact.event) if since is not None else None
-    return OpenCommand(command_id=command_id, type=fact.type, status=status, since=since, basis=basis)
