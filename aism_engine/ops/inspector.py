@@ -103,7 +103,7 @@ class Inspector:
                 queued = dict(zip(chunk, await pipeline.execute(raise_on_error=False), strict=True))
             measurements, scores = await store.measurements(chunk), await store.heartbeat_scores(chunk)
             now = await store.read_time()
-            async for agent in self._agent_records(chunk):
+            for agent in await self._agent_records(chunk):
                 agent_id, score = agent.agent_id, scores[agent.agent_id]
                 view = AgentView(
                     agent=agent,
@@ -116,8 +116,14 @@ class Inspector:
                 views.append(view)
         return views
 
-    def _agent_records(self, ids: Sequence[str]) -> AsyncIterator[AgentRecord]:
-        return each_record(self._client, ids, self._keys.agent, AGENT_TABLE)
+    async def _agent_records(self, ids: Sequence[str], report: Report | None = None) -> list[AgentRecord]:
+        agents = []
+        with naming_outages():
+            async for agent in each_record(self._client, ids, self._keys.agent, AGENT_TABLE):
+                agents.append(agent)
+                if report is not None and len(agents) % CHUNK == 0:
+                    report(f"{len(agents)} of {len(ids)} agents read")
+        return agents
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -178,11 +184,7 @@ class Inspector:
     async def overview(self, slowest: int = 10, report: Report | None = None) -> Overview:
         """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
         keys, now, ids = self._keys, await self._store.read_time(), await self._agent_ids()
-        silent, agents = await self._store.silent_agents(), list[AgentRecord]()
-        async for agent in self._agent_records(ids):
-            agents.append(agent)
-            if report is not None and len(agents) % CHUNK == 0:
-                report(f"{len(agents)} of {len(ids)} agents read")
+        silent, agents = await self._store.silent_agents(), await self._agent_records(ids, report)
         commands = await self.open_commands(report)
         with naming_outages():
             leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
