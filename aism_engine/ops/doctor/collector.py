@@ -161,7 +161,7 @@ class FactCollector:
         """Time the commit script with a token that nobody holds, so that it is fenced before it writes."""
         durations_s = []
         for _ in range(_COMMITS):
-            keys, arguments = Batch(self._keys, Bounds(1, 1, 1)).call(f"doctor:{uuid4()}", str(uuid4()), "", None)
+            keys, arguments = Batch(self._keys, Bounds(1, 1, 1), []).call(f"doctor:{uuid4()}", str(uuid4()), "", None)
             began_at = time.perf_counter()
             try:
                 with naming_outages():
