@@ -23,6 +23,7 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 import structlog
@@ -135,11 +136,11 @@ class Agent:
         """Take commands while a slot is free; otherwise search the list for cancellations of running commands."""
         while True:
             if not await self._tasks.wait_for_slot(_POLL_INTERVAL_S):
-                search = partial(self.client.take_cancellations, self._tasks.running)
-                for command_id in await retry(search, OUTAGE_BACKOFF):
-                    self._tasks.cancel(command_id)
+                with suppress(ServerUnavailableError):
+                    async for command_id in self.client.take_cancellations(self._tasks.running):
+                        self._tasks.cancel(command_id)
                 continue
-            command = await retry(partial(self.client.next_command, _POLL_INTERVAL_S), OUTAGE_BACKOFF)
+            command = await retry(partial(self.client.next_command, _POLL_INTERVAL_S), OUTAGE_BACKOFF, inf)
             if command is not None and command.type == "cancel":
                 self._tasks.cancel(str(command.payload.get("command_id")))
             elif command is not None:

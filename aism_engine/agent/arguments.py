@@ -29,13 +29,10 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def _name_type(what: str, is_valid: Callable[[str], bool]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not is_valid(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}: use letters, digits, `.`, `_` and `-`")
-        return text
-
-    return check
+def _name(text: str, what: str, is_valid: Callable[[str], bool]) -> str:
+    if not is_valid(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}: use letters, digits, `.`, `_` and `-`")
+    return text
 
 
 def _number(text: str, least: float, most: float) -> float:
@@ -55,17 +52,14 @@ def _pair(text: str, name_type: Callable[[str], str], value_type: Callable[[str]
     return name_type(name), value_type(value)
 
 
-identifier = _name_type("id", is_identifier)
-type_name = _name_type("name", is_type_name)
-state_name = _name_type("state name", is_state_name)
+identifier = partial(_name, what="id", is_valid=is_identifier)
+type_name = partial(_name, what="name", is_valid=is_type_name)
+state_name = partial(_name, what="state name", is_valid=is_state_name)
+measurement_name = partial(_name, what="measurement name", is_valid=is_measurement_name)
 seconds = partial(_number, least=0, most=1e6)
 percent = partial(_number, least=0, most=100)
 label = partial(_pair, name_type=type_name, value_type=str)
-measurement = partial(
-    _pair,
-    name_type=_name_type("measurement name", is_measurement_name),
-    value_type=partial(_number, least=-1e308, most=1e308),
-)
+measurement = partial(_pair, name_type=measurement_name, value_type=partial(_number, least=-1e308, most=1e308))
 
 
 def count(text: str) -> int:

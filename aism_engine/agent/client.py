@@ -10,9 +10,8 @@ engine would refuse.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from math import inf
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -38,7 +37,7 @@ _MAX_BLOCK_S: Final = 2.0
 _MAX_SEARCHED: Final = 64
 """Newest commands of the list that are searched for cancellations: an arbitrary number."""
 _MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What `decode_as` raises for bytes that are no message."""
+"""What `decode_as` raises for bytes that are not a message."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -81,14 +80,14 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
     # --- messages -----------------------------------------------------------------------------------------------------
 
     async def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> None:
-        """Send a message of any response type in docs/protocol.md; most outcomes need `command_id`."""
+        """Send a message. `kind` is a response type of docs/protocol.md, `command_id` the command that it is about."""
         body = self.build_message(kind, payload, command_id)
-        await self._retry(lambda: self.push([body]))
+        await retry(lambda: self.push([body]))
 
     async def call(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> Reply:
         """Send a message and wait for the engine's reply. Raises TimeoutError without one."""
         body = self.build_message(kind, payload, command_id, reply=True)
-        await self._retry(lambda: self.push([body]))
+        await retry(lambda: self.push([body]))
         message_id = msgspec.json.decode(body)["id"]
         raw = await self._pop(self._keys.agent_reply(self.agent_id, message_id), self._reply_timeout_s)
         if raw is None:
@@ -146,16 +145,16 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
 
     async def heartbeat(self) -> None:
         """Send a heartbeat. The agent's clock may be wrong: the engine observes changes of the score."""
-        await self._retry(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
+        await retry(lambda: self._client.zadd(self._keys.heartbeats, {self.agent_id: time.time()}))
 
     async def is_registered(self) -> bool:
         """Whether the engine's record of the registration is still on the server."""
-        at = await self._retry(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
+        at = await retry(lambda: self._client.hget(self._keys.metadata(self.agent_id), "registered_at"))
         return at is not None
 
     async def state(self) -> str | None:
         """Read the agent's state according to the engine; None if the engine does not know the agent."""
-        state = await self._retry(lambda: self._client.get(self._keys.state(self.agent_id)))
+        state = await retry(lambda: self._client.get(self._keys.state(self.agent_id)))
         return state.decode() if state is not None else None
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -170,9 +169,9 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
                 await self.send("error", {"code": "malformed_command", "message": str(error)})
         return None
 
-    async def take_cancellations(self, command_ids: Collection[str]) -> set[str]:
-        """Remove `cancel` commands for any of these from the agent's list; return the ids that they cancel."""
-        key, found = self._keys.commands(self.agent_id), set[str]()
+    async def take_cancellations(self, command_ids: Container[str]) -> AsyncIterator[str]:
+        """Remove `cancel` commands for any of these from the agent's list; yield the ids that they cancel."""
+        key = self._keys.commands(self.agent_id)
         with naming_outages():
             for raw in await self._client.lrange(key, 0, _MAX_SEARCHED - 1):
                 try:
@@ -181,8 +180,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
                     continue
                 command_id = str(command.payload.get("command_id"))
                 if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, 1, raw):
-                    found.add(command_id)
-        return found
+                    yield command_id
 
     async def _pop(self, key: str, wait_s: float) -> bytes | None:
         """Pop the oldest entry of a list, waiting at most `wait_s` for one."""
@@ -195,12 +193,9 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             raw: bytes | None = await self._client.rpop(key)
             return raw
 
-    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await retry(call, _BACKOFF, _ATTEMPTS)
 
-
-async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff, attempts: float = inf) -> T:
-    """Repeat a call, at most `attempts` times, while Redis is not available."""
+async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff = _BACKOFF, attempts: float = _ATTEMPTS) -> T:
+    """Repeat a call while Redis is not available, at most `attempts` times."""
     failures = 0
     while True:
         try:

@@ -1,9 +1,9 @@
 """`aism run`: makes an agent of any executable.
 
-Each command starts the program once. The payload comes as JSON on its standard input; what it prints is the result (a
-JSON object as it is, other text under `output`); an exit code other than 0 is an error with the end of its standard
-error as message. The program runs in a session of its own, so that all its children end with it: at the deadline, when
-the command is cancelled, and when the agent stops; by SIGTERM first, and five seconds later by SIGKILL.
+Each command starts the program once, with the payload as JSON on its standard input. What the program prints is the
+result: a JSON object as it is, other text under `output`. An exit code other than 0 is an error, with the end of
+standard error as message. The program runs in a session of its own, so that all its children end with it: at the
+deadline, when the command is cancelled, and when the agent stops. They get SIGTERM, and five seconds later SIGKILL.
 """
 
 import asyncio
@@ -59,13 +59,8 @@ class Executable:
         return result
 
     async def _run(self, command: CommandMessage) -> Mapping[str, Any]:
-        environ = {
-            **os.environ,
-            "AISM_COMMAND_ID": command.id,
-            "AISM_COMMAND_TYPE": command.type,
-            "AISM_ATTEMPT": str(command.attempt),
-        }
-        pipe = asyncio.subprocess.PIPE
+        own = {"AISM_COMMAND_ID": command.id, "AISM_COMMAND_TYPE": command.type, "AISM_ATTEMPT": str(command.attempt)}
+        environ, pipe = {**os.environ, **own}, asyncio.subprocess.PIPE
         process: Any = await asyncio.create_subprocess_exec(  # Any: mypy does not know that it has all three pipes
             *die_with_parent(self._program), stdin=pipe, stdout=pipe, stderr=pipe, env=environ, start_new_session=True
         )
@@ -84,7 +79,7 @@ class Executable:
         return _parse_result(output)
 
     def _time_left_s(self, command: CommandMessage) -> float | None:
-        """Return the time that is left: the timeout, or until the command's deadline by the local clock."""
+        """Return the timeout, or the time until the command's deadline by the local clock if that is shorter."""
         limits = [self._timeout_s] if self._timeout_s is not None else []
         if command.deadline is not None:
             limits.append(max(0.0, from_iso(command.deadline) - time.time()))

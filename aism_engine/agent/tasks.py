@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
+from math import inf
 from typing import Any, Final, TypeAlias
 
 import structlog
@@ -27,7 +28,7 @@ TaskHandler: TypeAlias = Callable[["Task"], TaskResult | Awaitable[TaskResult]]
 
 
 class CommandFailedError(AismError):
-    """Raised by a handler: the command has failed. If `retryable`, the engine may deliver it again."""
+    """Raised by a handler whose command has failed. If `retryable`, the engine may deliver the command again."""
 
     def __init__(self, code: str, message: str = "", *, retryable: bool = False) -> None:
         super().__init__(f"{code}: {message}" if message else code)
@@ -62,7 +63,7 @@ class Outbox:
             bodies = [await self._queue.get()]
             while len(bodies) < _MESSAGES_PER_PUSH and not self._queue.empty():
                 bodies.append(self._queue.get_nowait())
-            await retry(partial(self._client.push, bodies), OUTAGE_BACKOFF)
+            await retry(partial(self._client.push, bodies), OUTAGE_BACKOFF, inf)
             for _ in bodies:
                 self._queue.task_done()
 

@@ -128,6 +128,30 @@ async def test_a_malformed_command_is_reported_and_skipped(engine: Running, agen
     assert [fact["code"] for fact in await engine.audit("agent_error")] == ["malformed_command"]
 
 
+async def test_a_cancellation_that_was_taken_counts_although_redis_fails_then(
+    redis_client: Redis, prefix: str, agent: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = [
+        json.dumps({"id": f"x{n}", "type": "cancel", "payload": {"command_id": f"c{n}"}, "timestamp": ""}) for n in "12"
+    ]
+    await redis_client.lpush(f"{prefix}:agent:{AGENT}:commands", *bodies)
+    remove, taken = agent._client.lrem, list[str]()
+
+    async def fail_after_the_first(*arguments: Any) -> int:  # noqa: ANN401
+        if taken:
+            raise ConnectionResetError
+        return int(await remove(*arguments))
+
+    async def take() -> None:
+        async for command_id in agent.take_cancellations({"c1", "c2"}):
+            taken.append(command_id)
+
+    monkeypatch.setattr(agent._client, "lrem", fail_after_the_first)
+    with pytest.raises(ServerUnavailableError):
+        await take()
+    assert taken == ["c2"]
+
+
 async def test_heartbeat_and_goodbye(engine: Running, agent: AgentClient) -> None:
     await agent.register("scribe", labels={"team": "a"})
     await agent.heartbeat()
