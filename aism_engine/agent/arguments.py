@@ -35,9 +35,9 @@ def _name(text: str, what: str, is_valid: Callable[[str], bool]) -> str:
     return text
 
 
-def _number(text: str, least: float, most: float) -> float:
+def _number(text: str, least: float, most: float, parse: Callable[[str], float] = float) -> float:
     try:
-        value = float(text)
+        value = parse(text)
     except ValueError:
         value = float("nan")
     if not least <= value <= most:
@@ -58,12 +58,9 @@ state_name = partial(_name, what="state name", is_valid=is_state_name)
 measurement_name = partial(_name, what="measurement name", is_valid=is_measurement_name)
 seconds = partial(_number, least=0, most=1e6)
 percent = partial(_number, least=0, most=100)
+count = partial(_number, least=1, most=10_000, parse=int)
 label = partial(_pair, name_type=type_name, value_type=str)
 measurement = partial(_pair, name_type=measurement_name, value_type=partial(_number, least=-1e308, most=1e308))
-
-
-def count(text: str) -> int:
-    return int(_number(text, 1, 10_000))
 
 
 def json_object(text: str) -> dict[str, Any]:

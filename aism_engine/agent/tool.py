@@ -175,14 +175,22 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         lambda client, options: client.send("measurement", dict(options.values), None, options.timeout),
         _argument("values", metavar="NAME=VALUE", type=types.measurement, nargs="+", help="value: a number"),
     ),
-    "goodbye": ("leave the fleet: your silence is then no loss", _sends("goodbye", "reason"), _REASON),
+    "goodbye": (
+        "leave the fleet: you are not marked as lost when you are silent",
+        _sends("goodbye", "reason"),
+        _REASON,
+    ),
     "state current": ("print your state according to the engine", _state),
     "state transition": (
         "declare a new state: aism state transition deep_work",
         _sends("state_transition", "target", "context", "reason"),
         _argument("target", type=types.state_name, help="the new state"),
         _argument(
-            "--context", metavar="JSON", type=types.json_object, default={}, help="object that the machine requires"
+            "--context",
+            metavar="JSON",
+            type=types.json_object,
+            default={},
+            help="what the machine requires, a JSON object",
         ),
         _REASON,
     ),

@@ -134,6 +134,7 @@ async def test_an_unknown_agent_has_no_state(aism: Tool) -> None:
         ["measure", "tokens"],
         ["measure", "tokens=many"],
         ["measure", "a b=1"],
+        ["run", "--type", "scribe", "--concurrency", "1.5", "--", "true"],
         ["state", "transition", "no name"],
         ["command", "done", "work-1", "--payload", "[]"],
         ["command", "done", "work-1", "--payload", "{"],
