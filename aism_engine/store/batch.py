@@ -1,7 +1,7 @@
 """One commit: decisions, translated to the keys and arguments of one call of `commit.lua`.
 
-No other module knows which keys and server commands an effect means. If a commit is refused because of a key, the batch
-finds the decisions that use this key, so that all others can be committed without them.
+Only this module knows the keys and server commands of each effect. If a commit is refused because of a key, the batch
+finds the decisions that use the key, so that the others can be committed without them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
 SHARED: Final = -1
-"""Stands for the engine, as the user of keys that belong to no decision."""
+"""The number that stands for the engine, which uses the keys that belong to no decision."""
 _SHARED_KEYS: Final = ("index", "heartbeats", "deadlines", "holds", "fanout", "audit", "dead_letters", "oversized")
-"""The keys of `SHARED`. `silent` is not one of them, so that its wrong type stops only the decisions that write it."""
+"""The keys of the engine. `silent` is left out: if it has the wrong type, only the decisions that write it fail."""
 _ANY_TYPE: Final = "*"
 _TYPES: Final = {
     **dict.fromkeys(("LPUSH", "RELEASE", "WITHDRAW", "FORWARD"), "l"),
@@ -85,7 +85,7 @@ class Batch:
     def call(
         self, token: str, commit_id: str, previous_id: str, trim: SourceTrim | None
     ) -> tuple[list[str], list[Argument]]:
-        """Build KEYS and ARGV of `commit.lua`, as its header describes them. Call it once."""
+        """Build KEYS and ARGV of `commit.lua`, as its header describes them. Call it once: it adds the audit entry."""
         keys = self.keys
         self._write_audit(token, commit_id)
         trim = trim or SourceTrim(keys.response_queue, 0, "", "")
@@ -105,9 +105,9 @@ class Batch:
         return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._numbers], arguments
 
     def users_of_keys(self, numbers: Iterable[int]) -> dict[int, list[str]]:
-        """Find the decisions that use the keys with these numbers, and `SHARED` if the engine does.
+        """Map each decision, and `SHARED`, to those of the keys with these numbers that it uses.
 
-        A batch does not note them. They are found by translating each decision alone.
+        A batch does not note who uses a key. It is found by translating each decision alone.
         """
         names = list(self._numbers)
         wanted = [names[number - 1] for number in numbers]

@@ -43,7 +43,7 @@ _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
 _DENIED_IN_SCRIPT: Final = re.compile(
     r"(^|@user_script: ?\d+: )(ACL failure in script|The user executing the script can't)\b"
 )
-"""A command in a script that the ACL refuses; its error code is only ERR."""
+"""The message about a command in a script that the ACL refuses. Its error code is only ERR."""
 
 
 def outage_of(error: BaseException) -> str | None:
@@ -101,8 +101,8 @@ class NamingRedis(Redis):
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:
     """Make a client for one purpose; it connects when first used.
 
-    `CLIENT LIST` shows the purpose. With sentinels, the host and port of the URL are ignored:
-    each new connection goes to the primary that the sentinels name.
+    `CLIENT LIST` shows the purpose. With sentinels, the host and port of the URL are ignored: each new connection goes
+    to the primary that the sentinels name.
     """
     limits = {"socket_connect_timeout": settings.connect_timeout, "retry": Retry(NoBackoff(), 0)}
     options: dict[str, Any] = {

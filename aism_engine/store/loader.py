@@ -73,16 +73,12 @@ async def _recent_message_ids(client: Client, keys: Keys) -> list[tuple[str, str
 
 
 class _Cause(msgspec.Struct):
-    """The fields of a fact that identify the message which caused it."""
+    """The fields of a fact that identify the message that caused it."""
 
     event: str
     agent_id: str = ""
     by: str = ""
     cause: str = ""
-
-    @property
-    def is_applied_message(self) -> bool:
-        return self.by == "agent" and self.event != "dead_letter_added" and "" not in {self.agent_id, self.cause}
 
 
 _FACTS = msgspec.json.Decoder(list[_Cause])
@@ -94,5 +90,7 @@ def _message_ids_of(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         facts = _FACTS.decode(entry.get(b"facts", b"[]"))
         message_ids = _MESSAGE_IDS.decode(entry.get(b"message_ids", b"[]"))
-        return [*((fact.agent_id, fact.cause) for fact in facts if fact.is_applied_message), *message_ids]
+        applied = [fact for fact in facts if fact.by == "agent" and fact.event != "dead_letter_added"]
+        caused = [(fact.agent_id, fact.cause) for fact in applied if fact.agent_id and fact.cause]
+        return caused + message_ids
     return []

@@ -1,4 +1,4 @@
-"""Bounded reads of a fleet: single lookups, and scans that walk over everything a page at a time.
+"""Bounded reads of a fleet: single lookups, and scans that read everything a page at a time.
 
 Every read is bounded in count and, where it reads messages, in bytes. Each method raises `ServerUnavailableError` while
 the server cannot serve; none retries.
@@ -25,15 +25,7 @@ from aism_engine.domain.protocol.names import is_state_name, is_type_name
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import (
-    MEASUREMENTS_CHUNK,
-    NO_VALUE,
-    chunks,
-    each_record,
-    measurements_of,
-    read_records,
-    text,
-)
+from aism_engine.store.records import NO_VALUE, each_record, read_measurements, read_records, text
 from aism_engine.store.scripts import PEEK_HEADS, READ_SNAPSHOTS
 
 T = TypeVar("T")
@@ -61,14 +53,10 @@ class FleetReader:
 
     async def measurements(self, agent_ids: Collection[str]) -> dict[str, dict[str, float]]:
         """Read the latest value of each measurement of these agents."""
-        found: dict[str, dict[str, float]] = {}
-        for ids in chunks(list(agent_ids), MEASUREMENTS_CHUNK):
-            records = await read_records(self._client, map(self.keys.agent_measurements, ids), ())
-            found.update(zip(ids, map(measurements_of, records), strict=True))
-        return found
+        return await read_measurements(self._client, agent_ids, self.keys.agent_measurements)
 
     async def silent_agents(self) -> dict[str, float]:
-        """Read the agents shown as silent, and since when. A key of the wrong type counts as empty."""
+        """Read which agents are marked as silent, and since when. A key of the wrong type counts as empty."""
         found = await _unless_wrong_type(self._client.zrange(self.keys.silent, 0, -1, withscores=True))
         return {text(member): score for member, score in found or ()}
 
@@ -91,10 +79,10 @@ class FleetReader:
         return dict(zip(agent_ids, scores, strict=True))
 
     async def heartbeats_outside(self, low: float, high: float, chunk: int) -> tuple[dict[str, float], float]:
-        """Read the heartbeats whose score lies outside of two instants, in seconds or in milliseconds.
+        """Read the heartbeats whose score is before `low` or after `high`, in seconds or in milliseconds.
 
-        Scores from 1e11 on are milliseconds: as seconds, that is the year 5138. Agents whose clocks are right are not
-        read. Return also how many seconds the slowest page took.
+        Scores from 1e11 on are milliseconds: in seconds, 1e11 is the year 5138. Recent heartbeats of correct clocks are
+        not read. Return also how many seconds the slowest page took.
         """
         spans = (
             ("-inf", f"({low}"),
@@ -119,7 +107,7 @@ class FleetReader:
         return int(await self._client.zcard(self.keys.heartbeats))
 
     async def scan_heartbeats(self, cursor: int, chunk: int) -> tuple[int, dict[str, float]]:
-        """Read a page of all heartbeats; a cursor of 0 begins, and ends, the scan."""
+        """Read a page of all heartbeats. A cursor of 0 begins the scan; a returned cursor of 0 ends it."""
         cursor, page = await self._client.zscan(self.keys.heartbeats, cursor, count=chunk)
         return int(cursor), {text(member): float(score) for member, score in page}
 
@@ -152,19 +140,19 @@ class FleetReader:
         return found
 
     async def list_heads(self, agent_ids: Sequence[str]) -> dict[str, bytes]:
-        """Read the head of the next command in each agent's list: empty if the list is; absent if it is not a list."""
+        """Read the head of each agent's next command: empty if there is none, absent if the key is not a list."""
         if not agent_ids:
             return {}
         found = await PEEK_HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES])
         return _present(agent_ids, found)
 
     async def due_deadlines(self, now: float, limit: int) -> list[tuple[str, float]]:
-        """Read the deadlines until now, oldest first. A name that is not UTF-8 has surrogates."""
+        """Read the deadlines until now, oldest first. A member that is not UTF-8 is decoded with surrogates."""
         found = await self._client.zrangebyscore(self.keys.deadlines, "-inf", now, 0, limit, withscores=True)
         return [(member.decode(errors="surrogateescape"), score) for member, score in found]
 
     async def scan_without_deadline(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
-        """Scan a page of all keys for open commands and groups without a deadline; a cursor of 0 begins, and ends.
+        """Scan a page of all keys for open commands and groups without a deadline. The cursor is 0 at begin and end.
 
         Raises `ServerUnavailableError`, `noperm`, also if the server has no SCAN.
         """

@@ -67,11 +67,22 @@ def chunks(ids: Sequence[str], size: int = CHUNK) -> Iterator[Sequence[str]]:
 
 
 def text(value: bytes) -> str:
-    """Decode a name that any client may have written. Bytes that are not UTF-8 are escaped, so it is no agent id."""
+    """Decode a name that any client may have written. Bytes that are not UTF-8 are escaped: then it is no valid id."""
     return value.decode(errors="backslashreplace")
 
 
-def measurements_of(packed: bytes) -> dict[str, float]:
+async def read_measurements(
+    client: Client, agent_ids: Iterable[str], key: Callable[[str], str]
+) -> dict[str, dict[str, float]]:
+    """Read the measurements of any number of agents. A damaged hash counts as empty."""
+    found: dict[str, dict[str, float]] = {}
+    for ids in chunks(list(agent_ids), MEASUREMENTS_CHUNK):
+        records = await read_records(client, map(key, ids), ())
+        found.update(zip(ids, map(_measurements_of, records), strict=True))
+    return found
+
+
+def _measurements_of(packed: bytes) -> dict[str, float]:
     try:
         values = _VALUES.decode(packed)
     except _DAMAGED:

@@ -8,21 +8,13 @@ from typing import NamedTuple
 
 from aism_engine.clock import Clock
 from aism_engine.domain.text import message_digest
+from aism_engine.store import scripts
 from aism_engine.store.batch import Argument, SourceTrim
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.loader import LoadedFleet, load_fleet
 from aism_engine.store.reads import FleetReader
-from aism_engine.store.scripts import (
-    ACQUIRE_LEASE,
-    COMMIT,
-    PEEK,
-    PROBE_PERMISSIONS,
-    PUSH_PUBLISHED,
-    RELEASE_LEASE,
-    CommitCode,
-    LeaseCode,
-)
+from aism_engine.store.scripts import CommitCode, LeaseCode
 from aism_engine.store.server_time import ServerTime
 
 
@@ -32,11 +24,11 @@ class Peek(NamedTuple):
     queue: str
     messages: list[bytes]
     oversized: str
-    """Digest of the one message that is too large to read, else empty; then `messages` has only its head."""
+    """If the oldest message is too large to read: its digest, and `messages` has only its head. Otherwise empty."""
     length: int
     """Length of the whole queue."""
     ledger: str = ""
-    """Id of the last commit before the peek. A peek that skips messages is invalid if that commit removed them."""
+    """Id of the last commit before the peek. If that commit removed skipped messages, the peek is invalid."""
 
     @property
     def trim(self) -> SourceTrim:
@@ -63,7 +55,7 @@ class Store(FleetReader):
         return self.time.now
 
     async def read_time(self) -> float:
-        """Compare our time with the server's, and return ours."""
+        """Read the server's time, correct ours by it, and return ours."""
         asked_at = self._clock.monotonic()
         seconds, microseconds = await self._client.execute_command("TIME")
         self._observe_time(seconds, microseconds, asked_at)
@@ -82,36 +74,36 @@ class Store(FleetReader):
     ) -> Peek:
         """Read the oldest messages of a queue except the first `skip`, without removing them."""
         asked_at = self._clock.monotonic()
-        seconds, microseconds, length, oversized, ledger, messages = await PEEK(
+        seconds, microseconds, length, oversized, ledger, messages = await scripts.PEEK(
             self._client, [queue, self.keys.ledger], [max_messages, max_bytes, max_message_bytes, skip]
         )
         self._observe_time(seconds, microseconds, asked_at)
         return Peek(queue, messages, oversized.decode(), length, ledger.decode())
 
     async def commit(self, keys: Sequence[str], arguments: Sequence[Argument]) -> CommitReply:
-        code, details = await COMMIT(self._client, keys, arguments)
+        code, details = await scripts.COMMIT(self._client, keys, arguments)
         return CommitReply(CommitCode(code), details)
 
     async def probe_permissions(self) -> None:
         """Check that the user may do all that a commit needs; raises `ServerUnavailableError`, `noperm`, otherwise."""
         keys = self.keys
         channels = [keys.state_changes, keys.errors, keys.measurements]
-        await PROBE_PERMISSIONS(self._client, [f"{keys.prefix}:engine:probe"], channels)
+        await scripts.PROBE_PERMISSIONS(self._client, [f"{keys.prefix}:engine:probe"], channels)
 
     async def push_published(self, token: str, number: int, messages: Sequence[bytes]) -> None:
         """Push published messages to the response queue, oldest first; `number` counts the pushes under this token.
 
         Nothing is pushed if a later push came first: published messages may be lost, but never change their order.
         """
-        keys, epoch = self.keys, token.partition(":")[0]
-        await PUSH_PUBLISHED(self._client, [keys.response_queue, keys.publication_cursor], [epoch, number, *messages])
+        keys = [self.keys.response_queue, self.keys.publication_cursor]
+        await scripts.PUSH_PUBLISHED(self._client, keys, [token.partition(":")[0], number, *messages])
 
     # --- lease --------------------------------------------------------------------------------------------------------
 
     async def acquire_lease(self, holder: str, ttl_s: float, token: str | None) -> tuple[LeaseCode, str]:
         """Take or renew the lease; return the token of its holder. `lease_left_s` is set to its remaining time."""
         keys = self.keys
-        code, current, left_ms = await ACQUIRE_LEASE(
+        code, current, left_ms = await scripts.ACQUIRE_LEASE(
             self._client, [keys.lease, keys.epoch], [holder, int(ttl_s * 1000), token or ""]
         )
         self.lease_left_s = int(left_ms) / 1000
@@ -119,7 +111,7 @@ class Store(FleetReader):
 
     async def release_lease(self, token: str) -> bool:
         """Release the lease; return whether this token held it."""
-        return bool(await RELEASE_LEASE(self._client, [self.keys.lease], [token]))
+        return bool(await scripts.RELEASE_LEASE(self._client, [self.keys.lease], [token]))
 
     def _observe_time(self, seconds: bytes, microseconds: bytes, asked_at: float) -> None:
         self.time.observe(int(seconds) + int(microseconds) / 1_000_000, asked_at)

@@ -15,11 +15,10 @@ _DEAD_AFTER: Final = 4
 
 
 class Subscription:
-    """Reads messages published on a set of channels, which may change meanwhile.
+    """Reads the messages of a set of channels. The set may change while a task reads.
 
-    A new connection subscribes to all of them again. The reader receives each confirmation; an unexpected one means
-    that messages were missed. A lock serializes subscribing: two tasks that send first at the same time would make two
-    connections.
+    A new connection subscribes to all channels again. The reader receives each confirmation; an unexpected one means
+    that messages were missed. A lock serializes subscribing: two tasks that both send first would open two connections.
     """
 
     def __init__(self, client: Client, channels: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """A blocking connection to Redis, for a command-line tool that makes a single call.
 
-Importing redis-py takes ten times as long as such a call. This needs only a socket, and hiredis for the protocol.
-Nothing is retried; every outage has a name.
+Importing redis-py takes ten times as long as such a call. This module needs only a socket, and hiredis for the
+protocol. It retries nothing, and gives every outage a name.
 """
 
 import socket
@@ -25,7 +25,7 @@ _SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 class RefusedCommandError(Exception):
-    """The server refuses a command for another reason than an outage: a bug of the caller."""
+    """The server refused a command, and not because of an outage: the caller has a bug."""
 
 
 class SyncRedis:

@@ -141,7 +141,7 @@ class Writer:
         return self.fleet
 
     async def wait_idle(self) -> float:
-        """Wait until no commit is in flight, and return the server's time. A later read sees everything decided."""
+        """Wait until no commit is in flight, and return the server's time. Later reads see all earlier decisions."""
         async with self._lock:
             return self._store.now
 

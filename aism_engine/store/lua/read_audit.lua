@@ -19,20 +19,16 @@ if length == 0 then
   return {time[1], time[2], 0, '', '', '', 0, '', {}}
 end
 
-local info, reported = {}, redis.call('XINFO', 'STREAM', audit)
-for i = 1, #reported, 2 do
-  info[reported[i]] = reported[i + 1]
-end
-local found, commit = 0, ''
-local entry_at_id = redis.call('XRANGE', audit, after, after)[1]
-if entry_at_id then
-  found = 1
-  for i = 1, #entry_at_id[2], 2 do
-    if entry_at_id[2][i] == 'commit' then
-      commit = entry_at_id[2][i + 1]
-    end
+local function table_of(list)
+  local fields = {}
+  for i = 1, #list, 2 do
+    fields[list[i]] = list[i + 1]
   end
+  return fields
 end
+local info = table_of(redis.call('XINFO', 'STREAM', audit))
+local entry_at_id = redis.call('XRANGE', audit, after, after)[1]
+local commit = entry_at_id and table_of(entry_at_id[2]).commit or ''
 
 local entries, start = {}, '(' .. after
 while entries_left > 0 and bytes_left > 0 do
@@ -53,4 +49,5 @@ while entries_left > 0 and bytes_left > 0 do
     break
   end
 end
-return {time[1], time[2], length, info['entries-added'] or '', info['first-entry'][1], info['last-entry'][1], found, commit, entries}
+local added, first, last = info['entries-added'] or '', info['first-entry'][1], info['last-entry'][1]
+return {time[1], time[2], length, added, first, last, entry_at_id and 1 or 0, commit, entries}
