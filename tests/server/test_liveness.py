@@ -9,7 +9,6 @@ from aism_engine.services.base import Service
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, launched, running_engine
 
 QUICK: Final[dict[str, object]] = {"liveness__silent_after": 0.3, "liveness__lost_after": 3600.0}
@@ -24,7 +23,8 @@ async def send_heartbeats(running: Running, *agent_ids: str) -> float:
 
 
 async def shown(running: Running, agent_id: str) -> str | None:
-    seen = await Inspector(running.client, Keys(running.keys.prefix)).agent(agent_id)
+    client = running.engine.store._client  # as the CLI's, it names outages
+    seen = await Inspector(client, running.keys).agent(agent_id)
     return None if seen is None else seen.liveness.value
 
 
