@@ -97,13 +97,6 @@ def load_settings(
     return LoadedSettings(Settings(**sections), sources)
 
 
-def load_settings_and_machines(path: Path | None = None, flags: Mapping[str, object] | None = None) -> LoadedSettings:
-    """Load the settings and validate the machine files that they name. Raises ConfigError with every problem."""
-    loaded = load_settings(path, overrides=flags)
-    load_machines(loaded.settings.machines)
-    return loaded
-
-
 def load_machines(settings: MachinesSettings) -> Machines:
     """Load all state machines. Raises ConfigError with every problem of every file."""
     problems: list[str] = []

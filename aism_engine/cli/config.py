@@ -8,7 +8,7 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.output import Output, print_json, table_lines
-from aism_engine.config import load_machines, load_settings, load_settings_and_machines
+from aism_engine.config import load_machines, load_settings
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 
@@ -32,12 +32,11 @@ def check(
       aism-engine config check /etc/aism/engine.toml
     """
     try:
-        settings = load_settings_and_machines(file).settings
+        machines = sorted(load_machines(load_settings(file).settings.machines).machines)
     except ConfigError as error:
         if output.json:
             print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})
         raise
-    machines = sorted(load_machines(settings.machines).machines)
     text = f"{file or 'the defaults'}: ok; machines: {', '.join(machines)}"
     output.print({"ok": True, "problems": [], "machines": machines}, text)
 

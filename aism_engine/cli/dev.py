@@ -17,7 +17,7 @@ from aism_engine.cli.dashboard import ConsoleStream, DevSummary, draw, log_progr
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import Output
-from aism_engine.config import load_settings_and_machines
+from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.runtime import signals
@@ -80,7 +80,7 @@ def dev(
             _start(EmbeddedServer(port=port, data_dir=data_dir)) as server,
         ):
             flags = {**_SETTINGS, "redis.url": server.url, **(http or {})}
-            settings = load_settings_and_machines(flags=flags).settings
+            settings = load_settings(overrides=flags).settings
             url, prefix = settings.redis.url, settings.redis.prefix
             simulation = Simulation(agents, seed=chosen_seed, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)

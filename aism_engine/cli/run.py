@@ -12,7 +12,7 @@ from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.config import load_machines, load_settings, load_settings_and_machines
+from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.engine import Engine
 from aism_engine.logs import LogWriter
@@ -41,7 +41,7 @@ def run(
       aism-engine run --config /etc/aism/engine.toml --redis redis://localhost:6379/0 --http 0.0.0.0:9464
     """
     flags = {**fleet.flags, **(http or {}), "logs.level": log_level, "logs.format": log_format}
-    settings = load_settings_and_machines(config, flags).settings
+    settings = load_settings(config, overrides=flags).settings
     chosen = settings.logs
     writer = logs.configure(
         level=chosen.level, format=chosen.format, queue=chosen.queue_size, repeats=chosen.max_repeats, file=chosen.file

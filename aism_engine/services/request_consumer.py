@@ -29,24 +29,15 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.R
         with suppress(TimeoutError):  # the agent may have registered in a response that is not applied yet
             async with asyncio.timeout(_CATCH_UP_S):
                 await context.watermark.wait_until(asked_at)
-    dead_letters = await store.dead_letters(
-        {message.payload.dead_letter_id for message in messages if isinstance(message, m.Replay)}
-    )
-    command_ids = {message.id for message in messages if isinstance(message, m.Send)}
-    command_ids |= {
-        message.payload.command_id
-        for message in messages
-        if isinstance(message, m.Cancel) and message.payload.command_id is not None
-    }
-    command_ids |= {
-        command_id
-        for each in dead_letters.values()
-        if each.source == "commands" and (command_id := command_id_of(each.raw)) is not None
-    }
+    replayed = {message.payload.dead_letter_id for message in messages if isinstance(message, m.Replay)}
+    dead_letters = await store.dead_letters(replayed)
+    command_ids: set[str | None] = {message.id for message in messages if isinstance(message, m.Send)}
+    command_ids |= {message.payload.command_id for message in messages if isinstance(message, m.Cancel)}
+    command_ids |= {command_id_of(each.raw) for each in dead_letters.values() if each.source == "commands"}
     senders = {each.agent_id for each in dead_letters.values() if each.agent_id is not None}
     return Lookups(
         snapshots,
-        await store.commands(command_ids - fleet.commands.keys()),
+        await store.commands({each for each in command_ids if each is not None} - fleet.commands.keys()),
         request_replies=await store.saved_replies([message.id for message in messages]),
         dead_letters=dead_letters,
         measurements=await store.measurements(senders & fleet.unloaded_measurements),

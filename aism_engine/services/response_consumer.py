@@ -14,17 +14,13 @@ from aism_engine.services.queue_consumer import QueueHandler
 
 async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.Response | m.Custom]) -> Lookups:
     store = context.store
-    unknown_agents = {message.agent_id for message in messages if message.agent_id not in fleet.agents}
-    ended_commands = {
-        message.command_id
-        for message in messages
-        if message.command_id is not None and message.command_id not in fleet.commands
-    }
+    agent_ids = {message.agent_id for message in messages}
+    command_ids = {message.command_id for message in messages if message.command_id is not None}
     recipients = {message.payload.to for message in messages if isinstance(message, m.Message)}
     measuring = {message.agent_id for message in messages if isinstance(message, m.Measurement)}
     return Lookups(
-        await store.snapshots(unknown_agents),
-        await store.commands(ended_commands),
+        await store.snapshots(agent_ids - fleet.agents.keys()),
+        await store.commands(command_ids - fleet.commands.keys()),
         unread=await store.unread_counts(recipients),
         measurements=await store.measurements(measuring & fleet.unloaded_measurements),
     )
