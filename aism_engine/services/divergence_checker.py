@@ -50,8 +50,8 @@ class DivergenceChecker(Service):
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
-        began = self._clock.monotonic()
-        self._reset_after_blind_spell(fleet, began)
+        started_at = self._clock.monotonic()
+        self._reset_after_blind_spell(fleet, started_at)
         if not self._remaining:
             self._remaining = list(fleet.agents)
             self._heartbeats = {name: each for name, each in self._heartbeats.items() if name in fleet.agents}
@@ -63,8 +63,8 @@ class DivergenceChecker(Service):
         if not self._remaining:
             self._context.metrics.divergences_open.set(self._open)
             self._open = Counter()
-        self._record_step(began, decisions)
-        self._checked_at = began  # the start, so that a stall during the step counts as a blind spell
+        self._record_step(started_at, decisions)
+        self._checked_at = started_at  # the start, so that a stall during the step counts as a blind spell
         return False
 
     async def release(self) -> None:

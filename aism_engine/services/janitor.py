@@ -41,15 +41,15 @@ class Janitor(Service):
         self._next_expiry_at = float("-inf")
 
     async def run_once(self) -> bool:
-        began = self._clock.monotonic()
+        started_at = self._clock.monotonic()
         token = self._context.leadership.token
         if token is None or not await self._trim(token):
             return False
         decisions: list[Decision] = []
-        if began >= self._next_expiry_at:
+        if started_at >= self._next_expiry_at:
             decisions = await self._forget_agents()
-            self._next_expiry_at = began + _EXPIRY_DELAY * self._settings.absent_agent_ttl
-        self._record_step(began, decisions)
+            self._next_expiry_at = started_at + _EXPIRY_DELAY * self._settings.absent_agent_ttl
+        self._record_step(started_at, decisions)
         return False
 
     async def _trim(self, token: str) -> bool:

@@ -52,32 +52,32 @@ class Reaper(Service):
         fleet = await self._writer.loaded()
         server_now = await self._store.read_time()
         # Taken after the reply, so that a pause of the process before it counts as a blind spell.
-        began = self._clock.monotonic()
-        self._reset_after_blind_spell(began)
+        started_at = self._clock.monotonic()
+        self._reset_after_blind_spell(started_at)
         score_range = ScoreRange(server_now, self._range_width_s)
         scores = await self._read_scores(score_range)
         scan = Scan(
             scores=await self._watched_scores(fleet, scores, score_range),
             watched=fleet.liveness[Liveness.FRESH],
             score_range=score_range,
-            now=began,
+            now=started_at,
             observed_until=self._context.watermark.applied_until,
-            confirmed_at=began - server_now + fleet.losses_confirmed_at,
+            confirmed_at=started_at - server_now + fleet.losses_confirmed_at,
         )
         assessment = self._tracker.assess(
             scan,
             lambda agent_id: fleet.agents[agent_id].type,
-            lambda agent_id: began - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
+            lambda agent_id: started_at - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
         )
         self._report(assessment)
         returned = await self._returned(fleet, scores)
-        self._scan_s = self._clock.monotonic() - began
+        self._scan_s = self._clock.monotonic() - started_at
         decisions = await self._update_presence(fleet, [*assessment.losses, *returned], server_now)
-        silent = {agent_id: at + server_now - began for agent_id, at in assessment.silent_since.items()}
+        silent = {agent_id: at + server_now - started_at for agent_id, at in assessment.silent_since.items()}
         for loss in assessment.losses:
             silent.pop(loss.agent_id, None)
         decisions += await self._update_silent(fleet, silent)
-        self._record_step(began, decisions)
+        self._record_step(started_at, decisions)
         return False
 
     async def wait(self) -> None:
@@ -157,9 +157,9 @@ class Reaper(Service):
 
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
         """Commit one batch, because a commit delays those of other services. A commit in time is no blind spell."""
-        began = self._clock.monotonic()
+        started_at = self._clock.monotonic()
         decisions = await self._writer.commit(decide, fleet=fleet)
-        if (took_s := self._clock.monotonic() - began) <= self._max_gap_s:
+        if (took_s := self._clock.monotonic() - started_at) <= self._max_gap_s:
             self._scanned_at += took_s
         return decisions
 

@@ -50,22 +50,22 @@ class Registrar(Service):
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
-        began = self._clock.monotonic()
+        started_at = self._clock.monotonic()
         heartbeats = await self._store.heartbeat_count()
-        is_full_pass, self._commit_s = began >= self._next_full_pass_at, 0.0
+        is_full_pass, self._commit_s = started_at >= self._next_full_pass_at, 0.0
         decisions: list[Decision] = []
         interval_s = self._settings.metadata_interval
-        if is_full_pass or (heartbeats != self._heartbeats and began >= self._next_heartbeats_at):
+        if is_full_pass or (heartbeats != self._heartbeats and started_at >= self._next_heartbeats_at):
             self._heartbeats = heartbeats
             decisions += await self._read_heartbeats(fleet)
-            rest_s = min(interval_s, self._read_s(began) / _HEARTBEATS_SHARE)
+            rest_s = min(interval_s, self._read_s(started_at) / _HEARTBEATS_SHARE)
             self._next_heartbeats_at = self._clock.monotonic() + rest_s
         if is_full_pass:
             decisions += await self._read_snapshots(fleet)
             decisions += await self._repair_states(fleet)
-            rest_s = min(_MAX_REST_INTERVALS * interval_s, self._read_s(began) / _FULL_PASS_SHARE)
-            self._next_full_pass_at = began + max(interval_s, rest_s)
-        self._record_step(began, decisions)
+            rest_s = min(_MAX_REST_INTERVALS * interval_s, self._read_s(started_at) / _FULL_PASS_SHARE)
+            self._next_full_pass_at = started_at + max(interval_s, rest_s)
+        self._record_step(started_at, decisions)
         return False
 
     async def wait(self) -> None:
@@ -79,8 +79,8 @@ class Registrar(Service):
         self._next_full_pass_at = float("-inf")
         self._wakeup.set()
 
-    def _read_s(self, began: float) -> float:
-        return self._clock.monotonic() - began - self._commit_s
+    def _read_s(self, started_at: float) -> float:
+        return self._clock.monotonic() - started_at - self._commit_s
 
     async def _read_heartbeats(self, fleet: Fleet) -> list[Decision]:
         decisions: list[Decision] = []
@@ -151,9 +151,9 @@ class Registrar(Service):
         decide_one: Callable[[Draft, Policy, str], Decision],
         lookups: Lookups | None = None,
     ) -> list[Decision]:
-        began = self._clock.monotonic()
+        started_at = self._clock.monotonic()
         decisions = await self._commit_each(fleet, "registrar", sorted(agent_ids), decide_one, lookups)
-        self._commit_s += self._clock.monotonic() - began
+        self._commit_s += self._clock.monotonic() - started_at
         return [decision for decision in decisions if decision.outcome != "unchanged"]
 
 
