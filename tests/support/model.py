@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -112,6 +113,11 @@ class World:
         """Decide on a response over a draft that may have other changes."""
         raw = json.dumps(_message({"type": kind, "agent_id": agent_id}, fields)).encode()
         return decide_response(draft, self.policy, decode_response(raw, self.policy.handlers), raw)
+
+    def decide(self, decide: Callable[..., Decision], agent_id: str = "a", *arguments: Any) -> Decision:  # noqa: ANN401
+        """Make a decision of the engine about an agent, and commit it."""
+        draft = self.draft()
+        return self.commit(draft, decide(draft, self.policy, agent_id, *arguments))
 
     def request(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
         """Decide on a request and commit it. Fields that are not in the envelope go into the payload."""

@@ -98,8 +98,7 @@ class CommandLife(RuleBasedStateMachine):
 
     @rule(agent_id=st.sampled_from(AGENTS))
     def lose_agent(self, agent_id: str) -> None:
-        draft = self.world.draft()
-        self.world.commit(draft, decide_lost(draft, self.world.policy, agent_id, 1.0, 60.0))
+        self.world.decide(decide_lost, agent_id, 1.0, 60.0)
 
     @rule(seconds=st.sampled_from([0.5, 5, 30, 120]))
     def wait(self, seconds: float) -> None:

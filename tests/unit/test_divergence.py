@@ -1,4 +1,4 @@
-"""Rules of divergences: what opens and closes each, and that consistent agents never have one."""
+"""Rules of divergences: what opens and closes each of them. A consistent agent never has one."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,7 +21,7 @@ LONG: Final = 100_000.0
 
 
 class CheckedWorld(World):
-    """A fleet, and a divergence checker for its agent `a`."""
+    """A fleet, with the evidence and the checks of its agent `a`."""
 
     def __init__(self, *rules: str, **limits: Any) -> None:  # noqa: ANN401 - settings of [divergence]
         switches: dict[str, Any] = {rule: rule in (rules or RULES) for rule in RULES}
@@ -36,8 +36,7 @@ class CheckedWorld(World):
         for state in states:
             self.respond("state_transition", target=state)
         self.snapshots["a"] = AgentSnapshot(score=1.0)
-        draft = self.draft()
-        self.commit(draft, decide_first_heartbeat(draft, self.policy, "a", {"a": 1.0}))
+        self.decide(decide_first_heartbeat, "a", {"a": 1.0})
 
     def observe_heartbeat(self, score: float) -> None:
         agent = self.agent()
@@ -46,15 +45,18 @@ class CheckedWorld(World):
 
     def check(self) -> Decision:
         """Check the agent. `may_have_changes` is true whenever the rules change anything."""
-        draft, window = self.draft(), ObservationWindow(self.observed_from, self.now - self.unread_s)
+        window = ObservationWindow(self.observed_from, self.now - self.unread_s)
         may_change = may_have_changes(self.agent(), self.fleet.activity.get("a"), self.policy.divergence)
-        decision = self.commit(draft, decide_divergences(draft, self.policy, "a", window, self.heartbeats.get("a")))
+        decision = self.decide(decide_divergences, "a", window, self.heartbeats.get("a"))
         assert may_change or decision.outcome == "unchanged"
         return decision
 
-    def later(self, seconds: float = LONG) -> set[str]:
-        """Let time pass and return the divergences that are open then."""
-        self.now += seconds
+    def lose(self) -> None:
+        self.decide(decide_lost, "a", 1.0, 45.0)
+
+    def open_later(self) -> set[str]:
+        """Let a long time pass, and return the divergences that are open then."""
+        self.now += LONG
         self.check()
         return set(self.agent().divergences)
 
@@ -62,7 +64,7 @@ class CheckedWorld(World):
         self.respond("state_transition", target=state, via="channel")
 
     def miss_deadline(self, command_id: str, *, ack: bool) -> None:
-        """The agent takes a command, acknowledges it if `ack`, and lets its timeout run out."""
+        """Let the agent take a command, acknowledge it if `ack`, and miss its deadline."""
         self.now += 1
         self.send(command_id)
         self.pop()
@@ -152,14 +154,16 @@ CASES: Final[list[tuple[str, Callable[[CheckedWorld], None], Callable[[CheckedWo
     ("context_too_large", exceed_context, lambda world: world.respond("state_transition", target="distill")),
     ("context_too_large", exceed_context, lambda world: world.respond("measurement", context_tokens=150_000)),
 ]
-IDS: Final = [f"{rule}-{number}" for number, (rule, *_) in enumerate(CASES)]
+_PARAMETERS: Final = [pytest.param(*case, id=f"{case[0]}-{number}") for number, case in enumerate(CASES)]
+each_case = pytest.mark.parametrize(("rule", "diverge", "end"), _PARAMETERS)
+each_rule = pytest.mark.parametrize(("rule", "diverge"), {case[0]: case[:2] for case in CASES}.values())
 
 
-@pytest.mark.parametrize(("rule", "diverge", "end"), CASES, ids=IDS)
-def test_a_divergence_is_opened_once_and_closed_once(
+@each_case
+def test_divergence_is_reported_once_when_it_opens_and_once_when_it_closes(
     rule: str, diverge: Callable[[CheckedWorld], None], end: Callable[[CheckedWorld], object]
 ) -> None:
-    """However often it is checked. The record holds it while it is open."""
+    """Further checks report nothing. The record holds the divergence while it is open."""
     world = CheckedWorld(rule)
     diverge(world)
     assert [world.check().outcome for _ in range(3)] == ["applied", "unchanged", "unchanged"]
@@ -176,9 +180,9 @@ def test_a_divergence_is_opened_once_and_closed_once(
     ]
 
 
-@pytest.mark.parametrize(("rule", "diverge", "_end"), CASES, ids=IDS)
-def test_a_rule_that_is_off_opens_nothing_and_closes_what_it_opened(
-    rule: str, diverge: Callable[[CheckedWorld], None], _end: object
+@each_rule
+def test_disabled_rule_opens_nothing_and_closes_the_open_one(
+    rule: str, diverge: Callable[[CheckedWorld], None]
 ) -> None:
     world = CheckedWorld(*(RULES.keys() - {rule}))
     diverge(world)
@@ -192,26 +196,21 @@ def test_a_rule_that_is_off_opens_nothing_and_closes_what_it_opened(
     assert world.reported == [("opened", rule), ("closed", rule)]
 
 
-@pytest.mark.parametrize(("rule", "diverge", "_end"), CASES, ids=IDS)
-def test_the_divergences_of_a_lost_agent_are_closed(
-    rule: str, diverge: Callable[[CheckedWorld], None], _end: object
-) -> None:
-    """And none is opened while it is lost."""
+@each_rule
+def test_divergences_of_lost_agent_are_closed(rule: str, diverge: Callable[[CheckedWorld], None]) -> None:
+    """None is opened while the agent is lost."""
     world = CheckedWorld(rule)
     diverge(world)
     world.check()
-    draft = world.draft()
-    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 45.0))
+    world.lose()
     world.check()
     assert world.reported == [("opened", rule), ("closed", rule)]
-    assert world.later() == set()
+    assert world.open_later() == set()
 
 
-@pytest.mark.parametrize(("rule", "diverge", "_end"), CASES, ids=IDS)
-def test_only_what_was_observed_and_read_is_evidence(
-    rule: str, diverge: Callable[[CheckedWorld], None], _end: object
-) -> None:
-    """Nothing from before a blind spell counts, and no silence while responses are unread."""
+@each_rule
+def test_only_what_was_observed_and_read_is_evidence(rule: str, diverge: Callable[[CheckedWorld], None]) -> None:
+    """What happened before the engine could observe is no evidence. Neither is silence while responses are unread."""
     world = CheckedWorld(rule)
     diverge(world)
     world.unread_s = world.now - NOW + 1
@@ -224,11 +223,9 @@ def test_only_what_was_observed_and_read_is_evidence(
     assert world.check().outcome == "unchanged"
 
 
-@pytest.mark.parametrize(("rule", "diverge", "_end"), CASES, ids=IDS)
-def test_an_open_divergence_outlives_a_takeover(
-    rule: str, diverge: Callable[[CheckedWorld], None], _end: object
-) -> None:
-    """The new leader has observed nothing yet: it neither opens the divergence again nor closes it."""
+@each_rule
+def test_open_divergence_outlives_a_takeover(rule: str, diverge: Callable[[CheckedWorld], None]) -> None:
+    """A new leader has observed nothing yet, so it neither reports the divergence again nor closes it."""
     world = CheckedWorld(rule)
     diverge(world)
     world.check()
@@ -245,21 +242,21 @@ def test_an_open_divergence_outlives_a_takeover(
 # --- no divergence ----------------------------------------------------------------------------------------------------
 
 
-def test_an_agent_with_a_command_in_flight_is_not_idle() -> None:
+def test_agent_with_a_command_in_flight_is_not_idle() -> None:
     """The command has timeouts of its own."""
     world = CheckedWorld("idle_at_work")
     world.begin("inbox", "deep_work")
     world.send("c1")
     world.pop()
     world.poll_list()
-    assert world.later() == set()
+    assert world.open_later() == set()
 
 
-def test_a_state_that_the_engine_chose_is_no_declaration() -> None:
+def test_state_that_the_engine_chose_is_no_declaration() -> None:
+    """An agent that was lost and returns is in `offline` because of the engine."""
     world = CheckedWorld("idle_at_work", "heartbeat_while_absent")
     world.begin("inbox", "logout")
-    draft = world.draft()
-    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 45.0))
+    world.lose()
     world.respond("heartbeat")
     for _ in range(200):
         world.now += 1
@@ -268,18 +265,17 @@ def test_a_state_that_the_engine_chose_is_no_declaration() -> None:
     assert world.reported == []
 
 
-def test_a_refused_request_is_no_forbidden_state_but_a_written_state_key_is() -> None:
+def test_forbidden_state_is_one_that_was_written_not_one_that_was_requested() -> None:
     world = CheckedWorld("forbidden_state")
     world.begin("inbox")
     world.respond("state_transition", target="nirvana")
-    assert world.later() == set()
+    assert world.open_later() == set()
     world.snapshots["a"] = AgentSnapshot(state="nirvana", score=1.0)
-    draft = world.draft()
-    world.commit(draft, decide_snapshot(draft, world.policy, "a", world.now))
-    assert (world.agent().declared_via, world.later()) == ("key", {"forbidden_state"})
+    world.decide(decide_snapshot, "a", world.now)
+    assert (world.agent().declared_via, world.open_later()) == ("key", {"forbidden_state"})
 
 
-def test_commands_in_flight_together_count_as_one_missed_deadline() -> None:
+def test_commands_in_flight_at_the_same_time_count_as_one_missed_deadline() -> None:
     """An agent that holds ten commands and hangs has missed one deadline, not ten."""
     world = CheckedWorld("never_acks", "never_finishes")
     world.begin("inbox", capabilities=("ack",))
@@ -296,7 +292,7 @@ def test_commands_in_flight_together_count_as_one_missed_deadline() -> None:
 
 
 def test_restarts_are_no_duplicate_instance() -> None:
-    """Even if the last message of an old process arrives late."""
+    """The last message of an old process may arrive after the first of the new one."""
     world = CheckedWorld("duplicate_instance")
     world.begin("inbox")
     for instance in ("A", "A", "B", "A", "B", "C", "D", "E"):
@@ -306,7 +302,7 @@ def test_restarts_are_no_duplicate_instance() -> None:
 
 
 def test_heartbeats_shortly_before_a_registration_are_no_divergence() -> None:
-    """A process that starts sends heartbeats before it registers: for less than `heartbeat_evidence_after`."""
+    """A process that starts sends heartbeats for less than `heartbeat_evidence_after` before it registers."""
     world = CheckedWorld("heartbeat_while_absent")
     world.begin("inbox", "logout", "offline")
     world.now += LONG
@@ -315,10 +311,10 @@ def test_heartbeats_shortly_before_a_registration_are_no_divergence() -> None:
         world.now += 1
         world.check()
     world.respond("register", type="scribe")
-    assert world.later() == set()
+    assert world.open_later() == set()
 
 
-def test_a_heartbeat_from_before_the_absence_does_not_count() -> None:
+def test_heartbeat_from_before_the_absence_does_not_count() -> None:
     """A score that moved since a reading before the declaration may have moved before the declaration."""
     heartbeats: dict[str, AbsentHeartbeat] = {}
     for score, read_at in ((1.0, 100.0), (2.0, 110.0)):
@@ -341,8 +337,8 @@ _STEPS = st.one_of(
 
 
 @given(st.lists(_STEPS, max_size=40), st.floats(-1e5, 1e5))
-def test_a_consistent_agent_never_has_a_divergence(steps: list[tuple[str, float]], offset_s: float) -> None:
-    """It declares what it does and is restarted, while the engine pauses or falls behind for any time."""
+def test_consistent_agent_never_has_a_divergence(steps: list[tuple[str, float]], offset_s: float) -> None:
+    """The agent declares what it does and is restarted. The engine pauses or falls behind for any time."""
     world = CheckedWorld()
     world.begin("inbox", capabilities=("ack",))
     for number, (step, seconds) in enumerate(steps):
@@ -370,7 +366,7 @@ def test_a_consistent_agent_never_has_a_divergence(steps: list[tuple[str, float]
                 world.respond("register", type="scribe", capabilities=["ack"], instance=f"i{number}")
                 world.respond("state_transition", target="inbox")
             case "blind":
-                # what the agent did meanwhile is read afterwards, and the full grace begins
+                # What the agent did meanwhile is read afterwards, and the full grace begins.
                 world.pass_time(seconds)
                 world.observed_from = world.now
                 world.heartbeats.clear()
@@ -386,8 +382,8 @@ def test_a_consistent_agent_never_has_a_divergence(steps: list[tuple[str, float]
 
 
 @given(st.lists(st.floats(0, 5000), min_size=1, max_size=40))
-def test_an_idle_agent_has_one_divergence_however_often_it_is_checked(pauses: list[float]) -> None:
-    """It declares that it works, and only sends heartbeats."""
+def test_idle_agent_has_one_divergence_after_any_number_of_checks(pauses: list[float]) -> None:
+    """The agent declares that it works, and only sends heartbeats."""
     world = CheckedWorld()
     world.begin("inbox", "deep_work")
     for pause_s in pauses:

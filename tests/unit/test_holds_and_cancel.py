@@ -126,8 +126,7 @@ def test_late_ack_withdraws_the_second_copy(world: World, kind: str) -> None:
 def test_lost_agent_is_refused_commands_with_on_lost_fail(world: World) -> None:
     """A command with `on_lost = "hold"` is accepted."""
     world.snapshots["a"] = AgentSnapshot(score=1.0)
-    draft = world.draft()
-    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 60.0))
+    world.decide(decide_lost, "a", 1.0, 60.0)
     decision = world.request("send", "fails", command={"type": "x"}, options={"on_lost": "fail"})
     assert (decision.code, world.send("held").outcome) == ("agent_lost", "applied")
 
@@ -136,8 +135,7 @@ def test_command_of_a_lost_agent_is_held_or_fails_by_its_option(world: World) ->
     world.snapshots["a"] = AgentSnapshot(score=1.0)
     world.send("held")
     world.request("send", "fails", command={"type": "x"}, options={"on_lost": "fail"})
-    draft = world.draft()
-    world.commit(draft, decide_lost(draft, world.policy, "a", 1.0, 60.0))
+    world.decide(decide_lost, "a", 1.0, 60.0)
     assert world.agent().liveness is Liveness.LOST
     assert (world.status("held"), world.status("fails"), queue_of(world)) == ("queued", "failed", ["held"])
 

@@ -1,4 +1,4 @@
-"""State machines: the two default machines, the check of a file, and the check of a transition."""
+"""State machines: the shipped machines, the problems of a file, and which transitions are allowed."""
 
 from importlib.resources import files
 from itertools import pairwise, product, starmap
@@ -53,26 +53,24 @@ def journey() -> Machine:
     return shipped("journey")
 
 
-# --- default machines -------------------------------------------------------------------------------------------------
+# --- shipped machines -------------------------------------------------------------------------------------------------
 
 
-def test_the_journey_has_the_transitions_of_the_design_and_no_others(journey: Machine) -> None:
-    """Of all pairs of states, exactly those of the table above are allowed."""
+def test_journey_allows_exactly_the_transitions_of_the_table(journey: Machine) -> None:
     pairs = {(a, b) for a, b in product(JOURNEY, repeat=2) if a != b and journey.check(a, b) is None}
     assert pairs == {(state, target) for state, targets in JOURNEY.items() for target in targets}
     assert {name: set(journey.allowed(name)) for name in journey.states} == JOURNEY
 
 
-def test_the_entries_of_the_journey(journey: Machine) -> None:
-    """A registration leads to bootstrap, a loss or goodbye to offline, a return to the previous state."""
+def test_entries_of_the_journey(journey: Machine) -> None:
+    """A registration leads to bootstrap, a loss or goodbye to offline, a return to the state before the loss."""
     assert (journey.name, journey.initial, journey.on_register) == ("journey", "offline", "bootstrap")
     assert (journey.on_lost, journey.on_return, journey.on_goodbye) == ("offline", "previous", "offline")
     assert journey.on_unknown == "offline"
     assert all(state.description for state in journey.states.values())
 
 
-def test_the_open_machine_allows_any_valid_state_name() -> None:
-    """For agents that never register."""
+def test_open_machine_allows_any_valid_state_name() -> None:
     machine = shipped("open")
     assert machine.check("anything", "reviewing.the-7th_draft") is None
     assert machine.allowed("anything") == (ANY,)
@@ -86,7 +84,7 @@ def test_the_open_machine_allows_any_valid_state_name() -> None:
 
 
 def test_missing_keys_have_their_defaults() -> None:
-    """Entries change no state, on_return is `previous`, on_unknown is as `initial`."""
+    """By default no entry changes the state, a lost agent returns to its previous state, and unknown means initial."""
     machine = parse(SMALL, "m.toml")
     assert machine == Machine(
         name="small",
@@ -98,7 +96,7 @@ def test_missing_keys_have_their_defaults() -> None:
     assert machine.on_return == "previous"
 
 
-def test_a_star_means_all_other_states() -> None:
+def test_star_means_all_other_states() -> None:
     machine = parse(SMALL.replace('["deep_work"]', '["*"]') + '[states.idle]\nto = ["*"]\n', "m.toml")
     assert machine.allowed("inbox") == ("deep_work", "idle")
     assert machine.allowed("idle") == ("inbox", "deep_work")
@@ -156,21 +154,21 @@ def test_every_problem_is_reported_with_its_file_and_line(old: str, new: str, ex
 
 
 @pytest.mark.parametrize("name", ["a b", "7up", "", "x" * 65, "a:b", "é", "previous"])
-def test_an_invalid_state_name_is_reported(name: str) -> None:
-    """State names are part of events and metrics; `previous` is reserved for `on_return`."""
+def test_invalid_state_name_is_reported(name: str) -> None:
+    """State names are part of events and metrics. The name `previous` is reserved for `on_return`."""
     text = SMALL.replace('["deep_work"]', '["*"]') + f'\n[states."{name}"]\nto = ["inbox"]\n'
     assert [problem.partition(" not a name: ")[0] for problem in problems(text)] == [f"m.toml:13: [states.{name}]:"]
 
 
-def test_a_state_that_neither_initial_nor_an_entry_reaches_is_reported() -> None:
+def test_state_that_cannot_be_reached_is_reported() -> None:
     text = SMALL + '[states.attic]\nto = ["cellar"]\n[states.cellar]\nto = ["attic", "inbox"]\n'
     reason = "cannot be reached from initial or an on_... entry"
     assert problems(text) == (f"m.toml:12: [states.attic]: {reason}", f"m.toml:14: [states.cellar]: {reason}")
     assert parse(text.replace("\n\n", '\non_lost = "cellar"\n', 1), "m.toml").on_lost == "cellar"
 
 
-def test_a_machine_without_states_must_be_open() -> None:
-    """An empty file is a problem, too."""
+def test_machine_without_states_must_be_open() -> None:
+    """An empty file is reported as well."""
     text = '[machine]\nname = "none"\ninitial = "here"\n'
     assert "m.toml:1: [machine]: a machine needs states, or open = true" in problems(text)
     assert parse(text + "open = true\n", "m.toml").open
@@ -181,7 +179,7 @@ def test_a_machine_without_states_must_be_open() -> None:
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
-    """A long string that contains something like a key does not shift the lines."""
+    """A long string may contain a line that looks like a key."""
     text = '''\
 [machine]
 name = "bad"
@@ -207,14 +205,14 @@ inbox.to = ["offline", "inbox"]
     ]
 
 
-# --- the check of a transition ----------------------------------------------------------------------------------------
+# --- transitions ------------------------------------------------------------------------------------------------------
 
 
-def test_the_current_state_is_never_refused(journey: Machine) -> None:
+def test_current_state_is_never_refused(journey: Machine) -> None:
     assert [journey.check(state, state) for state in journey.states] == [None] * 8
 
 
-def test_a_refusal_lists_the_allowed_states_and_a_shortest_path(journey: Machine) -> None:
+def test_refusal_lists_the_allowed_states_and_a_shortest_path(journey: Machine) -> None:
     refusal = journey.check("offline", "deep_work")
     assert refusal is not None
     assert (refusal.code, refusal.current, refusal.requested) == ("not_allowed", "offline", "deep_work")
@@ -224,14 +222,14 @@ def test_a_refusal_lists_the_allowed_states_and_a_shortest_path(journey: Machine
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("inbx", "inbox"), ("deepwork", "deep_work"), ("IDLE", "idle")])
-def test_the_refusal_of_a_misspelt_state_suggests_similar_names(journey: Machine, typed: str, meant: str) -> None:
+def test_refusal_of_a_misspelt_state_suggests_similar_names(journey: Machine, typed: str, meant: str) -> None:
     refusal = journey.check("inbox", typed)
     assert refusal is not None
     assert (refusal.code, refusal.requested) == ("unknown_state", typed)
     assert refusal.suggestions == (f"did you mean {meant}",)
 
 
-def test_a_huge_state_name_is_truncated_in_the_refusal(journey: Machine) -> None:
+def test_huge_state_name_is_truncated_in_the_refusal(journey: Machine) -> None:
     refusal = journey.check("inbox", "x" * 1_000_000)
     assert refusal is not None
     assert refusal.requested == "x" * 64 + "…"
@@ -239,7 +237,7 @@ def test_a_huge_state_name_is_truncated_in_the_refusal(journey: Machine) -> None
 
 
 def test_on_unknown_is_the_only_target_of_an_unknown_state(journey: Machine) -> None:
-    """An agent whose state no longer exists is never trapped."""
+    """An agent whose state no longer exists can always leave it."""
     assert journey.allowed("gone") == ("offline",)
     assert journey.check("gone", "offline") is None
     refusal = journey.check("gone", "inbox")
@@ -261,7 +259,7 @@ def machines(draw: st.DrawFn) -> Machine:
 
 @given(st.data())
 def test_any_sequence_of_declarations_follows_the_transitions(data: st.DataObject) -> None:
-    """Each refusal has a true reason and the true targets."""
+    """Each refusal has a true reason and lists the actual targets."""
     machine = data.draw(machines())
     declared = data.draw(st.lists(st.sampled_from(sorted(machine.states)) | NAMES | st.text(max_size=70), max_size=20))
     state = machine.initial
@@ -278,9 +276,9 @@ def test_any_sequence_of_declarations_follows_the_transitions(data: st.DataObjec
         assert (refusal.current, set(refusal.allowed)) == (state, transitions)
         if refusal.code == "not_allowed":
             for path in refusal.suggestions:
-                status_changes = [state, *path.split(", then ")]
-                assert status_changes[-1] == target
-                assert set(starmap(machine.check, pairwise(status_changes))) == {None}
+                states = [state, *path.split(", then ")]
+                assert states[-1] == target
+                assert set(starmap(machine.check, pairwise(states))) == {None}
         else:
             assert {suggestion.removeprefix("did you mean ") for suggestion in refusal.suggestions} <= set(
                 machine.states
@@ -300,8 +298,7 @@ def test_any_text_is_a_machine_or_a_list_of_problems(text: str) -> None:
 # --- machines by agent type -------------------------------------------------------------------------------------------
 
 
-def test_each_agent_has_the_machine_of_its_type(journey: Machine) -> None:
-    """Unregistered agents have their own."""
+def test_each_agent_type_has_its_machine_and_so_have_unregistered_agents(journey: Machine) -> None:
     small = parse(SMALL, "m.toml")
     machines = Machines(
         {"journey": journey, "open": shipped("open"), "small": small}, "journey", "open", {"scout": "small"}
@@ -311,8 +308,7 @@ def test_each_agent_has_the_machine_of_its_type(journey: Machine) -> None:
     assert machines.for_type(None).name == "open"
 
 
-def test_machines_that_do_not_exist_are_all_reported(journey: Machine) -> None:
-    """Each with its key."""
+def test_every_machine_that_does_not_exist_is_reported_with_its_key(journey: Machine) -> None:
     with pytest.raises(ConfigError) as caught:
         Machines({"journey": journey}, "jorney", "open", {"scout": "small", "critic": "journey"})
     assert caught.value.problems == (

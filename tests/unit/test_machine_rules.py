@@ -116,19 +116,21 @@ GOOD = {"branch": "main", "tokens": 7}
         (TransitionCase("operator", cooldown_left_s=lambda _: 9.0, occupants=lambda _: 9), "talk", None),
     ],
 )
-def test_a_transition_is_allowed_only_if_all_its_conditions_hold(
+def test_transition_is_allowed_only_if_all_its_conditions_hold(
     machine: Machine, case: TransitionCase, target: str, expected: str | None
 ) -> None:
-    """Actor, context, min_stay, cooldown and max_agents."""
     assert code(machine, "inbox", target, case) == expected
 
 
-def test_a_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) -> None:
+def test_refusal_says_what_is_missing_and_when_to_try_again(machine: Machine) -> None:
     missing = machine.check("inbox", "work", TransitionCase("agent", context={"branch": "main"}))
     soon = machine.check("inbox", "work", TransitionCase("agent", stayed_s=2.0))
     cooling = machine.check("inbox", "work", TransitionCase("agent", cooldown_left_s=lambda _: 12.0))
     assert missing is not None
-    assert (missing.missing, missing.allowed) == ({"tokens": "integer"}, ("work",))  # to talk is for operators
+    assert (missing.missing, missing.allowed) == (
+        {"tokens": "integer"},
+        ("work",),
+    )  # the transition to talk is for operators
     assert missing.message == "the transition from inbox to work requires in its context: tokens (integer)"
     assert soon is not None
     assert soon.retry_after_s == 3.0
@@ -190,11 +192,11 @@ def test_every_problem_of_a_condition_is_reported_with_its_file_and_line(old: st
     assert [problem for problem in found if problem.startswith(expected)], found
 
 
-def test_the_engine_must_be_allowed_to_move_an_agent_to_after_max_stay(machine: Machine) -> None:
-    """`by` must include the engine, and the engine has no context."""
+def test_transition_to_after_max_stay_must_be_open_to_the_engine(machine: Machine) -> None:
+    """Its `by` must include the engine, and it must not require a context, because the engine has none."""
     assert machine.states["work"].after_max_stay == "inbox"
-    barred = '[states.work.transitions.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
-    assert problems(full=FULL + barred) == (
+    transition = '[states.work.transitions.inbox]\nby = ["agent"]\nrequires = { x = "string" }\n'
+    assert problems(full=FULL + transition) == (
         'full.toml:19: [states.work] after_max_stay: "by" of the transition to "inbox" does not include the engine',
         (
             'full.toml:19: [states.work] after_max_stay: the transition to "inbox" requires a context,'
@@ -206,20 +208,20 @@ def test_the_engine_must_be_allowed_to_move_an_agent_to_after_max_stay(machine: 
 # --- inheritance ------------------------------------------------------------------------------------------------------
 
 
-def test_a_machine_inherits_every_key_that_it_does_not_write() -> None:
-    """Over any number of generations, with the files in any order."""
+def test_machine_inherits_every_key_that_it_does_not_write() -> None:
+    """The machine that it extends may extend another. The order of the files does not matter."""
     grandchild = '[machine]\nname = "grandchild"\nextends = "child"\nversion = 9\n[states.rest]\nmin_stay = 1\n'
     found = parse_all({"g.toml": grandchild, "c.toml": CHILD, "f.toml": FULL})
-    child, grown = found["child"], found["grandchild"]
+    child, grandchild_machine = found["child"], found["grandchild"]
     assert (child.initial, child.version, child.extends) == ("inbox", 3, "full")
     assert (child.states["work"].max_stay, child.states["work"].cooldown) == (60, 30)
     assert child.allowed("inbox") == ("work", "talk", "rest")
     assert child.states["inbox"].transitions == found["full"].states["inbox"].transitions
-    assert (grown.version, grown.states["rest"]) == (9, State(to=("inbox",), min_stay=1))
+    assert (grandchild_machine.version, grandchild_machine.states["rest"]) == (9, State(to=("inbox",), min_stay=1))
 
 
 def test_inherited_conditions_can_be_removed() -> None:
-    """By 0, an empty text or an empty table."""
+    """A condition is removed by 0, an empty text or an empty table."""
     free = '[machine]\nname = "free"\nextends = "full"\n'
     free += '[states.work]\nmax_stay = 0\nafter_max_stay = ""\ncooldown = 0\nmax_agents = 0\n'
     free += '[states.inbox]\nmin_stay = 0\ntransitions = {}\n[states.talk]\nwaits_for = ""\n'
@@ -233,7 +235,7 @@ def test_inherited_conditions_can_be_removed() -> None:
 
 
 def test_transitions_are_inherited_one_by_one() -> None:
-    """Also key by key. A transition that `to` no longer names is dropped."""
+    """Each key of a transition is inherited by itself. A transition that `to` no longer names is dropped."""
     head = '[machine]\nname = "{}"\nextends = "{}"\n'
     base = '[machine]\nname = "base"\ninitial = "a"\n[states.a]\nto = ["b", "c"]\n'
     base += '[states.a.transitions.b]\nrequires = { plan = "string" }\nby = ["agent"]\n'
@@ -246,12 +248,12 @@ def test_transitions_are_inherited_one_by_one() -> None:
     assert found["two"].states["a"].transitions == {"b": b}
 
 
-def test_a_problem_in_an_inherited_part_is_reported_in_the_file_that_extends_it() -> None:
-    """At the line that changes it, or else at `extends`."""
-    cut = CHILD.replace('to = ["work", "talk", "rest"]', 'to = ["work", "rest"]')
-    cut = cut.replace("max_stay = 60", 'to = ["done"]')
+def test_problem_in_an_inherited_part_is_reported_in_the_file_that_extends_it() -> None:
+    """It is reported at the line that causes it, or else at `extends`."""
+    child = CHILD.replace('to = ["work", "talk", "rest"]', 'to = ["work", "rest"]')
+    child = child.replace("max_stay = 60", 'to = ["done"]')
     reason = "cannot be reached from initial or an on_... entry"
-    assert problems(child=cut, full=FULL) == (
+    assert problems(child=child, full=FULL) == (
         f"child.toml:3: [states.talk]: {reason}",
         'child.toml:5: [states.work] after_max_stay: work does not lead to "inbox"',
     )
@@ -262,11 +264,11 @@ def test_cycles_and_unknown_names_in_extends_are_reported() -> None:
     assert problems(full=FULL, child=CHILD.replace('"full"', '"fall"')) == (
         'child.toml:3: [machine] extends: no machine "fall" (did you mean "full"?)',
     )
-    circle = {
+    cycle = {
         name: f'[machine]\nname = "{name}"\nextends = "{other}"\ninitial = "x"\n[states.x]\nfinal = true\n'
         for name, other in (("a", "b"), ("b", "c"), ("c", "a"))
     }
-    assert problems(**circle) == (
+    assert problems(**cycle) == (
         "a.toml:3: [machine] extends: a machine cannot extend itself: a extends b extends c extends a",
         "b.toml:3: [machine] extends: a machine cannot extend itself: b extends c extends a extends b",
         "c.toml:3: [machine] extends: a machine cannot extend itself: c extends a extends b extends c",
@@ -312,7 +314,7 @@ def machines(draw: st.DrawFn) -> Machine:
 
 @given(machines(), st.data())
 def test_every_refusal_has_the_first_condition_that_fails(machine: Machine, data: st.DataObject) -> None:
-    """Compared with a second implementation of docs/machines.md."""
+    """The expected code comes from a second implementation of docs/machines.md."""
     current = data.draw(st.sampled_from(sorted(machine.states)))
     target = data.draw(_names)
     left_s, occupants = data.draw(_seconds), data.draw(st.integers(0, 3))

@@ -1,7 +1,12 @@
-"""State transitions: allowed, refused, and declared by a response."""
+"""State changes: allowed, refused, declared by a response, or written by the agent to its own key."""
+
+from typing import Any
 
 import pytest
 
+from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.agents.transitions import decide_snapshot
+from aism_engine.domain.decision import Decision
 from tests.support.model import AT, NOW, World, registered_world
 
 
@@ -80,3 +85,57 @@ def test_state_change_is_recorded_when_events_are_off() -> None:
     world = World(publish_events=False)
     world.respond("register", type="scribe")
     assert (world.published, [fact["new_state"] for fact in world.facts_of("state_changed")]) == ([], ["bootstrap"])
+
+
+# --- what agents write to their own keys ------------------------------------------------------------------------------
+
+
+def read_snapshot(world: World, agent_id: str = "a", **written: Any) -> Decision:  # noqa: ANN401
+    """Decide on what an agent wrote, as read a minute after the start."""
+    if written:
+        world.snapshots[agent_id] = AgentSnapshot(**written)
+    return world.decide(decide_snapshot, agent_id, NOW + 60)
+
+
+def test_metadata_of_unregistered_agent_is_applied(world: World) -> None:
+    world.respond("heartbeat")
+    assert read_snapshot(world, type="architect", labels={"team": "x"}, state="unknown").outcome == "applied"
+    assert (world.agent().type, world.agent().labels) == ("architect", {"team": "x"})
+    assert (world.records["a"]["type"], world.records["a"]["labels"]) == ("architect", '{"team":"x"}')
+    assert read_snapshot(world).effects == []
+    assert world.facts_of("metadata_changed") == [
+        {"event": "metadata_changed", "agent_id": "a", "type": "architect", "details": {"labels": {"team": "x"}}}
+    ]
+
+
+def test_registered_agent_keeps_its_type_and_may_change_its_labels(scribe: World) -> None:
+    read_snapshot(scribe, type="emperor", labels={"team": "y"}, state="inbox")
+    assert (scribe.agent().type, scribe.agent().labels) == ("scribe", {"team": "y"})
+
+
+def test_allowed_state_that_an_agent_wrote_is_applied(scribe: World) -> None:
+    read_snapshot(scribe, state="distill")
+    assert (scribe.agent().state, scribe.agent().declared) == ("distill", "distill")
+    assert [fact["source"] for fact in scribe.facts_of("state_changed")] == ["agent"]
+
+
+def test_refused_state_that_an_agent_wrote_is_overwritten(scribe: World) -> None:
+    scribe.states["a"] = "bootstrap"
+    assert read_snapshot(scribe, state="bootstrap").outcome == "refused"
+    assert (scribe.agent().state, scribe.agent().declared, scribe.states["a"]) == ("inbox", "bootstrap", "inbox")
+    assert [fact["code"] for fact in scribe.facts_of("transition_refused")] == ["not_allowed"]
+
+
+def test_snapshot_from_before_the_latest_change_is_ignored(scribe: World) -> None:
+    """It may be older than what the engine wrote."""
+    scribe.now = NOW + 60
+    scribe.respond("state_transition", target="deep_work")
+    assert read_snapshot(scribe, state="inbox").effects == []
+
+
+def test_snapshot_of_unknown_agent_is_ignored(world: World) -> None:
+    assert read_snapshot(world, "nobody", state="inbox").effects == []
+
+
+def test_known_agent_without_snapshot_is_left_alone(scribe: World) -> None:
+    assert read_snapshot(scribe).effects == []

@@ -1,0 +1,55 @@
+"""Deadlines of commands: the time to live, and deadlines that no longer apply."""
+
+import pytest
+
+from aism_engine.domain import effects as fx
+from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.draft import Draft
+from tests.support.model import NOW, World, registered_world
+
+
+@pytest.fixture
+def world() -> World:
+    """A registered agent `a` in its inbox."""
+    return registered_world()
+
+
+def test_command_expires_after_its_ttl(world: World) -> None:
+    """The outcome is recorded, the copy in the agent's list is removed, and an event reports it."""
+    world.send("c1")
+    world.send("c2")
+    world.pop()
+    world.respond("ack", command_id="c1")
+    (first, _) = world.pass_time(3600)
+    assert fx.ExpectDeadline("command:c1", NOW + 3600) in first.effects
+    record = world.command_records["c1"]
+    assert (record["status"], record["code"], record["ended_at"]) == ("expired", "expired", "2027-01-15T09:00:00.000Z")
+    assert (world.lists["a"], world.deadlines, world.agent().open_commands) == ([], {}, [])
+    errors = [(event["code"], event["command_id"]) for event in world.events("errors")]
+    assert errors == [("expired", "c1"), ("expired", "c2")]
+    assert [fact["cause"] for fact in world.facts_of("command_expired")] == ["command:c1", "command:c2"]
+
+
+def test_command_does_not_expire_early(world: World) -> None:
+    world.send("c1")
+    assert world.pass_time(3599.999) == []
+    assert world.status("c1") == "queued"
+
+
+@pytest.mark.parametrize("member", ["command:c1", "command:c9", "dwell:a", "", "nonsense"])
+def test_deadline_of_ended_or_unknown_command_is_removed(world: World, member: str) -> None:
+    world.send("c1")
+    world.respond("result", command_id="c1")
+    before = len(world.facts)
+    world.deadlines[member] = NOW
+    assert world.decide_deadline(member, NOW).outcome == "late"
+    assert (world.deadlines, world.status("c1"), len(world.facts)) == ({}, "succeeded", before)
+
+
+def test_expiry_is_decided_from_the_fleet_and_not_from_a_stale_record(world: World) -> None:
+    """A record that was read before the result was committed says that the command is open."""
+    world.send("c1")
+    stale = world.draft().lookups
+    world.respond("result", command_id="c1")
+    decision = decide_deadline(Draft(world.fleet, world.now, stale), world.policy, "command:c1", NOW + 3600)
+    assert decision.outcome == "late"
