@@ -27,8 +27,14 @@ def keep(ctx: DecisionContext, agent: AgentRecord, response: m.Measurement, _raw
         if ctx.policy.protocol.publish_events and response.via != "channel":
             event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
             ctx.add(fx.Publish("measurements", encode(event)))
-    refused = sorted(response.payload.keys() - values) if len(values) < len(response.payload) else []
-    return _refuse(ctx, agent_id, refused) if refused else None
+    if len(values) == len(response.payload):
+        return None
+    code, max_names = "too_many_measurements", ctx.policy.measurements.max_names
+    ctx.decision.outcome, ctx.decision.code = "refused", code
+    message = f"{agent_id} has reached measurements.max_names = {max_names}; new names are refused"
+    details = {"refused": sorted(response.payload.keys() - values), "max_names": max_names}
+    ctx.publish_error(code, message, agent_id=agent_id, details=details)
+    return ErrorReply("measurement_refused", code, message, details)
 
 
 def _within_limit(max_names: int, known: Mapping[str, float], measured: dict[str, float]) -> dict[str, float]:
@@ -38,12 +44,3 @@ def _within_limit(max_names: int, known: Mapping[str, float], measured: dict[str
         return measured
     new = [name for name in measured if name not in known][: max(room, 0)]
     return {name: value for name, value in measured.items() if name in known or name in new}
-
-
-def _refuse(ctx: DecisionContext, agent_id: str, names: list[str]) -> ErrorReply:
-    code, max_names = "too_many_measurements", ctx.policy.measurements.max_names
-    ctx.decision.outcome, ctx.decision.code = "refused", code
-    message = f"{agent_id} has reached measurements.max_names = {max_names}; new names are refused"
-    details = {"refused": names, "max_names": max_names}
-    ctx.publish_error(code, message, agent_id=agent_id, details=details)
-    return ErrorReply("measurement_refused", code, message, details)

@@ -44,9 +44,6 @@ def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
     return agent.state if is_full or not machine.knows(state) else state
 
 
-# --- stays ------------------------------------------------------------------------------------------------------------
-
-
 def stay_end(state: State, agent: AgentRecord) -> float:
     """Return when the longest stay of an agent ends; 0: never."""
     return agent.since + state.max_stay if state.max_stay else 0.0

@@ -35,7 +35,7 @@ class _Message(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     @property
     def kind(self) -> str:
-        return _KINDS[type(self)]
+        return _KINDS.get(type(self), "custom")
 
 
 # --- agent to engine --------------------------------------------------------------------------------------------------
@@ -133,10 +133,6 @@ class Custom(_Response, frozen=True, kw_only=True, tag=False, tag_field=None):
 
     type: TypeName
     payload: Any = None
-
-    @property
-    def kind(self) -> str:
-        return "custom"
 
 
 Response: TypeAlias = (
