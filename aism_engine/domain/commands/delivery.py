@@ -4,10 +4,9 @@ import re
 from typing import Final
 
 from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.lifecycle import advance, may_dispatch
-from aism_engine.domain.decision import Decision, DecisionContext
-from aism_engine.domain.draft import Draft
-from aism_engine.domain.policy import Policy
+from aism_engine.domain.decision import DecisionContext, agent_decision
 
 HEAD_BYTES: Final = 192
 """Bytes of a body that are enough to read its id: the id is the first field, of at most 128 characters."""
@@ -26,43 +25,35 @@ def command_id_of(head: bytes) -> str | None:
     return None if found is None else found["id"].decode()
 
 
-def decide_dispatch(draft: Draft, policy: Policy, agent_id: str, limit: int) -> Decision:
+@agent_decision("dispatch")
+def decide_dispatch(ctx: DecisionContext, agent: AgentRecord, limit: int) -> None:
     """Push up to `limit` waiting commands to an agent's list, by priority and order, as far as its credit allows."""
-    decision = Decision("dispatch", "unchanged")
-    agent = draft.agent(agent_id)
-    ctx = DecisionContext(draft, policy, decision, "engine")
-    while agent is not None and agent.waiting and limit > 0 and may_dispatch(ctx, agent):
+    draft = ctx.draft
+    while agent.waiting and limit > 0 and may_dispatch(ctx, agent):
         command = draft.command(agent.waiting[0][2])
         if command is None:
             break
         if command.was_sent:  # the list must never hold two copies
-            ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id))
+            ctx.add(fx.WithdrawCommand(agent.agent_id, command.command_id))
         advance(ctx, command, command.queue, draft.now, draft.next_seq())
-        ctx.add(fx.ReleaseCommand(agent_id, command.command_id))
-        decision.outcome = "applied"
+        ctx.add(fx.ReleaseCommand(agent.agent_id, command.command_id))
         limit -= 1
-    return decision
 
 
-def decide_deliveries(draft: Draft, policy: Policy, agent_id: str, head: bytes, last_seq: int) -> Decision:
+@agent_decision("delivery")
+def decide_deliveries(ctx: DecisionContext, agent: AgentRecord, head: bytes, last_seq: int) -> None:
     """Mark the commands as delivered that have left an agent's list.
 
     `head` is the head of the oldest element of the list, empty if the list is empty. All commands that were pushed
     before this element have been popped. A command after `last_seq` was pushed after the list was read: the list does
     not show whether it has left.
     """
-    decision = Decision("delivery", "unchanged")
-    agent = draft.agent(agent_id)
-    if agent is None:
-        return decision
+    draft = ctx.draft
     queued = [command for each in agent.queued if (command := draft.command(each)) and command.seq <= last_seq]
     queued.sort(key=lambda command: command.seq)  # an orphan that was added again is indexed last
     oldest = command_id_of(head) if head else None
     ids = [command.command_id for command in queued]
     popped = queued if not head else queued[: ids.index(oldest)] if oldest in ids else []
-    ctx = DecisionContext(draft, policy, decision, "engine")
     for command in popped:
         advance(ctx, command, command.deliver, draft.now, acks=agent.acks)
-        draft.note_activity(agent_id)
-        decision.outcome = "applied"
-    return decision
+        draft.note_activity(agent.agent_id)
