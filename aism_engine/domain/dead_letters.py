@@ -31,8 +31,9 @@ def add_dead_letter(
     ctx.decision.outcome, ctx.decision.code = "dead_lettered", code
     reason = truncate(reason)
     digest, size = oversized or (message_digest(raw), len(raw))
-    added = fx.DeadLetter(code=code, reason=reason, source=source, raw=raw, digest=digest, size=size, agent_id=agent_id)
-    ctx.add(fx.AddDeadLetter(added))
+    ctx.add(
+        fx.DeadLetter(code=code, reason=reason, source=source, raw=raw, digest=digest, size=size, agent_id=agent_id)
+    )
     details = {"digest": digest, "size": size}
     ctx.record("dead_letter_added", agent_id=agent_id, code=code, reason=reason, details={"source": source, **details})
     ctx.publish_error(code, reason, agent_id=agent_id, details=details)

@@ -68,7 +68,7 @@ class DecisionContext:
 
     def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - fields of Fact, of several types
         """Record a fact in the audit."""
-        self.add(fx.RecordFact(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields)))
+        self.add(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields))
 
     def publish_error(self, code: str, message: str, **fields: Any) -> None:  # noqa: ANN401 - fields of ErrorEvent
         at, cause = self.draft.at, self.cause

@@ -14,42 +14,6 @@ DeadLetterSource: TypeAlias = Literal["response_queue", "request_queue", "fanout
 """The queue from which a dead letter was read; `commands` if it is a command whose attempts are used up."""
 
 
-class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of the audit. `at` is ISO 8601 in UTC, by Redis `TIME`.
-
-    `by` is the actor that caused the event. `cause` is the id of the message, request or group that caused it, or the
-    member of the deadline.
-    """
-
-    event: str
-    at: str
-    by: Actor
-    agent_id: str | None = None
-    cause: str | None = None
-    command_id: str | None = None
-    type: str | None = None
-    old_state: str | None = None
-    new_state: str | None = None
-    source: str | None = None
-    code: str | None = None
-    reason: str | None = None
-    details: dict[str, Any] | None = None
-
-
-class DeadLetter(Struct, frozen=True, kw_only=True):
-    """A message or command that could not be applied, and the reason. `raw` is only its head if it was oversized."""
-
-    code: str
-    reason: str
-    source: str
-    raw: bytes
-    digest: str
-    size: int
-    agent_id: str | None = None
-    replay_of: str | None = None
-    """Id of the dead letter whose replay failed."""
-
-
 class Effect(Struct, frozen=True, gc=False):
     """A write or a precondition. Its subclasses are in this module."""
 
@@ -202,12 +166,40 @@ class Publish(Effect, frozen=True):
     body: bytes
 
 
-class RecordFact(Effect, frozen=True):
-    fact: Fact
+class Fact(Effect, frozen=True, kw_only=True, omit_defaults=True):
+    """An event to record in the audit. `at` is ISO 8601 in UTC, by Redis `TIME`.
+
+    `by` is the actor that caused the event. `cause` is the id of the message, request or group that caused it, or the
+    member of the deadline.
+    """
+
+    event: str
+    at: str
+    by: Actor
+    agent_id: str | None = None
+    cause: str | None = None
+    command_id: str | None = None
+    type: str | None = None
+    old_state: str | None = None
+    new_state: str | None = None
+    source: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    details: dict[str, Any] | None = None
 
 
-class AddDeadLetter(Effect, frozen=True):
-    dead_letter: DeadLetter
+class DeadLetter(Effect, frozen=True, kw_only=True):
+    """A message or command to add to the dead letters, with the reason. `raw` is only its head if it was oversized."""
+
+    code: str
+    reason: str
+    source: str
+    raw: bytes
+    digest: str
+    size: int
+    agent_id: str | None = None
+    replay_of: str | None = None
+    """Id of the dead letter whose replay failed."""
 
 
 class ExpectScore(Effect, frozen=True):

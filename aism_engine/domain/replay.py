@@ -78,8 +78,6 @@ def _decide_again(ctx: DecisionContext, dead_letter_id: str, dead_letter: fx.Dea
         return ErrorReply(_REPLAY_REFUSED, error.code, error.reason)
     decision = decide_response(ctx.draft, ctx.policy, response, dead_letter.raw, replayed=True)
     for effect in decision.effects:
-        if isinstance(effect, fx.AddDeadLetter):
-            ctx.add(fx.AddDeadLetter(msgspec.structs.replace(effect.dead_letter, replay_of=dead_letter_id)))
-        else:
-            ctx.add(effect)
+        added = isinstance(effect, fx.DeadLetter)
+        ctx.add(msgspec.structs.replace(effect, replay_of=dead_letter_id) if added else effect)
     return {"ok": True, "dead_letter_id": dead_letter_id, "outcome": decision.outcome, "code": decision.code or None}

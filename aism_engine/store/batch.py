@@ -212,8 +212,8 @@ def _send_reply(batch: Batch, effect: fx.SendReply) -> None:
     batch.write("PEXPIRE", name, int(effect.ttl_s * 1000))
 
 
-def _add_dead_letter(batch: Batch, effect: fx.AddDeadLetter) -> None:
-    fields = {name: value for name, value in msgspec.structs.asdict(effect.dead_letter).items() if value is not None}
+def _add_dead_letter(batch: Batch, effect: fx.DeadLetter) -> None:
+    fields = {name: value for name, value in msgspec.structs.asdict(effect).items() if value is not None}
     bound = ("MAXLEN", "~", batch.bounds.dead_letters)
     batch.write("XADD", batch.keys.dead_letters, *bound, "*", *chain.from_iterable(fields.items()))
 
@@ -255,8 +255,8 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.SetDeadline: lambda batch, effect: batch.write("ZADD", batch.keys.deadlines, repr(effect.at), effect.member),
     fx.ClearDeadline: lambda batch, effect: batch.write("ZREM", batch.keys.deadlines, _member(effect.member)),
     fx.Publish: lambda batch, effect: batch.publish(getattr(batch.keys, effect.channel), effect.body),
-    fx.RecordFact: lambda batch, effect: batch.facts.append(effect.fact),
-    fx.AddDeadLetter: _add_dead_letter,
+    fx.Fact: lambda batch, effect: batch.facts.append(effect),
+    fx.DeadLetter: _add_dead_letter,
     fx.ExpectScore: lambda batch, effect: batch.watch(batch.keys.heartbeats, effect.agent_id, effect.score),
     fx.ExpectDeadline: lambda batch, effect: batch.watch(batch.keys.deadlines, _member(effect.member), effect.at),
 }

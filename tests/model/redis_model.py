@@ -165,7 +165,7 @@ class RedisModel:
         self.drop_empty()
 
     def _entry(self, attempt: Attempt) -> dict[bytes, bytes] | None:
-        facts = [effect.fact for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.RecordFact)]
+        facts = [effect for _, effect in _numbered(attempt.decisions) if isinstance(effect, fx.Fact)]
         mentioned = {
             (fact.agent_id, fact.cause) for fact in facts if fact.by == "agent" and fact.event != "dead_letter_added"
         }
@@ -246,8 +246,7 @@ class RedisModel:
         self._push(key, effect.body)
         self.expiring.add(key)
 
-    def _add_dead_letter(self, effect: fx.AddDeadLetter) -> None:
-        dead_letter = effect.dead_letter
+    def _add_dead_letter(self, dead_letter: fx.DeadLetter) -> None:
         fields = {name: getattr(dead_letter, name) for name in ("code", "reason", "source", "raw", "digest", "size")}
         if dead_letter.agent_id is not None:
             fields["agent_id"] = dead_letter.agent_id
@@ -287,7 +286,7 @@ _APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.SendReply: RedisModel._send_reply,
     fx.SetDeadline: lambda model, effect: model.get(model.keys.deadlines, Scores).update({effect.member: effect.at}),
     fx.ClearDeadline: lambda model, effect: model.get(model.keys.deadlines, Scores).pop(effect.member, None),
-    fx.AddDeadLetter: RedisModel._add_dead_letter,
+    fx.DeadLetter: RedisModel._add_dead_letter,
 }
 
 
@@ -327,7 +326,7 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
     fx.ClearDeadline: lambda model, _effect: {model.keys.deadlines: "zset"},
     fx.ExpectDeadline: lambda model, _effect: {model.keys.deadlines: "zset"},
     fx.ExpectScore: lambda model, _effect: {model.keys.heartbeats: "zset"},
-    fx.AddDeadLetter: lambda model, _effect: {model.keys.dead_letters: "stream"},
+    fx.DeadLetter: lambda model, _effect: {model.keys.dead_letters: "stream"},
 }
 
 

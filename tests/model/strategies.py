@@ -56,8 +56,8 @@ effects = st.one_of(
     st.builds(fx.SetDeadline, members, scores),
     st.builds(fx.ClearDeadline, members),
     st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
-    st.builds(fx.RecordFact, facts),
-    st.builds(fx.AddDeadLetter, dead_letters),
+    facts,
+    dead_letters,
     st.builds(fx.ExpectScore, agents, scores),
     st.builds(fx.ExpectDeadline, members, scores),
 )

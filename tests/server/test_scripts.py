@@ -96,7 +96,7 @@ CHANGE = (
     fx.SaveAgent("a", {"state": "inbox"}),
     fx.SetState("a", "inbox"),
     fx.Publish("state_changes", b"{}"),
-    fx.RecordFact(FACT),
+    FACT,
 )
 
 
@@ -185,8 +185,8 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
         fx.SetDeadline("command:new", 1_800_000_000.25),
         fx.ExpectDeadline("command:old", 7.0),
         fx.ClearDeadline("command:old"),
-        fx.RecordFact(FACT),
-        fx.AddDeadLetter(dead_letter),
+        FACT,
+        dead_letter,
     )
     assert reply == CommitReply(CommitCode.APPLIED, [])
     found = {
@@ -254,7 +254,7 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
 
 async def test_one_audit_entry_holds_all_facts_of_a_commit(leader: Leader) -> None:
     """It also has the id of the commit and the epoch. A commit without facts adds no entry."""
-    await leader.commit(fx.RecordFact(FACT), fx.RecordFact(FACT), commit_id="L1")
+    await leader.commit(FACT, FACT, commit_id="L1")
     await leader.commit(fx.IndexAgent("a"), commit_id="L2", previous="L1")
     (entry,) = await leader.call("XRANGE", leader.keys.audit, "-", "+")
     fields = {name: value for name, value in entry[1].items() if name != b"facts"}
@@ -413,8 +413,8 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the index": ("set", lambda keys: keys.index, fx.IndexAgent("b")),
     "the deadlines": ("zset", lambda keys: keys.deadlines, fx.SetDeadline("x", 1.0)),
     "the heartbeats": ("zset", lambda keys: keys.heartbeats, fx.ForgetAgent("b")),
-    "the audit": ("stream", lambda keys: keys.audit, fx.RecordFact(FACT)),
-    "the dead letters": ("stream", lambda keys: keys.dead_letters, fx.AddDeadLetter(DEAD_LETTER)),
+    "the audit": ("stream", lambda keys: keys.audit, FACT),
+    "the dead letters": ("stream", lambda keys: keys.dead_letters, DEAD_LETTER),
 }
 
 

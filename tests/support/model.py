@@ -301,11 +301,11 @@ class World:
                 self.deadlines.pop(member, None)
             case fx.Publish(channel, body):
                 self.published.append((channel, json.loads(body)))
-            case fx.RecordFact(fact):
-                self.facts.append(fact)
-            case fx.AddDeadLetter(letter):
+            case fx.Fact():
+                self.facts.append(effect)
+            case fx.DeadLetter():
                 self._dead_lettered += 1
-                self.stream[f"{self._dead_lettered}-0"] = letter
+                self.stream[f"{self._dead_lettered}-0"] = effect
             case fx.ExpectScore(agent_id, score):
                 assert self.snapshots[agent_id].score == score
             case fx.ExpectDeadline(member, at):

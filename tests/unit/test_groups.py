@@ -156,7 +156,7 @@ def test_deadline_of_a_group_counts_all_its_pending_members_at_once(world: World
         "ExpectDeadline",
         "SaveGroup",
         "ClearDeadline",
-        "RecordFact",
+        "Fact",
     ]
     record = world.group_records["g"]
     assert (record["status"], record["expired"], "ended_at" in record) == ("failed", "50", True)

@@ -74,7 +74,7 @@ def change_state(
         reason=reason,
         details=details,
     )
-    ctx.add(fx.RecordFact(fact))
+    ctx.add(fact)
     if ctx.policy.protocol.publish_events:
         event = StateChange(
             agent_id=agent_id, old_state=old_state, new_state=state, timestamp=at, source="engine", cause=ctx.cause
