@@ -20,7 +20,7 @@ from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, Thr
 copy: Final = msgspec.structs.replace
 """Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""
 MAX_COUNTED: Final = 65_536
-"""Maximum number of pairs, and of thread members, to remember: those used most recently. Arbitrary: 20 MB for each."""
+"""How many pairs, and how many thread members, are remembered: the most recently used. Arbitrary: 20 MB for each."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -52,7 +52,7 @@ class Draft:
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
         self.silences: dict[str, float | None] = {}
-        """Since when an agent is silent; None: it is no longer silent."""
+        """When each agent fell silent; None: the agent is no longer silent."""
         self._last_seq = fleet.last_seq
 
     @property

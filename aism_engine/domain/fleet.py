@@ -150,8 +150,7 @@ class Fleet:
     def load_measurements(self, agent_id: str, values: dict[str, float]) -> None:
         """Add what an agent measured before the load, unless a commit has done so.
 
-        It does not matter whether this happens before or after a decision that needs the values: until then the
-        decision finds them in its lookups.
+        A decision that needs the values earlier finds them in its lookups.
         """
         if agent_id in self.unloaded_measurements:
             self.unloaded_measurements.discard(agent_id)

@@ -98,8 +98,8 @@ def _check(
         message = f"thread {thread_id} has reached mail.max_hops = {limits.max_hops}"
         return ErrorReply("message_refused", "too_many_hops", message, {"max_hops": limits.max_hops})
     if tokens < 1 - _ROUNDING:
-        # Rounded up, so that a retry is never too early. Half of the tolerance absorbs float noise: 500.0000001 ms is
-        # not 501 ms.
+        # Rounded up to a millisecond, so that a retry is never too early. Half of the tolerance keeps float noise from
+        # adding another one.
         wait_s = ceil((1 - _ROUNDING / 2 - tokens) / limits.pair_per_second * 1000) / 1000
         message = f"{agent.agent_id} has used up mail.pair_per_second to {to}; retry in {wait_s:g} s"
         return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})

@@ -37,14 +37,15 @@ def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | 
         return _send_to_all(ctx, request, found, raw)
     able = [agent for agent in found if _refusal(ctx, agent, request) is None and not ctx.draft.is_paused(agent)]
     if not able:
-        message = (
-            f"none of the {len(found)} selected agents can take the command: they are paused, full, or in another state"
-        )
+        reasons = "they are paused, full, or in another state"
+        message = f"none of the {len(found)} selected agents can take the command: {reasons}"
         return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
-    # The lowest load counts: commands in flight, then waiting ones. The digest spreads requests over equal agents.
-    chosen = min(
-        able, key=lambda each: (each.in_flight, len(each.waiting), crc32(f"{request.id} {each.agent_id}".encode()))
-    )
+
+    def load(agent: AgentRecord) -> tuple[int, int, int]:
+        """Return commands in flight, then waiting ones. The checksum spreads requests over equally loaded agents."""
+        return agent.in_flight, len(agent.waiting), crc32(f"{request.id} {agent.agent_id}".encode())
+
+    chosen = min(able, key=load)
     return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
 
 

@@ -86,7 +86,7 @@ class Command(Struct, kw_only=True):
     """Number of retryable errors that its agent reported."""
     accepted_at: float
     start_at: float = 0.0
-    """The scheduled start, from which the time to live counts; 0: it did not have to wait for one."""
+    """The scheduled start, from which the time to live counts; 0: it may be sent at once."""
     expires_at: float
     step_at: float = 0.0
     """When the start, the ack timeout, the execution timeout or the next attempt is due; 0: none of them."""

@@ -53,7 +53,7 @@ class Group(Struct, kw_only=True):
         return f"group:{self.group_id}"
 
     def count(self, outcome: str, now: float, members: int = 1) -> dict[str, str]:
-        """Count the same outcome of some members. Return the fields of the record that change."""
+        """Count one outcome for a number of members. Return the fields of the record that change."""
         setattr(self, outcome, getattr(self, outcome) + members)
         fields = {outcome: str(getattr(self, outcome))}
         if self.status == "open":

@@ -86,7 +86,7 @@ def end_with_error(ctx: DecisionContext, command: Command, status: Status, code:
 
 
 def count_in_group(ctx: DecisionContext, group_id: str, outcome: str, members: int = 1) -> None:
-    """Count the same outcome of some members of a group. A group that has ended is not counted any more."""
+    """Count one outcome for a number of members of a group. A group that has ended is left alone."""
     group = ctx.draft.group(group_id)
     if group is None:
         return

@@ -52,10 +52,8 @@ def result(ctx: DecisionContext, agent: AgentRecord, response: m.Result, raw: by
     if isinstance(command, ErrorReply):
         return command
     value = encode(response.payload)
-    kept: dict[str, str | bytes]
-    if len(value) <= ctx.policy.commands.max_result_bytes:
-        kept = {"result": value}
-    else:
+    kept: dict[str, str | bytes] = {"result": value}
+    if len(value) > ctx.policy.commands.max_result_bytes:
         kept = {"result_digest": message_digest(value), "result_size": str(len(value))}
     ctx.add(fx.SaveCommand(command.command_id, kept))
     refusal = None

@@ -27,7 +27,7 @@ _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
 _OPERATORS: Final[dict[str, Operator]] = {"=": "in", "==": "in", "in": "in", "!=": "notin", "notin": "notin"}
 _LABEL: Final = "label."
 _MAX_REQUIREMENTS: Final = 32
-"""Limits on the requirements of a selector and on the values of each: arbitrary numbers."""
+"""Maximum number of requirements of a selector, and of values of a requirement: arbitrary numbers."""
 _MAX_VALUES: Final = 256
 
 
