@@ -4,7 +4,7 @@ So a decision whose write has failed leaves no trace in memory. Within a batch, 
 the earlier ones.
 """
 
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Final, TypeVar
 
@@ -26,6 +26,17 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+class Changes(dict[K, V]):
+    """New values over those of the fleet. `find` reads both, several times faster than a ChainMap."""
+
+    def __init__(self, committed: Mapping[K, V]) -> None:
+        self._committed = committed
+
+    def find(self, key: K) -> V | None:
+        value = self.get(key)
+        return self._committed.get(key) if value is None else value
+
+
 class Draft:
     """The fleet with the changes of one batch. `now` is the instant of its decisions, by Redis `TIME`."""
 
@@ -44,8 +55,8 @@ class Draft:
         self._measurements: dict[str, dict[str, float]] = {}
         self.new_mail: Counter[str] = Counter()
         """Number of messages to each agent in this batch."""
-        self.token_buckets: ChainMap[Pair, TokenBucket] = ChainMap({}, fleet.token_buckets)
-        self.hops: ChainMap[ThreadMember, int] = ChainMap({}, fleet.hops)
+        self.token_buckets = Changes[Pair, TokenBucket](fleet.token_buckets)
+        self.hops = Changes[ThreadMember, int](fleet.hops)
         self._size_change = 0
         self.request_replies: dict[str, bytes] = {}
         """Replies to the requests of this batch."""
@@ -212,8 +223,8 @@ class Draft:
             fleet.dispatchable |= fleet.waiting
         if self.losses_confirmed:
             fleet.losses_confirmed_at = self.now
-        _keep_recent(fleet.token_buckets, self.token_buckets.maps[0])
-        _keep_recent(fleet.hops, self.hops.maps[0])
+        _keep_recent(fleet.token_buckets, self.token_buckets)
+        _keep_recent(fleet.hops, self.hops)
         self._apply_activity()
 
     def _apply_activity(self) -> None:

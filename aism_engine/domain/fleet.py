@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct, field
 
@@ -18,7 +18,7 @@ ThreadMember: TypeAlias = tuple[str, str]
 """A thread, and an agent that received a message in it."""
 
 
-class TokenBucket(NamedTuple):
+class TokenBucket(Struct, frozen=True):
     """How many tokens a pair had left at an instant."""
 
     tokens: float
@@ -185,23 +185,25 @@ class Fleet:
     def replace(self, agent: AgentRecord) -> None:
         agent_id = agent.agent_id
         old = self.agents.get(agent_id)
-        if old is None or _counted(old) != _counted(agent):
+        if old is None or (old.state, old.registered_type) != (agent.state, agent.registered_type):
             if old is not None:
                 self._count(old, -1)
             self._count(agent, 1)
+        elif old.liveness is not agent.liveness:
+            self.liveness[old.liveness] -= 1
+            self.liveness[agent.liveness] += 1
         self.agents[agent_id] = agent
-        _set_member(self.absent, agent_id, agent.lost_score is not None)
-        _set_member(self.queued, agent_id, agent.queued)
-        _set_member(self.waiting, agent_id, agent.waiting)
-        _set_member(self.dispatchable, agent_id, agent.waiting)
-
-
-def _counted(agent: AgentRecord) -> tuple[object, ...]:
-    return agent.state, agent.registered_type, agent.liveness
-
-
-def _set_member(agent_ids: set[str], agent_id: str, belongs: object) -> None:
-    if belongs:
-        agent_ids.add(agent_id)
-    else:
-        agent_ids.discard(agent_id)
+        if agent.lost_score is None:
+            self.absent.discard(agent_id)
+        else:
+            self.absent.add(agent_id)
+        if agent.queued:
+            self.queued.add(agent_id)
+        else:
+            self.queued.discard(agent_id)
+        if agent.waiting:
+            self.waiting.add(agent_id)
+            self.dispatchable.add(agent_id)
+        elif agent_id in self.waiting:
+            self.waiting.discard(agent_id)
+            self.dispatchable.discard(agent_id)

@@ -52,9 +52,9 @@ def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: byt
     draft.new_mail[payload.to] += 1
     content: dict[str, Any] = {"from": agent.agent_id, "content": payload.content}
     if payload.thread_id is not None:
-        hops = draft.hops.get((payload.thread_id, agent.agent_id), 0) + 1
+        hops = (draft.hops.find((payload.thread_id, agent.agent_id)) or 0) + 1
         received = (payload.thread_id, payload.to)
-        draft.hops[received] = max(hops, draft.hops.get(received, 0))
+        draft.hops[received] = max(hops, draft.hops.find(received) or 0)
         content["thread_id"] = payload.thread_id
     body = encode(m.CommandMessage(id=message_id, type="message", payload=content, timestamp=draft.at), recipient.codec)
     if accepts is True:
@@ -82,8 +82,10 @@ def release_mail(ctx: DecisionContext, agent: AgentRecord) -> None:
 def _tokens(ctx: DecisionContext, sender: str, recipient: str) -> float:
     """Return how many tokens the bucket of a pair holds now."""
     limits, now = ctx.policy.mail, ctx.draft.now
-    tokens, at = ctx.draft.token_buckets.get((sender, recipient), (limits.pair_burst, now))
-    return min(limits.pair_burst, tokens + max(0.0, now - at) * limits.pair_per_second)
+    known = ctx.draft.token_buckets.find((sender, recipient))
+    if known is None:
+        return limits.pair_burst
+    return min(limits.pair_burst, known.tokens + max(0.0, now - known.at) * limits.pair_per_second)
 
 
 def _check(
@@ -94,7 +96,7 @@ def _check(
     if ctx.machine(recipient).state(recipient.state).accepts_messages is False:
         message = f"{to} is in {recipient.state}, which accepts no messages"
         return ErrorReply("message_refused", "not_accepting", message, {"state": recipient.state})
-    if thread_id is not None and draft.hops.get((thread_id, agent.agent_id), 0) >= limits.max_hops:
+    if thread_id is not None and (draft.hops.find((thread_id, agent.agent_id)) or 0) >= limits.max_hops:
         message = f"thread {thread_id} has reached mail.max_hops = {limits.max_hops}"
         return ErrorReply("message_refused", "too_many_hops", message, {"max_hops": limits.max_hops})
     if tokens < 1 - _ROUNDING:
