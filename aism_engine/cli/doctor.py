@@ -5,7 +5,7 @@ import stat
 import textwrap
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -21,6 +21,8 @@ from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, where
 
 _WIDTH: Final = 110
+_UNBROKEN: Final[dict[str, Any]] = {"break_long_words": False, "break_on_hyphens": False}
+"""Commands must stay whole, so that they can be copied."""
 
 
 def doctor(
@@ -83,15 +85,9 @@ def _print(findings: list[Finding], subject: str) -> None:
             lines.append(f"Fix: {finding.fix}")
         head = f"{finding.severity.value:<7}  {finding.code:<{width}}  "
         for line in lines:
-            typer.echo(_wrap(line, head, indent))
+            typer.echo(textwrap.fill(line, _WIDTH, initial_indent=head, subsequent_indent=indent, **_UNBROKEN))
             head = indent
     counts = Counter(finding.severity for finding in findings)
     typer.echo(
         ", ".join(f"{counts[severity]} {severity.value}" for severity in reversed(list(Severity)) if counts[severity])
-    )
-
-
-def _wrap(line: str, head: str, indent: str) -> str:
-    return textwrap.fill(
-        line, _WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

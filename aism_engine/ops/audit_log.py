@@ -155,8 +155,8 @@ def check_continuity(
     """Return whether the audit still holds everything after the cursor, and how many entries are missing.
 
     `commit_at_cursor` is None if the entry at the cursor is gone. `first` and `first_number` are of the oldest entry.
-    The janitor never trims the entry at an archive's cursor. So if that entry is gone, either the hard bound removed
-    it, and all remaining entries are younger; or an older entry remains, and the server was rolled back.
+    The janitor never trims the entry at an archive's cursor. If that entry is gone and all others are younger, a commit
+    trimmed it at the hard bound. If an older entry remains, the server was rolled back.
     """
     if not cursor.commit or commit_at_cursor == cursor.commit:
         return "intact", 0
@@ -188,15 +188,17 @@ class Page(NamedTuple):
     def first_number(self) -> int | None:
         return None if self.added is None else self.added - self.length + 1
 
-    def number_of_first_entry(self, cursor: Cursor) -> int | None:
-        """Return the number of this page's first entry as the server counts, None if it cannot be known."""
+    def lines(self, after: Cursor) -> list[AuditLine]:
+        """Convert the entries, numbered as the server counts them if that is known."""
+        number = None if after.number is None else after.number + 1
         if self.added is None:
-            return None
-        if not self.more:
-            return self.added - len(self.entries) + 1
-        if self.entries[0][0].decode() == self.first:
-            return self.first_number
-        return None if cursor.number is None else cursor.number + 1
+            number = None
+        elif not self.more:
+            number = self.added - len(self.entries) + 1
+        elif self.entries[0][0].decode() == self.first:
+            number = self.first_number
+        numbers = repeat(None) if number is None else count(number)
+        return [line_from_entry(*entry, n) for entry, n in zip(self.entries, numbers, strict=False)]
 
 
 class AuditLog:
@@ -285,15 +287,10 @@ class AuditTail:
             if continuity == "gap":
                 lines.append(AuditLine(gap=Gap(self.cursor.id, page.first, missing)))
             # Converting a page takes about a millisecond of CPU, so it runs beside the event loop.
-            lines += await asyncio.to_thread(_lines, page.entries, page.number_of_first_entry(self.cursor))
+            lines += await asyncio.to_thread(page.lines, self.cursor)
             self.cursor = lines[-1].cursor
         behind = None if page.added is None or self.cursor.number is None else page.added - self.cursor.number
         return TailPage(lines, page.now, page.more, behind if page.more else 0, page.first)
-
-
-def _lines(entries: list[tuple[bytes, dict[bytes, bytes]]], first: int | None) -> list[AuditLine]:
-    numbers = repeat(None) if first is None else count(first)
-    return [line_from_entry(*entry, number) for entry, number in zip(entries, numbers, strict=False)]
 
 
 def _fields(values: Any) -> dict[bytes, bytes]:  # noqa: ANN401  redis-py returns a dict, a script a flat list

@@ -1,4 +1,4 @@
-"""Decides which old audit entries and dead letters may be trimmed.
+"""Trims old audit entries and dead letters.
 
 Each archive publishes its position: the last entry that is safe on its disk. No entry after the position of a live
 archive is trimmed, except by the hard bound `retention.audit_entries_max`, which every commit enforces by itself.

@@ -106,7 +106,3 @@ class Examples(Struct):
 def plural(count: int, noun: str) -> str:
     """Format `1 key` or `2 keys`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / 1024 / 1024:.1f} MiB"

@@ -4,17 +4,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from aism_engine.ops.doctor.findings import (
-    CheckResult,
-    Checks,
-    Examples,
-    Severity,
-    danger,
-    note,
-    ok,
-    plural,
-    warning,
-)
+from aism_engine.ops.doctor.findings import CheckResult, Checks, Examples, Severity, danger, note, ok, plural, warning
 
 _FIX_PREFIX: Final = "Choose prefixes that do not start with each other: aism-a and aism-b, not aism and aism:b."
 

@@ -4,7 +4,7 @@ The fleet may be working meanwhile. So when a record is missing, the reference t
 reference that existed both before and after is broken. All scans are bounded.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -49,9 +49,7 @@ class KeyspaceScan:
     async def run(self) -> KeyspaceFacts:
         await self._find_fleets_above()
         await self._scan_keys()
-        await self._scan_index()
-        await self._scan_deadlines()
-        await self._scan_heartbeats()
+        await self._scan_indexes()
         return self._facts
 
     async def _find_fleets_above(self) -> None:
@@ -141,38 +139,23 @@ class KeyspaceScan:
 
     # --- the indexes --------------------------------------------------------------------------------------------------
 
-    async def _scan_index(self) -> None:
-        index = self._keys.index
-        async for page in self._pages("SSCAN", index):
-            checks = {
-                agent_id: (("EXISTS", self._keys.agent(agent_id)), ("SISMEMBER", index, agent_id)) for agent_id in page
-            }
-            for agent_id in await self._broken(checks):
-                self._facts.missing_records.add(agent_id)
+    async def _scan_indexes(self) -> None:
+        keys, facts = self._keys, self._facts
+        async for agent_id in self._dangling("SSCAN", keys.index, lambda member: ("EXISTS", keys.agent(member))):
+            facts.missing_records.add(agent_id)
+        async for member in self._dangling("ZSCAN", keys.deadlines, lambda name: ("EXISTS", _record_key(keys, name))):
+            facts.deadlines_without_record.add(member)
+        async for member in self._dangling("ZSCAN", keys.heartbeats, lambda name: ("SISMEMBER", keys.index, name)):
+            (facts.unindexed_members if is_identifier(member) else facts.invalid_members).add(member)
+        (count,) = await self._replies([("ZCARD", keys.heartbeats)])
+        facts.heartbeats = count if isinstance(count, int) else 0
 
-    async def _scan_deadlines(self) -> None:
-        deadlines = self._keys.deadlines
-        async for page in self._pages("ZSCAN", deadlines):
-            checks = {
-                member: (("EXISTS", _record_key(self._keys, member)), ("ZSCORE", deadlines, member)) for member in page
-            }
-            for member in await self._broken(checks):
-                self._facts.deadlines_without_record.add(member)
-
-    async def _scan_heartbeats(self) -> None:
-        index, heartbeats = self._keys.index, self._keys.heartbeats
-        async for page in self._pages("ZSCAN", heartbeats):
-            self._facts.heartbeats += len(page)
-            for member in page:
-                if not is_identifier(member):
-                    self._facts.invalid_members.add(member)
-            checks = {
-                member: (("SISMEMBER", index, member), ("ZSCORE", heartbeats, member))
-                for member in page
-                if is_identifier(member)
-            }
-            for member in await self._broken(checks):
-                self._facts.unindexed_members.add(member)
+    async def _dangling(self, scan: str, key: str, record: Callable[[str], RedisCommand]) -> AsyncIterator[str]:
+        """Yield the members of an index that have no record."""
+        lookup = "SISMEMBER" if scan == "SSCAN" else "ZSCORE"
+        async for page in self._pages(scan, key):
+            for member in await self._broken({member: (record(member), (lookup, key, member)) for member in page}):
+                yield member
 
     async def _broken(self, checks: Mapping[str, tuple[RedisCommand, RedisCommand]]) -> list[str]:
         """Return the members whose record is missing although something refers to it.

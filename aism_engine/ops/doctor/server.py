@@ -5,17 +5,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from aism_engine.ops.doctor.findings import (
-    CheckResult,
-    Checks,
-    NotReportedError,
-    danger,
-    mebibytes,
-    note,
-    ok,
-    plural,
-    warning,
-)
+from aism_engine.ops.doctor.findings import CheckResult, Checks, NotReportedError, danger, note, ok, plural, warning
 
 _OLDEST_VERSION: Final = (6, 2)
 CONFIG_NAMES: Final = (
@@ -138,7 +128,7 @@ def eviction(server: ServerFacts) -> CheckResult | None:
     if limit == 0:
         return warning(f"the policy is {policy}: harmless only while maxmemory is 0", fix)
     evicted = "replies, and records of ended commands" if policy.startswith("volatile") else "queues and records"
-    return danger(f"the policy is {policy}: above {mebibytes(limit)} the server deletes {evicted}", fix)
+    return danger(f"the policy is {policy}: above {_mebibytes(limit)} the server deletes {evicted}", fix)
 
 
 @SERVER_CHECKS.add("A full server accepts no responses and no commands.")
@@ -152,16 +142,16 @@ def memory(server: ServerFacts) -> CheckResult | None:
                 "Give the machine more memory, and set maxmemory below what it has.",
             )
         return note(
-            f"the server uses {mebibytes(used)}, without a limit: when the machine is full, the kernel kills it",
+            f"the server uses {_mebibytes(used)}, without a limit: when the machine is full, the kernel kills it",
             "Set maxmemory to about three quarters of the machine's memory.",
         )
     share = used / limit
     if share > _NEARLY_FULL:
         return warning(
-            f"the server uses {share:.0%} of {mebibytes(limit)}; at 100% it refuses writes (OOM)",
+            f"the server uses {share:.0%} of {_mebibytes(limit)}; at 100% it refuses writes (OOM)",
             "Raise maxmemory, or find what grows: aism-engine top --once shows the queues.",
         )
-    return ok(f"the server uses {share:.0%} of {mebibytes(limit)}")
+    return ok(f"the server uses {share:.0%} of {_mebibytes(limit)}")
 
 
 @SERVER_CHECKS.add("A failover loses what no replica has received.")
@@ -215,13 +205,13 @@ def output_buffers(server: ServerFacts) -> CheckResult | None:
     normal = _bytes(limits.get("normal", ["0"])[0])
     if 0 < normal < _MIN_NORMAL_BYTES:
         return warning(
-            f"every client is disconnected at {mebibytes(normal)}, also the engine when it reads a large fleet",
+            f"every client is disconnected at {_mebibytes(normal)}, also the engine when it reads a large fleet",
             'CONFIG SET client-output-buffer-limit "normal 0 0 0".',
         )
     fix = 'CONFIG SET client-output-buffer-limit "pubsub 33554432 8388608 60".'
     if hard == soft == 0:
         return warning("subscribers have no limit: one that does not read fills the memory", fix)
-    summary = f"a subscriber is disconnected at {mebibytes(hard)}, or at {mebibytes(soft)} for {seconds} s"
+    summary = f"a subscriber is disconnected at {_mebibytes(hard)}, or at {_mebibytes(soft)} for {seconds} s"
     too_small = 0 < hard < _MIN_PUBSUB_HARD_BYTES or 0 < soft < _MIN_PUBSUB_SOFT_BYTES
     return warning(summary, fix) if too_small else ok(summary)
 
@@ -257,3 +247,7 @@ def _bytes(text: str) -> int:
         if text.lower().endswith(unit):
             return int(text[:-2]) * factor
     return int(text)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MiB"
