@@ -65,8 +65,8 @@ class AdminClient(Inspector):
     async def events(self) -> AsyncGenerator[dict[str, Any]]:
         """Yield events from now on, without end: the facts of the audit, and what is only published.
 
-        Each has its kind in `event`. Facts bring their own; messages of the three channels are `error`, `measurement`
-        and `state_declared`, a state that an agent published itself.
+        `event` names the kind. Messages of the three channels are `error`, `measurement` and `state_declared`:
+        a state that an agent published itself.
         """
         keys = self._keys
         names = {

@@ -1,13 +1,13 @@
 """Reads the audit stream of one fleet as a log.
 
-Guaranteed: an `AuditTail` returns every entry after its cursor once, in order, or reports what is missing: a gap
-(entries were trimmed before they were read) or a rollback (the server lost entries that were read already). Not
-guaranteed: the number of entries in a gap, before Redis 7.0 or after the server's own count restarted; and that the
-deletion of single entries by another client is detected.
+Guaranteed: an `AuditTail` returns every entry after its cursor once, in order, or reports what is missing. A gap means
+that entries were trimmed before they were read. A rollback means that the server lost entries that were already read.
 
-An entry id is `{milliseconds}-{number}`, given by the server, increasing, and contains the time of the entry. After a
-failover or a restored backup the server may give the same id to another commit, so an entry is identified by its id
-and its commit together.
+Not guaranteed: the number of entries in a gap is unknown before Redis 7.0, and after the server's count has restarted.
+The deletion of single entries by another client is not detected.
+
+The server gives increasing entry ids, `{milliseconds}-{number}`, which contain the time of the entry. After a failover
+or a restored backup it may give the same id to another commit, so id and commit together identify an entry.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ from aism_engine.store.scripts import READ_AUDIT
 
 BEGINNING: Final = "0-0"
 """Less than the id of any entry."""
-NO_COMMIT: Final = "-"  # of an entry that no engine wrote
+NO_COMMIT: Final = "-"
+"""Stands for the commit of an entry that no engine wrote."""
 PAGE_ENTRIES: Final = 200
 PAGE_BYTES: Final = 1 << 18
 """Bounds of a page: arbitrary numbers that occupy the server for about a millisecond."""

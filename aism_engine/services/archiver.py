@@ -36,7 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PUBLISH_EVERY_S: Final = 60.0
-"""Between two publications of an unchanged position: the janitor ignores an archive that is silent for too long."""
+"""Longest time between two publications, because the janitor ignores an archive that is silent for too long."""
 _BACKOFF: Final = Backoff(1.0, 30.0)
 """Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so a full disk must not be tried often."""
 

@@ -65,7 +65,7 @@ class DayFile(NamedTuple):
         return self.path.suffix == ".gz"
 
     def open(self) -> IO[bytes]:
-        """Open the file for reading, also if it was compressed since it was listed."""
+        """Open the file for reading, even if it was compressed after the listing."""
         if not self.closed:
             with suppress(FileNotFoundError):
                 return self.path.open("rb", buffering=_BUFFER_BYTES)

@@ -133,7 +133,7 @@ def sentinels(environment: EnvironmentFacts) -> CheckResult | None:
     return ok(f"{plural(len(answering), 'sentinel')} of {known} answered; the primary is {primaries[0]}")
 
 
-@ENVIRONMENT_CHECKS.add("With the Redis password one can read, forge and delete everything.")
+@ENVIRONMENT_CHECKS.add("The Redis password allows a reader of the file to read, forge and delete everything.")
 def config_file(environment: EnvironmentFacts) -> CheckResult | None:
     file = environment.config_file
     if file is None:

@@ -61,7 +61,7 @@ def prefix(keyspace: KeyspaceFacts) -> CheckResult | None:
     return ok(f"no other fleet's prefix begins with {name}")
 
 
-@KEYSPACE_CHECKS.add("Whatever writes them may also overwrite a key of the engine.")
+@KEYSPACE_CHECKS.add("The program that writes them may also overwrite a key of the engine.")
 def foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
     fix = "If another version of the engine wrote them, keep them; otherwise move them to another prefix."
     return _problem(Severity.WARNING, keyspace.foreign, "key", "unknown to this version", fix) or ok(
