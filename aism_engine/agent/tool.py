@@ -176,7 +176,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         _argument("values", metavar="NAME=VALUE", type=types.measurement, nargs="+", help="value: a number"),
     ),
     "goodbye": (
-        "leave the fleet: you are not marked as lost when you are silent",
+        "leave the fleet: you are then not marked as lost",
         _sends("goodbye", "reason"),
         _REASON,
     ),
@@ -190,7 +190,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
             metavar="JSON",
             type=types.json_object,
             default={},
-            help="what the machine requires, a JSON object",
+            help="object that the machine requires",
         ),
         _REASON,
     ),
