@@ -11,7 +11,7 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
-from aism_engine.cli.output import Output, ProgressLine, print_json
+from aism_engine.cli.output import Output, ProgressLine, print_json, printable
 from aism_engine.config import load_settings
 from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.commands.group import OUTCOMES
@@ -139,7 +139,7 @@ def format_outcome(found: Mapping[str, Any]) -> str:
         return f"{found['status']} ({counts or 'none ended'}, of {found['total']})"
     result = msgspec.json.encode(found["result"]).decode() if found.get("result") else ""
     reason = ": ".join(found[name] for name in ("code", "reason") if found.get(name) not in {None, found["status"]})
-    return " ".join(filter(None, (found["status"], reason, result)))
+    return printable(" ".join(filter(None, (found["status"], reason, result))))
 
 
 def outcome_exit_code(found: Mapping[str, Any]) -> ExitCode:

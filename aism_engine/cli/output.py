@@ -16,6 +16,7 @@ from aism_engine.clock import from_iso, iso
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
 _PROGRESS_WIDTH: Final = 79
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SUFFIX: Final = re.compile("_(id|at|s)$")
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -72,6 +73,11 @@ def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
+def printable(text: str) -> str:
+    """Escape control characters: text that an agent sent must not control the terminal, nor forge a line."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def format_age(seconds: float) -> str:
     """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -109,7 +115,7 @@ def _format(name: str, value: object) -> str:
             text = ", ".join(f"{key}={_format('', each)}" for key, each in value.items()) or "-"
         case list() | tuple():
             text = str(len(value)) if isinstance(value[0], dict) else ", ".join(map(str, value))
-    return text
+    return printable(text)
 
 
 class ProgressLine:

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from aism_engine.cli.admin import FleetOptions
-from aism_engine.cli.output import Output
+from aism_engine.cli.output import Output, printable
 from aism_engine.ops.admin_client import AdminClient
 
 _HEAD: Final = frozenset({"entry", "event", "at", "timestamp", "agent_id", "old_state", "new_state"})
@@ -63,7 +63,7 @@ def format_event(event: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str
     if "new_state" in event:
         parts.append(f"{event.get('old_state', '?')} -> {event['new_state']}")
     parts += (f"{name}={_as_text(value)}" for name, value in event.items() if name not in _HEAD and value is not None)
-    return "  ".join(map(str, parts))
+    return printable("  ".join(map(str, parts)))
 
 
 def _as_text(value: object) -> str:

@@ -102,3 +102,15 @@ async def test_a_hold_needs_exactly_one_target(fleet: Call, arguments: tuple[str
     paused = await fleet("pause", *arguments)
     assert (paused.code, paused.out) == (64, "")
     assert "expected exactly one of AGENT, --select SELECTOR and --all" in paused.err
+
+
+async def test_text_of_an_agent_cannot_control_the_terminal(fleet: Call, engine: Running) -> None:
+    """Neither by an escape sequence nor by a line break that forges a line of output."""
+    await fleet("send", "w-0", "work", "--id", "c-1")
+    await engine.say(response("w-0", "result", "c-1", note="\x1b[2J\nforged"))
+    await engine.say(response("w-1", "error", None, code="oops", message="\x1b[2J\nforged"))
+    await eventually(partial(has_status, engine, "c-1", "succeeded"))
+    await eventually(lambda: engine.audit("agent_error"))
+    for command in (["commands", "show", "c-1"], ["commands", "wait", "c-1"], ["history", "w-1"]):
+        shown = (await fleet(*command)).out
+        assert ("\nforged" in shown, r"[2J\nforged" in shown) == (False, True), command
