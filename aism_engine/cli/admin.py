@@ -11,7 +11,7 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
-from aism_engine.cli.output import Output, ProgressLine, print_json, printable
+from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json, printable
 from aism_engine.config import load_settings
 from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.commands.group import OUTCOMES
@@ -137,7 +137,7 @@ def format_outcome(found: Mapping[str, Any]) -> str:
     if "group_id" in found:
         counts = ", ".join(f"{found[name]} {name}" for name in OUTCOMES if found[name])
         return f"{found['status']} ({counts or 'none ended'}, of {found['total']})"
-    result = msgspec.json.encode(found["result"]).decode() if found.get("result") else ""
+    result = as_json_text(found["result"]) if found.get("result") else ""
     reason = ": ".join(found[name] for name in ("code", "reason") if found.get(name) not in {None, found["status"]})
     return printable(" ".join(filter(None, (found["status"], reason, result))))
 

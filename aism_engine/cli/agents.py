@@ -16,7 +16,7 @@ from aism_engine.ops.inspector import AgentView
 
 app = options.CommandGroup(help="List, show or forget agents, or confirm their losses.")
 
-_AgentId = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of the agent.")]
+_AgentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the agent.")]
 _COLUMNS: Final = (
     *("agent_id", "type", "state", "since", "waits_for", "liveness", "heartbeat_age_s", "open_commands", "queued"),
 )
@@ -27,7 +27,9 @@ def list_(
     *,
     state: Annotated[str | None, typer.Option(metavar="STATE", help="Only agents in this state.")] = None,
     kind: options.AgentType = None,
-    liveness: Annotated[Liveness | None, typer.Option(help="Only agents of this liveness.")] = None,
+    liveness: Annotated[
+        Liveness | None, typer.Option(metavar="LIVENESS", help=f"Only this liveness: {', '.join(Liveness)}.")
+    ] = None,
     fleet: FleetOptions,
     output: Output,
 ) -> None:

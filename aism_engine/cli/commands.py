@@ -21,7 +21,7 @@ from aism_engine.ops.admin_client import AdminClient
 
 app = options.CommandGroup(help="List commands, show one, wait for it, or cancel it.")
 
-_Id = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of a command or of a group.")]
+_Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a command or of a group.")]
 
 
 COMMAND_COLUMNS: Final = (
@@ -33,7 +33,9 @@ COMMAND_COLUMNS: Final = (
 def list_(
     *,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only commands of this agent.")] = None,
-    status: Annotated[list[Status] | None, typer.Option(help="Only this status; repeatable.")] = None,
+    status: Annotated[
+        list[Status] | None, typer.Option(metavar="STATUS", help=f"Only this status, repeatable: {', '.join(Status)}.")
+    ] = None,
     kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only commands of this type.")] = None,
     group: Annotated[str | None, typer.Option(metavar="ID", help="Only commands of this group.")] = None,
     ended: Annotated[
@@ -78,9 +80,7 @@ def show(record_id: _Id, *, fleet: FleetOptions, output: Output) -> None:
 def wait(
     record_id: _Id,
     *,
-    timeout_s: Annotated[
-        float, options.duration("--timeout", help="Longest wait for the outcome. Default: 60s.")
-    ] = 60.0,
+    timeout_s: Annotated[float, options.duration("Longest wait for the outcome. Default: 60s.", "--timeout")] = 60.0,
     fleet: FleetOptions,
     output: Output,
 ) -> ExitCode:
@@ -117,7 +117,6 @@ def cancel(record_id: _Id, *, request: RequestOptions, fleet: FleetOptions, outp
 
 
 def command_as_json(command: Command) -> dict[str, Any]:
-    """Build the JSON of a command. The field names are a published interface."""
     names = ("command_id", "agent_id", "type", "status", "target", "priority", "attempt", "group_id", "accepted_at")
     due = published(command, "due_at") if command.open else {"due_at": None}
     return published(command, *names, "expires_at") | due

@@ -7,7 +7,7 @@ import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.output import Output, print_json, table_lines
+from aism_engine.cli.output import Output, as_json_text, table_lines
 from aism_engine.config import load_machines, load_settings
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
@@ -17,9 +17,7 @@ app = options.CommandGroup(help="Check or show the settings.")
 
 @app.command()
 def check(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", show_default=False, help="Settings in TOML. Default: none.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Settings in TOML. Default: none.")] = None,
     *,
     output: Output,
 ) -> None:
@@ -34,8 +32,7 @@ def check(
     try:
         machines = sorted(load_machines(load_settings(file).settings.machines).machines)
     except ConfigError as error:
-        if output.json:
-            print_json({"ok": False, "problems": [redacted(problem) for problem in error.problems]})
+        output.print({"ok": False, "problems": [redacted(problem) for problem in error.problems]}, "")
         raise
     text = f"{file or 'the defaults'}: ok; machines: {', '.join(machines)}"
     output.print({"ok": True, "problems": [], "machines": machines}, text)
@@ -50,16 +47,12 @@ def show(*, config: options.Config = None, output: Output) -> None:
       aism-engine config show --config /etc/aism/engine.toml
     """
     settings, sources = load_settings(config)
-    values = {
-        f"{section}.{name}": _hide_password(name, value)
+    found = {
+        f"{section}.{name}": {"value": _hide_password(name, value), "source": sources[f"{section}.{name}"]}
         for section, table in msgspec.to_builtins(settings).items()
         for name, value in table.items()
     }
-    found = {key: {"value": value, "source": sources[key]} for key, value in values.items()}
-    rows = [
-        {"setting": key, "value": msgspec.json.encode(value).decode(), "source": sources[key]}
-        for key, value in values.items()
-    ]
+    rows = [{"setting": key, **each, "value": as_json_text(each["value"])} for key, each in found.items()]
     output.print(found, "\n".join(table_lines(rows, ("setting", "value", "source"))))
 
 

@@ -12,10 +12,9 @@ from msgspec import Struct
 from prometheus_client import Counter
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from aism_engine.cli.output import format_age
+from aism_engine.cli.output import format_age, published, table_lines
 from aism_engine.domain.fleet import Fleet
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
@@ -119,18 +118,21 @@ def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
     )
 
 
-def _agents(fleet: Fleet, limit: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("AGENT", "TYPE", "STATE", "SINCE", "LIVENESS", "OPEN"):
-        table.add_column(name, justify="right" if name in {"SINCE", "OPEN"} else "left", no_wrap=True)
+def _agents(fleet: Fleet, limit: int) -> Text:
     agents = sorted(fleet.agents.values(), key=lambda agent: agent.agent_id)
-    for agent in agents[:limit]:
-        shown = fleet.shown(agent).value
-        liveness = Text(shown, _COLOURS.get(shown, ""))
-        since = format_age(max(0.0, time.time() - agent.since))
-        table.add_row(agent.agent_id, agent.type, agent.state, since, liveness, str(len(agent.open_commands)))
-    if len(agents) > limit:
-        table.add_row(f"and {len(agents) - limit} more")
+    rows = [
+        {
+            **published(agent, "agent_id", "type", "state", "since"),
+            "liveness": fleet.shown(agent).value,
+            "open_commands": agent.load,
+        }
+        for agent in agents[:limit]
+    ]
+    lines = table_lines(rows, ("agent_id", "type", "state", "since", "liveness", "open_commands"))
+    lines += [f"and {len(agents) - limit} more"] if len(agents) > limit else []
+    table = Text("\n".join(lines), no_wrap=True)
+    for liveness, colour in _COLOURS.items():
+        table.highlight_words([f" {liveness} "], colour)
     return table
 
 

@@ -30,10 +30,10 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
         str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue or commands.")
     ] = None
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only of this agent.")] = None
-    since: Annotated[
-        float | None, options.time_or_age(help="Only those written since this time: an ISO time, or an age like 2h.")
-    ] = None
-    until: Annotated[float | None, options.time_or_age(help="Only those written before this time or age.")] = None
+    since: Annotated[float | None, options.time_or_age("Only those since this ISO time, or since an age like 2h.")] = (
+        None
+    )
+    until: Annotated[float | None, options.time_or_age("Only those before this ISO time, or before an age.")] = None
 
     def selects(self, _dead_letter_id: str, dead_letter: DeadLetter) -> bool:
         return (
@@ -62,7 +62,7 @@ class Selection(Filter, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if any(value for name, value in asdict(self).items() if name != "all_") == self.all_:
-            raise typer.BadParameter("expected ids, --code, --source, --agent, --since or --until; or --all, alone")
+            raise typer.BadParameter("expected ids or a filter such as --code or --since; or --all without them")
 
     def selects(self, dead_letter_id: str, dead_letter: DeadLetter) -> bool:
         return (not self.ids or dead_letter_id in self.ids) and super().selects(dead_letter_id, dead_letter)
@@ -86,7 +86,7 @@ def list_(*, selected: Filter, limit: options.Limit = 100, fleet: FleetOptions, 
 
 @app.command()
 def show(
-    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="Id of the dead letter.")],
+    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the dead letter.")],
     *,
     fleet: FleetOptions,
     output: Output,
@@ -101,10 +101,10 @@ def show(
     async def read(admin: AdminClient) -> list[DeadLetter]:
         return [found async for _, found in admin.dead_letters(dead_letter_id, dead_letter_id)]
 
-    for dead_letter in fleet.call(read):
-        output.print_fields(_as_json(dead_letter_id, dead_letter))
-        return
-    raise RefusedError(f"there is no dead letter {dead_letter_id}. aism-engine dead-letters list shows all of them")
+    found = fleet.call(read)
+    if not found:
+        raise RefusedError(f"there is no dead letter {dead_letter_id}. aism-engine dead-letters list shows all of them")
+    output.print_fields(_as_json(dead_letter_id, *found))
 
 
 @app.command()
@@ -167,7 +167,6 @@ def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, 
 
 
 def _as_json(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:
-    """Build the JSON of a dead letter. The field names are a published interface."""
     return {
         "dead_letter_id": dead_letter_id,
         "dead_lettered_at": iso(entry_time(dead_letter_id)),

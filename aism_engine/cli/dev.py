@@ -42,28 +42,26 @@ _SILENCE_S: Final = 5.0  # longer than lost_after
 def dev(
     *,
     agents: Annotated[int, typer.Option(min=1, max=2000, metavar="N", help="Number of simulated agents.")] = 12,
-    duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Stop after this time. Default: at Ctrl-C.")
-    ] = None,
+    duration: Annotated[float | None, options.duration("Stop after this time. Default: at Ctrl-C.")] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the Redis server; 0: any free port.")
     ] = 0,
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the server's data in this directory.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="Keep the server's data in this directory.")
     ] = None,
     http: Annotated[
-        dict[str, str] | None, options.address("Address that serves /metrics. Default: 127.0.0.1, any free port.")
+        dict[str, str] | None,
+        options.address("Address that serves /metrics. Default: 127.0.0.1, any free port.", "--http"),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Seed of the agents' random choices. Default: random.", show_default=False),
+        int | None, typer.Option(metavar="N", help="Seed of the agents' random choices. Default: random.")
     ] = None,
     output: Output,
 ) -> ExitCode:
     """Try the engine with simulated agents on a bundled server.
 
-    Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C stops everything and prints a summary. Meanwhile,
-    use the other commands with the --redis URL that is shown.
+    Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C stops everything and prints a summary. While it
+    runs, give the URL that it shows to the other commands, as --redis URL.
 
     \b
     Example:
@@ -86,7 +84,7 @@ def dev(
             log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)
             engine = Engine(settings)
             show = draw(console, engine) if console.is_terminal else log_progress(engine)
-            summary = await _run(engine, simulation.run(), show, stopping, duration)
+            summary = await _run(engine, stopping, duration, simulation.run(), show)
         output.print_fields(summary)
 
     if console.is_terminal:
@@ -106,16 +104,12 @@ def _start(server: EmbeddedServer) -> EmbeddedServer:
 
 
 async def _run(
-    engine: Engine,
-    simulation: Coroutine[Any, Any, object],
-    show: Coroutine[Any, Any, object],
-    stopping: asyncio.Event,
-    duration_s: float | None,
+    engine: Engine, stopping: asyncio.Event, duration_s: float | None, *others: Coroutine[Any, Any, object]
 ) -> DevSummary:
-    """Run engine and agents until `stopping`, `duration_s`, or a failure; then stop the agents before the engine."""
+    """Run the engine and `others` until `stopping`, `duration_s`, or a failure; then stop the engine last."""
     started_at = time.monotonic()
     engine_task = asyncio.create_task(engine.run(stopping))
-    tasks = [asyncio.create_task(each) for each in (simulation, show, stopping.wait())]
+    tasks = [asyncio.create_task(each) for each in (*others, stopping.wait())]
     ended, _ = await asyncio.wait([engine_task, *tasks], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
     seconds = time.monotonic() - started_at
     for task in tasks:

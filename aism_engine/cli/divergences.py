@@ -52,7 +52,6 @@ def divergences(
 
 
 def divergences_as_json(agent: AgentRecord) -> list[dict[str, Any]]:
-    """Build the JSON of an agent's open divergences. The field names are a published interface."""
     return [
         {"agent_id": agent.agent_id, "type": agent.type, "rule": rule, **to_builtins(divergence)}
         for rule, divergence in sorted(agent.divergences.items())

@@ -1,6 +1,7 @@
 """`aism-engine health`: checks a running engine, for people and for container health checks."""
 
 import http.client
+from contextlib import closing
 from typing import Annotated, Final
 
 import msgspec
@@ -20,9 +21,9 @@ _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to
 def health(
     *,
     address: Annotated[
-        dict[str, str] | None, options.address("Address of the engine. Default: that of the settings.")
+        dict[str, str] | None, options.address("Address of the engine. Default: that of the settings.", "--http")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Ask /livez: is the process worth keeping?")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Ask /livez: whether the process works, ready or not.")] = False,
     config: options.Config = None,
     output: Output,
 ) -> ExitCode:
@@ -40,10 +41,10 @@ def health(
     settings = load_settings(config, overrides=address).settings.http
     if address is None and not settings.enabled:
         raise RefusedError(
-            "http.enabled is false in the settings, so no engine answers. Name one with --http HOST:PORT"
+            "http.enabled is false in the settings, so no engine answers. Give the address of one with --http HOST:PORT"
         )
     if settings.port == 0:
-        raise RefusedError("http.port is 0, so the port is chosen at start: see the log. Name it with --http HOST:PORT")
+        raise RefusedError("http.port is 0, so the port is chosen at start: see the log. Give it with --http HOST:PORT")
     reply = _fetch(_LOOPBACK.get(settings.host, settings.host), settings.port, live=live)
     lines = [reply.status]
     if isinstance(reply, ReadyzReply):
@@ -55,15 +56,17 @@ def health(
 
 def _fetch(host: str, port: int, *, live: bool) -> LivezReply:
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
-        connection.request("GET", "/livez" if live else "/readyz?verbose", headers={"Accept": "application/json"})
-        body = connection.getresponse().read()
+        with closing(http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)) as connection:
+            connection.request("GET", "/livez" if live else "/readyz?verbose", headers={"Accept": "application/json"})
+            body = connection.getresponse().read()
     except (OSError, http.client.HTTPException) as error:
-        raise RefusedError(f"no engine answers at {shown}: {error}. Name it with --http HOST:PORT") from None
-    finally:
-        connection.close()
+        raise RefusedError(
+            f"no engine answers at {shown}: {error}. If it serves elsewhere, give --http HOST:PORT"
+        ) from None
     try:
         return msgspec.json.decode(body, type=LivezReply if live else ReadyzReply)
     except msgspec.DecodeError:
-        raise RefusedError(f"the server at {shown} is not an AISM Engine. Name one with --http HOST:PORT") from None
+        raise RefusedError(
+            f"the server at {shown} is not an AISM Engine. Give the address of one with --http HOST:PORT"
+        ) from None

@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, call_fleet
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Output, ProgressLine, print_json
+from aism_engine.cli.output import Output, ProgressLine
 from aism_engine.cli.tail import format_event
 from aism_engine.clock import from_iso, iso
 from aism_engine.config import load_settings
@@ -38,28 +38,27 @@ class _Period(NamedTuple):
 
 
 def history(
-    name: Annotated[
-        str, typer.Argument(metavar="AGENT|COMMAND", show_default=False, help="Id of an agent or of a command.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="AGENT|COMMAND", help="Id of an agent or of a command.")],
     *,
     since: Annotated[
-        float | None, options.time_or_age(help="Only facts since this time: an ISO time, or an age like 10m or 2h.")
+        float | None, options.time_or_age("Only facts since this ISO time, or since an age like 2h.")
     ] = None,
-    until: Annotated[float | None, options.time_or_age(help="Only facts until this time or age.")] = None,
+    until: Annotated[float | None, options.time_or_age("Only facts until this ISO time, or until an age.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
-        float | None, options.time_or_age(help="Show the agent's state and open commands at this time or age.")
+        float | None, options.time_or_age("Show the agent as it was at this ISO time, or an age ago.")
     ] = None,
     archive: Annotated[
-        str | None, typer.Option("--archive", metavar="DIR", help="Archive to read; default: archive.directory.")
+        str | None, typer.Option("--archive", metavar="DIR", help="Archive to read. Default: that of the settings.")
     ] = None,
     config: options.Config = None,
     fleet: FleetOptions,
     output: Output,
 ) -> None:
-    """Show the recorded facts about an agent or a command, one per line, or an agent as it was at an instant.
+    """Show what is recorded about an agent or a command.
 
-    The archive and the audit in Redis are read as one log. Where entries are missing, a line says so.
+    Prints one fact a line, or with --at the agent as it was at an instant. The archive and the audit in Redis are read
+    as one log. Where entries are missing, a line says so.
 
     \b
     Example:
@@ -215,11 +214,8 @@ async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentA
 
 
 def _print_agent(agent: AgentAtInstant, output: Output) -> None:
-    if output.json:
-        print_json(agent)
-        return
     basis = "" if agent.basis == "recorded" else f" ({agent.basis})"
     state = agent.state or ("not in the fleet" if agent.presence == "absent" else "unknown")
     commands = [{**asdict(command), "began": command.since} for command in agent.open_commands]
-    shown = asdict(agent) | {"state": f"{state}{basis}", "open_commands": commands}
-    output.print_fields(shown, {"open_commands": _COMMAND_COLUMNS})
+    changed = {"state": f"{state}{basis}", "open_commands": commands}
+    output.print_fields(agent, {"open_commands": _COMMAND_COLUMNS}, changed=changed)

@@ -8,21 +8,22 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Output, print_json, published
+from aism_engine.cli.output import Output, as_json_text, published
 from aism_engine.config import load_machines, load_settings
-from aism_engine.domain.machines.loader import ENTRIES, read_machines
+from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
 from aism_engine.errors import ConfigError
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")
 
+_OPEN: Final = "yes: any state may follow any other"
 _INDENT: Final = "    "
-_Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Name of a machine in use.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a machine in use.")]
 
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", show_default=False, help="Machines in TOML.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Machines in TOML.")],
     *,
     output: Output,
 ) -> None:
@@ -38,11 +39,11 @@ def check(
         try:
             texts[str(file)] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            unreadable.append(f"{file}: cannot be read: {error}")
+            unreadable.append(f"{file}: cannot be read: {getattr(error, 'strerror', error)}")
     valid, problems = read_machines(texts)
     problems = unreadable + problems
     names = [machine.name for machine in valid.values()]
-    lines = [f"{source}: ok; machine {machine.name}, {_size(machine)}" for source, machine in valid.items()]
+    lines = [f"{source}: ok; machine {each.name}, {len(each.states) or 'any'} states" for source, each in valid.items()]
     output.print({"ok": not problems, "problems": problems, "machines": names}, "\n".join(lines))
     if problems:
         raise ConfigError(problems)
@@ -70,9 +71,6 @@ def show(name: _Name, *, config: options.Config = None, output: Output) -> None:
       aism-engine machines show journey
     """
     machine = _get(name, config)
-    if output.json:
-        print_json(machine)
-        return
     states = [
         {
             "state": state,
@@ -82,8 +80,10 @@ def show(name: _Name, *, config: options.Config = None, output: Output) -> None:
         }
         for state in machine.states
     ]
-    head = {field: getattr(machine, field) for field in ("name", "version", "extends", "open", *ENTRIES)}
-    output.print_fields(head | {"states": states}, {"states": ("state", "targets", "conditions", "description")})
+    columns = ("state", "targets", "conditions", "description")
+    output.print_fields(
+        machine, {"states": columns}, changed={"states": states, "open": _OPEN if machine.open else "no"}
+    )
 
 
 @app.command()
@@ -111,10 +111,6 @@ def _load(config: Path | None) -> Machines:
     return load_machines(load_settings(config).settings.machines)
 
 
-def _size(machine: Machine) -> str:
-    return "any states" if machine.open else f"{len(machine.states)} states"
-
-
 def _as_json(machines: Machines, machine: Machine) -> dict[str, object]:
     head = published(machine, "name", "version", "extends", "initial", "open")
     return head | {"states": list(machine.states), "applies_to": _applies_to(machines, machine)}
@@ -131,7 +127,7 @@ def _conditions(machine: Machine, name: str) -> Iterator[str]:
     state, default = machine.state(name), State()
     for field in sorted(set(State.__struct_fields__) - {"description", "to", "transitions"}):
         if (value := getattr(state, field)) != getattr(default, field):
-            yield f"{field} = {value}"
+            yield f"{field} = {as_json_text(value)}"
     for target in state.transitions:
         yield f"to {target}: {_transition_conditions(machine, name, target)}"
 

@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = build(*arguments[:1])(arguments, prog_name="aism-engine", standalone_mode=False)
     except typer.TyperException as error:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
-        print_error(f"{error.format_message().rstrip('.')}. See {command} --help")
+        # The prefixes say nothing, and are wrong for arguments that only do not fit together.
+        message = error.format_message().removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
+        print_error(f"{message}. See {command} --help")
         code = ExitCode.USAGE
     except Exception as error:  # noqa: BLE001  report_error raises bugs again
         code = report_error(error)

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
@@ -63,12 +63,12 @@ def parse_address(text: str) -> dict[str, str]:
     return {"http.host": host.strip("[]"), "http.port": port}
 
 
-def parse_time(text: str) -> float:
+def parse_time(text: str, expected: str = "a time like 2026-11-23T02:00:00Z") -> float:
     """Parse an ISO time like `2026-11-23T02:00:00Z`, by default in local time, into unix seconds."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise typer.BadParameter(f"expected a time like 2026-11-23T02:00:00Z, got {text!r}") from None
+        raise typer.BadParameter(f"expected {expected}, got {text!r}") from None
 
 
 def parse_time_or_age(text: str) -> float:
@@ -76,10 +76,7 @@ def parse_time_or_age(text: str) -> float:
     age = _DURATION.match(text)
     if age and age[2]:
         return time.time() - float(age[1]) * _UNITS[age[2]]
-    try:
-        return parse_time(text)
-    except typer.BadParameter as error:
-        raise typer.BadParameter(f"{error}; or give an age like 10m, 2h or 1d") from None
+    return parse_time(text, "a time like 2026-11-23T02:00:00Z, or an age like 10m, 2h or 1d")
 
 
 def parse_duration(text: str | float) -> float:
@@ -92,20 +89,14 @@ def parse_duration(text: str | float) -> float:
     return seconds
 
 
-def duration(*names: str, help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
-    """Declare an option that takes a duration. The command receives seconds."""
-    return typer.Option(*names, metavar="DURATION", parser=parse_duration, show_default=False, help=help)
+def parsed(parser: Callable[[str], Any], metavar: str, help: str, *names: str) -> Any:  # noqa: A002, ANN401  as in typer
+    """Declare an option whose text is parsed. The default, if there is one, is part of the help."""
+    return typer.Option(*names, metavar=metavar, parser=parser, show_default=False, help=help)
 
 
-def time_or_age(*names: str, help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
-    """Declare an option that takes a time in the past. The command receives unix seconds."""
-    return typer.Option(*names, metavar="TIME", parser=parse_time_or_age, help=help)
-
-
-def address(help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
-    """Declare `--http`. The command receives settings."""
-    return typer.Option("--http", metavar="HOST:PORT", parser=parse_address, help=help)
-
+address = partial(parsed, parse_address, "HOST:PORT")
+duration = partial(parsed, parse_duration, "DURATION")
+time_or_age = partial(parsed, parse_time_or_age, "TIME")
 
 Redis: TypeAlias = Annotated[
     str | None,
@@ -113,14 +104,14 @@ Redis: TypeAlias = Annotated[
 ]
 Prefix: TypeAlias = Annotated[
     str | None,
-    typer.Option("--prefix", metavar="NAME", help="Prefix of every key: names the fleet. Default: aism."),
+    typer.Option("--prefix", metavar="NAME", help="Prefix of the keys of the fleet. Default: aism."),
 ]
 Config: TypeAlias = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings in TOML; see config/engine.toml.")
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ReplyTimeout: TypeAlias = Annotated[
-    float, duration("--timeout", help="Longest wait for the reply of the engine. Default: 10s.")
+    float, duration("Longest wait for the reply of the engine. Default: 10s.", "--timeout")
 ]
 AgentType: TypeAlias = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only agents of this type.")]
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show only the newest N.")]

@@ -31,22 +31,31 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
     json: options.Json = False
 
     def print(self, value: object, text: str) -> None:
-        print_json(value) if self.json else typer.echo(text)
+        """Print a result: `value` as JSON, or `text`, if there is any."""
+        if self.json:
+            print_json(value)
+        elif text:
+            typer.echo(text)
 
-    def print_fields(self, value: object, tables: Mapping[str, Columns] | None = None) -> None:
-        """Print an object, one field a line, and then each of its lists that `tables` names."""
-        found = msgspec.to_builtins(value)
+    def print_fields(
+        self, value: object, tables: Mapping[str, Columns] = {}, *, changed: Mapping[str, object] = {}
+    ) -> None:
+        """Print an object, one field a line, and then each of its lists that `tables` names.
+
+        `changed` are the fields that people are shown in another form.
+        """
+        found = msgspec.to_builtins(value) | changed
         width = max(map(len, found))
         shown = {name: _format(name, field) for name, field in found.items()}
         shown |= {name: f"{found[name]} ({text})" for name, text in shown.items() if _is_instant(name) and found[name]}
         lines = [f"{name:<{width}}  {text}" for name, text in shown.items()]
-        for name, columns in (tables or {}).items():
+        for name, columns in tables.items():
             lines += ["", *table_lines(found[name], columns)] if found[name] else []
         self.print(value, "\n".join(lines))
 
     def print_table(self, rows: Sequence[Fields], columns: Columns, *, of: int = 0) -> None:
         """Print a list of objects. `of` is how many there are, if these are only the newest."""
-        self.print(rows, "" if self.json else "\n".join(table_lines(rows, columns)))
+        self.print(rows, "\n".join(table_lines(rows, columns)))
         if len(rows) < of and not self.json:
             typer.echo(f"showing the newest {len(rows)} of {of}; --limit N shows more", err=True)
 
@@ -56,13 +65,15 @@ def print_json(value: object) -> None:
     typer.echo(msgspec.json.encode(value))
 
 
+def as_json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
 def published(record: Struct, *names: str) -> dict[str, Any]:
     """Return fields of a record for JSON. Instants are written in ISO 8601; unknown ones and empty texts are null."""
     found = {name: getattr(record, name) for name in names}
-    return {
-        name: (iso(value) if value else None) if _is_instant(name) else None if value == "" else value
-        for name, value in found.items()
-    }
+    instants = {name: iso(value) if value else None for name, value in found.items() if _is_instant(name)}
+    return {name: None if value == "" else value for name, value in found.items()} | instants
 
 
 def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:

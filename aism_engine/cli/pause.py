@@ -41,9 +41,7 @@ def _build_command(kind: str) -> Callable[..., ExitCode]:
     """Build the function of one of the three commands: they differ only in their name and help."""
 
     def command(
-        agent_id: Annotated[
-            str | None, typer.Argument(metavar="AGENT", show_default=False, help="Id of one agent.")
-        ] = None,
+        agent_id: Annotated[str | None, typer.Argument(metavar="AGENT", help="Id of one agent.")] = None,
         *,
         select: Annotated[str | None, selector("All agents that match now, as in label.team=a.")] = None,
         all_: Annotated[bool, typer.Option("--all", help="The whole fleet, and agents that join it later.")] = False,

@@ -24,7 +24,9 @@ from aism_engine.settings import Settings
 def run(
     *,
     config: options.Config = None,
-    http: Annotated[dict[str, str] | None, options.address("Address that serves /metrics, /livez and /readyz.")] = None,
+    http: Annotated[
+        dict[str, str] | None, options.address("Address that serves /metrics, /livez and /readyz.", "--http")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="json, console or auto.")] = None,
     fleet: FleetOptions,

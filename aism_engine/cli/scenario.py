@@ -25,7 +25,7 @@ _SCENARIOS: Final[Mapping[_Name, Callable[[], Coroutine[None, None, ScenarioResu
 
 
 def scenario(
-    name: Annotated[_Name, typer.Argument(metavar="NAME", show_default=False, help="One of those above.")],
+    name: Annotated[_Name, typer.Argument(metavar="NAME", help="One of those above.")],
     *,
     output: Output,
 ) -> ExitCode:

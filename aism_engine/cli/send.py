@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -28,17 +29,12 @@ def check_identifier(name: str, value: str) -> str:
     return value
 
 
-def selector(help: str) -> Any:  # noqa: A002, ANN401  as typer.Option
-    """Declare `--select`, which is checked before it is sent."""
-
-    def check(text: str) -> str:
-        try:
-            Selector.parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        return text
-
-    return typer.Option("--select", metavar="SELECTOR", parser=check, help=help)
+def _check_selector(text: str) -> str:
+    try:
+        Selector.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 def _check_quorum(text: str) -> str:
@@ -54,53 +50,42 @@ def _parse_object(text: str) -> dict[str, Any]:
         raise typer.BadParameter(f"expected a JSON object: {error}") from None
 
 
+selector = partial(options.parsed, _check_selector, "SELECTOR")
+
+
 def send(
     words: Annotated[
         list[str],
         typer.Argument(
             metavar="[AGENT] TYPE",
-            show_default=False,
             help="Id of the agent, unless --select is given, and the type of the command: state_transition, or a type "
             "that your agents handle.",
         ),
     ],
     *,
-    select: Annotated[str | None, selector(help="All agents that match, as in type=architect,label.team!=a.")] = None,
+    select: Annotated[str | None, selector("All agents that match, as in type=architect,label.team!=a.")] = None,
     any_: Annotated[bool, typer.Option("--any", help="One of the selected agents: the least busy one.")] = False,
     quorum: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|P%", parser=_check_quorum, help="How many of the selected agents must succeed. Default: all."
-        ),
+        str | None, options.parsed(_check_quorum, "N|P%", "How many of the selected must succeed. Default: all.")
     ] = None,
-    payload: Annotated[
-        dict[str, Any] | None,
-        typer.Option(metavar="JSON", parser=_parse_object, help="Payload of the command, a JSON object. Default: {}."),
-    ] = None,
-    ttl: Annotated[float | None, options.duration(help="Expire this long after acceptance, as in 10m.")] = None,
-    ack_timeout: Annotated[
-        float | None, options.duration(help="Longest time from delivery to ack; then it is sent again.")
-    ] = None,
-    timeout: Annotated[
-        float | None, options.duration(help="Longest time from ack to outcome; then it has failed.")
-    ] = None,
+    payload: Annotated[dict[str, Any] | None, options.parsed(_parse_object, "JSON", "Payload. Default: {}.")] = None,
+    ttl: Annotated[float | None, options.duration("Expire this long after acceptance, as in 10m.")] = None,
+    ack_timeout: Annotated[float | None, options.duration("Deliver again without an ack after this time.")] = None,
+    timeout: Annotated[float | None, options.duration("Longest time from ack to outcome; then it has failed.")] = None,
     max_attempts: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=MAX_ATTEMPTS, help="Give up after N deliveries.")
     ] = None,
     priority: Annotated[Priority, typer.Option(help="Order of delivery among waiting commands.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What happens to the command if its agent is lost.")] = None,
     start_at: Annotated[
-        float | None,
-        typer.Option("--at", metavar="TIME", parser=options.parse_time, help="Deliver not before this ISO time."),
+        float | None, options.parsed(options.parse_time, "TIME", "Deliver not before this ISO time.", "--at")
     ] = None,
-    start_in: Annotated[
-        float | None, options.duration("--in", help="Deliver not before this much time has passed.")
-    ] = None,
+    start_in: Annotated[float | None, options.duration("Deliver not before this much time has passed.", "--in")] = None,
     request_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Id of the command. Sending one id again has no effect.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not only for acceptance.")] = False,
-    wait_for: Annotated[float, options.duration(help="Longest wait for reply and outcome. Default: 10s.")] = 10.0,
+    wait_for: Annotated[float, options.duration("Longest wait for reply and outcome. Default: 10s.")] = 10.0,
     fleet: FleetOptions,
     output: Output,
 ) -> ExitCode:

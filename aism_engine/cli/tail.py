@@ -4,11 +4,10 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-import msgspec
 import typer
 
 from aism_engine.cli.admin import FleetOptions
-from aism_engine.cli.output import Output, printable
+from aism_engine.cli.output import Output, as_json_text, printable
 from aism_engine.ops.admin_client import AdminClient
 
 _HEAD: Final = frozenset({"entry", "event", "at", "timestamp", "agent_id", "old_state", "new_state"})
@@ -62,9 +61,6 @@ def format_event(event: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str
     parts = [at, event["event"], event.get("agent_id", "-")]
     if "new_state" in event:
         parts.append(f"{event.get('old_state', '?')} -> {event['new_state']}")
-    parts += (f"{name}={_as_text(value)}" for name, value in event.items() if name not in _HEAD and value is not None)
+    others = {name: value for name, value in event.items() if name not in _HEAD and value is not None}
+    parts += (f"{name}={value if isinstance(value, str) else as_json_text(value)}" for name, value in others.items())
     return printable("  ".join(map(str, parts)))
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

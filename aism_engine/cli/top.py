@@ -23,7 +23,7 @@ _SLOWEST_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted
 
 def top(
     *,
-    interval: Annotated[float, options.duration(help="Time between two refreshes. Default: 2s.")] = 2.0,
+    interval: Annotated[float, options.duration("Time between two refreshes. Default: 2s.")] = 2.0,
     slowest: Annotated[int, typer.Option(metavar="N", min=0, help="Number of slowest commands to list.")] = 10,
     once: Annotated[bool, typer.Option("--once", help="Print one overview and exit.")] = False,
     fleet: FleetOptions,
@@ -66,17 +66,9 @@ def _screen(overview: Overview, slowest: list[dict[str, Any]]) -> RenderableType
     head.append(f"  {overview.held} held" if overview.held else "")
     head.append(f"  fleet: {overview.hold}" if overview.hold else "", style="yellow")
     head.append("" if overview.leader else "  no leader", style="red")
-    lines: dict[str, dict[str, int] | dict[str, float]] = {
-        "states": overview.by_state,
-        "types": overview.by_type,
-        "waiting for": overview.waiting_for,
-        "queues": overview.queues,
-        "commands": overview.commands,
-        "per second": overview.rates,
-    }
     counts = Table.grid(padding=(0, 2))
-    for name, values in lines.items():
-        counts.add_row(Text(name, style="dim"), _counts(values) or "-")
+    for name in ("by_state", "by_type", "waiting_for", "queues", "commands", "rates"):
+        counts.add_row(Text(name.replace("_", " "), style="dim"), _counts(getattr(overview, name)) or "-")
     commands = table_lines(slowest, _SLOWEST_COLUMNS) if slowest else []
     return Group(head, counts, Text("\n".join(["", *commands]), no_wrap=True))
 
