@@ -15,7 +15,7 @@ from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
 from aism_engine.store import scripts
-from aism_engine.store.batch import SHARED, Batch, Bounds, SourceTrim
+from aism_engine.store.batch import _WRITERS, SHARED, Batch, Bounds, SourceTrim
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
@@ -391,6 +391,12 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "set": ("SADD", "{}", "x"),
 }
 DEAD_LETTER = fx.DeadLetter(code="x", reason="y", source="z", raw=b"", digest="d", size=0)
+
+
+def test_every_effect_has_a_writer() -> None:
+    assert set(_WRITERS) == set(fx.Effect.__subclasses__())
+
+
 _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the state": ("string", lambda keys: keys.state("b"), fx.SetState("b", "x")),
     "the record": ("hash", lambda keys: keys.agent("b"), fx.SaveAgent("b", {"x": "y"})),
