@@ -1,5 +1,6 @@
-"""Every kind of outage has a name: in the logs, in the metrics, at `/readyz`. In each the engine keeps its process,
-does no work, and goes on by itself when it is over.
+"""Every kind of outage has a name in the log, in the metrics and in `/readyz`.
+
+During an outage the process of the engine stays alive and applies nothing; afterwards it continues by itself.
 """
 
 import asyncio
@@ -20,11 +21,12 @@ from structlog.testing import capture_logs
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Client, Running, eventually, plain_client, running_engine
 from tests.support.faults import Load
+from tests.support.resp import Cli
 from tests.support.server import test_server_binary
 
 
 class Scene:
-    """A server that fares badly, and an operator who has been connected to it since before."""
+    """A server with an outage, and an operator who is connected since before it."""
 
     def __init__(self, server: EmbeddedServer, folder: Path, operator: Client, prefix: str) -> None:
         self.server = server
@@ -32,16 +34,16 @@ class Scene:
         self.operator = operator
         self.queue = f"{prefix}:engine:response_queue"
 
-    async def together(self, message: bytes, *command: str | int) -> None:
-        """Push a response and change something on the server in the same instant: no engine comes between."""
+    async def push_and_call(self, message: bytes, *command: str | int) -> None:
+        """Push a response and run a command in one transaction, so that no engine reads the response before."""
         pipeline = self.operator.pipeline(transaction=True)
         pipeline.lpush(self.queue, message)
         pipeline.execute_command(*command)
         await pipeline.execute()
 
     async def freeze(self, message: bytes) -> None:
-        """Push a response, and let nobody do anything from then on."""
-        await self.together(message, "CLIENT", "PAUSE", 60_000)
+        """Push a response, and suspend all clients."""
+        await self.push_and_call(message, "CLIENT", "PAUSE", 600_000)
 
     async def set(self, name: str, value: str | int) -> None:
         await self.operator.config_set(name, value)
@@ -51,12 +53,12 @@ class Scene:
 
 
 Outage: TypeAlias = Callable[[Scene, bytes], Any]
-"""A context in which the server cannot serve; a response has been pushed that waits until it is over."""
+"""A context in which the server cannot serve, and a response waits until the end of it."""
 
 
 @asynccontextmanager
 async def refused(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The server is not there."""
+    """The server does not run."""
     await scene.freeze(message)
     scene.server.kill()
     yield
@@ -65,7 +67,7 @@ async def refused(scene: Scene, message: bytes) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def timeout(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The server stands still, and its connections are open."""
+    """The server is suspended, and its connections are open."""
     scene.server.pause()
     yield
     scene.server.resume()
@@ -74,28 +76,30 @@ async def timeout(scene: Scene, message: bytes) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def loading(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The server reads its data, slowly."""
-    await scene.operator.eval("for i = 1, 32000 do redis.call('SET', 'k' .. i, i) end", 0)
+    """The server loads its data. That would take minutes; the end of the outage makes it fast."""
+    await scene.operator.eval("for i = 1, 200000 do redis.call('INCR', 'k') end", 0)
     await scene.freeze(message)
     scene.server.kill()
     starting = asyncio.create_task(asyncio.to_thread(scene.server.start))
     yield
+    with Cli("127.0.0.1", scene.server.port) as ask:
+        await asyncio.to_thread(ask, "CONFIG", "SET", "key-load-delay", 0)
     await starting
 
 
 @asynccontextmanager
 async def readonly(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The server has been made a replica, of a primary that nobody finds."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        await scene.together(message, "REPLICAOF", "127.0.0.1", nobody.getsockname()[1])
+    """The server is a replica of a primary that does not exist."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        await scene.push_and_call(message, "REPLICAOF", "127.0.0.1", unused.getsockname()[1])
         yield
         await scene.operator.replicaof("NO", "ONE")
 
 
 @asynccontextmanager
 async def masterdown(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The same, and it answers nothing that may be stale."""
+    """The same, and the server refuses to answer with stale data."""
     await scene.set("replica-serve-stale-data", "no")
     async with readonly(scene, message):
         yield
@@ -103,12 +107,12 @@ async def masterdown(scene: Scene, message: bytes) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def misconf(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The server cannot save its data, and stops taking any."""
+    """The server cannot save its data, and therefore refuses writes."""
     await scene.set("stop-writes-on-bgsave-error", "no")
     await scene.set("save", "3600 1")
     (scene.folder / "dump.rdb").mkdir()
     await _bgsave(scene, "err")
-    await scene.together(message, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes")
+    await scene.push_and_call(message, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes")
     yield
     (scene.folder / "dump.rdb").rmdir()
     await _bgsave(scene, "ok")
@@ -117,17 +121,17 @@ async def misconf(scene: Scene, message: bytes) -> AsyncIterator[None]:
 @asynccontextmanager
 async def oom(scene: Scene, message: bytes) -> AsyncIterator[None]:
     """The server has no memory left."""
-    await scene.together(message, "CONFIG", "SET", "maxmemory", 1)
+    await scene.push_and_call(message, "CONFIG", "SET", "maxmemory", 1)
     yield
     await scene.set("maxmemory", 0)
 
 
 @asynccontextmanager
 async def busy(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """Somebody's script goes on for ever."""
+    """The script of another client never ends."""
     await scene.set("lua-time-limit", 50)
-    async with plain_client(scene.server) as somebody:
-        endless = asyncio.create_task(somebody.eval("while true do end", 0))
+    async with plain_client(scene.server) as other:
+        endless = asyncio.create_task(other.eval("while true do end", 0))
         yield
         await scene.operator.script_kill()
         with suppress(RedisError):
@@ -137,33 +141,33 @@ async def busy(scene: Scene, message: bytes) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def noauth(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """The server wants a password that we do not have."""
+    """The server requires a password that the engine does not have."""
     await scene.set("requirepass", "secret")
-    await scene.together(message, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await scene.push_and_call(message, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     yield
     await scene.set("requirepass", "")
 
 
 @asynccontextmanager
 async def noperm(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """We may not call what we have to call."""
-    await scene.together(message, "ACL", "SETUSER", "default", "-evalsha")
+    """The user may not call scripts."""
+    await scene.push_and_call(message, "ACL", "SETUSER", "default", "-evalsha")
     yield
     await scene.operator.execute_command("ACL", "SETUSER", "default", "+evalsha")
 
 
 @asynccontextmanager
 async def noperm_within(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """We may call the script, but it may not do what it does."""
-    await scene.together(message, "ACL", "SETUSER", "default", "-set")
+    """The user may call the script, but not a command in it."""
+    await scene.push_and_call(message, "ACL", "SETUSER", "default", "-set")
     yield
     await scene.operator.execute_command("ACL", "SETUSER", "default", "+set")
 
 
 @asynccontextmanager
 async def noperm_for_keys(scene: Scene, message: bytes) -> AsyncIterator[None]:
-    """Our keys are not for us."""
-    await scene.together(message, "ACL", "SETUSER", "default", "resetkeys", "~others:*")
+    """The user may not access the keys of the fleet."""
+    await scene.push_and_call(message, "ACL", "SETUSER", "default", "resetkeys", "~others:*")
     yield
     await scene.operator.execute_command("ACL", "SETUSER", "default", "allkeys")
 
@@ -185,9 +189,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(folder: Path) -> Iterator[EmbeddedServer]:
-    """A server that may be treated badly, and loses nothing. It takes its time to load, and says so while it does."""
-    slow = ("--key-load-delay", "100")
-    with EmbeddedServer(test_server_binary(), data_dir=folder, append_fsync="always", extra=slow) as server:
+    """A server for one test, which persists everything. It waits 300 µs for each command that it loads."""
+    slow = ("--key-load-delay", "300")
+    with EmbeddedServer(
+        test_server_binary(), data_dir=folder, append_fsync="always", extra=slow, start_timeout_s=300
+    ) as server:
         yield server
 
 
@@ -198,15 +204,16 @@ OUTAGES: Final = (
 
 
 @pytest.mark.parametrize(("outage", "name"), [(each, each.__name__.partition("_")[0]) for each in OUTAGES])
-async def test_an_outage_has_a_name_and_passes(
+async def test_an_outage_is_named_and_the_engine_continues_after_it(
     own: EmbeddedServer, folder: Path, prefix: str, outage: Outage, name: str
 ) -> None:
-    """While it lasts nothing is applied; afterwards everything is, once."""
+    """During the outage nothing is applied; afterwards everything is, once."""
     load = Load()
+    timeout_s = 1.0 if name == "timeout" else 5.0
     with capture_logs() as logs:
         async with (
-            Redis.from_url(own.url) as operator,
-            running_engine(own, prefix, redis__socket_timeout=0.5, http__enabled=True, http__port=0) as engine,
+            Redis.from_url(own.url, socket_timeout=300) as operator,
+            running_engine(own, prefix, redis__socket_timeout=timeout_s, http__enabled=True, http__port=0) as engine,
         ):
             await load.say(engine, 3)
             await load.wait_applied_once(engine)
@@ -223,9 +230,9 @@ async def test_an_outage_has_a_name_and_passes(
             await eventually(partial(_shows, engine, 200, "available", 1))
     events = [each for each in logs if each["event"] in {"redis_unavailable", "redis_available", "component_failed"}]
     assert [each["event"] for each in events] == [*["redis_unavailable"] * (len(events) - 1), "redis_available"]
-    told = [each["outage"] for each in events[:-1]]
-    assert sorted(told) == sorted({*told, name})  # each name once, and this one is among them
-    assert sorted(told) == events[-1]["outages"]
+    names = [each["outage"] for each in events[:-1]]
+    assert sorted(names) == sorted({*names, name})  # each name once, and the expected one is among them
+    assert sorted(names) == events[-1]["outages"]
 
 
 async def _shows(engine: Running, status: int, detail: str, up: float) -> bool:
@@ -237,7 +244,7 @@ async def _shows(engine: Running, status: int, detail: str, up: float) -> bool:
 
 
 async def _get(engine: Running, path: str) -> tuple[int, str]:
-    """Ask the HTTP face of an engine that runs in this very loop."""
+    """Send a GET request to an engine that runs in this event loop."""
 
     def ask() -> tuple[int, str]:
         with closing(http.client.HTTPConnection(*engine.engine.http.address, timeout=300)) as connection:
@@ -249,7 +256,7 @@ async def _get(engine: Running, path: str) -> tuple[int, str]:
 
 
 async def _step_again(engine: Running) -> None:
-    """Wait until the consumer has tried once more."""
+    """Wait until the consumer has begun another step."""
     consumer = engine.engine._response_consumer
     before = consumer.step_started_at
     await eventually(lambda: consumer.step_started_at > before)

@@ -20,80 +20,82 @@ from tests.support.server import test_server_binary
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[SentinelSetup]:
-    with SentinelSetup(test_server_binary(), tmp_path) as site:
-        yield site
+def setup(tmp_path: Path) -> Iterator[SentinelSetup]:
+    with SentinelSetup(test_server_binary(), tmp_path) as setup:
+        yield setup
 
 
 class Pair:
-    """The two servers as they begin, and an engine that follows whom the sentinels name."""
+    """The two servers with their first roles, and an engine that follows the primary."""
 
-    def __init__(self, site: SentinelSetup, primary: Reader, engine: Running) -> None:
-        self.site = site
-        self.old, self.new = site.servers
+    def __init__(self, setup: SentinelSetup, primary: Reader, engine: Running) -> None:
+        self.setup = setup
+        self.old, self.new = setup.servers
         self.primary = primary
         self.engine = engine
-        """Its own reader looks at the replica, which is the primary later on."""
+        """It reads from the replica, which becomes the primary."""
 
     async def replicated(self) -> None:
-        """Wait until the replica has all that was written so far."""
+        """Wait until the replica has everything that was written so far."""
         await self.primary.call("SET", f"{self.primary.keys.prefix}:mark", 1)
-        assert await self.primary.call("WAIT", 1, 5000) == 1
+        assert await self.primary.call("WAIT", 1, 300_000) == 1
 
     async def promoted(self) -> None:
-        await asyncio.to_thread(self.site.wait_promoted, self.new)
+        assert await asyncio.to_thread(self.setup.wait_promoted, self.new)
 
 
 @asynccontextmanager
-async def following(site: SentinelSetup, prefix: str, **settings: object) -> AsyncIterator[Pair]:
-    known = {"redis__sentinels": site.addresses, "redis__sentinel_master": MASTER}
+async def following(setup: SentinelSetup, prefix: str, **settings: object) -> AsyncIterator[Pair]:
+    known = {"redis__sentinels": setup.addresses, "redis__sentinel_master": MASTER}
     async with (
-        plain_client(site.servers[0]) as primary,
-        launched(site.servers[1], prefix, **known, **settings) as engine,
+        plain_client(setup.servers[0]) as primary,
+        launched(setup.servers[1], prefix, **known, **settings) as engine,
     ):
-        yield Pair(site, Reader(primary, prefix), engine)
+        yield Pair(setup, Reader(primary, prefix), engine)
 
 
 Failover: TypeAlias = Callable[[SentinelSetup, EmbeddedServer], None]
 """Why the sentinels promote the replica of this primary."""
 
 
-def killed(_site: SentinelSetup, primary: EmbeddedServer) -> None:
-    """It is gone, and says so: whoever connects is refused."""
+def killed(_setup: SentinelSetup, primary: EmbeddedServer) -> None:
+    """The primary is gone, and connections to it are refused."""
     primary.kill()
 
 
-def stopped(_site: SentinelSetup, primary: EmbeddedServer) -> None:
-    """It stands still: connections to it stay open, and mute."""
+def stopped(_setup: SentinelSetup, primary: EmbeddedServer) -> None:
+    """The primary is suspended: connections to it stay open, without replies."""
     primary.pause()
 
 
-def replaced(site: SentinelSetup, _primary: EmbeddedServer) -> None:
-    """An operator asks for it: it lives on, and takes writes until the sentinels get to it, ten seconds later."""
-    site.fail_over()
+def replaced(setup: SentinelSetup, _primary: EmbeddedServer) -> None:
+    """An operator requests the failover. The primary accepts writes until the sentinels make it a replica."""
+    setup.fail_over()
 
 
 @pytest.mark.parametrize("failover", [killed, stopped, replaced])
-async def test_engine_follows_a_failover(site: SentinelSetup, prefix: str, failover: Failover) -> None:
+async def test_engine_follows_a_failover(setup: SentinelSetup, prefix: str, failover: Failover) -> None:
     """It continues at the new primary: each response is applied once and in order."""
     load = Load()
-    async with following(site, prefix) as pair:
+    async with following(setup, prefix) as pair:
         await load.say(pair.primary, 3)
         await load.wait_applied_once(pair.primary)
         await pair.replicated()
-        await asyncio.to_thread(failover, site, pair.old)
+        await asyncio.to_thread(failover, setup, pair.old)
         await pair.promoted()
         await load.say(pair.engine, 3)
         await load.wait_applied_once(pair.engine)
         await eventually(lambda: pair.engine.outage is None)
 
 
-async def test_what_a_failover_takes_back_is_applied_when_it_is_said_again(site: SentinelSetup, prefix: str) -> None:
-    """The replica has not had it, effects and all. Lease and token are the same there: the chain alone tells that the
-    server went back in time, and the engine must not know the messages for ones that it has seen.
+async def test_responses_that_a_failover_takes_back_are_applied_when_they_are_sent_again(
+    setup: SentinelSetup, prefix: str
+) -> None:
+    """The replica has neither the responses nor their effects, but the same lease and token. Only the ledger shows that
+    the server went back in time, and the engine must not take the responses for duplicates.
     """
     load = Load()
-    async with following(site, prefix, lease__ttl=60.0) as pair:
+    async with following(setup, prefix, lease__ttl=60.0) as pair:
         await load.say(pair.primary, 3)
         await load.wait_applied_once(pair.primary)
         await pair.replicated()
@@ -113,10 +115,10 @@ async def test_what_a_failover_takes_back_is_applied_when_it_is_said_again(site:
         assert pair.engine.metric("aism_commits_total", code="out_of_step") >= 1
 
 
-async def test_who_is_no_primary_is_not_spoken_to(site: SentinelSetup) -> None:
-    """Sentinels that still name a demoted server are not believed: it answers PING, but its role is another."""
-    primary, replica = site.servers
-    settings = RedisSettings(sentinels=(site.addresses[0],), sentinel_master=MASTER)
+async def test_a_demoted_primary_is_not_used(setup: SentinelSetup) -> None:
+    """Even if a sentinel still names it: it answers PING, but its ROLE is another."""
+    primary, replica = setup.servers
+    settings = RedisSettings(sentinels=(setup.addresses[0],), sentinel_master=MASTER)
     with Cli("127.0.0.1", primary.port) as ask:
         ask("REPLICAOF", "127.0.0.1", replica.port)
     client = connect(settings, "test")
@@ -125,8 +127,8 @@ async def test_who_is_no_primary_is_not_spoken_to(site: SentinelSetup) -> None:
     await client.aclose()
 
 
-async def test_no_sentinel_at_all_is_an_outage_with_a_name() -> None:
-    """None of them answers: the engine would wait, and say for whom."""
+async def test_unreachable_sentinels_are_a_named_outage() -> None:
+    """The engine waits, and reports `no_primary`."""
     client = connect(RedisSettings(sentinels=("127.0.0.1:1",), sentinel_master=MASTER), "test")
     with pytest.raises(ServerUnavailableError) as caught, naming_outages():
         await client.ping()

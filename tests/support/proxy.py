@@ -1,8 +1,8 @@
 """A TCP proxy between an engine and its server that reproduces faults of the network.
 
 *Conditions* hold for all traffic until they are changed: delay, throttling, black hole, a cut after a number of bytes.
-Connections can be reset, half closed, forgotten or refused. A *rule* waits for a request and acts on it or its reply;
-for that the proxy splits the traffic into RESP requests and replies.
+Connections can be reset, half closed or forgotten. A *rule* waits for a request and acts on it or its reply; for that
+the proxy splits the traffic into RESP requests and replies.
 
 A black hole is a partition as both ends see it: nothing arrives, and no connection ends. Nothing is read, so the
 buffers of the ends fill; on Linux the SYN of a new connection stays unanswered. When the network heals, TCP delivers
@@ -66,7 +66,8 @@ class _Link:
         self._proxy = proxy
         self._writers: dict[Direction, asyncio.StreamWriter] = {}
         self._frames = {Direction.TO_SERVER: Frames(), Direction.TO_CLIENT: Frames()}
-        self._asked: deque[list[Rule]] = deque()
+        self._pending: deque[list[Rule]] = deque()
+        """The rules of each request that has no reply yet."""
         self._raw = False
         self._mute = asyncio.Event()
         self.opened = asyncio.Event()
@@ -88,39 +89,39 @@ class _Link:
             for writer in self._writers.values():
                 writer.close()
 
-    def reset(self, way: Direction = Direction.BOTH) -> None:
+    def reset(self, direction: Direction = Direction.BOTH) -> None:
         """Send RST to the ends."""
         for each, writer in self._writers.items():
             connection = writer.get_extra_info("socket")
-            if each in way and connection is not None:
+            if each in direction and connection is not None:
                 with suppress(OSError):
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 writer.transport.abort()
 
-    def end(self, way: Direction) -> None:
+    def end(self, direction: Direction) -> None:
         """Send FIN in one direction."""
         with suppress(KeyError, OSError, RuntimeError):
-            self._writers[way].write_eof()
+            self._writers[direction].write_eof()
 
     def mute(self) -> None:
         """Pass nothing on any more, without closing anything."""
         self._mute.set()
 
-    async def _pump(self, source: asyncio.StreamReader, way: Direction) -> None:
-        step = self._there if way is Direction.TO_SERVER else self._back
+    async def _pump(self, source: asyncio.StreamReader, direction: Direction) -> None:
+        forward = self._forward_requests if direction is Direction.TO_SERVER else self._forward_replies
         ended = True
         try:
             while data := await source.read(_PIECE):
-                await step(data)
+                await forward(data)
         except OSError:
             ended = False
-        await self._passable(way)
+        await self._passable(direction)
         if ended:
-            self.end(way)
+            self.end(direction)
         else:
             self.reset()
 
-    async def _there(self, data: bytes) -> None:
+    async def _forward_requests(self, data: bytes) -> None:
         if self._raw:
             return await self._send(Direction.TO_SERVER, data)
         passed: list[bytes] = []
@@ -129,27 +130,23 @@ class _Link:
             rules = self._proxy.rules_for(request)
             if request[0].upper() in _ENDS_DIALOGUE:
                 self._raw = True
-            if rules and rules[-1].action is Action.ANSWER:
-                await self._send(Direction.TO_CLIENT, rules[-1].reply)
-                continue
             if rules and rules[-1].action is Action.HOLD_REQUEST:
                 await self._send(Direction.TO_SERVER, b"".join(passed))
                 passed.clear()
                 if rules[-1].cut:
                     self.reset(Direction.TO_CLIENT)
                 await rules[-1].wait_released()
-            self._asked.append(rules)
+            self._pending.append(rules)
             passed.append(frame)
         if self._raw:
             passed.append(self._frames[Direction.TO_SERVER].rest())
         return await self._send(Direction.TO_SERVER, b"".join(passed))
 
-    async def _back(self, data: bytes) -> None:
-        if self._raw and not self._asked:
-            return await self._send(Direction.TO_CLIENT, self._frames[Direction.TO_CLIENT].rest() + data)
+    async def _forward_replies(self, data: bytes) -> None:
         passed: list[bytes] = []
-        for frame in self._frames[Direction.TO_CLIENT].feed(data):
-            rules = self._asked.popleft() if self._asked and not frame.startswith(b">") else []
+        frames = self._frames[Direction.TO_CLIENT]
+        for frame in frames.feed(data):
+            rules = self._pending.popleft() if self._pending and not frame.startswith(b">") else []
             for rule in rules:
                 rule.answered(frame)
             if rules and rules[-1].action in {Action.DROP_REPLY, Action.HOLD_REPLY}:
@@ -159,19 +156,18 @@ class _Link:
                     return self.reset() if rules[-1].cut else self.mute()
                 await rules[-1].wait_released()
             passed.append(frame)
-            if self._raw and not self._asked:
-                passed.append(self._frames[Direction.TO_CLIENT].rest())
-                break
+        if self._raw and not self._pending:
+            passed.append(frames.rest())
         return await self._send(Direction.TO_CLIENT, b"".join(passed))
 
-    async def _passable(self, way: Direction) -> None:
-        await self._proxy.conditions[way].flowing.wait()
+    async def _passable(self, direction: Direction) -> None:
+        await self._proxy.conditions[direction].flowing.wait()
         if self._mute.is_set():
             await asyncio.Event().wait()  # for ever
 
-    async def _send(self, way: Direction, data: bytes) -> None:
+    async def _send(self, direction: Direction, data: bytes) -> None:
         """Pass bytes on, under the current conditions."""
-        proxy, conditions, writer = self._proxy, self._proxy.conditions[way], self._writers[way]
+        proxy, conditions, writer = self._proxy, self._proxy.conditions[direction], self._writers[direction]
         if not data:
             return
         if conditions.delay_s[1]:
@@ -181,7 +177,7 @@ class _Link:
             if conditions.bytes_per_s is not None:
                 piece = data[: max(1, int(conditions.bytes_per_s / 50))]
                 await asyncio.sleep(len(piece) / conditions.bytes_per_s)
-            await self._passable(way)
+            await self._passable(direction)
             if conditions.left is not None:
                 piece = piece[: conditions.left]
                 conditions.left -= len(piece)
@@ -203,8 +199,6 @@ class FaultProxy:
         self.random = random.Random(seed)
         """Decides random delays and cuts."""
         self.conditions = {Direction.TO_SERVER: _Conditions(), Direction.TO_CLIENT: _Conditions()}
-        self.accepted = 0
-        """Number of connections accepted so far."""
         self._port = 0
         self._listener: socket.socket | None = None
         self._accepting = False
@@ -221,7 +215,7 @@ class FaultProxy:
         return self._port
 
     async def __aenter__(self) -> Self:
-        self.admit()
+        self._listen()
         return self
 
     async def __aexit__(
@@ -231,33 +225,31 @@ class FaultProxy:
 
     # --- conditions ---------------------------------------------------------------------------------------------------
 
-    def delay(self, least_s: float, most_s: float | None = None, way: Direction = Direction.BOTH) -> None:
+    def delay(self, least_s: float, most_s: float) -> None:
         """Delay each piece of data by a random time between the two. Delays add up, since pieces stay in order."""
-        for conditions in self._of(way):
-            conditions.delay_s = (least_s, least_s if most_s is None else most_s)
+        for conditions in self.conditions.values():
+            conditions.delay_s = (least_s, most_s)
 
-    def throttle(self, bytes_per_s: float, way: Direction = Direction.BOTH) -> None:
+    def throttle(self, bytes_per_s: float) -> None:
         """Limit the throughput of each connection."""
-        for conditions in self._of(way):
+        for conditions in self.conditions.values():
             conditions.bytes_per_s = bytes_per_s
 
-    def cut_after(self, least: int, most: int | None = None, way: Direction = Direction.TO_SERVER) -> None:
+    def cut_after(self, least: int, most: int, direction: Direction = Direction.TO_SERVER) -> None:
         """Cut one connection after a random number of further bytes, counted over all connections."""
-        for conditions in self._of(way):
-            conditions.left = self.random.randint(least, least if most is None else most)
+        self.conditions[direction].left = self.random.randint(least, most)
 
-    def black_hole(self, way: Direction = Direction.BOTH) -> None:
-        """Pass nothing on, and end nothing, until `heal`. For both directions: leave SYNs unanswered as well."""
-        for conditions in self._of(way):
+    def black_hole(self) -> None:
+        """Pass nothing on, end nothing, and leave SYNs unanswered, until `heal`."""
+        for conditions in self.conditions.values():
             conditions.flowing.clear()
-        if way is Direction.BOTH:
-            self._ignore()
+        self._ignore()
 
     def heal(self) -> None:
         """End all conditions: what was held up is delivered late. Rules stay."""
         for conditions in self.conditions.values():
             conditions.heal()
-        self.admit()
+        self._listen()
 
     # --- what happens to connections ----------------------------------------------------------------------------------
 
@@ -266,51 +258,33 @@ class FaultProxy:
         for link in self._links.values():
             link.reset()
 
-    def half_close(self, way: Direction) -> None:
+    def half_close(self, direction: Direction) -> None:
         """Close one direction of every connection; the other stays open."""
         for link in self._links.values():
-            link.end(way)
+            link.end(direction)
 
     def forget(self) -> None:
         """Let the open connections go dead without closing them; new ones work."""
         for link in self._links.values():
             link.mute()
 
-    def refuse(self) -> None:
-        """Refuse new connections until `admit`. The port stays reserved."""
-        self._stop_accepting()
-        self._listen()
-
-    def admit(self) -> None:
-        """Accept new connections (again)."""
-        if not self._accepting:
-            listener = self._listener if self._listener and self._stoppers else self._listen()
-            listener.listen(_BACKLOG)
-            self._port = listener.getsockname()[1]
-            self._accepting = True
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
-
     # --- rules --------------------------------------------------------------------------------------------------------
 
     def watch(self, match: Match) -> Rule:
         """Record the requests that match, and their replies."""
-        return self._on(Rule(match, Action.WATCH, nth=1, times=float("inf"), cut=False))
+        return self._add(Rule(match, Action.WATCH, times=float("inf")))
 
     def drop_reply(self, match: Match, *, nth: int = 1, times: float = 1, cut: bool = False) -> Rule:
         """Deliver the request and drop its reply. The connection is cut, or dead from then on."""
-        return self._on(Rule(match, Action.DROP_REPLY, nth=nth, times=times, cut=cut))
+        return self._add(Rule(match, Action.DROP_REPLY, nth=nth, times=times, cut=cut))
 
     def hold_request(self, match: Match, *, nth: int = 1, times: float = 1, cut: bool = False) -> Rule:
         """Hold the request until `release`, and deliver it even if its client has gone (`cut`: reset it)."""
-        return self._on(Rule(match, Action.HOLD_REQUEST, nth=nth, times=times, cut=cut))
+        return self._add(Rule(match, Action.HOLD_REQUEST, nth=nth, times=times, cut=cut))
 
-    def hold_reply(self, match: Match, *, nth: int = 1, times: float = 1) -> Rule:
+    def hold_reply(self, match: Match) -> Rule:
         """Deliver the request and hold its reply until `release`."""
-        return self._on(Rule(match, Action.HOLD_REPLY, nth=nth, times=times, cut=False))
-
-    def answer(self, match: Match, reply: bytes, *, nth: int = 1, times: float = float("inf")) -> Rule:
-        """Answer in place of the server with these bytes of RESP, until `disable`."""
-        return self._on(Rule(match, Action.ANSWER, nth=nth, times=times, cut=False, reply=reply))
+        return self._add(Rule(match, Action.HOLD_REPLY))
 
     def rules_for(self, request: Request) -> list[Rule]:
         """Return the rules that apply to this request: those that watch, and last the first one that acts, if any."""
@@ -320,22 +294,20 @@ class FaultProxy:
 
     # --- internal ----------------------------------------------------------------------------------------------------
 
-    def _on(self, rule: Rule) -> Rule:
+    def _add(self, rule: Rule) -> Rule:
         self._rules.append(rule)
         return rule
 
-    def _of(self, way: Direction) -> list[_Conditions]:
-        return [conditions for each, conditions in self.conditions.items() if each in way]
-
-    def _listen(self) -> socket.socket:
-        """Bind the port. Connections are refused until `listen` is called."""
-        if self._listener is not None:
-            self._listener.close()
-        self._listener = listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)  # noqa: FBT003
-        listener.bind((_HOST, self._port))
-        return listener
+    def _listen(self) -> None:
+        """Accept connections (again)."""
+        if not self._accepting:
+            if self._listener is None:
+                self._listener = socket.create_server((_HOST, 0))
+                self._listener.setblocking(False)  # noqa: FBT003
+                self._port = self._listener.getsockname()[1]
+            self._listener.listen(_BACKLOG)
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -348,7 +320,6 @@ class FaultProxy:
             return
         connection.setblocking(False)  # noqa: FBT003
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.accepted += 1
         link = _Link(self)
         task = asyncio.get_running_loop().create_task(link.run(connection))
         self._links[task] = link

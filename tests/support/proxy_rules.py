@@ -62,20 +62,18 @@ class Action(Enum):
     DROP_REPLY = auto()
     HOLD_REQUEST = auto()
     HOLD_REPLY = auto()
-    ANSWER = auto()
 
 
 class Rule:
     """Applies an action to requests that match: to `times` of them, beginning with the n-th."""
 
-    def __init__(self, match: Match, action: Action, *, nth: int, times: float, cut: bool, reply: bytes = b"") -> None:
+    def __init__(self, match: Match, action: Action, *, nth: int = 1, times: float = 1, cut: bool = False) -> None:
         self.matched: list[Request] = []
         """The requests to which the action was applied."""
         self.replies: list[Any] = []
         """What the server has answered to those, whether or not the client has received it. Errors are exceptions."""
         self.action = action
         self.cut = cut
-        self.reply = reply
         self._match = match
         self._waiting = nth - 1
         self._times = times
