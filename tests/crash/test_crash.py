@@ -112,7 +112,7 @@ class CrashingEngine:
                 process.kill()
                 process.join()
                 report.close()
-            await self._fleet.call("DEL", self._fleet.keys.lease)  # its holder is dead: nothing is won by waiting
+            await self._fleet.call("DEL", self._fleet.keys.lease)  # its holder is dead
 
 
 async def _wait_ended(process: Any) -> None:  # noqa: ANN401 - the process of a fork server has no public type
@@ -128,7 +128,7 @@ async def _wait_ended(process: Any) -> None:  # noqa: ANN401 - the process of a 
 async def test_crash_at_any_point_loses_nothing_and_applies_nothing_twice(
     server: EmbeddedServer, phase: str, prefix: str
 ) -> None:
-    """What was committed is there once, and the next engine does the rest. Each point is reached."""
+    """Each commit is applied once, and the next engine does the rest. Each point is reached."""
     async with plain_client(server) as client:
         fleet = SmallFleet(client, prefix)
         await fleet.prepare()

@@ -1,6 +1,7 @@
 """Runs every command of docs/operating.md, in order, on a fleet of three scribes."""
 
 import asyncio
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -66,7 +67,7 @@ async def test_every_line_of_the_page_works(
 
 async def _make_events(engine: Running) -> None:
     """Make events of the first scribe until cancelled."""
-    for number in range(1000):
+    for number in itertools.count():
         message = {"id": f"event-{number}", "type": "measurement", "agent_id": "scribe-1", "payload": {"n": number}}
         await engine.say(message)
         await asyncio.sleep(0.05)

@@ -4,6 +4,8 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import pairwise
 from typing import Final
 
 import pytest
@@ -37,7 +39,7 @@ class _Beats:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self.number = 0
+        self.sent_at: list[float] = []
 
     async def now(self) -> float:
         seconds, microseconds = await self._reader.call("TIME")
@@ -48,17 +50,16 @@ class _Beats:
         scores = {agent_id: (now + skew_s) * unit for agent_id, (skew_s, unit) in BEATING.items()}
         for agent_id, score in (scores | dict.fromkeys(others, now)).items():
             await self._reader.call("ZADD", self._reader.keys.heartbeats, repr(score), agent_id)
-        self.number += 1
+        self.sent_at.append(now)
 
     async def wait_more(self, seconds: float) -> None:
-        """Wait until all have gone on sending heartbeats for `seconds`."""
-        until, number = await self.now() + seconds, self.number
+        """Wait until all have continued to send heartbeats for `seconds`."""
+        until = self.sent_at[-1] + seconds
+        await eventually(lambda: self.sent_at[-1] > until)
 
-        async def is_past() -> bool:
-            return await self.now() > until
-
-        await eventually(is_past)
-        assert self.number > number
+    def were_late(self) -> bool:
+        """Tell whether a slow machine has delayed heartbeats for so long that the agents had to be lost."""
+        return max(later - earlier for earlier, later in pairwise(self.sent_at)) >= LOST_AFTER_S / 2
 
 
 @asynccontextmanager
@@ -90,24 +91,25 @@ async def test_suspended_engine_marks_only_agents_without_heartbeats_as_lost(
         _beating(reader) as beats,
         daemon(server.url, prefix, **SHORT, lease__ttl=lease_ttl, lease__renew_interval=0.3) as engine,
     ):
+        observed_from = [await beats.now()]
         await eventually(lambda: reader.call("ZSCORE", reader.keys.silent, "gone"))
-        for number in (1, 2):
+        for _ in range(2):
             resets = engine.count("observations_reset", component="reaper")
             engine.signal(signal.SIGSTOP)
             await beats.wait_more(LOST_AFTER_S + 1)
-            resumed_at = await beats.now()
+            observed_from.append(await beats.now())
             engine.signal(signal.SIGCONT)
             await engine.wait_event("observations_reset", component="reaper", times=resets + 1)
-            assert await reader.audit("agent_lost") == [], number
-        await eventually(lambda: _lost(reader, 2))
+        await eventually(partial(_are_lost, reader, {"gone", "later"}))
         lost = await reader.audit("agent_lost")
-        assert {fact["agent_id"] for fact in lost} == {"gone", "later"}
-        waited_s = [from_iso(fact["at"]) - resumed_at for fact in lost]
-        assert min(waited_s) >= LOST_AFTER_S - 0.01
+        assert {fact["agent_id"] for fact in lost} == {"gone", "later"} or beats.were_late()
+        for fact in lost:
+            lost_at = from_iso(fact["at"])
+            assert lost_at - max(each for each in observed_from if each <= lost_at) >= LOST_AFTER_S - 0.01
 
 
-async def _lost(reader: Reader, count: int) -> bool:
-    return len(await reader.audit("agent_lost")) == count
+async def _are_lost(reader: Reader, agent_ids: set[str]) -> bool:
+    return agent_ids <= {fact["agent_id"] for fact in await reader.audit("agent_lost")}
 
 
 async def test_slow_scan_is_followed_by_a_short_rest(server: EmbeddedServer, prefix: str) -> None:

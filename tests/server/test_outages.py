@@ -103,7 +103,7 @@ async def test_backlog_is_applied_once_although_the_server_is_killed(own: Embedd
         own.start()
         async with visitor(own) as client:
             running.client = client
-            await eventually(running.is_drained, 20)
+            await eventually(running.is_drained)
             changes = [fact["new_state"] for fact in await running.audit("state_changed")]
             assert changes == [f"s{n}" for n in range(count)]
             assert len(await running.audit("request_refused")) == 500

@@ -1,7 +1,7 @@
 """Laws of the supervisor: restarts, the restart budget, and the order and the time limit of a stop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -82,6 +82,35 @@ class Stubborn(Part):
             with suppress(asyncio.CancelledError):
                 await super().run()
         await super().run()
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves to the next timer as soon as nothing else is left to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        select = self._selector.select  # type: ignore[attr-defined]
+
+        def skip(timeout: float | None) -> Any:  # noqa: ANN401
+            self._now += timeout or 0.0
+            return select(timeout if timeout is None else 0)
+
+        self._selector.select = skip  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self._now
+
+
+def in_virtual_time(law: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test of timeouts that no pause of the machine can shorten."""
+
+    def test() -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(law())
+
+    test.__doc__ = law.__doc__
+    return test
 
 
 def fail() -> None:
@@ -220,6 +249,7 @@ async def test_a_stop_drops_a_pending_restart() -> None:
     assert journal.lines == ["a started", "a failed"]
 
 
+@in_virtual_time
 async def test_a_component_that_does_not_stop_is_abandoned_after_the_timeout() -> None:
     """It is named in the log; all others are stopped in order."""
     journal, stubborn = Journal(), Stubborn("b")
@@ -233,6 +263,7 @@ async def test_a_component_that_does_not_stop_is_abandoned_after_the_timeout() -
     assert [line["components"] for line in logs if line["event"] == "stop_timed_out"] == [["b"]]
 
 
+@in_virtual_time
 async def test_each_component_is_cancelled_before_the_stop_times_out() -> None:
     """However many others do not stop."""
     journal = Journal()
@@ -248,6 +279,7 @@ async def test_each_component_is_cancelled_before_the_stop_times_out() -> None:
             await journal.wait_for("first stopped")
 
 
+@in_virtual_time
 async def test_a_slow_component_may_use_all_the_time_that_is_left() -> None:
     """It needs more than its half of the time, and is not abandoned, because the others need less."""
     journal = Journal()
