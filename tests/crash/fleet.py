@@ -25,7 +25,7 @@ class SmallFleet(Reader):
 
     def __init__(self, client: Client, prefix: str) -> None:
         super().__init__(client, prefix)
-        self.beating = {"beater", "hand"}
+        self.active = {"beater", "hand"}
         self.is_over = False
         """Ends the other tasks: a client call may swallow a cancellation (cpython#86296)."""
 
@@ -35,7 +35,7 @@ class SmallFleet(Reader):
         stray = AgentRecord(
             agent_id="stray", type="scribe", registered=True, state="nowhere", since=now, first_seen_at=now
         )
-        self.beating.add("stray")
+        self.active.add("stray")
         await self.call("SADD", self.keys.index, "stray")
         await self.client.hset(self.keys.agent("stray"), mapping=stray.fields() | {"liveness": "fresh"})
         for agent_id in ("silent", "returner"):
@@ -57,7 +57,7 @@ class SmallFleet(Reader):
             said("g", 2, "goodbye"),
         )
         await self.until("registered", lambda: self.state_is("a", "logout"))
-        self.beating.add("a")  # otherwise the engine forgets it as soon as it sends nothing more
+        self.active.add("a")  # otherwise the engine forgets it as soon as it sends nothing more
         await self.say(
             said("a", 4, "state_transition", target="deep_work"),
             said("a", 5, "measurement", depth=1),
@@ -92,7 +92,7 @@ class SmallFleet(Reader):
         await self.until("first seen by its heartbeat", lambda: self.record("hand"))
         await self.call("SET", keys.state("hand"), "busy")
         await self.until("lost", lambda: self.audit("agent_lost", agent_id="returner"))
-        self.beating.add("returner")
+        self.active.add("returner")
         await self.until("returned", lambda: self.audit("agent_returned"))
         await self.until("noticed", lambda: self.audit("state_changed", agent_id="hand"))
         await self.ask(asked("c4", "send", agent_id="beater", command={"type": "work"}, options={"ttl": 0.3}))
@@ -109,16 +109,16 @@ class SmallFleet(Reader):
     async def send_mail(self) -> None:
         """Send messages to an agent in deep work. They wait, and are delivered in order afterwards."""
         await self.say(
-            said("hermit", 1, "register", type="scribe"),
-            said("hermit", 2, "state_transition", target="inbox"),
-            said("hermit", 3, "state_transition", target="deep_work"),
-            *(said("writer", number, "message", to="hermit", content=number) for number in (1, 2, 3)),
+            said("working", 1, "register", type="scribe"),
+            said("working", 2, "state_transition", target="inbox"),
+            said("working", 3, "state_transition", target="deep_work"),
+            *(said("writer", number, "message", to="working", content=number) for number in (1, 2, 3)),
         )
-        await self.until("it waits", lambda: self.call("LLEN", self.keys.mail("hermit")))
-        self.beating |= {"hermit", "writer"}
+        await self.until("it waits", lambda: self.call("LLEN", self.keys.mail("working")))
+        self.active |= {"working", "writer"}
         await self.until("all responses done", self.is_drained)
-        await self.say(said("hermit", 4, "state_transition", target="inbox"))
-        await self.until("it is there", lambda: self.call("LLEN", self.keys.inbox("hermit")))
+        await self.say(said("working", 4, "state_transition", target="inbox"))
+        await self.until("it is there", lambda: self.call("LLEN", self.keys.inbox("working")))
 
     async def inbox(self, agent_id: str) -> list[str]:
         """Return the ids of the messages in an inbox, oldest first."""
@@ -127,12 +127,12 @@ class SmallFleet(Reader):
 
     async def diverge(self) -> None:
         """Let an agent set a state that its machine forbids, and correct it."""
-        await self.say(said("liar", 1, "register", type="scribe"))
-        await self.until("the liar registered", lambda: self.state_is("liar", "bootstrap"))
-        self.beating.add("liar")
-        await self.call("SET", self.keys.state("liar"), "deep_work")
+        await self.say(said("contrary", 1, "register", type="scribe"))
+        await self.until("the contrary agent registered", lambda: self.state_is("contrary", "bootstrap"))
+        self.active.add("contrary")
+        await self.call("SET", self.keys.state("contrary"), "deep_work")
         await self.until("diverged", lambda: self.audit("divergence_opened"))
-        await self.say(said("liar", 2, "state_transition", target="inbox"))
+        await self.say(said("contrary", 2, "state_transition", target="inbox"))
         await self.until("agreed", lambda: self.audit("divergence_closed"))
 
     async def send_to_group(self) -> None:
@@ -142,7 +142,7 @@ class SmallFleet(Reader):
             *(said(worker, 1, "register", type="worker", capabilities=["ack"]) for worker in (first, second)),
         )
         await self.until("workers", lambda: self.record(second))
-        self.beating |= {first, second}
+        self.active |= {first, second}
         await self.ask(
             asked("p1", "pause", agent_id=first),
             asked("d1", "drain", agent_id=second),
@@ -165,17 +165,13 @@ class SmallFleet(Reader):
         await self.until("the group done", lambda: self.audit("group_succeeded"))
         for number, target in enumerate(("inbox", "logout", "offline"), start=2):
             await self.say(said(second, number, "state_transition", target=target))
-        letters = {raw: dead_letter_id.decode() for dead_letter_id, raw in await self.letters()}
+        found = await self.call("XRANGE", keys.dead_letters, "-", "+")
+        ids = {fields[b"raw"]: dead_letter_id.decode() for dead_letter_id, fields in found}
         await self.ask(
-            asked("y1", "replay", dead_letter_id=letters[b"no message at all"]),
-            asked("z1", "purge", dead_letter_ids=[letters[b"no request at all"]]),
+            asked("y1", "replay", dead_letter_id=ids[b"no message at all"]),
+            asked("z1", "purge", dead_letter_ids=[ids[b"no request at all"]]),
         )
         await self.until("purged", lambda: self.audit("dead_letters_purged"))
-
-    async def letters(self) -> list[tuple[bytes, bytes]]:
-        """Return the ids and the original bytes of the dead letters."""
-        found = await self.call("XRANGE", self.keys.dead_letters, "-", "+")
-        return [(dead_letter_id, fields[b"raw"]) for dead_letter_id, fields in found]
 
     async def until(self, what: str, condition: Callable[[], Awaitable[Any]]) -> None:
         try:
@@ -195,13 +191,13 @@ class SmallFleet(Reader):
         seconds, microseconds = await self.call("TIME")
         return float(seconds) + float(microseconds) / 1e6
 
-    async def beat(self) -> None:
+    async def send_heartbeats(self) -> None:
         """Send heartbeats, and let one agent publish its states: s1, s2, …"""
         count = 0
         while not self.is_over:
             count += 1
             now = await self.now()
-            await self.call("ZADD", self.keys.heartbeats, *(word for name in self.beating for word in (now, name)))
+            await self.call("ZADD", self.keys.heartbeats, *(word for name in self.active for word in (now, name)))
             event = {"agent_id": "publisher", "new_state": f"s{count}"}
             await self.call("PUBLISH", self.keys.state_changes, json.dumps(event))
             await asyncio.sleep(0.05)
@@ -229,7 +225,7 @@ FACTS: Final = Counter(
         ("agent_forgotten", "g", "", ""): 1,
         **{
             (event, agent, f"{agent}-1", state): 1
-            for agent in ("a", "b", "g", "w1", "w2", "hermit", "liar")
+            for agent in ("a", "b", "g", "w1", "w2", "working", "contrary")
             for event, state in (
                 ("agent_first_seen", "offline"),
                 ("agent_registered", ""),
@@ -258,16 +254,16 @@ FACTS: Final = Counter(
         ("request_refused", "", "y1", ""): 1,
         ("dead_letters_purged", "", "z1", ""): 1,
         ("state_changed", "stray", "", "offline"): 1,
-        ("state_changed", "hermit", "hermit-2", "inbox"): 1,
-        ("state_changed", "hermit", "hermit-3", "deep_work"): 1,
+        ("state_changed", "working", "working-2", "inbox"): 1,
+        ("state_changed", "working", "working-3", "deep_work"): 1,
         ("agent_first_seen", "writer", "writer-1", "unknown"): 1,
         **{("message_waiting", "writer", f"writer-{number}", ""): 1 for number in (1, 2, 3)},
-        ("state_changed", "hermit", "hermit-4", "inbox"): 1,
-        ("messages_released", "hermit", "hermit-4", ""): 1,
-        ("transition_refused", "liar", "", "deep_work"): 1,
-        ("divergence_opened", "liar", "", ""): 1,
-        ("state_changed", "liar", "liar-2", "inbox"): 1,
-        ("divergence_closed", "liar", "", ""): 1,
+        ("state_changed", "working", "working-4", "inbox"): 1,
+        ("messages_released", "working", "working-4", ""): 1,
+        ("transition_refused", "contrary", "", "deep_work"): 1,
+        ("divergence_opened", "contrary", "", ""): 1,
+        ("state_changed", "contrary", "contrary-2", "inbox"): 1,
+        ("divergence_closed", "contrary", "", ""): 1,
         ("agent_first_seen", "hand", "", "unknown"): 1,
         ("state_changed", "hand", "", "busy"): 1,
         ("agent_first_seen", "beater", "", "unknown"): 1,
@@ -300,7 +296,7 @@ async def problems(fleet: SmallFleet) -> list[str]:
     found = Counter(summary(fact) for fact in facts if fact.get("agent_id") != "returner")
     published = [int(fact["new_state"][1:]) for fact in await fleet.audit("state_changed", agent_id="publisher")]
     order = [fact["cause"] for fact in facts if fact["by"] == "agent" and fact.get("agent_id") == "a"]
-    letters = Counter(raw for _, raw in await fleet.dead_lettered())
+    dead_letters = Counter(raw for _, raw in await fleet.dead_lettered())
     expected: dict[str, tuple[Any, Any]] = {
         "facts missing": (FACTS - found, Counter()),
         "facts too many": (found - FACTS, Counter()),
@@ -308,7 +304,7 @@ async def problems(fleet: SmallFleet) -> list[str]:
         "order of a": (order, sorted(order, key=lambda cause: int(cause[2:]))),
         "order of the publisher": (published, sorted(set(published))),
         "dead letters": (
-            letters,
+            dead_letters,
             Counter(
                 [
                     b"no message at all",
@@ -335,9 +331,9 @@ async def problems(fleet: SmallFleet) -> list[str]:
         ),
         "commands of the workers": (await fleet.call("EXISTS", *map(fleet.keys.commands, ("w1", "w2"))), 0),
         "fanout": (await fleet.call("LLEN", fleet.keys.fanout), 0),
-        "inbox of the hermit": (await fleet.inbox("hermit"), ["writer-1", "writer-2", "writer-3"]),
-        "waiting for the hermit": (await fleet.call("EXISTS", fleet.keys.mail("hermit")), 0),
-        "divergences of the liar": ((await fleet.record("liar"))["divergences"], ""),
+        "inbox of the working agent": (await fleet.inbox("working"), ["writer-1", "writer-2", "writer-3"]),
+        "waiting for the working agent": (await fleet.call("EXISTS", fleet.keys.mail("working")), 0),
+        "divergences of the contrary agent": ((await fleet.record("contrary"))["divergences"], ""),
         "c4": ((await fleet.command("c4"))["status"], "expired"),
         "record of silent": (await fleet.record("silent"), {}),
         "state of returner": (await fleet.state("returner"), "unknown" if len(returns) % 4 == 0 else "offline"),

@@ -133,7 +133,7 @@ async def test_crash_at_any_point_loses_nothing_and_applies_nothing_twice(
         fleet = SmallFleet(client, prefix)
         await fleet.prepare()
         engine = CrashingEngine(server.url, fleet, PHASES[phase])
-        running = [asyncio.create_task(engine.run()), asyncio.create_task(fleet.beat())]
+        running = [asyncio.create_task(engine.run()), asyncio.create_task(fleet.send_heartbeats())]
         try:
             await fleet.live()
             await eventually(lambda: not engine.left)

@@ -25,7 +25,7 @@ from tests.support.resp import Cli
 from tests.support.server import test_server_binary
 
 
-class Scene:
+class Setup:
     """A server with an outage, and an operator who is connected since before it."""
 
     def __init__(self, server: EmbeddedServer, folder: Path, operator: Client, prefix: str) -> None:
@@ -52,131 +52,131 @@ class Scene:
         await self.operator.lpush(self.queue, message)
 
 
-Outage: TypeAlias = Callable[[Scene, bytes], Any]
+Outage: TypeAlias = Callable[[Setup, bytes], Any]
 """A context in which the server cannot serve, and a response waits until the end of it."""
 
 
 @asynccontextmanager
-async def refused(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def refused(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server does not run."""
-    await scene.freeze(message)
-    scene.server.kill()
+    await setup.freeze(message)
+    setup.server.kill()
     yield
-    scene.server.start()
+    setup.server.start()
 
 
 @asynccontextmanager
-async def timeout(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def timeout(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server is suspended, and its connections are open."""
-    scene.server.pause()
+    setup.server.pause()
     yield
-    scene.server.resume()
-    await scene.push(message)
+    setup.server.resume()
+    await setup.push(message)
 
 
 @asynccontextmanager
-async def loading(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def loading(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server loads its data. That would take minutes; the end of the outage makes it fast."""
-    await scene.operator.eval("for i = 1, 200000 do redis.call('INCR', 'k') end", 0)
-    await scene.freeze(message)
-    scene.server.kill()
-    starting = asyncio.create_task(asyncio.to_thread(scene.server.start))
+    await setup.operator.eval("for i = 1, 200000 do redis.call('INCR', 'k') end", 0)
+    await setup.freeze(message)
+    setup.server.kill()
+    starting = asyncio.create_task(asyncio.to_thread(setup.server.start))
     yield
-    with Cli("127.0.0.1", scene.server.port) as ask:
+    with Cli("127.0.0.1", setup.server.port) as ask:
         await asyncio.to_thread(ask, "CONFIG", "SET", "key-load-delay", 0)
     await starting
 
 
 @asynccontextmanager
-async def readonly(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def readonly(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server is a replica of a primary that does not exist."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        await scene.push_and_call(message, "REPLICAOF", "127.0.0.1", unused.getsockname()[1])
+        await setup.push_and_call(message, "REPLICAOF", "127.0.0.1", unused.getsockname()[1])
         yield
-        await scene.operator.replicaof("NO", "ONE")
+        await setup.operator.replicaof("NO", "ONE")
 
 
 @asynccontextmanager
-async def masterdown(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def masterdown(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The same, and the server refuses to answer with stale data."""
-    await scene.set("replica-serve-stale-data", "no")
-    async with readonly(scene, message):
+    await setup.set("replica-serve-stale-data", "no")
+    async with readonly(setup, message):
         yield
 
 
 @asynccontextmanager
-async def misconf(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def misconf(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server cannot save its data, and therefore refuses writes."""
-    await scene.set("stop-writes-on-bgsave-error", "no")
-    await scene.set("save", "3600 1")
-    (scene.folder / "dump.rdb").mkdir()
-    await _bgsave(scene, "err")
-    await scene.push_and_call(message, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes")
+    await setup.set("stop-writes-on-bgsave-error", "no")
+    await setup.set("save", "3600 1")
+    (setup.folder / "dump.rdb").mkdir()
+    await _bgsave(setup, "err")
+    await setup.push_and_call(message, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes")
     yield
-    (scene.folder / "dump.rdb").rmdir()
-    await _bgsave(scene, "ok")
+    (setup.folder / "dump.rdb").rmdir()
+    await _bgsave(setup, "ok")
 
 
 @asynccontextmanager
-async def oom(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def oom(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server has no memory left."""
-    await scene.push_and_call(message, "CONFIG", "SET", "maxmemory", 1)
+    await setup.push_and_call(message, "CONFIG", "SET", "maxmemory", 1)
     yield
-    await scene.set("maxmemory", 0)
+    await setup.set("maxmemory", 0)
 
 
 @asynccontextmanager
-async def busy(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def busy(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The script of another client never ends."""
-    await scene.set("lua-time-limit", 50)
-    async with plain_client(scene.server) as other:
+    await setup.set("lua-time-limit", 50)
+    async with plain_client(setup.server) as other:
         endless = asyncio.create_task(other.eval("while true do end", 0))
         yield
-        await scene.operator.script_kill()
+        await setup.operator.script_kill()
         with suppress(RedisError):
             await endless
-    await scene.push(message)
+    await setup.push(message)
 
 
 @asynccontextmanager
-async def noauth(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def noauth(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The server requires a password that the engine does not have."""
-    await scene.set("requirepass", "secret")
-    await scene.push_and_call(message, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await setup.set("requirepass", "secret")
+    await setup.push_and_call(message, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     yield
-    await scene.set("requirepass", "")
+    await setup.set("requirepass", "")
 
 
 @asynccontextmanager
-async def noperm(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def noperm(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The user may not call scripts."""
-    await scene.push_and_call(message, "ACL", "SETUSER", "default", "-evalsha")
+    await setup.push_and_call(message, "ACL", "SETUSER", "default", "-evalsha")
     yield
-    await scene.operator.execute_command("ACL", "SETUSER", "default", "+evalsha")
+    await setup.operator.execute_command("ACL", "SETUSER", "default", "+evalsha")
 
 
 @asynccontextmanager
-async def noperm_within(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def noperm_within(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The user may call the script, but not a command in it."""
-    await scene.push_and_call(message, "ACL", "SETUSER", "default", "-set")
+    await setup.push_and_call(message, "ACL", "SETUSER", "default", "-set")
     yield
-    await scene.operator.execute_command("ACL", "SETUSER", "default", "+set")
+    await setup.operator.execute_command("ACL", "SETUSER", "default", "+set")
 
 
 @asynccontextmanager
-async def noperm_for_keys(scene: Scene, message: bytes) -> AsyncIterator[None]:
+async def noperm_for_keys(setup: Setup, message: bytes) -> AsyncIterator[None]:
     """The user may not access the keys of the fleet."""
-    await scene.push_and_call(message, "ACL", "SETUSER", "default", "resetkeys", "~others:*")
+    await setup.push_and_call(message, "ACL", "SETUSER", "default", "resetkeys", "~others:*")
     yield
-    await scene.operator.execute_command("ACL", "SETUSER", "default", "allkeys")
+    await setup.operator.execute_command("ACL", "SETUSER", "default", "allkeys")
 
 
-async def _bgsave(scene: Scene, status: str) -> None:
-    await scene.operator.bgsave()
+async def _bgsave(setup: Setup, status: str) -> None:
+    await setup.operator.bgsave()
 
     async def ended() -> bool:
-        info = await scene.operator.info("persistence")
+        info = await setup.operator.info("persistence")
         return (info["rdb_bgsave_in_progress"], info["rdb_last_bgsave_status"]) == (0, status)
 
     await eventually(ended)
@@ -219,7 +219,7 @@ async def test_an_outage_is_named_and_the_engine_continues_after_it(
             await load.wait_applied_once(engine)
             await eventually(partial(_shows, engine, 200, "available", 1))
             (message,) = load.encoded(1)
-            async with outage(Scene(own, folder, operator, prefix), message):
+            async with outage(Setup(own, folder, operator, prefix), message):
                 await eventually(partial(_shows, engine, 503, name, 0))
                 assert f'aism_redis_outages_total{{outage="{name}"}} 1.0' in (await _get(engine, "/metrics"))[1]
                 assert (await _get(engine, "/livez"))[0] == 200

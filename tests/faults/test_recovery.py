@@ -35,7 +35,7 @@ DEFAULTS: Final[dict[str, object]] = {
 }
 
 
-class Scene:
+class Setup:
     """An engine behind a proxy, and a server of its own."""
 
     def __init__(self, server: EmbeddedServer, proxy: FaultProxy, engine: Running, operator: Client) -> None:
@@ -45,65 +45,65 @@ class Scene:
         self.operator = operator
 
 
-Fault: TypeAlias = Callable[[Scene], Awaitable[None]]
+Fault: TypeAlias = Callable[[Setup], Awaitable[None]]
 """A fault of the server or the network. When it returns, the server serves again."""
 
 
-async def a_restart(scene: Scene) -> None:
+async def a_restart(setup: Setup) -> None:
     """The server is killed and restarted at once."""
-    scene.server.kill()
-    scene.server.start()
+    setup.server.kill()
+    setup.server.start()
 
 
-async def a_long_absence(scene: Scene) -> None:
+async def a_long_absence(setup: Setup) -> None:
     """The server is down for so long that the engine has backed off."""
-    scene.server.kill()
+    setup.server.kill()
     await asyncio.sleep(BLACK_HOLE_S)
-    scene.server.start()
+    setup.server.start()
 
 
-async def all_clients_killed(scene: Scene) -> None:
+async def all_clients_killed(setup: Setup) -> None:
     """The server closes every connection."""
     for kind in ("normal", "pubsub"):
-        await scene.operator.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        await setup.operator.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
 
 
-async def all_connections_reset(scene: Scene) -> None:
+async def all_connections_reset(setup: Setup) -> None:
     """The network resets every connection."""
-    scene.proxy.reset()
+    setup.proxy.reset()
 
 
-async def clients_paused(scene: Scene) -> None:
+async def clients_paused(setup: Setup) -> None:
     """The server suspends all clients for longer than their timeouts."""
-    await scene.operator.execute_command("CLIENT", "PAUSE", int(1000 * BLACK_HOLE_S), "ALL")
-    await scene.operator.ping()
+    await setup.operator.execute_command("CLIENT", "PAUSE", int(1000 * BLACK_HOLE_S), "ALL")
+    await setup.operator.ping()
 
 
-async def a_stopped_server(scene: Scene) -> None:
+async def a_stopped_server(setup: Setup) -> None:
     """The server process is suspended."""
-    scene.server.pause()
+    setup.server.pause()
     await asyncio.sleep(BLACK_HOLE_S)
-    scene.server.resume()
+    setup.server.resume()
 
 
-async def a_black_hole(scene: Scene) -> None:
+async def a_black_hole(setup: Setup) -> None:
     """All packets are dropped in both directions, SYNs as well."""
-    scene.proxy.black_hole()
+    setup.proxy.black_hole()
     await asyncio.sleep(BLACK_HOLE_S)
-    scene.proxy.heal()
+    setup.proxy.heal()
 
 
-async def a_black_hole_that_forgets(scene: Scene) -> None:
+async def a_black_hole_that_forgets(setup: Setup) -> None:
     """As `a_black_hole`, and connections opened before it stay dead without a reset."""
-    scene.proxy.black_hole()
+    setup.proxy.black_hole()
     await asyncio.sleep(BLACK_HOLE_S)
-    scene.proxy.forget()
-    scene.proxy.heal()
+    setup.proxy.forget()
+    setup.proxy.heal()
 
 
-async def a_router_that_forgets(scene: Scene) -> None:
+async def a_router_that_forgets(setup: Setup) -> None:
     """All open connections go dead without a reset; new ones work."""
-    scene.proxy.forget()
+    setup.proxy.forget()
 
 
 @pytest.fixture
@@ -113,13 +113,13 @@ def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-async def scene(own: EmbeddedServer, prefix: str) -> AsyncIterator[Scene]:
+async def setup(own: EmbeddedServer, prefix: str) -> AsyncIterator[Setup]:
     async with (
         FaultProxy(own.port) as proxy,
         running_engine(own, prefix, redis__url=proxy.url, **DEFAULTS) as engine,
         Redis.from_url(own.url, socket_timeout=30) as operator,
     ):
-        yield Scene(own, proxy, engine, operator)
+        yield Setup(own, proxy, engine, operator)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ async def scene(own: EmbeddedServer, prefix: str) -> AsyncIterator[Scene]:
         *(a_black_hole, a_black_hole_that_forgets, a_router_that_forgets),
     ],
 )
-async def test_engine_consumes_again_after_a_fault(scene: Scene, fault: Fault) -> None:
+async def test_engine_consumes_again_after_a_fault(setup: Setup, fault: Fault) -> None:
     """Responses and requests are applied, each once."""
-    load, engine = Load(), scene.engine
+    load, engine = Load(), setup.engine
     await load.say(engine, 3)
     await load.wait_applied_once(engine)
-    await fault(scene)
+    await fault(setup)
     await engine.client.connection_pool.disconnect()
     began = time.monotonic()
     await load.say(engine, 3)
@@ -146,16 +146,16 @@ async def test_engine_consumes_again_after_a_fault(scene: Scene, fault: Fault) -
 
 
 @pytest.mark.parametrize("fault", [all_clients_killed, all_connections_reset, a_router_that_forgets])
-async def test_engine_receives_publications_again_after_a_fault(scene: Scene, fault: Fault) -> None:
+async def test_engine_receives_publications_again_after_a_fault(setup: Setup, fault: Fault) -> None:
     """It subscribes again, also where nothing has reported that the connection is dead."""
-    engine = scene.engine
+    engine = setup.engine
 
     async def is_received() -> bool:
         event = {"agent_id": "a", "old_state": "x", "new_state": "y"}
         await engine.call("PUBLISH", engine.keys.state_changes, json.dumps(event))
         return engine.metric("aism_publications_total", outcome="declaration") > 0
 
-    await fault(scene)
+    await fault(setup)
     await engine.client.connection_pool.disconnect()
     began = time.monotonic()
     await eventually(is_received)
