@@ -15,7 +15,7 @@ import uuid_utils
 from aism_engine.clock import iso
 from aism_engine.ops.audit_log import BEGINNING, AuditLog, line_from_entry
 from aism_engine.ops.inspector import Inspector
-from aism_engine.store.client import Client, connect_url, naming_outages
+from aism_engine.store.client import Client, connect_url
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK
 from aism_engine.store.subscription import Subscription
@@ -51,15 +51,14 @@ class AdminClient(Inspector):
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
         body, expires_at = msgspec.json.encode(request), time.monotonic() + timeout_s
-        with naming_outages():
-            await self._client.lpush(keys.request_queue, body)
-            await self._client.publish(keys.requests, body)
-            while (remaining_s := expires_at - time.monotonic()) > 0:
-                wait_s = max(0.01, min(remaining_s, _POP_S))  # 0 would block forever
-                popped = await self._client.brpop(keys.request_reply(request_id), timeout=wait_s)
-                if popped:
-                    reply: dict[str, Any] = msgspec.json.decode(popped[1])
-                    return reply
+        await self._client.lpush(keys.request_queue, body)
+        await self._client.publish(keys.requests, body)
+        while (remaining_s := expires_at - time.monotonic()) > 0:
+            wait_s = max(0.01, min(remaining_s, _POP_S))  # 0 would block forever
+            popped = await self._client.brpop(keys.request_reply(request_id), timeout=wait_s)
+            if popped:
+                reply: dict[str, Any] = msgspec.json.decode(popped[1])
+                return reply
         raise TimeoutError(request_id)
 
     async def events(self) -> AsyncGenerator[dict[str, Any]]:

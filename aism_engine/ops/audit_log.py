@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import READ_AUDIT
 
@@ -210,10 +210,9 @@ class AuditLog:
         self._keys = keys
 
     async def page(self, after: str, max_entries: int = PAGE_ENTRIES, max_bytes: int = PAGE_BYTES) -> Page:
-        with naming_outages():
-            seconds, microseconds, length, added, first, last, found, commit, entries = await READ_AUDIT(
-                self._client, [self._keys.audit], [after, max_entries, max_bytes]
-            )
+        seconds, microseconds, length, added, first, last, found, commit, entries = await READ_AUDIT(
+            self._client, [self._keys.audit], [after, max_entries, max_bytes]
+        )
         return Page(
             now=int(seconds) + int(microseconds) / 1_000_000,
             length=length,
@@ -235,8 +234,7 @@ class AuditLog:
         while True:
             candidates: list[EntryKey] = []
             while len(candidates) < wanted:
-                with naming_outages():
-                    found = await self._client.xrevrange(self._keys.audit, end, "-", count=_SEARCH_ENTRIES)
+                found = await self._client.xrevrange(self._keys.audit, end, "-", count=_SEARCH_ENTRIES)
                 candidates += ((decode_truncated(key), _commit(_fields(values))) for key, values in found)
                 if len(found) < _SEARCH_ENTRIES:
                     wanted = 0

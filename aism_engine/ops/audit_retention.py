@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from aism_engine.ops.audit_log import decode_truncated, entry_order
 from aism_engine.store.batch import Argument
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import TRIM_AUDIT, TrimCode
 
@@ -40,19 +40,16 @@ class AuditRetention:
         self._keys = keys
 
     async def publish_position(self, archive: str, position: ArchivePosition) -> None:
-        with naming_outages():
-            await self._client.hset(self._keys.archives, archive, msgspec.json.encode(position))
+        await self._client.hset(self._keys.archives, archive, msgspec.json.encode(position))
 
     async def positions(self) -> dict[str, ArchivePosition | None]:
         """Read the position of every archive, None where it is malformed."""
-        with naming_outages():
-            found = await self._client.hgetall(self._keys.archives)
+        found = await self._client.hgetall(self._keys.archives)
         return {decode_truncated(archive): _position(value) for archive, value in found.items()}
 
     async def remove_position(self, archive: str) -> None:
         """Stop keeping entries for this archive."""
-        with naming_outages():
-            await self._client.hdel(self._keys.archives, archive)
+        await self._client.hdel(self._keys.archives, archive)
 
     async def trim_audit(self, token: str, keep: int, before: str | None) -> tuple[TrimCode, int, bool]:
         """Trim some entries, down to `keep`, but not the entry `before` nor any after it.
@@ -64,15 +61,13 @@ class AuditRetention:
         cursor in the meantime finds a gap.
         """
         arguments: list[Argument] = [token, keep, _TRIM_ENTRIES, before or ""]
-        with naming_outages():
-            code, removed, more = await TRIM_AUDIT(self._client, [self._keys.epoch, self._keys.audit], arguments)
+        code, removed, more = await TRIM_AUDIT(self._client, [self._keys.epoch, self._keys.audit], arguments)
         return TrimCode(code), removed, bool(more)
 
     async def trim_dead_letters(self, before: float) -> int:
         """Remove the dead letters written before this instant, and return how many."""
         minimum = f"{before * 1000:.0f}"
-        with naming_outages():
-            removed: int = await self._client.xtrim(self._keys.dead_letters, minid=minimum, approximate=False)
+        removed: int = await self._client.xtrim(self._keys.dead_letters, minid=minimum, approximate=False)
         return removed
 
 

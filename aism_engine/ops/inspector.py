@@ -15,7 +15,7 @@ from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.audit_log import entry_time, line_from_entry
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.reads import read_dead_letter
 from aism_engine.store.records import CHUNK, chunks, each_record, text
@@ -87,8 +87,7 @@ class Inspector:
         return next(iter(await self._read_agents([agent_id])), None)
 
     async def _agent_ids(self) -> list[str]:
-        with naming_outages():
-            return sorted(text(member) for member in await self._client.smembers(self._keys.index))
+        return sorted(text(member) for member in await self._client.smembers(self._keys.index))
 
     async def _read_agents(self, ids: Sequence[str]) -> list[AgentView]:
         store, commands = self._store, defaultdict[str, list[Command]](list)
@@ -99,8 +98,7 @@ class Inspector:
             pipeline = self._client.pipeline(transaction=False)
             for agent_id in chunk:
                 pipeline.llen(self._keys.commands(agent_id))
-            with naming_outages():
-                queued = dict(zip(chunk, await pipeline.execute(raise_on_error=False), strict=True))
+            queued = dict(zip(chunk, await pipeline.execute(raise_on_error=False), strict=True))
             measurements, scores = await store.measurements(chunk), await store.heartbeat_scores(chunk)
             now = await store.read_time()
             for agent in await self._agent_records(chunk):
@@ -118,30 +116,27 @@ class Inspector:
 
     async def _agent_records(self, ids: Sequence[str], report: Report | None = None) -> list[AgentRecord]:
         agents = []
-        with naming_outages():
-            async for agent in each_record(self._client, ids, self._keys.agent, AGENT_TABLE):
-                agents.append(agent)
-                if report is not None and len(agents) % CHUNK == 0:
-                    report(f"{len(agents)} of {len(ids)} agents read")
+        async for agent in each_record(self._client, ids, self._keys.agent, AGENT_TABLE):
+            agents.append(agent)
+            if report is not None and len(agents) % CHUNK == 0:
+                report(f"{len(agents)} of {len(ids)} agents read")
         return agents
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
     async def open_commands(self, report: Report | None = None) -> list[Command]:
         """Read the open commands, oldest first. They are found by their deadlines."""
-        with naming_outages():
-            members = await self._client.zrange(self._keys.deadlines, 0, -1)
+        members = await self._client.zrange(self._keys.deadlines, 0, -1)
         ids = [text(member).removeprefix("command:") for member in members if member.startswith(b"command:")]
         return [command for command in await self._commands(ids, report) if command.open]
 
     async def all_commands(self, report: Report | None = None) -> list[Command]:
         """Read the open commands and the ended ones that are still kept, oldest first. Scans all keys of the server."""
         ids, start = [], len(self._keys.command(""))
-        with naming_outages():
-            async for key in self._client.scan_iter(match=f"{self._keys.command('')}*", count=CHUNK):
-                ids.append(text(key)[start:])
-                if report is not None and len(ids) % CHUNK == 0:
-                    report(f"{len(ids)} commands found")
+        async for key in self._client.scan_iter(match=f"{self._keys.command('')}*", count=CHUNK):
+            ids.append(text(key)[start:])
+            if report is not None and len(ids) % CHUNK == 0:
+                report(f"{len(ids)} commands found")
         return await self._commands(ids, report)
 
     async def _commands(self, ids: Sequence[str], report: Report | None) -> list[Command]:
@@ -161,8 +156,7 @@ class Inspector:
         return await self._record(self._keys.group(group_id))
 
     async def _record(self, key: str) -> dict[str, str]:
-        with naming_outages():
-            record = await self._client.hgetall(key)
+        record = await self._client.hgetall(key)
         return {text(name): text(value) for name, value in record.items()}
 
     # --- dead letters -------------------------------------------------------------------------------------------------
@@ -170,8 +164,7 @@ class Inspector:
     async def dead_letters(self, since: str = "-", until: str = "+") -> AsyncIterator[tuple[str, DeadLetter]]:
         """Yield the dead letters between two ids of their stream, oldest first, each with its id."""
         while True:
-            with naming_outages():
-                entries = await self._client.xrange(self._keys.dead_letters, since, until, count=CHUNK)
+            entries = await self._client.xrange(self._keys.dead_letters, since, until, count=CHUNK)
             for dead_letter_id, fields in entries:
                 if (dead_letter := read_dead_letter(fields)) is not None:
                     yield text(dead_letter_id), dead_letter
@@ -186,8 +179,7 @@ class Inspector:
         keys, now, ids = self._keys, await self._store.read_time(), await self._agent_ids()
         silent, agents = await self._store.silent_agents(), await self._agent_records(ids, report)
         commands = await self.open_commands(report)
-        with naming_outages():
-            leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
+        leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
         return Overview(
             leader=text(leader) if leader else None,
             hold=text(hold or b""),
@@ -210,16 +202,14 @@ class Inspector:
         pipeline.llen(keys.fanout)
         pipeline.zcard(keys.deadlines)
         pipeline.xlen(keys.dead_letters)
-        with naming_outages():
-            counts = await pipeline.execute()
+        counts = await pipeline.execute()
         return dict(zip(("responses", "requests", "fanout", "deadlines", "dead_letters"), counts, strict=True))
 
     async def _rates(self, now: float) -> dict[str, float]:
         since = now - _RATES_OVER_S
-        with naming_outages():
-            entries = await self._client.xrevrange(
-                self._keys.audit, min=f"{since * 1000:.0f}", max="+", count=_RATES_OVER_COMMITS
-            )
+        entries = await self._client.xrevrange(
+            self._keys.audit, min=f"{since * 1000:.0f}", max="+", count=_RATES_OVER_COMMITS
+        )
         if not entries:
             return {}
         if len(entries) == _RATES_OVER_COMMITS:

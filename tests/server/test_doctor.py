@@ -351,11 +351,12 @@ async def test_same_prefix_in_another_database_is_found(own: EmbeddedServer, pre
         await other.flushdb()
 
 
-async def test_scan_continues_behind_keys_of_the_wrong_type(redis_client: Client, prefix: str) -> None:
-    keys = Keys(prefix)
+async def test_scan_continues_behind_keys_of_the_wrong_type(server: EmbeddedServer, prefix: str) -> None:
+    keys, client = Keys(prefix), connect(RedisSettings(url=server.url), "test")
     for key in (keys.index, keys.deadlines, keys.heartbeats, keys.state("a-1")):
-        await redis_client.execute_command("LPUSH", key, "x")
-    assert (await scan(redis_client, prefix)).wrong_type.count == 4
+        await client.execute_command("LPUSH", key, "x")
+    assert (await scan(client, prefix)).wrong_type.count == 4
+    await client.aclose()
 
 
 async def test_scan_is_bounded(redis_client: Client, prefix: str) -> None:

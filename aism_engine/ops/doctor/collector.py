@@ -24,7 +24,7 @@ from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFac
 from aism_engine.ops.inspector import Report
 from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Batch, Bounds
-from aism_engine.store.client import Client, connect, naming_outages
+from aism_engine.store.client import Client, connect
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import RedisError, ResponseError
 from aism_engine.store.scripts import COMMIT, CommitCode
@@ -98,7 +98,7 @@ class FactCollector:
             client = connect(self._settings, "")
             client.connection_pool.connection_kwargs["db"] = number
             try:
-                with self._noting_denial("SELECT"), naming_outages():
+                with self._noting_denial("SELECT"):
                     if await client.execute_command("EXISTS", self._keys.epoch):
                         found.append(number)
             finally:
@@ -136,7 +136,7 @@ class FactCollector:
     async def _ask(self, *command: str) -> Any:  # noqa: ANN401  the type depends on the command
         """Send a command. Return None if the server denies it."""
         reply = None
-        with self._noting_denial(command[0].partition(" ")[0]), naming_outages():
+        with self._noting_denial(command[0].partition(" ")[0]):
             reply = await self._client.execute_command(*command)
         return reply  # noqa: RET504  None if the block ended early
 
@@ -164,8 +164,7 @@ class FactCollector:
             keys, arguments = Batch(self._keys, Bounds(1, 1, 1), []).call(f"doctor:{uuid4()}", str(uuid4()), "", None)
             began_at = time.perf_counter()
             try:
-                with naming_outages():
-                    code, *_ = await COMMIT(self._client, keys, arguments)
+                code, *_ = await COMMIT(self._client, keys, arguments)
             except (ServerUnavailableError, ResponseError):
                 break  # a denied command or a key of the wrong type: other checks report both
             if code == CommitCode.FENCED:
@@ -178,8 +177,7 @@ class FactCollector:
         own = msgspec.structs.replace(settings, url=f"redis://{password}{address}", sentinels=(), protocol=2)
         client = connect(own, "", timeout_s=settings.connect_timeout)
         try:
-            with naming_outages():
-                primary = await client.execute_command("SENTINEL MASTER", name)
+            primary = await client.execute_command("SENTINEL MASTER", name)
             error = ""
             try:
                 await client.execute_command("SENTINEL CKQUORUM", name)

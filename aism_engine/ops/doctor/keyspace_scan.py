@@ -65,8 +65,7 @@ class KeyspaceScan:
     async def _scan_keys(self) -> None:
         cursor, scanned = 0, 0
         while True:
-            with naming_outages():
-                cursor, page = await self._client.scan(cursor, match=f"{self._keys.prefix}:*", count=CHUNK)
+            cursor, page = await self._client.scan(cursor, match=f"{self._keys.prefix}:*", count=CHUNK)
             scanned += CHUNK
             self._facts.scanned += len(page)
             await self._check_keys([text(key) for key in page])
@@ -174,8 +173,7 @@ class KeyspaceScan:
         cursor, scanned = 0, 0
         while scanned < self._max_keys:
             try:
-                with naming_outages():
-                    reply = await self._client.execute_command(command, key, cursor, "COUNT", CHUNK)
+                reply = await self._client.execute_command(command, key, cursor, "COUNT", CHUNK)
             except ServerUnavailableError as error:
                 if error.outage != "wrong_type":
                     raise

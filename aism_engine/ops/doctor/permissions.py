@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.known_keys import KEY_USES, SAMPLE, sample_key
 from aism_engine.store.batch import Argument
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import NoPermissionError, ResponseError
 from aism_engine.store.scripts import ACL_DRY_RUN
@@ -126,8 +126,7 @@ def missing_rules(denied: Iterable[RequiredCommand], required: Iterable[Required
 async def _unknown_as_noperm(reply: Awaitable[T]) -> T:
     """Await a reply. A command that the server does not know counts as not permitted."""
     try:
-        with naming_outages():
-            return await reply
+        return await reply
     except ResponseError as error:
         raise ServerUnavailableError("noperm", str(error)) from error
 
