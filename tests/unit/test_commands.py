@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
 from aism_engine.domain.commands.command import ENDED, OPEN, Command, Status
 from aism_engine.domain.commands.delivery import decide_deliveries
+from aism_engine.domain.commands.retry import attempt_pause_s
+from aism_engine.domain.policy import CommandsSettings
 from tests.support.model import AT, NOW, World, queue_of
 
 
@@ -37,14 +38,14 @@ def test_step_that_the_status_does_not_allow_raises() -> None:
 
 def test_pause_before_an_attempt_has_full_jitter_and_is_repeatable() -> None:
     """It is drawn from the id of the command, so that a decision can be made again."""
-    pauses = []
+    pauses, policy = [], CommandsSettings(backoff_initial=1.0, backoff_max=60.0)
     for number in range(200):
         command = Command(command_id=f"c{number}", agent_id="a", type="x", accepted_at=NOW, expires_at=NOW, attempt=3)
-        pauses.append(command.pause_s(Backoff(1.0, 60.0)))
-        assert pauses[-1] == command.pause_s(Backoff(1.0, 60.0))
+        pauses.append(attempt_pause_s(command, policy))
+        assert pauses[-1] == attempt_pause_s(command, policy)
     assert (0 <= min(pauses) < 0.5, 3.5 < max(pauses) <= 4.0) == (True, True)
     command.attempt = 1000
-    assert command.pause_s(Backoff(1.0, 60.0)) <= 60.0
+    assert attempt_pause_s(command, policy) <= 60.0
 
 
 def test_command_that_left_the_list_is_delivered(world: World) -> None:

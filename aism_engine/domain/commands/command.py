@@ -12,11 +12,9 @@ raises ValueError: the caller checks `may_become` first.
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
-from zlib import crc32
 
 from msgspec import Struct
 
-from aism_engine.backoff import Backoff
 from aism_engine.clock import iso
 from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTable, choice
 
@@ -170,15 +168,10 @@ class Command(Struct, kw_only=True):
         self.step_at = now + self.timeout_s
         return {"step_at": iso(self.step_at)}
 
-    def retry(self, now: float, backoff: Backoff, *, failed: bool) -> dict[str, str]:
-        """Wait for the next attempt. If no attempt is left, the command is due at once, and is dead-lettered then."""
+    def retry(self, at: float, *, failed: bool) -> dict[str, str]:
+        """Wait until the instant of the next attempt."""
         self.failures += failed
-        pause_s = self.pause_s(backoff) if self.attempt < self.max_attempts else 0.0
-        return {**self._become(Status.WAITING, now + pause_s), "failures": str(self.failures)}
-
-    def pause_s(self, backoff: Backoff) -> float:
-        """Return the pause before the next attempt. Its jitter comes from the command id, so it is always the same."""
-        return backoff.pause_s(self.attempt, crc32(f"{self.command_id} {self.attempt}".encode()) / 2**32)
+        return {**self._become(Status.WAITING, at), "failures": str(self.failures)}
 
     def end(self, status: Status, now: float) -> dict[str, str]:
         return {**self._become(status), "ended_at": iso(now)}

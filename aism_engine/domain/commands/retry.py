@@ -1,6 +1,7 @@
 """Retries: when a command is sent again, and when it is dead-lettered because all its attempts are used."""
 
 from typing import Any
+from zlib import crc32
 
 from aism_engine.backoff import Backoff
 from aism_engine.domain import effects as fx
@@ -9,15 +10,21 @@ from aism_engine.domain.commands.command import Command, Status
 from aism_engine.domain.commands.lifecycle import advance, end_with_error
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.policy import CommandsSettings
 from aism_engine.domain.protocol.codec import decode_as, encode
 
 
 def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool) -> None:
-    """Schedule another attempt, after the backoff of the policy."""
-    limits = ctx.policy.commands
-    backoff = Backoff(limits.backoff_initial, limits.backoff_max)
-    now = ctx.draft.now
-    advance(ctx, command, command.retry, now, backoff, failed=failed, event="retried", code=code, reason=reason)
+    """Schedule the next attempt. If none is left, the command is due at once, and is dead-lettered then."""
+    pause_s = attempt_pause_s(command, ctx.policy.commands) if command.attempt < command.max_attempts else 0.0
+    at = ctx.draft.now + pause_s
+    advance(ctx, command, command.retry, at, failed=failed, event="retried", code=code, reason=reason)
+
+
+def attempt_pause_s(command: Command, policy: CommandsSettings) -> float:
+    """Return the pause before the next attempt. Its jitter comes from the command id, so it is always the same."""
+    jitter = crc32(f"{command.command_id} {command.attempt}".encode()) / 2**32
+    return Backoff(policy.backoff_initial, policy.backoff_max).pause_s(command.attempt, jitter)
 
 
 def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> None:
