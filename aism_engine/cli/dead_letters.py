@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, RequestOptions, send_request
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import Output, ProgressLine, published
+from aism_engine.cli.output import Output, ProgressLine, printable, published
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
@@ -138,7 +138,9 @@ def replay(
     with ProgressLine() as progress:
         outcomes = fleet.call(act)
     counts = Counter(each["outcome"] for each in outcomes)
-    lines = [" ".join(str(value) for name, value in each.items() if name != "replay_of") for each in outcomes]
+    lines = [
+        printable(" ".join(str(value) for name, value in each.items() if name != "replay_of")) for each in outcomes
+    ]
     lines.append(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "nothing to replay")
     output.print(outcomes, "\n".join(lines))
     return ExitCode.REFUSED if counts.keys() & {"refused", "dead_lettered"} else ExitCode.DONE

@@ -11,7 +11,7 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.cli.output import ProgressLine, print_json
+from aism_engine.cli.output import ProgressLine, print_json, printable
 from aism_engine.config import load_settings
 from aism_engine.ops.doctor.collector import DoctorFacts, FactCollector, diagnose
 from aism_engine.ops.doctor.environment import ConfigFile
@@ -84,7 +84,7 @@ def _print(findings: list[Finding], subject: str) -> None:
         if finding.fix:
             lines.append(f"Fix: {finding.fix}")
         head = f"{finding.severity.value:<7}  {finding.code:<{width}}  "
-        for line in lines:
+        for line in map(printable, lines):
             typer.echo(textwrap.fill(line, _WIDTH, initial_indent=head, subsequent_indent=indent, **_UNBROKEN))
             head = indent
     counts = Counter(finding.severity for finding in findings)

@@ -111,6 +111,7 @@ async def test_text_of_an_agent_cannot_control_the_terminal(fleet: Call, engine:
     await engine.say(response("w-1", "error", None, code="oops", message="\x1b[2J\nforged"))
     await eventually(partial(has_status, engine, "c-1", "succeeded"))
     await eventually(lambda: engine.audit("agent_error"))
-    for command in (["commands", "show", "c-1"], ["commands", "wait", "c-1"], ["history", "w-1"]):
+    await engine.call("SET", f"{engine.keys.prefix}:\x1b[2J\nforged", "")
+    for command in (["commands", "show", "c-1"], ["commands", "wait", "c-1"], ["history", "w-1"], ["doctor"]):
         shown = (await fleet(*command)).out
         assert ("\nforged" in shown, r"[2J\nforged" in shown) == (False, True), command
