@@ -170,7 +170,9 @@ class SupervisorSettings(Section, frozen=True):
     restarts: Annotated[
         int, Meta(ge=0, le=1_000_000), "Maximum number of restarts of one component without a healthy run"
     ] = 5
-    healthy_after: Annotated[Seconds, "Seconds after which a run is healthy and restores the restarts"] = 60.0
+    healthy_after: Annotated[Seconds, "Seconds after which a run is healthy; then all restarts are available again"] = (
+        60.0
+    )
     backoff_initial: Annotated[Seconds, "Maximum seconds before the first restart; doubles with each failure"] = 0.2
     backoff_max: Annotated[Seconds, "Maximum seconds before any restart"] = 10.0
     shutdown_timeout: Annotated[Seconds, "Maximum seconds to stop"] = 10.0

@@ -1,4 +1,4 @@
-"""Arguments of commands that speak for agents: values that the engine would refuse are refused before they are sent."""
+"""Command-line arguments of programs that act for agents. Values that the engine would refuse are refused here."""
 
 import argparse
 import json

@@ -33,7 +33,9 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
     since: Annotated[float | None, options.time_or_age("Only those since this ISO time, or since an age like 2h.")] = (
         None
     )
-    until: Annotated[float | None, options.time_or_age("Only those before this ISO time, or before an age.")] = None
+    until: Annotated[
+        float | None, options.time_or_age("Only those before this ISO time, or older than an age like 30d.")
+    ] = None
 
     def selects(self, _dead_letter_id: str, dead_letter: DeadLetter) -> bool:
         return (
@@ -62,7 +64,7 @@ class Selection(Filter, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if any(value for name, value in asdict(self).items() if name != "all_") == self.all_:
-            raise typer.BadParameter("expected ids or a filter such as --code or --since; or --all without them")
+            raise typer.BadParameter("expected ids, or a filter such as --code or --since, or --all alone")
 
     def selects(self, dead_letter_id: str, dead_letter: DeadLetter) -> bool:
         return (not self.ids or dead_letter_id in self.ids) and super().selects(dead_letter_id, dead_letter)

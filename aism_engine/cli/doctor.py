@@ -1,4 +1,4 @@
-"""`aism-engine doctor`: checks Redis, the permissions on it, the way to it, and the keys of the fleet."""
+"""`aism-engine doctor`: checks Redis, the permissions of its user, the network path, and the keys of the fleet."""
 
 import asyncio
 import stat
@@ -35,7 +35,7 @@ def doctor(
     ] = 1_000_000,
     json: options.Json = False,
 ) -> ExitCode:
-    """Check the server, the permissions on it, the way to it, and the keys of the fleet.
+    """Check the server, the permissions of its user, the network path, and the keys of the fleet.
 
     Each finding says what was found, why it matters and how to fix it; docs/doctor.md explains all of them. The doctor
     writes nothing, so it is safe to run beside a working fleet. It exits with 1 if a finding is a danger: data can be

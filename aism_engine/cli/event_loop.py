@@ -1,4 +1,4 @@
-"""The event loop of the commands that run an engine: uvloop if installed, and a process that always ends."""
+"""Runs a command that contains an engine, on uvloop if installed. The process ends even if a task hangs."""
 
 import asyncio
 import gc

@@ -29,9 +29,9 @@ def health(
 ) -> ExitCode:
     """Check whether an engine is ready.
 
-    The exit code is 1 if a check fails or no engine answers. A standby is ready. The address is that of the settings:
-    in a container, the engine in the same container. --live passes while Redis is down, because restarting the engine
-    would not help.
+    The exit code is 1 if a check fails or no engine answers. A standby is ready. The address comes from the settings,
+    so in a container the command checks the engine of the same container. --live passes while Redis is down, because
+    restarting the engine would not help.
 
     \b
     Example:

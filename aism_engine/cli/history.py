@@ -25,7 +25,7 @@ from aism_engine.ops.timeline import AgentAtInstant, AgentNow, Timeline
 
 _FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
-"""A fact is written a little after its instant: by the duration of a commit, and of its retries after an outage."""
+"""How much later than its instant a fact may be written: a commit takes time, and is retried after an outage."""
 _COMMAND_COLUMNS: Final = ("command_id", "type", "status", "began", "basis")
 
 
@@ -46,7 +46,7 @@ def history(
     until: Annotated[float | None, options.time_or_age("Only facts until this ISO time, or until an age.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
-        float | None, options.time_or_age("Show the agent as it was at this ISO time, or an age ago.")
+        float | None, options.time_or_age("Show the agent as it was at this ISO time, or an age like 2h ago.")
     ] = None,
     archive: Annotated[
         str | None, typer.Option("--archive", metavar="DIR", help="Archive to read. Default: that of the settings.")
@@ -132,7 +132,9 @@ def _open_archive(path: str, prefix: str, progress: ProgressLine) -> ArchiveRead
     try:
         read_identity(folder, prefix)
     except OSError as error:
-        raise RefusedError(f"{path} is not an archive: {error.strerror}; give its directory with --archive") from None
+        raise RefusedError(
+            f"{path} is not an archive: {error.strerror}; give the directory of one with --archive"
+        ) from None
     return ArchiveReader(folder, progress.update)
 
 
@@ -186,7 +188,7 @@ def _format_item(item: dict[str, Any]) -> str:
         return f"--- {count} entries are missing between {between} ---"
     if rollback := item.get("rollback"):
         since = iso(entry_time(rollback.after))
-        return f"--- the server was rolled back to {since}: the facts above that are later were undone ---"
+        return f"--- the server was rolled back to {since}: later facts above were undone ---"
     return format_event(item, "%Y-%m-%d %H:%M:%S.%f")
 
 

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = build(*arguments[:1])(arguments, prog_name="aism-engine", standalone_mode=False)
     except typer.TyperException as error:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
-        # The prefixes say nothing, and are wrong for arguments that only do not fit together.
+        # The prefixes add no information, and are wrong if each argument is valid and only the combination is not.
         message = error.format_message().removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
         print_error(f"{message}. See {command} --help")
         code = ExitCode.USAGE

@@ -20,7 +20,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class OptionSet(Struct, frozen=True, kw_only=True):
-    """Options that several commands share: each field is one. A command takes the set as one parameter."""
+    """Options that several commands share: each field is one option. A command takes the set as one parameter."""
 
 
 class CommandGroup(typer.Typer):
@@ -80,7 +80,7 @@ def parse_time_or_age(text: str) -> float:
 
 
 def parse_duration(text: str | float) -> float:
-    """Parse `500ms`, `90s`, `10m`, `2h` or `1d` into seconds; a bare number is seconds. Above 0, at most a year."""
+    """Parse `500ms`, `90s`, `10m`, `2h` or `1d` into seconds: above 0, at most a year. A bare number is seconds."""
     found = _DURATION.match(str(text))
     seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
     if not 0 < seconds <= MAX_DURATION_S:

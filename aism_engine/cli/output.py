@@ -42,7 +42,7 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
     ) -> None:
         """Print an object, one field a line, and then each of its lists that `tables` names.
 
-        `changed` are the fields that people are shown in another form.
+        `changed` replaces fields in the text, but not in the JSON.
         """
         found = msgspec.to_builtins(value) | changed
         width = max(map(len, found))
@@ -54,7 +54,7 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
         self.print(value, "\n".join(lines))
 
     def print_table(self, rows: Sequence[Fields], columns: Columns, *, of: int = 0) -> None:
-        """Print a list of objects. `of` is how many there are, if these are only the newest."""
+        """Print a list of objects. `of` is the number of all objects, if `rows` are only the newest of them."""
         self.print(rows, "\n".join(table_lines(rows, columns)))
         if len(rows) < of and not self.json:
             typer.echo(f"showing the newest {len(rows)} of {of}; --limit N shows more", err=True)

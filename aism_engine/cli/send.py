@@ -20,7 +20,7 @@ from aism_engine.domain.protocol.names import is_identifier, is_type_name
 from aism_engine.ops.admin_client import AdminClient
 
 _QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
-_NAME_RULE: Final = "may have only letters, digits, `.`, `_` and `-`, and starts with a letter or a digit"
+_NAME_RULE: Final = "may have only letters, digits, `.`, `_` and `-`, and must start with a letter or a digit"
 
 
 def check_identifier(name: str, value: str) -> str:
@@ -70,19 +70,20 @@ def send(
     ] = None,
     payload: Annotated[dict[str, Any] | None, options.parsed(_parse_object, "JSON", "Payload. Default: {}.")] = None,
     ttl: Annotated[float | None, options.duration("Expire this long after acceptance, as in 10m.")] = None,
-    ack_timeout: Annotated[float | None, options.duration("Deliver again without an ack after this time.")] = None,
-    timeout: Annotated[float | None, options.duration("Longest time from ack to outcome; then it has failed.")] = None,
+    ack_timeout: Annotated[float | None, options.duration("Deliver again if no ack comes within this time.")] = None,
+    timeout: Annotated[float | None, options.duration("Longest time from ack to outcome; then it fails.")] = None,
     max_attempts: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=MAX_ATTEMPTS, help="Give up after N deliveries.")
     ] = None,
     priority: Annotated[Priority, typer.Option(help="Order of delivery among waiting commands.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What happens to the command if its agent is lost.")] = None,
     start_at: Annotated[
-        float | None, options.parsed(options.parse_time, "TIME", "Deliver not before this ISO time.", "--at")
+        float | None, options.parsed(options.parse_time, "TIME", "Deliver no earlier than this ISO time.", "--at")
     ] = None,
-    start_in: Annotated[float | None, options.duration("Deliver not before this much time has passed.", "--in")] = None,
+    start_in: Annotated[float | None, options.duration("Deliver no earlier than this long from now.", "--in")] = None,
     request_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="Id of the command. Sending one id again has no effect.")
+        str | None,
+        typer.Option("--id", metavar="ID", help="Id of the command. A repeated request has no effect."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not only for acceptance.")] = False,
     wait_for: Annotated[float, options.duration("Longest wait for reply and outcome. Default: 10s.")] = 10.0,

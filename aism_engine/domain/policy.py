@@ -132,7 +132,7 @@ class DivergenceSettings(Section, frozen=True):
     never_finishes: Annotated[bool, "Rule: acknowledges commands and never finishes one"] = True
     unfinished_commands: Annotated[SmallCount, "Consecutive commands that count as evidence"] = 3
     duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
-    instance_switches: Annotated[SmallCount, "Returns to an earlier instance that count as evidence"] = 3
+    instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that count as evidence"] = 3
     switch_window: Annotated[Seconds, "Seconds for which a switch counts; the divergence closes when none is left"] = (
         300.0
     )
