@@ -91,7 +91,7 @@ AgentDecision: TypeAlias = Callable[Concatenate[Draft, Policy, str, P], Decision
 
 
 def agent_decision(kind: str) -> Callable[[AgentChange[P]], AgentDecision[P]]:
-    """Make a decision of the engine about an agent out of a function that changes the agent and adds effects.
+    """Turn a function that changes an agent and adds effects into a decision of the engine.
 
     The decision takes the id of the agent. It is `unchanged` if the agent is unknown or the function adds no effect.
     """

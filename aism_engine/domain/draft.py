@@ -19,8 +19,8 @@ from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, Thr
 
 copy: Final = msgspec.structs.replace
 """Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""
-MAX_COUNTED: Final = 65_536
-"""How many pairs, and how many thread members, are remembered: the most recently used. Arbitrary: 20 MB for each."""
+MAX_RECENT: Final = 65_536
+"""Maximum number of token buckets, and of hop counts, to remember. An arbitrary number: each takes up to 20 MB."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -141,7 +141,7 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count the agents in a state whose registered type `belongs` accepts."""
+        """Count the agents in a state. `belongs` tells whether agents of a registered type count."""
         committed = self._fleet.agents
         count = sum(count for each, count in self._fleet.occupants.get(state, {}).items() if belongs(each))
         for agent_id, agent in self._agents.items():
@@ -193,7 +193,7 @@ class Draft:
 
     @property
     def silent_count(self) -> int:
-        """Number of agents that are shown as silent."""
+        """Number of agents that Redis shows as silent."""
         return len(self._fleet.silent)
 
     def unread_mail(self, agent_id: str) -> int:
@@ -266,5 +266,5 @@ def _keep_recent(known: MutableMapping[K, V], changed: Mapping[K, V]) -> None:
     for key, value in changed.items():
         known.pop(key, None)  # so that the key moves to the end
         known[key] = value
-        if len(known) > MAX_COUNTED:
+        if len(known) > MAX_RECENT:
             del known[next(iter(known))]

@@ -113,7 +113,7 @@ class Fleet:
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
         """Agents with commands in their list."""
         self.dispatchable = set(self.waiting)
-        """Agents with waiting commands that have changed since the dispatcher last checked them."""
+        """Agents that have waiting commands, and have changed since the dispatcher last checked them."""
 
     def shown(self, agent: AgentRecord) -> Liveness:
         return agent.shown_liveness(is_silent=agent.agent_id in self.silent)

@@ -100,10 +100,10 @@ def _check(
         message = f"thread {thread_id} has reached mail.max_hops = {limits.max_hops}"
         return ErrorReply("message_refused", "too_many_hops", message, {"max_hops": limits.max_hops})
     if tokens < 1 - _ROUNDING:
-        # Rounded up to a millisecond, so that a retry is never too early. Half of the tolerance keeps float noise from
-        # adding another one.
+        # Rounded up to a millisecond, so that a retry is never too early. Half of the tolerance is subtracted, so that
+        # float noise does not add a further millisecond.
         wait_s = ceil((1 - _ROUNDING / 2 - tokens) / limits.pair_per_second * 1000) / 1000
-        message = f"{agent.agent_id} has used up mail.pair_per_second to {to}; retry in {wait_s:g} s"
+        message = f"{agent.agent_id} sends to {to} faster than mail.pair_per_second allows; retry in {wait_s:g} s"
         return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})
     if draft.unread_mail(to) >= limits.max_unread:
         message = f"the inbox of {to} has reached mail.max_unread = {limits.max_unread}"

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field
 from aism_engine.domain.commands.command import OnLost
 from aism_engine.domain.machines.machine import Machines
 
-# The upper bounds are arbitrary: they reject infinity and typing errors, not large fleets.
+# The upper bounds are arbitrary: they reject infinity and typos, not large fleets.
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # the largest string that Redis stores is 512 MiB

@@ -4,7 +4,7 @@ from hashlib import sha1
 from typing import Final
 
 _HEAD_BYTES: Final = 4096
-"""Bytes that a digest covers: SHA-1 of 20 MB stalls a server for 94 ms. Later differences only show in the length."""
+"""Bytes that a digest covers: SHA-1 of 20 MB stalls a server for 94 ms. Later bytes count only in the length."""
 _MAX_CHARACTERS: Final = 2000
 
 

@@ -16,9 +16,9 @@ from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
 SHARED: Final = -1
-"""The number that stands for the engine, which uses the keys that belong to no decision."""
+"""Stands in the place of the number of a decision, for keys that the whole engine uses."""
 _SHARED_KEYS: Final = ("index", "heartbeats", "deadlines", "holds", "fanout", "audit", "dead_letters", "oversized")
-"""The keys of the engine. `silent` is left out: if it has the wrong type, only the decisions that write it fail."""
+"""The keys of the whole engine. `silent` is not one: if its type is wrong, only the decisions that write it fail."""
 _ANY_TYPE: Final = "*"
 _TYPES: Final = {
     **dict.fromkeys(("LPUSH", "RELEASE", "WITHDRAW", "FORWARD"), "l"),
@@ -105,9 +105,9 @@ class Batch:
         return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._numbers], arguments
 
     def users_of_keys(self, numbers: Iterable[int]) -> dict[int, list[str]]:
-        """Map each decision, and `SHARED`, to those of the keys with these numbers that it uses.
+        """Return, for each decision and for `SHARED`, which of the keys with these numbers it uses.
 
-        A batch does not note who uses a key. It is found by translating each decision alone.
+        A batch does not record which decision uses a key. Therefore each decision is translated again, alone.
         """
         names = list(self._numbers)
         wanted = [names[number - 1] for number in numbers]
@@ -141,7 +141,7 @@ class Batch:
         self._write_count += 1
 
     def copy(self, command: str, source: str, name: str, *arguments: Argument) -> None:
-        """Add one of the commands that commit.lua defines. It copies from the key `source`."""
+        """Add one of the commands that commit.lua defines. It reads the key `source`."""
         self.write(command, name, self.key(source, "l" if command == "FORWARD" else "h"), *arguments)
 
     def write_chunks(self, command: str, name: str, arguments: Sequence[Argument]) -> None:

@@ -1,7 +1,8 @@
 """Connections to Redis, one client per purpose, and a name for every outage.
 
-No client retries. A commit whose reply was lost must be sent again by the writer, which knows its id. A client that
-resent it by itself would apply it twice, as redis-py does by default. All timeouts and retries are set explicitly.
+No client retries. By default redis-py sends a command again when its reply is lost, and could push a message twice.
+Only the writer sends a commit again: under the same id, and while this engine leads. All timeouts and retries are set
+explicitly.
 """
 
 import re

@@ -40,7 +40,9 @@ def bundled_binary() -> Path:
     try:
         return Path(get_binary_path())
     except Exception as error:
-        raise ConfigError([f"the bundled server cannot be used here, name another: {error}"]) from error
+        raise ConfigError(
+            [f"the bundled server cannot be used here: {error}; use your own server: aism-engine run --redis URL"]
+        ) from error
 
 
 class EmbeddedServer:

@@ -59,7 +59,7 @@ def _names(members: Iterable[bytes], kind: str) -> Iterator[str]:
 
 
 async def _recent_message_ids(client: Client, keys: Keys) -> list[tuple[str, str]]:
-    """Read agent and id of the messages applied last from the audit, oldest first."""
+    """Read the last applied messages from the audit, oldest first: the agent and the id of each message."""
     message_ids: list[tuple[str, str]] = []
     last = b"+"
     while len(message_ids) < _MIN_MESSAGE_IDS:

@@ -1,7 +1,8 @@
-"""Bounded reads of a fleet: single lookups, and scans that read everything a page at a time.
+"""Reads of a fleet: single lookups, and scans that read everything a page at a time.
 
-Every read is bounded in count and, where it reads messages, in bytes. Each method raises `ServerUnavailableError` while
-the server cannot serve; none retries.
+What agents write to their own keys is read with a limit of bytes, and so are the fields of records. Requests, replies
+and dead letters are read whole. Each method raises `ServerUnavailableError` while the server cannot serve; none
+retries.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -154,7 +155,7 @@ class FleetReader:
     async def scan_without_deadline(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
         """Scan a page of all keys for open commands and groups without a deadline. The cursor is 0 at begin and end.
 
-        Raises `ServerUnavailableError`, `noperm`, also if the server has no SCAN.
+        Raises `ServerUnavailableError`. The outage is `noperm` also if the server has no SCAN.
         """
         keys = self.keys
         try:

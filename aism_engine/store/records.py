@@ -27,7 +27,7 @@ _VALUES: Final = msgspec.msgpack.Decoder(list[str])
 """Decodes a record as read_records.lua packs it. Raises ValueError if a value is not UTF-8."""
 _DAMAGED: Final = (KeyError, ValueError, msgspec.DecodeError)
 NO_VALUE: Final = msgspec.msgpack.encode([""])
-"""A record that was read with one field and has no value there, or cannot be read."""
+"""What read_records.lua returns for a single field that has no value or cannot be read."""
 
 
 async def read_records(client: Client, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:

@@ -57,7 +57,7 @@ class _PatchedConnection:
         before = task.cancelling() if task else 0
         await super().send_packed_command(command, check_health)  # type: ignore[misc]
         if task and task.cancelling() > before:
-            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # nobody awaits the reply to come
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # nobody will read the reply
             raise asyncio.CancelledError
 
 
@@ -87,7 +87,7 @@ class PrimaryConnection(_PatchedConnection, SentinelManagedConnection):
 
 
 class PrimaryPool(SentinelConnectionPool):
-    """A pool that follows its primary while all connections still work.
+    """A pool that follows a failover, even if its connections to the old primary still work.
 
     redis-py#3874: redis-py asks the sentinels only when it connects. A replaced primary that is still alive keeps
     serving until the sentinels reconfigure it, some ten seconds later; then everything written meanwhile is lost. So
@@ -102,7 +102,7 @@ class PrimaryPool(SentinelConnectionPool):
         self._sentinels = tuple(sentinel_manager.sentinels)
 
     async def get_master_address(self) -> tuple[str, int]:
-        """Ask the sentinels for the primary, and keep all of them.
+        """Ask the sentinels for the primary, and keep the list of sentinels complete.
 
         redis-py moves the sentinel that answers to the front. Two calls at the same time can overwrite another sentinel
         in its list: that sentinel would never be asked again, and its connection never closed.

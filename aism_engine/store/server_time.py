@@ -4,7 +4,7 @@ Deadlines are instants of the server. Its clock may be set, and a failover leads
 of an hour must not expire every command of that hour. So a reading that agrees with our time corrects it; a reading
 that does not agree is a jump, which is reported and not followed.
 
-Not guaranteed: an engine that has just started knows no time but the server's, and follows it.
+Not guaranteed: that an engine notices a wrong clock at its start. It follows the first reading, whatever it is.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ class ServerTime:
         self._offset = clock.wall() - clock.monotonic()
         self._read_at: float | None = None
         self._uncertainty_s = 0.0
-        """Duration of the last reading, which can hide as much drift."""
+        """Duration of the last reading. The offset can be wrong by as much."""
         self.jumped_s = 0.0
         """How far the server's clock is ahead of our time since it jumped; 0 while they agree."""
 

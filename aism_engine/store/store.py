@@ -28,7 +28,7 @@ class Peek(NamedTuple):
     length: int
     """Length of the whole queue."""
     ledger: str = ""
-    """Id of the last commit before the peek. If that commit removed skipped messages, the peek is invalid."""
+    """Id of the last commit before the peek. If it removed the messages to skip, the peek skipped others instead."""
 
     @property
     def trim(self) -> SourceTrim:
@@ -85,7 +85,7 @@ class Store(FleetReader):
         return CommitReply(CommitCode(code), details)
 
     async def probe_permissions(self) -> None:
-        """Check that the user may do all that a commit needs; raises `ServerUnavailableError`, `noperm`, otherwise."""
+        """Raise `ServerUnavailableError`, with the outage `noperm`, unless the user may do all that a commit needs."""
         keys = self.keys
         channels = [keys.state_changes, keys.errors, keys.measurements]
         await scripts.PROBE_PERMISSIONS(self._client, [f"{keys.prefix}:engine:probe"], channels)

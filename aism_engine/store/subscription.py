@@ -18,7 +18,8 @@ class Subscription:
     """Reads the messages of a set of channels. The set may change while a task reads.
 
     A new connection subscribes to all channels again. The reader receives each confirmation; an unexpected one means
-    that messages were missed. A lock serializes subscribing: two tasks that both send first would open two connections.
+    that messages were missed. A lock serializes subscribing: two tasks that send the first command at once would open
+    two connections.
     """
 
     def __init__(self, client: Client, channels: Sequence[str]) -> None:

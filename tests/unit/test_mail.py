@@ -220,7 +220,7 @@ def test_accepted_messages_of_a_pair_arrive_in_order(steps: list[tuple[str, str]
 
 def test_the_memory_for_pairs_and_threads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used are forgotten."""
-    monkeypatch.setattr(draft, "MAX_COUNTED", 4)
+    monkeypatch.setattr(draft, "MAX_RECENT", 4)
     talk = Talk()
     for number in range(10):
         talk.send_message("a", "b", thread=f"t{number}")

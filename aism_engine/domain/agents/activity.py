@@ -40,7 +40,7 @@ class Activity(Struct):
     context: float | None = None
     """The context size that it last measured."""
     context_over_since: float = 0.0
-    """Start of the current time with a context above the limit; 0: it is not above."""
+    """When the context size rose above the limit; 0: it is not above the limit."""
 
     def add_command_response(self, now: float, *, is_outcome: bool) -> None:
         self.command_response_at, self.unacked = now, ()
@@ -54,7 +54,7 @@ class Activity(Struct):
         self.unfinished = _with_missed(self.unfinished, acked_at, now)
 
     def set_instance(self, instance: str, now: float) -> None:
-        """Note the instance of a response: a new one is a restart, a return to an earlier one is not."""
+        """Note the instance that sent a response. A new one is a restart; an earlier one that responds still runs."""
         if instance == self.instance:
             return
         if instance in self.earlier_instances:
@@ -94,7 +94,7 @@ class AbsentHeartbeat(Struct):
     score: float
     read_at: float
     span: tuple[float, float] | None = None
-    """When a change was first seen, and the last reading before the latest change: a lower bound of the real span."""
+    """From the first observed change to the last reading before the latest change. The real span is not shorter."""
     changed_at: float = 0.0
     """When a change was last seen."""
 
@@ -107,7 +107,7 @@ def observe_heartbeat(
     seen_at: float,
     absent_since: float,
 ) -> None:
-    """Note a score that was read between `asked_at` and `seen_at`. A changed score was written since `read_at`."""
+    """Note a score that was read between `asked_at` and `seen_at`. A changed score is newer than the last reading."""
     known = heartbeats.get(agent_id)
     if known is None or known.absent_since != absent_since:
         heartbeats[agent_id] = AbsentHeartbeat(absent_since, score, asked_at)

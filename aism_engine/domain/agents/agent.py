@@ -81,7 +81,7 @@ class AgentRecord(Struct, kw_only=True):
     cooldowns: dict[str, float] = field(default_factory=dict)
     """Ends of the cooldowns, by state."""
     reason_stored: bool = True
-    """Whether the record may hold the reason or context of the last state change. Not part of the record."""
+    """Whether the record in Redis may hold a reason or context that the next state change must clear. Not stored."""
     waits_for: str = ""
     """Who must act in the current state: `human`, `agent`, or empty."""
     stay_until: float = 0.0
@@ -168,7 +168,7 @@ class AgentRecord(Struct, kw_only=True):
         return self.fields("liveness", "lost_from", "lost_score", "lost_at")
 
     def mark_present(self, liveness: Liveness | None = None) -> None:
-        """End an absence. By default an agent with a known heartbeat becomes fresh, any other unknown."""
+        """End an absence. By default the agent becomes fresh if its last heartbeat is known, else unknown."""
         self.liveness = liveness or (Liveness.UNKNOWN if self.lost_score is None else Liveness.FRESH)
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 

@@ -64,7 +64,7 @@ Verdict: TypeAlias = Diverged | str | None
 def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
     """The agent declares that it works, but takes no command and sends no response.
 
-    While it has a command that it has taken, an agent may send nothing: the command has timeouts of its own.
+    An agent that executes a command need not send anything: the command has timeouts of its own.
     """
     agent, acted_at = seen.agent, seen.activity.acted_at
     if seen.declared_state not in limits.working_states:
@@ -103,7 +103,7 @@ def heartbeat_while_absent(seen: AgentObservation, limits: DivergenceSettings) -
 
 
 def forbidden_state(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
-    """The agent published, or wrote to its key, a state that its machine does not allow, and kept its state since.
+    """The agent published, or wrote to its key, a state that its machine refuses, and has not changed its state since.
 
     A state that it pushed to the queue is no divergence: it was a request, and was refused.
     """

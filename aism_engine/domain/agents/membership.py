@@ -19,7 +19,8 @@ def admit(
 ) -> AgentRecord | ErrorReply:
     """Add an agent to the fleet, with the type, labels and state that it has written to Redis itself.
 
-    While `agents.auto_register` is off, only a registration adds an agent; `registering_as` is its type then.
+    `registering_as` is the type in a registration; None for anything else. While `agents.auto_register` is off, only a
+    registration adds an agent.
     `error_type` is the type of the error reply.
     """
     draft, limits = ctx.draft, ctx.policy.agents
@@ -86,7 +87,7 @@ def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, An
 
 @agent_decision("expired_agent")
 def decide_expired_agent(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """Forget an agent that has been absent for `retention.absent_agent_ttl`: lost, left, or never watched."""
+    """Forget an agent that is not fresh and gave no sign of life for `retention.absent_agent_ttl`."""
     if agent.liveness is not Liveness.FRESH:
         forget_agent(ctx, agent, "absent for longer than retention.absent_agent_ttl")
 

@@ -2,19 +2,21 @@
 
 liveness.py decides on the losses that `SilenceTracker` finds.
 
-A score is evidence of change only: nothing depends on an agent's clock. The `ScoreRange` holds the recent scores of
+Only a changed score counts as a heartbeat: nothing depends on an agent's clock. The `ScoreRange` holds recent scores of
 accurate clocks, and a scan reads only the scores outside it. A score that is the same in two scans has been unchanged
 for as long as the engine has observed it. An engine that could not observe (a start, a takeover, a stall, an outage of
-Redis) has observed nothing: after `reset` every agent has the full grace again.
+Redis) has observed nothing: after `reset` the silence of every agent counts from zero.
 
 How a score leaves the range shows when it last changed:
-- A score in the future has changed since the last scan, because time alone moves no score there. It is followed until
-  it changes, even after time has caught up with it.
-- A score in the past has been unchanged for the width of the range, if its clock is accurate. If it entered the range
-  less than that time ago, its clock is slow: it changed when it entered, and its silence counts from there.
+- A score in the future has changed since the last scan, because an unchanged score only moves into the past. The
+  tracker follows the score until it changes, also when it is no longer in the future.
+- A score in the past has been unchanged for the width of the range, if the agent's clock is accurate. If the agent
+  entered the range less than that time ago, its clock is slow: the score changed on entry, and the silence counts
+  from then.
 
-Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When a score leaves into the past
-for the first time its clock is unknown and taken as accurate: its silence is overestimated by at most `silent_after`.
+Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score leaves into
+the past for the first time, its clock is unknown and counts as accurate: the engine overestimates the silence by at
+most `silent_after`.
 """
 
 import math
@@ -56,7 +58,7 @@ class Scan(Struct, frozen=True, kw_only=True):
     """What the reaper has read. Instants are of the monotonic clock."""
 
     scores: Mapping[str, float]
-    """Scores outside the range, and unchanged scores that time has caught up with."""
+    """Scores outside the range, and unchanged scores from `SilenceTracker.caught_up`."""
     watched: int
     """Number of watched agents, with or without a score outside the range."""
     score_range: ScoreRange
@@ -106,7 +108,7 @@ class SilenceTracker:
         self._is_blind = True
 
     def caught_up(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
-        """Return the followed scores that are in the range now, where a scan does not find an unchanged one."""
+        """Return the followed scores that are in the range now. A scan does not read them: the caller looks them up."""
         return {
             agent_id: unchanged.score
             for agent_id, unchanged in self._unchanged.items()
@@ -149,7 +151,7 @@ class SilenceTracker:
         return Assessment(mode, silent, confirmed + losses, ahead, behind)
 
     def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
-        """Return when a score changed that the previous scan did not find."""
+        """Estimate when the score last changed. The previous scan did not find it."""
         if self._is_blind or score_range.ends_before(score):
             return now
         return max(now - score_range.width_s, self._entered_at.get(agent_id, -math.inf))

@@ -37,7 +37,7 @@ def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | 
         return _send_to_all(ctx, request, found, raw)
     able = [agent for agent in found if _refusal(ctx, agent, request) is None and not ctx.draft.is_paused(agent)]
     if not able:
-        reasons = "they are paused, full, or in another state"
+        reasons = "they are paused, draining, lost, full, or in another state"
         message = f"none of the {len(found)} selected agents can take the command: {reasons}"
         return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
 
@@ -133,7 +133,7 @@ def select(ctx: DecisionContext, text: str, error_type: str) -> list[AgentRecord
         if (selector.names_liveness or agent.liveness not in ABSENT) and selector.matches(agent)
     ]
     if not found:
-        message = f"no agent that is present matches {text}"
+        message = f"no {'' if selector.names_liveness else 'present '}agent matches {text}"
         return ErrorReply(error_type, "no_match", message, suggestions=("aism-engine agents list",))
     return found
 
@@ -149,7 +149,7 @@ def accept_group(
 ) -> dict[str, Any]:
     """Accept a request for many: write its targets to the fan-out queue, and create the group that counts outcomes.
 
-    `needed` targets must succeed, by default all. `ends_at` is when the last of them ends at the latest.
+    `needed` targets must succeed, by default all. `ends_at` is the instant by which all of them have ended.
     """
     draft, total = ctx.draft, len(targets)
     group = Group(group_id=request.id, kind=request.kind, total=total, needed=needed or total)

@@ -23,7 +23,7 @@ def cancel(ctx: DecisionContext, request: m.Cancel, raw: bytes) -> dict[str, Any
     group.cancel_requested = True
     ctx.add(fx.SaveGroup(group.group_id, {"cancel_requested": "1"}))
     members = draft.members(group.group_id)
-    if not members:  # the fan-out has accepted no command yet, and accepts none of a cancel_requested group
+    if not members:  # no command is open, and the fan-out accepts no more commands of a cancelled group
         return {"ok": True, "group_id": group.group_id, "targets": 0, "status": "succeeded"}
     return accept_group(ctx, request, raw, [{"command_id": command_id} for command_id in members])
 

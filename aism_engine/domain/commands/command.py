@@ -3,7 +3,7 @@
     scheduled | waiting -> queued -> delivered -> acked -> succeeded | failed | expired | cancelled | dead
 
 A command that goes back from `delivered` or `acked` to `waiting` is sent again under the same id. A command ends once;
-a response after its end is late, duplicate or contradictory, is counted, and changes nothing.
+a response after its end is late, duplicate or contradictory, is counted, and does not change the command.
 
 Each step changes the command and returns the fields of its record that change. A step that the status does not allow
 raises ValueError: the caller checks `may_become` first.
@@ -52,7 +52,7 @@ Priority: TypeAlias = Literal["high", "normal", "low"]
 RANKS: Final[Mapping[str, int]] = {"high": 0, "normal": 1, "low": 2}
 OnLost: TypeAlias = Literal["hold", "fail"]
 Bucket: TypeAlias = Literal["scheduled", "waiting", "queued", "delivered"]
-"""Where an open command is: waiting for an instant, ready for dispatch, in its agent's list, or taken by its agent."""
+"""Where an open command is: due later, ready for dispatch, in its agent's list, or taken by its agent."""
 
 
 class StatusChange(NamedTuple):
@@ -62,7 +62,7 @@ class StatusChange(NamedTuple):
     before: str
     after: str
     seconds: float | None
-    """Seconds in the status before; None if this engine does not know when that began."""
+    """Seconds in the status `before`; None if this engine does not know when that status began."""
     age_s: float
 
 
@@ -110,7 +110,7 @@ class Command(Struct, kw_only=True):
 
     @property
     def due_at(self) -> float:
-        """Score of that member: `step_at` or `expires_at`, whichever comes first."""
+        """Score of this command in the sorted set of deadlines: the earlier of `step_at` and `expires_at`."""
         return min(self.step_at, self.expires_at) if self.step_at else self.expires_at
 
     @property

@@ -42,7 +42,7 @@ def decide_dispatch(ctx: DecisionContext, agent: AgentRecord, limit: int) -> Non
 
 @agent_decision("delivery")
 def decide_deliveries(ctx: DecisionContext, agent: AgentRecord, head: bytes, last_seq: int) -> None:
-    """Mark the commands as delivered that have left an agent's list.
+    """Mark the commands that have left an agent's list as delivered.
 
     `head` is the head of the oldest element of the list, empty if the list is empty. All commands that were pushed
     before this element have been popped. A command after `last_seq` was pushed after the list was read: the list does

@@ -1,7 +1,7 @@
 """Groups: a request for many agents, and the count of the outcomes of its members.
 
 A group ends when all of its members have ended. It succeeds as soon as enough members have succeeded, and fails as soon
-as too few still can.
+as too few members can still succeed.
 """
 
 from typing import Final, Literal, TypeAlias, get_args
@@ -17,7 +17,7 @@ OUTCOMES: Final = ("succeeded", "failed", "expired", "cancelled", "dead", "refus
 
 
 class Group(Struct, kw_only=True):
-    """A request for many agents: `total` members, of which `needed` must succeed. One field counts each outcome."""
+    """A request for many agents: `total` members, of which `needed` must succeed. Each outcome has a counter."""
 
     group_id: str
     kind: str

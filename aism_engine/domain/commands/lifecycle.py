@@ -24,8 +24,8 @@ def advance(
 ) -> None:
     """Take a step of a command, and write its record, its deadline and the index of its agent.
 
-    Record the fact `command_{event}`, by default with the new status if it has changed. An ended command keeps the code
-    and the reason in its record too, for the retention.
+    Record the fact `command_{event}`. By default `event` is the new status; if the status stays the same, no fact is
+    recorded. An ended command keeps the code and the reason in its record too, for the retention.
     """
     due_at, old_status = command.due_at, command.status
     fields: dict[str, Any] = step(*arguments, **named)

@@ -78,7 +78,7 @@ class Selector(Struct, frozen=True):
 
 
 class _Tokens:
-    """The words and symbols of a text, one at a time. One of `word` and `symbol` is empty; both are at the end."""
+    """The words and symbols of a text, one at a time. `word` or `symbol` is empty; at the end of the text, both are."""
 
     def __init__(self, text: str) -> None:
         self._found = _TOKEN.finditer(text)

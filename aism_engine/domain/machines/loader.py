@@ -24,7 +24,7 @@ STATE_KEYS: Final[Mapping[str, Any]] = {**State.__annotations__, "transitions": 
 TRANSITION_KEYS: Final[Mapping[str, Any]] = {"requires": dict[str, str], "by": tuple[str, ...]}
 
 _MAX: Final = 1e9
-"""Largest number and duration: a larger one is taken as a typing error."""
+"""Largest number and duration: a larger one is taken as a typo."""
 
 _Table: TypeAlias = dict[str, Any]
 

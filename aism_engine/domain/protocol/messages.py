@@ -1,7 +1,7 @@
 """The messages of the protocol: responses of agents, requests of operators, and commands.
 
 `Response` and `Request` are unions that are tagged by the field `type`. Unknown types are refused. Unknown fields are
-ignored, except in the payloads of requests, where they are most likely a typing error.
+ignored, except in the payloads of requests, where they are most likely a typo.
 """
 
 from datetime import datetime

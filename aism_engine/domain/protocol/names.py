@@ -22,7 +22,8 @@ def is_identifier(value: object) -> bool:
 def check_agent_id(agent_id: str) -> str:
     """Return a valid agent id; raise ValueError for any other text."""
     if not is_identifier(agent_id):
-        raise ValueError(f"{agent_id!r} is not a valid agent id: use at most 128 letters, digits, `.`, `_` and `-`")
+        rule = "use at most 128 letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
+        raise ValueError(f"{agent_id!r} is not a valid agent id: {rule}")
     return agent_id
 
 

@@ -25,7 +25,7 @@
 --   strings   key, value
 --   channels  name, number of messages, messages
 --
--- Three commands of a write are ours. They copy a body from the record of a command inside the server:
+-- Three commands of a write are our own. Their data is in the server already: the body in the record of a command, or a list.
 --   RELEASE list, record                 push the body
 --   WITHDRAW list, record[, replacement]  remove the body from the list; if the list does not contain it, push the replacement
 --   FORWARD list, waiting                move every element of `waiting` to the list, oldest first

@@ -1,4 +1,4 @@
--- Read the audit entries after an id, bounded in count and in bytes, with what shows whether entries are missing there.
+-- Read the audit entries after an id, bounded in count and in bytes. Also return what shows whether entries are missing there.
 --
 -- KEYS[1]  audit
 -- ARGV[1]  id to read after; 0-0 for the beginning
