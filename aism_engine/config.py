@@ -42,7 +42,7 @@ _SETTINGS: Final = {
     f"{name}.{field.name}": field.type for name, section in _SECTIONS.items() for field in fields(section)
 }
 _ALIASES: Final = {"AISM_REDIS_URL": "redis.url"}  # the variable that `aism` and `aism-engine` share
-_SHOWN_CHARACTERS: Final = 80  # of a wrong value in a problem: enough to recognise it
+_SHOWN_CHARACTERS: Final = 80  # how much of a wrong value a problem shows
 
 _REFERENCE_HEADER: Final = """\
 # Every setting of the AISM Engine, with its default. Durations are seconds, sizes are bytes.

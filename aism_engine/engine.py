@@ -186,7 +186,7 @@ class Engine:
         finally:
             self.notifier.send("STOPPING")
             for client in self._clients:
-                with suppress(Exception):  # a connection that breaks while it is closed is closed
+                with suppress(Exception):  # closing a broken connection may raise
                     await client.aclose()
             log.info("engine_stopped")
 
@@ -206,7 +206,7 @@ class Engine:
     # --- http.routes.Health -------------------------------------------------------------------------------------------
 
     def live(self) -> bool:
-        """Return whether the engine makes progress. A standby always does; a leader waits at most for Redis."""
+        """Return whether the engine makes progress. A standby does, and also a leader that waits for Redis."""
         return not self._leads or self._idle_s < _STUCK_S
 
     def role(self) -> str:

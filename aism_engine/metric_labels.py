@@ -14,7 +14,7 @@ from prometheus_client import Gauge
 
 OTHER: Final = "other"
 PAIRS_PER_VALUE: Final = 8
-"""Pairs for each value of a label: agents of each type can be in each of the eight states of the journey."""
+"""Pairs for each value of a label: agents of each type can be in each of the eight states of the machine `journey`."""
 _Pair: TypeAlias = tuple[str, str]
 _OTHER_PAIR: Final = (OTHER, OTHER)
 T = TypeVar("T", bound=Hashable)

@@ -66,7 +66,7 @@ class Metrics:
         self.redis_up = gauge("redis_up", "1 if Redis serves this engine, else 0")
         self.redis_unsafe = gauge("redis_unsafe", "1 if the doctor reports this finding as a danger, else 0", "code")
         self.redis_outages = counter("redis_outages", "Outages of Redis that began, by kind", "outage")
-        self.clock_jump = gauge("redis_clock_jump_seconds", "Jump of the server's clock ahead of the time in use")
+        self.clock_jump = gauge("redis_clock_jump_seconds", "Jump of the server's clock ahead of the engine's time")
 
         # --- services
         self.service_up = gauge("service_up", "1 if the service runs, else 0", "service")

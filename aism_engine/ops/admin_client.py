@@ -13,7 +13,7 @@ import msgspec
 import uuid_utils
 
 from aism_engine.clock import iso
-from aism_engine.ops.audit_log import BEGINNING, AuditLog, line_from_entry
+from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLog, line_from_entry
 from aism_engine.ops.inspector import Inspector
 from aism_engine.store.client import Client, connect_url
 from aism_engine.store.keys import Keys
@@ -95,7 +95,7 @@ class AdminClient(Inspector):
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with suppress(*DECODE_ERRORS):
         value = msgspec.json.decode(data)
         return value if isinstance(value, dict) else None
     return None

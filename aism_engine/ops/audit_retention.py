@@ -4,7 +4,6 @@ Each archive publishes its position: the last entry that is safe on its disk. No
 archive is trimmed, except by the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -69,11 +68,6 @@ class AuditRetention:
         minimum = f"{before * 1000:.0f}"
         removed: int = await self._client.xtrim(self._keys.dead_letters, minid=minimum, approximate=False)
         return removed
-
-
-def oldest_cursor(positions: Mapping[str, ArchivePosition | None]) -> str | None:
-    """Return the oldest cursor of all archives, None if there is no archive."""
-    return min((each.cursor for each in positions.values() if each is not None), key=entry_order, default=None)
 
 
 def _position(value: bytes) -> ArchivePosition | None:

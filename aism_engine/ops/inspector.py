@@ -21,6 +21,10 @@ from aism_engine.store.reads import read_dead_letter
 from aism_engine.store.records import CHUNK, chunks, each_record, text
 from aism_engine.store.store import Store
 
+_QUEUES: Final = {"responses": "response_queue", "requests": "request_queue"} | {
+    name: name for name in ("fanout", "deadlines", "dead_letters")
+}
+"""The key of each entry of `Overview.queues`, by its published name."""
 _RATES_OVER_S: Final = 10.0
 _RATES_OVER_COMMITS: Final = 1000
 """Rates are measured over the shorter of this time and this number of commits."""
@@ -180,6 +184,7 @@ class Inspector:
         silent, agents = await self._store.silent_agents(), await self._agent_records(ids, report)
         commands = await self.open_commands(report)
         leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
+        lengths = await self._store.lengths()
         return Overview(
             leader=text(leader) if leader else None,
             hold=text(hold or b""),
@@ -189,27 +194,16 @@ class Inspector:
             by_type=_count(agent.type for agent in agents),
             by_state=_count(agent.state for agent in agents),
             by_liveness=_count(agent.shown_liveness(is_silent=agent.agent_id in silent).value for agent in agents),
-            queues=await self._queues(),
+            queues={name: lengths[key] for name, key in _QUEUES.items() if key in lengths},
             rates=await self._rates(now),
             commands=_count(command.status.value for command in commands),
             slowest=[command for command in commands if command.bucket != "scheduled"][:slowest],
         )
 
-    async def _queues(self) -> dict[str, int]:
-        keys, pipeline = self._keys, self._client.pipeline(transaction=False)
-        pipeline.llen(keys.response_queue)
-        pipeline.llen(keys.request_queue)
-        pipeline.llen(keys.fanout)
-        pipeline.zcard(keys.deadlines)
-        pipeline.xlen(keys.dead_letters)
-        counts = await pipeline.execute()
-        return dict(zip(("responses", "requests", "fanout", "deadlines", "dead_letters"), counts, strict=True))
-
     async def _rates(self, now: float) -> dict[str, float]:
         since = now - _RATES_OVER_S
-        entries = await self._client.xrevrange(
-            self._keys.audit, min=f"{since * 1000:.0f}", max="+", count=_RATES_OVER_COMMITS
-        )
+        oldest, limit = f"{since * 1000:.0f}", _RATES_OVER_COMMITS
+        entries = await self._client.xrevrange(self._keys.audit, min=oldest, max="+", count=limit)
         if not entries:
             return {}
         if len(entries) == _RATES_OVER_COMMITS:

@@ -1,9 +1,9 @@
 """Reconstructs one agent at an instant from the recorded facts about it.
 
-A fact holds from its instant until the next fact; its `old_state` held before it, since the fact before it. Facts may
-be missing: those older than the oldest entry that is kept, and those in a gap. The `basis` of an answer is `recorded`
-if no missing fact can change it, `inferred` if it holds only unless a missing fact changed it, and `unknown` if nothing
-is recorded.
+The state in a fact holds from its instant until the next fact. The `old_state` of a fact held from the fact before it
+until its instant. Facts may be missing: those older than the oldest entry that is kept, and those in a gap. The `basis`
+of an answer is `recorded` if no missing fact can change it, `inferred` if a missing fact can change it, and `unknown`
+if nothing is recorded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ Basis: TypeAlias = Literal["recorded", "inferred", "unknown"]
 Presence: TypeAlias = Literal["present", "lost", "left", "absent"]
 
 _STATUS: Final = {f"command_{status}": status for status in Status} | {"command_retried": Status.WAITING}
-"""The status of a command since a fact about it."""
+"""The status of a command after a fact, by the event of the fact."""
 _ACCEPTED: Final = frozenset({"command_scheduled", "command_waiting", "command_queued"})
 _PRESENCE: Final[dict[str, Presence]] = {
     "agent_first_seen": "present",
@@ -186,7 +186,7 @@ class _Evidence(NamedTuple):
         return _State(None, None, "unknown", "the state at this instant is not recorded")
 
     def open_commands(self) -> Iterator[OpenCommand]:
-        """Yield the commands that had not ended, by the facts about them, then those in the current record only."""
+        """Yield the commands that had not ended: first those with facts, then those that only the records have."""
         at = self.at
         earlier, later = _last_of_each_command(self.past), _last_of_each_command(reversed(self.future))
         for command_id in earlier | later:

@@ -1,4 +1,4 @@
-"""Handles signals: SIGTERM and SIGINT request one orderly stop; repeating them neither hurries nor restarts it."""
+"""Handles signals: the first SIGTERM or SIGINT requests an orderly stop; later ones are ignored."""
 
 import asyncio
 import signal

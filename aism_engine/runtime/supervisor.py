@@ -12,8 +12,9 @@ Guaranteed
     component that fails with no restarts left ends the engine: all others are stopped in order, then `run` raises
     GaveUpError with the last failure as its cause.
 
-    A stop cancels the components one by one, in reverse start order, each after the next one has ended: what a
-    component needs to finish its step is still there. During a stop nothing is restarted, and a failure is only logged.
+    A stop cancels the components one by one, in reverse start order, and waits for each before it cancels the next. So
+    a component can finish its step with the help of those that started before it. During a stop nothing is restarted,
+    and a failure is only logged.
 
 What can fail
     A component may take long to stop, or swallow its cancellation. It gets at most half of the time that is left of

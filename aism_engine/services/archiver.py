@@ -73,12 +73,6 @@ class Archiver(Service):
         self._synced_at = float("-inf")
         self._compress_from = float("-inf")
 
-    async def run(self) -> None:
-        try:
-            await super().run()
-        finally:
-            await self._close()
-
     async def run_once(self) -> bool:
         began_at = self._clock.monotonic()
         try:
@@ -126,7 +120,7 @@ class Archiver(Service):
         return await self._compress(archive, now) or page.more
 
     def _open(self) -> ArchiveWriter:
-        """Open the archive, and keep it even if the caller is cancelled meanwhile, so that `_close` can close it."""
+        """Open the archive, and keep it even if the caller is cancelled meanwhile, so that `release` can close it."""
         self._archive = self._archive or ArchiveWriter.open(self._path, self._prefix)
         return self._archive
 
@@ -186,7 +180,7 @@ class Archiver(Service):
             log.info("archive_available", cause=self._error)
             self._error = None
 
-    async def _close(self) -> None:
+    async def release(self) -> None:
         """Sync and close the archive, and publish its final position."""
         archive, self._archive = self._archive, None
         if archive is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.services.wakeup import Wakeups, Watermark
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
+from aism_engine.store.records import chunks
 from aism_engine.store.store import Store
 from aism_engine.store.writer import Writer, decide_each
 
@@ -44,7 +45,8 @@ class Outages:
         start_at_zero(metrics.redis_outages, OUTAGE_NAMES)
         self._failing: dict[str, str] = {}
         """The outage that each failing service met last, by service."""
-        self._names: set[str] = set()
+        self._reported: set[str] = set()
+        """Names of the outages that were reported since Redis was last available."""
         self._was_available = False
 
     @property
@@ -53,10 +55,10 @@ class Outages:
         return next(iter(self._failing.values()), None if self._was_available else "connecting")
 
     def begin(self, service: str, error: ServerUnavailableError) -> None:
-        """Record that a service could not reach Redis. Each name is reported once per outage."""
+        """Record that a service could not reach Redis. A kind of outage is reported once until Redis is available."""
         self._failing[service] = error.outage
-        if error.outage not in self._names:
-            self._names.add(error.outage)
+        if error.outage not in self._reported:
+            self._reported.add(error.outage)
             self._metrics.redis_up.set(0)
             self._metrics.redis_outages.labels(error.outage).inc()
             self._set_status(f"Redis is unavailable: {error.outage}")
@@ -68,9 +70,9 @@ class Outages:
         self.forget(service)
         if not self._failing:
             self._metrics.redis_up.set(1)
-            if self._names:
-                log.info("redis_available", outages=sorted(self._names))
-                self._names.clear()
+            if self._reported:
+                log.info("redis_available", outages=sorted(self._reported))
+                self._reported.clear()
 
     def forget(self, service: str) -> None:
         """Ignore a service that sends no commands now, because this engine does not lead."""
@@ -181,15 +183,9 @@ class Service(ABC):
         self._context.metrics.record_step(self.name, seconds, decisions, self._clock.wall())
 
 
-def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Split items into batches. The last one may be shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 async def agents_in_batches(fleet: Fleet, size: int) -> AsyncIterator[list[AgentRecord]]:
     """Yield all agents in batches, without those that are forgotten meanwhile. Other tasks run after each batch."""
-    for agent_ids in batches(list(fleet.agents), size):
+    for agent_ids in chunks(list(fleet.agents), size):
         yield [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]
         await asyncio.sleep(0)
 

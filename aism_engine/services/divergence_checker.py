@@ -19,12 +19,10 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import DivergenceSettings, Policy
-from aism_engine.services.base import Service, ServiceContext, batches
+from aism_engine.services.base import Service, ServiceContext
+from aism_engine.store.records import chunks
 
 log = structlog.get_logger(component="divergence_checker")
-
-_CHUNK: Final = 1000
-"""Agents checked before other tasks run: about 10 ms."""
 
 _NO_ACTIVITY: Final = Activity()
 
@@ -58,7 +56,8 @@ class DivergenceChecker(Service):
         batch = self._settings.batch
         agent_ids, self._remaining = self._remaining[:batch], self._remaining[batch:]
         decisions: list[Decision] = []
-        for some in batches(agent_ids, _CHUNK):
+        # A chunk takes about 10 ms, after which other tasks run.
+        for some in chunks(agent_ids):
             decisions += await self._check(fleet, some)
         if not self._remaining:
             self._context.metrics.divergences_open.set(self._open)

@@ -15,7 +15,8 @@ from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import decide_expired_agent
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.fleet import Fleet
-from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention, oldest_cursor
+from aism_engine.ops.audit_log import entry_order
+from aism_engine.ops.audit_retention import AuditRetention
 from aism_engine.services.base import Service, ServiceContext, agents_in_batches
 from aism_engine.settings import RetentionSettings
 from aism_engine.store.scripts import TrimCode
@@ -54,8 +55,7 @@ class Janitor(Service):
 
     async def _trim(self, token: str) -> bool:
         """Trim the audit and the dead letters; return False if another engine leads."""
-        before = oldest_cursor(await self._archives())
-        removed, more = 0, True
+        before, removed, more = await self._oldest_cursor(), 0, True
         while more:
             code, count, more = await self._audit.trim_audit(token, self._settings.audit_entries, before)
             removed += count
@@ -66,18 +66,17 @@ class Janitor(Service):
         self._context.metrics.dead_letters_trimmed.inc(expired)
         return True
 
-    async def _archives(self) -> dict[str, ArchivePosition]:
-        """Return the archives that are alive, and forget the others."""
-        now = self._store.now
-        alive: dict[str, ArchivePosition] = {}
+    async def _oldest_cursor(self) -> str | None:
+        """Return the oldest cursor of the archives that are alive, None without any. Forget the other archives."""
+        now, cursors = self._store.now, list[str]()
         for archive, position in (await self._audit.positions()).items():
             if position is not None and now - position.at < self._settings.archive_ttl:
-                alive[archive] = position
+                cursors.append(position.cursor)
                 continue
             await self._audit.remove_position(archive)
             details = {} if position is None else {**asdict(position), "at": iso(position.at)}
             log.warning("archive_forgotten", archive=archive, **details, consequence="the audit is not kept for it")
-        return alive
+        return min(cursors, key=entry_order, default=None)
 
     async def _forget_agents(self) -> list[Decision]:
         """Forget agents that have been absent for `absent_agent_ttl`."""

@@ -64,7 +64,7 @@ class Listener(Service):
         self._confirmed = asyncio.Event()
         self._pushes = 0
         self._is_denied = False
-        # While the consumer is busy, it needs no wakeup and no event of the engine itself, at 20 µs for each.
+        # A busy consumer needs no wakeups, and each event that the engine itself publishes would cost 20 µs to read.
         for wakeup, channels in (
             (wakeups.responses, (keys.responses, keys.state_changes, keys.measurements)),
             (wakeups.requests, (keys.requests,)),

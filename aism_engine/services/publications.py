@@ -85,7 +85,7 @@ class Publications:
         return self.messages
 
     def _flush(self) -> None:
-        # Without an id: the ring of recent ids serves what an agent pushes, because only a push may be repeated.
+        # Measurements get no id: ids detect messages that an agent pushes twice, and publications are queued once.
         self.messages += (_message("measurement", agent_id, values) for agent_id, values in self._pending)
         self._pending.clear()
         self._latest.clear()

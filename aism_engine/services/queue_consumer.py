@@ -121,7 +121,7 @@ class QueueConsumer(Service, Generic[M]):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _next_batch(self) -> tuple[Peek, list[M | MalformedError]]:
-        """Return the prefetched batch if the server read it before the commit of the batch that it skips, or peek."""
+        """Return the prefetched batch, or peek if it is invalid: another commit came before its peek."""
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             batch = await prefetched
@@ -183,7 +183,7 @@ class QueueConsumer(Service, Generic[M]):
         return dead_letter_oversized(draft, self._policy, peek.messages[0], peek.oversized, size, self._handler.source)
 
     def _fail_unknown_agents(self, failures: Failures, messages: Sequence[M | MalformedError]) -> Failures:
-        """Extend the failure to add an unknown agent to all its messages: each of them would try to add it again."""
+        """If an unknown agent could not be added, fail all its messages: each of them would try to add it again."""
         keys, agent_ids = self._store.keys, [getattr(message, "agent_id", None) for message in messages]
         failed_agents = {
             agent_id: failure

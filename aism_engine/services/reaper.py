@@ -13,7 +13,8 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import LivenessSettings
-from aism_engine.services.base import Service, ServiceContext, batches
+from aism_engine.services.base import Service, ServiceContext
+from aism_engine.store.records import chunks
 from aism_engine.store.writer import Decide, Failures, decide_each
 
 log = structlog.get_logger(component="reaper")
@@ -21,7 +22,7 @@ log = structlog.get_logger(component="reaper")
 _REST_FACTOR: Final = 9
 """A scan is followed by a rest of this many times its duration: reading 100,000 silent agents takes a while."""
 _MAX_REST_SHARE: Final = 0.1
-"""Longest rest as a share of lost_after, because a scan also takes long if the process was stopped during it."""
+"""Longest rest as a share of `lost_after`. It matters after a scan during which the process was stopped."""
 
 
 class Reaper(Service):
@@ -84,7 +85,7 @@ class Reaper(Service):
         await asyncio.sleep(self._rest_s)
 
     async def release(self) -> None:
-        self._mode = "normal"  # not logged: nothing has returned, this engine only assesses no agent any more
+        self._mode = "normal"  # not logged: the agents have not recovered, this engine has stopped assessing them
         self._report(Assessment())
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Reaper(Service):
     async def _watched_scores(
         self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
     ) -> dict[str, float]:
-        """Return the scores of watched agents, with unchanged ones that were in the future and are in the range now."""
+        """Return the scores of watched agents, also unchanged ones that were in the future and are now in the range."""
         watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
         if caught_up := self._tracker.caught_up(watched, score_range):
             watched |= {
@@ -120,7 +121,7 @@ class Reaper(Service):
 
     async def _scores(self, agent_ids: list[str]) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
-        for some in batches(agent_ids, self._settings.batch):
+        for some in chunks(agent_ids, self._settings.batch):
             found |= await self._store.heartbeat_scores(some)
         return found
 
@@ -137,14 +138,14 @@ class Reaper(Service):
             return decide_lost(draft, self._policy, change.agent_id, change.score, change.silent_s)
 
         decisions: list[Decision] = []
-        for some in batches(changes, self._settings.batch):
+        for some in chunks(changes, self._settings.batch):
             decisions += await self._write(fleet, decide_each("lost", some, decide_one, _unchanged))
         return decisions
 
     async def _update_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
         """Write which agents have fallen silent since the last update, and which are silent no longer."""
         decisions: list[Decision] = []
-        for some in batches(list(silent.keys() ^ fleet.silent.keys()), self._settings.batch):
+        for some in chunks(list(silent.keys() ^ fleet.silent.keys()), self._settings.batch):
 
             def decide(draft: Draft, failures: Failures, changed: Sequence[str] = some) -> list[Decision]:
                 if failures:  # the key has another type: silent agents cannot be listed, the rest continues
@@ -156,7 +157,7 @@ class Reaper(Service):
         return decisions
 
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
-        """Commit one batch, because a commit delays those of other services. A commit in time is no blind spell."""
+        """Commit one batch; a larger one would delay other services. A commit of normal length is no blind spell."""
         started_at = self._clock.monotonic()
         decisions = await self._writer.commit(decide, fleet=fleet)
         if (took_s := self._clock.monotonic() - started_at) <= self._max_gap_s:

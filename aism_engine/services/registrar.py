@@ -15,9 +15,10 @@ from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.machines.state_rules import needs_repair
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.names import is_identifier
-from aism_engine.services.base import Service, ServiceContext, agents_in_batches, batches
+from aism_engine.services.base import Service, ServiceContext, agents_in_batches
 from aism_engine.services.wakeup import Wakeup
 from aism_engine.settings import RegistrarSettings
+from aism_engine.store.records import chunks
 
 log = structlog.get_logger(component="registrar")
 
@@ -26,7 +27,7 @@ _HEARTBEATS_SHARE: Final = 0.1
 _FULL_PASS_SHARE: Final = 0.01
 """Largest share of the time for full passes."""
 _MAX_REST_INTERVALS: Final = 10
-"""Longest rest in multiples of `metadata_interval`, because a pass also takes long if the process was stopped."""
+"""Longest rest in multiples of `metadata_interval`. It matters after a pass during which the process was stopped."""
 
 
 class Registrar(Service):
@@ -108,12 +109,12 @@ class Registrar(Service):
     async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> list[Decision]:
         """Stop watching agents whose heartbeat was removed: without a score, silence cannot be measured."""
         decisions: list[Decision] = []
-        for agent_ids in batches(missing, self._settings.batch):
+        for agent_ids in chunks(missing, self._settings.batch):
             scores = await self._store.heartbeat_scores(agent_ids)
             removed = [agent_id for agent_id, score in scores.items() if score is None]
             decisions += await self._commit(fleet, removed, decide_heartbeat_removed)
         if decisions:
-            self._heartbeats = -1  # an agent may have added its heartbeat again before they were counted
+            self._heartbeats = -1  # read again: if an agent adds its heartbeat again, the number may be the same
         return decisions
 
     def _show_invalid(self, count: int) -> None:
@@ -123,7 +124,7 @@ class Registrar(Service):
     async def _read_snapshots(self, fleet: Fleet) -> list[Decision]:
         """Compare what agents wrote to their own keys with their records."""
         decisions: list[Decision] = []
-        for agent_ids in batches(list(fleet.agents), self._settings.batch):
+        for agent_ids in chunks(list(fleet.agents), self._settings.batch):
             read_at = await self._writer.wait_idle()
             lookups = Lookups(await self._store.snapshots(agent_ids))
             changed = {

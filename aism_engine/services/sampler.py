@@ -136,18 +136,14 @@ class Sampler(Service):
         self._metrics.oldest_undelivered_age.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
 
     async def _compare_clocks(self) -> None:
-        """Compare the server's clock with the time in use, and log when they begin or cease to differ."""
+        """Compare the server's clock with the engine's time, and log when they begin or cease to differ."""
         await self._store.read_time()
         jumped_s = self._store.time.jumped_s
         self._metrics.clock_jump.set(jumped_s)
         if bool(jumped_s) != self._has_clock_jumped:
             self._has_clock_jumped = bool(jumped_s)
             if jumped_s:
-                log.warning(
-                    "clock_jumped",
-                    seconds=round(jumped_s, 3),
-                    consequence="deadlines follow the time before the jump",
-                )
+                log.warning("clock_jumped", seconds=round(jumped_s, 3), consequence="deadlines ignore the jump")
             else:
                 log.info("clock_agrees")
 

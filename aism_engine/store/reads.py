@@ -197,6 +197,7 @@ class FleetReader:
         commands = {
             "response_queue": "LLEN",
             "request_queue": "LLEN",
+            "fanout": "LLEN",
             "audit": "XLEN",
             "dead_letters": "XLEN",
             "oversized": "LLEN",

@@ -62,8 +62,9 @@ async def each_record(
             ahead.cancel()
 
 
-def chunks(ids: Sequence[str], size: int = CHUNK) -> Iterator[Sequence[str]]:
-    return (ids[start : start + size] for start in range(0, len(ids), size))
+def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    """Split items into chunks. The last one may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def text(value: bytes) -> str:
@@ -83,17 +84,13 @@ async def read_measurements(
 
 
 def _measurements_of(packed: bytes) -> dict[str, float]:
+    """Decode the pairs that are measurements: a valid name and a finite decimal number."""
     try:
         values = _VALUES.decode(packed)
     except _DAMAGED:
         return {}
-    return measurements_in(zip(values[::2], values[1::2], strict=True))
-
-
-def measurements_in(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Return the pairs that are measurements: a valid name and a finite decimal number."""
     found: dict[str, float] = {}
-    for raw_name, value in pairs:
+    for raw_name, value in zip(values[::2], values[1::2], strict=True):
         if name := _measurement_name(raw_name):
             try:
                 number = float(value)

@@ -14,9 +14,9 @@ Guaranteed:
 - One engine writes to a directory. A second engine finds it locked.
 - `synced` is the last entry that survives a power loss. The audit is trimmed only up to that entry.
 
-What can fail: every OSError closes the archive and cuts off what was not synced, since it is unknown how much of it
-reached the disk. The audit still holds those entries. Damage with complete lines after it is moved to a file
-`damaged-*.jsonl`.
+What can fail: an OSError in a write or sync closes the archive and cuts off what was not synced, since it is unknown
+how much of it reached the disk. The audit still holds those entries. Damage with complete lines after it is moved to a
+file `damaged-*.jsonl`. If a day cannot be compressed, its plain file stays.
 
 Not guaranteed:
 

@@ -1,6 +1,7 @@
 """Reads an archive while an engine may be writing it. Takes no lock, changes nothing, and blocks on the disk."""
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +62,8 @@ class ArchiveReader:
                     if raw.startswith(_ENTRY):
                         last = raw
                     if raw.startswith(_NOTES) or wanted in raw:
-                        yield from _decoded(raw)
+                        with suppress(*DECODE_ERRORS):  # a damaged line; the others can still be read
+                            yield _LINES.decode(raw)
         if last:
             self.cursor = _entry(last)
 
@@ -92,13 +94,6 @@ def last_entry(file: DayFile) -> Cursor | None:
         for entry in map(_entry, content):
             last = entry if entry.commit else last
     return last
-
-
-def _decoded(raw: bytes) -> Iterator[AuditLine]:
-    try:
-        yield _LINES.decode(raw)
-    except DECODE_ERRORS:
-        return  # a damaged line; the others can still be read
 
 
 def _entry(raw: bytes) -> Cursor:

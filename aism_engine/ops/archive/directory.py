@@ -100,7 +100,7 @@ def read_identity(folder: Path, prefix: str) -> Identity:
         raise ArchiveError("foreign", f"{path} does not identify an archive: {error}") from None
     if identity.prefix != prefix:
         fleets = f"the fleet {identity.prefix!r}, not of {prefix!r}"
-        raise ArchiveError("foreign", f"{folder} is the archive of {fleets}; give the directory or prefix that belongs")
+        raise ArchiveError("foreign", f"{folder} is the archive of {fleets}; use another directory or prefix")
     return identity
 
 

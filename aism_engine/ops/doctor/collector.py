@@ -1,4 +1,4 @@
-"""Collects the facts that the doctor checks: the server, the way to it, and the keys of the fleet. Writes nothing.
+"""Collects what the doctor checks: the server, the engine's environment, and the keys of the fleet. Writes nothing.
 
 A command that the server denies is noted in `unchecked`, and is not an error: managed servers deny CONFIG, a strict ACL
 denies more. All methods raise `ServerUnavailableError` while the server cannot serve.

@@ -20,7 +20,7 @@ _MOST_TESTED_PROTOCOL: Final = 2
 
 
 class SentinelFacts(Struct, frozen=True, kw_only=True):
-    """The replies of one configured sentinel. Only the address is set if it does not answer."""
+    """The replies of one configured sentinel. Only the address and the error are set if it does not answer."""
 
     address: str
     primary: str = ""
@@ -129,7 +129,8 @@ def sentinels(environment: EnvironmentFacts) -> CheckResult | None:
         return warning("; ".join(errors), fix)
     known = min((each.others + 1 for each in answering), default=0)
     if known < _MIN_SENTINELS:
-        return warning(f"{known} sentinels have no majority when one fails", "Run three sentinels on three machines.")
+        summary = f"there are only {plural(known, 'sentinel')}: when one fails, the others are no majority"
+        return warning(summary, "Run three sentinels on three machines.")
     return ok(f"{plural(len(answering), 'sentinel')} of {known} answered; the primary is {primaries[0]}")
 
 

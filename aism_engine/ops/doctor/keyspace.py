@@ -32,7 +32,7 @@ class KeyspaceFacts(Struct, kw_only=True):
     missing_records: Examples = field(default_factory=Examples)
     """Agents that are in the index and have no record."""
     commands_without_deadline: Examples = field(default_factory=Examples)
-    """Open commands and groups that have no deadline, so that nothing ends them."""
+    """Open commands and groups that have no deadline."""
     deadlines_without_record: Examples = field(default_factory=Examples)
     """Members of the deadlines whose command, group or agent does not exist."""
     without_expiry: Examples = field(default_factory=Examples)
@@ -87,9 +87,9 @@ def orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
     )
 
 
-@KEYSPACE_CHECKS.add("Nothing ends such a command, so its sender waits forever.")
+@KEYSPACE_CHECKS.add("Nothing ends such a command until an engine has restored its deadline.")
 def orphaned_commands(keyspace: KeyspaceFacts) -> CheckResult | None:
-    fix = "ZADD <prefix>:engine:deadlines 0 command:<id> for each, and restart the engine: it ends them."
+    fix = "Run an engine that may use SCAN: it restores the deadlines, and checks about 500 keys a second."
     found = keyspace.commands_without_deadline
     if keyspace.truncated and not found.count:
         return note("not all keys were scanned: there may be open commands without a deadline")
@@ -121,10 +121,7 @@ def no_expiry(keyspace: KeyspaceFacts) -> CheckResult | None:
 @KEYSPACE_CHECKS.add("An agent that is not in the index gets no commands and is never lost.")
 def heartbeats(keyspace: KeyspaceFacts) -> CheckResult | None:
     invalid_fix = "Find out who writes them, and ZREM them: the engine ignores them."
-    unindexed_fix = (
-        "A leading engine adds them within seconds, unless agents.auto_register is off, or the fleet has "
-        "agents.max_agents."
-    )
+    unindexed_fix = "A leading engine adds them, unless agents.auto_register or agents.max_agents forbids it."
     return (
         _problem(Severity.NOTE, keyspace.invalid_members, "heartbeat", "without a valid agent id", invalid_fix)
         or _problem(

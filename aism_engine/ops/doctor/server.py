@@ -119,7 +119,7 @@ def persistence_status(server: ServerFacts) -> CheckResult | None:
     return ok("the last write to disk succeeded")
 
 
-@SERVER_CHECKS.add("A server that evicts deletes commands, queues and records silently.")
+@SERVER_CHECKS.add("Eviction deletes commands, queues and records silently.")
 def eviction(server: ServerFacts) -> CheckResult | None:
     policy, limit = server.reported("maxmemory_policy"), int(server.info.get("maxmemory", 0))
     if policy == "noeviction":
