@@ -36,7 +36,7 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def wait_gone(pid: int, within_s: float = 10.0) -> bool:
+def wait_gone(pid: int, within_s: float = 300.0) -> bool:
     """Wait until a process has ended, whether or not it is a child of this one."""
     handle = os.pidfd_open(pid)
     try:
