@@ -134,7 +134,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """End the process and all its children: first by SIGTERM, then by SIGKILL."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         number, ends_at = int(sent), time.monotonic() + _KILL_AFTER_S
-        while time.monotonic() < ends_at:
+        while number or time.monotonic() < ends_at:
             try:
                 os.killpg(process.pid, number)
             except ProcessLookupError:  # no process of the group is left
