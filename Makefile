@@ -34,8 +34,10 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
+# Most tests wait for a server or a process, so that two workers per CPU are faster than one.
+WORKERS = $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 unit: $(STAMP)
-	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 config: $(STAMP) ## generate config/engine.toml from the settings
 	$(BIN)/python -c 'from aism_engine.config import render_reference; print(render_reference(), end="")' > config/engine.toml

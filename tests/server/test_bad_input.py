@@ -354,9 +354,10 @@ async def test_engine_waits_while_a_key_of_its_own_has_the_wrong_type(engine: Ru
     assert engine.metric("aism_redis_up") == 0
     assert engine.metric("aism_redis_outages_total", outage="wrong_type") == 1
     assert await engine.state("new") is None
-    await engine.call("DEL", key)
-    if kept is not None:
-        await engine.call("RESTORE", key, 0, kept)
+    if kept is None:
+        await engine.call("DEL", key)
+    else:
+        await engine.call("RESTORE", key, 0, kept, "REPLACE")  # one command: the engine writes as soon as it can
     if what == "response queue":
         await engine.say(*messages)
     await eventually(partial(_state_is, engine, "new", "served"))
