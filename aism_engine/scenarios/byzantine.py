@@ -38,8 +38,8 @@ class ByzantineResult(ScenarioResult, frozen=True):
 
     @property
     def passed(self) -> bool:
-        on_time = self.detection_s is not None and self.detection_s >= _IDLE_AFTER_S
-        return self.detected == self.liars and on_time and not self.false_accusations
+        not_too_early = self.detection_s is not None and self.detection_s >= _IDLE_AFTER_S
+        return self.detected == self.liars and not_too_early and not self.false_accusations
 
 
 async def run() -> ByzantineResult:

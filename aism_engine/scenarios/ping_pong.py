@@ -1,4 +1,4 @@
-"""Two agents alternate a thousand increments, synchronized only by their declared states.
+"""Two agents increment a counter in turns, a thousand times, synchronized only by their declared states.
 
 Each agent reads the state of the other and declares its own; declaring a state is the move. The first agent moves while
 both are in the same state, the second while they are not: the alternating bit of communication protocols (Bartlett,

@@ -4,7 +4,7 @@ The agents follow the journey machine (config/machines/journey.toml) and the pro
 sometimes fail, send measurements, change their states, and now and then fall silent for so long that they are lost.
 The same seed gives the same choices; their order in time depends on the clock.
 
-`python -m aism_engine.scenarios.simulated_agents --help` runs a fleet beside an engine of your own.
+`python -m aism_engine.scenarios.simulated_agents` runs a fleet beside an engine of your own: see its `--help`.
 """
 
 import argparse
