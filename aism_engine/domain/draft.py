@@ -20,7 +20,7 @@ from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, Thr
 copy: Final = msgspec.structs.replace
 """Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""
 MAX_RECENT: Final = 65_536
-"""Maximum number of token buckets, and of hop counts, to remember. An arbitrary number: each takes up to 20 MB."""
+"""Maximum number of token buckets to remember, and of hop counts. Arbitrary: either kind takes up to 20 MB."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -141,7 +141,7 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count the agents in a state. `belongs` tells whether agents of a registered type count."""
+        """Count the agents in a state, of those registered types for which `belongs` returns true."""
         committed = self._fleet.agents
         count = sum(count for each, count in self._fleet.occupants.get(state, {}).items() if belongs(each))
         for agent_id, agent in self._agents.items():

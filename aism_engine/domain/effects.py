@@ -98,7 +98,7 @@ class SaveGroup(Effect, frozen=True):
 
 
 class AddFanoutTargets(Effect, frozen=True):
-    """Append targets of a request for many to the fan-out queue, one encoded `FanoutTarget` each."""
+    """Append the targets of a group's request to the fan-out queue. Each body is an encoded `FanoutTarget`."""
 
     bodies: list[bytes]
 

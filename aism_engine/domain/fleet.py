@@ -48,10 +48,10 @@ _HASH_BYTES: Final = 8
 
 
 def _hash(message_id: str) -> bytes:
-    """Return the 8 bytes that stand for a message id in a ring.
+    """Return 8 bytes that represent a message id.
 
-    Python seeds its hash at random in each process, so that nobody can construct a collision. `has_seen` searches the
-    ring as one byte string: a false match across two hashes is possible, but as improbable as a collision.
+    Python seeds its hash at random in each process, so that nobody can construct a collision. `has_seen` searches all
+    hashes of an agent as one byte string: a false match across two hashes is as improbable as a collision.
     """
     return hash(message_id).to_bytes(_HASH_BYTES, "little", signed=True)
 
@@ -96,6 +96,7 @@ class Fleet:
         self.hops: dict[ThreadMember, int] = {}
         """Highest hop count of the messages that each agent received in each thread."""
         self._recent: dict[str, bytearray] = {}
+        """Hashes of the last message ids of each agent, oldest first, one after the other."""
         self._recent_bytes = recent_ids * _HASH_BYTES
         for command in self.commands.values():
             if agent := self.agents.get(command.agent_id):
@@ -128,17 +129,17 @@ class Fleet:
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message is one of the last ones of its agent."""
-        ring = self._recent.get(agent_id)
-        return ring is not None and _hash(message_id) in ring
+        hashes = self._recent.get(agent_id)
+        return hashes is not None and _hash(message_id) in hashes
 
     def mark_seen(self, agent_id: str, message_id: str) -> None:
-        """Add a message id to the ring of its agent. 64 hashes for 100,000 agents each take 51 MB."""
-        ring = self._recent.get(agent_id)
-        if ring is None:
-            ring = self._recent[agent_id] = bytearray()
-        elif len(ring) >= self._recent_bytes:
-            del ring[:_HASH_BYTES]
-        ring += _hash(message_id)
+        """Add a message id to those remembered of an agent. 64 hashes for each of 100,000 agents take 51 MB."""
+        hashes = self._recent.get(agent_id)
+        if hashes is None:
+            hashes = self._recent[agent_id] = bytearray()
+        elif len(hashes) >= self._recent_bytes:
+            del hashes[:_HASH_BYTES]
+        hashes += _hash(message_id)
 
     def end(self, command: Command) -> None:
         """Remove a command from the open ones. It stays known for batches whose lookups were read before its end."""

@@ -15,7 +15,7 @@ S = TypeVar("S")
 
 
 class FieldType(NamedTuple):
-    """Encoder and decoder of one type of field. The decoder never gets an empty text; None takes the text as it is."""
+    """Encoder and decoder of one type of field. Without a decoder, the text is the value. `""` is not decoded."""
 
     encode: Callable[[Any], str]
     decode: Callable[[str], Any] | None = None

@@ -6,10 +6,11 @@ from typing import Final
 _HEAD_BYTES: Final = 4096
 """Bytes that a digest covers: SHA-1 of 20 MB stalls a server for 94 ms. Later bytes count only in the length."""
 _MAX_CHARACTERS: Final = 2000
+"""An arbitrary number."""
 
 
 def truncate(text: str) -> str:
-    """Keep the first 2,000 characters of a text from an agent or operator, an arbitrary number."""
+    """Keep the first 2,000 characters of a text that an agent or an operator wrote."""
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
 
 

@@ -70,7 +70,7 @@ class Batch:
         self._decisions = decisions
         self._message_ids = message_ids
         self._current = SHARED
-        self._numbers: dict[str, int] = {}
+        self._key_numbers: dict[str, int] = {}
         self._types: list[str] = []
         self._watches: list[Argument] = []
         self._watch_decisions: list[int] = []
@@ -102,19 +102,19 @@ class Batch:
             arguments += pair
         for channel, messages in self._events.items():
             arguments += (channel, len(messages), *messages)
-        return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._numbers], arguments
+        return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._key_numbers], arguments
 
     def users_of_keys(self, numbers: Iterable[int]) -> dict[int, list[str]]:
         """Return, for each decision and for `SHARED`, which of the keys with these numbers it uses.
 
         A batch does not record which decision uses a key. Therefore each decision is translated again, alone.
         """
-        names = list(self._numbers)
+        names = list(self._key_numbers)
         wanted = [names[number - 1] for number in numbers]
         used: dict[int, Collection[str]] = {SHARED: [getattr(self.keys, name) for name in _SHARED_KEYS]}
         for decision_number, decision in enumerate(self._decisions):
             alone = Batch(self.keys, self.bounds, [decision])
-            used[decision_number] = alone._numbers
+            used[decision_number] = alone._key_numbers
         return {user: found for user, keys in used.items() if (found := [key for key in wanted if key in keys])}
 
     def decision_of_watch(self, number: int) -> int:
@@ -124,9 +124,9 @@ class Batch:
 
     def key(self, name: str, type_code: str) -> int:
         """Number a key. `type_code` is one of the letters that `commit.lua` lists."""
-        number = self._numbers.get(name)
+        number = self._key_numbers.get(name)
         if number is None:
-            number = self._numbers[name] = len(self._numbers) + 1
+            number = self._key_numbers[name] = len(self._key_numbers) + 1
             self._types.append(type_code)
         elif type_code != _ANY_TYPE:
             self._types[number - 1] = type_code
@@ -140,7 +140,7 @@ class Batch:
         self._writes += (command, self.key(name, _TYPES[command]), len(arguments), *arguments)
         self._write_count += 1
 
-    def copy(self, command: str, source: str, name: str, *arguments: Argument) -> None:
+    def write_from(self, command: str, source: str, name: str, *arguments: Argument) -> None:
         """Add one of the commands that commit.lua defines. It reads the key `source`."""
         self.write(command, name, self.key(source, "l" if command == "FORWARD" else "h"), *arguments)
 
@@ -161,7 +161,7 @@ class Batch:
 
     def delete(self, name: str) -> None:
         self.write("DEL", name)
-        self._strings.pop(self._numbers[name], None)
+        self._strings.pop(self._key_numbers[name], None)
 
     def publish(self, channel: str, message: bytes) -> None:
         self._events.setdefault(channel, []).append(message)
@@ -198,7 +198,7 @@ def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
 
 def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:
     record, commands = batch.keys.command(effect.command_id), batch.keys.commands(effect.agent_id)
-    batch.copy("WITHDRAW", record, commands, *([] if effect.otherwise is None else [effect.otherwise]))
+    batch.write_from("WITHDRAW", record, commands, *([] if effect.otherwise is None else [effect.otherwise]))
 
 
 def _save_request_reply(batch: Batch, effect: fx.SaveRequestReply) -> None:
@@ -237,7 +237,7 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
         batch.keys.command(effect.command_id), effect.fields, effect.ttl_s
     ),
     fx.PushCommand: lambda batch, effect: batch.write("LPUSH", batch.keys.commands(effect.agent_id), effect.body),
-    fx.ReleaseCommand: lambda batch, effect: batch.copy(
+    fx.ReleaseCommand: lambda batch, effect: batch.write_from(
         "RELEASE", batch.keys.command(effect.command_id), batch.keys.commands(effect.agent_id)
     ),
     fx.WithdrawCommand: _withdraw_command,
@@ -248,7 +248,7 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.RemoveDeadLetters: lambda batch, effect: batch.write("XDEL", batch.keys.dead_letters, *effect.dead_letter_ids),
     fx.DeliverMail: lambda batch, effect: batch.write("LPUSH", batch.keys.inbox(effect.agent_id), effect.body),
     fx.HoldMail: lambda batch, effect: batch.write("LPUSH", batch.keys.mail(effect.agent_id), effect.body),
-    fx.ReleaseMail: lambda batch, effect: batch.copy(
+    fx.ReleaseMail: lambda batch, effect: batch.write_from(
         "FORWARD", batch.keys.mail(effect.agent_id), batch.keys.inbox(effect.agent_id)
     ),
     fx.SendReply: _send_reply,

@@ -1,7 +1,7 @@
 """A bundled Redis-compatible server on loopback, for `aism-engine dev`, scenarios and tests.
 
 The server runs in a session of its own, so that Ctrl-C on a terminal reaches only this process, which then stops the
-server in order. However this process ends, the kernel kills the server (Linux only). For the kernel the parent is the
+server cleanly. However this process ends, the kernel kills the server (Linux only). For the kernel the parent is the
 *thread* that called `start`: call it from a thread that lives as long as the server.
 
 All methods block. A start usually takes about 50 ms, and at most `start_timeout_s`.
@@ -46,7 +46,7 @@ def bundled_binary() -> Path:
 
 
 class EmbeddedServer:
-    """One server process, its port and its folder, which outlive a `kill` and a `restart` but not a `stop`."""
+    """One server process. Its port and its folder outlive a `kill` and a `restart`, but not a `stop`."""
 
     def __init__(
         self,
@@ -154,7 +154,10 @@ class EmbeddedServer:
         return length
 
     def _wait_served(self, port: int) -> str | None:
-        """Wait until this process, not another one on the same port, replies to PING. Returns why it does not."""
+        """Wait until the started server replies, not another one on this port.
+
+        Returns the reason if it does not, else None.
+        """
         deadline = time.monotonic() + self._start_timeout_s
         while self.running:
             if _serving_pid(port) == self.pid:

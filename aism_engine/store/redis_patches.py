@@ -27,7 +27,7 @@ class _PatchedConnection:
         closes one of them. No issue is filed for it. The patch can go when redis-py connects under a lock.
         """
         task = asyncio.current_task()
-        if task is not None and self._connecting is task:  # connecting subscribes again, which asks for a connection
+        if task is not None and self._connecting is task:  # a new connection subscribes, and that calls this method
             await super().connect_check_health(*args, **options)  # type: ignore[misc]
             return
         async with self._connect_lock:

@@ -18,7 +18,7 @@ _DRIFT: Final = 0.001
 
 
 class ServerTime:
-    """Unix seconds by the server's clock as it was at the first reading."""
+    """Unix seconds by the server's clock. A jump of that clock after the first reading is not followed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

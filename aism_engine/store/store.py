@@ -28,7 +28,10 @@ class Peek(NamedTuple):
     length: int
     """Length of the whole queue."""
     ledger: str = ""
-    """Id of the last commit before the peek. If it removed the messages to skip, the peek skipped others instead."""
+    """Id of the last commit before the peek.
+
+    If this commit removed the messages that the peek was told to skip, the peek has skipped others and is invalid.
+    """
 
     @property
     def trim(self) -> SourceTrim:

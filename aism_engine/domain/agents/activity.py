@@ -54,7 +54,7 @@ class Activity(Struct):
         self.unfinished = _with_missed(self.unfinished, acked_at, now)
 
     def set_instance(self, instance: str, now: float) -> None:
-        """Note the instance that sent a response. A new one is a restart; an earlier one that responds still runs."""
+        """Note the instance that sent a response. A new one means a restart. An earlier one has not stopped."""
         if instance == self.instance:
             return
         if instance in self.earlier_instances:
@@ -77,7 +77,7 @@ class Activity(Struct):
 
 
 def _with_missed(missed: tuple[MissedDeadline, ...], since: float, now: float) -> tuple[MissedDeadline, ...]:
-    """Add a missed deadline, unless the agent already had the command when it missed the one before.
+    """Add a missed deadline, unless the agent already had this command when it missed the previous deadline.
 
     An agent that holds ten commands and hangs once has missed one deadline, not ten.
     """
@@ -94,7 +94,10 @@ class AbsentHeartbeat(Struct):
     score: float
     read_at: float
     span: tuple[float, float] | None = None
-    """From the first observed change to the last reading before the latest change. The real span is not shorter."""
+    """When the first change was observed, and when the score was last read before its latest change.
+
+    The heartbeat certainly continued between these two instants.
+    """
     changed_at: float = 0.0
     """When a change was last seen."""
 

@@ -168,7 +168,10 @@ class AgentRecord(Struct, kw_only=True):
         return self.fields("liveness", "lost_from", "lost_score", "lost_at")
 
     def mark_present(self, liveness: Liveness | None = None) -> None:
-        """End an absence. By default the agent becomes fresh if its last heartbeat is known, else unknown."""
+        """Set the liveness, and clear what the record holds about an earlier absence.
+
+        By default the agent becomes fresh if its last heartbeat is known, else unknown.
+        """
         self.liveness = liveness or (Liveness.UNKNOWN if self.lost_score is None else Liveness.FRESH)
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 

@@ -5,8 +5,8 @@ reason why there is no divergence, or None if the evidence is not sufficient: th
 none is opened.
 
 Guarantee: the engine's own blindness opens no divergence. Evidence counts only within the `ObservationWindow`.
-Not guaranteed: a rule cannot distinguish an agent that hangs in the middle of its work, for longer than a threshold,
-from one that does not work. That is why a divergence has no consequences.
+Not guaranteed: that a divergence is a fault. An agent that hangs in the middle of its work, for longer than a
+threshold, looks like one that does not work. That is why a divergence has no consequences.
 
 docs/divergences.md gives the confidence of each rule; a test compares the two.
 """
@@ -218,7 +218,7 @@ def may_have_changes(agent: AgentRecord, activity: Activity | None, limits: Dive
 
 
 def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | str]]:
-    """Yield the rules whose divergence is to be opened or closed. An absent agent has none open."""
+    """Yield the rules whose divergence is to be opened or closed. All divergences of an absent agent are closed."""
     agent = seen.agent
     if agent.liveness in ABSENT:
         yield from ((rule, f"the agent is {agent.liveness}") for rule in agent.divergences)

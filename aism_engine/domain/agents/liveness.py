@@ -81,7 +81,7 @@ def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) 
 
 
 def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> None:
-    agent.mark_present(Liveness.LEFT)
+    agent.mark_present(Liveness.LEFT)  # this also clears an earlier loss
     ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
     enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye", agent.absence())
 

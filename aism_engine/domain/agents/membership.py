@@ -89,7 +89,7 @@ def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, An
 def decide_expired_agent(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Forget an agent that is not fresh and gave no sign of life for `retention.absent_agent_ttl`."""
     if agent.liveness is not Liveness.FRESH:
-        forget_agent(ctx, agent, "absent for longer than retention.absent_agent_ttl")
+        forget_agent(ctx, agent, "no sign of life for longer than retention.absent_agent_ttl")
 
 
 def forget_agent(ctx: DecisionContext, agent: AgentRecord, reason: str | None) -> None:

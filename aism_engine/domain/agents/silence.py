@@ -10,13 +10,13 @@ Redis) has observed nothing: after `reset` the silence of every agent counts fro
 How a score leaves the range shows when it last changed:
 - A score in the future has changed since the last scan, because an unchanged score only moves into the past. The
   tracker follows the score until it changes, also when it is no longer in the future.
-- A score in the past has been unchanged for the width of the range, if the agent's clock is accurate. If the agent
-  entered the range less than that time ago, its clock is slow: the score changed on entry, and the silence counts
-  from then.
+- A score before the range has been unchanged for the width of the range, if the agent's clock is accurate. But if the
+  tracker saw the score enter the range more recently than that, the agent's clock is slow: the score last changed
+  when it entered the range, and the silence counts from then.
 
-Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score leaves into
-the past for the first time, its clock is unknown and counts as accurate: the engine overestimates the silence by at
-most `silent_after`.
+Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score falls behind
+the range for the first time, the tracker does not know yet whether the agent's clock is slow, and takes it as accurate.
+If it is slow, the engine overestimates the silence by at most `silent_after`.
 """
 
 import math
@@ -98,7 +98,7 @@ class SilenceTracker:
         self._settings = settings
         self._unchanged: dict[str, _Unchanged] = {}
         self._entered_at: dict[str, float] = {}
-        """When agents were seen to enter the range. An entry is kept for the width of the range."""
+        """When the score of each agent was seen to enter the range. An instant is kept for `ScoreRange.width_s`."""
         self._is_blind = True
 
     def reset(self) -> None:

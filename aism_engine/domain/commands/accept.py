@@ -147,7 +147,7 @@ def accept_group(
     needed: int | None = None,
     ends_at: float = 0.0,
 ) -> dict[str, Any]:
-    """Accept a request for many: write its targets to the fan-out queue, and create the group that counts outcomes.
+    """Accept a request for many agents or commands: write its targets to the fan-out queue, and create its group.
 
     `needed` targets must succeed, by default all. `ends_at` is the instant by which all of them have ended.
     """

@@ -22,7 +22,7 @@ def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, fai
 
 
 def attempt_pause_s(command: Command, policy: CommandsSettings) -> float:
-    """Return the pause before the next attempt. Its jitter comes from the command id, so it is always the same."""
+    """Return the pause before the next attempt. Its jitter is a hash of the command id and the attempt number."""
     jitter = crc32(f"{command.command_id} {command.attempt}".encode()) / 2**32
     return Backoff(policy.backoff_initial, policy.backoff_max).pause_s(command.attempt, jitter)
 

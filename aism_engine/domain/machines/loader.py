@@ -1,7 +1,7 @@
 """Reads machines from TOML and checks them. Every problem is reported with its file and line.
 
-A machine that extends another inherits its entries and states, except for the keys that it writes itself. The merged
-machine is what is checked.
+A machine that extends another inherits its states and the keys of its table `[machine]`. A key that its own file sets
+replaces the inherited one. The checks read the merged machine.
 """
 
 import re
@@ -100,7 +100,10 @@ def _merge_state(inherited: _Table, written: _Table) -> _Table:
 
 
 class _File:
-    """A machine file and its problems by line. A path names a table, or a key in a table."""
+    """A machine file and its problems by line. `head` holds the keys of `[machine]`.
+
+    A path names a table, or a key in a table.
+    """
 
     def __init__(self, text: str, source: str) -> None:
         self.source = source
@@ -120,7 +123,7 @@ class _File:
         self.extends = self.head.get("extends", "")
 
     def _read(self, tables: _Table) -> tuple[_Table, dict[str, _Table]]:
-        """Return the keys of `[machine]` and of each state that are known and of the right type."""
+        """Return the valid keys of `[machine]`, and those of each state. A key with a problem is left out."""
         for key in tables.keys() - {"machine", "states"}:
             self.add_problem((key,), "unknown; a machine is written in [machine] and [states.NAME]")
         head = self._read_table(("machine",), tables.get("machine", {}), MACHINE_KEYS)
@@ -190,7 +193,7 @@ class _File:
 
 
 def _check(machine: Machine, head: _Table) -> Iterator[_Problem]:
-    """Check a machine that results from a file and those it extends. `head` holds the keys that were written."""
+    """Check a machine that results from a file and those it extends. `head` holds the keys of `[machine]`."""
     states = machine.states
     if "initial" not in head:
         yield _Problem(("machine", "initial"), "missing")

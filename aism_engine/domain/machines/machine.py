@@ -131,7 +131,8 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
     ) -> Refusal | None:
         """Return why an agent in `current` may not change to `target`; None if it may, or if it is there already.
 
-        Without a case only `to` is checked. A callable case is called only if the transition has conditions.
+        Without a case only `to` is checked. A callable case is called only if the transition has conditions, or
+        to explain why there is no such transition.
         """
         if target == current:
             return None

@@ -1,4 +1,4 @@
--- Push published messages to a queue, unless a later publication was pushed before.
+-- Push published messages to a queue, unless a newer push, by epoch and number, came first.
 --
 -- KEYS[1]    queue
 -- KEYS[2]    publication cursor: `epoch:number` of the last push
@@ -6,8 +6,8 @@
 -- ARGV[2]    number of this push within the epoch
 -- ARGV[3..]  messages, oldest first
 --
--- Returns 1 if the messages are in the queue, 0 if a later push came first: a request may arrive long after its sender
--- gave up on it.
+-- Returns 1 if the messages are in the queue, 0 if a newer push came first: a call may reach the server long after its
+-- engine gave up waiting for it.
 
 local queue, cursor = KEYS[1], KEYS[2]
 local epoch, number = tonumber(ARGV[1]), tonumber(ARGV[2])

@@ -1,4 +1,5 @@
--- Read the audit entries after an id, bounded in count and in bytes. Also return what shows whether entries are missing there.
+-- Read the audit entries after an id, bounded in count and in bytes. The other values that are returned show whether entries
+-- after that id were trimmed or lost.
 --
 -- KEYS[1]  audit
 -- ARGV[1]  id to read after; 0-0 for the beginning

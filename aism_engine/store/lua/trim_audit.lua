@@ -5,10 +5,10 @@
 -- ARGV[1]  fencing token of the sender
 -- ARGV[2]  keep: number of entries that must remain
 -- ARGV[3]  maximum number of entries to remove
--- ARGV[4]  id of the oldest entry that an archive still needs; '' if there is no archive. Nothing is removed if no entry
---          can come before it, as with 0-0, or if it is not an id.
+-- ARGV[4]  id of the oldest entry that an archive still needs; '' if there is no archive. With 0-0, or with a text that is
+--          not an id, nothing is removed.
 --
--- Returns {code, number of entries removed, 1 if there may be more to remove at once, otherwise 0}:
+-- Returns {code, number of entries removed, 1 if another call may remove more, otherwise 0}:
 --   TRIMMED  1  done
 --   FENCED  -1  another engine has taken the lease since
 
