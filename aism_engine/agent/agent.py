@@ -61,9 +61,10 @@ class Agent:
         `stop_timeout_s` to finish. Raises ValueError for an invalid id.
         """
         default_url, default_prefix = default_server()
-        self.client = AgentClient(
-            agent_id, url=url or default_url, prefix=prefix or default_prefix, instance=uuid_utils.uuid7().hex
-        )
+        url, prefix = url or default_url, prefix or default_prefix
+        self.environ = {"AISM_AGENT_ID": agent_id, "AISM_REDIS_URL": url, "AISM_REDIS__PREFIX": prefix}
+        """Environment in which `aism` speaks for this agent."""
+        self.client = AgentClient(agent_id, url=url, prefix=prefix, instance=uuid_utils.uuid7().hex)
         self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stop_timeout_s = stop_timeout_s
@@ -82,7 +83,7 @@ class Agent:
         return register
 
     def main(self) -> None:
-        """Run until SIGTERM or SIGINT."""
+        """Run until SIGTERM, SIGINT or SIGHUP."""
         asyncio.run(run_until_signal(self.run))
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -148,10 +149,11 @@ class Agent:
 
 
 async def run_until_signal(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run until SIGTERM or SIGINT, which set the event that `run` gets."""
+    """Run until SIGTERM, SIGINT or SIGHUP, which set the event that `run` gets. An ignored SIGHUP stays ignored."""
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await run(stopping)
 
 

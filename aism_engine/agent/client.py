@@ -19,7 +19,7 @@ import uuid_utils
 from msgspec import Struct
 
 from aism_engine.backoff import Backoff
-from aism_engine.clock import iso
+from aism_engine.clock import from_iso, iso
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
 from aism_engine.domain.protocol.messages import CommandMessage
 from aism_engine.domain.protocol.names import check_agent_id
@@ -168,6 +168,20 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             except _MALFORMED as error:
                 await self.send("error", {"code": "malformed_command", "message": str(error)})
         return None
+
+    async def local_deadline(self, command: CommandMessage) -> float | None:
+        """Return the deadline of a command on the local monotonic clock; None without one, or while Redis is away.
+
+        The clock of Redis has set the deadline, so the time left is measured by that clock as well.
+        """
+        if command.deadline is None:
+            return None
+        asked_at = time.monotonic()
+        try:
+            seconds, microseconds = await retry(self._client.time)
+        except ServerUnavailableError:  # the engine cancels an expired command in any case
+            return None
+        return asked_at + from_iso(command.deadline) - (seconds + microseconds / 1e6)
 
     async def take_cancellations(self, command_ids: Container[str]) -> AsyncIterator[str]:
         """Remove `cancel` commands for any of these from the agent's list; yield the ids that they cancel."""

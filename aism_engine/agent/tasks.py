@@ -38,9 +38,13 @@ class CommandFailedError(AismError):
 class Task:
     """One command, as its handler sees it."""
 
-    def __init__(self, command: CommandMessage, send: Callable[..., Awaitable[None]]) -> None:
+    def __init__(
+        self, command: CommandMessage, send: Callable[..., Awaitable[None]], expires_at: float | None = None
+    ) -> None:
         self.command = command
         self.payload = command.payload
+        self.expires_at = expires_at
+        """The command's deadline on the local monotonic clock; None without one."""
         self._send = send
 
     async def progress(self, *, percent: float | None = None, note: str | None = None) -> None:
@@ -147,7 +151,8 @@ class TaskRunner:
         if handler is None:
             return "error", _error("unknown_type", f"no handler for {command.type}"), True
         try:
-            return "result", await _call(handler, Task(command, self.send)), True
+            expires_at = await self._client.local_deadline(command)
+            return "result", await _call(handler, Task(command, self.send, expires_at)), True
         except CommandFailedError as error:
             return "error", _error(error.code, error.message, retryable=error.retryable), not error.retryable
         except asyncio.CancelledError:

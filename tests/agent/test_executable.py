@@ -1,20 +1,24 @@
 """Laws of `aism run`, run as a process, and of the programs that it runs."""
 
 import asyncio
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from structlog.testing import capture_logs
 
-from aism_engine.agent import executable
+from aism_engine.agent import executable, launcher, program
 from aism_engine.agent.client import CommandMessage
 from aism_engine.agent.executable import Executable
 from aism_engine.agent.tasks import CommandFailedError, Task
@@ -37,9 +41,11 @@ def start(server: EmbeddedServer, prefix: str) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start(script: str, *options: str) -> subprocess.Popen[str]:
-        program = [sys.executable, "-c", "from aism_engine.agent.tool import main; main()", "run", "--type", "shell"]
-        environ = {**os.environ, "AISM_AGENT_ID": ID, "AISM_REDIS_URL": server.url, "AISM_REDIS__PREFIX": prefix}
-        words = [*program, *options, "--", "sh", "-c", script]
+        tool = [sys.executable, "-c", "from aism_engine.agent.tool import main; main()"]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("AISM_")} | {"PATH": path}
+        own = ["--agent", ID, "--redis", server.url, "--prefix", prefix]
+        words = [*tool, *own, "run", "--type", "shell", *options, "--", "sh", "-c", script]
         process = subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -57,7 +63,8 @@ SCRIPTS = {
     "signal": "kill -9 $$",
     "nothing": "true",
     "endless": "yes",
-    "environment": 'printf "%s" "$AISM_COMMAND_ID $AISM_COMMAND_TYPE $AISM_ATTEMPT"',
+    "environment": 'printf "%s" "$AISM_COMMAND_ID $AISM_COMMAND_TYPE $AISM_ATTEMPT $AISM_AGENT_ID"',
+    "tool": "aism() { python -c 'from aism_engine.agent.tool import main; main()' \"$@\"; }; aism whoami",
     "missing": "exec no-such-program",
 }
 """A program for each type of command. Failures alternate with successes, so that the backoff stays short."""
@@ -73,7 +80,8 @@ async def test_output_and_exit_code_are_the_outcome(engine: Running, start: Star
         "json": {"n": 1},
         "text": {"output": "hello"},
         "nothing": {},
-        "environment": {"output": "environment environment 1"},
+        "environment": {"output": f"environment environment 1 {ID}"},
+        "tool": {"agent_id": ID, "state": "bootstrap"},
     }
     codes = {kind: record["code"] for kind, record in records.items() if record["status"] == "failed"}
     assert codes == {"exit": "exit_3", "signal": "signal_9", "endless": "output_too_large", "missing": "exit_127"}
@@ -114,24 +122,36 @@ async def test_a_stop_of_the_agent_ends_the_program(
 
 
 async def test_a_program_dies_with_its_agent(engine: Running, start: Start, tmp_path: Path) -> None:
-    """Even if `aism run` is killed by SIGKILL."""
+    """With its child, even if `aism run` is killed by SIGKILL."""
     file = tmp_path / "pids"
-    process = start(f"echo $$ >> {file}; exec sleep 600")
+    process = start(WITH_CHILD.format(file=file))
     await send(engine, "c1")
-    (pid,) = await eventually(partial(read_pids, file, 1))
+    pids = await eventually(partial(read_pids, file, 2))
     process.kill()
-    await eventually(lambda: not is_alive(pid))
+    await eventually(lambda: not any(map(is_alive, pids)))
 
 
-async def test_the_result_of_a_run_is_printed(engine: Running, start: Start) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_the_result_of_a_run_is_printed(engine: Running, start: Start, number: int) -> None:
     """At the stop: one object, exit code 0, and the engine knows that the agent has left."""
     process = start("cat")
     await send(engine, "c1")
     await wait_for_status(engine, "c1", "succeeded")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, _ = process.communicate()
     assert (process.returncode, json.loads(out)) == (0, {"ok": True, "agent_id": ID, "done": 1, "failed": 0})
     await eventually(partial(has_left, engine))
+
+
+async def test_the_deadline_does_not_depend_on_the_clock_of_the_agent(
+    engine: Running, server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, agent = time.time, build_agent(server, prefix)
+    agent.on("*")(Executable(["cat"], timeout_s=None))
+    monkeypatch.setattr(time, "time", lambda: real() + 7200)
+    async with running(agent):
+        await send(engine, "c1", ttl=3600)
+        assert (await wait_for_status(engine, "c1", "succeeded", "failed"))["status"] == "succeeded"
 
 
 # --- one program, without an agent ------------------------------------------------------------------------------------
@@ -141,7 +161,7 @@ async def test_the_result_of_a_run_is_printed(engine: Running, start: Start) -> 
 async def timer(monkeypatch: pytest.MonkeyPatch) -> "Timer":
     """The timeout of a program: it ends when the test says so. SIGKILL follows SIGTERM soon."""
     timer = Timer()
-    monkeypatch.setattr(executable, "_KILL_AFTER_S", 0.05)
+    monkeypatch.setattr(program, "KILL_AFTER_S", 0.05)
     monkeypatch.setattr(executable, "timeout", timer.start)
     return timer
 
@@ -178,13 +198,116 @@ async def test_a_child_that_ignores_sigterm_is_killed(timer: Timer, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("timeout_s", "deadline", "expected"),
-    [(None, None, None), (3.0, None, 3.0), (3.0, "2999-01-01T00:00:00Z", 3.0), (3.0, "2026-01-01T00:00:00Z", 0.0)],
+    ("timeout_s", "deadline_in_s", "expected"),
+    [(None, None, None), (3.0, None, 3.0), (3.0, 1e9, 3.0), (3.0, -1.0, 0.0)],
 )
 def test_the_time_of_a_program_ends_at_its_limit_or_its_deadline(
-    timeout_s: float | None, deadline: str | None, expected: float | None
+    timeout_s: float | None, deadline_in_s: float | None, expected: float | None
 ) -> None:
-    assert Executable(["true"], timeout_s=timeout_s)._time_left_s(command(deadline=deadline)) == expected
+    expires_at = None if deadline_in_s is None else time.monotonic() + deadline_in_s
+    task = Task(command(), send_nothing, expires_at)
+    assert Executable(["true"], timeout_s=timeout_s)._time_left_s(task) == expected
+
+
+@pytest.mark.parametrize("child", ["sh -c '{}'", "setsid sh -c '{}'", "setsid sh -c \"setsid sh -c '{}' &\""])
+async def test_the_exit_of_the_program_is_the_outcome_and_its_children_are_ended(tmp_path: Path, child: str) -> None:
+    """The children hold the output of the program open, and some have left its process group."""
+    file = tmp_path / "pids"
+    child = child.format(
+        f"echo \\$\\$ > {file}; exec sleep 600" if '"' in child else f"echo $$ > {file}; exec sleep 600"
+    )
+    script = f"{child} & while ! [ -s {file} ]; do sleep 0.01; done; echo done"
+    assert await run_once(Executable(["sh", "-c", script], timeout_s=None)) == {"output": "done"}
+    (pid,) = read_pids(file)
+    assert not is_alive(pid)
+
+
+STANDARD_SIGNALS = (1 << 31) - 1
+"""The signals 1 to 31, as a mask. The C library keeps the next two for itself."""
+
+
+async def test_all_signals_have_their_default_action_in_the_program() -> None:
+    """Python ignores SIGPIPE, and whoever starts the agent may ignore SIGHUP: `yes | head -1` must end by itself."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        found = await run_once(Executable(["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"], timeout_s=None))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    masks = [int(each, 16) & STANDARD_SIGNALS for each in found["output"].split()[1::2]]
+    assert masks == [0, 0]
+
+
+async def test_standard_error_of_a_successful_program_is_logged() -> None:
+    with capture_logs() as logs:
+        await run_once(Executable(["sh", "-c", "echo careful >&2"], timeout_s=None))
+    assert [(each["event"], each["command_id"], each["text"]) for each in logs] == [("program_stderr", "c1", "careful")]
+
+
+@pytest.mark.parametrize("name", ["/no/such/program", "/etc/passwd"])
+async def test_a_program_that_cannot_be_executed_is_a_final_failure(name: str) -> None:
+    assert await failure(Executable([name], timeout_s=None)) == ("not_started", False)
+
+
+async def test_a_process_that_cannot_be_created_is_a_failure_that_may_be_retried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fork(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fork)
+    assert await failure(Executable(["true"], timeout_s=None)) == ("not_started", True)
+
+
+def test_a_process_that_may_not_be_killed_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(_pid: int, _number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(launcher, "_descendants", lambda _: {10, 11})
+    monkeypatch.setattr(os, "kill", kill)
+    assert launcher.end_descendants(10, kill_after_s=3600, woken_fd=0) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"), [("", "launcher_died"), ("left 2\n", "launcher_died"), ("exit 0\nleft 2\n", None)]
+)
+async def test_what_the_launcher_reports_is_the_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, code: str | None
+) -> None:
+    """Processes that could not be ended are logged and do not change the outcome."""
+    script = tmp_path / "launcher.py"
+    script.write_text(f"import os, sys; os.write(int(sys.argv[1]), {lines!r}.encode())")
+    monkeypatch.setattr(launcher, "__file__", str(script))
+    with capture_logs() as logs:
+        found = await failure(Executable(["true"], timeout_s=None))
+    assert found == (code and (code, False))
+    assert [each["count"] for each in logs] == ([2] if "left" in lines else [])
+
+
+IN_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
+AS_INIT = """
+import os, signal, sys, time
+from aism_engine.agent.executable import become_init
+become_init()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+if os.fork() == 0:
+    os._exit(0) if os.fork() else os.execvp("sleep", ["sleep", "0.01"])
+os.wait()
+while any("(sleep)" in open(f"/proc/{name}/stat").read() for name in os.listdir("/proc") if name.isdigit()):
+    time.sleep(0.01)
+os.kill(1, signal.SIGTERM)
+signal.pause()
+"""
+"""Starts an orphan, waits until it is gone, and asks process 1 to stop."""
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*IN_CONTAINER, "true"], check=False, capture_output=True).returncode != 0,
+    reason="needs the permission to create a process namespace",
+)
+def test_process_1_reaps_orphans_and_passes_signals_on() -> None:
+    done = subprocess.run([*IN_CONTAINER, sys.executable, "-c", AS_INIT], check=False)
+    assert done.returncode == 7
 
 
 async def test_failures_in_a_row_cause_a_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,23 +320,33 @@ async def test_failures_in_a_row_cause_a_backoff(monkeypatch: pytest.MonkeyPatch
             return 0.0
 
     monkeypatch.setattr(executable, "_BACKOFF", Recorder())
-    program = Executable(["sh", "-c", "exit $AISM_ATTEMPT"], timeout_s=None)
+    handler = Executable(["sh", "-c", "exit $AISM_ATTEMPT"], timeout_s=None)
     for code in (1, 1, 1, 0, 0, 1, 1):
         with suppress(CommandFailedError):
-            await run_once(program, attempt=code)
+            await run_once(handler, attempt=code)
     assert pauses == [1, 2, 3, 1]
-    assert (program.done, program.failed) == (2, 5)
+    assert (handler.done, handler.failed) == (2, 5)
 
 
 def command(**fields: Any) -> CommandMessage:  # noqa: ANN401
     return CommandMessage(id="c1", type="work", payload={}, timestamp="2026-01-01T00:00:00Z", **fields)
 
 
-async def run_once(program: Executable, **fields: Any) -> None:  # noqa: ANN401
-    async def send_nothing(*_: object) -> None:
-        return None
+async def send_nothing(*_: object) -> None:
+    return None
 
-    await program(Task(command(**fields), send_nothing))
+
+async def run_once(handler: Executable, **fields: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    return await handler(Task(command(**fields), send_nothing))
+
+
+async def failure(handler: Executable) -> tuple[str, bool] | None:
+    """Run a program; return the code of its failure and whether it may be retried."""
+    try:
+        await run_once(handler)
+    except CommandFailedError as error:
+        return error.code, error.retryable
+    return None
 
 
 def read_pids(file: Path, count: int = 0) -> list[int]:
