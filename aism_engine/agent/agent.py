@@ -31,7 +31,10 @@ import uuid_utils
 
 from aism_engine.agent.arguments import default_server
 from aism_engine.agent.client import AgentClient, retry
-from aism_engine.agent.tasks import OUTAGE_BACKOFF, CommandFailedError, Task, TaskHandler, TaskRunner, cancel_tasks
+from aism_engine.agent.handlers import Handlers
+from aism_engine.agent.outbox import OUTAGE_BACKOFF, Outbox
+from aism_engine.agent.task import CommandFailedError, Task, TaskHandler
+from aism_engine.agent.task_runner import TaskRunner, cancel_tasks
 from aism_engine.errors import AismError, ServerUnavailableError
 
 log = structlog.get_logger(component="agent")
@@ -68,13 +71,16 @@ class Agent:
         self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stop_timeout_s = stop_timeout_s
-        self._tasks = TaskRunner(self.client, concurrency, outbox)
+        self._outbox = Outbox(self.client, outbox)
+        self._tasks = TaskRunner(self.client, self._outbox, Handlers(concurrency), concurrency)
 
     def on(self, command_type: str) -> Callable[[TaskHandler], TaskHandler]:
         """Register a handler for commands of a type; `*` handles all types that have no handler of their own.
 
-        A plain function runs in a thread, where it cannot be cancelled.
+        A plain function runs in a thread, where it cannot be cancelled: it should end when `task.cancelled` is true.
         """
+        if command_type == "cancel":
+            raise ValueError("`cancel` is sent by the engine itself, to cancel another command: it needs no handler")
 
         def register(handler: TaskHandler) -> TaskHandler:
             self._tasks.handlers[command_type] = handler
@@ -90,7 +96,7 @@ class Agent:
         """Run until `stopping` is set; then finish the running commands, send all messages, and say goodbye."""
         async with self.client:
             await run_until(stopping, self._register())
-            sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._tasks.outbox.run())]
+            sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._outbox.run())]
             try:
                 await run_until(stopping, self._take_commands(), *map(asyncio.shield, sending))
             finally:
@@ -128,8 +134,8 @@ class Agent:
     async def _leave(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._stop_timeout_s):
-                await self._tasks.send("goodbye", {})
-                await self._tasks.outbox.wait_sent()
+                await self._outbox.send("goodbye", {})
+                await self._outbox.wait_sent()
 
     # --- commands ---------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -120,7 +121,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             "id": str(uuid_utils.uuid7()),
             "type": kind,
             "agent_id": self.agent_id,
-            "payload": {name: value for name, value in payload.items() if value is not None},
+            "payload": payload,
             "timestamp": iso(time.time()),
         }
         if command_id is not None:
@@ -129,7 +130,12 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             message["reply"] = True
         if self._instance is not None:
             message["instance"] = self._instance
-        body = msgspec.json.encode(message)
+        try:
+            body, is_finite = msgspec.json.encode(message), _is_finite(msgspec.to_builtins(payload))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise MalformedError("invalid_message", f"cannot be encoded: {error}") from error
+        if not is_finite:
+            raise MalformedError("invalid_message", "JSON has no NaN and no infinity")
         decode_response(body)
         return body
 
@@ -206,6 +212,15 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
                     return bytes(popped[1])
             raw: bytes | None = await self._client.rpop(key)
             return raw
+
+
+def _is_finite(value: object) -> bool:
+    """Whether all numbers in a value are finite: msgspec encodes others as null."""
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_is_finite, value))
 
 
 async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff = _BACKOFF, attempts: float = _ATTEMPTS) -> T:

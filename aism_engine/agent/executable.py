@@ -22,7 +22,7 @@ import structlog
 
 from aism_engine.agent.agent import Agent
 from aism_engine.agent.program import MAX_OUTPUT_BYTES, Program, Status
-from aism_engine.agent.tasks import CommandFailedError, Task
+from aism_engine.agent.task import CommandFailedError, Task
 from aism_engine.backoff import Backoff
 
 log = structlog.get_logger(component="agent")

@@ -40,8 +40,7 @@ class SyncAgentClient:
     def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None, timeout_s: float) -> dict[str, Any]:
         """Push a message and wait for the engine's reply. Raises TimeoutError without one; the message stays queued."""
         message_id = str(uuid_utils.uuid7())
-        given = {name: value for name, value in payload.items() if value is not None}
-        message = {"id": message_id, "type": kind, "agent_id": self.agent_id, "payload": given, "reply": True}
+        message = {"id": message_id, "type": kind, "agent_id": self.agent_id, "payload": payload, "reply": True}
         if command_id is not None:
             message["command_id"] = command_id
         body = json.dumps(message).encode()

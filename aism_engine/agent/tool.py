@@ -101,7 +101,8 @@ def _sends(kind: str, *fields: str) -> Call:
     """Build a call that sends these arguments as payload, about the command `id` if there is one."""
 
     def call(client: SyncAgentClient, options: argparse.Namespace) -> dict[str, Any]:
-        payload = {name: getattr(options, name) for name in fields}
+        given = {name: getattr(options, name) for name in fields}
+        payload = {name: value for name, value in given.items() if value is not None}
         return client.send(kind, payload, getattr(options, "id", None), options.timeout)
 
     return call

@@ -164,6 +164,9 @@ async def test_heartbeat_and_goodbye(engine: Running, agent: AgentClient) -> Non
 async def test_a_malformed_message_is_not_sent(redis_client: Redis, prefix: str, agent: AgentClient) -> None:
     with pytest.raises(MalformedError):
         await agent.transition("no name for a state")
+    for value in (float("nan"), 2**70, "\ud800", object()):
+        with pytest.raises(MalformedError):
+            await agent.send("message", {"to": "b", "content": [value]})
     with pytest.raises(ValueError, match="not a valid agent id"):
         AgentClient("a b")
     assert await redis_client.keys(f"{prefix}:*") == []

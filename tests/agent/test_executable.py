@@ -19,9 +19,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.agent import executable, launcher, program
-from aism_engine.agent.client import CommandMessage
+from aism_engine.agent.client import AgentClient, CommandMessage
 from aism_engine.agent.executable import Executable
-from aism_engine.agent.tasks import CommandFailedError, Task
+from aism_engine.agent.outbox import Outbox
+from aism_engine.agent.task import CommandFailedError, Task
 from aism_engine.store.embedded import EmbeddedServer
 from tests.agent.test_agent import ID, build_agent, has_left, leave_no_time, running, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
@@ -205,7 +206,8 @@ def test_the_time_of_a_program_ends_at_its_limit_or_its_deadline(
     timeout_s: float | None, deadline_in_s: float | None, expected: float | None
 ) -> None:
     expires_at = None if deadline_in_s is None else time.monotonic() + deadline_in_s
-    task = Task(command(), send_nothing, expires_at)
+    task = task_of()
+    task.expires_at = expires_at
     assert Executable(["true"], timeout_s=timeout_s)._time_left_s(task) == expected
 
 
@@ -332,12 +334,12 @@ def command(**fields: Any) -> CommandMessage:  # noqa: ANN401
     return CommandMessage(id="c1", type="work", payload={}, timestamp="2026-01-01T00:00:00Z", **fields)
 
 
-async def send_nothing(*_: object) -> None:
-    return None
+def task_of(**fields: Any) -> Task:  # noqa: ANN401
+    return Task(command(**fields), Outbox(AgentClient(ID), 1))
 
 
 async def run_once(handler: Executable, **fields: Any) -> Mapping[str, Any]:  # noqa: ANN401
-    return await handler(Task(command(**fields), send_nothing))
+    return await handler(task_of(**fields))
 
 
 async def failure(handler: Executable) -> tuple[str, bool] | None:

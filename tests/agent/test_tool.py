@@ -78,8 +78,9 @@ async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: st
     assert (await aism("command", "next", "--wait", "300")).json["payload"] == {"n": 1}
     assert (await aism("command", "ack", work)).code == 0
     assert (await aism("command", "progress", work, "--percent", "50", "--note", "half")).code == 0
-    assert (await aism("command", "done", work, "--payload", '{"lines": 3}')).code == 0
-    assert (await engine.command(work))["status"] == "succeeded"
+    assert (await aism("command", "done", work, "--payload", '{"lines": 3, "rest": null}')).code == 0
+    record = await engine.command(work)
+    assert (record["status"], record["result"]) == ("succeeded", '{"lines":3,"rest":null}')
     late = await aism("command", "fail", work, "--code", "no_luck")
     assert (late.code, late.json["error"]["code"]) == (1, "command_ended")
 

@@ -178,6 +178,11 @@ def test_state_transition_without_a_target_is_refused(world: World, payload: dic
     assert error_of(world, "c1") == ("send_refused", "invalid_message")
 
 
+def test_only_the_engine_sends_a_command_of_the_type_cancel(world: World) -> None:
+    world.send("c1", kind="cancel")
+    assert error_of(world, "c1") == ("send_refused", "invalid_message")
+
+
 def test_transition_that_the_machine_does_not_allow_is_refused(world: World) -> None:
     """The reply lists the allowed states."""
     world.send("c1", kind="state_transition", target="bootstrap")

@@ -187,6 +187,9 @@ def _send_to_all(
 def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> ErrorReply | None:
     """Return why an agent may not get this command now."""
     limits, spec, agent_id = ctx.policy.commands, request.payload.command, agent.agent_id
+    if spec.type == "cancel":
+        message = "only the engine sends commands of type `cancel`; to cancel a command, send the request `cancel`"
+        return ErrorReply("send_refused", "invalid_message", message)
     if agent.liveness is Liveness.LOST and (request.payload.options.on_lost or limits.on_lost) == "fail":
         message = f"{agent_id} is lost, and on_lost is `fail`: the command does not wait for the agent to return"
         return ErrorReply("send_refused", "agent_lost", message)

@@ -1,0 +1,62 @@
+"""The messages of an agent on their way to the engine, in order, from coroutines and from threads."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Generator, Mapping
+from functools import partial
+from math import inf
+from typing import Any, Final, Generic, TypeVar
+
+from aism_engine.agent.client import AgentClient, retry
+from aism_engine.backoff import Backoff
+
+T = TypeVar("T")
+
+OUTAGE_BACKOFF: Final = Backoff(0.5, 5.0)
+"""Pauses between attempts while Redis is not available."""
+_MESSAGES_PER_PUSH: Final = 100
+
+
+class Outbox:
+    """Sends messages in order, each until Redis has accepted it. `put` waits while `size` messages are queued."""
+
+    def __init__(self, client: AgentClient, size: int) -> None:
+        self._client = client
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queue = asyncio.Queue[bytes](size)
+        self.put = self._queue.put
+        self.wait_sent = self._queue.join
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            bodies = [await self._queue.get()]
+            while len(bodies) < _MESSAGES_PER_PUSH and not self._queue.empty():
+                bodies.append(self._queue.get_nowait())
+            await retry(partial(self._client.push, bodies), OUTAGE_BACKOFF, inf)
+            for _ in bodies:
+                self._queue.task_done()
+
+    async def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> None:
+        """Queue a message. Raises MalformedError for one that the engine would refuse."""
+        await self.put(self._client.build_message(kind, payload, command_id))
+
+    def from_any_thread(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Return work that is to be awaited. In another thread than that of the agent, wait here until it is done."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a thread without an event loop: that of a plain function
+            if self._loop is not None:
+                return _Done(asyncio.run_coroutine_threadsafe(work, self._loop).result())
+        return work
+
+
+class _Done(Generic[T]):
+    """Something to await that has its value already."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[None, None, T]:
+        yield from ()
+        return self._value
