@@ -100,7 +100,6 @@ def end_descendants(program: int, kill_after_s: float, woken_fd: int) -> int:
 
     A process of another user cannot be ended: it is left at once.
     """
-    left: set[int] = set()
     for number in (signal.SIGTERM, signal.SIGKILL):
         ends_at, sent, denied = time.monotonic() + kill_after_s, set[int](), set[int]()
         while left := _descendants(program):
@@ -112,14 +111,14 @@ def end_descendants(program: int, kill_after_s: float, woken_fd: int) -> int:
                 except PermissionError:
                     denied.add(pid)
             sent |= left
-            if left <= denied or time.monotonic() >= ends_at:
+            if left <= denied:
                 break
             if select.select([woken_fd], [], [], _CHECK_INTERVAL_S)[0]:
                 os.read(woken_fd, 1024)
             _reap(program)
-        if not left:
-            break
-    return len(left)
+            if time.monotonic() >= ends_at:
+                break
+    return len(_descendants(program))
 
 
 def _descendants(program: int) -> set[int]:
