@@ -187,7 +187,8 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             seconds, microseconds = await retry(self._client.time)
         except ServerUnavailableError:  # the engine cancels an expired command in any case
             return None
-        return asked_at + from_iso(command.deadline) - (seconds + microseconds / 1e6)
+        left_s: float = from_iso(command.deadline) - (seconds + microseconds / 1e6)
+        return asked_at + left_s
 
     async def take_cancellations(self, command_ids: Container[str]) -> AsyncIterator[str]:
         """Remove `cancel` commands for any of these from the agent's list; yield the ids that they cancel."""

@@ -82,7 +82,7 @@ class Executable:
         self._raise_failure(status, program.errors)
         if program.errors:
             log.info("program_stderr", command_id=command.id, text=program.errors)
-        return _parse_result(program.output)
+        return _parse_result(bytes(program.output))
 
     def _raise_failure(self, status: Status, errors: str) -> None:
         match status:

@@ -131,7 +131,7 @@ class Program:
             self._errors = (self._errors + chunk)[-_ERROR_TAIL_BYTES:]
 
 
-async def _end(starting: "asyncio.Future[Program]") -> None:
+async def _end(starting: "asyncio.Future[Any]") -> None:
     await (await starting).end()
 
 
