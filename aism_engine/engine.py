@@ -56,9 +56,7 @@ from aism_engine.store.writer import Writer
 log = structlog.get_logger(component="engine")
 
 _STUCK_S: Final = 30.0
-"""A leading service that starts no step for this long is stuck: no wait inside a step exceeds the lease and a few
-timeouts.
-"""
+"""A leader that starts no step for this long is stuck: no step waits for longer than `lease.ttl` and a few timeouts."""
 
 
 class Engine:

@@ -27,7 +27,7 @@ class LogRateLimit:
         self._now = now
         self._counts: dict[LoggedEvent, int] = {}
         self._window_ends_at = now() + WINDOW_S
-        self._lock = threading.RLock()  # the garbage collector can run a finalizer that logs in here
+        self._lock = threading.RLock()  # re-entrant: the garbage collector may run a finalizer here that logs
 
     def allows(self, event: LoggedEvent) -> bool:
         """Count one line of an event and return whether it may be written."""
@@ -44,6 +44,6 @@ class LogRateLimit:
         """Report the suppressed lines, and begin a new window."""
         with self._lock:
             counts, self._counts, self._window_ends_at = self._counts, {}, self._now() + WINDOW_S
-        for event, count in counts.items():  # without the lock: `report` logs, and takes the lock of the handler
+        for event, count in counts.items():  # without the lock, so that other threads need not wait
             if count > self._limit:
                 self._report(event, count - self._limit)

@@ -39,7 +39,8 @@ class BoundedLabel(Generic[T]):
 class CountGauge:
     """A gauge with two labels whose values are all counted at once. A pair that the latest count lacks is 0.
 
-    Fifty types in fifty states would be 2,500 series. The first pairs keep their values, all others are `other` twice.
+    Fifty types in fifty states would be 2,500 series. The first pairs keep their values, all others count as the pair
+    `other`, `other`.
     """
 
     def __init__(self, gauge: Gauge, first: BoundedLabel[str], second: BoundedLabel[str]) -> None:

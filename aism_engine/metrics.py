@@ -173,10 +173,6 @@ class Metrics:
         if change.after in ENDED:
             self.command_duration.labels(change.after).observe(change.age_s)
 
-    def refused(self, code: str) -> None:
-        """Count a commit that the server refused."""
-        self.commits.labels(code).inc()
-
     def record_step(self, service: str, seconds: float | None, decisions: Sequence[Decision], at: float) -> None:
         """Count one step of a service and its decisions. `seconds` is None for a step that is not timed."""
         if seconds is not None:

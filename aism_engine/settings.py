@@ -131,7 +131,7 @@ class RetentionSettings(Section, frozen=True):
     oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
     absent_agent_ttl: Annotated[Seconds, "Seconds after which an absent agent is forgotten"] = 604_800.0
     archive_ttl: Annotated[
-        Seconds, "Seconds after which the audit is not kept for an archive that reports no progress"
+        Seconds, "Seconds without a report after which the audit is no longer kept for an archive"
     ] = 604_800.0
 
     def __post_init__(self) -> None:

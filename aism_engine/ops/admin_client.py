@@ -47,7 +47,7 @@ class AdminClient(Inspector):
     async def request(
         self, kind: str, payload: Mapping[str, Any], *, request_id: str | None = None, timeout_s: float
     ) -> dict[str, Any]:
-        """Send a request and return the engine's reply. Raises TimeoutError, with the request's id, without a reply."""
+        """Send a request and return the engine's reply. Raises TimeoutError with the request's id if no reply comes."""
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
         body, expires_at = msgspec.json.encode(request), time.monotonic() + timeout_s
@@ -68,20 +68,16 @@ class AdminClient(Inspector):
         a state that an agent published itself.
         """
         keys = self._keys
-        names = {
-            keys.state_changes.encode(): "state_declared",
-            keys.errors.encode(): "error",
-            keys.measurements.encode(): "measurement",
-        }
-        subscription = Subscription(self._pubsub, [keys.state_changes, keys.errors, keys.measurements])
+        kinds = {keys.state_changes: "state_declared", keys.errors: "error", keys.measurements: "measurement"}
+        subscription = Subscription(self._pubsub, list(kinds))
         try:
             last = (await self.audit.page(BEGINNING, 1)).last or BEGINNING
             while True:
                 for channel, data in await subscription.read(CHUNK, timeout_s=_AUDIT_INTERVAL_S):
-                    event = _object(data) if channel is not None else None
-                    if event is None or (channel == keys.state_changes.encode() and event.get("source") == "engine"):
-                        continue  # the audit has the changes that the engine publishes
-                    yield {"event": names[channel or b""], **event}
+                    kind, event = kinds[channel.decode()] if channel else "", _object(data)
+                    if event is None or (kind == "state_declared" and event.get("source") == "engine"):
+                        continue  # no event, or a change by the engine, which the audit has as well
+                    yield {"event": kind, **event}
                 more = True
                 while more:
                     page = await self.audit.page(last)

@@ -60,7 +60,7 @@ class Overview(Struct, frozen=True, kw_only=True):
     agents: int
     held: int
     waiting_for: dict[str, int]
-    """The number of agents that wait, by whom they wait for: a human or an agent."""
+    """The number of agents that wait, by who has to act next: a human, or the agent itself."""
     by_type: dict[str, int]
     by_state: dict[str, int]
     by_liveness: dict[str, int]

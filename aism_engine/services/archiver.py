@@ -87,7 +87,7 @@ class Archiver(Service):
             await self._fail(ArchiveError("internal_error", repr(error)))
             return False
         self._recovered()
-        self._record_step(began_at, ())
+        self._record_step(began_at)
         if more:
             await asyncio.sleep(self._clock.monotonic() - began_at)  # leave half of the time to the rest of the engine
         return more

@@ -20,7 +20,7 @@ from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.services.wakeup import Wakeups, Watermark
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
-from aism_engine.store.records import chunks
+from aism_engine.store.records import CHUNK, chunks
 from aism_engine.store.store import Store
 from aism_engine.store.writer import Writer, decide_each
 
@@ -183,10 +183,10 @@ class Service(ABC):
         self._context.metrics.record_step(self.name, seconds, decisions, self._clock.wall())
 
 
-async def agents_in_batches(fleet: Fleet, size: int) -> AsyncIterator[list[AgentRecord]]:
-    """Yield all agents in batches, without those that are forgotten meanwhile. Other tasks run after each batch."""
-    for agent_ids in chunks(list(fleet.agents), size):
-        yield [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]
+async def agents_in_batches(fleet: Fleet, ids: Collection[str], size: int = CHUNK) -> AsyncIterator[list[AgentRecord]]:
+    """Yield these agents in batches, without those that are forgotten meanwhile. Other tasks run after each batch."""
+    for some in chunks(list(ids), size):
+        yield [agent for agent_id in some if (agent := fleet.agents.get(agent_id)) is not None]
         await asyncio.sleep(0)
 
 

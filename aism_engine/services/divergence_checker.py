@@ -19,8 +19,7 @@ from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import DivergenceSettings, Policy
-from aism_engine.services.base import Service, ServiceContext
-from aism_engine.store.records import chunks
+from aism_engine.services.base import Service, ServiceContext, agents_in_batches
 
 log = structlog.get_logger(component="divergence_checker")
 
@@ -37,7 +36,7 @@ class DivergenceChecker(Service):
         super().__init__(context, settings.poll_interval)
         self._settings = settings
         self._heartbeats: dict[str, AbsentHeartbeat] = {}
-        """Of agents that declared themselves absent."""
+        """The heartbeats of agents that declared themselves absent."""
         self._fleet: Fleet | None = None
         self._checked_at = float("-inf")
         self._observed_from = 0.0
@@ -56,9 +55,8 @@ class DivergenceChecker(Service):
         batch = self._settings.batch
         agent_ids, self._remaining = self._remaining[:batch], self._remaining[batch:]
         decisions: list[Decision] = []
-        # A chunk takes about 10 ms, after which other tasks run.
-        for some in chunks(agent_ids):
-            decisions += await self._check(fleet, some)
+        async for agents in agents_in_batches(fleet, agent_ids):  # a batch takes about 10 ms
+            decisions += await self._check(fleet, agents)
         if not self._remaining:
             self._context.metrics.divergences_open.set(self._open)
             self._open = Counter()
@@ -78,8 +76,7 @@ class DivergenceChecker(Service):
             self._remaining, self._open = [], Counter()
             log.info("observations_reset", gap_s=round(gap_s, 1) if gap_s < float("inf") else None)
 
-    async def _check(self, fleet: Fleet, agent_ids: Sequence[str]) -> list[Decision]:
-        agents = [agent for agent_id in agent_ids if (agent := fleet.agents.get(agent_id)) is not None]
+    async def _check(self, fleet: Fleet, agents: Sequence[AgentRecord]) -> list[Decision]:
         limits = self._policy.divergence
         await self._observe_heartbeats([agent for agent in agents if _declares(agent, limits.absent_states)])
         unread_s = self._clock.monotonic() - self._context.watermark.applied_until

@@ -1,8 +1,7 @@
 """Janitor: trims the audit and the dead letters, and forgets archives and agents that have been absent for too long.
 
-The audit is trimmed to `retention.audit_entries`, but never past what an archive has not read yet. Each commit trims
-it at the hard bound `retention.audit_entries_max`, even if an archive is behind, so that memory is bounded. An archive
-may be behind by the difference.
+The audit is trimmed to `retention.audit_entries`, but entries that an archive has not stored yet are kept. Each commit
+trims it to the hard bound `retention.audit_entries_max`, even if an archive is behind, so that memory is bounded.
 """
 
 from typing import Final
@@ -23,10 +22,8 @@ from aism_engine.store.scripts import TrimCode
 
 log = structlog.get_logger(component="janitor")
 
-_BATCH: Final = 1000
-"""Agents checked, or forgotten in one commit, before other tasks run."""
-_EXPIRY_DELAY: Final = 0.001
-"""Longest delay of an expiry as a share of the ttl, so that a large fleet is not checked on every run."""
+_CHECK_SHARE: Final = 0.001
+"""Pause between checks for expired agents as a share of `absent_agent_ttl`: a large fleet is not checked every time."""
 
 
 class Janitor(Service):
@@ -49,7 +46,7 @@ class Janitor(Service):
         decisions: list[Decision] = []
         if started_at >= self._next_expiry_at:
             decisions = await self._forget_agents()
-            self._next_expiry_at = started_at + _EXPIRY_DELAY * self._settings.absent_agent_ttl
+            self._next_expiry_at = started_at + _CHECK_SHARE * self._settings.absent_agent_ttl
         self._record_step(started_at, decisions)
         return False
 
@@ -83,7 +80,7 @@ class Janitor(Service):
         fleet = await self._writer.loaded()
         before = self._store.now - self._settings.absent_agent_ttl
         decisions: list[Decision] = []
-        async for agents in agents_in_batches(fleet, _BATCH):
+        async for agents in agents_in_batches(fleet, fleet.agents):
             absent = [agent for agent in agents if _absent_since(fleet, agent) < before]
             # A heartbeat that the registrar or the reaper has not seen yet is a sign of life.
             scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])

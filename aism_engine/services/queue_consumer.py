@@ -110,7 +110,7 @@ class QueueConsumer(Service, Generic[M]):
         decoded = [message for message in messages if not isinstance(message, MalformedError)]
         lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
-        if not decisions:
+        if not decisions:  # the queue has changed, so the prefetched batch skips wrong messages
             await self.release()
         if self._watermark is not None:
             self._watermark.advance(len(decisions))
@@ -121,7 +121,7 @@ class QueueConsumer(Service, Generic[M]):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _next_batch(self) -> tuple[Peek, list[M | MalformedError]]:
-        """Return the prefetched batch, or peek if it is invalid: another commit came before its peek."""
+        """Return the prefetched batch. If another commit came before its peek, it is invalid: return a new one."""
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             batch = await prefetched
@@ -154,9 +154,7 @@ class QueueConsumer(Service, Generic[M]):
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             prefetched.cancel()
-            await asyncio.wait([prefetched])
-            if not prefetched.cancelled():
-                prefetched.exception()
+            await asyncio.gather(prefetched, return_exceptions=True)
 
     def _decode(self, raw: bytes) -> M | MalformedError:
         try:

@@ -102,12 +102,12 @@ class Reaper(Service):
     async def _watched_scores(
         self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
     ) -> dict[str, float]:
-        """Return the scores of watched agents, also unchanged ones that were in the future and are now in the range."""
+        """Return the scores of watched agents. Adds unchanged scores that have moved from the future into the range."""
         watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
         if caught_up := self._tracker.caught_up(watched, score_range):
             watched |= {
                 agent_id: score
-                for agent_id, score in (await self._scores(list(caught_up))).items()
+                for agent_id, score in (await self._store.heartbeat_scores(caught_up)).items()
                 if score == caught_up[agent_id] and _is_watched(fleet.agents.get(agent_id))
             }
         return watched
@@ -116,14 +116,8 @@ class Reaper(Service):
         """Return the absent agents whose score has changed since they were lost or left."""
         absent = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.absent}
         found = {agent_id: scores.get(agent_id) for agent_id in absent}
-        found |= await self._scores([agent_id for agent_id, score in found.items() if score is None])
+        found |= await self._store.heartbeat_scores([agent_id for agent_id, score in found.items() if score is None])
         return [agent_id for agent_id, score in found.items() if score is not None and score != absent[agent_id]]
-
-    async def _scores(self, agent_ids: list[str]) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        for some in chunks(agent_ids, self._settings.batch):
-            found |= await self._store.heartbeat_scores(some)
-        return found
 
     # --- deciding and writing ---------------------------------------------------------------------------------------
 

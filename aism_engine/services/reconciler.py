@@ -18,7 +18,7 @@ log = structlog.get_logger(component="reconciler")
 
 _INTERVAL_S: Final = 2.0
 _PAGE: Final = 1000
-"""Keys scanned per step: an arbitrary number. A pass over a million keys takes half an hour, at next to no CPU time."""
+"""Keys scanned per step: an arbitrary number. A pass over a million keys takes half an hour, and little CPU time."""
 
 
 class Reconciler(Service):

@@ -140,7 +140,7 @@ class Registrar(Service):
         """Repair agents that contradict their machine, which may have changed since they entered their state."""
         decisions: list[Decision] = []
         now = self._store.now
-        async for agents in agents_in_batches(fleet, self._settings.batch):
+        async for agents in agents_in_batches(fleet, fleet.agents, self._settings.batch):
             to_repair = [agent.agent_id for agent in agents if needs_repair(self._policy, agent, now)]
             decisions += await self._commit(fleet, to_repair, decide_state_repair)
         return decisions

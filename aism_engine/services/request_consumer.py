@@ -1,4 +1,4 @@
-"""Accepts or refuses what operators request: once a request is accepted, its commands are committed."""
+"""Accepts or refuses what operators request. The rules are in `domain/requests.py`."""
 
 import asyncio
 from collections.abc import Sequence

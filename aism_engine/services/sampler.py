@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, TypeAlias
 
 import structlog
@@ -13,7 +13,7 @@ from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.doctor.collector import FactCollector
 from aism_engine.ops.doctor.findings import Severity
 from aism_engine.ops.doctor.server import SERVER_CHECKS
-from aism_engine.services.base import Service, ServiceContext
+from aism_engine.services.base import Service, ServiceContext, agents_in_batches
 from aism_engine.settings import SamplerSettings
 from aism_engine.store.records import MEASUREMENTS_CHUNK
 
@@ -22,9 +22,8 @@ log = structlog.get_logger(component="sampler")
 _AgentValues: TypeAlias = tuple[str, Mapping[str, float]]
 """An agent id, and the latest value of each measurement by its name."""
 
-# A batch takes a few milliseconds, after which other tasks run.
-_AGENTS_PER_BATCH: Final = 1000
 _VALUES_PER_BATCH: Final = 4000
+"""A batch takes a few milliseconds, after which other tasks run."""
 _LOADING_SHARE: Final = 0.02
 """Share of the time that a new leader spends on loading the measurements taken before it led."""
 _STATISTICS_SHARE: Final = 0.01
@@ -82,7 +81,7 @@ class Sampler(Service):
         if began_at - self._server_examined_at >= self._settings.safety_interval:
             await self._examine_server()
             self._server_examined_at = began_at
-        self._record_step(began_at, ())
+        self._record_step(began_at)
         return False
 
     async def _examine_server(self) -> None:
@@ -124,15 +123,11 @@ class Sampler(Service):
         watermark = self._context.watermark
         unread_s = self._clock.monotonic() - watermark.applied_until if leads and watermark.has_unread else 0
         self._metrics.oldest_response_age.set(unread_s)
-        oldest, agent_ids = self._store.now, list(fleet.queued | fleet.waiting)
-        for start in range(0, len(agent_ids), _AGENTS_PER_BATCH):
-            for agent_id in agent_ids[start : start + _AGENTS_PER_BATCH]:
-                agent = fleet.agents.get(agent_id)
-                for command_id in agent.oldest_undelivered if agent is not None else ():
-                    command = fleet.commands.get(command_id)
-                    if command is not None:
-                        oldest = min(oldest, _due_since(command))
-            await asyncio.sleep(0)
+        oldest, agent_ids = self._store.now, fleet.queued | fleet.waiting
+        async for agents in agents_in_batches(fleet, agent_ids):
+            for command_id in chain.from_iterable(agent.oldest_undelivered for agent in agents):
+                if (command := fleet.commands.get(command_id)) is not None:
+                    oldest = min(oldest, _due_since(command))
         self._metrics.oldest_undelivered_age.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
 
     async def _compare_clocks(self) -> None:
@@ -149,7 +144,7 @@ class Sampler(Service):
 
 
 def _batches(measurements: Sequence[_AgentValues]) -> Iterator[Sequence[_AgentValues]]:
-    """Split agents by the number of their values: one agent has a single value, another one has sixty."""
+    """Split agents into batches of about the same number of values: an agent may have one value, or sixty."""
     start, weight = 0, 0
     for index, (_, values) in enumerate(measurements):
         weight += 1 + len(values)

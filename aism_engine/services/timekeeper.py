@@ -19,7 +19,7 @@ _BLIND_S: Final = 1.0
 
 
 class Timekeeper(Service):
-    """Acts on a deadline once every response that was in the queue at that time is applied: a result in the queue wins.
+    """Acts on a deadline once all responses that were queued when it was due are applied: a queued result wins.
 
     After a gap in which no agent could respond (a start, an outage), all deadlines are deferred by `grace` seconds.
     """

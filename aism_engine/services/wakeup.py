@@ -57,7 +57,7 @@ class Wakeups:
 
 
 class Watermark:
-    """How far the response queue has been applied: no agent or command is judged by an instant after `applied_until`.
+    """How far the response queue has been applied: agents and commands are judged only up to `applied_until`.
 
     The consumer reports the length of the queue at each peek, and how many messages each commit applied. Everything
     that a peek found in the queue is applied once that many messages have been applied after the peek.

@@ -26,7 +26,7 @@ from aism_engine.domain.protocol.names import is_state_name, is_type_name
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import NO_VALUE, each_record, read_measurements, read_records, text
+from aism_engine.store.records import NO_VALUE, chunks, each_record, read_measurements, read_records, text
 from aism_engine.store.scripts import PEEK_HEADS, READ_SNAPSHOTS
 
 T = TypeVar("T")
@@ -74,10 +74,10 @@ class FleetReader:
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
     async def heartbeat_scores(self, agent_ids: Collection[str]) -> dict[str, float | None]:
-        if not agent_ids:
-            return {}
-        scores = await self._client.zmscore(self.keys.heartbeats, list(agent_ids))
-        return dict(zip(agent_ids, scores, strict=True))
+        found: dict[str, float | None] = {}
+        for ids in chunks(list(agent_ids)):
+            found.update(zip(ids, await self._client.zmscore(self.keys.heartbeats, ids), strict=True))
+        return found
 
     async def heartbeats_outside(self, low: float, high: float, chunk: int) -> tuple[dict[str, float], float]:
         """Read the heartbeats whose score is before `low` or after `high`, in seconds or in milliseconds.

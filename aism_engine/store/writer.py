@@ -199,7 +199,7 @@ class Writer:
                     if reply.details:
                         log.error("commit_incomplete", commit=commit_id, failed=reply.details)
                     return decisions
-                self._metrics.refused(code)
+                self._metrics.commits.labels(code).inc()
                 if reply.code is CommitCode.SOURCE_MOVED:
                     return []
                 self._add_failures(batch, reply, failures)

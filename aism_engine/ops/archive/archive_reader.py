@@ -6,27 +6,15 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from aism_engine.ops.archive.directory import DayFile, day_files
-from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLine, Cursor, EntryKey, entry_day
+from aism_engine.ops.audit_log import DECODE_ERRORS, AuditLine, Cursor, EntryKey, entry_day
 
 _LINES: Final = msgspec.json.Decoder(AuditLine)
 _NOTES: Final = (b'{"gap"', b'{"rollback"')
 _ENTRY: Final = b'{"id"'
 _REPORT_EVERY_LINES: Final = 20_000
 """An arbitrary number: a few hundredths of a second."""
-
-
-class _LineHead(Struct, frozen=True):
-    """The identity of an entry. The decoder skips the rest of the line, at some gigabytes per second."""
-
-    id: str = BEGINNING
-    n: int | None = None
-    commit: str = ""
-
-
-_HEADS: Final = msgspec.json.Decoder(_LineHead)
 
 
 class ArchiveReader:
@@ -99,7 +87,7 @@ def last_entry(file: DayFile) -> Cursor | None:
 def _entry(raw: bytes) -> Cursor:
     """Return the entry in a line; the beginning of the audit if the line is damaged or a note."""
     try:
-        head = _HEADS.decode(raw)
+        line = _LINES.decode(raw)
     except DECODE_ERRORS:
         return Cursor()
-    return Cursor(head.id, head.commit, head.n)
+    return line.cursor if line.id else Cursor()

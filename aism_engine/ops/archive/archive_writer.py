@@ -71,10 +71,9 @@ class ArchiveWriter:
                     self._write(buffer)
                     buffer.clear()
                     self._begin_day(day)
-                encoded = msgspec.json.encode(line)
+                encoded = msgspec.json.encode(line) + b"\n"
                 buffer += encoded
-                buffer += b"\n"
-                written += len(encoded) + 1
+                written += len(encoded)
             self._write(buffer)
             self.cursor = next((line.cursor for line in reversed(lines) if line.id), self.cursor)
             if self._size - self._synced_size >= MAX_UNSYNCED_BYTES:

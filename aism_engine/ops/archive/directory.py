@@ -79,7 +79,7 @@ def plain_path(folder: Path, day: str) -> Path:
 def day_files(folder: Path) -> list[DayFile]:
     """Return the files of all days, oldest first.
 
-    If a day has both files, the compressed one is incomplete and left out: the engine was killed while it compressed.
+    If a day has both files, the compressed one is left out: the engine was killed before it deleted the plain one.
     """
     found: dict[str, DayFile] = {}
     for path in sorted(folder.iterdir(), reverse=True):  # the plain file sorts last, and so replaces the other

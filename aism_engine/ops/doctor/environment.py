@@ -123,7 +123,7 @@ def sentinels(environment: EnvironmentFacts) -> CheckResult | None:
     errors = [f"{each.address}: {each.error}" for each in environment.sentinels if each.error]
     if len(primaries) > 1:
         summary = f"the sentinels name different primaries: {', '.join(primaries)}"
-        return danger(summary, "Wait for the end of a failover. If it lasts, SENTINEL RESET the name at each.")
+        return danger(summary, "Wait: a failover may be in progress. If this lasts, run SENTINEL RESET NAME on each.")
     if errors:
         fix = "Start that sentinel, or remove it from redis.sentinels. SENTINEL CKQUORUM has details."
         return warning("; ".join(errors), fix)

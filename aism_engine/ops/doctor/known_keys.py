@@ -40,9 +40,8 @@ KEY_USES: Final = {
     "group": ("hash", _COUNT_AND_RECORD),
     "saved_reply": ("string", "SET MGET TYPE"),
 }
-"""The Redis type of each key, and the commands used on it, by its name in store/keys.py.
-
-Scripts that use a key declare it, too.
+"""The Redis type of each key, and the commands used on it, by its name in store/keys.py. The engine also
+needs EVALSHA on each key, because scripts declare the keys that they use.
 """
 
 

@@ -1,8 +1,8 @@
 """The permissions that the engine needs on Redis, and which of them its user lacks.
 
-Since Redis 7.0 a script can ask the server whether a command is allowed, without running it and with no permission but
-that to call scripts, which the engine needs anyway. Before 7.0 each command is queued in a transaction that is never
-executed: the server checks the permission when it queues the command. Neither writes anything.
+Since Redis 7.0 a script can ask the server whether a command is allowed, without running it. This needs only the
+permission to call scripts, which the engine needs anyway. Before 7.0 each command is queued in a transaction that is
+never executed: the server checks the permission when it queues the command. Neither writes anything.
 """
 
 from collections.abc import Awaitable, Iterable, Sequence
