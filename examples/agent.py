@@ -1,7 +1,8 @@
 """A minimal agent on plain redis-py, without the aism_engine package: registers, sends heartbeats, executes commands.
 
 python examples/agent.py scribe-1
-aism-engine send scribe-1 count --payload '{"text": "one two three"}' --wait
+aism-engine send scribe-1 count --id c1 --payload '{"text": "one two three"}' --wait
+aism-engine commands cancel c1
 """
 
 import json
@@ -9,21 +10,68 @@ import os
 import sys
 import time
 import uuid
+from typing import Any
 
 from redis import Redis
 
 AGENT_ID = sys.argv[1] if len(sys.argv) > 1 else f"scribe-{os.getpid()}"
+COMMANDS = f"aism:agent:{AGENT_ID}:commands"
+INSTANCE = uuid.uuid4().hex
+"""Tells the engine that a new process has started, so that it gives out again what the process before it had taken."""
 redis = Redis.from_url(os.environ.get("AISM_REDIS_URL", "redis://127.0.0.1:6379/0"), decode_responses=True)
+
+
+class CancelledError(Exception):
+    """The command that is executed was cancelled, or has run out of time at the engine."""
 
 
 def send(kind: str, payload: dict[str, object], command_id: str | None = None) -> None:
     """Send a message to the engine. Its id makes it safe to push it again after a broken connection."""
-    message = {"id": str(uuid.uuid4()), "type": kind, "agent_id": AGENT_ID, "payload": payload}
+    message = {"id": str(uuid.uuid4()), "type": kind, "agent_id": AGENT_ID, "instance": INSTANCE, "payload": payload}
     if command_id is not None:
         message["command_id"] = command_id
     body = json.dumps(message)
     redis.lpush("aism:engine:response_queue", body)
     redis.publish("aism:engine:responses", body)
+
+
+def heartbeat() -> None:
+    """Show that the agent is alive."""
+    redis.zadd("aism:agents:heartbeats", {AGENT_ID: time.time()})
+
+
+def check_cancelled(command_id: str) -> None:
+    """Raise CancelledError if the command is cancelled. Call this between two steps of the work.
+
+    Only a `cancel` is pushed to the end of the list that is popped next, so no other command is popped here.
+    """
+    heartbeat()
+    while (body := redis.lindex(COMMANDS, -1)) and json.loads(body)["type"] == "cancel":
+        if json.loads(redis.rpop(COMMANDS))["payload"]["command_id"] == command_id:
+            raise CancelledError
+
+
+def count_words(command: dict[str, Any]) -> dict[str, object]:
+    """Count the words of a text, one by one."""
+    words = 0
+    for _ in str(command["payload"].get("text", "")).split():
+        words += 1
+        time.sleep(command["payload"].get("pause", 0))
+        check_cancelled(command["id"])
+    return {"words": words}
+
+
+def execute(command: dict[str, Any]) -> None:
+    """Execute a command, and send its outcome. A cancelled command has none."""
+    if command["type"] == "count":
+        try:
+            send("result", count_words(command), command["id"])
+        except CancelledError:
+            print(f"{command['id']} was cancelled", file=sys.stderr)
+    elif command["type"] == "state_transition":
+        send("state_transition", {"target": command["payload"]["target"]}, command["id"])
+    else:
+        send("error", {"code": "unknown_type", "message": f"no handler for {command['type']}"}, command["id"])
 
 
 def main() -> None:
@@ -32,20 +80,16 @@ def main() -> None:
     send("state_transition", {"target": "inbox"})
     print(f"{AGENT_ID} waits for commands", file=sys.stderr)
     while True:
-        redis.zadd("aism:agents:heartbeats", {AGENT_ID: time.time()})
+        heartbeat()
         # redis-py's socket timeout is 5 seconds: a longer blocking pop would raise an error.
-        popped = redis.brpop([f"aism:agent:{AGENT_ID}:commands"], timeout=3)
+        popped = redis.brpop([COMMANDS], timeout=3)
         if not popped:
             continue
         command = json.loads(popped[1])
         print(command, flush=True)
-        send("ack", {}, command["id"])
-        if command["type"] == "count":
-            send("result", {"words": len(str(command["payload"].get("text", "")).split())}, command["id"])
-        elif command["type"] == "state_transition":
-            send("state_transition", {"target": command["payload"]["target"]}, command["id"])
-        else:
-            send("error", {"code": "unknown_type", "message": f"no handler for {command['type']}"}, command["id"])
+        if command["type"] != "cancel":  # a `cancel` for a command that has ended here: it needs no answer
+            send("ack", {}, command["id"])
+            execute(command)
 
 
 if __name__ == "__main__":

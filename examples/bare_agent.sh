@@ -23,6 +23,7 @@ while true; do
   id=${BASH_REMATCH[1]} type=${BASH_REMATCH[2]}
   echo "$command"
 
+  [[ $type == cancel ]] && continue # this agent works on one command at a time, so the cancelled one has ended
   if [[ $type == fail ]]; then
     send "{\"id\":\"$id-1\",\"type\":\"error\",\"agent_id\":\"$agent\",\"command_id\":\"$id\",\"payload\":{\"code\":\"asked_to\"}}"
   else # for a state_transition, a result means that the agent is in the target state

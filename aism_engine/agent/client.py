@@ -36,7 +36,7 @@ _BACKOFF: Final = Backoff(0.2, 1.0)
 _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
-"""Newest commands of the list that are searched for cancellations: an arbitrary number."""
+"""Commands that are searched for cancellations, those that are popped next: an arbitrary number."""
 _MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What `decode_as` raises for bytes that are not a message."""
 
@@ -194,13 +194,13 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         """Remove `cancel` commands for any of these from the agent's list; yield the ids that they cancel."""
         key = self._keys.commands(self.agent_id)
         with naming_outages():
-            for raw in await self._client.lrange(key, 0, _MAX_SEARCHED - 1):
+            for raw in await self._client.lrange(key, -_MAX_SEARCHED, -1):
                 try:
                     command = decode_as(CommandMessage, raw)
                 except _MALFORMED:
                     continue
                 command_id = str(command.payload.get("command_id"))
-                if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, 1, raw):
+                if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, -1, raw):
                     yield command_id
 
     async def _pop(self, key: str, wait_s: float) -> bytes | None:

@@ -74,6 +74,13 @@ class PushCommand(Effect, frozen=True):
     body: bytes
 
 
+class PushCancel(Effect, frozen=True):
+    """Push a `cancel` to the end of the agent's list that is popped next, before all commands."""
+
+    agent_id: str
+    body: bytes
+
+
 class ReleaseCommand(Effect, frozen=True):
     """Push the body that is in the command's record. The server copies it, so the engine need not read it."""
 
@@ -82,11 +89,11 @@ class ReleaseCommand(Effect, frozen=True):
 
 
 class WithdrawCommand(Effect, frozen=True):
-    """Remove a copy of the command from the agent's list. If the agent has popped it already, push `otherwise`."""
+    """Remove a copy of the command from the agent's list. If the agent has popped it, push the `cancel` in `notice`."""
 
     agent_id: str
     command_id: str
-    otherwise: bytes | None = None
+    notice: bytes | None = None
 
 
 class SaveGroup(Effect, frozen=True):

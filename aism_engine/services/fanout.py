@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from aism_engine.domain.commands.accept import child_id
+from aism_engine.domain.commands.command import child_id
 from aism_engine.domain.commands.fanout import FanoutTarget, decide_fanout_target, refuse_target
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext

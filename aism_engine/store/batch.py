@@ -21,7 +21,7 @@ _SHARED_KEYS: Final = ("index", "heartbeats", "deadlines", "holds", "fanout", "a
 """The keys of the whole engine. `silent` is not one: if its type is wrong, only the decisions that write it fail."""
 _ANY_TYPE: Final = "*"
 _TYPES: Final = {
-    **dict.fromkeys(("LPUSH", "RELEASE", "WITHDRAW", "FORWARD"), "l"),
+    **dict.fromkeys(("LPUSH", "RELEASE", "WITHDRAW", "FORWARD", "OVERTAKE"), "l"),
     **dict.fromkeys(("ZADD", "ZREM"), "z"),
     **dict.fromkeys(("SADD", "SREM"), "e"),
     **dict.fromkeys(("XADD", "XDEL"), "x"),
@@ -198,7 +198,7 @@ def _save_silent(batch: Batch, effect: fx.SaveSilent) -> None:
 
 def _withdraw_command(batch: Batch, effect: fx.WithdrawCommand) -> None:
     record, commands = batch.keys.command(effect.command_id), batch.keys.commands(effect.agent_id)
-    batch.write_from("WITHDRAW", record, commands, *([] if effect.otherwise is None else [effect.otherwise]))
+    batch.write_from("WITHDRAW", record, commands, *([] if effect.notice is None else [effect.notice]))
 
 
 def _save_request_reply(batch: Batch, effect: fx.SaveRequestReply) -> None:
@@ -237,6 +237,7 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
         batch.keys.command(effect.command_id), effect.fields, effect.ttl_s
     ),
     fx.PushCommand: lambda batch, effect: batch.write("LPUSH", batch.keys.commands(effect.agent_id), effect.body),
+    fx.PushCancel: lambda batch, effect: batch.write("OVERTAKE", batch.keys.commands(effect.agent_id), effect.body),
     fx.ReleaseCommand: lambda batch, effect: batch.write_from(
         "RELEASE", batch.keys.command(effect.command_id), batch.keys.commands(effect.agent_id)
     ),

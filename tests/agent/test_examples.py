@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
@@ -93,3 +94,29 @@ async def test_an_example_executes_commands(
     finally:
         agent.terminate()
         agent.wait()
+
+
+async def test_the_example_in_python_ends_a_cancelled_command(engine: Running, server: EmbeddedServer) -> None:
+    """It stops at work, answers the `cancel` with nothing, and executes the commands that were behind it."""
+    environ = {**os.environ, "AISM_REDIS_URL": server.url}
+    agent = Popen([sys.executable, "agent.py", AGENT], cwd=EXAMPLES, env=environ, stdout=DEVNULL, stderr=DEVNULL)  # noqa: ASYNC220
+    try:
+        await eventually(lambda: engine.state(AGENT))
+        for command_id, pause in (("slow", 0.05), ("next", 0)):
+            work = {"type": "count", "payload": {"text": "word " * 100_000 if pause else "word", "pause": pause}}
+            await engine.ask(
+                {"id": command_id, "type": "send", "payload": {"agent_id": AGENT, "command": work}},
+            )
+            assert (await engine.replied(command_id))["ok"]
+        await eventually(partial(has_status, engine, "slow", "acked"))
+        await engine.ask({"id": "stop", "type": "cancel", "payload": {"command_id": "slow"}})
+        await eventually(partial(has_status, engine, "next", "succeeded"))
+        assert (await engine.command("slow"))["status"] == "cancelled"
+        assert await engine.dead_letters() == []
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+async def has_status(engine: Running, command_id: str, status: str) -> bool:
+    return (await engine.command(command_id)).get("status") == status

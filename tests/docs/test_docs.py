@@ -218,7 +218,7 @@ def test_every_code_of_an_error_reply_is_documented() -> None:
 
 
 def test_every_code_of_the_errors_channel_is_documented() -> None:
-    given = [*calls(DecisionContext.publish_error), *calls(deadlines._end), *calls(lifecycle.end_with_error)]
+    given = [*calls(DecisionContext.publish_error), *calls(deadlines._end), *calls(lifecycle.stop_with_error)]
     row = next(row for row in table("`aism:events:errors`") if "`code`" in row[0])
     assert set(names(row[1])) - {"error"} == {code for call in given for code in words(call["code"])}
 

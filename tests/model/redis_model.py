@@ -188,6 +188,9 @@ class RedisModel:
         self.get(key, list).insert(0, body)
         del self.values[key][keep or len(self.values[key]) :]
 
+    def _overtake(self, key: str, body: bytes) -> None:
+        self.get(key, list).append(body)
+
     def _set_state(self, effect: fx.SetState) -> None:
         self.drop(self.keys.state(effect.agent_id))
         self.values[self.keys.state(effect.agent_id)] = effect.state.encode()
@@ -210,8 +213,8 @@ class RedisModel:
         left = [body for body in queued if body != self._body(effect.command_id)]
         self.values[key] = left
         self.drop_empty()
-        if len(left) == len(queued) and effect.otherwise is not None:
-            self._push(key, effect.otherwise)
+        if len(left) == len(queued) and effect.notice is not None:
+            self._overtake(key, effect.notice)
 
     def _release(self, effect: fx.ReleaseCommand) -> None:
         if (body := self._body(effect.command_id)) is not None:
@@ -274,6 +277,7 @@ _APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.ForgetAgent: RedisModel._forget,
     fx.SaveCommand: RedisModel._save_command,
     fx.PushCommand: lambda model, effect: model._push(model.keys.commands(effect.agent_id), effect.body),
+    fx.PushCancel: lambda model, effect: model._overtake(model.keys.commands(effect.agent_id), effect.body),
     fx.ReleaseCommand: RedisModel._release,
     fx.WithdrawCommand: RedisModel._withdraw,
     fx.SaveGroup: RedisModel._save_group,
@@ -303,6 +307,7 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
     },
     fx.SaveCommand: lambda model, effect: {model.keys.command(effect.command_id): "hash"},
     fx.PushCommand: lambda model, effect: {model.keys.commands(effect.agent_id): "list"},
+    fx.PushCancel: lambda model, effect: {model.keys.commands(effect.agent_id): "list"},
     fx.ReleaseCommand: lambda model, effect: {
         model.keys.commands(effect.agent_id): "list",
         model.keys.command(effect.command_id): "hash",

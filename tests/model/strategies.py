@@ -43,6 +43,7 @@ effects = st.one_of(
     st.builds(fx.ForgetAgent, agents),
     st.builds(fx.SaveCommand, ids, fields | st.builds(lambda body: {"body": body}, bodies), st.none() | st.just(60.0)),
     st.builds(fx.PushCommand, agents, bodies),
+    st.builds(fx.PushCancel, agents, bodies),
     st.builds(fx.ReleaseCommand, agents, ids),
     st.builds(fx.WithdrawCommand, agents, ids, st.none() | bodies),
     st.builds(fx.SaveGroup, ids, fields, st.none() | st.just(60.0)),

@@ -364,7 +364,7 @@ async def test_cancelled_command_is_withdrawn_or_its_agent_is_notified(workers: 
     await workers.wait_status("taken", "delivered")
     await workers.request("k-2", "cancel", command_id="taken")
     notice = await workers.pop()
-    assert (notice["type"], notice["payload"]) == ("cancel", {"command_id": "taken"})
+    assert (notice["type"], notice["payload"]) == ("cancel", {"command_id": "taken", "code": "cancelled"})
     await workers.respond("result", command_id="taken")
     await eventually(workers.is_drained)
     assert [(await workers.command(each))["status"] for each in ("queued", "taken")] == ["cancelled", "cancelled"]

@@ -10,7 +10,10 @@ from redis.exceptions import NoScriptError
 
 from aism_engine.clock import SystemClock
 from aism_engine.domain import effects as fx
+from aism_engine.domain.commands.delivery import command_id_of
 from aism_engine.domain.decision import Decision
+from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
@@ -165,6 +168,7 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
         fx.SaveCommand("c1", {"status": "failed", "body": b"\x00\xff"}, ttl_s=60.0),
         fx.PushCommand("a", b"first"),
         fx.PushCommand("a", b"second"),
+        fx.PushCancel("a", b"popped next"),
         fx.WithdrawCommand("b", "w", b"too late"),
         fx.WithdrawCommand("b", "w", b"not in the list"),
         fx.ReleaseCommand("b", "w"),
@@ -223,8 +227,8 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
         "gone": 0,
         "heartbeats": 0,
         "command": {b"status": b"failed", b"body": b"\x00\xff"},
-        "pushed": [b"second", b"first"],
-        "withdrawn": [b"withdraw", b"not in the list", b"keep", b"keep"],
+        "pushed": [b"second", b"first", b"popped next"],
+        "withdrawn": [b"withdraw", b"keep", b"keep", b"not in the list"],
         "group": {b"total": b"2"},
         "fanout": [b"two", b"one"],
         "hold": b"pause",
@@ -403,6 +407,7 @@ _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the metadata": ("hash", lambda keys: keys.metadata("b"), fx.SaveMetadata("b", {"x": "y"})),
     "the measurements": ("hash", lambda keys: keys.agent_measurements("b"), fx.SaveMeasurements("b", {"x": 1.0})),
     "the commands": ("list", lambda keys: keys.commands("b"), fx.PushCommand("b", b"x")),
+    "the commands with a `cancel`": ("list", lambda keys: keys.commands("b"), fx.PushCancel("b", b"x")),
     "the list of a withdrawn command": ("list", lambda keys: keys.commands("b"), fx.WithdrawCommand("b", "x")),
     "the record of a withdrawn command": ("hash", lambda keys: keys.command("x"), fx.WithdrawCommand("b", "x")),
     "the list of a released command": ("list", lambda keys: keys.commands("b"), fx.ReleaseCommand("b", "x")),
@@ -677,3 +682,26 @@ async def test_a_script_missing_on_the_server_is_sent_whole(leader: Leader) -> N
     await leader.call("SCRIPT", "FLUSH")
     assert (await leader.commit(*CHANGE, trim=leader.trim(b"1"))).code == CommitCode.APPLIED
     assert not (await leader.call("SCRIPT", "EXISTS", PEEK.digest))[0]
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("command_id", ["c", "c" * 100])
+async def test_the_oldest_command_of_a_list_is_found_behind_cancels(
+    leader: Leader, codec: str, command_id: str
+) -> None:
+    """A command whose payload looks like a `cancel` is a command."""
+    commands = leader.keys.commands("a")
+
+    def message(message_id: str, kind: str) -> bytes:
+        payload = {"id": "c", "type": "cancel"}
+        return encode(m.CommandMessage(id=message_id, type=kind, payload=payload, timestamp="now"), codec)
+
+    async def oldest() -> str | None:
+        return command_id_of((await leader.store.list_heads(["a"]))["a"])
+
+    await leader.call("LPUSH", commands, message(command_id, "work"))
+    assert await oldest() == command_id
+    await leader.call("RPUSH", commands, message(f"{command_id}.cancel", "cancel"), message("other", "cancel"))
+    assert await oldest() == command_id
+    await leader.call("LREM", commands, 0, message(command_id, "work"))
+    assert await leader.store.list_heads(["a"]) == {"a": b""}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.resources import files
@@ -136,7 +137,8 @@ class World:
 
     def poll_list(self, agent_id: str = "a") -> Decision:
         """Detect which commands have left an agent's list."""
-        draft, head = self.draft(), (self.lists[agent_id] or [b""])[-1]
+        commands = [body for body in self.lists[agent_id] if not re.search(rb"type(\xa6|\":\")cancel", body)]
+        draft, head = self.draft(), (commands or [b""])[-1]
         return self.commit(draft, decide_deliveries(draft, self.policy, agent_id, head, self.fleet.last_seq))
 
     def dispatch(self, agent_id: str = "a", most: int = 100) -> Decision:
@@ -270,11 +272,13 @@ class World:
                 self.lists[agent_id].insert(0, body)
             case fx.ReleaseCommand(agent_id, command_id):
                 self.lists[agent_id].insert(0, _bytes(self.command_records[command_id]["body"]))
-            case fx.WithdrawCommand(agent_id, command_id, otherwise):
+            case fx.PushCancel(agent_id, body):
+                self.lists[agent_id].append(body)
+            case fx.WithdrawCommand(agent_id, command_id, notice):
                 body = _bytes(self.command_records[command_id]["body"])
                 left = [each for each in self.lists[agent_id] if each != body]
-                if len(left) == len(self.lists[agent_id]) and otherwise is not None:
-                    left.insert(0, otherwise)
+                if len(left) == len(self.lists[agent_id]) and notice is not None:
+                    left.append(notice)
                 self.lists[agent_id] = left
             case fx.SaveGroup(group_id, fields, _):
                 self.group_records[group_id] = self.group_records.get(group_id, {}) | fields

@@ -67,7 +67,8 @@ class CheckedWorld(World):
         """Let the agent take a command, acknowledge it if `ack`, and miss its deadline."""
         self.now += 1
         self.send(command_id)
-        self.pop()
+        while self.pop()["type"] == "cancel":
+            pass
         self.poll_list()
         if ack:
             self.respond("ack", command_id=command_id)

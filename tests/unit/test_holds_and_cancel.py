@@ -1,5 +1,7 @@
 """Credit, priority, holds, cancellation, and lost agents."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -92,8 +94,88 @@ def test_agent_that_took_a_cancelled_command_gets_a_cancel_command(world: World,
         world.poll_list()
     world.request("cancel", "x1", None, command_id="c1", reason="changed my mind")
     notice = world.pop()
-    assert (notice["type"], notice["payload"], world.status("c1")) == ("cancel", {"command_id": "c1"}, "cancelled")
+    expected = {"command_id": "c1", "code": "cancelled"}
+    assert (notice["type"], notice["payload"], world.status("c1")) == ("cancel", expected, "cancelled")
     assert world.respond("result", command_id="c1").outcome == "late"
+
+
+def test_a_cancel_overtakes_the_commands_in_the_list(world: World) -> None:
+    """An agent that pops to look for it takes no other command. What it has taken is still measured."""
+    world.send("c0")
+    world.send("c1")
+    assert world.pop()["id"] == "c0"
+    world.request("cancel", "x1", None, command_id="c0")
+    world.dispatch()
+    world.send("c2")
+    assert [world.pop()["payload"].get("command_id"), world.pop()["id"]] == ["c0", "c1"]
+
+
+def acked(world: World) -> None:
+    world.respond("ack", command_id="c1")
+
+
+def delivered(world: World) -> None:
+    world.poll_list()
+
+
+def failed(world: World) -> None:
+    """The agent reports a retryable error, and works on the command no longer."""
+    world.respond("error", command_id="c1", code="busy", retryable=True)
+
+
+def redelivered(world: World) -> None:
+    """The first attempt is not acknowledged, and the second is in the list."""
+    world.poll_list()
+    world.pass_time(10)
+    world.pass_time(1)
+    world.dispatch()
+
+
+@pytest.mark.parametrize(
+    ("step", "ttl", "ended", "notices"),
+    [
+        (acked, 1000, ("failed", "timeout"), ["c1.cancel"]),
+        (acked, 20, ("expired", "expired"), ["c1.cancel"]),
+        (delivered, 20, ("expired", "expired"), ["c1.cancel"]),
+        (redelivered, 20, ("expired", "expired"), ["c1.cancel"]),
+        (failed, 20, ("expired", "expired"), []),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_agent_of_a_command_that_the_engine_ends_gets_a_cancel(
+    world: World, step: Callable[[World], None], ttl: float, ended: tuple[str, str], notices: list[str]
+) -> None:
+    """If it may still work on the command. No copy stays in its list."""
+    world.request("send", "c1", command={"type": "x"}, options={"ttl": ttl})
+    world.pop()
+    step(world)
+    for _ in range(100):
+        world.pass_time(1)
+    record = world.command_records["c1"]
+    assert (record["status"], record["code"]) == ended
+    assert queue_of(world) == notices
+    assert [json.loads(body)["payload"] for body in world.lists["a"]] == [
+        {"command_id": "c1", "code": ended[1]} for _ in notices
+    ]
+
+
+def test_the_agent_of_a_dead_command_gets_a_cancel(world: World) -> None:
+    """Its last attempt was taken and not acknowledged: the agent may still work on it."""
+    world.send("c1")
+    for _ in range(2):
+        world.pop()
+        redelivered(world)
+    assert (world.status("c1"), queue_of(world)) == ("dead", ["c1.cancel"])
+
+
+def test_a_lost_agent_finds_a_cancel_when_it_returns(world: World) -> None:
+    """It worked on a command with `on_lost = "fail"` when the engine lost it."""
+    world.snapshots["a"] = AgentSnapshot(score=1.0)
+    world.request("send", "c1", command={"type": "x"}, options={"on_lost": "fail"})
+    world.pop()
+    acked(world)
+    world.decide(decide_lost, "a", 1.0, 60.0)
+    assert (world.status("c1"), world.pop()["payload"]) == ("failed", {"command_id": "c1", "code": "agent_lost"})
 
 
 def redeliver(world: World) -> None:

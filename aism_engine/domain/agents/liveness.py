@@ -11,7 +11,7 @@ from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
 from aism_engine.domain.agents.transitions import enter
 from aism_engine.domain.commands.command import Status
-from aism_engine.domain.commands.lifecycle import end_command
+from aism_engine.domain.commands.lifecycle import stop_command
 from aism_engine.domain.decision import Decision, DecisionContext, agent_decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.machines.state_rules import state_on_return
@@ -65,7 +65,7 @@ def decide_lost(ctx: DecisionContext, agent: AgentRecord, score: float, silent_s
     agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = Liveness.LOST, agent.state, score, ctx.draft.now
     for command_id in agent.open_commands:
         if (command := ctx.draft.command(command_id)) is not None and command.on_lost == "fail":
-            end_command(ctx, command, Status.FAILED, code="agent_lost", reason="its agent was lost")
+            stop_command(ctx, command, Status.FAILED, code="agent_lost", reason="its agent was lost")
     reason = f"silent for {silent_s:.1f} s"
     ctx.record("agent_lost", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
     ctx.publish_error("agent_lost", reason, agent_id=agent.agent_id)

@@ -1,7 +1,6 @@
 """Acceptance of commands: which agents a `send` addresses, whether they may get the command, and its first status."""
 
-from hashlib import sha1
-from typing import Any, Final
+from typing import Any
 from zlib import crc32
 
 from aism_engine.clock import from_iso, iso
@@ -17,8 +16,6 @@ from aism_engine.domain.error_reply import ErrorReply, transition_error
 from aism_engine.domain.machines.machine import TransitionCase
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
-
-_MAX_ID_LENGTH: Final = 128
 
 
 def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | ErrorReply:
@@ -160,15 +157,6 @@ def accept_group(
     ctx.add(fx.AddFanoutTargets([encode({"group_id": request.id, **target}) for target in targets]))
     ctx.record("group_accepted", type=request.kind, details={"group_id": group.group_id, "total": total})
     return _group_accepted(group)
-
-
-def child_id(request_id: str, name: str) -> str:
-    """Return the id of a request's command for one target, `{request_id}.{name}`; a digest shortens it if needed."""
-    whole = f"{request_id}.{name}"
-    if len(whole) <= _MAX_ID_LENGTH:
-        return whole
-    tail = sha1(whole.encode(), usedforsecurity=False).hexdigest()
-    return f"{whole[: _MAX_ID_LENGTH - len(tail) - 1]}.{tail}"
 
 
 def _send_to_all(

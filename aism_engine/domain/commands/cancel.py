@@ -3,9 +3,9 @@
 from typing import Any
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.commands.accept import accept_group, child_id
-from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.lifecycle import end_command
+from aism_engine.domain.commands.accept import accept_group
+from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.lifecycle import stop_command
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
@@ -29,30 +29,12 @@ def cancel(ctx: DecisionContext, request: m.Cancel, raw: bytes) -> dict[str, Any
 
 
 def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> dict[str, Any] | ErrorReply:
-    """Cancel a command: withdraw it from the agent's list, or send a `cancel` command to an agent that has taken it."""
     command = ctx.draft.command(command_id)
     if command is None:
         return ErrorReply("cancel_refused", "unknown_command", f"there is no command {command_id}")
     if not command.open:
         message = f"command {command_id} has already ended: {command.status}"
         return ErrorReply("cancel_refused", "command_ended", message, {"status": command.status.value})
-    notice = _notice(ctx, request, command)
-    queued = command.status is Status.QUEUED
-    if queued:
-        otherwise = notice if command.attempt == 1 else None
-        ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, otherwise))
-    if command.attempt > 1 or (command.was_sent and not queued):  # the agent has, or had, a copy
-        ctx.add(fx.PushCommand(command.agent_id, notice))
     reason = truncate(request.payload.reason or "") or "cancelled by an operator"
-    end_command(ctx, command, Status.CANCELLED, withdraw_queued=False, code="cancelled", reason=reason)
+    stop_command(ctx, command, Status.CANCELLED, code="cancelled", reason=reason)
     return {"ok": True, "command_id": command_id, "agent_id": command.agent_id, "status": command.status}
-
-
-def _notice(ctx: DecisionContext, request: m.Cancel, command: Command) -> bytes:
-    message = m.CommandMessage(
-        id=child_id(request.id, command.command_id),
-        type="cancel",
-        payload={"command_id": command.command_id},
-        timestamp=ctx.draft.at,
-    )
-    return ctx.encode_for(command.agent_id, message)

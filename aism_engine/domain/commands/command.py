@@ -11,12 +11,15 @@ raises ValueError: the caller checks `may_become` first.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from hashlib import sha1
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from msgspec import Struct
 
 from aism_engine.clock import iso
 from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTable, choice
+
+_MAX_ID_LENGTH: Final = 128
 
 
 class Status(StrEnum):
@@ -203,3 +206,12 @@ COMMAND_TABLE: Final = RecordTable(
     renamed={"ack_timeout": "ack_timeout_s", "timeout": "timeout_s"},
 )
 """The fields of a record that are part of a `Command`. A record has more, such as `body`, `payload` and `result`."""
+
+
+def child_id(parent_id: str, name: str) -> str:
+    """Return the id of what belongs to a request or a command: `{parent_id}.{name}`, with a digest if too long."""
+    whole = f"{parent_id}.{name}"
+    if len(whole) <= _MAX_ID_LENGTH:
+        return whole
+    tail = sha1(whole.encode(), usedforsecurity=False).hexdigest()
+    return f"{whole[: _MAX_ID_LENGTH - len(tail) - 1]}.{tail}"

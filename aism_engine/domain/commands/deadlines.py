@@ -6,7 +6,7 @@ from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.transitions import end_stay
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.lifecycle import advance, count_in_group, end_with_error
+from aism_engine.domain.commands.lifecycle import advance, count_in_group, stop_with_error
 from aism_engine.domain.commands.retry import next_attempt, retry
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
@@ -56,11 +56,11 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
     else:
         _end(ctx, command, Status.FAILED, "timeout", f"did not end within {command.timeout_s:g} s of execution")
     if wrong_type_keys:
-        unwritten = fx.SaveCommand | fx.WithdrawCommand if "record" in wrong_type_keys else fx.WithdrawCommand
+        unwritten = fx.WithdrawCommand | (fx.SaveCommand if "record" in wrong_type_keys else fx.PushCancel)
         decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, unwritten)]
 
 
 def _end(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
     if command.status is Status.ACKED:
         ctx.draft.activity(command.agent_id).add_execution_timeout(command.step_at - command.timeout_s, ctx.draft.now)
-    end_with_error(ctx, command, status, code, reason)
+    stop_with_error(ctx, command, status, code, reason)

@@ -4,8 +4,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from aism_engine.domain.commands.accept import accept, child_id, find_agent
+from aism_engine.domain.commands.accept import accept, find_agent
 from aism_engine.domain.commands.cancel import cancel_command
+from aism_engine.domain.commands.command import child_id
 from aism_engine.domain.commands.holds import hold_agent
 from aism_engine.domain.commands.lifecycle import count_in_group
 from aism_engine.domain.decision import Decision, DecisionContext

@@ -5,7 +5,7 @@ from typing import Any
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
-from aism_engine.domain.commands.command import Command, Status
+from aism_engine.domain.commands.command import Command, Status, child_id
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext, Outcome
 from aism_engine.domain.error_reply import ErrorReply
@@ -78,9 +78,34 @@ def end_command(
         count_in_group(ctx, command.group_id, status.value)
 
 
-def end_with_error(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
-    """End a command that its agent did not end, and publish the reason as an error."""
-    end_command(ctx, command, status, code=code, reason=reason)
+def stop_command(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
+    """End a command that its agent has not ended: withdraw it from the list, and tell an agent that may work on it.
+
+    An agent may work on an attempt that it has taken and whose error it has not reported. It gets a `cancel` command.
+    """
+    queued = command.status is Status.QUEUED
+    may_work = command.attempt - queued > command.failures
+    notice = _cancel_notice(ctx, command, code)
+    if queued:  # the agent may have popped this attempt just now
+        ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, None if may_work else notice))
+    if may_work:
+        ctx.add(fx.PushCancel(command.agent_id, notice))
+    end_command(ctx, command, status, withdraw_queued=False, code=code, reason=reason)
+
+
+def _cancel_notice(ctx: DecisionContext, command: Command, code: str) -> bytes:
+    message = m.CommandMessage(
+        id=child_id(command.command_id, "cancel"),
+        type="cancel",
+        payload={"command_id": command.command_id, "code": code},
+        timestamp=ctx.draft.at,
+    )
+    return ctx.encode_for(command.agent_id, message)
+
+
+def stop_with_error(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
+    """Stop a command, and publish the reason as an error."""
+    stop_command(ctx, command, status, code, reason)
     message = f"command {command.command_id} {reason}"
     ctx.publish_error(code, message, agent_id=command.agent_id, command_id=command.command_id)
 

@@ -7,7 +7,7 @@ from aism_engine.backoff import Backoff
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
-from aism_engine.domain.commands.lifecycle import advance, end_with_error
+from aism_engine.domain.commands.lifecycle import advance, stop_with_error
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.policy import CommandsSettings
@@ -33,13 +33,13 @@ def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> 
     if body is None:
         ctx.decision.outcome = "unchanged"  # the command had another status when the bodies were looked up
     elif not body:
-        end_with_error(
+        stop_with_error(
             ctx, command, Status.FAILED, "record_damaged", "cannot be sent again: the body in its record is missing"
         )
     elif command.attempt >= command.max_attempts:
         attempts = f"{command.attempt} attempts" if command.attempt > 1 else "1 attempt"
         reason = f"did not succeed in {attempts}, with {command.failures} errors"
-        end_with_error(ctx, command, Status.DEAD, "attempts_exhausted", reason)
+        stop_with_error(ctx, command, Status.DEAD, "attempts_exhausted", reason)
         add_dead_letter(ctx, "attempts_exhausted", reason, body, "commands", agent.agent_id)
     else:
         message = decode_as(dict[str, Any], body) | {"attempt": command.attempt + 1}

@@ -31,7 +31,7 @@ KEY_USES: Final = {
     "state": ("string", "MGET MSET GETRANGE DEL TYPE"),
     "metadata": ("hash", "HSET HGET DEL TYPE"),
     "agent_measurements": ("hash", "HSET HGETALL HLEN DEL TYPE"),
-    "commands": ("list", "LPUSH LREM LINDEX DEL TYPE"),
+    "commands": ("list", "LPUSH LMOVE LREM LINDEX DEL TYPE"),
     "inbox": ("list", "LPUSH LLEN DEL TYPE"),
     "mail": ("list", "LPUSH LLEN LMOVE DEL TYPE"),
     "agent_reply": ("list", "LPUSH PEXPIRE TYPE"),

@@ -25,10 +25,11 @@
 --   strings   key, value
 --   channels  name, number of messages, messages
 --
--- Three commands of a write are our own. Their data is in the server already: the body in the record of a command, or a list.
+-- Four commands of a write are our own. RELEASE, WITHDRAW and FORWARD use data that is in the server already:
 --   RELEASE list, record                 push the body
---   WITHDRAW list, record[, replacement]  remove the body from the list; if the list does not contain it, push the replacement
+--   WITHDRAW list, record[, notice]      remove the body from the list; if the list does not contain it, OVERTAKE with the notice
 --   FORWARD list, waiting                move every element of `waiting` to the list, oldest first
+--   OVERTAKE list, body                  push the body to the end of the list that is popped next
 --
 -- Returns {code, details}:
 --   APPLIED       1   written; details are positions in ARGV of writes that failed, which only a bug can cause
@@ -141,6 +142,11 @@ local function try(command, ...)
   end
 end
 
+local function overtake(list, body)
+  try('LPUSH', list, body)
+  try('LMOVE', list, list, 'LEFT', 'RIGHT')  -- RPUSH would be one more permission
+end
+
 for _ = 1, write_count do
   local command = next_argument()
   local key = next_key()
@@ -152,11 +158,13 @@ for _ = 1, write_count do
     end
   elseif command == 'WITHDRAW' then
     local body = redis.call('HGET', next_key(), 'body')
-    local replacement = tonumber(argument_count) > 1 and next_argument()
+    local notice = tonumber(argument_count) > 1 and next_argument()
     local removed = body and redis.call('LREM', key, 0, body) or 0
-    if removed == 0 and replacement then
-      try('LPUSH', key, replacement)
+    if removed == 0 and notice then
+      overtake(key, notice)
     end
+  elseif command == 'OVERTAKE' then
+    overtake(key, next_argument())
   elseif command == 'FORWARD' then
     local waiting = next_key()
     for _ = 1, redis.call('LLEN', waiting) do

@@ -1,18 +1,35 @@
--- Read the head of the oldest element of each list.
+-- Read the head of the oldest command of each list. A `cancel` is passed over: it overtakes what was pushed before it.
 --
 -- KEYS[1..]  lists
 -- ARGV[1]    maximum bytes of a head
 --
--- Returns for each list the head of its oldest element: '' if the list is empty, false if the key is not a list.
+-- Returns for each list the head of its oldest command: '' if the list has none, false if the key is not a list.
 
+local MAX_CANCELS = 100  -- an agent that pops nothing collects more; then no delivery has to be detected
 local max_bytes = tonumber(ARGV[1])
+local CANCELS = {  -- the first two fields of a `cancel`, in JSON, and in MessagePack with an id of up to 31 or more bytes
+  '^{"id":"[%w._-]+","type":"cancel"',
+  '^[\128-\143]\162id[\160-\191][%w._-]+\164type\166cancel',
+  '^[\128-\143]\162id\217.[%w._-]+\164type\166cancel',
+}
+
+local function is_cancel(head)
+  for _, pattern in ipairs(CANCELS) do
+    if string.find(head, pattern) then
+      return true
+    end
+  end
+  return false
+end
+
 local heads = {}
 for i, list in ipairs(KEYS) do
-  local element = redis.pcall('LINDEX', list, -1)
-  if type(element) == 'table' then
-    heads[i] = false
-  else
-    heads[i] = string.sub(element or '', 1, max_bytes)
+  for position = -1, -MAX_CANCELS, -1 do
+    local element = redis.pcall('LINDEX', list, position)
+    heads[i] = type(element) ~= 'table' and string.sub(element or '', 1, max_bytes)
+    if not heads[i] or not is_cancel(heads[i]) then
+      break
+    end
   end
 end
 return heads
