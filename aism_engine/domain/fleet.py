@@ -40,6 +40,8 @@ class Lookups(Struct):
     """Number of messages in an agent's inbox, together with those that wait for it."""
     groups: dict[str, Group] = field(default_factory=dict)
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
+    applied_until: float = 0.0
+    """Every response that was in the queue at this instant is applied; 0: not known since the fleet was loaded."""
 
 
 _MAX_RECENTLY_ENDED: Final = 4096

@@ -53,21 +53,30 @@ def decide_response(
         draft.note_message(agent_id, None)
         decision.outcome = "duplicate"
         return decision
+    if response.instance is not None:
+        draft.activity(agent_id).set_instance(response.instance, draft.now)
+        if isinstance(response, m.Heartbeat | m.Goodbye) and agent.instance not in {"", response.instance}:
+            decision.outcome = "late"  # another process has registered since: this one is not the agent any more
+            _reply(ctx, response, agent)
+            return decision
     draft.note_message(agent_id, response.id)
     if not isinstance(response, m.Heartbeat):
         draft.note_activity(agent_id)
-    if response.instance is not None:
-        draft.activity(agent_id).set_instance(response.instance, draft.now)
     if response.via == "channel":
         ctx.via = "channel"
     if agent.liveness in ABSENT and not isinstance(response, m.Register | m.Goodbye):
         liveness.mark_returned(ctx, agent)
     handler = policy.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[type(response)]
-    error = handler(ctx, agent, response, raw)
+    _reply(ctx, response, agent, handler(ctx, agent, response, raw))
+    return decision
+
+
+def _reply(
+    ctx: DecisionContext, response: m.Response | m.Custom, agent: AgentRecord, error: ErrorReply | None = None
+) -> None:
     if response.reply and response.id is not None:
         body = {"ok": error is None, "state": agent.state}
-        ctx.reply(agent_id, response.id, body if error is None else {**body, "error": error})
-    return decision
+        ctx.reply(agent.agent_id, response.id, body if error is None else {**body, "error": error})
 
 
 def _reject(ctx: DecisionContext, response: m.Response | m.Custom, error: ErrorReply, raw: bytes) -> None:

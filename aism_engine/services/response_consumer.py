@@ -18,11 +18,13 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.R
     command_ids = {message.command_id for message in messages if message.command_id is not None}
     recipients = {message.payload.to for message in messages if isinstance(message, m.Message)}
     measuring = {message.agent_id for message in messages if isinstance(message, m.Measurement)}
+    applied_until = store.now - (context.clock.monotonic() - context.watermark.applied_until)
     return Lookups(
         await store.snapshots(agent_ids - fleet.agents.keys()),
         await store.commands(command_ids - fleet.commands.keys()),
         unread=await store.unread_counts(recipients),
         measurements=await store.measurements(measuring & fleet.unloaded_measurements),
+        applied_until=applied_until if applied_until > fleet.loaded_at else 0.0,
     )
 
 

@@ -1,6 +1,7 @@
 """Commands on a real server: each reaches its agent, or its sender learns why it did not."""
 
 import asyncio
+import itertools
 import json
 import random
 from collections import Counter
@@ -490,3 +491,26 @@ async def test_engine_works_on_a_server_without_scan(prefix: str) -> None:
         async with open_workers(server, prefix) as workers:
             await workers.register(WORKER)
             assert (await workers.send("c1"))["ok"] is True
+
+
+async def test_a_command_of_a_killed_process_is_given_to_the_next_one(workers: Workers) -> None:
+    """Acknowledged or not, as soon as the next process registers."""
+    await workers.respond("register", instance="p0", payload={"type": "worker", "capabilities": ["ack"]})
+    await workers.send("acked", ack_timeout=1000)
+    await workers.send("taken", ack_timeout=1000)
+    assert [(await workers.pop())["id"] for _ in range(2)] == ["acked", "taken"]
+    await workers.respond("ack", command_id="acked", instance="p0")
+    await workers.wait_status("acked", "acked")
+    await workers.wait_status("taken", "delivered")
+    ids = itertools.count(1)
+
+    async def are_listed() -> bool:
+        """Register one more process: only a delivery from before its registration is taken from the one before."""
+        instance = f"p{next(ids)}"
+        await workers.respond("register", instance=instance, payload={"type": "worker", "capabilities": ["ack"]})
+        return sorted(await workers.listed()) == ["acked", "taken"]
+
+    await eventually(are_listed)
+    assert {(await workers.pop())["attempt"] for _ in range(2)} == {2}
+    records = [await workers.command(each) for each in ("acked", "taken")]
+    assert [(record["failures"], record["restarts"]) for record in records] == [("0", "1"), ("0", "1")]

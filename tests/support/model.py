@@ -190,6 +190,7 @@ class World:
                 dict(self.stream),
                 {each: len(self.inboxes.get(each, ())) + len(self.mail.get(each, ())) for each in self.fleet.agents},
                 measurements={each: self.measurements.get(each, {}) for each in self.fleet.unloaded_measurements},
+                applied_until=self.now,
             ),
         )
 

@@ -41,6 +41,7 @@ def test_accepted_command_is_recorded_and_pushed(world: World) -> None:
         "seq": "1",
         "attempt": "1",
         "failures": "0",
+        "restarts": "0",
         "accepted_at": AT,
         "start_at": "",
         "queued_at": AT,

@@ -65,6 +65,8 @@ class AgentRecord(Struct, kw_only=True):
     labels: dict[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     codec: str = "json"
+    instance: str = ""
+    """The process that registered last; empty if it gave no instance."""
     state: str
     since: float
     declared: str | None = None
@@ -185,6 +187,7 @@ AGENT_TABLE: Final = RecordTable(
         "labels": json(dict[str, str]),
         "capabilities": json(tuple[str, ...]),
         "codec": TEXT,
+        "instance": TEXT,
         "state": TEXT,
         "since": INSTANT,
         "declared": TEXT,

@@ -7,6 +7,7 @@ from aism_engine.domain.agents.agent import ABSENT, AgentRecord, AgentSnapshot, 
 from aism_engine.domain.agents.transitions import change_state
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
+from aism_engine.domain.commands.restart import release_taken
 from aism_engine.domain.decision import DecisionContext, agent_decision
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
@@ -52,7 +53,9 @@ def admit(
 
 def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _raw: bytes) -> None:
     """Apply a registration: a new process of the agent has started, so the earlier declaration is cleared."""
-    payload = response.payload
+    payload, instance = response.payload, response.instance or ""
+    restarted = "" not in {agent.instance, instance} and agent.instance != instance
+    agent.instance = instance
     agent.type = payload.type
     agent.registered = True
     agent.labels = payload.labels
@@ -74,6 +77,8 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
         change_state(ctx, agent, target, "register")
     elif changed := apply_state_rules(ctx, agent):  # the machine may be another than before
         ctx.add(fx.SaveAgent(agent.agent_id, changed))
+    if restarted:
+        release_taken(ctx, agent)
 
 
 def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, Any] | ErrorReply:

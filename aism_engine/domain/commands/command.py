@@ -20,6 +20,8 @@ from aism_engine.clock import iso
 from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTable, choice
 
 _MAX_ID_LENGTH: Final = 128
+_MAX_RESTARTS: Final = 20
+"""Restarts that do not count as attempts: an arbitrary number. A command that kills its agent each time ends."""
 
 
 class Status(StrEnum):
@@ -85,6 +87,8 @@ class Command(Struct, kw_only=True):
     """Number of pushes."""
     failures: int = 0
     """Number of retryable errors that its agent reported."""
+    restarts: int = 0
+    """Number of attempts that ended because the process of its agent did."""
     accepted_at: float
     start_at: float = 0.0
     """The scheduled start, from which the time to live counts; 0: it may be sent at once."""
@@ -105,6 +109,12 @@ class Command(Struct, kw_only=True):
 
     def may_become(self, status: Status) -> bool:
         return status in _NEXT.get(self.status, ())
+
+    @property
+    def has_attempts_left(self) -> bool:
+        """Whether it may be pushed again. Restarts of the agent do not count, unless the command may be pushed once."""
+        restarts = min(self.restarts, _MAX_RESTARTS) if self.max_attempts > 1 else 0
+        return self.attempt - restarts < self.max_attempts
 
     @property
     def deadline(self) -> str:
@@ -171,10 +181,11 @@ class Command(Struct, kw_only=True):
         self.step_at = now + self.timeout_s
         return {"step_at": iso(self.step_at)}
 
-    def retry(self, at: float, *, failed: bool) -> dict[str, str]:
-        """Wait until the instant of the next attempt."""
-        self.failures += failed
-        return {**self._become(Status.WAITING, at), "failures": str(self.failures)}
+    def retry(self, now: float, pause_s: float, *, failed: bool, restarted: bool) -> dict[str, str]:
+        """Wait for the next attempt; if none is left, only until now."""
+        self.failures, self.restarts = self.failures + failed, self.restarts + restarted
+        counts = {"failures": str(self.failures), "restarts": str(self.restarts)}
+        return {**self._become(Status.WAITING, now + pause_s if self.has_attempts_left else now), **counts}
 
     def end(self, status: Status, now: float) -> dict[str, str]:
         return {**self._become(status), "ended_at": iso(now)}
@@ -192,6 +203,7 @@ COMMAND_TABLE: Final = RecordTable(
         "seq": INTEGER,
         "attempt": INTEGER,
         "failures": INTEGER,
+        "restarts": INTEGER,
         "accepted_at": INSTANT,
         "start_at": INSTANT,
         "expires_at": INSTANT,

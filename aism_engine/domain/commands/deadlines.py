@@ -52,7 +52,7 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
     elif command.status is Status.DELIVERED and agent.acks:
         ctx.draft.activity(agent.agent_id).add_ack_timeout(command.step_at - command.ack_timeout_s, ctx.draft.now)
         reason = f"not acknowledged within {command.ack_timeout_s:g} s"
-        retry(ctx, command, "not_acknowledged", reason, failed=False)
+        retry(ctx, command, "not_acknowledged", reason)
     else:
         _end(ctx, command, Status.FAILED, "timeout", f"did not end within {command.timeout_s:g} s of execution")
     if wrong_type_keys:

@@ -81,10 +81,11 @@ def end_command(
 def stop_command(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
     """End a command that its agent has not ended: withdraw it from the list, and tell an agent that may work on it.
 
-    An agent may work on an attempt that it has taken and whose error it has not reported. It gets a `cancel` command.
+    An agent may work on an attempt that it has taken, unless it has reported an error or has restarted since. It gets a
+    `cancel` command.
     """
     queued = command.status is Status.QUEUED
-    may_work = command.attempt - queued > command.failures
+    may_work = command.attempt - queued > command.failures + command.restarts
     notice = _cancel_notice(ctx, command, code)
     if queued:  # the agent may have popped this attempt just now
         ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, None if may_work else notice))

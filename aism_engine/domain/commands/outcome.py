@@ -80,7 +80,8 @@ def error(ctx: DecisionContext, agent: AgentRecord, response: m.Error, raw: byte
     if response.payload.retryable and agent.acks:
         if command.bucket == "queued":
             ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id))
-        retry(ctx, command, code, message, failed=True)
+        stopped = code == "agent_stopped"
+        retry(ctx, command, code, message, failed=not stopped, restarted=stopped)
         return None
     end_command(ctx, command, Status.FAILED, withdraw_queued=command.attempt > 1, code=code, reason=message)
     ctx.publish_error(code, message, agent_id=agent.agent_id, command_id=command.command_id)

@@ -14,11 +14,16 @@ from aism_engine.domain.policy import CommandsSettings
 from aism_engine.domain.protocol.codec import decode_as, encode
 
 
-def retry(ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool) -> None:
-    """Schedule the next attempt. If none is left, the command is due at once, and is dead-lettered then."""
-    pause_s = attempt_pause_s(command, ctx.policy.commands) if command.attempt < command.max_attempts else 0.0
-    at = ctx.draft.now + pause_s
-    advance(ctx, command, command.retry, at, failed=failed, event="retried", code=code, reason=reason)
+def retry(
+    ctx: DecisionContext, command: Command, code: str, reason: str, *, failed: bool = False, restarted: bool = False
+) -> None:
+    """Schedule the next attempt. If none is left, the command is due at once, and is dead-lettered then.
+
+    `failed`: the agent has reported an error. `restarted`: the attempt ended because the process of the agent did.
+    """
+    now, pause_s = ctx.draft.now, attempt_pause_s(command, ctx.policy.commands)
+    why = {"event": "retried", "code": code, "reason": reason}
+    advance(ctx, command, command.retry, now, pause_s, failed=failed, restarted=restarted, **why)
 
 
 def attempt_pause_s(command: Command, policy: CommandsSettings) -> float:
@@ -36,7 +41,7 @@ def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> 
         stop_with_error(
             ctx, command, Status.FAILED, "record_damaged", "cannot be sent again: the body in its record is missing"
         )
-    elif command.attempt >= command.max_attempts:
+    elif not command.has_attempts_left:
         attempts = f"{command.attempt} attempts" if command.attempt > 1 else "1 attempt"
         reason = f"did not succeed in {attempts}, with {command.failures} errors"
         stop_with_error(ctx, command, Status.DEAD, "attempts_exhausted", reason)

@@ -1,0 +1,27 @@
+"""The restart of an agent: what becomes of the commands that its earlier process has taken and not ended."""
+
+from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.lifecycle import end_command
+from aism_engine.domain.commands.retry import retry
+from aism_engine.domain.decision import DecisionContext
+
+
+def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Send the taken commands again, without counting the attempt; fail them if the agent does not acknowledge.
+
+    Only a registration under another `instance` proves that the earlier process is gone. An acknowledgement that the
+    engine has applied before it is of that process. A delivery may be of the new process: it pops as soon as it has
+    pushed its registration. It is of the earlier process if it was measured before that push.
+    """
+    taken = [command for each in agent.delivered if (command := ctx.draft.command(each)) is not None]
+    for command in sorted(taken, key=lambda each: each.seq):
+        if command.status is Status.DELIVERED and command.status_since >= ctx.draft.lookups.applied_until:
+            continue
+        if agent.acks:
+            retry(ctx, command, "agent_restarted", "its agent has restarted", restarted=True)
+            continue
+        reason = "its agent has restarted, and does not acknowledge commands"
+        end_command(ctx, command, Status.FAILED, code="agent_restarted", reason=reason)
+        message = f"command {command.command_id} {reason}"
+        ctx.publish_error("agent_restarted", message, agent_id=agent.agent_id, command_id=command.command_id)
