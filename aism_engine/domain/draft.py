@@ -160,7 +160,7 @@ class Draft:
         return message_id in self._seen_ids.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
 
     def note_message(self, agent_id: str, message_id: str | None) -> None:
-        """Record a sign of life, and the id by which a duplicate of the message is recognised."""
+        """Record a sign of life, and the id of its message, if any, by which a duplicate is recognised."""
         ids = self._seen_ids.setdefault(agent_id, [])
         if message_id is not None:
             ids.append(message_id)

@@ -86,7 +86,9 @@ class Fleet:
         self.recently_ended: dict[str, Command] = {}
         """The last commands that ended. The lookups of a batch may still show them as open."""
         self.last_message_at: dict[str, float] = {}
-        """When each agent last sent a message, since the fleet was loaded."""
+        """When each agent last sent a message, or began to be watched, since the fleet was loaded."""
+        self.forgotten = 0
+        """Number of agents that were forgotten since the fleet was loaded."""
         self.loaded_at = 0.0
         self.silent: dict[str, float] = {}
         """Agents that Redis shows as silent, and since when. The next scan removes those that are no longer fresh."""
@@ -111,6 +113,8 @@ class Fleet:
             self._count(agent, 1)
         self.absent = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
         """Lost and left agents whose last heartbeat is known: they return when it changes."""
+        self.awaiting_heartbeat = {agent_id for agent_id, agent in self.agents.items() if agent.awaits_heartbeat}
+        """Agents that are not watched, because no heartbeat of them was seen yet."""
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Agents with waiting commands."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
@@ -177,12 +181,13 @@ class Fleet:
     def forget(self, agent_id: str) -> None:
         if (agent := self.agents.pop(agent_id, None)) is not None:
             self._count(agent, -1)
+            self.forgotten += 1
         self.last_message_at.pop(agent_id, None)
         self.activity.pop(agent_id, None)
         self.measurements.pop(agent_id, None)
         self.unloaded_measurements.discard(agent_id)
         self._recent.pop(agent_id, None)
-        for agents in (self.absent, self.waiting, self.queued, self.dispatchable):
+        for agents in (self.absent, self.awaiting_heartbeat, self.waiting, self.queued, self.dispatchable):
             agents.discard(agent_id)
 
     def replace(self, agent: AgentRecord) -> None:
@@ -200,6 +205,10 @@ class Fleet:
             self.absent.discard(agent_id)
         else:
             self.absent.add(agent_id)
+        if agent.awaits_heartbeat:
+            self.awaiting_heartbeat.add(agent_id)
+        else:
+            self.awaiting_heartbeat.discard(agent_id)
         if agent.queued:
             self.queued.add(agent_id)
         else:

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.agents.agent import Liveness
 from aism_engine.domain.agents.liveness import decide_first_heartbeat, decide_heartbeat_removed
 from aism_engine.domain.agents.transitions import decide_snapshot, decide_state_repair
 from aism_engine.domain.decision import Decision
@@ -33,6 +33,7 @@ _MAX_REST_INTERVALS: Final = 10
 class Registrar(Service):
     """Passes over the heartbeats when their number has changed, and over all agents once in `metadata_interval`.
 
+    The heartbeats of up to `batch` agents that are not watched yet are looked up in each step.
     For a large fleet a full pass is less frequent, so that it takes at most its share of the time.
     """
 
@@ -45,6 +46,8 @@ class Registrar(Service):
         self._wakeup = Wakeup()
         self._heartbeats = -1
         self._invalid = 0
+        self._unwatched: list[str] = []
+        """Agents whose heartbeat is not looked up yet in this pass over those that are not watched."""
         self._next_heartbeats_at = self._next_full_pass_at = float("-inf")
         self._commit_s = 0.0
         """Seconds that the current step spent in commits, which do not count towards the shares."""
@@ -52,9 +55,10 @@ class Registrar(Service):
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         started_at = self._clock.monotonic()
-        heartbeats = await self._store.heartbeat_count()
+        # Heartbeats that the engine has removed are counted, so that a new one cannot take their place unnoticed.
+        heartbeats = await self._store.heartbeat_count() + fleet.forgotten
         is_full_pass, self._commit_s = started_at >= self._next_full_pass_at, 0.0
-        decisions: list[Decision] = []
+        decisions = await self._watch(fleet)
         interval_s = self._settings.metadata_interval
         if is_full_pass or (heartbeats != self._heartbeats and started_at >= self._next_heartbeats_at):
             self._heartbeats = heartbeats
@@ -83,6 +87,18 @@ class Registrar(Service):
     def _read_s(self, started_at: float) -> float:
         return self._clock.monotonic() - started_at - self._commit_s
 
+    async def _watch(self, fleet: Fleet) -> list[Decision]:
+        """Look up the heartbeats of the next agents that are not watched yet.
+
+        A change of their number does not show all of them: the old heartbeat of an agent that registers again is there.
+        """
+        self._unwatched = self._unwatched or list(fleet.awaiting_heartbeat)
+        agent_ids = [each for each in self._unwatched[: self._settings.batch] if each in fleet.awaiting_heartbeat]
+        self._unwatched = self._unwatched[self._settings.batch :]
+        scores = await self._store.heartbeat_scores(agent_ids)
+        found = {agent_id: score for agent_id, score in scores.items() if score is not None}
+        return await self._commit(fleet, found, partial(decide_first_heartbeat, scores=found))
+
     async def _read_heartbeats(self, fleet: Fleet) -> list[Decision]:
         decisions: list[Decision] = []
         invalid, example, cursor = 0, "", 0
@@ -95,7 +111,7 @@ class Registrar(Service):
                 agent = fleet.agents.get(member)
                 if agent is None and not is_identifier(member):
                     invalid, example = invalid + 1, example or member
-                elif _is_first_heartbeat(agent):
+                elif agent is None or agent.awaits_heartbeat:
                     new[member] = score
             lookups = Lookups(await self._store.snapshots([member for member in new if member not in fleet.agents]))
             decisions += await self._commit(fleet, new, partial(decide_first_heartbeat, scores=new), lookups)
@@ -156,9 +172,3 @@ class Registrar(Service):
         decisions = await self._commit_each(fleet, "registrar", sorted(agent_ids), decide_one, lookups)
         self._commit_s += self._clock.monotonic() - started_at
         return [decision for decision in decisions if decision.outcome != "unchanged"]
-
-
-def _is_first_heartbeat(agent: AgentRecord | None) -> bool:
-    if agent is None or agent.liveness is Liveness.UNKNOWN:
-        return True
-    return agent.liveness is Liveness.LEFT and agent.lost_score is None

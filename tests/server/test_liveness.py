@@ -216,7 +216,7 @@ async def test_confirm_losses_ends_the_mode_full(server: EmbeddedServer, prefix:
                 request_id = f"ask-{next(ids)}"
                 await running.ask({"type": "confirm_losses", "id": request_id, "payload": {"reason": "power failure"}})
                 assert (await running.replied(request_id))["ok"]
-            return await _are_lost(running, len(gone))
+            return await has_lost(running, len(gone))
 
         await eventually(are_lost_when_confirmed)
         await eventually(lambda: running.metric("aism_fleet_mode", mode="normal"))
@@ -225,8 +225,8 @@ async def test_confirm_losses_ends_the_mode_full(server: EmbeddedServer, prefix:
         assert {"silent": len(gone)} in [fact["details"] for fact in facts]
 
 
-async def _are_lost(running: Running, count: int) -> bool:
-    return len(await running.audit("agent_lost")) == count
+async def has_lost(running: Running, times: int) -> bool:
+    return len(await running.audit("agent_lost")) == times
 
 
 async def test_an_absent_agent_is_forgotten_after_its_ttl_but_not_one_with_a_new_heartbeat(
@@ -241,3 +241,21 @@ async def test_an_absent_agent_is_forgotten_after_its_ttl_but_not_one_with_a_new
         janitor = next(part for part in running.engine.components if isinstance(part, Janitor))
         await eventually(partial(_has_scanned, janitor, 10, set()))
         assert [fact["agent_id"] for fact in await running.audit("agent_forgotten")] == ["a"]
+
+
+async def test_an_agent_that_registers_after_its_goodbye_is_watched_at_once(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """Its old heartbeat is known: it is fresh without waiting for a full pass, and lost if it is dead."""
+    settings = {"registrar__poll_interval": 0.02, "registrar__metadata_interval": 100_000.0}
+    async with running_engine(
+        server, prefix, **settings, liveness__silent_after=0.2, liveness__lost_after=1.0
+    ) as running:
+        register = {"type": "register", "agent_id": "a", "payload": {"type": "scribe"}}
+        await running.say(register)
+        await send_heartbeats(running, "a")
+        await wait_shown(running, "a", "lost")
+        await running.say({"type": "goodbye", "agent_id": "a"})
+        await wait_shown(running, "a", "left")
+        await running.say(register)
+        await eventually(lambda: has_lost(running, 2))

@@ -111,6 +111,11 @@ class AgentRecord(Struct, kw_only=True):
         return "ack" in self.capabilities
 
     @property
+    def awaits_heartbeat(self) -> bool:
+        """Whether its heartbeat has to be looked up: the agent is not watched yet, or has left just now."""
+        return self.liveness is Liveness.UNKNOWN or (self.liveness is Liveness.LEFT and self.lost_score is None)
+
+    @property
     def open_commands(self) -> list[str]:
         return [*self.queued, *self.delivered, *self.scheduled, *(command_id for _, _, command_id in self.waiting)]
 

@@ -21,7 +21,7 @@ from aism_engine.domain.text import truncate
 
 
 def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: Mapping[str, float]) -> Decision:
-    """Add an agent that is known only by its heartbeat, or begin to watch a known one.
+    """Add an agent that is known only by its heartbeat, or begin to watch a known one: it is fresh from now on.
 
     The score of an agent that has left is recorded: a different one brings the agent back.
     """
@@ -30,10 +30,12 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
     agent = draft.agent(agent_id)
     if agent is None:
         admit(ctx, agent_id)
+        draft.note_message(agent_id, None)
     elif agent.liveness is Liveness.UNKNOWN:
         agent.liveness = Liveness.FRESH
+        draft.note_message(agent_id, None)
         ctx.add(fx.SaveAgent(agent_id, agent.absence()))
-    elif agent.liveness is Liveness.LEFT and agent.lost_score is None:
+    elif agent.awaits_heartbeat:
         agent.lost_score = scores[agent_id]
         ctx.add(fx.SaveAgent(agent_id, agent.absence()))
     decision.outcome = "applied" if decision.effects else "unchanged"
@@ -90,6 +92,7 @@ def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw:
 def decide_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Bring back a lost agent, or one that has left, whose heartbeat has changed since."""
     if agent.lost_score is not None:
+        ctx.draft.note_message(agent.agent_id, None)
         mark_returned(ctx, agent)
 
 
