@@ -50,7 +50,7 @@ chaos: $(STAMP) ## kill engines, servers and connections by a seeded schedule, a
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 BENCH := responses
-bench: $(STAMP) ## run a benchmark, relative to a limit measured in the same run (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
+bench: $(STAMP) ## run a benchmark of the engine (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
 clean: ## remove everything that make created

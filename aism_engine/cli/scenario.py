@@ -1,4 +1,4 @@
-"""`aism-engine scenario`: runs a scenario of the AISM literature and checks its result."""
+"""`aism-engine scenario`: runs a scenario, which checks one promise of AISM."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping

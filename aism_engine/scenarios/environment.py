@@ -37,7 +37,7 @@ class ScenarioEnvironment:
         self.prefix = prefix
         self.keys = Keys(prefix)
         self.client: Client = connect_url(url, "scenario")
-        """For what the engine writes, and for data that the agents share outside the protocol."""
+        """To read what the engine writes, and to read and write data that the agents share outside the protocol."""
         self._started_at = time.monotonic()
 
     @property
