@@ -129,7 +129,9 @@ class RetentionSettings(Section, frozen=True):
     dead_letter_entries: Annotated[Count, "Number of dead letters that are kept"] = 10_000
     dead_letter_ttl: Annotated[Seconds, "Seconds until a dead letter is removed"] = 2_592_000.0
     oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
-    absent_agent_ttl: Annotated[Seconds, "Seconds after which an absent agent is forgotten"] = 604_800.0
+    absent_agent_ttl: Annotated[
+        Seconds, "Seconds without a sign of life after which an agent that is not fresh is forgotten"
+    ] = 604_800.0
     archive_ttl: Annotated[
         Seconds, "Seconds without a report after which the audit is no longer kept for an archive"
     ] = 604_800.0

@@ -11,6 +11,11 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.domain.text import message_digest, truncate
 
+_SENDERS: Final[dict[fx.DeadLetterSource, fx.Actor]] = {
+    "response_queue": "agent",
+    "request_queue": "operator",
+    "fanout": "engine",
+}
 _UNANSWERABLE: Final = frozenset({"wrong_type"})
 """Codes of requests that get no reply, because the key of the reply may be the one that has the wrong type."""
 
@@ -63,7 +68,7 @@ def dead_letter_oversized(
     draft: Draft, policy: Policy, head: bytes, digest: str, size: int, source: fx.DeadLetterSource
 ) -> Decision:
     """Dead-letter the head of a message that is too large. The store moves the whole message to the oversized list."""
-    ctx = DecisionContext(draft, policy, Decision("oversized"), "agent")
+    ctx = DecisionContext(draft, policy, Decision("oversized"), _SENDERS[source])
     reason = (
         f"{size} bytes exceed protocol.max_message_bytes; the whole message is the newest element of the oversized list"
     )

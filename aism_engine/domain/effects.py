@@ -160,6 +160,8 @@ class SendReply(Effect, frozen=True):
 
 
 class SetDeadline(Effect, frozen=True):
+    """Set a deadline. `member` is `command:{id}`, `group:{id}` or `stay:{id}`."""
+
     member: str
     at: float
 

@@ -91,7 +91,10 @@ class Fleet:
         """Number of agents that were forgotten since the fleet was loaded."""
         self.loaded_at = 0.0
         self.silent: dict[str, float] = {}
-        """Agents that Redis shows as silent, and since when. The next scan removes those that are no longer fresh."""
+        """Agents that are marked as silent in Redis, and since when.
+
+        An agent that has been lost, has left or was forgotten since then is removed by the next scan.
+        """
         self.losses_confirmed_at = float("-inf")
         """When an operator last confirmed the losses, since the fleet was loaded. It is not stored in Redis."""
         self.activity: dict[str, Activity] = {}
@@ -114,7 +117,7 @@ class Fleet:
         self.absent = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
         """Lost and left agents whose last heartbeat is known: they return when it changes."""
         self.awaiting_heartbeat = {agent_id for agent_id, agent in self.agents.items() if agent.awaits_heartbeat}
-        """Agents that are not watched, because no heartbeat of them was seen yet."""
+        """Agents whose heartbeat has to be looked up: see `AgentRecord.awaits_heartbeat`."""
         self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
         """Agents with waiting commands."""
         self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}

@@ -1,4 +1,4 @@
-"""Requests of operators: the handler of each type, and the decisions that are the same for all of them."""
+"""Requests of operators: the handler of each type, and the steps that all types share."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -31,7 +31,7 @@ _HANDLERS: Final[dict[type, Callable[..., dict[str, Any] | ErrorReply]]] = {
 
 
 def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes) -> Decision:
-    """Decide on a request. The reply that accepts it is committed together with its effects.
+    """Decide on a request. The reply is committed together with the effects.
 
     A request id that was decided within `commands.retention` gets the same reply again, and changes nothing.
     """

@@ -1,4 +1,4 @@
-"""Responses of agents: the handler of each type, and the decisions that are the same for all of them."""
+"""Responses of agents: the handler of each type, and the steps that all types share."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias

@@ -1,4 +1,4 @@
-"""Janitor: trims the audit and the dead letters, and forgets archives and agents that have been absent for too long.
+"""Janitor: trims the audit and the dead letters, and forgets archives and agents that have not reported for too long.
 
 The audit is trimmed to `retention.audit_entries`, but entries that an archive has not stored yet are kept. Each commit
 trims it to the hard bound `retention.audit_entries_max`, even if an archive is behind, so that memory is bounded.
@@ -76,20 +76,21 @@ class Janitor(Service):
         return min(cursors, key=entry_order, default=None)
 
     async def _forget_agents(self) -> list[Decision]:
-        """Forget agents that have been absent for `absent_agent_ttl`."""
+        """Forget agents that are not fresh and gave no sign of life for `absent_agent_ttl`."""
         fleet = await self._writer.loaded()
         before = self._store.now - self._settings.absent_agent_ttl
         decisions: list[Decision] = []
         async for agents in agents_in_batches(fleet, fleet.agents):
-            absent = [agent for agent in agents if _absent_since(fleet, agent) < before]
+            overdue = [agent for agent in agents if _ttl_starts_at(fleet, agent) < before]
             # A heartbeat that the registrar or the reaper has not seen yet is a sign of life.
-            scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
-            expired = [agent.agent_id for agent in absent if scores[agent.agent_id] in {None, agent.lost_score}]
+            scores = await self._store.heartbeat_scores([agent.agent_id for agent in overdue])
+            expired = [agent.agent_id for agent in overdue if scores[agent.agent_id] in {None, agent.lost_score}]
             decisions += await self._commit_each(fleet, "expired_agent", expired, decide_expired_agent)
         return decisions
 
 
-def _absent_since(fleet: Fleet, agent: AgentRecord) -> float:
+def _ttl_starts_at(fleet: Fleet, agent: AgentRecord) -> float:
+    """Return the instant from which the ttl of an agent counts; infinity while the agent is fresh."""
     if agent.liveness is Liveness.FRESH:
         return float("inf")
     last_message_at = fleet.last_message_at.get(agent.agent_id, fleet.loaded_at)

@@ -104,11 +104,11 @@ class Reaper(Service):
     ) -> dict[str, float]:
         """Return the scores of watched agents. Adds unchanged scores that have moved from the future into the range."""
         watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
-        if caught_up := self._tracker.caught_up(watched, score_range):
+        if known := self._tracker.no_longer_ahead(watched, score_range):
             watched |= {
                 agent_id: score
-                for agent_id, score in (await self._store.heartbeat_scores(caught_up)).items()
-                if score == caught_up[agent_id] and _is_watched(fleet.agents.get(agent_id))
+                for agent_id, score in (await self._store.heartbeat_scores(known)).items()
+                if score == known[agent_id] and _is_watched(fleet.agents.get(agent_id))
             }
         return watched
 

@@ -138,5 +138,5 @@ def connect_url(url: str, purpose: str, *, timeout_s: float | None = None) -> Cl
 def where(settings: RedisSettings) -> str:
     """Return the address of the server for people: its URL without the password, or its sentinels."""
     if settings.sentinels:
-        return f"{settings.sentinel_master} by {', '.join(settings.sentinels)}"
+        return f"{settings.sentinel_master} (sentinels: {', '.join(settings.sentinels)})"
     return redacted(settings.url)

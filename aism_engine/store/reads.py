@@ -62,14 +62,14 @@ class FleetReader:
         return {text(member): score for member, score in found or ()}
 
     async def unread_counts(self, agent_ids: Collection[str]) -> dict[str, int]:
-        """Count the messages in the inbox of each agent and those held back; a key that is not a list counts as empty.
+        """Count the messages in each agent's inbox and those that wait for it; a key of the wrong type counts as empty.
 
-        Held messages are counted first, so that a message released meanwhile counts twice and is never missed.
+        Waiting messages are counted first, so that one released meanwhile counts twice and is never missed.
         """
         keys, ids = self.keys, list(agent_ids)
         lengths = await self._read_lengths(("LLEN", name(each)) for name in (keys.mail, keys.inbox) for each in ids)
         both = zip(ids, lengths[: len(ids)], lengths[len(ids) :], strict=True)
-        return {agent_id: (held or 0) + (unread or 0) for agent_id, held, unread in both}
+        return {agent_id: (waiting or 0) + (unread or 0) for agent_id, waiting, unread in both}
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 

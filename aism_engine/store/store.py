@@ -30,7 +30,8 @@ class Peek(NamedTuple):
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    If this commit removed the messages that the peek was told to skip, the peek has skipped others and is invalid.
+    A peek that skips messages expects them to be in the queue still. If this commit has removed them, the peek has
+    skipped others instead, and is invalid.
     """
 
     @property

@@ -57,7 +57,8 @@ class SyncRedis:
         with _naming_outages():
             self._socket.settimeout(wait_s + _REPLY_S)
             for words in commands:
-                self._socket.sendall(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type]  # a stub for one word
+                # hiredis annotates the tuple as if it had one word.
+                self._socket.sendall(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type]
             return [self._reply() for _ in commands]
 
     def close(self) -> None:

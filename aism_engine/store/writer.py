@@ -158,7 +158,8 @@ class Writer:
         `fleet` is the fleet for which the lookups were read. If it has been loaded again since, the lookups are
         invalid, because an unknown commit may have come in between.
 
-        Raises NotLeadingError if the decisions are invalid, ServerUnavailableError if Redis does not accept them.
+        Raises NotLeadingError if this engine does not lead or its fleet is out of date; ServerUnavailableError while
+        Redis cannot serve.
         """
         task = asyncio.ensure_future(self._commit(decide, fleet, lookups, trim))
         try:

@@ -131,6 +131,7 @@ async def test_invalid_request_is_dead_lettered(engine: Running, raw: bytes, cod
     (dead_letter,) = await engine.dead_letters()
     assert (dead_letter["code"].decode(), dead_letter["source"]) == (code, b"request_queue")
     assert dead_letter["raw"] == raw[: 4096 if code == "oversized" else None]
+    assert [fact["by"] for fact in await engine.audit("dead_letter_added")] == ["operator"]
     if b'"r1"' in raw:
         assert (await engine.replied("r1"))["error"]["code"] == code
 

@@ -59,8 +59,8 @@ class Life(World):
     def _scan(self, watched: dict[str, float]) -> None:
         score_range = ScoreRange(self.now, _LIMITS.silent_after)
         scores = {agent_id: score for agent_id, score in watched.items() if not score_range.contains(score)}
-        caught_up = self._tracker.caught_up(scores, score_range)
-        scores |= {agent_id: score for agent_id, score in watched.items() if caught_up.get(agent_id) == score}
+        known = self._tracker.no_longer_ahead(scores, score_range)
+        scores |= {agent_id: score for agent_id, score in watched.items() if known.get(agent_id) == score}
         scan = Scan(scores=scores, watched=len(watched), score_range=score_range, now=self.now, observed_until=self.now)
         assessment = self._tracker.assess(scan, lambda _: "", lambda each: self.fleet.last_message_at.get(each, 0.0))
         self._silent = set(assessment.silent_since)

@@ -131,7 +131,7 @@ def test_a_fast_clock_has_no_extra_grace_when_time_catches_up_with_it() -> None:
     assert (len(assessment.silent_since), assessment.ahead) == (0, 1)
     for now in range(2, 46):
         seen = {} if range_at(now).contains(score) else {"a": score}
-        seen |= tracker.caught_up(seen, range_at(now))
+        seen |= tracker.no_longer_ahead(seen, range_at(now))
         assert lost(tracker.scan(float(now), seen)) == []
     assert lost(tracker.scan(46.0, {"a": score})) == ["a"]
 

@@ -49,8 +49,8 @@ class World:
         score_range = ScoreRange(self.now, _LIMITS.silent_after)
         watched = {agent_id: score for agent_id, score in self.scores.items() if agent_id not in self.lost}
         scores = {agent_id: score for agent_id, score in watched.items() if not score_range.contains(score)}
-        caught_up = self._tracker.caught_up(scores, score_range)
-        scores |= {agent_id: score for agent_id, score in watched.items() if caught_up.get(agent_id) == score}
+        known = self._tracker.no_longer_ahead(scores, score_range)
+        scores |= {agent_id: score for agent_id, score in watched.items() if known.get(agent_id) == score}
         scan = Scan(scores=scores, watched=len(watched), score_range=score_range, now=self.now, observed_until=self.now)
         assessment = self._tracker.assess(scan, lambda _: "", lambda _: -math.inf)
         self.lost |= dict.fromkeys((loss.agent_id for loss in assessment.losses), self.now)

@@ -54,7 +54,7 @@ class Activity(Struct):
         self.unfinished = _with_missed(self.unfinished, acked_at, now)
 
     def set_instance(self, instance: str, now: float) -> None:
-        """Note the instance that sent a response. A new one means a restart. An earlier one has not stopped."""
+        """Note the instance that sent a response. A new instance means a restart; an earlier one is still running."""
         if instance == self.instance:
             return
         if instance in self.earlier_instances:
@@ -94,9 +94,9 @@ class AbsentHeartbeat(Struct):
     score: float
     read_at: float
     span: tuple[float, float] | None = None
-    """When the first change was observed, and when the score was last read before its latest change.
+    """Two instants between which the heartbeat certainly continued.
 
-    The heartbeat certainly continued between these two instants.
+    The first: when a change of the score was first seen. The second: the last reading before the latest change.
     """
     changed_at: float = 0.0
     """When a change was last seen."""

@@ -19,7 +19,7 @@ class Liveness(StrEnum):
     """No heartbeat yet: the agent is not watched and cannot be lost."""
     FRESH = "fresh"
     SILENT = "silent"
-    """Shown only: the record of a silent agent says `fresh`."""
+    """Displayed, but not stored: the record of a silent agent says `fresh`."""
     LOST = "lost"
     LEFT = "left"
     """The agent sent `goodbye`."""
@@ -170,11 +170,11 @@ class AgentRecord(Struct, kw_only=True):
         """Return the fields of the record, or only those in `names`. An absent value is an empty string."""
         return AGENT_TABLE.encode(self, names)
 
-    def absence(self) -> dict[str, str]:
+    def presence_fields(self) -> dict[str, str]:
         """Return the fields of the record that say whether the agent is present."""
         return self.fields("liveness", "lost_from", "lost_score", "lost_at")
 
-    def mark_present(self, liveness: Liveness | None = None) -> None:
+    def reset_liveness(self, liveness: Liveness | None = None) -> None:
         """Set the liveness, and clear what the record holds about an earlier absence.
 
         By default the agent becomes fresh if its last heartbeat is known, else unknown.

@@ -34,10 +34,10 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
     elif agent.liveness is Liveness.UNKNOWN:
         agent.liveness = Liveness.FRESH
         draft.note_message(agent_id, None)
-        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+        ctx.add(fx.SaveAgent(agent_id, agent.presence_fields()))
     elif agent.awaits_heartbeat:
         agent.lost_score = scores[agent_id]
-        ctx.add(fx.SaveAgent(agent_id, agent.absence()))
+        ctx.add(fx.SaveAgent(agent_id, agent.presence_fields()))
     decision.outcome = "applied" if decision.effects else "unchanged"
     return decision
 
@@ -47,7 +47,7 @@ def decide_heartbeat_removed(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Stop watching an agent whose heartbeat somebody has removed. Its next heartbeat counts as its first."""
     if agent.liveness is Liveness.FRESH:
         agent.liveness = Liveness.UNKNOWN
-        ctx.add(fx.SaveAgent(agent.agent_id, agent.absence()))
+        ctx.add(fx.SaveAgent(agent.agent_id, agent.presence_fields()))
 
 
 def decide_silent(draft: Draft, since: Mapping[str, float], no_longer: Iterable[str]) -> Decision:
@@ -71,7 +71,7 @@ def decide_lost(ctx: DecisionContext, agent: AgentRecord, score: float, silent_s
     reason = f"silent for {silent_s:.1f} s"
     ctx.record("agent_lost", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
     ctx.publish_error("agent_lost", reason, agent_id=agent.agent_id)
-    enter(ctx, agent, ctx.machine(agent).on_lost, "lost", agent.absence())
+    enter(ctx, agent, ctx.machine(agent).on_lost, "lost", agent.presence_fields())
 
 
 def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) 
 
 
 def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> None:
-    agent.mark_present(Liveness.LEFT)  # this also clears an earlier loss
+    agent.reset_liveness(Liveness.LEFT)  # this also clears an earlier loss
     ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
-    enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye", agent.absence())
+    enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye", agent.presence_fields())
 
 
 @agent_decision("returned")
@@ -99,6 +99,6 @@ def decide_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
 def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
     """End the absence of an agent that gives a sign of life. A lost one also changes to its machine's return state."""
     state = state_on_return(ctx, agent) if agent.liveness is Liveness.LOST else agent.state
-    agent.mark_present()
+    agent.reset_liveness()
     ctx.record("agent_returned", agent_id=agent.agent_id)
-    enter(ctx, agent, state, "return", agent.absence())
+    enter(ctx, agent, state, "return", agent.presence_fields())

@@ -63,7 +63,7 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
     agent.codec = payload.codec
     agent.declared, agent.declared_at, agent.declared_via = None, ctx.draft.now, None
     if agent.liveness in ABSENT:
-        agent.mark_present()
+        agent.reset_liveness()
     machine = ctx.machine(agent)
     ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))
     metadata = agent.fields("type", "labels", "capabilities", "codec")

@@ -7,11 +7,11 @@ accurate clocks, and a scan reads only the scores outside it. A score that is th
 for as long as the engine has observed it. An engine that could not observe (a start, a takeover, a stall, an outage of
 Redis) has observed nothing: after `reset` the silence of every agent counts from zero.
 
-How a score leaves the range shows when it last changed:
-- A score in the future has changed since the last scan, because an unchanged score only moves into the past. The
-  tracker follows the score until it changes, also when it is no longer in the future.
-- A score before the range has been unchanged for the width of the range, if the agent's clock is accurate. But if the
-  tracker saw the score enter the range more recently than that, the agent's clock is slow: the score last changed
+If a score was in the range at the last scan and is outside it now, the side shows when it last changed:
+- After the range, which is in the future: the score has changed since the last scan, because an unchanged score only
+  moves into the past. The tracker follows it until it changes again, also when it is no longer in the future.
+- Before the range: the score has been unchanged for the width of the range, if the agent's clock is accurate. But if
+  the tracker saw the score enter the range more recently than that, the agent's clock is slow: the score last changed
   when it entered the range, and the silence counts from then.
 
 Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score falls behind
@@ -58,7 +58,7 @@ class Scan(Struct, frozen=True, kw_only=True):
     """What the reaper has read. Instants are of the monotonic clock."""
 
     scores: Mapping[str, float]
-    """Scores outside the range, and unchanged scores from `SilenceTracker.caught_up`."""
+    """Scores outside the range, and those of `SilenceTracker.no_longer_ahead` that are still unchanged."""
     watched: int
     """Number of watched agents, with or without a score outside the range."""
     score_range: ScoreRange
@@ -107,8 +107,11 @@ class SilenceTracker:
         self._entered_at.clear()
         self._is_blind = True
 
-    def caught_up(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
-        """Return the followed scores that are in the range now. A scan does not read them: the caller looks them up."""
+    def no_longer_ahead(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
+        """Return the last known scores that were in the future and are in the range now.
+
+        `scores` are those outside the range. A scan reads no others, so the caller looks up whether these have changed.
+        """
         return {
             agent_id: unchanged.score
             for agent_id, unchanged in self._unchanged.items()
@@ -151,7 +154,7 @@ class SilenceTracker:
         return Assessment(mode, silent, confirmed + losses, ahead, behind)
 
     def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
-        """Estimate when the score last changed. The previous scan did not find it."""
+        """Estimate when a score last changed that was not among the scores of the previous scan."""
         if self._is_blind or score_range.ends_before(score):
             return now
         return max(now - score_range.width_s, self._entered_at.get(agent_id, -math.inf))

@@ -34,8 +34,8 @@ def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | 
         return _send_to_all(ctx, request, found, raw)
     able = [agent for agent in found if _refusal(ctx, agent, request) is None and not ctx.draft.is_paused(agent)]
     if not able:
-        reasons = "they are paused, draining, lost, full, or in another state"
-        message = f"none of the {len(found)} selected agents can take the command: {reasons}"
+        reasons = "paused, draining, lost, at commands.max_queued, or in a state that does not allow the transition"
+        message = f"none of the {len(found)} selected agents can take the command: each is {reasons}"
         return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
 
     def load(agent: AgentRecord) -> tuple[int, int, int]:
@@ -192,7 +192,7 @@ def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> Error
 def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> ErrorReply | None:
     """Check a transition from the current state of the agent, or from the target of one of its open commands.
 
-    `min_stay` and the required context depend on the moment of the transition, and are not checked here.
+    What depends on the moment of the transition is not checked here: `min_stay`, `cooldown`, `max_agents`, the context.
     """
     target = request.payload.command.payload.get("target")
     if not isinstance(target, str):

@@ -2,8 +2,8 @@
 
     scheduled | waiting -> queued -> delivered -> acked -> succeeded | failed | expired | cancelled | dead
 
-A command that goes back from `delivered` or `acked` to `waiting` is sent again under the same id. A command ends once;
-a response after its end is late, duplicate or contradictory, is counted, and does not change the command.
+A command that goes back to `waiting` is sent again under the same id. A command ends once; a response after its end is
+late, duplicate or contradictory, is counted, and does not change the command.
 
 Each step changes the command and returns the fields of its record that change. A step that the status does not allow
 raises ValueError: the caller checks `may_become` first.
@@ -112,7 +112,7 @@ class Command(Struct, kw_only=True):
 
     @property
     def has_attempts_left(self) -> bool:
-        """Whether it may be pushed again. Restarts of the agent do not count, unless the command may be pushed once."""
+        """Whether it may be pushed again. Restarts of the agent do not count if `max_attempts` is above 1."""
         restarts = min(self.restarts, _MAX_RESTARTS) if self.max_attempts > 1 else 0
         return self.attempt - restarts < self.max_attempts
 
@@ -182,7 +182,7 @@ class Command(Struct, kw_only=True):
         return {"step_at": iso(self.step_at)}
 
     def retry(self, now: float, pause_s: float, *, failed: bool, restarted: bool) -> dict[str, str]:
-        """Wait for the next attempt; if none is left, only until now."""
+        """Wait for the next attempt; if none is left, be due at once."""
         self.failures, self.restarts = self.failures + failed, self.restarts + restarted
         counts = {"failures": str(self.failures), "restarts": str(self.restarts)}
         return {**self._become(Status.WAITING, now + pause_s if self.has_attempts_left else now), **counts}

@@ -10,9 +10,10 @@ from aism_engine.domain.decision import DecisionContext
 def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Send the taken commands again, without counting the attempt; fail them if the agent does not acknowledge.
 
-    Only a registration under another `instance` proves that the earlier process is gone. An acknowledgement that the
-    engine has applied before it is of that process. A delivery may be of the new process: it pops as soon as it has
-    pushed its registration. It is of the earlier process if it was measured before that push.
+    Only a registration under another `instance` proves that the earlier process is gone. That process has the commands
+    that were acknowledged before the registration. A delivered command may be with the new process instead, which pops
+    as soon as it has pushed its registration. So a delivered command is released only if it was delivered before
+    `applied_until`: at that instant the registration was not in the queue yet.
     """
     taken = [command for each in agent.delivered if (command := ctx.draft.command(each)) is not None]
     for command in sorted(taken, key=lambda each: each.seq):

@@ -7,7 +7,7 @@
 
 local MAX_CANCELS = 100  -- an agent that pops nothing collects more; then no delivery has to be detected
 local max_bytes = tonumber(ARGV[1])
-local CANCELS = {  -- the first two fields of a `cancel`, in JSON, and in MessagePack with an id of up to 31 or more bytes
+local CANCELS = {  -- the first two fields of a `cancel`: in JSON; in MessagePack with an id of up to 31 bytes; with a longer id
   '^{"id":"[%w._-]+","type":"cancel"',
   '^[\128-\143]\162id[\160-\191][%w._-]+\164type\166cancel',
   '^[\128-\143]\162id\217.[%w._-]+\164type\166cancel',
