@@ -1,6 +1,7 @@
 """The errors that this package raises."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class AismError(Exception):
@@ -21,6 +22,17 @@ class ServerUnavailableError(AismError):
     def __init__(self, outage: str, detail: str) -> None:
         super().__init__(f"{outage}: {detail}")
         self.outage = outage
+
+
+class RefusalError(AismError):
+    """The engine has refused a message or a request. The attributes are the fields of the error in docs/protocol.md."""
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        self.code = str(error.get("code", ""))
+        self.message = str(error.get("message", "the engine gave no reason"))
+        self.details: Mapping[str, Any] = error.get("details") or {}
+        self.suggestions = tuple(error.get("suggestions") or ())
+        super().__init__(f"{self.code}: {'; try: '.join((self.message, *self.suggestions[:1]))}")
 
 
 class NotLeadingError(AismError):

@@ -8,7 +8,7 @@ import asyncio
 import os
 import sys
 
-from aism_engine.agent.agent import Agent, CommandFailedError, Task
+from aism_engine import Agent, CommandFailedError, Task
 
 AGENT_ID = sys.argv[1] if len(sys.argv) > 1 else f"reviewer-{os.getpid()}"
 agent = Agent(AGENT_ID, type="reviewer", concurrency=2)

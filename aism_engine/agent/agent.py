@@ -24,7 +24,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 import uuid_utils
@@ -32,9 +32,11 @@ import uuid_utils
 from aism_engine.agent.arguments import default_server
 from aism_engine.agent.client import AgentClient, retry
 from aism_engine.agent.handlers import Handlers
+from aism_engine.agent.inbox import Inbox, Message, MessageHandler
 from aism_engine.agent.outbox import OUTAGE_BACKOFF, Outbox
 from aism_engine.agent.task import CommandFailedError, Task, TaskHandler
 from aism_engine.agent.task_runner import TaskRunner, cancel_tasks
+from aism_engine.agent.verbs import Verbs
 from aism_engine.errors import AismError, ServerUnavailableError
 
 log = structlog.get_logger(component="agent")
@@ -43,8 +45,11 @@ _POLL_INTERVAL_S: Final = 1.0
 """Longest wait for a command or for a free slot."""
 
 
-class Agent:
-    """One agent in one process. It works on at most `concurrency` commands at a time."""
+class Agent(Verbs):
+    """One agent in one process. It works on at most `concurrency` commands at a time.
+
+    `main` runs it as a program, `run` as a part of one; `async with agent:` runs it as long as the block lasts.
+    """
 
     def __init__(  # noqa: PLR0913  each is a setting with a default
         self,
@@ -71,8 +76,13 @@ class Agent:
         self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stop_timeout_s = stop_timeout_s
-        self._outbox = Outbox(self.client, outbox)
-        self._tasks = TaskRunner(self.client, self._outbox, Handlers(concurrency), concurrency)
+        super().__init__(Outbox(self.client, outbox))
+        handlers = Handlers(concurrency + 1)  # a thread for the inbox as well
+        self._tasks = TaskRunner(self.client, self._outbox, handlers, concurrency)
+        self._inbox = Inbox(self.client, self, handlers)
+        self._registered = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
 
     def on(self, command_type: str) -> Callable[[TaskHandler], TaskHandler]:
         """Register a handler for commands of a type; `*` handles all types that have no handler of their own.
@@ -88,6 +98,11 @@ class Agent:
 
         return register
 
+    def on_message(self, handler: MessageHandler) -> MessageHandler:
+        """Register the handler for messages from other agents, which gets one at a time, in order."""
+        self._inbox.handler = handler
+        return handler
+
     def main(self) -> None:
         """Run until SIGTERM, SIGINT or SIGHUP."""
         asyncio.run(run_until_signal(self.run))
@@ -97,12 +112,37 @@ class Agent:
         async with self.client:
             await run_until(stopping, self._register())
             sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._outbox.run())]
+            receiving = asyncio.create_task(self._inbox.run(stopping))
+            self._outbox.open()
+            self._registered.set()
             try:
-                await run_until(stopping, self._take_commands(), *map(asyncio.shield, sending))
+                await run_until(stopping, self._take_commands(), *map(asyncio.shield, [*sending, receiving]))
             finally:
+                stopping.set()
                 await self._tasks.stop(self._stop_timeout_s)
+                await asyncio.wait([receiving], timeout=self._stop_timeout_s)
+                await cancel_tasks([receiving])
                 await self._leave()
                 await cancel_tasks(sending)
+
+    async def __aenter__(self) -> Self:
+        """Start the agent; return when it has registered. Raises AismError if the engine refuses that."""
+        self._stopping.clear()
+        self._registered.clear()
+        self._running = asyncio.create_task(self.run(self._stopping))
+        registered = asyncio.create_task(self._registered.wait())
+        try:
+            await asyncio.wait([self._running, registered], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            registered.cancel()
+            if not self._registered.is_set():
+                await self.__aexit__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stopping.set()
+        if self._running is not None:
+            await self._running
 
     # --- presence ---------------------------------------------------------------------------------------------------
 
@@ -119,6 +159,7 @@ class Agent:
                 await asyncio.sleep(OUTAGE_BACKOFF.pause_s(failures))
         if not reply.ok:
             raise AismError(f"the engine has refused to register the agent: {(reply.error or {}).get('message')}")
+        self._outbox.state = reply.state
         log.info("registered", agent_id=self.client.agent_id, state=reply.state)
 
     async def _send_heartbeats(self) -> None:
@@ -129,6 +170,7 @@ class Agent:
                 if not await self.client.is_registered():
                     log.warning("registered_again", reason="the server has lost the registration")
                     await self.client.send("register", self._registration)
+                await self._outbox.refresh_state()
             await asyncio.sleep(self._heartbeat_interval_s)
 
     async def _leave(self) -> None:
@@ -174,4 +216,4 @@ async def run_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None] | 
         await cancel_tasks(tasks)
 
 
-__all__ = ["Agent", "CommandFailedError", "Task", "TaskHandler", "run_until", "run_until_signal"]
+__all__ = ["Agent", "CommandFailedError", "Message", "Task", "TaskHandler", "run_until", "run_until_signal"]

@@ -50,6 +50,21 @@ class Reply(Struct, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
 
 
+class InboxContent(Struct, frozen=True, rename={"sender": "from"}):
+    """What another agent has sent."""
+
+    sender: str
+    content: Any
+    thread_id: str | None = None
+
+
+class InboxMessage(Struct, frozen=True, kw_only=True):
+    """A message as the agent pops it from its inbox."""
+
+    id: str
+    payload: InboxContent
+
+
 class AgentClient(AbstractAsyncContextManager["AgentClient"]):
     """Client of one agent.
 
@@ -89,6 +104,10 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         """Send a message and wait for the engine's reply. Raises TimeoutError without one."""
         body = self.build_message(kind, payload, command_id, reply=True)
         await retry(lambda: self.push([body]))
+        return await self.reply_to(body)
+
+    async def reply_to(self, body: bytes) -> Reply:
+        """Wait for the engine's reply to a message that asks for one. Raises TimeoutError without one."""
         message_id = msgspec.json.decode(body)["id"]
         raw = await self._pop(self._keys.agent_reply(self.agent_id, message_id), self._reply_timeout_s)
         if raw is None:
@@ -167,12 +186,19 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
 
     async def next_command(self, wait_s: float) -> CommandMessage | None:
         """Take the oldest command, waiting at most `wait_s` for one. Malformed commands are reported and skipped."""
+        return await self._next(CommandMessage, self._keys.commands(self.agent_id), wait_s, "malformed_command")
+
+    async def next_message(self, wait_s: float) -> InboxMessage | None:
+        """Take the oldest message of another agent, waiting at most `wait_s`. Malformed ones are skipped."""
+        return await self._next(InboxMessage, self._keys.inbox(self.agent_id), wait_s, "malformed_message")
+
+    async def _next(self, form: type[T], key: str, wait_s: float, code: str) -> T | None:
         ends_at = time.monotonic() + wait_s
-        while (raw := await self._pop(self._keys.commands(self.agent_id), ends_at - time.monotonic())) is not None:
+        while (raw := await self._pop(key, ends_at - time.monotonic())) is not None:
             try:
-                return decode_as(CommandMessage, raw)
+                return decode_as(form, raw)
             except _MALFORMED as error:
-                await self.send("error", {"code": "malformed_command", "message": str(error)})
+                await self.send("error", {"code": code, "message": str(error)})
         return None
 
     async def local_deadline(self, command: CommandMessage) -> float | None:

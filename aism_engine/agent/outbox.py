@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from aism_engine.agent.client import AgentClient, retry
 from aism_engine.backoff import Backoff
+from aism_engine.errors import AismError, RefusalError
 
 T = TypeVar("T")
 
@@ -23,12 +24,18 @@ class Outbox:
         self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue = asyncio.Queue[bytes](size)
+        self.state: str | None = None
+        """The agent's state according to the engine, as of the last reply or heartbeat."""
+        self._replies = 0
         self.put = self._queue.put
         self.wait_sent = self._queue.join
 
+    def open(self) -> None:
+        """Allow calls, from now on and from any thread: the agent has registered."""
+        self._loop = asyncio.get_running_loop()
+
     async def run(self) -> None:
         """Send until cancelled."""
-        self._loop = asyncio.get_running_loop()
         while True:
             bodies = [await self._queue.get()]
             while len(bodies) < _MESSAGES_PER_PUSH and not self._queue.empty():
@@ -40,6 +47,29 @@ class Outbox:
     async def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None = None) -> None:
         """Queue a message. Raises MalformedError for one that the engine would refuse."""
         await self.put(self._client.build_message(kind, payload, command_id))
+
+    async def call(self, kind: str, payload: Mapping[str, Any]) -> str:
+        """Queue a message, wait for the engine's reply, and return the agent's state.
+
+        Raises RefusalError, and TimeoutError without a reply. While Redis is away, it waits.
+        """
+        if self._loop is None:
+            raise AismError("the agent does not run yet: use its verbs in its handlers, or inside `async with agent`")
+        body = self._client.build_message(kind, payload, reply=True)
+        await self.put(body)
+        reply = await retry(partial(self._client.reply_to, body), OUTAGE_BACKOFF, inf)
+        self._replies += 1
+        self.state = reply.state or self.state
+        if not reply.ok:
+            raise RefusalError(reply.error or {})
+        return reply.state or ""
+
+    async def refresh_state(self) -> None:
+        """Read the state again, unless a reply tells it meanwhile."""
+        replies = self._replies
+        state = await self._client.state()
+        if replies == self._replies:
+            self.state = state
 
     def from_any_thread(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Return work that is to be awaited. In another thread than that of the agent, wait here until it is done."""

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from aism_engine.agent.client import CommandMessage
 from aism_engine.agent.outbox import Outbox
+from aism_engine.agent.verbs import Verbs
 from aism_engine.errors import AismError
 
 TaskResult: TypeAlias = Mapping[str, Any] | None
@@ -19,10 +20,11 @@ class CommandFailedError(AismError):
         self.code, self.message, self.retryable = code, message, retryable
 
 
-class Task:
-    """One command, as its handler sees it."""
+class Task(Verbs):
+    """One command, as its handler sees it. It has the verbs of its agent as well."""
 
     def __init__(self, command: CommandMessage, outbox: Outbox) -> None:
+        super().__init__(outbox)
         self.command = command
         self.payload = command.payload
         self.expires_at: float | None = None
@@ -30,7 +32,6 @@ class Task:
         self.cancelled = False
         """Whether the handler should end: the command was cancelled, or the agent stops. For plain functions, which
         cannot be interrupted; a coroutine gets `asyncio.CancelledError`."""
-        self._outbox = outbox
 
     def progress(self, *, percent: float | None = None, note: str | None = None) -> Awaitable[None]:
         """Report progress. This also restarts the timeout of the command. A plain function need not await it."""

@@ -10,6 +10,7 @@ from aism_engine.agent.client import AgentClient, CommandMessage, MalformedError
 from aism_engine.agent.handlers import Handlers, describe, format_traceback
 from aism_engine.agent.outbox import Outbox
 from aism_engine.agent.task import CommandFailedError, Task, TaskHandler
+from aism_engine.errors import RefusalError
 
 log = structlog.get_logger(component="agent")
 
@@ -115,8 +116,9 @@ class TaskRunner:
         try:
             task.expires_at = await self._client.local_deadline(command)
             return "result", _as_object(await self._calls.call(handler, task)), True
-        except CommandFailedError as error:
-            return "error", _error(error.code, error.message, retryable=error.retryable), not error.retryable
+        except (CommandFailedError, RefusalError) as error:  # the latter from a verb that the handler has used
+            retryable = isinstance(error, CommandFailedError) and error.retryable
+            return "error", _error(error.code, error.message, retryable=retryable), not retryable
         except BaseException as error:  # noqa: BLE001  a handler may raise SystemExit as well: the agent must live on
             if isinstance(error, asyncio.CancelledError) and task.cancelled:
                 return "error", _error("agent_stopped", "the agent has stopped", retryable=True), False

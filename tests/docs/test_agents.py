@@ -1,4 +1,4 @@
-"""Runs the examples of docs/agents.md."""
+"""Runs the examples of docs/agents.md and docs/python.md."""
 
 import asyncio
 import os
@@ -13,13 +13,14 @@ from aism_engine.store.embedded import EmbeddedServer
 from tests.docs.reading import DOCS
 from tests.support.engine import Running, eventually, running_engine
 
-PAGE = (DOCS / "agents.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
 
 
-def blocks(language: str) -> list[str]:
-    """Return the code blocks of the page in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "agents.md") -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def environ(server: EmbeddedServer, prefix: str) -> dict[str, str]:
@@ -57,6 +58,23 @@ async def test_the_python_example_works(server: EmbeddedServer, prefix: str, tmp
             finally:
                 agent.terminate()
                 await agent.wait()
+
+
+async def test_the_pipeline_prints_what_the_page_says(server: EmbeddedServer, prefix: str) -> None:
+    (program,), (printed,) = blocks("python", "python.md"), blocks("text", "python.md")
+    with capture_logs():
+        async with running_engine(server, prefix) as engine:
+            pipeline = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", program), env=environ(server, prefix), stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await pipeline.communicate()
+            lines = [line for line in out.decode().splitlines() if "[info" not in line]
+            assert "\n".join(lines) == printed.strip()
+            await eventually(lambda: engine.audit("agent_left", agent_id="writer-1"))
+            facts = await engine.audit("state_changed", agent_id="writer-1")
+            path = ["bootstrap", "inbox", "deep_work", "inbox", "offline"]
+            assert [fact["new_state"] for fact in facts] == path
+            assert await engine.call("HGET", engine.keys.agent_measurements("writer-1"), "words") == b"7.0"
 
 
 async def outcome(engine: Running, command_id: str, **payload: str) -> tuple[str, str]:

@@ -1,0 +1,75 @@
+"""The messages that an agent gets from other agents, and the handler for them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import inf
+from typing import Any, Final, TypeAlias
+
+import structlog
+from msgspec import Struct
+
+from aism_engine.agent.client import AgentClient, InboxMessage, retry
+from aism_engine.agent.handlers import Handlers, format_traceback
+from aism_engine.agent.outbox import OUTAGE_BACKOFF
+from aism_engine.agent.verbs import Verbs
+
+log = structlog.get_logger(component="agent")
+
+_POLL_INTERVAL_S: Final = 1.0
+"""Longest wait for a message: a stop is noticed in between, because an interrupted wait could lose a message."""
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    """A message from another agent."""
+
+    id: str
+    sender: str
+    content: Any
+    thread_id: str | None
+    verbs: Verbs
+
+    def reply(self, content: object) -> Awaitable[None]:
+        """Send a message back to the sender, in the same thread. Raises as `Agent.message` does."""
+        return self.verbs.message(self.sender, content, thread_id=self.thread_id)
+
+
+MessageHandler: TypeAlias = Callable[[Message], Awaitable[None] | None]
+
+
+class Inbox:
+    """Takes the messages of an agent in order, and calls the handler with one at a time.
+
+    A message is taken once: it is lost if the process dies before its handler has ended, or if the handler raises.
+    """
+
+    def __init__(self, client: AgentClient, verbs: Verbs, handlers: Handlers) -> None:
+        self.handler: MessageHandler | None = None
+        self._client = client
+        self._verbs = verbs
+        self._calls = handlers
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Handle messages until `stopping` is set."""
+        if self.handler is None:
+            await stopping.wait()
+        while self.handler is not None and not stopping.is_set():
+            message = await retry(partial(self._client.next_message, _POLL_INTERVAL_S), OUTAGE_BACKOFF, inf)
+            if message is not None:
+                await self._handle(self.handler, message)
+
+    async def _handle(self, handler: MessageHandler, message: InboxMessage) -> None:
+        content = message.payload
+        given = Message(
+            id=message.id,
+            sender=content.sender,
+            content=content.content,
+            thread_id=content.thread_id,
+            verbs=self._verbs,
+        )
+        try:
+            await self._calls.call(handler, given)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  a handler may raise SystemExit as well: the agent must live on
+            log.error("message_failed", message_id=message.id, exception=format_traceback(error))  # noqa: TRY400  as above
