@@ -3,8 +3,9 @@
     python launcher.py CONTROL KILL_AFTER_S PROGRAM [ARGUMENT ...]
 
 CONTROL is the file descriptor of a socket to the agent. When the agent shuts down its side, or dies, the program must
-end. The launcher writes one line when the program has ended: `exit CODE`, `signal NUMBER`, or `error ERRNO` if it could
-not be started. Then it ends what the program has left behind, and writes `left COUNT` if it could not end everything.
+end. The launcher writes `started PID`, and one line when the program has ended: `exit CODE` or `signal NUMBER`. If the
+program cannot be started, it writes only `error ERRNO`. Then it ends what the program has left behind, and writes
+`left COUNT`, the number of processes that it could not end.
 
 The launcher is the subreaper of the program: descendants that leave the process group and lose their parent become
 children of the launcher, so it finds and reaps all of them. It gives the program the default action for every signal.
@@ -38,11 +39,11 @@ def main() -> None:
     except OSError as error:
         _report(control_fd, f"error {error.errno}")
         return
+    _report(control_fd, f"started {program}")
     status = _wait(program, control_fd, woken_fd)
     if status is not None:
         _report(control_fd, status)
-    if left := end_descendants(program, float(kill_after_s), woken_fd):
-        _report(control_fd, f"left {left}")
+    _report(control_fd, f"left {end_descendants(program, float(kill_after_s), woken_fd)}")
 
 
 def _wake_up_at_the_end_of_a_child() -> int:
@@ -122,10 +123,18 @@ def end_descendants(program: int, kill_after_s: float, woken_fd: int) -> int:
 
 
 def _descendants(program: int) -> set[int]:
-    """Return the living descendants of this process, and the living members of the program's session."""
+    """Return the living descendants of this process, and the living members of the program's session.
+
+    Without /proc, return the process group of the program, as a negative number, while it has members.
+    """
     children: dict[int, list[int]] = {}
     found = set[int]()
-    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+    if not os.path.isdir("/proc/self"):
+        with suppress(ProcessLookupError):
+            os.killpg(program, 0)
+            found.add(-program)
+        return found
+    for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:

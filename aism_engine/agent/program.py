@@ -1,6 +1,8 @@
 """One run of a program for `aism run`: its input, its output, and its end together with all its descendants."""
 
 import asyncio
+import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -45,6 +47,8 @@ class Program:
         self.left = 0
         """At the end: the number of processes that could not be ended."""
         self._errors = b""
+        self._group = 0
+        """The process group of the program, until the launcher has ended it."""
         self._reporting = asyncio.create_task(self._read_reports(reports))
         work = (self._write_input(given), self._read_output(), self._read_errors(), process.wait())
         self._work = [asyncio.create_task(each) for each in work]
@@ -92,10 +96,14 @@ class Program:
         self._ask_for_end()
         await self._reporting  # until the launcher has ended
         self._control.close()
+        if self._group:  # the launcher was killed: this ends at least the process group of the program
+            with suppress(OSError):
+                os.killpg(self._group, signal.SIGKILL)
         _, open_ = await asyncio.wait(self._work, timeout=_DRAIN_S)
         for task in open_:
             task.cancel()
         await asyncio.wait(self._work)
+        self._process._transport.close()  # noqa: SLF001  no other way to close pipes that a process still holds
 
     def _ask_for_end(self) -> None:
         with suppress(OSError):  # the launcher has ended already
@@ -105,7 +113,9 @@ class Program:
         while line := await reports.readline():
             kind, _, number = line.decode().partition(" ")
             if kind == "left":
-                self.left = int(number)
+                self.left, self._group = int(number), 0
+            elif kind == "started":
+                self._group = int(number)
             else:
                 self._status.set_result(Status(kind, int(number)))
         if not self._status.done():

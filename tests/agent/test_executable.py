@@ -269,6 +269,15 @@ def test_a_process_that_may_not_be_killed_is_given_up_at_once(monkeypatch: pytes
     assert launcher.end_descendants(10, kill_after_s=3600, woken_fd=0) == 2
 
 
+def test_without_proc_the_process_group_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["/bin/sh", "-c", "sleep 600 & wait"], start_new_session=True)
+    monkeypatch.setattr(os.path, "isdir", lambda _: False)
+    woken, _ = os.pipe()
+    assert launcher.end_descendants(child.pid, kill_after_s=3600, woken_fd=woken) == 0
+    child.wait()
+    assert not is_alive(child.pid)
+
+
 @pytest.mark.parametrize(
     ("lines", "code"), [("", "launcher_died"), ("left 2\n", "launcher_died"), ("exit 0\nleft 2\n", None)]
 )
@@ -283,6 +292,14 @@ async def test_what_the_launcher_reports_is_the_outcome(
         found = await failure(Executable(["true"], timeout_s=None))
     assert found == (code and (code, False))
     assert [each["count"] for each in logs] == ([2] if "left" in lines else [])
+
+
+async def test_a_program_whose_launcher_is_killed_is_ended(tmp_path: Path) -> None:
+    """With its process group, so that it does not go on beside its next run."""
+    file = tmp_path / "pids"
+    script = f"sleep 600 & echo $! $$ > {file}; kill -9 $PPID; exec sleep 600"
+    assert await failure(Executable(["sh", "-c", script], timeout_s=None)) == ("launcher_died", False)
+    await eventually(lambda: not any(map(is_alive, read_pids(file))))
 
 
 IN_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
