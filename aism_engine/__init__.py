@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aism_engine.agent.agent import Agent
     from aism_engine.agent.inbox import Message
     from aism_engine.agent.task import CommandFailedError, Task
+    from aism_engine.domain.protocol.codec import MalformedError
     from aism_engine.errors import AismError, RefusalError, ServerUnavailableError
     from aism_engine.operator_client import AgentInfo, Operator, Outcome
 
@@ -20,6 +21,7 @@ _MODULES: Final = {
     "AgentInfo": "operator_client",
     "AismError": "errors",
     "CommandFailedError": "agent.task",
+    "MalformedError": "domain.protocol.codec",
     "Message": "agent.inbox",
     "Operator": "operator_client",
     "Outcome": "operator_client",
@@ -32,6 +34,7 @@ __all__ = [
     "AgentInfo",
     "AismError",
     "CommandFailedError",
+    "MalformedError",
     "Message",
     "Operator",
     "Outcome",

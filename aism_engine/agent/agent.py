@@ -122,6 +122,7 @@ class Agent(Verbs):
                 await self._tasks.stop(self._stop_timeout_s)
                 await asyncio.wait([receiving], timeout=self._stop_timeout_s)
                 await cancel_tasks([receiving])
+                self._outbox.close()
                 await self._leave()
                 await cancel_tasks(sending)
 

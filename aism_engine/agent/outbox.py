@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any, Final, Generic, TypeVar
@@ -34,6 +35,10 @@ class Outbox:
         """Allow calls, from now on and from any thread: the agent has registered."""
         self._loop = asyncio.get_running_loop()
 
+    def close(self) -> None:
+        """Allow no more calls: the agent has left."""
+        self._loop = None
+
     async def run(self) -> None:
         """Send until cancelled."""
         while True:
@@ -54,7 +59,7 @@ class Outbox:
         Raises RefusalError, and TimeoutError without a reply. While Redis is away, it waits.
         """
         if self._loop is None:
-            raise AismError("the agent does not run yet: use its verbs in its handlers, or inside `async with agent`")
+            raise AismError("the agent does not run: use its verbs in its handlers, or inside `async with agent`")
         body = self._client.build_message(kind, payload, reply=True)
         await self.put(body)
         reply = await retry(partial(self._client.reply_to, body), OUTAGE_BACKOFF, inf)
@@ -72,13 +77,14 @@ class Outbox:
             self.state = state
 
     def from_any_thread(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """Return work that is to be awaited. In another thread than that of the agent, wait here until it is done."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # a thread without an event loop: that of a plain function
-            if self._loop is not None:
-                return _Done(asyncio.run_coroutine_threadsafe(work, self._loop).result())
-        return work
+        """Return work that is to be awaited. In a thread without an event loop, wait here until it is done."""
+        current: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):
+            current = asyncio.get_running_loop()
+        if self._loop is None or current is self._loop:
+            return work
+        call = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.wrap_future(call) if current is not None else _Done(call.result())
 
 
 class _Done(Generic[T]):

@@ -152,9 +152,31 @@ async def test_a_message_that_arrives_at_a_stop_waits_for_the_next_process(
     assert await engine.call("LLEN", engine.keys.inbox(ID)) == 1
 
 
-async def test_verbs_need_a_running_agent() -> None:
-    with pytest.raises(AismError, match="does not run yet"):
-        await Agent(ID, type="worker").transition("inbox")
+@pytest.mark.usefixtures("engine")
+async def test_verbs_need_a_running_agent(server: EmbeddedServer, prefix: str) -> None:
+    """Before it has started, and after its end."""
+    agent = build_agent(server, prefix)
+    with pytest.raises(AismError, match="does not run"):
+        await agent.transition("inbox")
+    async with agent:
+        pass
+    with pytest.raises(AismError, match="does not run"):
+        await agent.transition("inbox")
+
+
+async def test_an_event_loop_in_a_thread_can_await_verbs(engine: Running, server: EmbeddedServer, prefix: str) -> None:
+    agent = build_agent(server, prefix)
+
+    @agent.on("work")
+    def work(task: Task) -> dict[str, Any]:
+        async def transition() -> str:
+            return await task.transition("inbox")
+
+        return {"state": asyncio.run(transition())}
+
+    async with agent:
+        await send(engine, "c1")
+        assert (await wait_for_status(engine, "c1", "succeeded", "failed"))["result"] == '{"state":"inbox"}'
 
 
 async def test_an_agent_that_is_refused_does_not_start(server: EmbeddedServer, prefix: str) -> None:
