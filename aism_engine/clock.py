@@ -27,9 +27,19 @@ ROUNDING_S: Final = 0.002
 """Largest error of an instant that was written and read back: `iso` has milliseconds."""
 
 
+_FIRST: Final = -62_135_596_800.0
+_LAST: Final = 253_402_300_799.0
+"""The first and the last second that ISO 8601 can express: those of the years 1 and 9999."""
+
+
 def iso(instant: float) -> str:
-    """Format an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`."""
-    return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Format an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`.
+
+    An instant outside the years 1 to 9999 becomes the nearest of their seconds, so that no decision fails on what a
+    client wrote.
+    """
+    at = datetime.fromtimestamp(min(max(instant, _FIRST), _LAST), UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_iso(text: str) -> float:

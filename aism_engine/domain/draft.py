@@ -59,7 +59,7 @@ class Draft:
         self.hops = Changes[ThreadMember, int](fleet.hops)
         self._size_change = 0
         self.request_replies: dict[str, bytes] = {}
-        """Replies to the requests of this batch."""
+        """What is saved of the requests of this batch, as in the lookups."""
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
         self.silences: dict[str, float | None] = {}

@@ -117,7 +117,7 @@ class SaveHold(Effect, frozen=True):
 
 
 class SaveRequestReply(Effect, frozen=True):
-    """Keep the reply to a request, so that the same request gets the same reply."""
+    """Keep a digest of a request and the reply to it, so that the same request gets the same reply."""
 
     request_id: str
     body: bytes

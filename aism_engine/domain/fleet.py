@@ -33,7 +33,7 @@ class Lookups(Struct):
     bodies: dict[str, bytes] = field(default_factory=dict)
     """Bodies of commands that are due for another attempt; empty if the body is missing in the record."""
     request_replies: dict[str, bytes] = field(default_factory=dict)
-    """Saved replies to requests that were decided before."""
+    """What is saved of requests that were decided before: a digest of the request, a space, and the reply."""
     dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
     """Dead letters to replay, by stream id."""
     unread: dict[str, int] = field(default_factory=dict)

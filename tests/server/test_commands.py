@@ -166,14 +166,15 @@ async def test_only_the_first_outcome_from_the_right_agent_counts(workers: Worke
 
 
 async def test_repeated_request_gets_the_first_reply_from_any_engine(server: EmbeddedServer, prefix: str) -> None:
-    """Whether it was accepted or refused, and although its content changed."""
+    """Whether it was accepted or refused. Another request under the same id is refused."""
     async with open_workers(server, prefix) as workers:
         await workers.register(WORKER)
         first, refused = await workers.send("c"), await workers.send("d", "nobody")
-        assert await workers.send("c", kind="other") == first
+        assert await workers.send("c") == first
     async with open_workers(server, prefix) as workers:
         await workers.register("nobody")
         assert (await workers.send("c"), await workers.send("d", "nobody")) == (first, refused)
+        assert (await workers.send("c", kind="other"))["error"]["code"] == "id_reused"
         assert await workers.listed() == ["c"]
         assert refused["error"]["code"] == "unknown_agent"
 

@@ -1,6 +1,7 @@
 """Requests of operators: which agents they address, whether they are allowed, and what the agents pop."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Lookups
 from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.codec import MalformedError, decode_request
 from aism_engine.domain.requests import decide_request
 from aism_engine.domain.responses import decide_response
 from tests.support.model import AT, NOW, World, registered_world
@@ -103,8 +105,66 @@ def test_repeated_send_is_one_command(world: World) -> None:
     assert (world.send("c1").outcome, world.reply("c1")["status"]) == ("duplicate", "queued")
     world.respond("result", command_id="c1")
     world.replies.clear()
-    assert (world.send("c1", "someone-else").outcome, len(world.lists["a"])) == ("duplicate", 1)
+    assert (world.send("c1").outcome, len(world.lists["a"])) == ("duplicate", 1)
     assert (world.reply("c1")["agent_id"], world.reply("c1")["status"]) == ("a", "queued")
+
+
+@pytest.mark.parametrize(
+    ("kind", "agent_id", "fields"),
+    [
+        ("send", "b", {"command": {"type": "work", "payload": {"n": 1, "m": 2}}}),
+        ("send", "a", {"command": {"type": "other", "payload": {"n": 1, "m": 2}}}),
+        ("send", "a", {"command": {"type": "work", "payload": {"n": 1, "m": 3}}}),
+        ("send", "a", {"command": {"type": "work", "payload": {"n": 1, "m": 2}}, "options": {"ttl": 9}}),
+        ("send", None, {"command": {"type": "work", "payload": {"n": 1, "m": 2}}, "select": "id=a"}),
+        ("pause", "a", {}),
+    ],
+)
+def test_another_request_under_a_used_id_is_refused(
+    world: World, kind: str, agent_id: str | None, fields: dict[str, Any]
+) -> None:
+    """The first one keeps its reply. The order of fields makes no difference."""
+    world.request("send", "r", command={"type": "work", "payload": {"n": 1, "m": 2}})
+    assert world.request(kind, "r", agent_id, **fields).outcome == "refused"
+    assert error_of(world, "r") == (f"{kind}_refused", "id_reused")
+    assert (world.agent().hold, len(world.lists["a"])) == ("", 1)
+    again = world.request("send", "r", command={"payload": {"m": 2, "n": 1}, "type": "work"})
+    assert (again.outcome, world.reply("r")["status"]) == ("duplicate", "queued")
+
+
+def test_a_reply_that_an_earlier_version_saved_is_given_again(world: World) -> None:
+    """It has no digest of the request."""
+    world.request_replies["c1"] = b'{"id":"c1","ok":true}'
+    assert (world.send("c1").outcome, world.reply("c1")) == ("duplicate", {"id": "c1", "ok": True})
+
+
+def test_another_command_under_the_id_of_a_known_one_is_refused_without_its_saved_reply(world: World) -> None:
+    """Such a refusal is not saved: the id belongs to the first command."""
+    world.send("c1")
+    for agent_id, kind, expected in (("b", "work", "refused"), ("a", "rest", "refused"), ("a", "work", "duplicate")):
+        world.request_replies.pop("c1", None)
+        assert world.send("c1", agent_id, kind).outcome == expected
+        assert ("c1" in world.request_replies) == (expected == "duplicate")
+
+
+@pytest.mark.parametrize("start_at", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", "2030-01-01T00:00:00Z"])
+def test_a_start_that_is_not_within_a_year_is_refused(world: World, start_at: str) -> None:
+    world.request("send", "c1", command={"type": "work"}, options={"start_at": start_at})
+    assert error_of(world, "c1") == ("send_refused", "invalid_start")
+
+
+@pytest.mark.parametrize("start_at", ["2026-12-31T23:59:60Z", "tomorrow", "10000-01-01T00:00:00Z", "0000-01-01T00:00Z"])
+def test_a_start_that_is_no_time_is_refused_in_words(start_at: str) -> None:
+    """A leap second is no time, either: the clock of the engine does not have it."""
+    payload = {"agent_id": "a", "command": {"type": "x"}, "options": {"start_at": start_at}}
+    raw = {"type": "send", "id": "c1", "payload": payload}
+    with pytest.raises(MalformedError, match="`start_at` is not a time in ISO 8601"):
+        decode_request(json.dumps(raw).encode())
+
+
+def test_any_instant_can_be_written() -> None:
+    """Whatever another client wrote into a record."""
+    assert [iso(-1e300), iso(1e300)] == ["0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.000Z"]
 
 
 def test_command_that_ends_between_lookup_and_decision_is_known(world: World) -> None:

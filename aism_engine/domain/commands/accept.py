@@ -16,34 +16,24 @@ from aism_engine.domain.error_reply import ErrorReply, transition_error
 from aism_engine.domain.machines.machine import TransitionCase
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
+from aism_engine.domain.protocol.messages import MAX_DURATION_S
 
 
 def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | ErrorReply:
     """Accept a command for one agent, for any one of the selected agents, or for all of them."""
     payload = request.payload
     if (known := ctx.draft.command(request.id) or ctx.draft.group(request.id)) is not None:
-        ctx.decision.outcome = "duplicate"  # the saved reply has expired, the record has not
-        return _accepted(known) if isinstance(known, Command) else _group_accepted(known)
+        return _accepted_before(ctx, request, known)  # the saved reply has expired, the record has not
+    if abs(_start_at(ctx.draft.now, payload.options) - ctx.draft.now) > MAX_DURATION_S:
+        message = f"the start {payload.options.start_at} is not within a year of now, {ctx.draft.at}"
+        return ErrorReply("send_refused", "invalid_start", message)
     if payload.agent_id is not None:
         agent = find_agent(ctx, payload.agent_id)
         return agent if isinstance(agent, ErrorReply) else accept(ctx, request.id, agent, request)
     found = select(ctx, payload.select or "", "send_refused")
     if isinstance(found, ErrorReply):
         return found
-    if not payload.any:
-        return _send_to_all(ctx, request, found, raw)
-    able = [agent for agent in found if _refusal(ctx, agent, request) is None and not ctx.draft.is_paused(agent)]
-    if not able:
-        reasons = "paused, draining, lost, at commands.max_queued, or in a state that does not allow the transition"
-        message = f"none of the {len(found)} selected agents can take the command: each is {reasons}"
-        return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
-
-    def load(agent: AgentRecord) -> tuple[int, int, int]:
-        """Return commands in flight, then waiting ones. The checksum spreads requests over equally loaded agents."""
-        return agent.in_flight, len(agent.waiting), crc32(f"{request.id} {agent.agent_id}".encode())
-
-    chosen = min(able, key=load)
-    return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
+    return _send_to_any(ctx, request, found) if payload.any else _send_to_all(ctx, request, found, raw)
 
 
 def accept(
@@ -63,7 +53,7 @@ def accept(
         return ErrorReply("send_refused", "id_taken", f"command {command_id} exists already; use another id")
     if (error := _refusal(ctx, agent, request)) is not None:
         return error
-    start_at = _start_at(draft.now, options)
+    start_at = max(_start_at(draft.now, options), draft.now)
     command = Command(
         command_id=command_id,
         agent_id=agent.agent_id,
@@ -159,6 +149,21 @@ def accept_group(
     return _group_accepted(group)
 
 
+def _send_to_any(ctx: DecisionContext, request: m.Send, found: list[AgentRecord]) -> dict[str, Any] | ErrorReply:
+    able = [agent for agent in found if _refusal(ctx, agent, request) is None and not ctx.draft.is_paused(agent)]
+    if not able:
+        reasons = "paused, draining, lost, at commands.max_queued, or in a state that does not allow the transition"
+        message = f"none of the {len(found)} selected agents can take the command: each is {reasons}"
+        return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
+
+    def load(agent: AgentRecord) -> tuple[int, int, int]:
+        """Return commands in flight, then waiting ones. The checksum spreads requests over equally loaded agents."""
+        return agent.in_flight, len(agent.waiting), crc32(f"{request.id} {agent.agent_id}".encode())
+
+    chosen = min(able, key=load)
+    return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
+
+
 def _send_to_all(
     ctx: DecisionContext, request: m.Send, found: list[AgentRecord], raw: bytes
 ) -> dict[str, Any] | ErrorReply:
@@ -168,7 +173,7 @@ def _send_to_all(
     except ValueError as error:
         return ErrorReply("send_refused", "invalid_quorum", str(error), {"targets": len(found)})
     targets = [{"agent_id": agent.agent_id} for agent in found]
-    ends_at = _start_at(ctx.draft.now, options) + (options.ttl or ctx.policy.commands.ttl)
+    ends_at = max(_start_at(ctx.draft.now, options), ctx.draft.now) + (options.ttl or ctx.policy.commands.ttl)
     return accept_group(ctx, request, raw, targets, request.payload.select or "", needed, ends_at)
 
 
@@ -209,9 +214,27 @@ def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Sen
 
 
 def _start_at(now: float, options: m.SendOptions) -> float:
-    """Return the instant from which a command may be sent: its scheduled start, or now."""
-    start_at = now + (options.start_in or 0.0) if options.start_at is None else from_iso(options.start_at)
-    return max(start_at, now)
+    """Return the scheduled start of a command, which may be over; without one, now."""
+    return now + (options.start_in or 0.0) if options.start_at is None else from_iso(options.start_at)
+
+
+def _accepted_before(ctx: DecisionContext, request: m.Send, known: Command | Group) -> dict[str, Any] | ErrorReply:
+    """Reply to a request as before, unless it is evidently another one under the same id."""
+    payload, to_all = request.payload, request.payload.select is not None and not request.payload.any
+    if isinstance(known, Group):
+        repeats = to_all and known.kind == "send"
+    else:
+        repeats = payload.agent_id in {None, known.agent_id} and payload.command.type == known.type and not to_all
+    if not repeats:
+        return id_reused(request)
+    ctx.decision.outcome = "duplicate"
+    return _accepted(known) if isinstance(known, Command) else _group_accepted(known)
+
+
+def id_reused(request: m.Request) -> ErrorReply:
+    """Refuse a request under an id that another request has used."""
+    message = f"another request had the id {request.id}: give each request a new id"
+    return ErrorReply(f"{request.kind}_refused", "id_reused", message)
 
 
 def _accepted(command: Command) -> dict[str, Any]:

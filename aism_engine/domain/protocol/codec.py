@@ -25,6 +25,11 @@ def encode(message: object, codec: str = "json") -> bytes:
     return _ENCODERS[codec](message)
 
 
+def encode_sorted(value: object) -> bytes:
+    """Encode a value in JSON with sorted keys, so that equal values have equal bytes."""
+    return msgspec.json.encode(value, order="sorted")
+
+
 @dataclass(eq=False)
 class MalformedError(Exception):
     """A message that cannot be decoded. `agent_id` and `message_id` are set if they could be read."""

@@ -170,7 +170,11 @@ class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
         if self.start_at is not None:
             if self.start_in is not None:
                 raise ValueError("`start_at` and `start_in` cannot be combined")
-            if datetime.fromisoformat(self.start_at).tzinfo is None:
+            try:
+                start_at = datetime.fromisoformat(self.start_at)
+            except ValueError as error:
+                raise ValueError(f"`start_at` is not a time in ISO 8601: {error}") from None
+            if start_at.tzinfo is None:
                 raise ValueError("`start_at` needs an offset from UTC, such as a final Z")
 
 
