@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from aism_engine.domain.agents.agent import Liveness
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Liveness
 from aism_engine.domain.agents.liveness import decide_first_heartbeat, decide_heartbeat_removed
 from aism_engine.domain.agents.transitions import decide_snapshot, decide_state_repair
 from aism_engine.domain.decision import Decision
@@ -146,8 +146,7 @@ class Registrar(Service):
             changed = {
                 agent_id
                 for agent_id, seen in lookups.snapshots.items()
-                if (agent := fleet.agents.get(agent_id))
-                and (seen.type or agent.type, seen.labels, seen.state) != (agent.type, agent.labels, agent.state)
+                if (agent := fleet.agents.get(agent_id)) and not _agrees(agent, seen)
             }
             decisions += await self._commit(fleet, changed, partial(decide_snapshot, read_at=read_at), lookups)
         return decisions
@@ -172,3 +171,10 @@ class Registrar(Service):
         decisions = await self._commit_each(fleet, "registrar", sorted(agent_ids), decide_one, lookups)
         self._commit_s += self._clock.monotonic() - started_at
         return [decision for decision in decisions if decision.outcome != "unchanged"]
+
+
+def _agrees(agent: AgentRecord, seen: AgentSnapshot) -> bool:
+    """Return whether nothing has to be decided: the keys of the agent say what the fleet in memory says."""
+    if not seen.is_recorded or (agent.registered and not seen.has_metadata):
+        return False
+    return (seen.type or agent.type, seen.labels, seen.state) == (agent.type, agent.labels, agent.state)

@@ -46,9 +46,9 @@ class FleetReader:
         """Read what agents write themselves. A value that has the wrong type or is too long counts as absent."""
         if not agent_ids:
             return {}
-        keys = [self.keys.heartbeats]
+        keys = [self.keys.heartbeats, self.keys.index]
         for agent_id in agent_ids:
-            keys += (self.keys.metadata(agent_id), self.keys.state(agent_id))
+            keys += (self.keys.metadata(agent_id), self.keys.state(agent_id), self.keys.agent(agent_id))
         found = await READ_SNAPSHOTS(self._client, keys, list(agent_ids))
         return {agent_id: _snapshot(*values) for agent_id, values in zip(agent_ids, found, strict=True)}
 
@@ -238,12 +238,13 @@ def read_dead_letter(fields: Mapping[bytes, bytes]) -> DeadLetter | None:
     return None
 
 
-def _snapshot(type_: bytes, labels: bytes, state: bytes, score: bytes) -> AgentSnapshot:
+def _snapshot(type_: bytes, labels: bytes, state: bytes, score: bytes, recorded: int) -> AgentSnapshot:
     return AgentSnapshot(
         type=_name(type_, is_type_name),
         labels=_labels(labels) if labels else {},
         state=_name(state, is_state_name),
         score=float(score) if score else None,
+        is_recorded=recorded == 1,
     )
 
 

@@ -359,6 +359,30 @@ async def test_invalid_metadata_is_ignored(engine: Running, agent: Agent, labels
     assert (record["type"], record["labels"]) == ("unknown", "{}")
 
 
+@pytest.mark.parametrize("what", ["record", "index", "metadata"])
+async def test_what_the_engine_wrote_about_an_agent_is_restored_when_somebody_deletes_it(
+    server: EmbeddedServer, prefix: str, agent: Agent, what: str
+) -> None:
+    """So the next leader knows the agent, with its labels."""
+    register = {"type": "register", "agent_id": "a", "payload": {"type": "scribe", "labels": {"team": "x"}}}
+    async with running_engine(server, prefix, registrar__metadata_interval=0.05) as engine:
+        keys = engine.keys
+        await engine.say(register)
+        await eventually(lambda: engine.record("a"))
+        deleted = {"record": keys.agent("a"), "index": keys.index, "metadata": keys.metadata("a")}[what]
+        assert await agent("DEL", deleted) == 1
+
+        async def is_restored() -> bool:
+            return bool(await agent("EXISTS", deleted))
+
+        await eventually(is_restored)
+        reported = [fact["agent_id"] for fact in await engine.audit("agent_repaired")]
+        assert reported == ([] if what == "metadata" else ["a"])
+    async with running_engine(server, prefix) as engine:
+        found = (await engine.engine.writer.loaded()).agents["a"]
+        assert (found.type, found.labels, found.registered) == ("scribe", {"team": "x"}, True)
+
+
 async def test_state_key_that_exists_at_first_sight_is_kept(engine: Running, agent: Agent) -> None:
     await agent("SET", engine.keys.state("a"), "thinking")
     await agent.beat(engine.keys, "a")

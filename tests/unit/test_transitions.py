@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentSnapshot
 from aism_engine.domain.agents.transitions import decide_snapshot
 from aism_engine.domain.decision import Decision
 from tests.support.model import AT, NOW, World, registered_world
@@ -139,3 +139,27 @@ def test_snapshot_of_unknown_agent_is_ignored(world: World) -> None:
 
 def test_known_agent_without_snapshot_is_left_alone(scribe: World) -> None:
     assert read_snapshot(scribe).effects == []
+
+
+def test_a_record_that_was_deleted_is_written_again_and_reported(scribe: World) -> None:
+    """Whole, as the fleet in memory has it. A later change of the engine has written only a part of it."""
+    before = dict(scribe.records["a"])
+    scribe.index.clear()
+    scribe.records["a"] = {"state": "inbox"}
+    read_snapshot(scribe, type="scribe", state="inbox", is_recorded=False)
+    assert ({name: scribe.records["a"][name] for name in AGENT_TABLE.fields}, scribe.index) == (
+        {name: before[name] for name in AGENT_TABLE.fields},
+        {"a"},
+    )
+    assert [fact["agent_id"] for fact in scribe.facts_of("agent_repaired")] == ["a"]
+    assert [event["code"] for event in scribe.events("errors")] == ["record_missing"]
+
+
+def test_metadata_of_a_registered_agent_that_was_deleted_is_written_again(scribe: World) -> None:
+    """The labels are kept. What an agent removes itself, by a change of its metadata, is applied."""
+    read_snapshot(scribe, type="scribe", labels={"team": "x"}, state="inbox")
+    scribe.metadata.clear()
+    read_snapshot(scribe, state="inbox")
+    assert (scribe.agent().labels, scribe.metadata["a"]["labels"]) == ({"team": "x"}, '{"team":"x"}')
+    read_snapshot(scribe, type="scribe", state="inbox")
+    assert scribe.agent().labels == {}

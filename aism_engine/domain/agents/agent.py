@@ -214,13 +214,19 @@ AGENT_TABLE: Final = RecordTable(
 
 
 class AgentSnapshot(Struct, frozen=True):
-    """What an agent has written itself: its metadata, state key and heartbeat."""
+    """What an agent has written itself: its metadata, state key and heartbeat; and whether it is recorded."""
 
     type: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     state: str | None = None
     score: float | None = None
+    is_recorded: bool = True
+    """Whether the engine's record of it is complete, and the agent is in the index."""
+
+    @property
+    def has_metadata(self) -> bool:
+        return bool(self.type or self.labels)
 
     @property
     def exists(self) -> bool:
-        return any((self.type, self.labels, self.state, self.score is not None))
+        return any((self.has_metadata, self.state, self.score is not None))

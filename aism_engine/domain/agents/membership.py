@@ -4,7 +4,7 @@ from typing import Any
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord, AgentSnapshot, Liveness
-from aism_engine.domain.agents.transitions import change_state
+from aism_engine.domain.agents.transitions import change_state, save_metadata
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.commands.restart import release_taken
@@ -66,8 +66,7 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
         agent.reset_liveness()
     machine = ctx.machine(agent)
     ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))
-    metadata = agent.fields("type", "labels", "capabilities", "codec")
-    ctx.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": ctx.draft.at}))
+    save_metadata(ctx, agent)
     details = {"machine": machine.name, "version": machine.version}
     ctx.record("agent_registered", agent_id=agent.agent_id, type=agent.type, details=details)
     target = machine.on_register

@@ -213,10 +213,14 @@ def decide_snapshot(ctx: DecisionContext, agent: AgentRecord, read_at: float) ->
     that the machine does not allow is overwritten. A snapshot from before the engine's latest change is ignored.
     """
     agent_id, seen = agent.agent_id, ctx.draft.lookups.snapshots.get(agent.agent_id)
+    if seen is not None and not seen.is_recorded:
+        _repair_record(ctx, agent)
     if seen is None or max(agent.since, agent.declared_at, agent.first_seen_at) > read_at - _JITTER_S:
         return
     agent_type = agent.type if agent.registered or seen.type is None else seen.type
-    if (agent_type, seen.labels) != (agent.type, agent.labels):
+    if agent.registered and not seen.has_metadata:  # somebody has deleted the metadata
+        save_metadata(ctx, agent)
+    elif (agent_type, seen.labels) != (agent.type, agent.labels):
         agent.type, agent.labels = agent_type, seen.labels
         ctx.add(fx.SaveAgent(agent_id, agent.fields("type", "labels")))
         ctx.record("metadata_changed", agent_id=agent_id, type=agent_type, details={"labels": seen.labels})
@@ -228,6 +232,21 @@ def decide_snapshot(ctx: DecisionContext, agent: AgentRecord, read_at: float) ->
         if refusal is not None:
             refuse(ctx, agent, refusal)
             ctx.add(fx.SetState(agent_id, agent.state))
+
+
+def _repair_record(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Write a record from memory that another client, or the eviction of the server, has deleted."""
+    reason = "its record or its entry in the index was missing, and was written again"
+    ctx.add(fx.IndexAgent(agent.agent_id))
+    ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))
+    ctx.record("agent_repaired", agent_id=agent.agent_id, reason=reason)
+    ctx.publish_error("record_missing", reason, agent_id=agent.agent_id)
+
+
+def save_metadata(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Write the metadata of a registered agent."""
+    metadata = agent.fields("type", "labels", "capabilities", "codec")
+    ctx.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": ctx.draft.at}))
 
 
 @agent_decision("state_repair")

@@ -78,7 +78,10 @@ def key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
 
 @KEYSPACE_CHECKS.add("Nothing reads these keys or deletes them.")
 def orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
-    missing_fix = "Their next heartbeat or message creates the record; otherwise SREM them from the index."
+    missing_fix = (
+        "Find out who deletes them; maxmemory-policy must be noeviction. A leading engine restores those it knows. "
+        "The next heartbeat or message of an agent creates its record; otherwise SREM it from the index."
+    )
     unindexed_fix = "Agents that are starting send a heartbeat soon. Delete <prefix>:agent:<id>:* of the others."
     return (
         _problem(Severity.WARNING, keyspace.missing_records, "agent", "in the index without a record", missing_fix)
