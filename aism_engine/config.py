@@ -49,7 +49,7 @@ _REFERENCE_HEADER: Final = """\
 # `make config` generates this file from aism_engine/settings.py and aism_engine/domain/policy.py.
 #
 # Later sources override earlier ones: the default, this file, the environment, a command-line flag. The environment
-# variable of a setting is AISM_SECTION__KEY, for example AISM_LEASE__TTL=5; tables are written as JSON. AISM_REDIS_URL
+# variable of a setting is AISM_SECTION__KEY, for example AISM_LEASE__TTL=5; tables and lists are JSON. AISM_REDIS_URL
 # is short for AISM_REDIS__URL. `aism-engine config check` reports all problems; `aism-engine config show` prints the
 # settings in force and their sources.
 """
@@ -187,15 +187,25 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, object,
 def _convert(kind: object, raw: object, where: str, problems: list[str], *, strict: bool) -> object:
     """Convert one value. Problems are appended to `problems`; the result is then invalid."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if isinstance(raw, str) and raw.lstrip().startswith("[") and not strict:  # a list in the environment is JSON
+        with suppress(msgspec.DecodeError, RecursionError):
+            raw = msgspec.json.decode(raw)
     if get_origin(bare) is dict or (isinstance(bare, type) and issubclass(bare, Struct)):
         return _convert_table(bare, raw, where, problems, strict=strict)
     try:
         return msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:
-        choice = " or ".join(map(repr, get_args(bare))) if get_origin(bare) is Literal else ""
+        is_choice = get_origin(bare) is Literal or str(error).startswith("Invalid enum value")
+        choice = " or ".join(map(repr, _choices(bare))) if is_choice else ""
         expected = choice or str(error).removeprefix("Expected ").partition(", got")[0]
         problems.append(f"{where}: expected {expected}, got {_shown(raw)}")
         return None
+
+
+def _choices(kind: object) -> list[object]:
+    """Return the values of every Literal within a type."""
+    inner = get_args(kind)
+    return list(inner) if get_origin(kind) is Literal else [value for each in inner for value in _choices(each)]
 
 
 def _convert_table(kind: Any, raw: object, where: str, problems: list[str], *, strict: bool) -> object:  # noqa: ANN401  a type form

@@ -59,6 +59,11 @@ class SyncAgentClient:
         state = self._retry(lambda redis: redis.call("GET", self.keys.state(self.agent_id)))
         return state.decode() if state is not None else None
 
+    def is_registered(self) -> bool:
+        """Return whether the engine's record of a registration is on the server."""
+        name = self.keys.metadata(self.agent_id)
+        return self._retry(lambda redis: redis.call("HGET", name, "registered_at")) is not None
+
     def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
         """Pop the oldest message of a list, waiting at most `wait_s` for one. Skips entries that are no messages.
 

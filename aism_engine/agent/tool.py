@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NoReturn, TypeAlias
@@ -48,6 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with closing(SyncAgentClient(options.agent, options.redis, options.prefix)) as client:
             result = options.call(client, options)
+            with suppress(ServerUnavailableError):
+                _warn_if_unregistered(client)
     except ServerUnavailableError as error:
         message = f"Redis is not available: {redacted(str(error))}. Name the server with --redis URL or AISM_REDIS_URL"
         return _print_error(message, UNAVAILABLE)
@@ -64,6 +66,13 @@ def _run(options: argparse.Namespace) -> int:
 def _print_error(message: str, code: int) -> int:
     print(f"aism: {message}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _warn_if_unregistered(client: SyncAgentClient) -> None:
+    """Warn about an agent that nobody has registered: its id may be a typing error, and its type is not known."""
+    if not client.is_registered():
+        fix = "check the id, or register: aism register --type TYPE"
+        _print_error(f"warning: the agent {client.agent_id} is not registered; {fix}", DONE)
 
 
 def _format_refusal(reply: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ adds the sections that only services read.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field
 
@@ -22,6 +22,9 @@ Limit = Annotated[float, Meta(gt=0, le=1e15)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
+
+Way: TypeAlias = Literal["heartbeat", "response", "channel", "request"]
+"""How an unknown agent is first seen: it has sent a heartbeat or a response, has published, or a request names it."""
 
 SilentAfter = Annotated[Seconds, "Seconds without a sign of life until an agent is silent"]
 LostAfter = Annotated[Seconds, "Seconds without a sign of life until an agent is lost; more than silent_after"]
@@ -45,8 +48,15 @@ class ProtocolSettings(Section, frozen=True):
 class AgentsSettings(Section, frozen=True):
     """Which agents belong to the fleet."""
 
-    auto_register: Annotated[bool, "Whether an unknown agent is added when it is first seen"] = True
+    auto_register: Annotated[
+        bool | tuple[Way, ...],
+        "Whether agents join unregistered; or in which ways, a list: heartbeat, response, channel, request",
+    ] = True
     max_agents: Annotated[Count, "Maximum number of known agents"] = 200_000
+
+    def admits_by(self, way: Way) -> bool:
+        """Return whether an agent that has not registered is added when it is first seen in this way."""
+        return self.auto_register if isinstance(self.auto_register, bool) else way in self.auto_register
 
 
 class CommandsSettings(Section, frozen=True):

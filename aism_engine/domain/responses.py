@@ -11,7 +11,7 @@ from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.error_reply import ErrorReply
-from aism_engine.domain.policy import Policy
+from aism_engine.domain.policy import Policy, Way
 from aism_engine.domain.protocol import messages as m
 
 ResponseHandler: TypeAlias = Callable[[DecisionContext, AgentRecord, Any, bytes], ErrorReply | None]
@@ -44,7 +44,8 @@ def decide_response(
     agent = draft.agent(agent_id)
     if agent is None:
         registering_as = response.payload.type if isinstance(response, m.Register) else None
-        admitted = membership.admit(ctx, agent_id, error_type="message_refused", registering_as=registering_as)
+        way: Way = "channel" if response.via == "channel" else "response"
+        admitted = membership.admit(ctx, agent_id, way, error_type="message_refused", registering_as=registering_as)
         if isinstance(admitted, ErrorReply):
             _reject(ctx, response, admitted, raw)
             return decision

@@ -74,6 +74,17 @@ async def test_an_agent_can_register_work_and_leave(engine: Running, aism: Tool)
     assert (await aism("goodbye", "--reason", "done")).json["state"] == "offline"
 
 
+@pytest.mark.usefixtures("engine")
+async def test_an_agent_that_nobody_registered_is_warned_about(aism: Tool) -> None:
+    """A typing error in the id succeeds, and is seen. A registered agent gets no warning."""
+    ghost = await aism("--agent", "ghost", "state", "transition", "merging")
+    assert (ghost.code, ghost.json["ok"]) == (0, True)
+    assert ghost.err.startswith("aism: warning: the agent ghost is not registered; ")
+    assert "not registered" in (await aism("--agent", "ghost", "command", "next")).err
+    assert (await aism("register", "--type", "scribe")).err == ""
+    assert (await aism("state", "transition", "inbox")).err == ""
+
+
 async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: str) -> None:
     assert (await aism("command", "next", "--wait", "300")).json["payload"] == {"n": 1}
     assert (await aism("command", "ack", work)).code == 0

@@ -485,6 +485,20 @@ async def test_without_auto_register_only_registered_agents_join(
         assert await agent("SMEMBERS", engine.keys.index) == [b"a"]
 
 
+@pytest.mark.parametrize("value", [["heartbeat"], '["heartbeat"]'])
+async def test_auto_register_may_be_limited_to_ways_in(
+    server: EmbeddedServer, prefix: str, agent: Agent, value: object
+) -> None:
+    """A response adds no agent, unless it sends heartbeats too: a typing error in an id makes no agent."""
+    async with running_engine(server, prefix, agents__auto_register=value) as engine:
+        await agent.beat(engine.keys, "beats")
+        for agent_id in ("beats", "mistyped"):
+            await engine.say({"type": "state_transition", "agent_id": agent_id, "payload": {"target": "inbox"}})
+        await eventually(engine.dead_lettered)
+        assert [code for code, _ in await engine.dead_lettered()] == ["unknown_agent"]
+        assert await agent("SMEMBERS", engine.keys.index) == [b"beats"]
+
+
 async def test_forgotten_agent_leaves_no_key_behind(engine: Running, agent: Agent) -> None:
     """Only the records of its commands remain."""
     await agent.beat(engine.keys, "a")

@@ -315,3 +315,10 @@ def test_redaction_takes_linear_time() -> None:
     """A hostile megabyte is read once, not once per URL: quadratic time would exceed the timeout of the test."""
     hostile = "://a:" * 200_000
     assert redacted(hostile) == hostile
+
+
+def test_a_list_in_the_environment_is_json() -> None:
+    loaded = load_settings(environ={"AISM_AGENTS__AUTO_REGISTER": '["heartbeat", "request"]'})
+    assert loaded.settings.agents.auto_register == ("heartbeat", "request")
+    with pytest.raises(ConfigError, match="expected 'heartbeat' or 'response' or 'channel' or 'request', got"):
+        load_settings(environ={"AISM_AGENTS__AUTO_REGISTER": '["beat"]'})

@@ -1,8 +1,11 @@
 """Admission of agents, register and goodbye."""
 
+from collections.abc import Callable
+
 import pytest
 
 from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
+from aism_engine.domain.agents.liveness import decide_first_heartbeat
 from tests.support.model import AT, NOW, World, registered_world
 
 
@@ -43,6 +46,28 @@ def test_without_auto_register_only_register_admits_an_agent() -> None:
     decision = world.respond("heartbeat")
     assert (decision.outcome, decision.code) == ("dead_lettered", "unknown_agent")
     assert (world.index, [letter.agent_id for letter in world.dead_letters]) == (set(), ["a"])
+
+
+WAYS: dict[str, Callable[[World], object]] = {
+    "heartbeat": lambda world: world.decide(decide_first_heartbeat, "a", {"a": 1.0}),
+    "response": lambda world: world.respond("state_transition", target="merging"),
+    "channel": lambda world: world.respond("state_transition", target="merging", via="channel"),
+    "request": lambda world: world.send(f"c{len(world.replies)}"),
+}
+
+
+@pytest.mark.parametrize("allowed", WAYS)
+@pytest.mark.parametrize("way", WAYS)
+def test_auto_register_may_name_the_ways_in(way: str, allowed: str) -> None:
+    """An agent that has sent a heartbeat may come in by any way if that one is allowed."""
+    world = World(auto_register=(allowed,))
+    world.snapshots["a"] = AgentSnapshot(state="merging")
+    WAYS[way](world)
+    assert ("a" in world.fleet.agents) == (way == allowed)
+    world.snapshots["a"] = AgentSnapshot(score=1.0)
+    WAYS[way](world)
+    assert ("a" in world.fleet.agents) == (allowed in {way, "heartbeat"})
+    assert world.respond("register", type="scribe").outcome == "applied"
 
 
 def test_published_measurement_of_an_unknown_agent_is_refused_and_not_dead_lettered() -> None:

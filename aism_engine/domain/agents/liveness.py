@@ -29,7 +29,7 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
     ctx = DecisionContext(draft, policy, decision, "engine")
     agent = draft.agent(agent_id)
     if agent is None:
-        admit(ctx, agent_id)
+        admit(ctx, agent_id, "heartbeat")
         draft.note_message(agent_id, None)
     elif agent.liveness is Liveness.UNKNOWN:
         agent.liveness = Liveness.FRESH

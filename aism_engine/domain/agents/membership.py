@@ -11,27 +11,33 @@ from aism_engine.domain.commands.restart import release_taken
 from aism_engine.domain.decision import DecisionContext, agent_decision
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
+from aism_engine.domain.policy import Way
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
 
 
 def admit(
-    ctx: DecisionContext, agent_id: str, *, error_type: str = "admission_refused", registering_as: str | None = None
+    ctx: DecisionContext,
+    agent_id: str,
+    way: Way,
+    *,
+    error_type: str = "admission_refused",
+    registering_as: str | None = None,
 ) -> AgentRecord | ErrorReply:
     """Add an agent to the fleet, with the type, labels and state that it has written to Redis itself.
 
-    `registering_as` is the type in a registration; None for anything else. While `agents.auto_register` is off, only a
-    registration adds an agent.
-    `error_type` is the type of the error reply.
+    `registering_as` is the type in a registration; None for anything else. A registration always adds the agent; what
+    else does is set by `agents.auto_register`. `error_type` is the type of the error reply.
     """
     draft, limits = ctx.draft, ctx.policy.agents
-    if not limits.auto_register and registering_as is None:
-        message = f"{agent_id} has not registered, and agents.auto_register is off"
+    seen = draft.lookups.snapshots.get(agent_id) or AgentSnapshot()
+    admitted = limits.admits_by(way) or (seen.score is not None and limits.admits_by("heartbeat"))
+    if not admitted and registering_as is None:
+        message = f"{agent_id} has not registered, and agents.auto_register does not add agents by a {way}"
         return ErrorReply(error_type, "unknown_agent", message)
     if draft.size >= limits.max_agents:
         message = f"the fleet is full: agents.max_agents = {limits.max_agents}"
         return ErrorReply(error_type, "fleet_full", message)
-    seen = draft.lookups.snapshots.get(agent_id) or AgentSnapshot()
     agent = AgentRecord(
         agent_id=agent_id,
         type=seen.type or "unknown",
