@@ -3,8 +3,8 @@
     python launcher.py CONTROL KILL_AFTER_S PROGRAM [ARGUMENT ...]
 
 CONTROL is the file descriptor of a socket to the agent. When the agent shuts down its side, or dies, the program must
-end. The launcher writes `started PID`, and one line when the program has ended: `exit CODE` or `signal NUMBER`. If the
-program cannot be started, it writes only `error ERRNO`. Then it ends what the program has left behind, and writes
+end. The launcher writes one line when the program has ended: `exit CODE` or `signal NUMBER`. If the program cannot be
+started, it writes only `error ERRNO`. Then it ends what the program has left behind, and writes
 `left COUNT`, the number of processes that it could not end.
 
 The launcher is the subreaper of the program: descendants that leave the process group and lose their parent become
@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -39,7 +40,6 @@ def main() -> None:
     except OSError as error:
         _report(control_fd, f"error {error.errno}")
         return
-    _report(control_fd, f"started {program}")
     status = _wait(program, control_fd, woken_fd)
     if status is not None:
         _report(control_fd, status)
@@ -58,10 +58,10 @@ def _wake_up_at_the_end_of_a_child() -> int:
 
 
 def _start(command: list[str]) -> int:
-    """Start the program in a session of its own, with the default action for all signals. Raises OSError."""
+    """Start the program in a process group of its own, with the default action for all signals. Raises OSError."""
     fixed = {signal.SIGKILL, signal.SIGSTOP}
     return os.posix_spawnp(
-        command[0], command, os.environ, setsid=True, setsigmask=(), setsigdef=signal.valid_signals() - fixed
+        command[0], command, os.environ, setpgroup=0, setsigmask=(), setsigdef=signal.valid_signals() - fixed
     )
 
 
@@ -123,18 +123,37 @@ def end_descendants(program: int, kill_after_s: float, woken_fd: int) -> int:
 
 
 def _descendants(program: int) -> set[int]:
-    """Return the living descendants of this process, and the living members of the program's session.
+    """Return the living descendants of this process, and the living members of its session.
 
     Without /proc, return the process group of the program, as a negative number, while it has members.
     """
-    children: dict[int, list[int]] = {}
-    found = set[int]()
     if not os.path.isdir("/proc/self"):
         with suppress(ProcessLookupError):
             os.killpg(program, 0)
-            found.add(-program)
-        return found
-    for name in os.listdir("/proc"):
+            return {-program}
+        return set()
+    own, children, found = os.getpid(), dict[int, list[int]](), set[int]()
+    for pid, parent, session in _processes():
+        children.setdefault(parent, []).append(pid)
+        if session == own != pid:
+            found.add(pid)
+    new = children.get(own, [])
+    while new:
+        found.update(new)
+        new = [child for pid in new for child in children.get(pid, [])]
+    return found
+
+
+def kill_session(session: int) -> None:
+    """Kill all members of a session: what is possible when its launcher was killed itself."""
+    for pid in [pid for pid, _, of in _processes() if of == session]:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes() -> Iterator[tuple[int, int, int]]:
+    """Yield id, parent and session of every living process."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if not name.isdigit():
             continue
         try:
@@ -143,14 +162,7 @@ def _descendants(program: int) -> set[int]:
         except OSError:  # it has just ended
             continue
         if state not in "ZX":
-            children.setdefault(int(parent), []).append(int(name))
-            if int(session) == program:
-                found.add(int(name))
-    new = children.get(os.getpid(), [])
-    while new:
-        found.update(new)
-        new = [child for pid in new for child in children.get(pid, [])]
-    return found
+            yield int(name), int(parent), int(session)
 
 
 if __name__ == "__main__":

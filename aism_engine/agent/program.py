@@ -1,8 +1,6 @@
 """One run of a program for `aism run`: its input, its output, and its end together with all its descendants."""
 
 import asyncio
-import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -47,8 +45,7 @@ class Program:
         self.left = 0
         """At the end: the number of processes that could not be ended."""
         self._errors = b""
-        self._group = 0
-        """The process group of the program, until the launcher has ended it."""
+        self._launcher_has_finished = False
         self._reporting = asyncio.create_task(self._read_reports(reports))
         work = (self._write_input(given), self._read_output(), self._read_errors(), process.wait())
         self._work = [asyncio.create_task(each) for each in work]
@@ -96,9 +93,8 @@ class Program:
         self._ask_for_end()
         await self._reporting  # until the launcher has ended
         self._control.close()
-        if self._group:  # the launcher was killed: this ends at least the process group of the program
-            with suppress(OSError):
-                os.killpg(self._group, signal.SIGKILL)
+        if not self._launcher_has_finished:
+            launcher.kill_session(self._process.pid)
         _, open_ = await asyncio.wait(self._work, timeout=_DRAIN_S)
         for task in open_:
             task.cancel()
@@ -113,9 +109,7 @@ class Program:
         while line := await reports.readline():
             kind, _, number = line.decode().partition(" ")
             if kind == "left":
-                self.left, self._group = int(number), 0
-            elif kind == "started":
-                self._group = int(number)
+                self.left, self._launcher_has_finished = int(number), True
             else:
                 self._status.set_result(Status(kind, int(number)))
         if not self._status.done():

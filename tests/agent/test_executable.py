@@ -295,7 +295,7 @@ async def test_what_the_launcher_reports_is_the_outcome(
 
 
 async def test_a_program_whose_launcher_is_killed_is_ended(tmp_path: Path) -> None:
-    """With its process group, so that it does not go on beside its next run."""
+    """With its session, so that it does not go on beside its next run."""
     file = tmp_path / "pids"
     script = f"sleep 600 & echo $! $$ > {file}; kill -9 $PPID; exec sleep 600"
     assert await failure(Executable(["sh", "-c", script], timeout_s=None)) == ("launcher_died", False)
@@ -305,13 +305,21 @@ async def test_a_program_whose_launcher_is_killed_is_ended(tmp_path: Path) -> No
 IN_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
 AS_INIT = """
 import os, signal, sys, time
+from pathlib import Path
 from aism_engine.agent.executable import become_init
+
+def read(file):
+    try:
+        return file.read_text()
+    except OSError:  # the process has ended
+        return ""
+
 become_init()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 if os.fork() == 0:
     os._exit(0) if os.fork() else os.execvp("sleep", ["sleep", "0.01"])
 os.wait()
-while any("(sleep)" in open(f"/proc/{name}/stat").read() for name in os.listdir("/proc") if name.isdigit()):
+while [each for each in Path("/proc").glob("[0-9]*/stat") if "(sleep)" in read(each)]:
     time.sleep(0.01)
 os.kill(1, signal.SIGTERM)
 signal.pause()
