@@ -18,12 +18,10 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_CHECK_INTERVAL_S: Final = 0.05
+_PR_SET_CHILD_SUBREAPER = 36
+_CHECK_INTERVAL_S = 0.05
 """Longest pause between two searches for descendants that are still alive."""
 
 
@@ -132,6 +130,8 @@ def _descendants(program: int) -> set[int]:
             os.killpg(program, 0)
             return {-program}
         return set()
+    if not _has_children():  # then a subreaper has no descendants: the search, which reads all of /proc, is not needed
+        return set()
     own, children, found = os.getpid(), dict[int, list[int]](), set[int]()
     for pid, parent, session in _processes():
         children.setdefault(parent, []).append(pid)
@@ -144,15 +144,25 @@ def _descendants(program: int) -> set[int]:
     return found
 
 
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def kill_session(session: int) -> None:
     """Kill all members of a session: what is possible when its launcher was killed itself."""
-    for pid in [pid for pid, _, of in _processes() if of == session]:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    for pid, _, session_of_pid in _processes():
+        if session_of_pid == session:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
-def _processes() -> Iterator[tuple[int, int, int]]:
-    """Yield id, parent and session of every living process."""
+def _processes() -> list[tuple[int, int, int]]:
+    """Return id, parent and session of every living process."""
+    found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if not name.isdigit():
             continue
@@ -162,8 +172,10 @@ def _processes() -> Iterator[tuple[int, int, int]]:
         except OSError:  # it has just ended
             continue
         if state not in "ZX":
-            yield int(name), int(parent), int(session)
+            found.append((int(name), int(parent), int(session)))
+    return found
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # skips the cleanup of the interpreter, which nothing needs
