@@ -72,7 +72,13 @@ class Program:
                 pipe, fd = asyncio.subprocess.PIPE, theirs.fileno()
                 words = [sys.executable, "-I", "-S", launcher.__file__, str(fd), str(KILL_AFTER_S), *command]
                 process = await asyncio.create_subprocess_exec(
-                    *words, stdin=pipe, stdout=pipe, stderr=pipe, env=environ, pass_fds=[fd], start_new_session=True
+                    *words,
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=pipe,
+                    env=dict(environ),
+                    pass_fds=[fd],
+                    start_new_session=True,
                 )
             except BaseException:
                 control[1].close()
