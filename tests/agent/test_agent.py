@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from aism_engine.agent.agent import Agent, CommandFailedError, Task
+from aism_engine.agent.agent import Agent, CommandFailedError, Task, run_until_signal
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, plain_client, running_engine
 from tests.support.server import test_server_binary
@@ -276,6 +278,28 @@ async def test_a_stop_is_complete_only_when_no_handler_works_any_more(
             release.set()
     assert (await wait_for_status(engine, "c1", "succeeded", "failed"))["status"] == "succeeded"
     await eventually(partial(has_left, engine))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_an_agent(number: signal.Signals) -> None:
+    async def run(stopping: asyncio.Event) -> None:
+        os.kill(os.getpid(), number)
+        await stopping.wait()
+
+    asyncio.run(run_until_signal(run))
+
+
+def test_an_ignored_sighup_stays_ignored() -> None:
+    """As under nohup."""
+
+    async def run(_: asyncio.Event) -> None:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(run_until_signal(run))
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_no_handler_can_be_registered_for_cancellations() -> None:
