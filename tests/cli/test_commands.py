@@ -1,5 +1,6 @@
 """Laws of `commands`, and of `pause`, `drain` and `resume`."""
 
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -11,7 +12,8 @@ from tests.support.engine import Running, eventually
 
 async def test_a_scheduled_command_is_listed_and_cancelled(fleet: Call, engine: Running) -> None:
     await fleet("send", "w-0", "work", "--in", "2h", "--id", "later")
-    await fleet("send", "w-0", "work", "--at", "2999-01-01T00:00:00+00:00", "--id", "much-later")
+    at = (datetime.now(UTC) + timedelta(days=300)).isoformat()
+    await fleet("send", "w-0", "work", "--at", at, "--id", "much-later")
     await fleet("send", "w-0", "work", "--id", "now")
     listed = (await fleet("commands", "list", "--status", "scheduled", "--json")).json
     assert {each["command_id"] for each in listed} == {"later", "much-later"}
