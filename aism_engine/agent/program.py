@@ -18,9 +18,10 @@ KILL_AFTER_S: Final = 5.0
 """Time between SIGTERM and SIGKILL."""
 _ERROR_TAIL_BYTES: Final = 2000
 _CHUNK: Final = 65_536
-_DRAIN_S: Final = 1.0
-"""Longest wait for the end of the output after the last process has ended: a process that could not be ended may keep
-the output open."""
+_DRAIN_S: Final = 30.0
+_DRAIN_LEFT_S: Final = 1.0
+"""Longest wait for the end of the output after the last process has ended, and if processes are left, which may keep it
+open. The end comes at once; only a busy machine or a stranger to the program delays it."""
 
 
 class Status(NamedTuple):
@@ -101,7 +102,8 @@ class Program:
         self._control.close()
         if not self._launcher_has_finished:
             launcher.kill_session(self._process.pid)
-        _, open_ = await asyncio.wait(self._work, timeout=_DRAIN_S)
+        is_over = self._launcher_has_finished and not self.left
+        _, open_ = await asyncio.wait(self._work, timeout=_DRAIN_S if is_over else _DRAIN_LEFT_S)
         for task in open_:
             task.cancel()
         await asyncio.wait(self._work)
@@ -130,11 +132,12 @@ class Program:
 
     async def _read_output(self) -> None:
         while chunk := await self._process.stdout.read(_CHUNK):
+            if self.output_too_large:
+                continue  # an output that nobody reads would keep the process from being closed
             self.output += chunk
             if len(self.output) > MAX_OUTPUT_BYTES:
                 self.output_too_large = True
-                return self._ask_for_end()
-        return None
+                self._ask_for_end()
 
     async def _read_errors(self) -> None:
         while chunk := await self._process.stderr.read(_CHUNK):

@@ -224,6 +224,12 @@ async def test_the_exit_of_the_program_is_the_outcome_and_its_children_are_ended
     assert not is_alive(pid)
 
 
+async def test_the_whole_output_is_the_result() -> None:
+    """More than a pipe holds, and not more than is allowed."""
+    script = "head -c 200000 /dev/zero | tr '\\0' a"
+    assert await run_once(Executable(["sh", "-c", script], timeout_s=None)) == {"output": "a" * 200_000}
+
+
 STANDARD_SIGNALS = (1 << 31) - 1
 """The signals 1 to 31, as a mask. The C library keeps the next two for itself."""
 
