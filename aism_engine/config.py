@@ -23,8 +23,10 @@ from msgspec.structs import fields
 
 from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import Machines
-from aism_engine.domain.policy import Policy
+from aism_engine.domain.plain_words import in_plain_words
+from aism_engine.domain.policy import DURATION, Policy
 from aism_engine.domain.responses import ResponseHandler
+from aism_engine.durations import EXPECTED_DURATION, format_duration, parse_duration
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 from aism_engine.settings import MachinesSettings, Settings
@@ -45,7 +47,8 @@ _ALIASES: Final = {"AISM_REDIS_URL": "redis.url"}  # the variable that `aism` an
 _SHOWN_CHARACTERS: Final = 80  # how much of a wrong value a problem shows
 
 _REFERENCE_HEADER: Final = """\
-# Every setting of the AISM Engine, with its default. Durations are seconds, sizes are bytes.
+# Every setting of the AISM Engine, with its default. A duration is a text such as "500ms", "90s", "10m", "2h" or
+# "1d", or a number of seconds. Sizes are bytes.
 # `make config` generates this file from aism_engine/settings.py and aism_engine/domain/policy.py.
 #
 # Later sources override earlier ones: the default, this file, the environment, a command-line flag. The environment
@@ -132,13 +135,20 @@ def descriptions() -> dict[str, str]:
     return {key: next(each for each in get_args(kind)[1:] if isinstance(each, str)) for key, kind in _SETTINGS.items()}
 
 
+def as_text(key: str, value: object) -> str:
+    """Write the value of a setting as in a file: JSON, which is also TOML, and a duration with its unit."""
+    if DURATION in get_args(_SETTINGS[key]) and isinstance(value, float):
+        value = format_duration(value)
+    return msgspec.json.encode(value).decode()
+
+
 def render_reference() -> str:
     """Return the text of config/engine.toml: every setting with its description and default."""
     lines, described, defaults = [_REFERENCE_HEADER], descriptions(), Settings()
     for name, section in _SECTIONS.items():
         lines += [f"# {section.__doc__}", f"[{name}]"]
         for field in fields(section):
-            default = msgspec.json.encode(getattr(getattr(defaults, name), field.name)).decode()  # also valid TOML
+            default = as_text(f"{name}.{field.name}", getattr(getattr(defaults, name), field.name))
             lines += [f"# {described[f'{name}.{field.name}']}", f"{field.name} = {default}"]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
@@ -192,12 +202,17 @@ def _convert(kind: object, raw: object, where: str, problems: list[str], *, stri
             raw = msgspec.json.decode(raw)
     if get_origin(bare) is dict or (isinstance(bare, type) and issubclass(bare, Struct)):
         return _convert_table(bare, raw, where, problems, strict=strict)
+    is_duration = DURATION in get_args(kind)
     try:
-        return msgspec.convert(raw, kind, strict=strict)
-    except msgspec.ValidationError as error:
-        is_choice = get_origin(bare) is Literal or str(error).startswith("Invalid enum value")
-        choice = " or ".join(map(repr, _choices(bare))) if is_choice else ""
-        expected = choice or str(error).removeprefix("Expected ").partition(", got")[0]
+        value = parse_duration(raw) if is_duration and isinstance(raw, str) else raw
+        return msgspec.convert(value, kind, strict=strict)
+    except ValueError as error:  # msgspec's ValidationError is one, too
+        if is_duration:
+            expected = f"{EXPECTED_DURATION}, more than 0 and at most {format_duration(DURATION.le or 0)}"
+        elif get_origin(bare) is Literal or str(error).startswith("Invalid enum value"):
+            expected = " or ".join(map(repr, _choices(bare)))
+        else:
+            expected = in_plain_words(str(error)).replace("expected ", "").partition(", got")[0]
         problems.append(f"{where}: expected {expected}, got {_shown(raw)}")
         return None
 

@@ -1,7 +1,7 @@
 """The settings: one struct per section of the settings file, with defaults and descriptions.
 
-Durations are seconds, sizes are bytes. The sections that decisions depend on are in `domain/policy.py`. `config.py`
-loads the settings from files, environment and flags.
+Durations are seconds here; a file may write them with a unit. Sizes are bytes. The sections that decisions depend on
+are in `domain/policy.py`. `config.py` loads the settings from files, environment and flags.
 """
 
 from typing import Annotated, Literal
@@ -22,6 +22,7 @@ from aism_engine.domain.policy import (
     Seconds,
     Section,
 )
+from aism_engine.durations import format_duration
 from aism_engine.redact import AMBIGUOUS_URL, is_unambiguous
 
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
@@ -37,9 +38,9 @@ class RedisSettings(Section, frozen=True):
     url: Annotated[Url, "URL of the server: redis://, rediss:// (TLS) or unix://"] = "redis://127.0.0.1:6379/0"
     prefix: Annotated[Prefix, "First part of every key and channel; one prefix is one fleet"] = "aism"
     protocol: Annotated[Literal[2, 3], "Version of the Redis serialization protocol (RESP): 2 or 3"] = 2
-    connect_timeout: Annotated[Seconds, "Maximum seconds to connect"] = 2.0
-    socket_timeout: Annotated[Seconds, "Maximum seconds to wait for a reply"] = 3.0
-    retry_backoff_max: Annotated[Seconds, "Maximum seconds between attempts to reach the server"] = 1.0
+    connect_timeout: Annotated[Seconds, "Maximum time to connect"] = 2.0
+    socket_timeout: Annotated[Seconds, "Maximum time to wait for a reply"] = 3.0
+    retry_backoff_max: Annotated[Seconds, "Maximum time between attempts to reach the server"] = 1.0
     sentinels: Annotated[
         tuple[Address, ...], "Sentinels that name the primary, each host:port; empty: connect to url"
     ] = ()
@@ -64,12 +65,14 @@ class HttpSettings(Section, frozen=True):
 class LeaseSettings(Section, frozen=True):
     """Leader election: which of several engines writes."""
 
-    ttl: Annotated[Seconds, "Seconds until a lease expires: a crashed leader is replaced after at most that time"] = 5.0
-    renew_interval: Annotated[Seconds, "Seconds between renewals; less than half of ttl"] = 1.0
+    ttl: Annotated[Seconds, "Time until a lease expires: a crashed leader is replaced after at most that time"] = 5.0
+    renew_interval: Annotated[Seconds, "Time between renewals; less than half of ttl"] = 1.0
 
     def __post_init__(self) -> None:
         if self.renew_interval >= self.ttl / 2:
-            raise ValueError(f"renew_interval: expected less than half of ttl ({self.ttl}), got {self.renew_interval}")
+            given = format_duration(self.renew_interval)
+            expected = f"expected less than half of ttl ({format_duration(self.ttl)})"
+            raise ValueError(f"renew_interval: {expected}, got {given}")
 
 
 class QueueSettings(Section, frozen=True):
@@ -77,14 +80,14 @@ class QueueSettings(Section, frozen=True):
 
     batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 128
     batch_bytes: Annotated[Bytes, "Maximum number of bytes read for one commit"] = 4_194_304
-    poll_interval: Annotated[Seconds, "Seconds between polls when nothing wakes the consumer"] = 0.25
+    poll_interval: Annotated[Seconds, "Time between polls when nothing wakes the consumer"] = 0.25
 
 
 class ResponseConsumerSettings(QueueSettings, frozen=True):
     """Reads what agents send."""
 
     batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 512
-    poll_interval: Annotated[Seconds, "Seconds between polls when nothing wakes the consumer"] = 0.05
+    poll_interval: Annotated[Seconds, "Time between polls when nothing wakes the consumer"] = 0.05
 
 
 class RequestConsumerSettings(QueueSettings, frozen=True):
@@ -98,43 +101,43 @@ class FanoutSettings(QueueSettings, frozen=True):
 class DispatcherSettings(Section, frozen=True):
     """Delivers commands to agents."""
 
-    poll_interval: Annotated[Seconds, "Seconds between checks of what agents have taken"] = 0.5
+    poll_interval: Annotated[Seconds, "Time between checks of what agents have taken"] = 0.5
     batch: Annotated[Count, "Agents whose lists are checked, or filled, per step"] = 1000
 
 
 class TimekeeperSettings(Section, frozen=True):
     """Acts on deadlines."""
 
-    poll_interval: Annotated[Seconds, "Seconds between checks of the deadlines"] = 0.5
-    grace: Annotated[Seconds, "Seconds after a start or an outage before any deadline is acted on"] = 3.0
+    poll_interval: Annotated[Seconds, "Time between checks of the deadlines"] = 0.5
+    grace: Annotated[Seconds, "Time after a start or an outage before any deadline is acted on"] = 3.0
     batch: Annotated[Count, "Maximum number of deadlines in one commit"] = 256
 
 
 class RegistrarSettings(Section, frozen=True):
     """Finds new agents, and reads what agents wrote to their own keys."""
 
-    poll_interval: Annotated[Seconds, "Seconds between checks for new heartbeats"] = 1.0
-    metadata_interval: Annotated[Seconds, "Minimum seconds between two readings of all metadata and states"] = 60.0
+    poll_interval: Annotated[Seconds, "Time between checks for new heartbeats"] = 1.0
+    metadata_interval: Annotated[Seconds, "Minimum time between two readings of all metadata and states"] = 60.0
     batch: Annotated[Count, "Agents read per step"] = 1000
 
 
 class RetentionSettings(Section, frozen=True):
     """How much history is kept in Redis, and for how long. The janitor trims the rest."""
 
-    trim_interval: Annotated[Seconds, "Seconds between runs of the janitor"] = 5.0
+    trim_interval: Annotated[Seconds, "Time between runs of the janitor"] = 5.0
     audit_entries: Annotated[Count, "Number of audit entries that are kept"] = 1_000_000
     audit_entries_max: Annotated[
         Count, "Maximum number of audit entries, kept while an archive is behind; at least audit_entries"
     ] = 2_000_000
     dead_letter_entries: Annotated[Count, "Number of dead letters that are kept"] = 10_000
-    dead_letter_ttl: Annotated[Seconds, "Seconds until a dead letter is removed"] = 2_592_000.0
+    dead_letter_ttl: Annotated[Seconds, "Time until a dead letter is removed"] = 2_592_000.0
     oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
     absent_agent_ttl: Annotated[
-        Seconds, "Seconds without a sign of life after which an agent that is not fresh is forgotten"
+        Seconds, "Time without a sign of life after which an agent that is not fresh is forgotten"
     ] = 604_800.0
-    archive_ttl: Annotated[
-        Seconds, "Seconds without a report after which the audit is no longer kept for an archive"
-    ] = 604_800.0
+    archive_ttl: Annotated[Seconds, "Time without a report after which the audit is no longer kept for an archive"] = (
+        604_800.0
+    )
 
     def __post_init__(self) -> None:
         if self.audit_entries_max < self.audit_entries:
@@ -146,15 +149,15 @@ class ArchiveSettings(Section, frozen=True):
     """The archive: a copy of the audit on the disk of this engine."""
 
     directory: Annotated[str, "Directory of the archive; empty: no archive"] = ""
-    poll_interval: Annotated[Seconds, "Seconds between reads of new audit entries"] = 1.0
+    poll_interval: Annotated[Seconds, "Time between reads of new audit entries"] = 1.0
 
 
 class SamplerSettings(Section, frozen=True):
     """Samples queue depths, counts and the safety of the server for the metrics."""
 
-    poll_interval: Annotated[Seconds, "Seconds between samples"] = 5.0
+    poll_interval: Annotated[Seconds, "Time between samples"] = 5.0
     label_values: Annotated[Count, "Distinct values per metric label; further ones are counted as `other`"] = 50
-    safety_interval: Annotated[Seconds, "Seconds between checks whether the Redis configuration can lose data"] = 300.0
+    safety_interval: Annotated[Seconds, "Time between checks whether the Redis configuration can lose data"] = 300.0
 
 
 class MachinesSettings(Section, frozen=True):
@@ -172,12 +175,10 @@ class SupervisorSettings(Section, frozen=True):
     restarts: Annotated[
         int, Meta(ge=0, le=1_000_000), "Maximum number of restarts of one component without a healthy run"
     ] = 5
-    healthy_after: Annotated[Seconds, "Seconds after which a run is healthy; then all restarts are available again"] = (
-        60.0
-    )
-    backoff_initial: Annotated[Seconds, "Maximum seconds before the first restart; doubles with each failure"] = 0.2
-    backoff_max: Annotated[Seconds, "Maximum seconds before any restart"] = 10.0
-    shutdown_timeout: Annotated[Seconds, "Maximum seconds to stop"] = 10.0
+    healthy_after: Annotated[Seconds, "Time after which a run is healthy; then all restarts are available again"] = 60.0
+    backoff_initial: Annotated[Seconds, "Maximum time before the first restart; doubles with each failure"] = 0.2
+    backoff_max: Annotated[Seconds, "Maximum time before any restart"] = 10.0
+    shutdown_timeout: Annotated[Seconds, "Maximum time to stop"] = 10.0
 
 
 class LogsSettings(Section, frozen=True):

@@ -15,6 +15,7 @@ from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_jso
 from aism_engine.config import load_settings
 from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.commands.group import OUTCOMES
+from aism_engine.durations import format_duration
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.settings import RedisSettings
 
@@ -94,8 +95,8 @@ async def send_request(
     except TimeoutError as error:
         again = f" To send it again without a second effect, add --id {error}." if kind == "send" else ""
         raise TimedOutError(
-            f"no engine has replied within {timeout_s:g} s. Request {error} stays queued and may still be accepted."
-            f"{again} aism-engine top --once shows whether an engine leads"
+            f"no engine has replied within {format_duration(timeout_s)}. Request {error} stays queued and may still be "
+            f"accepted.{again} aism-engine top --once shows whether an engine leads"
         ) from None
     if not reply["ok"]:
         if output.json:

@@ -7,8 +7,8 @@ import msgspec
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.output import Output, as_json_text, table_lines
-from aism_engine.config import load_machines, load_settings
+from aism_engine.cli.output import Output, table_lines
+from aism_engine.config import as_text, load_machines, load_settings
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
 
@@ -52,7 +52,7 @@ def show(*, config: options.Config = None, output: Output) -> None:
         for section, table in msgspec.to_builtins(settings).items()
         for name, value in table.items()
     }
-    rows = [{"setting": key, **each, "value": as_json_text(each["value"])} for key, each in found.items()]
+    rows = [{"setting": key, **each, "value": as_text(key, each["value"])} for key, each in found.items()]
     output.print(found, "\n".join(table_lines(rows, ("setting", "value", "source"))))
 
 

@@ -12,6 +12,7 @@ from aism_engine.cli.output import Output, as_json_text, published
 from aism_engine.config import load_machines, load_settings
 from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
+from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")
@@ -127,7 +128,8 @@ def _conditions(machine: Machine, name: str) -> Iterator[str]:
     state, default = machine.state(name), State()
     for field in sorted(set(State.__struct_fields__) - {"description", "to", "transitions"}):
         if (value := getattr(state, field)) != getattr(default, field):
-            yield f"{field} = {as_json_text(value)}"
+            shown = format_duration(value) if isinstance(value, float) else as_json_text(value)
+            yield f"{field} = {shown}"
     for target in state.transitions:
         yield f"to {target}: {_transition_conditions(machine, name, target)}"
 
@@ -153,7 +155,7 @@ def _mermaid(machine: Machine) -> str:
         for target in machine.allowed(name):
             labels = [_transition_conditions(machine, name, target)]
             if target == state.after_max_stay:
-                labels.append(f"max_stay {state.max_stay:g} s")
+                labels.append(f"max_stay {format_duration(state.max_stay)}")
             label = ", ".join(filter(None, labels))
             lines.append(f"{_INDENT}{ids[name]} --> {ids[target]}{f': {label}' if label else ''}")
         if state.final:

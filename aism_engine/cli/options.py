@@ -1,9 +1,9 @@
 """Options that commands share, and the parsing of addresses, times and durations."""
 
 import inspect
-import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial, wraps
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 import typer
 from msgspec import Struct
 
+from aism_engine import durations
 from aism_engine.cli.exit_codes import EXIT_CODES
-from aism_engine.domain.protocol.messages import MAX_DURATION_S
+from aism_engine.durations import EXPECTED_DURATION, MAX_DURATION_S
 
-_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
-_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS: Final = ("s", "m", "h", "d")
+"""Ends of a duration with a unit. A time may end in a number."""
 
 
 class OptionSet(Struct, frozen=True, kw_only=True):
@@ -73,19 +74,21 @@ def parse_time(text: str, expected: str = "a time like 2026-11-23T02:00:00Z") ->
 
 def parse_time_or_age(text: str) -> float:
     """Parse an ISO time, or an age like `90s`, `10m`, `2h` or `1d`, into unix seconds."""
-    age = _DURATION.match(text)
-    if age and age[2]:
-        return time.time() - float(age[1]) * _UNITS[age[2]]
+    if text[-1:] in _UNITS:
+        with suppress(ValueError):
+            return time.time() - durations.parse_duration(text)
     return parse_time(text, "a time like 2026-11-23T02:00:00Z, or an age like 10m, 2h or 1d")
 
 
 def parse_duration(text: str | float) -> float:
-    """Parse `500ms`, `90s`, `10m`, `2h` or `1d` into seconds: above 0, at most a year. A bare number is seconds."""
-    found = _DURATION.match(str(text))
-    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
+    """Parse a duration of more than 0 and at most a year."""
+    try:
+        seconds = durations.parse_duration(str(text))
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds <= MAX_DURATION_S:
-        expected = f"a duration like 30s, 10m, 2h or 1d, more than 0 and at most {MAX_DURATION_S // _UNITS['d']}d"
-        raise typer.BadParameter(f"expected {expected}, got {text!r}")
+        most = durations.format_duration(MAX_DURATION_S)
+        raise typer.BadParameter(f"expected {EXPECTED_DURATION}, more than 0 and at most {most}, got {text!r:.80}")
     return seconds
 
 

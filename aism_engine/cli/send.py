@@ -15,6 +15,7 @@ from aism_engine.cli.output import Output
 from aism_engine.clock import iso
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.commands.selector import Selector
+from aism_engine.domain.plain_words import in_plain_words
 from aism_engine.domain.protocol.messages import MAX_ATTEMPTS
 from aism_engine.domain.protocol.names import is_identifier, is_type_name
 from aism_engine.ops.admin_client import AdminClient
@@ -47,7 +48,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise typer.BadParameter(f"expected a JSON object: {error}") from None
+        raise typer.BadParameter(f"expected a JSON object: {in_plain_words(str(error))}") from None
 
 
 selector = partial(options.parsed, _check_selector, "SELECTOR")

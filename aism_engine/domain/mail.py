@@ -25,6 +25,7 @@ from aism_engine.domain.fleet import TokenBucket
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest
+from aism_engine.durations import format_duration
 
 _ROUNDING: Final = 1e-6
 """Tolerance for float rounding, so that a sender who waits `retry_after` gets a token."""
@@ -103,7 +104,8 @@ def _check(
         # Rounded up to a millisecond, so that a retry is never too early. Half of the tolerance is subtracted, so that
         # float noise does not add a further millisecond.
         wait_s = ceil((1 - _ROUNDING / 2 - tokens) / limits.pair_per_second * 1000) / 1000
-        message = f"{agent.agent_id} sends to {to} faster than mail.pair_per_second allows; retry in {wait_s:g} s"
+        wait = format_duration(wait_s)
+        message = f"{agent.agent_id} sends to {to} faster than mail.pair_per_second allows; retry in {wait}"
         return ErrorReply("message_refused", "rate_limited", message, {"retry_after": wait_s})
     if draft.unread_mail(to) >= limits.max_unread:
         message = f"the inbox of {to} has reached mail.max_unread = {limits.max_unread}"

@@ -5,15 +5,18 @@ adds the sections that only services read.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field
 
 from aism_engine.domain.commands.command import OnLost
 from aism_engine.domain.machines.machine import Machines
+from aism_engine.durations import format_duration
 
 # The upper bounds are arbitrary: they reject infinity and typos, not large fleets.
-Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+DURATION: Final = Meta(gt=0, le=1e9)
+"""Marks a setting that may also be written with a unit: `500ms`, `2h`."""
+Seconds = Annotated[float, DURATION]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Bytes = Annotated[int, Meta(ge=1, le=536_870_912)]  # the largest string that Redis stores is 512 MiB
 SmallCount = Annotated[int, Meta(ge=1, le=16)]
@@ -26,8 +29,8 @@ States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")],
 Way: TypeAlias = Literal["heartbeat", "response", "channel", "request"]
 """How an unknown agent is first seen: it has sent a heartbeat or a response, has published, or a request names it."""
 
-SilentAfter = Annotated[Seconds, "Seconds without a sign of life until an agent is silent"]
-LostAfter = Annotated[Seconds, "Seconds without a sign of life until an agent is lost; more than silent_after"]
+SilentAfter = Annotated[Seconds, "Time without a sign of life until an agent is silent"]
+LostAfter = Annotated[Seconds, "Time without a sign of life until an agent is lost; more than silent_after"]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,7 +44,7 @@ class ProtocolSettings(Section, frozen=True):
         1_048_576
     )
     recent_ids: Annotated[Count, "Message ids remembered per agent, to recognise duplicates"] = 64
-    reply_ttl: Annotated[Seconds, "Seconds until an unread reply is deleted"] = 300.0
+    reply_ttl: Annotated[Seconds, "Time until an unread reply is deleted"] = 300.0
     publish_events: Annotated[bool, "Whether the engine publishes state changes and measurements"] = True
 
 
@@ -62,17 +65,17 @@ class AgentsSettings(Section, frozen=True):
 class CommandsSettings(Section, frozen=True):
     """Defaults and limits of commands."""
 
-    ttl: Annotated[Seconds, "Seconds until an unfinished command expires"] = 3600.0
-    retention: Annotated[Seconds, "Seconds for which the record of an ended command is kept"] = 86_400.0
+    ttl: Annotated[Seconds, "Time until an unfinished command expires"] = 3600.0
+    retention: Annotated[Seconds, "Time for which the record of an ended command is kept"] = 86_400.0
     max_result_bytes: Annotated[Bytes, "Largest result that is kept in the record"] = 16_384
     max_queued: Annotated[Count, "Maximum number of open commands per agent"] = 1000
     max_in_flight: Annotated[Count, "Maximum number of commands in flight per agent"] = 32
-    ack_timeout: Annotated[Seconds, "Seconds from delivery to acknowledgement"] = 30.0
-    timeout: Annotated[Seconds, "Seconds of execution until the command fails"] = 3600.0
+    ack_timeout: Annotated[Seconds, "Time from delivery to acknowledgement"] = 30.0
+    timeout: Annotated[Seconds, "Time of execution until the command fails"] = 3600.0
     extend_on_progress: Annotated[bool, "Whether a progress message restarts the execution timeout"] = True
     max_attempts: Annotated[Count, "Maximum number of deliveries to an agent that acknowledges commands"] = 5
-    backoff_initial: Annotated[Seconds, "Longest pause before the second attempt, in seconds"] = 1.0
-    backoff_max: Annotated[Seconds, "Longest pause before any attempt, in seconds"] = 60.0
+    backoff_initial: Annotated[Seconds, "Longest pause before the second attempt"] = 1.0
+    backoff_max: Annotated[Seconds, "Longest pause before any attempt"] = 60.0
     on_lost: Annotated[OnLost, "When the agent is lost: hold the command until its ttl, or fail it"] = "hold"
 
 
@@ -100,8 +103,8 @@ class LivenessLimits(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if self.lost_after <= self.silent_after:
-            expected = f"expected more than silent_after ({self.silent_after})"
-            raise ValueError(f"lost_after: {expected}, got {self.lost_after}")
+            expected = f"expected more than silent_after ({format_duration(self.silent_after)})"
+            raise ValueError(f"lost_after: {expected}, got {format_duration(self.lost_after)}")
 
 
 class LivenessSettings(LivenessLimits, frozen=True):
@@ -109,7 +112,7 @@ class LivenessSettings(LivenessLimits, frozen=True):
 
     silent_after: SilentAfter = 15.0
     lost_after: LostAfter = 45.0
-    scan_interval: Annotated[Seconds, "Seconds between scans of the heartbeats"] = 1.0
+    scan_interval: Annotated[Seconds, "Time between scans of the heartbeats"] = 1.0
     batch: Annotated[Count, "Heartbeats read per step"] = 1000
     brake_ratio: Annotated[Ratio, "Share of silent agents above which losses are rate-limited"] = 0.3
     brake_min_agents: Annotated[Count, "Losses are rate-limited from this fleet size on"] = 10
@@ -117,7 +120,7 @@ class LivenessSettings(LivenessLimits, frozen=True):
     brake_losses_per_scan: Annotated[Count, "Maximum number of losses per scan while they are rate-limited"] = 10
     by_type: Annotated[
         dict[str, LivenessLimits],
-        "Limits in seconds per agent type: { scribe = { silent_after = 60, lost_after = 180 } }",
+        'Limits per agent type: { scribe = { silent_after = "60s", lost_after = "3m" } }',
     ] = field(default_factory=dict)
 
     def limits(self, agent_type: str) -> LivenessLimits:
@@ -127,30 +130,28 @@ class LivenessSettings(LivenessLimits, frozen=True):
 class DivergenceSettings(Section, frozen=True):
     """When an agent's declarations and what the engine measures disagree. See docs/divergences.md."""
 
-    poll_interval: Annotated[Seconds, "Seconds between checks"] = 1.0
+    poll_interval: Annotated[Seconds, "Time between checks"] = 1.0
     batch: Annotated[Count, "Agents checked per step"] = 5000
     idle_at_work: Annotated[bool, "Rule: declares a working state and shows no activity"] = True
     working_states: Annotated[States, "States that mean that the agent works"] = ("deep_work",)
-    idle_evidence_after: Annotated[Seconds, "Seconds without activity that count as evidence"] = 600.0
+    idle_evidence_after: Annotated[Seconds, "Time without activity that counts as evidence"] = 600.0
     heartbeat_while_absent: Annotated[bool, "Rule: declares an absent state and sends heartbeats"] = True
     absent_states: Annotated[States, "States that mean that the agent is absent"] = ("offline",)
-    heartbeat_evidence_after: Annotated[Seconds, "Seconds of heartbeats that count as evidence"] = 120.0
+    heartbeat_evidence_after: Annotated[Seconds, "Time of heartbeats that counts as evidence"] = 120.0
     forbidden_state: Annotated[bool, "Rule: publishes a state that its machine does not allow"] = True
-    forbidden_evidence_after: Annotated[Seconds, "Seconds without a further transition that count as evidence"] = 30.0
+    forbidden_evidence_after: Annotated[Seconds, "Time without a further transition that counts as evidence"] = 30.0
     never_acks: Annotated[bool, "Rule: takes commands and never acknowledges one"] = True
-    unacked_commands: Annotated[SmallCount, "Consecutive commands that count as evidence"] = 3
+    unacked_commands: Annotated[SmallCount, "Consecutive commands that counts as evidence"] = 3
     never_finishes: Annotated[bool, "Rule: acknowledges commands and never finishes one"] = True
-    unfinished_commands: Annotated[SmallCount, "Consecutive commands that count as evidence"] = 3
+    unfinished_commands: Annotated[SmallCount, "Consecutive commands that counts as evidence"] = 3
     duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
-    instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that count as evidence"] = 3
-    switch_window: Annotated[Seconds, "Seconds for which a switch counts; the divergence closes when none is left"] = (
-        300.0
-    )
+    instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that counts as evidence"] = 3
+    switch_window: Annotated[Seconds, "Time for which a switch counts; the divergence closes when none is left"] = 300.0
     context_too_large: Annotated[bool, "Rule: measures too large a context and does not condense it"] = True
     context_measurement: Annotated[Name, "Measurement that reports the context size"] = "context_tokens"
     context_limit: Annotated[Limit, "Largest context, in the unit of that measurement"] = 150_000.0
     distill_states: Annotated[States, "States in which an agent condenses its context"] = ("distill",)
-    context_evidence_after: Annotated[Seconds, "Seconds above the limit that count as evidence"] = 120.0
+    context_evidence_after: Annotated[Seconds, "Time above the limit that counts as evidence"] = 120.0
 
 
 class Policy(Struct, frozen=True, kw_only=True):

@@ -211,7 +211,7 @@ def test_agent_moves_to_after_max_stay(world: World) -> None:
     world.pass_time(1)
     (change,) = world.facts_of("state_changed")[-1:]
     assert (change["new_state"], change["source"]) == ("rest", "max_stay")
-    assert change["reason"] == "in work for longer than 60 s"
+    assert change["reason"] == "in work for longer than 1m"
     assert world.deadlines == {"stay:a": NOW + 90}
     assert [event["code"] for event in world.events("errors")] == ["stay_exceeded"]
 

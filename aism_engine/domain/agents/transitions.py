@@ -18,6 +18,7 @@ from aism_engine.domain.mail import release_mail
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest, truncate
+from aism_engine.durations import format_duration
 
 _CONTEXT_BYTES: Final = 4096
 """Largest context of a transition that is kept: an arbitrary number. A larger one is kept as digest and size."""
@@ -163,7 +164,7 @@ def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
         agent.stay_until = -1.0  # so that the deadline is written again, whatever is stored
         state_rules.set_stay_deadline(ctx, agent, until)
         return
-    reason = f"in {agent.state} for longer than {state.max_stay:g} s"
+    reason = f"in {agent.state} for longer than {format_duration(state.max_stay)}"
     ctx.record("stay_exceeded", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
     ctx.publish_error("stay_exceeded", reason, agent_id=agent.agent_id)
     if not state.after_max_stay:

@@ -16,7 +16,7 @@ from aism_engine.domain.error_reply import ErrorReply, transition_error
 from aism_engine.domain.machines.machine import TransitionCase
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
-from aism_engine.domain.protocol.messages import MAX_DURATION_S
+from aism_engine.durations import MAX_DURATION_S
 
 
 def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | ErrorReply:
@@ -63,9 +63,9 @@ def accept(
         seq=draft.next_seq(),
         accepted_at=draft.now,
         start_at=start_at if start_at > draft.now else 0.0,
-        expires_at=start_at + (options.ttl or limits.ttl),
-        ack_timeout_s=options.ack_timeout or limits.ack_timeout,
-        timeout_s=options.timeout or limits.timeout,
+        expires_at=start_at + (options.seconds("ttl") or limits.ttl),
+        ack_timeout_s=options.seconds("ack_timeout") or limits.ack_timeout,
+        timeout_s=options.seconds("timeout") or limits.timeout,
         max_attempts=options.max_attempts or limits.max_attempts,
         on_lost=options.on_lost or limits.on_lost,
         group_id=group_id,
@@ -173,7 +173,8 @@ def _send_to_all(
     except ValueError as error:
         return ErrorReply("send_refused", "invalid_quorum", str(error), {"targets": len(found)})
     targets = [{"agent_id": agent.agent_id} for agent in found]
-    ends_at = max(_start_at(ctx.draft.now, options), ctx.draft.now) + (options.ttl or ctx.policy.commands.ttl)
+    ttl_s = options.seconds("ttl") or ctx.policy.commands.ttl
+    ends_at = max(_start_at(ctx.draft.now, options), ctx.draft.now) + ttl_s
     return accept_group(ctx, request, raw, targets, request.payload.select or "", needed, ends_at)
 
 
@@ -215,7 +216,7 @@ def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Sen
 
 def _start_at(now: float, options: m.SendOptions) -> float:
     """Return the scheduled start of a command, which may be over; without one, now."""
-    return now + (options.start_in or 0.0) if options.start_at is None else from_iso(options.start_at)
+    return now + (options.seconds("start_in") or 0.0) if options.start_at is None else from_iso(options.start_at)
 
 
 def _accepted_before(ctx: DecisionContext, request: m.Send, known: Command | Group) -> dict[str, Any] | ErrorReply:

@@ -11,6 +11,7 @@ from aism_engine.domain.commands.retry import next_attempt, retry
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
+from aism_engine.durations import format_duration
 
 
 def decide_deadline(
@@ -51,10 +52,11 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
         next_attempt(ctx, agent, command)
     elif command.status is Status.DELIVERED and agent.acks:
         ctx.draft.activity(agent.agent_id).add_ack_timeout(command.step_at - command.ack_timeout_s, ctx.draft.now)
-        reason = f"not acknowledged within {command.ack_timeout_s:g} s"
+        reason = f"not acknowledged within {format_duration(command.ack_timeout_s)}"
         retry(ctx, command, "not_acknowledged", reason)
     else:
-        _end(ctx, command, Status.FAILED, "timeout", f"did not end within {command.timeout_s:g} s of execution")
+        reason = f"did not end within {format_duration(command.timeout_s)} of execution"
+        _end(ctx, command, Status.FAILED, "timeout", reason)
     if wrong_type_keys:
         unwritten = fx.WithdrawCommand | (fx.SaveCommand if "record" in wrong_type_keys else fx.PushCancel)
         decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, unwritten)]

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias, get_args
 
-from msgspec import ValidationError, convert
+from msgspec import convert
 
 from aism_engine.domain.effects import Actor
 from aism_engine.domain.machines.machine import ANY, NAME_RULE, PREVIOUS, Kind, Machine, State, Transition, hint, walk
 from aism_engine.domain.machines.toml_lines import Path, line_numbers
+from aism_engine.domain.plain_words import in_plain_words
 from aism_engine.domain.protocol.names import is_state_name
+from aism_engine.durations import parse_duration
 from aism_engine.errors import ConfigError
 
 ENTRIES: Final = ("initial", "on_register", "on_lost", "on_return", "on_goodbye", "on_unknown")
@@ -147,11 +149,12 @@ class _File:
         valid: _Table = {}
         for key, value in table.items():
             try:
-                valid[key] = convert(value, known[key])
+                is_duration = known[key] is float and isinstance(value, str)
+                valid[key] = convert(parse_duration(value) if is_duration else value, known[key])
             except KeyError:
                 self.add_problem((*path, key), f"unknown key{hint(key, known)}")
-            except ValidationError as error:
-                self.add_problem((*path, key), str(error))
+            except ValueError as error:  # msgspec's ValidationError is one, too
+                self.add_problem((*path, key), in_plain_words(str(error)))
                 self._rejected.add((*path, key))
         return valid
 

@@ -18,6 +18,7 @@ from msgspec.structs import force_setattr
 
 from aism_engine.domain.effects import Actor
 from aism_engine.domain.protocol.names import STATE_NAME
+from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
 
 PREVIOUS: Final = "previous"
@@ -189,10 +190,12 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return refuse("context_missing", f"{step} requires in its context: {needed}", missing=missing)
         if case.stayed_s < start.min_stay:
             left_s = start.min_stay - case.stayed_s
-            message = f"the min_stay of {current} is {start.min_stay:g} s; retry in {left_s:.1f} s"
+            left = format_duration(round(left_s, 1))
+            message = f"the min_stay of {current} is {format_duration(start.min_stay)}; retry in {left}"
             return refuse("too_soon", message, retry_after_s=left_s)
         if goal.cooldown and (left_s := case.cooldown_left_s(target)) > 0:
-            message = f"the cooldown of {target} is {goal.cooldown:g} s; retry in {left_s:.1f} s"
+            left = format_duration(round(left_s, 1))
+            message = f"the cooldown of {target} is {format_duration(goal.cooldown)}; retry in {left}"
             return refuse("cooling_down", message, retry_after_s=left_s)
         if goal.max_agents and case.occupants(target) >= goal.max_agents:
             return refuse("state_full", f"{target} has reached max_agents = {goal.max_agents}")

@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, TypeVar, get_args
 import msgspec
 from msgspec import Struct
 
+from aism_engine.domain.plain_words import in_plain_words
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.names import is_identifier
 
@@ -94,7 +95,7 @@ class Decoder(Generic[T]):
         except msgspec.DecodeError as error:
             if not isinstance(error, msgspec.ValidationError):
                 raise MalformedError("invalid_json" if is_json else "invalid_msgpack", str(error)) from None
-            raise self._explain(raw, str(error), is_json=is_json) from None
+            raise self._explain(raw, in_plain_words(str(error)), is_json=is_json) from None
         except (OverflowError, ValueError, TypeError) as error:  # raised by _check_values
             raise self._explain(raw, str(error), is_json=is_json) from None
         return message

@@ -5,12 +5,13 @@ ignored, except in the payloads of requests, where they are most likely a typo.
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Final, TypeAlias, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct, field
 
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
+from aism_engine.durations import MAX_DURATION_S, format_duration, parse_duration
 
 Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
 TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
@@ -21,10 +22,9 @@ MAX_MEASUREMENTS: Final = 32
 Measurements: TypeAlias = Annotated[dict[MeasurementName, float], Meta(max_length=MAX_MEASUREMENTS)]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
-MAX_DURATION_S: Final = 31_536_000
-"""Largest duration: a year."""
 MAX_ATTEMPTS: Final = 1000
-Duration: TypeAlias = Annotated[float, Meta(gt=0, le=MAX_DURATION_S)]
+Duration: TypeAlias = Annotated[float, Meta(gt=0, le=MAX_DURATION_S)] | Annotated[str, Meta(max_length=32)]
+"""Seconds, or a text with a unit: `500ms`, `2h`."""
 SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
 
@@ -149,7 +149,7 @@ class CommandSpec(Struct, frozen=True):
 
 
 class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a command, in seconds. Defaults are in the section `commands` of the settings."""
+    """Options of a command. `seconds` reads a duration. Defaults are in the section `commands` of the settings."""
 
     ttl: Duration | None = None
     """Time to live, from acceptance, or from the start of a scheduled command."""
@@ -161,12 +161,21 @@ class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
     on_lost: OnLost | None = None
     start_at: str | None = None
     """Earliest start, in ISO 8601 with an offset."""
-    start_in: Annotated[float, Meta(ge=0, le=MAX_DURATION_S)] | None = None
-    """Seconds until the earliest start."""
+    start_in: Annotated[float, Meta(ge=0, le=MAX_DURATION_S)] | Annotated[str, Meta(max_length=32)] | None = None
+    """Time until the earliest start."""
     quorum: Annotated[str, Meta(pattern=r"\A\d{1,7}%?\Z")] | None = None
     """How many of the selected agents must succeed, such as `80%` or `3`. The default is all of them."""
 
+    def seconds(self, name: Literal["ttl", "ack_timeout", "timeout", "start_in"]) -> float | None:
+        """Return a duration in seconds; None if it is not given."""
+        given: float | str | None = getattr(self, name)
+        return parse_duration(given) if isinstance(given, str) else given
+
     def __post_init__(self) -> None:
+        for name in ("ttl", "ack_timeout", "timeout", "start_in"):
+            seconds = self.seconds(name)
+            if (seconds is not None and not (seconds > 0 or name == "start_in")) or (seconds or 0) > MAX_DURATION_S:
+                raise ValueError(f"`{name}`: expected more than 0 and at most {format_duration(MAX_DURATION_S)}")
         if self.start_at is not None:
             if self.start_in is not None:
                 raise ValueError("`start_at` and `start_in` cannot be combined")

@@ -1,0 +1,61 @@
+"""Words for people about a value of the wrong form, from the messages of msgspec."""
+
+import re
+from typing import Final
+
+from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
+
+_TYPES: Final = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+    "bytes": "binary data",
+}
+_ANY_TYPE: Final = "|".join(_TYPES)
+_TYPE: Final = re.compile(rf"`((?:{_ANY_TYPE})(?: \| (?:{_ANY_TYPE}))*)`")
+_NAME: Final = "letters, digits, `.`, `_` and `-`, beginning with a letter or a digit"
+_PATTERNS: Final = {
+    IDENTIFIER: f"an id of at most 128 {_NAME}",
+    TYPE_NAME: f"a name of at most 64 {_NAME}",
+    STATE_NAME: "a name of a state: at most 64 letters, digits, `.`, `_` and `-`, beginning with a letter",
+    MEASUREMENT_NAME: f"a name of a measurement: at most 64 {_NAME}; `/` may stand within",
+    r"\d{1,7}%?": "a number or a share, such as 3 or 80%",
+    r"\d{1,20}-\d{1,20}": "the id of a dead letter, such as 1763884800000-0",
+    "(json|msgpack)": "json or msgpack",
+    r"\S+:\d{1,5}": "an address HOST:PORT",
+    "[A-Za-z0-9._{}:-]{1,64}": "1 to 64 letters, digits, `.`, `_`, `{`, `}`, `:` and `-`",
+    "(redis|rediss|unix)://": "a URL that begins with redis://, rediss:// or unix://",
+}
+_LIMITS: Final = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+
+
+def in_plain_words(message: str) -> str:
+    """Rewrite a message of msgspec's ValidationError: the place of the value, then what was expected there."""
+    text, _, where = message.partition(" - at ")
+    text = re.sub(r"`[a-z]+` matching regex (.+)", _describe_pattern, text)
+    text = re.sub(r" of length (>=|<=) (\d+)", lambda found: f" with {_LIMITS[found[1]]} {found[2]} entries", text)
+    text = text.replace("`str` with at least 1 entries", "text that is not empty")
+    text = re.sub(r" (>=|<=|>|<) (-?[\d.]+)", lambda found: f", {_LIMITS[found[1]]} {float(found[2]):.15g}", text)
+    text = _TYPE.sub(_describe_types, text)
+    text = re.sub(r"Object missing required field (`.*`)", r"the field \1 is missing", text)
+    text = re.sub(r"Object contains unknown field (`.*`)", r"there is no field \1", text)
+    text = re.sub(r"^Invalid (enum )?value (.*)", r"\2 is not one of the values that are allowed here", text)
+    text = re.sub(r"^Expected", "expected", text)
+    place = where.replace("`", "").replace("key in $", "a name in $").replace("$[...]", "an entry")
+    place = re.sub(r"\$\[(\d+)\]", lambda found: f"entry {int(found[1]) + 1}", place)
+    place = place.replace("$.", "").replace("$", "").replace("[...]", ".*").strip()
+    return f"{place}: {text}" if place else text
+
+
+def _describe_types(found: re.Match[str]) -> str:
+    return " or ".join(_TYPES.get(each, each) for each in found[1].split(" | "))
+
+
+def _describe_pattern(found: re.Match[str]) -> str:
+    pattern = found[1].strip("'\"").replace("\\\\", "\\")
+    known = pattern.removeprefix(r"\A").removeprefix("^").removesuffix(r"\Z")
+    return _PATTERNS.get(known, f"text of the form {known}")

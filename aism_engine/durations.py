@@ -1,0 +1,31 @@
+"""Durations as people write them: `500ms`, `90s`, `10m`, `2h` or `1d`, or a number of seconds."""
+
+import re
+from typing import Final
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d{1,3})?)(ms|s|m|h|d)?", re.ASCII)
+_UNITS: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+MAX_DURATION_S: Final = 31_536_000
+"""Largest duration in a request or an option: a year."""
+EXPECTED_DURATION: Final = "a duration like 500ms, 30s, 10m, 2h or 1d, or a number of seconds"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that a text stands for. Raises ValueError for any other text."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(f"expected {EXPECTED_DURATION}, got {text!r}")
+    number, unit = float(found[1]), found[2] or "s"
+    return number / 1000 if unit == "ms" else number * _UNITS[unit]
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration so that `parse_duration` returns the same number: in the largest unit that needs no fraction."""
+    if seconds == 0:
+        return "0s"
+    for unit, length in _UNITS.items():
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    milliseconds = f"{seconds * 1000:.6g}ms"
+    return milliseconds if seconds < 1 and parse_duration(milliseconds) == seconds else f"{seconds!r}s"

@@ -1,0 +1,59 @@
+"""Laws of the words for a value of the wrong form."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta, Struct
+
+from aism_engine.domain.plain_words import in_plain_words
+from aism_engine.domain.protocol.messages import Identifier, StateName
+from aism_engine.settings import Address, Prefix, Url
+
+
+class _Form(Struct, forbid_unknown_fields=True):
+    needed: int
+    ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    names: Annotated[list[str], Meta(max_length=2)] = []
+    labels: dict[str, bool] = {}
+    hold: Literal["pause", "drain"] | None = None
+    text: Annotated[str, Meta(min_length=1)] = "x"
+    agent_id: Identifier = "a"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "expected an object, got a list"),
+        ({}, "the field `needed` is missing"),
+        ({"needed": 1, "bogus": 1}, "there is no field `bogus`"),
+        ({"needed": "1"}, "needed: expected a whole number, got text"),
+        ({"needed": None}, "needed: expected a whole number, got null"),
+        ({"needed": 1, "ratio": 0}, "ratio: expected a number, more than 0"),
+        ({"needed": 1, "ratio": 1.5}, "ratio: expected a number, at most 1"),
+        ({"needed": 1, "names": ["a", "b", "c"]}, "names: expected a list with at most 2 entries"),
+        ({"needed": 1, "names": [1]}, "names[0]: expected text, got a whole number"),
+        ({"needed": 1, "labels": {"a": 1}}, "labels.*: expected true or false, got a whole number"),
+        ({"needed": 1, "labels": {2: True}}, "a name in labels: expected text, got a whole number"),
+        ({"needed": 1, "hold": "stop"}, "hold: 'stop' is not one of the values that are allowed here"),
+        ({"needed": 1, "text": ""}, "text: expected text that is not empty"),
+        (
+            {"needed": 1, "agent_id": "a b"},
+            (
+                "agent_id: expected an id of at most 128 letters, digits, `.`, `_` and `-`, "
+                "beginning with a letter or a digit"
+            ),
+        ),
+    ],
+)
+def test_the_place_and_what_was_expected_there_are_named(value: object, words: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as refused:
+        msgspec.convert(value, _Form)
+    assert in_plain_words(str(refused.value)) == words
+
+
+@pytest.mark.parametrize("form", [Identifier, StateName, Url, Address, Prefix])
+def test_no_pattern_of_ours_reaches_a_person_as_a_regular_expression(form: Any) -> None:  # noqa: ANN401
+    with pytest.raises(msgspec.ValidationError) as refused:
+        msgspec.convert("*", form)
+    assert "of the form" not in in_plain_words(str(refused.value))
