@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -69,11 +70,11 @@ class RecordingMetrics(Metrics):
         super().__init__()
         self.codes: list[str] = []
 
-    def committed(self, _decisions: object, _facts: object, _seconds: float, code: str) -> None:
-        self.codes.append(code)
+        self.commits = Mock(labels=Mock(side_effect=self._record))
 
-    def refused(self, code: str) -> None:
+    def _record(self, code: str) -> Mock:
         self.codes.append(code)
+        return Mock()
 
 
 class Leader(Reader):
