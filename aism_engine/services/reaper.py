@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.liveness import decide_lost, decide_returned, decide_silent
 from aism_engine.domain.agents.silence import Assessment, Loss, Scan, ScoreRange, SilenceTracker
@@ -131,9 +132,20 @@ class Reaper(Service):
                 return Decision("lost", "unchanged")
             return decide_lost(draft, self._policy, change.agent_id, change.score, change.silent_s)
 
+        def decide_failed(draft: Draft, change: Loss | str, failure: tuple[str, str]) -> Decision:
+            """Skip an agent whose score has changed meanwhile, or that cannot be written: the next scan decides again.
+
+            A command list of the wrong type does not protect its agent: the agent is lost without a notice in the list.
+            """
+            if isinstance(change, str) or self._store.keys.commands(change.agent_id) not in failure[1]:
+                return Decision("returned" if isinstance(change, str) else "lost", "unchanged")
+            decision, in_list = decide_one(draft, change), fx.WithdrawCommand | fx.PushCancel
+            decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, in_list)]
+            return decision
+
         decisions: list[Decision] = []
         for some in chunks(changes, self._settings.batch):
-            decisions += await self._write(fleet, decide_each("lost", some, decide_one, _unchanged))
+            decisions += await self._write(fleet, decide_each("lost", some, decide_one, decide_failed))
         return decisions
 
     async def _update_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
@@ -189,8 +201,3 @@ class Reaper(Service):
 
 def _is_watched(agent: AgentRecord | None) -> bool:
     return agent is not None and agent.liveness is Liveness.FRESH
-
-
-def _unchanged(_draft: Draft, change: Loss | str, _failure: tuple[str, str]) -> Decision:
-    """Skip an agent whose score has changed meanwhile, or that cannot be written: the next scan decides again."""
-    return Decision("returned" if isinstance(change, str) else "lost", "unchanged")
