@@ -106,7 +106,9 @@ async def collect(node: Node, observed: Observations) -> None:
         observed.measurements[agent_id] = {name.decode(): float(value) for name, value in measured.items()}
         inbox = [each for key in (KEYS.mail, KEYS.inbox) for each in await client.lrange(key(agent_id), 0, -1)]
         observed.inboxes[agent_id] = [json.loads(body)["id"] for body in reversed(inbox)]
-        observed.left[f"commands of {agent_id}"] = await client.llen(KEYS.commands(agent_id))
+        listed = [json.loads(body) for body in await client.lrange(KEYS.commands(agent_id), 0, -1)]
+        # A `cancel` is no command. It is left if the command ends after the agent has popped for the last time.
+        observed.left[f"commands of {agent_id}"] = sum(each["type"] != "cancel" for each in listed)
     for command_id in {fact.command_id for fact in observed.facts if fact.command_id}:
         observed.commands[command_id] = await reader.command(command_id)
     for request_id in (request.id for request in observed.requests):
