@@ -1,8 +1,8 @@
 """The agent's side of the protocol for one call from a shell: blocking, and quick to import.
 
 Messages are pushed again under their id until Redis confirms them: the engine ignores the second copy. A popped command
-is lost if this process dies before it has printed the command, unless the agent registered with the capability `ack`.
-Then the engine delivers it again.
+is put back if it cannot be printed. It is lost if this process dies before it has printed the command, unless the agent
+registered with the capability `ack`. Then the engine delivers it again.
 """
 
 import json
@@ -14,6 +14,7 @@ import uuid_utils
 
 from aism_engine.backoff import Backoff
 from aism_engine.domain.protocol.names import check_agent_id
+from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.keys import Keys
 from aism_engine.store.sync_redis import SyncRedis
@@ -36,6 +37,7 @@ class SyncAgentClient:
         self.keys = Keys(prefix)
         self._url = url
         self._connection: SyncRedis | None = None
+        self._taken: tuple[str, bytes] | None = None
 
     def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None, timeout_s: float) -> dict[str, Any]:
         """Push a message and wait for the engine's reply. Raises TimeoutError without one; the message stays queued."""
@@ -48,7 +50,8 @@ class SyncAgentClient:
         self._retry(lambda redis: redis.calls([("LPUSH", queue, body), ("PUBLISH", channel, message_id)]))
         reply = self.pop(self.keys.agent_reply(self.agent_id, message_id), timeout_s)
         if reply is None:
-            raise TimeoutError(f"the engine has not replied to message {message_id} within {timeout_s:g} s")
+            waited = format_duration(timeout_s)
+            raise TimeoutError(f"the engine has not replied to message {message_id} within {waited}")
         return reply
 
     def heartbeat(self) -> None:
@@ -67,7 +70,7 @@ class SyncAgentClient:
     def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
         """Pop the oldest message of a list, waiting at most `wait_s` for one. Skips entries that are no messages.
 
-        Reconnects after an outage until the time is over.
+        Reconnects after an outage until the time is over. `put_back` undoes it.
         """
         ends_at = time.monotonic() + wait_s
         while True:
@@ -81,8 +84,15 @@ class SyncAgentClient:
                 time.sleep(min(_BACKOFF.max_s, left_s))
                 continue
             message = _decode(raw) if raw is not None else None
+            self._taken = (key, raw) if raw is not None else None
             if message is not None or (raw is None and left_s <= 0):
                 return message
+
+    def put_back(self) -> None:
+        """Put the message that was popped last back to where it is popped next."""
+        if self._taken is not None:
+            key, raw = self._taken
+            self._retry(lambda redis: redis.call("RPUSH", key, raw))
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -6,65 +6,101 @@ error as one line on standard error. It must start fast, so nothing here imports
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NoReturn, TypeAlias
 
+import aism_engine
 from aism_engine.agent import arguments as types
 from aism_engine.agent.sync_client import SyncAgentClient
+from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
+from aism_engine.terminal import (
+    EXIT_CODES,
+    ExitCode,
+    OutputError,
+    invalid_argument,
+    is_encodable,
+    print_error_line,
+    print_line,
+    run,
+)
 
 Call: TypeAlias = Callable[[SyncAgentClient, argparse.Namespace], "dict[str, Any] | None"]
 Argument: TypeAlias = Callable[[argparse.ArgumentParser], Any]
 
-DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = 0, 1, 2, 64, 69
-_EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
+DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = ExitCode
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  as in argparse
+        super().__init__(allow_abbrev=False, epilog=EXIT_CODES, **options)
+        self.set_defaults(parser=self)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"{self.prog}: {message}. See {self.prog} --help\n")
+        _print_error(f"{message.removeprefix('argument ')}. See {self.prog} --help", USAGE)
+        self.exit(USAGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    run(_run, arguments, lambda message: print_error_line(f"aism: {message}"))
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = _build_parser()
+    if problem := invalid_argument(arguments):
+        parser.error(problem)
     options = parser.parse_args(arguments)
+    if options.version:
+        print_line(aism_engine.__version__)
+        return DONE
+    if options.call is None:
+        print_line(options.parser.format_help().rstrip())
+        return DONE
     if not options.agent:
         parser.error("the id of the agent is missing: give --agent ID or set AISM_AGENT_ID")
-    try:
-        code = _run(options)
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+    return _call(options)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _call(options: argparse.Namespace) -> int:
     try:
         with closing(SyncAgentClient(options.agent, options.redis, options.prefix)) as client:
             result = options.call(client, options)
             with suppress(ServerUnavailableError):
                 _warn_if_unregistered(client)
+            if result is not None:
+                _print_result(client, options, result)
     except ServerUnavailableError as error:
-        message = f"Redis is not available: {redacted(str(error))}. Name the server with --redis URL or AISM_REDIS_URL"
+        message = f"Redis is not available: {error}. Name the server with --redis URL or AISM_REDIS_URL"
         return _print_error(message, UNAVAILABLE)
     except TimeoutError as error:
         return _print_error(f"{error}. The message stays queued and may still be applied", TIMED_OUT)
     except ValueError as error:
-        return _print_error(redacted(str(error)), USAGE)
+        return _print_error(str(error), USAGE)
     if result is None:
-        return _print_error(f"nothing has arrived within {options.wait:g} s. Wait longer with --wait S", TIMED_OUT)
-    print(json.dumps(result, separators=(",", ":"), ensure_ascii=False), flush=True)  # noqa: T201  the result
+        waited = format_duration(options.wait)
+        return _print_error(f"nothing has arrived within {waited}. Wait longer with --wait DURATION", TIMED_OUT)
     return _print_error(_format_refusal(result), REFUSED) if result.get("ok") is False else DONE
 
 
+def _print_result(client: SyncAgentClient, options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Print a result as JSON. A message that was taken from a list and cannot be printed is put back."""
+    text = json.dumps(result, separators=(",", ":"), ensure_ascii=False)
+    try:
+        print_line(text if is_encodable(text) else json.dumps(result, separators=(",", ":")))
+    except OutputError as error:
+        if not hasattr(options, "wait"):
+            raise
+        client.put_back()
+        raise OutputError(f"{error}. The message is back in its list") from None
+
+
 def _print_error(message: str, code: int) -> int:
-    print(f"aism: {message}", file=sys.stderr)  # noqa: T201
+    print_error_line(f"aism: {redacted(message)}")
     return code
 
 
@@ -82,24 +118,23 @@ def _format_refusal(reply: dict[str, Any]) -> str:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="aism", description="Talk to the AISM Engine as an agent.", epilog=_EXIT_CODES)
-    agent_id = os.environ.get("AISM_AGENT_ID") or os.environ.get("AGENT_ID")
-    id_help = "id of the agent; default: AISM_AGENT_ID, then AGENT_ID"
-    parser.add_argument("--agent", metavar="ID", default=agent_id, help=id_help)
-    types.add_server_options(parser)
-    timeout_help = "longest wait for a reply; default: 30"
-    parser.add_argument("--timeout", metavar="S", type=types.seconds, default=30.0, help=timeout_help)
-    options: dict[str, Any] = {"metavar": "COMMAND", "required": True, "parser_class": _Parser}
+    parser = _Parser(prog="aism", description="Talk to the AISM Engine as an agent.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.set_defaults(call=None)
+    types.add_shared_options(parser, with_defaults=True)
+    options: dict[str, Any] = {"metavar": "COMMAND", "parser_class": _Parser}
     groups = {"": parser.add_subparsers(**options)}
     for name, (text, call, *arguments) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         if group not in groups:
-            group_parser = groups[""].add_parser(group, help=_GROUPS[group], epilog=_EXIT_CODES)
+            group_parser = groups[""].add_parser(group, help=_GROUPS[group], description=_GROUPS[group])
+            types.add_shared_options(group_parser, with_defaults=False)
             groups[group] = group_parser.add_subparsers(**options)
-        subparser = groups[group].add_parser(verb, help=text, description=text, epilog=_EXIT_CODES)
+        subparser = groups[group].add_parser(verb, help=text, description=text)
         subparser.set_defaults(call=call)
         for add_to in arguments:
             add_to(subparser)
+        types.add_shared_options(subparser, with_defaults=False)
     return parser
 
 
@@ -133,7 +168,7 @@ def _state(client: SyncAgentClient, _: argparse.Namespace) -> dict[str, Any]:
 
 def _run_executable(client: SyncAgentClient, options: argparse.Namespace) -> dict[str, Any]:
     from aism_engine.agent.agent import Agent  # noqa: PLC0415  slow to import, and only this call needs it
-    from aism_engine.agent.executable import run  # noqa: PLC0415
+    from aism_engine.agent.executable import run as run_program  # noqa: PLC0415
 
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not program:
@@ -146,7 +181,7 @@ def _run_executable(client: SyncAgentClient, options: argparse.Namespace) -> dic
         prefix=options.prefix,
         concurrency=options.concurrency,
     )
-    return run(agent, program, timeout_s=options.limit)
+    return run_program(agent, program, timeout_s=options.limit)
 
 
 _argument = partial(methodcaller, "add_argument")
@@ -156,7 +191,9 @@ _LABEL = _argument(
     "--label", metavar="NAME=VALUE", type=types.label, help="for selectors of operators; repeatable", **_REPEATABLE
 )
 _REASON = _argument("--reason", metavar="TEXT", help="recorded in the audit")
-_WAIT = _argument("--wait", metavar="S", type=types.seconds, default=0.0, help="longest wait; default: 0, do not wait")
+_WAIT = _argument(
+    "--wait", metavar="DURATION", type=types.duration, default=0.0, help="longest wait; default: 0, do not wait"
+)
 _ID = _argument("id", metavar="ID", type=types.identifier, help="id of the command")
 
 _GROUPS: Final = {
@@ -229,14 +266,14 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         _argument("--percent", metavar="0-100", type=types.percent),
         _argument("--note", metavar="TEXT"),
     ),
-    "command done": (
-        """report success: aism command done ID --payload '{"lines": 12}'""",
+    "command result": (
+        """report success: aism command result ID --payload '{"lines": 12}'""",
         lambda client, options: client.send("result", options.payload, options.id, options.timeout),
         _ID,
         _argument("--payload", metavar="JSON", type=types.json_object, default={}, help="the result, an object"),
     ),
-    "command fail": (
-        "report failure: aism command fail ID --code no_access",
+    "command error": (
+        "report failure: aism command error ID --code no_access",
         _sends("error", "code", "message", "retryable"),
         _ID,
         _argument("--code", required=True, type=types.type_name, help="short name of the error"),
@@ -249,7 +286,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         _TYPE,
         _LABEL,
         _argument("--concurrency", metavar="N", type=types.count, default=1, help="commands at a time; default: 1"),
-        _argument("--limit", metavar="S", type=types.seconds, help="end the program after this time"),
+        _argument("--limit", metavar="DURATION", type=types.duration, help="end the program after this time"),
         _argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER),
     ),
 }

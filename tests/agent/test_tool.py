@@ -2,12 +2,18 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+import aism_engine
 from aism_engine.agent.tool import main
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, running_engine
@@ -89,10 +95,10 @@ async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: st
     assert (await aism("command", "next", "--wait", "300")).json["payload"] == {"n": 1}
     assert (await aism("command", "ack", work)).code == 0
     assert (await aism("command", "progress", work, "--percent", "50", "--note", "half")).code == 0
-    assert (await aism("command", "done", work, "--payload", '{"lines": 3, "rest": null}')).code == 0
+    assert (await aism("command", "result", work, "--payload", '{"lines": 3, "rest": null}')).code == 0
     record = await engine.command(work)
     assert (record["status"], record["result"]) == ("succeeded", '{"lines":3,"rest":null}')
-    late = await aism("command", "fail", work, "--code", "no_luck")
+    late = await aism("command", "error", work, "--code", "no_luck")
     assert (late.code, late.json["error"]["code"]) == (1, "command_ended")
 
 
@@ -111,7 +117,7 @@ async def test_agents_send_messages_to_each_other(aism: Tool) -> None:
 
 
 async def test_a_command_can_fail(engine: Running, aism: Tool, work: str) -> None:
-    assert (await aism("command", "fail", work, "--code", "no_luck", "--message", "it rained", "--final")).code == 0
+    assert (await aism("command", "error", work, "--code", "no_luck", "--message", "it rained", "--final")).code == 0
     record = await engine.command(work)
     assert (record["status"], record["code"], record["reason"]) == ("failed", "no_luck", "it rained")
 
@@ -138,7 +144,6 @@ async def test_an_unknown_agent_has_no_state(aism: Tool) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["bogus"],
         ["register"],
         ["--agent", "a b", "whoami"],
@@ -148,8 +153,8 @@ async def test_an_unknown_agent_has_no_state(aism: Tool) -> None:
         ["measure", "a b=1"],
         ["run", "--type", "scribe", "--concurrency", "1.5", "--", "true"],
         ["state", "transition", "no name"],
-        ["command", "done", "work-1", "--payload", "[]"],
-        ["command", "done", "work-1", "--payload", "{"],
+        ["command", "result", "work-1", "--payload", "[]"],
+        ["command", "result", "work-1", "--payload", "{"],
     ],
     ids=" ".join,
 )
@@ -171,3 +176,72 @@ async def test_the_id_comes_from_the_flag_or_the_environment(aism: Tool, monkeyp
 async def test_redis_out_of_reach_is_69_and_shows_no_password(aism: Tool) -> None:
     ended = await aism("--redis", "redis://user:hush@127.0.0.1:1", "heartbeat")
     assert (ended.code, ended.err.count("\n"), "hush" in ended.err) == (69, 1, False)
+
+
+def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:  # noqa: ANN401
+    """Run `aism` as a process, where its standard output matters."""
+    script = "from aism_engine.agent.tool import main; main()"
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run([sys.executable, "-c", script, *arguments], check=False, **pipes)
+
+
+def closed_pipe() -> int:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.usefixtures("aism")
+@pytest.mark.parametrize("output", ["full disk", "closed pipe", "closed"])
+async def test_a_message_that_cannot_be_printed_is_put_back(redis_client: Redis, prefix: str, output: str) -> None:
+    """It is the next one that is taken."""
+    key = f"{prefix}:agent:{AGENT}:commands"
+    await redis_client.hset(f"{prefix}:agent:{AGENT}:metadata", "registered_at", "now")  # otherwise aism warns
+    await redis_client.rpush(key, '{"id": "newer"}', '{"id": "oldest"}')
+    stdout = os.open("/dev/full", os.O_WRONLY) if output == "full disk" else closed_pipe()
+    options: dict[str, Any] = {"stdout": stdout}
+    if output == "closed":
+        options["preexec_fn"] = partial(os.close, 1)
+    ended = await asyncio.to_thread(start, "command", "next", **options)
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1)
+    assert b"The message is back in its list" in ended.stderr
+    assert await redis_client.lrange(key, 0, -1) == [b'{"id": "newer"}', b'{"id": "oldest"}']
+
+
+@pytest.mark.usefixtures("aism")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+async def test_output_that_cannot_be_encoded_is_escaped(redis_client: Redis, prefix: str, encoding: str) -> None:
+    """Half of a surrogate pair cannot be written in any encoding."""
+    message = {"content": "größe 漢 \ud800"}
+    await redis_client.rpush(f"{prefix}:agent:{AGENT}:inbox", json.dumps(message))
+    environ = os.environ | {"PYTHONIOENCODING": encoding}
+    ended = await asyncio.to_thread(start, "inbox", env=environ)
+    assert (ended.returncode, json.loads(ended.stdout)) == (0, message)
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "1" * 30, '"\\ud800"'])
+async def test_a_value_that_the_engine_would_refuse_is_refused_at_once(aism: Tool, value: str) -> None:
+    ended = await aism("command", "result", "work-1", "--payload", f'{{"a": {value}}}')
+    assert (ended.code, "--payload: expected a JSON object: " in ended.err) == (64, True)
+
+
+async def test_an_argument_that_is_not_utf8_is_refused_at_once(aism: Tool) -> None:
+    ended = await aism("message", "send", "scribe-2", "caf\udce9")
+    assert (ended.code, ended.err) == (64, "aism: 'caf\\udce9' is not valid UTF-8. See aism --help\n")
+
+
+async def test_options_stand_before_or_after_the_command(aism: Tool) -> None:
+    assert (await aism("--timeout", "1ms", "goodbye")).code == 2
+    ended = await aism("goodbye", "--timeout", "1ms")
+    assert (ended.code, "within 1ms. The message stays queued" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["state"], ["state", "transition", "-h"], ["command", "--help"]])
+async def test_a_group_alone_and_help_options_print_help(aism: Tool, arguments: list[str]) -> None:
+    shown = await aism(*arguments)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(" ".join(["usage: aism", *(each for each in arguments if each[0] != "-")]))
+
+
+async def test_the_version_is_printed(aism: Tool) -> None:
+    assert (await aism("--version")).out == f"{aism_engine.__version__}\n"
