@@ -106,7 +106,7 @@ def load_machines(settings: MachinesSettings) -> Machines:
     texts: dict[str, str] = {}
     for file in _machine_files(settings, problems):
         try:
-            texts[str(file)] = file.read_text(encoding="utf-8")
+            texts[str(file)] = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{file}: cannot be read: {error}")
     machines, found = read_machines(texts)
@@ -170,7 +170,7 @@ def _machine_files(settings: MachinesSettings, problems: list[str]) -> list[Trav
 def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, str]]:
     source = f"file {path}"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         problems.append(f"{source}: cannot be read: {error.strerror}")
         return

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -11,13 +12,14 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
-from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json, printable
+from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json
 from aism_engine.config import load_settings
 from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.commands.group import OUTCOMES
 from aism_engine.durations import format_duration
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.settings import RedisSettings
+from aism_engine.settings import RedisSettings, Settings
+from aism_engine.terminal import printable
 
 T = TypeVar("T")
 
@@ -41,15 +43,16 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
 
     redis: options.Redis = None
     prefix: options.Prefix = None
+    config: options.Config = None
 
-    @property
-    def flags(self) -> dict[str, object]:
-        """The options as settings."""
-        return {"redis.url": self.redis, "redis.prefix": self.prefix}
+    def settings(self, overrides: Mapping[str, object] = MappingProxyType({})) -> Settings:
+        """Load the settings that the options, the environment and the file of `--config` name."""
+        flags = {"redis.url": self.redis, "redis.prefix": self.prefix}
+        return load_settings(self.config, overrides={**flags, **overrides}).settings
 
     def call(self, act: Callable[[AdminClient], Awaitable[T]]) -> T:
-        """Run `act` with a client of the fleet that the options, the environment or the defaults name."""
-        return call_fleet(load_settings(overrides=self.flags).settings.redis, act)
+        """Run `act` with a client of the fleet."""
+        return call_fleet(self.settings().redis, act)
 
     def watch(self, act: Callable[[AdminClient], Awaitable[None]]) -> None:
         """Run `act` until it returns, or until Ctrl-C, which is the regular end."""

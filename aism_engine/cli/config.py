@@ -19,6 +19,7 @@ app = options.CommandGroup(help="Check or show the settings.")
 def check(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Settings in TOML. Default: none.")] = None,
     *,
+    config: options.Config = None,
     output: Output,
 ) -> None:
     """Check the settings and the state machines they name, and print every problem.
@@ -29,6 +30,9 @@ def check(
     Example:
       aism-engine config check /etc/aism/engine.toml
     """
+    if file is not None and config is not None:
+        raise typer.BadParameter("FILE and --config exclude each other: give only one of them")
+    file = file or config
     try:
         machines = sorted(load_machines(load_settings(file).settings.machines).machines)
     except ConfigError as error:

@@ -9,11 +9,12 @@ from msgspec.structs import asdict
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, RequestOptions, send_request
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import Output, ProgressLine, printable, published
+from aism_engine.cli.output import Output, ProgressLine, published
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.audit_log import entry_time
+from aism_engine.terminal import printable
 
 app = options.CommandGroup(help="List dead letters, show one, replay or purge them.")
 

@@ -56,6 +56,7 @@ def dev(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Seed of the agents' random choices. Default: random.")
     ] = None,
+    config: options.Config = None,
     output: Output,
 ) -> ExitCode:
     """Try the engine with simulated agents on a bundled server.
@@ -78,7 +79,7 @@ def dev(
             _start(EmbeddedServer(port=port, data_dir=data_dir)) as server,
         ):
             flags = {**_SETTINGS, "redis.url": server.url, **(http or {})}
-            settings = load_settings(overrides=flags).settings
+            settings = load_settings(config, overrides=flags).settings
             url, prefix = settings.redis.url, settings.redis.prefix
             simulation = Simulation(agents, seed=chosen_seed, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)

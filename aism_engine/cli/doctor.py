@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from aism_engine.cli import options
+from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.cli.output import ProgressLine, print_json, printable
+from aism_engine.cli.output import ProgressLine, print_json
 from aism_engine.config import load_settings
 from aism_engine.ops.doctor.collector import DoctorFacts, FactCollector, diagnose
 from aism_engine.ops.doctor.environment import ConfigFile
@@ -19,6 +20,7 @@ from aism_engine.ops.doctor.findings import Finding, Severity
 from aism_engine.redact import redacted
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, where
+from aism_engine.terminal import print_line, printable
 
 _WIDTH: Final = 110
 _UNBROKEN: Final[dict[str, Any]] = {"break_long_words": False, "break_on_hyphens": False}
@@ -27,9 +29,7 @@ _UNBROKEN: Final[dict[str, Any]] = {"break_long_words": False, "break_on_hyphens
 
 def doctor(
     *,
-    config: options.Config = None,
-    redis: options.Redis = None,
-    prefix: options.Prefix = None,
+    fleet: FleetOptions,
     max_keys: Annotated[
         int, typer.Option(metavar="N", min=0, help="Maximum number of keys to scan; 0 scans none.")
     ] = 1_000_000,
@@ -46,8 +46,8 @@ def doctor(
       aism-engine doctor --config /etc/aism/engine.toml
       aism-engine doctor --redis redis://10.0.0.5:6379 --json | jq '.findings[] | select(.severity == "danger")'
     """
-    settings = load_settings(config, overrides={"redis.url": redis, "redis.prefix": prefix}).settings.redis
-    findings = diagnose(asyncio.run(_collect(settings, _config_file(config), max_keys)))
+    settings = fleet.settings().redis
+    findings = diagnose(asyncio.run(_collect(settings, _config_file(fleet.config), max_keys)))
     has_danger = any(finding.severity is Severity.DANGER for finding in findings)
     if json:
         print_json({"ok": not has_danger, "redis": where(settings), "prefix": settings.prefix, "findings": findings})
@@ -74,7 +74,7 @@ def _config_file(path: Path | None) -> ConfigFile | None:
 
 
 def _print(findings: list[Finding], subject: str) -> None:
-    typer.echo(subject)
+    print_line(subject)
     width = max(len(finding.code) for finding in findings)
     indent = " " * (width + 11)
     for finding in findings:
@@ -85,9 +85,9 @@ def _print(findings: list[Finding], subject: str) -> None:
             lines.append(f"Fix: {finding.fix}")
         head = f"{finding.severity.value:<7}  {finding.code:<{width}}  "
         for line in map(printable, lines):
-            typer.echo(textwrap.fill(line, _WIDTH, initial_indent=head, subsequent_indent=indent, **_UNBROKEN))
+            print_line(textwrap.fill(line, _WIDTH, initial_indent=head, subsequent_indent=indent, **_UNBROKEN))
             head = indent
     counts = Counter(finding.severity for finding in findings)
-    typer.echo(
+    print_line(
         ", ".join(f"{counts[severity]} {severity.value}" for severity in reversed(list(Severity)) if counts[severity])
     )

@@ -1,24 +1,10 @@
 """Exit codes of all commands, and the error reports that go with them. The codes are a published interface."""
 
-import sys
-from enum import IntEnum
 from typing import Final
 
 from aism_engine.errors import AismError, ConfigError, ServerUnavailableError
 from aism_engine.redact import redacted
-
-
-class ExitCode(IntEnum):
-    """Exit code of a command; 64 and 69 are those of sysexits.h."""
-
-    DONE = 0
-    REFUSED = 1
-    TIMED_OUT = 2
-    USAGE = 64
-    UNAVAILABLE = 69
-
-
-EXIT_CODES: Final = "Exit codes: 0 done, 1 refused or failed, 2 timed out, 64 wrong usage, 69 Redis not reachable."
+from aism_engine.terminal import EXIT_CODES, ExitCode, print_error_line
 
 
 class RefusedError(AismError):
@@ -55,11 +41,14 @@ def report_error(error: Exception) -> ExitCode:
     if isinstance(error, ServerUnavailableError):
         print_error(f"Redis is not available: {str(error).rstrip('.')}. {_HINTS.get(error.outage, _DEFAULT_HINT)}")
     else:
-        print_error(getattr(error, "strerror", None) or str(error))
+        for problem in getattr(error, "problems", None) or [getattr(error, "strerror", None) or str(error)]:
+            print_error(problem)
     return code
 
 
 def print_error(message: str) -> None:
-    """Print a message on standard error, each line prefixed with `error:`, without passwords."""
-    for line in redacted(message).splitlines():
-        print(f"error: {line}", file=sys.stderr)  # noqa: T201  all error messages are printed here
+    """Print a message on standard error as one line, without passwords and control characters."""
+    print_error_line(f"error: {redacted(message)}")
+
+
+__all__ = ["EXIT_CODES", "ExitCode", "RefusedError", "TimedOutError", "print_error", "report_error"]

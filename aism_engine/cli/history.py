@@ -15,7 +15,6 @@ from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, ProgressLine
 from aism_engine.cli.tail import format_event
 from aism_engine.clock import from_iso, iso
-from aism_engine.config import load_settings
 from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.archive.archive_reader import ArchiveReader
@@ -51,7 +50,6 @@ def history(
     archive: Annotated[
         str | None, typer.Option("--archive", metavar="DIR", help="Archive to read. Default: that of the settings.")
     ] = None,
-    config: options.Config = None,
     fleet: FleetOptions,
     output: Output,
 ) -> None:
@@ -71,7 +69,7 @@ def history(
         raise typer.BadParameter("--at is a single instant: it cannot be combined with --since, --until or --follow")
     if follow and until is not None:
         raise typer.BadParameter("--follow has no end: it cannot be combined with --until")
-    settings = load_settings(config, overrides=fleet.flags | {"archive.directory": archive}).settings
+    settings = fleet.settings({"archive.directory": archive})
     server, path = settings.redis, settings.archive.directory
     period = _Period(float("-inf") if since is None else since, float("inf") if until is None else until)
     with ProgressLine() as progress, suppress(KeyboardInterrupt):  # Ctrl-C is the regular end of --follow

@@ -14,6 +14,7 @@ from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
 from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
+from aism_engine.terminal import print_line
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")
 
@@ -38,7 +39,7 @@ def check(
     texts: dict[str, str] = {}
     for file in files:
         try:
-            texts[str(file)] = file.read_text(encoding="utf-8")
+            texts[str(file)] = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             unreadable.append(f"{file}: cannot be read: {getattr(error, 'strerror', error)}")
     valid, problems = read_machines(texts)
@@ -97,7 +98,7 @@ def graph(name: _Name, *, config: options.Config = None) -> None:
     Example:
       aism-engine machines graph journey > journey.mmd
     """
-    typer.echo(_mermaid(_get(name, config)))
+    print_line(_mermaid(_get(name, config)))
 
 
 def _get(name: str, config: Path | None) -> Machine:

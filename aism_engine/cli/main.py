@@ -1,17 +1,20 @@
 """Entry point of `aism-engine`: the list of commands, and how errors become exit codes."""
 
+import os
 import platform
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
 import typer
 
-from aism_engine import __version__
+from aism_engine import __version__, terminal
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, print_error, report_error
 from aism_engine.cli.output import Output
+
+_COMPLETION: Final = "_AISM_ENGINE_COMPLETE"
+"""Variable that is set while a shell completes a command line."""
 
 
 def version(*, output: Output) -> None:
@@ -25,38 +28,49 @@ def version(*, output: Output) -> None:
 
 
 COMMANDS: Final = {
-    "run": "run:run",
-    "dev": "dev:dev",
-    "health": "health:health",
-    "scenario": "scenario:scenario",
-    "send": "send:send",
-    "pause": "pause:pause",
-    "drain": "pause:drain",
-    "resume": "pause:resume",
-    "tail": "tail:tail",
-    "top": "top:top",
-    "divergences": "divergences:divergences",
-    "history": "history:history",
-    "doctor": "doctor:doctor",
-    "version": "main:version",
-    "agents": "agents:app",
-    "commands": "commands:app",
-    "dead-letters": "dead_letters:app",
-    "machines": "machines:app",
-    "config": "config:app",
+    "run": ("run:run", "Run the engine until SIGTERM or SIGINT."),
+    "dev": ("dev:dev", "Try the engine with simulated agents on a bundled server."),
+    "health": ("health:health", "Check whether an engine is ready."),
+    "scenario": ("scenario:scenario", "Run a scenario and print its result."),
+    "send": ("send:send", "Send a command to an agent, or to all that match a selector."),
+    "pause": ("pause:pause", "Pause the delivery of commands: new ones wait until resume."),
+    "drain": ("pause:drain", "Refuse new commands, and complete the accepted ones."),
+    "resume": ("pause:resume", "End a pause or a drain."),
+    "tail": ("tail:tail", "Print the events of a fleet, one a line, until Ctrl-C."),
+    "top": ("top:top", "Watch an overview of the fleet until Ctrl-C."),
+    "divergences": ("divergences:divergences", "List the open divergences, the oldest first."),
+    "history": ("history:history", "Show what is recorded about an agent or a command."),
+    "doctor": (
+        "doctor:doctor",
+        "Check the server, the permissions of its user, the network path, and the keys of the fleet.",
+    ),
+    "version": ("main:version", "Print the version of AISM Engine."),
+    "agents": ("agents:app", "List, show or forget agents, or confirm their losses."),
+    "commands": ("commands:app", "List commands, show one, wait for it, or cancel it."),
+    "dead-letters": ("dead_letters:app", "List dead letters, show one, replay or purge them."),
+    "machines": ("machines:app", "Check state machines, or show those in use."),
+    "config": ("config:app", "Check or show the settings."),
 }
-"""Each command or group, as `module:attribute` of this package."""
+"""Each command or group: `module:attribute` of this package, and its line in the help, which imports no module."""
+SHARED: Final = {"--redis": True, "--prefix": True, "--config": True, "--json": False}
+"""Options that may stand before the command; the flag is whether each takes a value."""
 
 
-def build(first: str = "") -> options.CommandGroup:
-    """Build the command line: only command `first` if there is one of that name, else all.
+def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
+    """Build the command line with command `first`. The others have only their line in the help, unless `complete`.
 
     Importing all commands takes half a second, and container health checks call `health` every few seconds.
     """
-    app = options.CommandGroup(help="AISM Engine: coordinates agents over Redis and records what they do.")
+    app = options.CommandGroup(
+        add_completion=True, help="AISM Engine: coordinates agents over Redis and records what they do."
+    )
     app.callback()(lambda: None)  # without a callback, typer would drop the name of a single command
-    for name in (first,) if first in COMMANDS else COMMANDS:
-        module, _, attribute = COMMANDS[name].partition(":")
+    for name in (first,) if first in COMMANDS and not complete else COMMANDS:
+        place, summary = COMMANDS[name]
+        module, _, attribute = place.partition(":")
+        if not complete and name != first:
+            app.command(name, help=summary)(lambda: None)
+            continue
         found = getattr(import_module(f"aism_engine.cli.{module}"), attribute)
         if isinstance(found, options.CommandGroup):
             app.add_typer(found, name=name)
@@ -67,15 +81,40 @@ def build(first: str = "") -> options.CommandGroup:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code. Errors are printed on standard error, without a traceback."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    terminal.run(_run, arguments, print_error)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if problem := terminal.invalid_argument(arguments):
+        print_error(problem)
+        return ExitCode.USAGE
+    arguments = _move_options(arguments)
     try:
-        code = build(*arguments[:1])(arguments, prog_name="aism-engine", standalone_mode=False)
+        if arguments == ["--version"]:
+            terminal.print_line(__version__)
+            return ExitCode.DONE
+        app = build(*arguments[:1], complete=_COMPLETION in os.environ)
+        return int(app(arguments, prog_name="aism-engine", standalone_mode=False) or ExitCode.DONE)
     except typer.TyperException as error:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
         # The prefixes add no information, and are wrong if each argument is valid and only the combination is not.
         message = error.format_message().removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
         print_error(f"{message}. See {command} --help")
-        code = ExitCode.USAGE
+        return ExitCode.USAGE
     except Exception as error:  # noqa: BLE001  report_error raises bugs again
-        code = report_error(error)
-    sys.exit(code)
+        return report_error(error)
+
+
+def _move_options(arguments: Sequence[str]) -> list[str]:
+    """Move shared options from before the command to behind it. A group without a command asks for its help."""
+    moved: list[str] = []
+    rest = list(arguments)
+    while rest and (flag := rest[0].partition("=")[0]) in SHARED:
+        count = 2 if SHARED[flag] and flag == rest[0] else 1
+        moved += rest[:count]
+        del rest[:count]
+    is_group = COMMANDS.get(rest[0] if rest else "", ("",))[0].endswith(":app")
+    words = 2 if is_group else 1
+    if not rest or (is_group and len(rest) == 1):
+        return [*rest, "--help"]
+    return [*rest[:words], *moved, *rest[words:]]

@@ -16,6 +16,7 @@ from aism_engine import durations
 from aism_engine.cli.exit_codes import EXIT_CODES
 from aism_engine.durations import EXPECTED_DURATION, MAX_DURATION_S
 
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 _UNITS: Final = ("s", "m", "h", "d")
 """Ends of a duration with a unit. A time may end in a number."""
 
@@ -29,11 +30,12 @@ class CommandGroup(typer.Typer):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  as in typer
         # Bugs print a plain traceback: it stays readable in logs and shows no local variables.
-        options |= {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+        options = {"add_completion": False, "context_settings": _CONTEXT, **options}
+        options |= {"rich_markup_mode": None, "pretty_exceptions_enable": False}
         super().__init__(epilog=EXIT_CODES, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401
-        register = super().command(name, epilog=EXIT_CODES, **options)
+        register = super().command(name, epilog=EXIT_CODES, context_settings=_CONTEXT, **options)
         return lambda function: register(_expand_option_sets(function))
 
 

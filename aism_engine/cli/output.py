@@ -1,5 +1,6 @@
 """What commands print: results on standard output, as text or as JSON, and progress on standard error."""
 
+import json
 import re
 import sys
 import time
@@ -12,11 +13,12 @@ from msgspec import Struct
 
 from aism_engine.cli import options
 from aism_engine.clock import from_iso, iso
+from aism_engine.terminal import is_encodable, print_line, printable
 
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
 _PROGRESS_WIDTH: Final = 79
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LARGE: Final = 1e15
 _SUFFIX: Final = re.compile("_(id|at|s)$")
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -35,7 +37,7 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
         if self.json:
             print_json(value)
         elif text:
-            typer.echo(text)
+            print_line(text)
 
     def print_fields(
         self, value: object, tables: Mapping[str, Columns] = {}, *, changed: Mapping[str, object] = {}
@@ -62,7 +64,8 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
 
 def print_json(value: object) -> None:
     """Print a result as one line of JSON."""
-    typer.echo(msgspec.json.encode(value))
+    text = msgspec.json.encode(value).decode()
+    print_line(text if is_encodable(text) else json.dumps(msgspec.json.decode(text)))
 
 
 def as_json_text(value: object) -> str:
@@ -84,13 +87,10 @@ def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
-def printable(text: str) -> str:
-    """Escape control characters: text that an agent sent must not control the terminal, nor forge a line."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
-
-
 def format_age(seconds: float) -> str:
-    """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`."""
+    """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`; with a minus if it lies in the future."""
+    if seconds < 0:
+        return f"-{format_age(-seconds)}"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"
@@ -121,12 +121,17 @@ def _format(name: str, value: object) -> str:
         case bool():
             text = "yes" if value else "no"
         case float():
-            text = format_age(value) if name.endswith("_age_s") else f"{value:.3f}".rstrip("0").rstrip(".")
+            text = format_age(value) if name.endswith("_age_s") else _format_number(value)
         case dict():
             text = ", ".join(f"{key}={_format('', each)}" for key, each in value.items()) or "-"
         case list() | tuple():
             text = str(len(value)) if isinstance(value[0], dict) else ", ".join(map(str, value))
     return printable(text)
+
+
+def _format_number(value: float) -> str:
+    """Write a number with at most three decimals; a number that is too large for a column with an exponent."""
+    return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < _LARGE else f"{value:g}"
 
 
 class ProgressLine:

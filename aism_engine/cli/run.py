@@ -12,7 +12,7 @@ from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.config import load_machines, load_settings
+from aism_engine.config import load_machines
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.engine import Engine
 from aism_engine.logs import LogWriter
@@ -23,7 +23,6 @@ from aism_engine.settings import Settings
 
 def run(
     *,
-    config: options.Config = None,
     http: Annotated[
         dict[str, str] | None, options.address("Address that serves /metrics, /livez and /readyz.", "--http")
     ] = None,
@@ -42,15 +41,15 @@ def run(
     Example:
       aism-engine run --config /etc/aism/engine.toml --redis redis://localhost:6379/0 --http 0.0.0.0:9464
     """
-    flags = {**fleet.flags, **(http or {}), "logs.level": log_level, "logs.format": log_format}
-    settings = load_settings(config, overrides=flags).settings
+    flags = {**(http or {}), "logs.level": log_level, "logs.format": log_format}
+    settings = fleet.settings(flags)
     chosen = settings.logs
     writer = logs.configure(
         level=chosen.level, format=chosen.format, queue=chosen.queue_size, repeats=chosen.max_repeats, file=chosen.file
     )
 
     def reload() -> Machines:
-        return load_machines(load_settings(config, overrides=flags).settings.machines)
+        return load_machines(fleet.settings(flags).machines)
 
     return run_in_event_loop(_serve(settings, reload, writer), writer)
 

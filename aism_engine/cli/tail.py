@@ -7,8 +7,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from aism_engine.cli.admin import FleetOptions
-from aism_engine.cli.output import Output, as_json_text, printable
+from aism_engine.cli.output import Output, as_json_text
 from aism_engine.ops.admin_client import AdminClient
+from aism_engine.terminal import printable
 
 _HEAD: Final = frozenset({"entry", "event", "at", "timestamp", "agent_id", "old_state", "new_state"})
 

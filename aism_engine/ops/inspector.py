@@ -29,6 +29,9 @@ _RATES_OVER_S: Final = 10.0
 _RATES_OVER_COMMITS: Final = 1000
 """Rates are measured over the shorter of this time and this number of commits."""
 
+_MAX_AGE_S: Final = 1e10
+"""Three centuries: a heartbeat with a larger age has a score that is no time."""
+
 Report: TypeAlias = Callable[[str], None]
 """Receives a description of the progress of a long read."""
 
@@ -38,7 +41,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     agent: AgentRecord
     heartbeat_age_s: float | None
-    """Time since its last heartbeat, by the agent's clock; None if it never sent one."""
+    """Time since its last heartbeat, by the agent's clock; None if it never sent one, or if its score is no time."""
     queued: int | None
     """Commands in its list that it has not taken yet; None if the key is not a list."""
     commands: list[Command] = field(default_factory=list)
@@ -109,7 +112,7 @@ class Inspector:
                 agent_id, score = agent.agent_id, scores[agent.agent_id]
                 view = AgentView(
                     agent=agent,
-                    heartbeat_age_s=None if score is None else now - score_in_seconds(score),
+                    heartbeat_age_s=_heartbeat_age_s(score, now),
                     queued=queued[agent_id] if isinstance(queued[agent_id], int) else None,
                     commands=commands[agent_id],
                     measurements=measurements[agent_id],
@@ -213,6 +216,11 @@ class Inspector:
             counted.update(fact["event"] for fact in line_from_entry(*entry).decoded_facts())
         span_s = max(now - since, 0.001)
         return {event: round(count / span_s, 1) for event, count in counted.most_common()}
+
+
+def _heartbeat_age_s(score: float | None, now: float) -> float | None:
+    age_s = now - score_in_seconds(score) if score is not None else None
+    return age_s if age_s is not None and abs(age_s) <= _MAX_AGE_S else None
 
 
 def _count(names: Iterable[str]) -> dict[str, int]:

@@ -75,6 +75,17 @@ async def test_silent_agents_are_shown_and_losses_confirmed(fleet: Call, server:
             assert (await fleet("agents", "confirm-losses")).out.startswith("1 agent is silent, ")
 
 
+async def test_a_heartbeat_score_that_is_no_time_has_no_age(fleet: Call, engine: Running) -> None:
+    """It breaks neither the table nor the JSON; a clock that is ahead is shown as such."""
+    scores = {"w-0": "inf", "w-1": "1e308", "w-2": str(time.time() + 9000)}
+    for worker, score in scores.items():
+        await engine.call("ZADD", engine.keys.heartbeats, score, worker)
+    ages = [each["heartbeat_age_s"] for each in (await fleet("agents", "list", "--json")).json]
+    assert (ages[:2], round(ages[2] / 9000)) == ([None, None], -1)
+    _, *rows = (await fleet("agents", "list")).out.splitlines()
+    assert [row.split()[-3] for row in rows] == ["-", "-", "-2h"]
+
+
 @pytest.mark.usefixtures("engine")
 async def test_a_forgotten_agent_is_gone(fleet: Call) -> None:
     """It is not listed, and cannot be shown or forgotten again."""

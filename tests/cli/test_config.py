@@ -102,3 +102,15 @@ async def test_machines_graph_draws_every_transition(cli: Call) -> None:
     drawn = {(names[start], names[end]) for start, end in re.findall(r"(s\d+) --> (s\d+)", "\n".join(lines))}
     assert lines[0] == "stateDiagram-v2"
     assert drawn == {(name, target) for name, state in states.items() for target in state["to"]}
+
+
+async def test_a_byte_order_mark_at_the_start_of_a_file_is_accepted(cli: Call, tmp_path: Path) -> None:
+    """Editors on Windows write one, into settings and machines."""
+    machine, settings = tmp_path / "good.toml", tmp_path / "engine.toml"
+    machine.write_text('[machine]\nname = "good"\nopen = true\ninitial = "x"\n', encoding="utf-8-sig")
+    settings.write_text(
+        f'[machines]\ndirectory = "{tmp_path}"\ndefault = "good"\nunregistered = "good"\n', encoding="utf-8-sig"
+    )
+    assert (await cli("machines", "check", str(machine))).code == 0
+    settings.rename(tmp_path / "engine.conf")
+    assert (await cli("config", "check", str(tmp_path / "engine.conf"), "--json")).json["machines"] == ["good"]

@@ -1,14 +1,17 @@
 """Laws of the exit codes, the help and the error messages of all commands."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from aism_engine.cli import main
-from aism_engine.cli.exit_codes import EXIT_CODES, ExitCode, report_error
+from aism_engine.cli.exit_codes import EXIT_CODES, ExitCode, RefusedError, report_error
 from aism_engine.errors import GaveUpError
-from tests.cli.conftest import Call
+from tests.cli.conftest import Call, Start
 
 COMMANDS = [
     *(["run"], ["dev"], ["send"], ["pause"], ["drain"], ["resume"], ["tail"], ["top"], ["history"], ["doctor"]),
@@ -30,7 +33,7 @@ async def test_the_help_has_an_example_and_the_exit_codes(cli: Call, command: li
 
 
 def test_the_list_of_commands_is_complete() -> None:
-    app = main.build()
+    app = main.build(complete=True)
     names = [[command.name or command.callback.__name__] for command in app.registered_commands if command.callback]
     for group in app.registered_groups:
         assert group.typer_instance is not None
@@ -49,9 +52,10 @@ async def test_a_command_that_is_imported_alone_has_the_same_help(cli: Call, fir
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
-        ["agents"],
         ["bogus"],
+        ["agents", "lists"],
+        ["--bogus", "agents", "list"],
+        ["send", "a-1", "work", "--reason\udcff"],
         ["run", "--bogus"],
         ["run", "--http", "nowhere"],
         ["send", "a-1"],
@@ -91,6 +95,33 @@ async def test_redis_out_of_reach_is_69_and_one_line(cli: Call, command: list[st
     assert "hush" not in ended.err
 
 
+@pytest.mark.parametrize("words", sorted(main.COMMANDS))
+async def test_the_line_in_the_help_of_all_commands_begins_the_help_of_the_command(cli: Call, words: str) -> None:
+    shown = " ".join((await cli(words, "--help")).out.split())
+    assert main.COMMANDS[words][1].rstrip(".") in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["agents"], ["agents", "-h"], ["agents", "list", "-h"]])
+async def test_a_group_alone_and_help_options_print_help(cli: Call, arguments: list[str]) -> None:
+    shown = await cli(*arguments)
+    words = [each for each in arguments if each[0] != "-"]
+    assert (shown.code, shown.err) == (ExitCode.DONE, "")
+    assert shown.out.startswith(" ".join(["Usage: aism-engine", *words]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--config {} config show --json", "config --config={} show --json", "--json config show --config {}"],
+)
+async def test_options_may_stand_before_the_command(cli: Call, tmp_path: Path, arguments: str) -> None:
+    file = tmp_path / "engine.toml"
+    file.write_text('[redis]\nprefix = "ours"\n')
+    if arguments.startswith("config"):
+        arguments = arguments.replace("config --config={} show", "--config={} config show")
+    shown = await cli(*arguments.format(file).split())
+    assert shown.json["redis.prefix"]["value"] == "ours"
+
+
 async def test_output_to_a_pipe_has_no_escape_sequences(cli: Call) -> None:
     assert "\x1b" not in (await cli("--help")).out + (await cli("bogus")).err
 
@@ -105,13 +136,62 @@ def test_an_engine_that_gave_up_is_1(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "error: consumer failed 6 times\n"
 
 
+def test_text_of_an_agent_in_an_error_cannot_control_the_terminal_nor_forge_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report_error(RefusedError("refused: \x1b[31mred\nerror: forged \u202etxet\ud800"))
+    assert capsys.readouterr().err == "error: refused: \\x1b[31mred\\nerror: forged \\u202etxet\\ud800\n"
+
+
 def test_a_bug_is_raised_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         report_error(ZeroDivisionError())
 
 
-def test_health_imports_few_modules() -> None:
-    """Container health checks run it every few seconds: importing everything would cost half a second each time."""
-    script = "import sys; from aism_engine.cli.main import build; build('health'); print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert {"asyncio", "redis", "rich", "starlette", "structlog", "prometheus_client", "uvicorn"} & set(found) == set()
+@pytest.mark.parametrize(("output", "code"), [("closed pipe", ExitCode.DONE), ("full disk", ExitCode.REFUSED)])
+def test_a_reader_that_closes_the_pipe_is_no_error(start: Start, output: str, code: int) -> None:
+    """`head` ends early on purpose, but a full disk loses output."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    target = writing if output == "closed pipe" else os.open("/dev/full", os.O_WRONLY)
+    ended = start("config", "show", stdout=target)
+    assert ended.stderr is not None
+    errors = ended.stderr.read()
+    assert (ended.wait(), errors.count("\n")) == (code, int(code != ExitCode.DONE))
+
+
+def test_output_that_cannot_be_encoded_is_escaped(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "größe.toml"
+    file.write_text("")
+    text, document = (
+        start("config", "check", str(file), *flags, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+        for flags in ((), ("--json",))
+    )
+    assert text.communicate()[0].startswith(f"{tmp_path}/gr\\xf6\\xdfe.toml: ok")
+    assert json.loads(document.communicate()[0])["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["--help"], "asyncio redis structlog"),
+        (["health"], "asyncio redis rich starlette structlog prometheus_client uvicorn"),
+        (["agents", "list"], "rich starlette structlog prometheus_client uvicorn uvloop"),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(arguments: list[str], unneeded: str) -> None:
+    """Container health checks run every few seconds: importing everything would cost half a second each time."""
+    script = (
+        "import sys\nfrom aism_engine.cli.main import main\n"
+        "try: main(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    unreachable = {"AISM_REDIS_URL": "redis://127.0.0.1:1", "AISM_HTTP__PORT": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | unreachable,
+    )
+    assert ended.returncode in {0, 1, 69}
+    assert set(unneeded.split()) & set(ended.stderr.splitlines()[-1].split()) == set()
