@@ -45,3 +45,13 @@ def iso(instant: float) -> str:
 def from_iso(text: str) -> float:
     """Parse an instant in ISO 8601 with an offset into unix seconds."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def check_iso(name: str, text: str) -> None:
+    """Check an instant that a person wrote. Raises ValueError with the name of the field."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is not a time in ISO 8601: {error}") from None
+    if instant.tzinfo is None:
+        raise ValueError(f"`{name}` needs an offset from UTC, such as a final Z")

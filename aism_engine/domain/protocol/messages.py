@@ -4,11 +4,11 @@
 ignored, except in the payloads of requests, where they are most likely a typo.
 """
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct, field
 
+from aism_engine.clock import check_iso
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
 from aism_engine.durations import MAX_DURATION_S, format_duration, parse_duration
@@ -179,12 +179,7 @@ class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
         if self.start_at is not None:
             if self.start_in is not None:
                 raise ValueError("`start_at` and `start_in` cannot be combined")
-            try:
-                start_at = datetime.fromisoformat(self.start_at)
-            except ValueError as error:
-                raise ValueError(f"`start_at` is not a time in ISO 8601: {error}") from None
-            if start_at.tzinfo is None:
-                raise ValueError("`start_at` needs an offset from UTC, such as a final Z")
+            check_iso("start_at", self.start_at)
 
 
 class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
