@@ -1,4 +1,4 @@
-"""Loads the settings and the state machines, and records where each setting came from.
+"""Loads the settings, and records where each came from.
 
 Later sources override earlier ones: the defaults in settings.py, the TOML file, `AISM_SECTION__KEY` in the environment,
 command-line flags. Every value of every source is validated, even one that a later source overrides, and all problems
@@ -11,8 +11,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
@@ -21,15 +19,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import fields
 
-from aism_engine.domain.machines.loader import read_machines
-from aism_engine.domain.machines.machine import Machines
 from aism_engine.domain.plain_words import in_plain_words
-from aism_engine.domain.policy import DURATION, Policy
-from aism_engine.domain.responses import ResponseHandler
+from aism_engine.domain.policy import DURATION
 from aism_engine.durations import EXPECTED_DURATION, format_duration, parse_duration
 from aism_engine.errors import ConfigError
 from aism_engine.redact import redacted
-from aism_engine.settings import MachinesSettings, Settings
+from aism_engine.settings import Settings
 
 
 class LoadedSettings(NamedTuple):
@@ -100,36 +95,6 @@ def load_settings(
     return LoadedSettings(Settings(**sections), sources)
 
 
-def load_machines(settings: MachinesSettings) -> Machines:
-    """Load all state machines. Raises ConfigError with every problem of every file."""
-    problems: list[str] = []
-    texts: dict[str, str] = {}
-    for file in _machine_files(settings, problems):
-        try:
-            texts[str(file)] = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{file}: cannot be read: {error}")
-    machines, found = read_machines(texts)
-    if problems or found:
-        raise ConfigError(problems + found)
-    named = {machine.name: machine for machine in machines.values()}
-    return Machines(named, settings.default, settings.unregistered, settings.by_type)
-
-
-def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) -> Policy:
-    """Build what decisions depend on, apart from the fleet. Raises ConfigError if a machine is invalid."""
-    return Policy(
-        machines=load_machines(settings.machines),
-        protocol=settings.protocol,
-        agents=settings.agents,
-        commands=settings.commands,
-        mail=settings.mail,
-        measurements=settings.measurements,
-        divergence=settings.divergence,
-        handlers=handlers,
-    )
-
-
 def descriptions() -> dict[str, str]:
     """Return the one-line description of each setting, with its unit, by dotted key."""
     return {key: next(each for each in get_args(kind)[1:] if isinstance(each, str)) for key, kind in _SETTINGS.items()}
@@ -152,19 +117,6 @@ def render_reference() -> str:
             lines += [f"# {described[f'{name}.{field.name}']}", f"{field.name} = {default}"]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _machine_files(settings: MachinesSettings, problems: list[str]) -> list[Traversable]:
-    """Return the machine files in the configured directory, or the shipped ones if no directory is set."""
-    directory: Traversable = Path(settings.directory) if settings.directory else files("aism_engine") / "machines"
-    try:
-        found = sorted((each for each in directory.iterdir() if each.name.endswith(".toml")), key=lambda it: it.name)
-    except OSError as error:
-        problems.append(f"machines.directory: {error}")
-        return []
-    if not found:
-        problems.append(f"machines.directory: no *.toml file in {directory}")
-    return found
 
 
 def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, str]]:

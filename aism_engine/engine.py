@@ -12,7 +12,6 @@ import structlog
 
 from aism_engine.backoff import Backoff
 from aism_engine.clock import Clock, SystemClock
-from aism_engine.config import build_policy
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.domain.responses import ResponseHandler
 from aism_engine.errors import ConfigError
@@ -23,6 +22,7 @@ from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.ops.audit_log import AuditLog
 from aism_engine.ops.audit_retention import AuditRetention
 from aism_engine.ops.doctor.collector import FactCollector
+from aism_engine.policy_loader import build_policy
 from aism_engine.runtime.loop_monitor import LoopMonitor
 from aism_engine.runtime.sd_notify import Notifier
 from aism_engine.runtime.supervisor import Component, Supervisor

@@ -18,11 +18,11 @@ from typing import Any
 import hiredis
 import msgspec
 
-from aism_engine.config import build_policy
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.protocol.codec import decode_response
 from aism_engine.domain.responses import decide_response
+from aism_engine.policy_loader import build_policy
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect

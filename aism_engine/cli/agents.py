@@ -3,19 +3,20 @@
 from typing import Annotated, Any, Final
 
 import typer
+from msgspec import to_builtins
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, RequestOptions
 from aism_engine.cli.commands import COMMAND_COLUMNS, command_as_json
-from aism_engine.cli.divergences import DIVERGENCE_COLUMNS, divergences_as_json
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, published
-from aism_engine.domain.agents.agent import Liveness
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import AgentView
 
 app = options.CommandGroup(help="List, show or forget agents, or confirm their losses.")
 
+DIVERGENCE_COLUMNS: Final = ("agent_id", "type", "rule", "confidence", "since", "reason")
 _AgentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the agent.")]
 _COLUMNS: Final = (
     *("agent_id", "type", "state", "since", "waits_for", "liveness", "heartbeat_age_s", "open_commands", "queued"),
@@ -102,3 +103,10 @@ def _as_json(view: AgentView) -> dict[str, Any]:
         "divergences": divergences_as_json(view.agent),
         "open_commands": [command_as_json(command) for command in view.commands],
     }
+
+
+def divergences_as_json(agent: AgentRecord) -> list[dict[str, Any]]:
+    return [
+        {"agent_id": agent.agent_id, "type": agent.type, "rule": rule, **to_builtins(divergence)}
+        for rule, divergence in sorted(agent.divergences.items())
+    ]

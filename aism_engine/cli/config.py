@@ -8,8 +8,9 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.output import Output, table_lines
-from aism_engine.config import as_text, load_machines, load_settings
+from aism_engine.config import as_text, load_settings
 from aism_engine.errors import ConfigError
+from aism_engine.policy_loader import load_machines
 from aism_engine.redact import redacted
 
 app = options.CommandGroup(help="Check or show the settings.")

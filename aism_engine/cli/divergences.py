@@ -1,18 +1,15 @@
 """`aism-engine divergences`: lists agents whose declared and measured state disagree."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
-from msgspec import to_builtins
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
+from aism_engine.cli.agents import DIVERGENCE_COLUMNS, divergences_as_json
 from aism_engine.cli.output import Output
-from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.agents.divergence import RULES
 from aism_engine.ops.admin_client import AdminClient
-
-DIVERGENCE_COLUMNS: Final = ("agent_id", "type", "rule", "confidence", "since", "reason")
 
 
 def _check_rule(value: str | None) -> str | None:
@@ -49,10 +46,3 @@ def divergences(
         if rule in {None, divergence["rule"]}
     ]
     output.print_table(sorted(found, key=lambda each: each["since"]), DIVERGENCE_COLUMNS)
-
-
-def divergences_as_json(agent: AgentRecord) -> list[dict[str, Any]]:
-    return [
-        {"agent_id": agent.agent_id, "type": agent.type, "rule": rule, **to_builtins(divergence)}
-        for rule, divergence in sorted(agent.divergences.items())
-    ]

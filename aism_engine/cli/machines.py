@@ -9,11 +9,12 @@ import typer
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, as_json_text, published
-from aism_engine.config import load_machines, load_settings
+from aism_engine.config import load_settings
 from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
 from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
+from aism_engine.policy_loader import load_machines
 from aism_engine.terminal import print_line
 
 app = options.CommandGroup(help="Check state machines, or show those in use.")

@@ -12,11 +12,11 @@ from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.config import load_machines
 from aism_engine.domain.machines.machine import Machines
 from aism_engine.engine import Engine
 from aism_engine.logs import LogWriter
 from aism_engine.metrics import Metrics
+from aism_engine.policy_loader import load_machines
 from aism_engine.runtime import signals
 from aism_engine.settings import Settings
 

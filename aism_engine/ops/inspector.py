@@ -17,9 +17,8 @@ from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.audit_log import entry_time, line_from_entry
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.reads import read_dead_letter
+from aism_engine.store.reads import FleetReader, read_dead_letter
 from aism_engine.store.records import CHUNK, chunks, each_record, text
-from aism_engine.store.store import Store
 
 _QUEUES: Final = {"responses": "response_queue", "requests": "request_queue"} | {
     name: name for name in ("fanout", "deadlines", "dead_letters")
@@ -82,7 +81,7 @@ class Inspector:
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
         self._keys = keys
-        self._store = Store(client, keys, SystemClock())
+        self._reader = FleetReader(client, keys, SystemClock())
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
@@ -97,17 +96,17 @@ class Inspector:
         return sorted(text(member) for member in await self._client.smembers(self._keys.index))
 
     async def _read_agents(self, ids: Sequence[str]) -> list[AgentView]:
-        store, commands = self._store, defaultdict[str, list[Command]](list)
+        reader, commands = self._reader, defaultdict[str, list[Command]](list)
         for command in await self.open_commands():
             commands[command.agent_id].append(command)
-        silent, views = await store.silent_agents(), []
+        silent, views = await reader.silent_agents(), []
         for chunk in chunks(ids):
             pipeline = self._client.pipeline(transaction=False)
             for agent_id in chunk:
                 pipeline.llen(self._keys.commands(agent_id))
             queued = dict(zip(chunk, await pipeline.execute(raise_on_error=False), strict=True))
-            measurements, scores = await store.measurements(chunk), await store.heartbeat_scores(chunk)
-            now = await store.read_time()
+            measurements, scores = await reader.measurements(chunk), await reader.heartbeat_scores(chunk)
+            now = await reader.read_time()
             for agent in await self._agent_records(chunk):
                 agent_id, score = agent.agent_id, scores[agent.agent_id]
                 view = AgentView(
@@ -149,7 +148,7 @@ class Inspector:
     async def _commands(self, ids: Sequence[str], report: Report | None) -> list[Command]:
         found: list[Command] = []
         for chunk in chunks(ids):
-            found += (await self._store.commands(chunk)).values()
+            found += (await self._reader.commands(chunk)).values()
             if report is not None:
                 report(f"{len(found)} of {len(ids)} commands read")
         return sorted(found, key=lambda command: command.accepted_at)
@@ -183,11 +182,11 @@ class Inspector:
 
     async def overview(self, slowest: int = 10, report: Report | None = None) -> Overview:
         """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
-        keys, now, ids = self._keys, await self._store.read_time(), await self._agent_ids()
-        silent, agents = await self._store.silent_agents(), await self._agent_records(ids, report)
+        keys, now, ids = self._keys, await self._reader.read_time(), await self._agent_ids()
+        silent, agents = await self._reader.silent_agents(), await self._agent_records(ids, report)
         commands = await self.open_commands(report)
         leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
-        lengths = await self._store.lengths()
+        lengths = await self._reader.lengths()
         return Overview(
             leader=text(leader) if leader else None,
             hold=text(hold or b""),

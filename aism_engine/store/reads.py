@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -18,7 +18,6 @@ from aism_engine.clock import Clock
 from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.silence import MILLISECONDS_FROM
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command
-from aism_engine.domain.commands.delivery import HEAD_BYTES
 from aism_engine.domain.commands.group import GROUP_TABLE, Group
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.protocol.messages import Labels
@@ -28,8 +27,12 @@ from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import NO_VALUE, chunks, each_record, read_measurements, read_records, text
 from aism_engine.store.scripts import PEEK_HEADS, READ_SNAPSHOTS
+from aism_engine.store.server_time import ServerTime
 
 T = TypeVar("T")
+
+_HEAD_BYTES: Final = 192
+"""Bytes of a body that are enough to read its id: the id is the first field, of at most 128 characters."""
 
 
 class FleetReader:
@@ -39,6 +42,22 @@ class FleetReader:
         self.keys = keys
         self._client = client
         self._clock = clock
+        self.time = ServerTime(clock)
+
+    @property
+    def now(self) -> float:
+        """Instant for decisions, in unix seconds of the server: see store/server_time.py."""
+        return self.time.now
+
+    async def read_time(self) -> float:
+        """Read the server's time, correct ours by it, and return ours."""
+        asked_at = self._clock.monotonic()
+        seconds, microseconds = await self._client.execute_command("TIME")
+        self._observe_time(seconds, microseconds, asked_at)
+        return self.time.now
+
+    def _observe_time(self, seconds: bytes, microseconds: bytes, asked_at: float) -> None:
+        self.time.observe(int(seconds) + int(microseconds) / 1_000_000, asked_at)
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
@@ -144,7 +163,7 @@ class FleetReader:
         """Read the head of each agent's next command: empty if there is none, absent if the key is not a list."""
         if not agent_ids:
             return {}
-        found = await PEEK_HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [HEAD_BYTES])
+        found = await PEEK_HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [_HEAD_BYTES])
         return _present(agent_ids, found)
 
     async def due_deadlines(self, now: float, limit: int) -> list[tuple[str, float]]:

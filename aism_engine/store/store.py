@@ -15,7 +15,6 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.loader import LoadedFleet, load_fleet
 from aism_engine.store.reads import FleetReader
 from aism_engine.store.scripts import CommitCode, LeaseCode
-from aism_engine.store.server_time import ServerTime
 
 
 class Peek(NamedTuple):
@@ -50,20 +49,7 @@ class Store(FleetReader):
 
     def __init__(self, client: Client, keys: Keys, clock: Clock) -> None:
         super().__init__(client, keys, clock)
-        self.time = ServerTime(clock)
         self.lease_left_s = 0.0
-
-    @property
-    def now(self) -> float:
-        """Instant for decisions, in unix seconds of the server: see store/server_time.py."""
-        return self.time.now
-
-    async def read_time(self) -> float:
-        """Read the server's time, correct ours by it, and return ours."""
-        asked_at = self._clock.monotonic()
-        seconds, microseconds = await self._client.execute_command("TIME")
-        self._observe_time(seconds, microseconds, asked_at)
-        return self.time.now
 
     # --- commit path --------------------------------------------------------------------------------------------------
 
@@ -116,6 +102,3 @@ class Store(FleetReader):
     async def release_lease(self, token: str) -> bool:
         """Release the lease; return whether this token held it."""
         return bool(await scripts.RELEASE_LEASE(self._client, [self.keys.lease], [token]))
-
-    def _observe_time(self, seconds: bytes, microseconds: bytes, asked_at: float) -> None:
-        self.time.observe(int(seconds) + int(microseconds) / 1_000_000, asked_at)

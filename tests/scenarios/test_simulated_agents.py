@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from aism_engine.agent.client import AgentClient
-from aism_engine.config import load_machines
+from aism_engine.policy_loader import load_machines
 from aism_engine.scenarios.simulated_agents import TRANSITIONS, SimulatedAgent, Simulation
 from aism_engine.settings import MachinesSettings
 from aism_engine.store.embedded import EmbeddedServer

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pytest
 from structlog.testing import capture_logs
 
-from aism_engine.config import load_machines
+from aism_engine.policy_loader import load_machines
 from aism_engine.settings import MachinesSettings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Reader, Running, eventually, plain_client, running_engine

@@ -8,8 +8,6 @@ from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.lifecycle import advance, may_dispatch
 from aism_engine.domain.decision import DecisionContext, agent_decision
 
-HEAD_BYTES: Final = 192
-"""Bytes of a body that are enough to read its id: the id is the first field, of at most 128 characters."""
 _HEAD: Final = re.compile(
     rb"""(?: \{"id":"                                     # JSON
           | [\x80-\x8f] \xa2id (?: [\xa0-\xbf] | \xd9. )  # MessagePack: a small map, the key, the head of a string
