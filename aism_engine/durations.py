@@ -29,3 +29,10 @@ def format_duration(seconds: float) -> str:
             return f"{seconds / length:.0f}{unit}"
     milliseconds = f"{seconds * 1000:.6g}ms"
     return milliseconds if seconds < 1 and parse_duration(milliseconds) == seconds else f"{seconds!r}s"
+
+
+def check_duration(name: str, seconds: float | None, *, may_be_zero: bool) -> None:
+    """Check a duration that a person wrote. Raises ValueError with the name of the field."""
+    if seconds is None or 0 < seconds <= MAX_DURATION_S or (may_be_zero and seconds == 0):
+        return
+    raise ValueError(f"`{name}`: expected more than 0 and at most {format_duration(MAX_DURATION_S)}")

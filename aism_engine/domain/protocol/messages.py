@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, field
 from aism_engine.clock import check_iso
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
-from aism_engine.durations import MAX_DURATION_S, format_duration, parse_duration
+from aism_engine.durations import MAX_DURATION_S, check_duration, parse_duration
 
 Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
 TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
@@ -173,9 +173,7 @@ class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name in ("ttl", "ack_timeout", "timeout", "start_in"):
-            seconds = self.seconds(name)
-            if (seconds is not None and not (seconds > 0 or name == "start_in")) or (seconds or 0) > MAX_DURATION_S:
-                raise ValueError(f"`{name}`: expected more than 0 and at most {format_duration(MAX_DURATION_S)}")
+            check_duration(name, self.seconds(name), may_be_zero=name == "start_in")
         if self.start_at is not None:
             if self.start_in is not None:
                 raise ValueError("`start_at` and `start_in` cannot be combined")
