@@ -19,7 +19,9 @@ hypothesis.settings.register_profile(
 )  # a slow machine is no failure
 hypothesis.settings.load_profile("gate")
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that SIGINT is ignored
+# A job in the background and one under nohup inherit that these signals are ignored, and so would all their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _count = itertools.count(1)
 
