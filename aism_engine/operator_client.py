@@ -19,15 +19,13 @@ from msgspec import Struct, field
 from aism_engine.agent.arguments import default_server
 from aism_engine.backoff import Backoff
 from aism_engine.domain.agents.agent import ABSENT
-from aism_engine.domain.commands.command import OPEN
-from aism_engine.domain.commands.group import OUTCOMES
+from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.errors import AismError, RefusalError
 from aism_engine.ops.admin_client import AdminClient
 
 _POLLS: Final = Backoff(0.02, 0.5)
 """Pauses between two looks at a command that has not ended."""
-_OPEN: Final = frozenset({*(status.value for status in OPEN), "open"})
 
 
 class Options(TypedDict, total=False):
@@ -142,7 +140,7 @@ class Operator:
         """Wait until a command has ended, or a group is decided. Raises TimeoutError after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
             looks = 0
-            while (outcome := await self._read(id)).status in _OPEN:
+            while (outcome := await self._read(id)).status in UNDECIDED:
                 looks += 1
                 await asyncio.sleep(_POLLS.limit_s(looks))
         return outcome

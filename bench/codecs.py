@@ -130,7 +130,9 @@ def main(rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of which the shortest counts; default: 20")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="number of rounds; the shortest one is reported; default: 20"
+    )
     rounds = parser.parse_args().rounds
     if rounds < 1:
         parser.error("--rounds: expected at least 1")

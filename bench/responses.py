@@ -37,7 +37,7 @@ KEYS = Keys()
 
 
 def build_backlog(count: int, agents: int) -> list[bytes]:
-    """Build responses, each of which changes the state of its agent."""
+    """Build responses. Each one changes the state of its agent."""
     return [
         msgspec.json.encode(
             {

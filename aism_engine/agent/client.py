@@ -24,6 +24,7 @@ from aism_engine.clock import from_iso, iso
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
 from aism_engine.domain.protocol.messages import CommandMessage
 from aism_engine.domain.protocol.names import check_agent_id
+from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import connect_url, naming_outages
 from aism_engine.store.keys import Keys
@@ -111,7 +112,8 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         message_id = msgspec.json.decode(body)["id"]
         raw = await self._pop(self._keys.agent_reply(self.agent_id, message_id), self._reply_timeout_s)
         if raw is None:
-            raise TimeoutError(f"the engine has not replied to message {message_id} within {self._reply_timeout_s:g} s")
+            waited = format_duration(self._reply_timeout_s)
+            raise TimeoutError(f"the engine has not replied to message {message_id} within {waited}")
         return decode_as(Reply, raw)
 
     async def register(

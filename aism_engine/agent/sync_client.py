@@ -72,7 +72,7 @@ class SyncAgentClient:
 
         Reconnects after an outage until the time is over. `put_back` undoes it.
         """
-        ends_at = time.monotonic() + wait_s
+        ends_at, failures = time.monotonic() + wait_s, 0
         while True:
             left_s = ends_at - time.monotonic()
             try:
@@ -81,7 +81,8 @@ class SyncAgentClient:
                 self.close()
                 if left_s <= 0:
                     raise
-                time.sleep(min(_BACKOFF.max_s, left_s))
+                failures += 1
+                time.sleep(min(_BACKOFF.limit_s(failures), left_s))
                 continue
             message = _decode(raw) if raw is not None else None
             self._taken = (key, raw) if raw is not None else None

@@ -142,7 +142,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _sends(kind: str, *fields: str) -> Call:
-    """Build a call that sends these arguments as payload, about the command `id` if there is one."""
+    """Build a call that sends these arguments as payload, and the id of the command if one is given."""
 
     def call(client: SyncAgentClient, options: argparse.Namespace) -> dict[str, Any]:
         given = {name: getattr(options, name) for name in fields}

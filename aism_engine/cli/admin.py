@@ -14,8 +14,7 @@ from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
 from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json
 from aism_engine.config import load_settings
-from aism_engine.domain.commands.command import OPEN
-from aism_engine.domain.commands.group import OUTCOMES
+from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
 from aism_engine.durations import format_duration
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.settings import RedisSettings, Settings
@@ -24,7 +23,6 @@ from aism_engine.terminal import printable
 T = TypeVar("T")
 
 _POLL_INTERVAL_S: Final = 0.1
-_OPEN: Final = frozenset({*(status.value for status in OPEN), "open"})
 _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
@@ -126,7 +124,7 @@ async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
 async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -> dict[str, Any]:
     """Wait until a command has ended or a group is decided. Raises TimedOutError at `ends_at` (monotonic)."""
     with ProgressLine() as progress:
-        while (found := await read_outcome(admin, record_id))["status"] in _OPEN:
+        while (found := await read_outcome(admin, record_id))["status"] in UNDECIDED:
             if time.monotonic() >= ends_at:
                 raise TimedOutError(
                     f"{record_id} is still {found['status']}. To wait longer: aism-engine commands wait {record_id}"

@@ -28,7 +28,7 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
 
     code: Annotated[list[str] | None, typer.Option(metavar="CODE", help="Only with this code; repeatable.")] = None
     source: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue or commands.")
+        str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue, fanout or commands.")
     ] = None
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only of this agent.")] = None
     since: Annotated[float | None, options.time_or_age("Only those since this ISO time, or since an age like 2h.")] = (

@@ -54,7 +54,7 @@ def tail(
 
 
 def format_event(event: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
-    """Write an event on one line. Its time is local, or `-` if an agent published something else."""
+    """Write an event on one line. Its time is local, or `-` if the event has no valid time."""
     try:
         at = datetime.fromisoformat(event.get("at") or event["timestamp"]).astimezone().strftime(time_format)[:-3]
     except (KeyError, TypeError, ValueError):

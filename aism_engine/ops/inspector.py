@@ -62,7 +62,7 @@ class Overview(Struct, frozen=True, kw_only=True):
     agents: int
     held: int
     waiting_for: dict[str, int]
-    """The number of agents that wait, by who has to act next: a human, or the agent itself."""
+    """The number of waiting agents, by what they wait for: `human` or `agent`, as `waits_for` of their state says."""
     by_type: dict[str, int]
     by_state: dict[str, int]
     by_liveness: dict[str, int]

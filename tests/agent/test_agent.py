@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -16,22 +16,8 @@ from structlog.testing import capture_logs
 from aism_engine.agent.agent import Agent, CommandFailedError, Task, run_until_signal
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, plain_client, running_engine
-from tests.support.server import test_server_binary
 
 ID = "worker-1"
-
-
-@pytest.fixture
-async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
-    async with running_engine(server, prefix, dispatcher__poll_interval=0.05) as running:
-        yield running
-
-
-@pytest.fixture
-def own() -> Iterator[EmbeddedServer]:
-    """A server that the test may kill; everything it has accepted is on disk."""
-    with EmbeddedServer(test_server_binary(), append_fsync="always") as server:
-        yield server
 
 
 def build_agent(server: EmbeddedServer, prefix: str, **options: Any) -> Agent:  # noqa: ANN401

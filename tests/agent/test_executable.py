@@ -235,7 +235,7 @@ STANDARD_SIGNALS = (1 << 31) - 1
 
 
 async def test_all_signals_have_their_default_action_in_the_program() -> None:
-    """Python ignores SIGPIPE, and whoever starts the agent may ignore SIGHUP: `yes | head -1` must end by itself."""
+    """Although Python ignores SIGPIPE, and nohup ignores SIGHUP. Otherwise `yes | head -1` would never end."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         found = await run_once(Executable(["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"], timeout_s=None))

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,6 @@ from aism_engine import Agent, AismError, CommandFailedError, Message, Operator,
 from aism_engine.store.embedded import EmbeddedServer
 from tests.agent.test_agent import ID, build_agent, has_left, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
-from tests.support.server import test_server_binary
-
-
-@pytest.fixture
-async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
-    async with running_engine(server, prefix, dispatcher__poll_interval=0.05) as running:
-        yield running
-
-
-@pytest.fixture
-def own() -> Iterator[EmbeddedServer]:
-    """A server that the test may kill; everything it has accepted is on disk."""
-    with EmbeddedServer(test_server_binary(), append_fsync="always") as server:
-        yield server
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class AgentModel:
     taken: Counter[str] = field(default_factory=Counter)
     """How often the agent took each command."""
     succeeded: set[str] = field(default_factory=set)
-    """The commands of which the agent has reported success."""
+    """Commands for which the agent has sent a result."""
 
     @property
     def kind(self) -> str:

@@ -61,7 +61,7 @@ _LOSSES: Final[dict[str, tuple[Callable[[EmbeddedServer], object], Callable[[Emb
     "failover_kill": (EmbeddedServer.kill, EmbeddedServer.start),
     # The primary wakes up as a primary, among clients that do not know of its successor either.
     "failover_suspend": (EmbeddedServer.pause, EmbeddedServer.resume),
-    # The primary accepts writes until it is told that it is a replica.
+    # The old primary keeps running, and accepts writes until a sentinel makes it a replica.
     "failover_order": (lambda _: None, lambda _: None),
 }
 """How a server is lost and comes back. In the main thread only: a server dies with the thread that started it."""

@@ -21,7 +21,7 @@ _KINDS: Final = ("journey", "journey", "journey", "open", "journey", "open", "pu
 
 
 class Operator:
-    """Sends requests at random. It repeats those of which it does not know the outcome, and some others.
+    """Sends requests at random. It repeats requests whose outcome it does not know, and some others.
 
     The outcome of commands to journey agents, to agents that pop nothing, and to nobody can be predicted. Workers get
     every kind of request.

@@ -26,7 +26,7 @@ from tests.support.server import test_server_binary
 
 
 class Setup:
-    """A server with an outage, and an operator who is connected since before it."""
+    """A server with an outage, and an operator's client that was connected before the outage."""
 
     def __init__(self, server: EmbeddedServer, folder: Path, operator: Client, prefix: str) -> None:
         self.server = server

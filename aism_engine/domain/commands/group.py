@@ -9,15 +9,18 @@ from typing import Final, Literal, TypeAlias, get_args
 from msgspec import Struct
 
 from aism_engine.clock import iso
+from aism_engine.domain.commands.command import OPEN
 from aism_engine.domain.records import FLAG, INTEGER, TEXT, RecordTable, choice
 
 GroupStatus: TypeAlias = Literal["open", "succeeded", "failed"]
 OUTCOMES: Final = ("succeeded", "failed", "expired", "cancelled", "dead", "refused")
 """Outcomes of a member: how its command ended, or `refused` if no command was accepted."""
+UNDECIDED: Final = frozenset({*(status.value for status in OPEN), "open"})
+"""Statuses of a command that has not ended, and of a group that has not succeeded or failed yet."""
 
 
 class Group(Struct, kw_only=True):
-    """A request for many agents: `total` members, of which `needed` must succeed. Each outcome has a counter."""
+    """Progress of a request for many agents. It succeeds when `needed` of its `total` commands have succeeded."""
 
     group_id: str
     kind: str
