@@ -3,7 +3,7 @@
 Apart from `config.py`, because most commands of an operator need the settings and no machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -17,19 +17,35 @@ from aism_engine.settings import MachinesSettings, Settings
 
 
 def load_machines(settings: MachinesSettings) -> Machines:
-    """Load all state machines. Raises ConfigError with every problem of every file."""
+    """Load the machines of the configured directory, and the shipped ones that it does not replace by name.
+
+    Raises ConfigError with every problem of every file.
+    """
     problems: list[str] = []
-    texts: dict[str, str] = {}
-    for file in _machine_files(settings, problems):
-        try:
-            texts[str(file)] = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{file}: cannot be read: {error}")
-    machines, found = read_machines(texts)
+    own = _read_directory(Path(settings.directory), problems) if settings.directory else {}
+    machines, found = read_machines(own, shipped_machines())
     if problems or found:
         raise ConfigError(problems + found)
     named = {machine.name: machine for machine in machines.values()}
     return Machines(named, settings.default, settings.unregistered, settings.by_type)
+
+
+def shipped_machines() -> dict[str, str]:
+    """Return the texts of the machines that are part of the engine, by file name."""
+    return read_texts(_toml_files(files("aism_engine") / "machines"), problems=[])
+
+
+def read_texts(paths: Iterable[Traversable], problems: list[str]) -> dict[str, str]:
+    """Read machine files, and return their texts by file name. Files that cannot be read are added to `problems`."""
+    texts: dict[str, str] = {}
+    for path in paths:
+        try:
+            texts[str(path)] = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            problems.append(f"{path}: cannot be read: not UTF-8")
+    return texts
 
 
 def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) -> Policy:
@@ -46,14 +62,16 @@ def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) ->
     )
 
 
-def _machine_files(settings: MachinesSettings, problems: list[str]) -> list[Traversable]:
-    """Return the machine files in the configured directory, or the shipped ones if no directory is set."""
-    directory: Traversable = Path(settings.directory) if settings.directory else files("aism_engine") / "machines"
+def _read_directory(directory: Path, problems: list[str]) -> dict[str, str]:
     try:
-        found = sorted((each for each in directory.iterdir() if each.name.endswith(".toml")), key=lambda it: it.name)
+        found = _toml_files(directory)
     except OSError as error:
-        problems.append(f"machines.directory: {error}")
-        return []
+        problems.append(f"machines.directory: {directory}: cannot be read: {error.strerror}")
+        return {}
     if not found:
         problems.append(f"machines.directory: no *.toml file in {directory}")
-    return found
+    return read_texts(found, problems)
+
+
+def _toml_files(directory: Traversable) -> list[Traversable]:
+    return sorted((each for each in directory.iterdir() if each.name.endswith(".toml")), key=lambda it: it.name)

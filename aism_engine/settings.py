@@ -163,7 +163,7 @@ class SamplerSettings(Section, frozen=True):
 class MachinesSettings(Section, frozen=True):
     """The state machines of the agent types."""
 
-    directory: Annotated[str, "Directory of the machine files; empty: the shipped machines"] = ""
+    directory: Annotated[str, "Directory of your own machine files; empty: only the shipped machines"] = ""
     default: Annotated[Name, "Machine of registered agents"] = "journey"
     unregistered: Annotated[Name, "Machine of agents that never registered"] = "open"
     by_type: Annotated[dict[str, str], 'Machine per agent type: { scribe = "journey" }'] = field(default_factory=dict)

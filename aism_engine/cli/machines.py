@@ -14,14 +14,14 @@ from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
 from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
-from aism_engine.policy_loader import load_machines
+from aism_engine.policy_loader import load_machines, read_texts, shipped_machines
 from aism_engine.terminal import print_line
 
-app = options.CommandGroup(help="Check state machines, or show those in use.")
+app = options.CommandGroup(help="Check or show state machines.")
 
 _OPEN: Final = "yes: any state may follow any other"
 _INDENT: Final = "    "
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a machine in use.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a machine.")]
 
 
 @app.command()
@@ -37,14 +37,10 @@ def check(
       aism-engine machines check config/machines/*.toml
     """
     unreadable: list[str] = []
-    texts: dict[str, str] = {}
-    for file in files:
-        try:
-            texts[str(file)] = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            unreadable.append(f"{file}: cannot be read: {getattr(error, 'strerror', error)}")
-    valid, problems = read_machines(texts)
+    texts = read_texts(files, unreadable)
+    machines, problems = read_machines(texts, shipped_machines())
     problems = unreadable + problems
+    valid = {source: machine for source, machine in machines.items() if source in texts}
     names = [machine.name for machine in valid.values()]
     lines = [f"{source}: ok; machine {each.name}, {len(each.states) or 'any'} states" for source, each in valid.items()]
     output.print({"ok": not problems, "problems": problems, "machines": names}, "\n".join(lines))
@@ -54,7 +50,7 @@ def check(
 
 @app.command("list")
 def list_(*, config: options.Config = None, output: Output) -> None:
-    """List the machines in use, and which agents each one applies to.
+    """List all machines, shipped and your own, and which agents each one applies to.
 
     \b
     Example:
@@ -106,7 +102,7 @@ def _get(name: str, config: Path | None) -> Machine:
     found = _load(config)
     machine = found.machines.get(name)
     if machine is None:
-        raise RefusedError(f"there is no machine {name}. Machines in use: {', '.join(found.machines)}")
+        raise RefusedError(f"there is no machine {name}. The machines are: {', '.join(found.machines)}")
     return machine
 
 

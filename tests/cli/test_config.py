@@ -85,6 +85,36 @@ async def test_machines_check_prints_valid_files_and_every_problem(cli: Call, tm
     }
 
 
+async def test_a_file_that_is_not_utf_8_is_a_problem(cli: Call, tmp_path: Path) -> None:
+    (file := tmp_path / "latin.toml").write_bytes(b'[machine]\nname = "caf\xe9"\n')
+    done = await cli("machines", "check", str(file))
+    assert (done.code, done.err) == (64, f"error: {file}: cannot be read: not UTF-8\n")
+
+
+async def test_own_machines_are_added_to_the_shipped_ones(cli: Call, tmp_path: Path) -> None:
+    """An own machine can extend a shipped one, and the default of `machines.default` stays valid."""
+    settings, own = tmp_path / "engine.toml", tmp_path / "own"
+    settings.write_text(f'[machines]\ndirectory = "{own}"\nby_type = {{ scribe = "scribe" }}\n')
+    own.mkdir()
+    (own / "scribe.toml").write_text('[machine]\nname = "scribe"\nextends = "journey"\n')
+    found = (await cli("machines", "list", "--config", str(settings), "--json")).json
+    assert {machine["name"]: machine["applies_to"] for machine in found} == {
+        "scribe": ["type scribe"],
+        "journey": ["all registered agents"],
+        "open": ["all unregistered agents"],
+    }
+    checked = await cli("machines", "check", str(own / "scribe.toml"), "--json")
+    assert (checked.code, checked.json["machines"]) == (0, ["scribe"])
+
+
+async def test_an_own_machine_replaces_the_shipped_one_of_its_name(cli: Call, tmp_path: Path) -> None:
+    settings = tmp_path / "engine.conf"
+    settings.write_text(f'[machines]\ndirectory = "{tmp_path}"\n')
+    (tmp_path / "mine.toml").write_text('[machine]\nname = "journey"\nversion = 7\nopen = true\ninitial = "x"\n')
+    found = (await cli("machines", "list", "--config", str(settings), "--json")).json
+    assert {machine["name"]: machine["version"] for machine in found} == {"journey": 7, "open": 1}
+
+
 async def test_machines_list_and_show(cli: Call) -> None:
     found = {machine["name"]: machine for machine in (await cli("machines", "list", "--json")).json}
     assert found["journey"]["applies_to"] == ["all registered agents"]
@@ -113,4 +143,8 @@ async def test_a_byte_order_mark_at_the_start_of_a_file_is_accepted(cli: Call, t
     )
     assert (await cli("machines", "check", str(machine))).code == 0
     settings.rename(tmp_path / "engine.conf")
-    assert (await cli("config", "check", str(tmp_path / "engine.conf"), "--json")).json["machines"] == ["good"]
+    assert (await cli("config", "check", str(tmp_path / "engine.conf"), "--json")).json["machines"] == [
+        "good",
+        "journey",
+        "open",
+    ]

@@ -38,8 +38,13 @@ class _Problem(NamedTuple):
     """The element that is wrong, if the value at `path` is a list."""
 
 
-def read_machines(texts: Mapping[str, str]) -> tuple[dict[str, Machine], list[str]]:
-    """Read machines from texts by file name. Return the valid ones by file, and the problems of the others."""
+def read_machines(
+    texts: Mapping[str, str], shipped: Mapping[str, str] | None = None
+) -> tuple[dict[str, Machine], list[str]]:
+    """Read machines from texts by file name. Return the valid ones by file, and the problems of the others.
+
+    A machine in `texts` replaces the one in `shipped` that has its name.
+    """
     problems: list[str] = []
     files: dict[str, _File] = {}
     for source, text in texts.items():
@@ -51,6 +56,8 @@ def read_machines(texts: Mapping[str, str]) -> tuple[dict[str, Machine], list[st
         if (first := files.setdefault(file.name, file)) is not file:
             file.add_problem(("machine", "name"), f"machine {file.name} is in {first.source} already")
             problems += file.formatted_problems()
+    for source, text in (shipped or {}).items():
+        files.setdefault((file := _File(text, source)).name, file)
     built = {file.source: _build(file, files) for file in files.values()}
     problems += chain.from_iterable(file.formatted_problems() for file in files.values())
     return {source: machine for source, machine in built.items() if machine is not None}, problems
