@@ -4,15 +4,15 @@ import itertools
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.server import test_server_binary
+from tests.support.engine import Client, Reader, plain_client
+from tests.support.proxy import FaultProxy
+from tests.support.server import OwnServer
 
 hypothesis.settings.register_profile(
     "gate", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -29,7 +29,7 @@ _count = itertools.count(1)
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
     """One server for the whole run of each xdist worker. No test flushes it, stops it or changes its settings."""
-    with EmbeddedServer(test_server_binary(), append_only=False) as server:
+    with OwnServer(append_only=False) as server:
         yield server
 
 
@@ -40,10 +40,26 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def redis_client(server: EmbeddedServer) -> AsyncIterator[Redis]:
+async def redis_client(server: EmbeddedServer) -> AsyncIterator[Client]:
     """A plain client, as an agent in any language uses. It tries each command once."""
-    retry = Retry(NoBackoff(), retries=0)
-    async with Redis.from_url(
-        server.url, protocol=2, decode_responses=False, retry=retry, socket_timeout=300
-    ) as client:
+    async with plain_client(server) as client:
         yield client
+
+
+@pytest.fixture
+def reader(redis_client: Client, prefix: str) -> Reader:
+    return Reader(redis_client, prefix)
+
+
+@pytest.fixture
+async def proxy(server: EmbeddedServer) -> AsyncIterator[FaultProxy]:
+    """A proxy in front of the server."""
+    async with FaultProxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[OwnServer]:
+    """A server for this test alone."""
+    with OwnServer(data_dir=tmp_path / "data") as server:
+        yield server

@@ -7,7 +7,6 @@ server cleanly. However this process ends, the kernel kills the server (Linux on
 All methods block. A start usually takes about 50 ms, and at most `start_timeout_s`.
 """
 
-import os
 import shutil
 import signal
 import socket
@@ -46,7 +45,7 @@ def bundled_binary() -> Path:
 
 
 class EmbeddedServer:
-    """One server process. Its port and its folder outlive a `kill` and a `restart`, but not a `stop`."""
+    """One server process. Its port and its folder outlive a `kill`, but not a `stop`."""
 
     def __init__(
         self,
@@ -119,18 +118,6 @@ class EmbeddedServer:
     def kill(self) -> None:
         """Kill the server, like a crash. `start` starts it again with the same port and folder."""
         self._end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        """Stop the server and start it again with the same port and folder."""
-        self._end(signal.SIGTERM)
-        self.start()
-
-    def pause(self) -> None:
-        """Suspend the process: connections stay open, and the server does not reply."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
 
     def __enter__(self) -> Self:
         self.start()

@@ -13,7 +13,7 @@ import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 AGENT = "scribe-1"
@@ -22,7 +22,7 @@ AGENT = "scribe-1"
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
     """A server of their own: the examples use the default prefix."""
-    with EmbeddedServer(test_server_binary(), append_only=False) as server:
+    with OwnServer(append_only=False) as server:
         yield server
 
 

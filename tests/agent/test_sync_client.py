@@ -13,7 +13,7 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.sync_redis import SyncRedis
 from tests.support.engine import eventually, plain_client, running_engine
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 HEAVY = ("redis", "msgspec", "asyncio", "structlog", "typer", "ssl", "prometheus_client", "importlib.metadata")
 
@@ -29,7 +29,7 @@ def test_aism_imports_no_slow_module() -> None:
 def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """A server with a Unix socket that the test may kill."""
     extra = ("--unixsocket", str(tmp_path / "socket"))
-    with EmbeddedServer(test_server_binary(), append_fsync="always", extra=extra) as server:
+    with OwnServer(extra=extra) as server:
         yield server
 
 

@@ -8,7 +8,6 @@ from typing import Final, TypeAlias
 
 from redis.exceptions import RedisError
 
-from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.scripts import ACQUIRE_LEASE, COMMIT, PEEK
 from tests.chaos.schedule import FAILOVERS, Fault
 from tests.chaos.system import KEYS, System
@@ -16,6 +15,7 @@ from tests.support.daemon import EngineProcess
 from tests.support.faults import IS_LEASE, calls
 from tests.support.proxy import FaultProxy, Rule
 from tests.support.proxy_rules import Match
+from tests.support.server import OwnServer
 
 _SCRIPTS: Final = (COMMIT, COMMIT, COMMIT, ACQUIRE_LEASE, PEEK)
 """The scripts whose requests and replies are lost: most of all commits."""
@@ -24,13 +24,13 @@ _CUT_OFF: Final = 0.75
 _CUT_OFF_S: Final = (0.05, 0.4)
 
 
-async def inject(system: System, fault: Fault) -> bool:
-    """Cause the fault, wait until it is over, and undo it. Returns whether it has happened."""
+async def inject(system: System, fault: Fault) -> None:
+    """Cause the fault, wait until it is over, and undo it."""
     if fault.kind in FAILOVERS:
-        return await _fail_over(system, fault)
+        await _fail_over(system, fault)
+        return
     async with _KINDS[fault.kind](system, fault):
         await asyncio.sleep(fault.for_s)
-    return True
 
 
 @asynccontextmanager
@@ -54,13 +54,13 @@ async def _engines(system: System, fault: Fault) -> AsyncIterator[None]:
         await end(engine)
 
 
-_LOSSES: Final[dict[str, tuple[Callable[[EmbeddedServer], object], Callable[[EmbeddedServer], object]]]] = {
-    "kill_server": (EmbeddedServer.kill, EmbeddedServer.start),
-    "restart_server": (EmbeddedServer.restart, EmbeddedServer.start),
-    "suspend_server": (EmbeddedServer.pause, EmbeddedServer.resume),
-    "failover_kill": (EmbeddedServer.kill, EmbeddedServer.start),
+_LOSSES: Final[dict[str, tuple[Callable[[OwnServer], object], Callable[[OwnServer], object]]]] = {
+    "kill_server": (OwnServer.kill, OwnServer.start),
+    "restart_server": (OwnServer.restart, OwnServer.start),
+    "suspend_server": (OwnServer.pause, OwnServer.resume),
+    "failover_kill": (OwnServer.kill, OwnServer.start),
     # The primary wakes up as a primary, among clients that do not know of its successor either.
-    "failover_suspend": (EmbeddedServer.pause, EmbeddedServer.resume),
+    "failover_suspend": (OwnServer.pause, OwnServer.resume),
     # The old primary keeps running, and accepts writes until a sentinel makes it a replica.
     "failover_order": (lambda _: None, lambda _: None),
 }
@@ -152,7 +152,7 @@ _KINDS: Final[dict[str, _Kind]] = {
 }
 
 
-async def _fail_over(system: System, fault: Fault) -> bool:
+async def _fail_over(system: System, fault: Fault) -> None:
     """Lose the primary, wait until its replica is promoted, and bring the old primary back.
 
     One failover at a time, and only with a replica that is up to date: with another one sentinels would promote
@@ -171,11 +171,9 @@ async def _fail_over(system: System, fault: Fault) -> bool:
         lose(old.server)
         if fault.kind == "failover_order":
             await asyncio.to_thread(sentinels.fail_over)
-        promoted = await asyncio.to_thread(sentinels.wait_promoted, new.server)
-        if promoted:
-            system.rollbacks += await new.client.read("GET", KEYS.ledger) != confirmed
-            await asyncio.sleep(fault.for_s)
+        await asyncio.to_thread(sentinels.wait_promoted, new.server)
+        system.rollbacks += await new.client.read("GET", KEYS.ledger) != confirmed
+        await asyncio.sleep(fault.for_s)
         bring_back(old.server)
         sentinels.let_follow(old.server)
         await system.primary()
-    return promoted

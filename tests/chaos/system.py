@@ -4,25 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from redis.exceptions import RedisError
 
-from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.chaos.retrying_client import RetryingClient, following_client, load_client
 from tests.support.daemon import EngineProcess
 from tests.support.proxy import FaultProxy
 from tests.support.sentinels import MASTER, SentinelSetup
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 KEYS: Final = Keys("chaos")
-_DURABLE: Final[dict[str, Any]] = {"append_fsync": "always", "extra": ("--auto-aof-rewrite-percentage", "0")}
-"""What a server has accepted survives a kill, and its append-only file holds every commit."""
 
 
 class Node(NamedTuple):
-    server: EmbeddedServer
+    server: OwnServer
     folder: Path
     client: RetryingClient
     """Connects to this server only."""
@@ -62,7 +59,7 @@ class System:
 
 @asynccontextmanager
 async def with_proxies(seed: int, folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
-    with EmbeddedServer(test_server_binary(), data_dir=folder, **_DURABLE) as server:
+    with OwnServer(data_dir=folder) as server:
         async with (
             load_client(server.url) as client,
             FaultProxy(server.port, seed=seed) as first,
@@ -77,7 +74,7 @@ async def with_proxies(seed: int, folder: Path, environ: dict[str, str]) -> Asyn
 
 @asynccontextmanager
 async def with_sentinels(_seed: int, folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
-    with SentinelSetup(test_server_binary(), folder, failover_timeout_s=2.0, **_DURABLE) as sentinels:
+    with SentinelSetup(folder, failover_timeout_ms=2000) as sentinels:
         config = folder / "engine.toml"
         config.write_text(f'[redis]\nsentinels = {sentinels.addresses}\nsentinel_master = "{MASTER}"\n')
         engines = [EngineProcess(name, ["--config", str(config)], environ) for name in ("first", "second")]

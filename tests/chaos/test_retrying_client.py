@@ -4,19 +4,17 @@ import asyncio
 
 import pytest
 
-from aism_engine.store.embedded import EmbeddedServer
 from tests.chaos.retrying_client import RetryingClient, load_client
 from tests.support.engine import eventually
-from tests.support.resp import Cli
-from tests.support.server import test_server_binary
+from tests.support.server import Cli, OwnServer
 
 
 async def test_a_call_returns_when_the_replica_confirms_it() -> None:
     """A write that has returned is on the replica, however often it was repeated. Without a replica no call ends."""
     with (
-        EmbeddedServer(test_server_binary(), append_only=False, extra=("--repl-diskless-sync-delay", "0")) as primary,
-        EmbeddedServer(test_server_binary(), append_only=False) as replica,
-        Cli("127.0.0.1", replica.port) as ask,
+        OwnServer(append_only=False, extra=("--repl-diskless-sync-delay", "0")) as primary,
+        OwnServer(append_only=False) as replica,
+        Cli(replica.port) as ask,
     ):
         ask("REPLICAOF", "127.0.0.1", primary.port)
         async with load_client(primary.url) as client:

@@ -115,7 +115,8 @@ async def _inject_faults(plan: Plan, system: System, load: Load, report: Report)
 
     async def inject(fault: Fault) -> None:
         await asyncio.sleep(fault.at)
-        report.faults[fault.kind] += await faults.inject(system, fault)
+        await faults.inject(system, fault)
+        report.faults[fault.kind] += 1
 
     async with asyncio.TaskGroup() as group:
         loading = group.create_task(load.run())

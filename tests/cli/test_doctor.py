@@ -7,13 +7,13 @@ import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Call
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 
 @pytest.fixture(scope="module")
 def safe() -> Iterator[EmbeddedServer]:
     """A server that persists its data; the one of the other tests does not."""
-    with EmbeddedServer(test_server_binary()) as server:
+    with OwnServer() as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from redis import Redis
 
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Start
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 
 def read_events(process: Popen[str]) -> Iterator[dict[str, Any]]:
@@ -49,7 +49,7 @@ def test_signals_reload_the_machines_and_stop_in_order(start: Start, server: Emb
 
 
 def test_the_engine_waits_for_a_server_that_is_not_there_yet(start: Start, tmp_path: Path) -> None:
-    with EmbeddedServer(test_server_binary(), append_only=False, data_dir=tmp_path) as server:
+    with OwnServer(append_only=False, data_dir=tmp_path) as server:
         server.kill()
         process = start("run", "--redis", server.url, "--http", "127.0.0.1:0")
         log = read_events(process)

@@ -17,7 +17,7 @@ import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 LIMIT_S = 120.0
@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(test_server_binary(), append_fsync="always") as server:
+    with OwnServer() as server:
         yield server
 
 

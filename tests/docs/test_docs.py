@@ -26,7 +26,6 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.engine import Engine
 from aism_engine.settings import Settings
-from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.writer import Failure
 from tests.docs.reading import (
     CODE,
@@ -53,8 +52,7 @@ from tests.docs.reading import (
     words,
 )
 from tests.support.engine import eventually, running_engine
-from tests.support.resp import Cli
-from tests.support.server import test_server_binary
+from tests.support.server import Cli, OwnServer
 
 _ANY_DEAD_LETTER: Final = "*any code of a dead letter*"
 
@@ -302,9 +300,9 @@ async def test_every_example_prints_its_output() -> None:
         assert command[0] in _READS or matches(expected, shown), (command, shown)
         return matches(expected, shown)
 
-    with EmbeddedServer(test_server_binary(), append_only=False) as server, contextlib.ExitStack() as stack:
+    with OwnServer(append_only=False) as server, contextlib.ExitStack() as stack:
         async with running_engine(server, "aism"):
-            cli = stack.enter_context(Cli("127.0.0.1", server.port))
+            cli = stack.enter_context(Cli(server.port))
             for command, expected in examples():
                 # The engine applies a published message some time after the publication.
                 await eventually(partial(prints, cli, command, expected))

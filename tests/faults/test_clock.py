@@ -1,23 +1,14 @@
 """Clock jumps and outages: no command ends before its time, and none stays open for ever."""
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from functools import partial
-
-import pytest
 
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, plain_client, running_engine
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 HOUR_S = 3600.0
-
-
-@pytest.fixture
-def own() -> Iterator[EmbeddedServer]:
-    """A server for this test alone; what it has accepted is on disk."""
-    with EmbeddedServer(test_server_binary(), append_fsync="always") as server:
-        yield server
 
 
 async def test_a_jump_of_the_server_clock_expires_no_command_early(server: EmbeddedServer, prefix: str) -> None:
@@ -35,7 +26,7 @@ async def test_a_jump_of_the_server_clock_expires_no_command_early(server: Embed
         await eventually(lambda: running.metric("aism_redis_clock_jump_seconds") == 0)
 
 
-async def test_after_an_outage_agents_have_a_grace_period_to_report(own: EmbeddedServer, prefix: str) -> None:
+async def test_after_an_outage_agents_have_a_grace_period_to_report(own: OwnServer, prefix: str) -> None:
     """A command that fell due during the outage still succeeds if its agent reports within the grace period."""
     async with running_engine(own, prefix, timekeeper__grace=600.0) as running:
         timekeeper = next(part for part in running.engine.components if isinstance(part, Timekeeper))

@@ -2,10 +2,7 @@
 
 import json
 import signal
-from collections.abc import AsyncIterator
 from typing import Final
-
-import pytest
 
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
@@ -20,18 +17,6 @@ from tests.support.proxy import FaultProxy
 
 LEASE: Final[dict[str, object]] = {"lease__ttl": 2.0, "lease__renew_interval": 0.5}
 LONG_LEASE: Final[dict[str, object]] = {"lease__ttl": 600.0, "lease__renew_interval": 1.0}
-
-
-@pytest.fixture
-async def reader(server: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
-    async with plain_client(server) as client:
-        yield Reader(client, prefix)
-
-
-@pytest.fixture
-async def proxy(server: EmbeddedServer) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(server.port) as proxy:
-        yield proxy
 
 
 async def test_standby_takes_over_when_the_lease_of_a_killed_leader_expires(

@@ -14,7 +14,7 @@ from aism_engine.clock import SystemClock, from_iso
 from aism_engine.services.reaper import Reaper
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.daemon import daemon
-from tests.support.engine import Reader, eventually, plain_client, running_engine
+from tests.support.engine import Reader, eventually, running_engine
 from tests.support.proxy import FaultProxy
 from tests.support.proxy_rules import Request
 
@@ -26,12 +26,6 @@ SHORT: Final[dict[str, object]] = {
 }
 BEATING: Final = {"sane": (0.0, 1), "in-ms": (0.0, 1000), "ahead": (7200.0, 1), "behind": (-7200.0, 1000)}
 """The agents that send heartbeats: by how much their clock is off, and how many of its units make a second."""
-
-
-@pytest.fixture
-async def reader(server: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
-    async with plain_client(server) as client:
-        yield Reader(client, prefix)
 
 
 class _Beats:

@@ -18,17 +18,15 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
-from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Client, Running, eventually, plain_client, running_engine
 from tests.support.faults import Load
-from tests.support.resp import Cli
-from tests.support.server import test_server_binary
+from tests.support.server import Cli, OwnServer
 
 
 class Setup:
     """A server with an outage, and an operator's client that was connected before the outage."""
 
-    def __init__(self, server: EmbeddedServer, folder: Path, operator: Client, prefix: str) -> None:
+    def __init__(self, server: OwnServer, folder: Path, operator: Client, prefix: str) -> None:
         self.server = server
         self.folder = folder
         self.operator = operator
@@ -82,7 +80,7 @@ async def loading(setup: Setup, message: bytes) -> AsyncIterator[None]:
     setup.server.kill()
     starting = asyncio.create_task(asyncio.to_thread(setup.server.start))
     yield
-    with Cli("127.0.0.1", setup.server.port) as ask:
+    with Cli(setup.server.port) as ask:
         await asyncio.to_thread(ask, "CONFIG", "SET", "key-load-delay", 0)
     await starting
 
@@ -188,12 +186,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def own(folder: Path) -> Iterator[EmbeddedServer]:
+def own(folder: Path) -> Iterator[OwnServer]:
     """A server for one test, which persists everything. It waits 300 µs for each command that it loads."""
     slow = ("--key-load-delay", "300")
-    with EmbeddedServer(
-        test_server_binary(), data_dir=folder, append_fsync="always", extra=slow, start_timeout_s=300
-    ) as server:
+    with OwnServer(data_dir=folder, extra=slow, start_timeout_s=300) as server:
         yield server
 
 
@@ -205,7 +201,7 @@ OUTAGES: Final = (
 
 @pytest.mark.parametrize(("outage", "name"), [(each, each.__name__.partition("_")[0]) for each in OUTAGES])
 async def test_an_outage_is_named_and_the_engine_continues_after_it(
-    own: EmbeddedServer, folder: Path, prefix: str, outage: Outage, name: str
+    own: OwnServer, folder: Path, prefix: str, outage: Outage, name: str
 ) -> None:
     """During the outage nothing is applied; afterwards everything is, once."""
     load = Load()

@@ -30,12 +30,6 @@ def named(command: str) -> Match:
 
 
 @pytest.fixture
-async def proxy(server: EmbeddedServer) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def client(proxy: FaultProxy) -> AsyncIterator[Client]:
     """A client behind the proxy that tries each command once, and waits for the reply."""
     async with Redis.from_url(proxy.url, protocol=2, retry=Retry(NoBackoff(), retries=0), socket_timeout=300) as client:

@@ -10,18 +10,16 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeAlias
 
 import pytest
 from redis.asyncio import Redis
 
-from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Client, Running, eventually, running_engine
 from tests.support.faults import Load
 from tests.support.proxy import FaultProxy
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 BLACK_HOLE_S: Final = float(os.environ.get("AISM_TEST_BLACK_HOLE_S", "2"))
 DEFAULTS: Final[dict[str, object]] = {
@@ -38,7 +36,7 @@ DEFAULTS: Final[dict[str, object]] = {
 class Setup:
     """An engine behind a proxy, and a server of its own."""
 
-    def __init__(self, server: EmbeddedServer, proxy: FaultProxy, engine: Running, operator: Client) -> None:
+    def __init__(self, server: OwnServer, proxy: FaultProxy, engine: Running, operator: Client) -> None:
         self.server = server
         self.proxy = proxy
         self.engine = engine
@@ -107,13 +105,7 @@ async def a_router_that_forgets(setup: Setup) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(test_server_binary(), data_dir=tmp_path, append_fsync="always") as server:
-        yield server
-
-
-@pytest.fixture
-async def setup(own: EmbeddedServer, prefix: str) -> AsyncIterator[Setup]:
+async def setup(own: OwnServer, prefix: str) -> AsyncIterator[Setup]:
     async with (
         FaultProxy(own.port) as proxy,
         running_engine(own, prefix, redis__url=proxy.url, **DEFAULTS) as engine,

@@ -11,17 +11,15 @@ import pytest
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect, naming_outages
-from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Reader, Running, eventually, launched, plain_client
 from tests.support.faults import Load
-from tests.support.resp import Cli
 from tests.support.sentinels import MASTER, SentinelSetup
-from tests.support.server import test_server_binary
+from tests.support.server import Cli, OwnServer
 
 
 @pytest.fixture
 def setup(tmp_path: Path) -> Iterator[SentinelSetup]:
-    with SentinelSetup(test_server_binary(), tmp_path) as setup:
+    with SentinelSetup(tmp_path) as setup:
         yield setup
 
 
@@ -41,7 +39,7 @@ class Pair:
         assert await self.primary.call("WAIT", 1, 300_000) == 1
 
     async def promoted(self) -> None:
-        assert await asyncio.to_thread(self.setup.wait_promoted, self.new)
+        await asyncio.to_thread(self.setup.wait_promoted, self.new)
 
 
 @asynccontextmanager
@@ -54,21 +52,21 @@ async def following(setup: SentinelSetup, prefix: str, **settings: object) -> As
         yield Pair(setup, Reader(primary, prefix), engine)
 
 
-Failover: TypeAlias = Callable[[SentinelSetup, EmbeddedServer], None]
+Failover: TypeAlias = Callable[[SentinelSetup, OwnServer], None]
 """Why the sentinels promote the replica of this primary."""
 
 
-def killed(_setup: SentinelSetup, primary: EmbeddedServer) -> None:
+def killed(_setup: SentinelSetup, primary: OwnServer) -> None:
     """The primary is gone, and connections to it are refused."""
     primary.kill()
 
 
-def stopped(_setup: SentinelSetup, primary: EmbeddedServer) -> None:
+def stopped(_setup: SentinelSetup, primary: OwnServer) -> None:
     """The primary is suspended: connections to it stay open, without replies."""
     primary.pause()
 
 
-def replaced(setup: SentinelSetup, _primary: EmbeddedServer) -> None:
+def replaced(setup: SentinelSetup, _primary: OwnServer) -> None:
     """An operator requests the failover. The primary accepts writes until the sentinels make it a replica."""
     setup.fail_over()
 
@@ -119,7 +117,7 @@ async def test_a_demoted_primary_is_not_used(setup: SentinelSetup) -> None:
     """Even if a sentinel still names it: it answers PING, but its ROLE is another."""
     primary, replica = setup.servers
     settings = RedisSettings(sentinels=(setup.addresses[0],), sentinel_master=MASTER)
-    with Cli("127.0.0.1", primary.port) as ask:
+    with Cli(primary.port) as ask:
         ask("REPLICAOF", "127.0.0.1", replica.port)
     client = connect(settings, "test")
     with pytest.raises(ServerUnavailableError, match="not a primary"), naming_outages():

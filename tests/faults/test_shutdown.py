@@ -7,20 +7,18 @@ long here, so that no test passes or fails by the speed of the machine: an engin
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final, TypeAlias
 
 import pytest
 
-from aism_engine.store.embedded import EmbeddedServer
 from tests.support.daemon import Daemon, daemon
-from tests.support.engine import Reader, launched, plain_client
+from tests.support.engine import Reader, launched
 from tests.support.faults import IS_COMMIT, Load
 from tests.support.proxy import FaultProxy
 from tests.support.proxy_rules import Rule
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 MANY: Final = 1000
 SETTINGS: Final[dict[str, object]] = {"supervisor__shutdown_timeout": 3600, "response_consumer__batch_messages": 100}
@@ -29,21 +27,9 @@ SHORT_LEASE: Final[dict[str, object]] = {"lease__ttl": 1.5, "lease__renew_interv
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(test_server_binary(), data_dir=tmp_path, append_fsync="always") as server:
-        yield server
-
-
-@pytest.fixture
-async def reader(own: EmbeddedServer, prefix: str) -> AsyncIterator[Reader]:
-    async with plain_client(own) as client:
-        yield Reader(client, prefix)
-
-
-@pytest.fixture
-async def proxy(own: EmbeddedServer) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(own.port) as proxy:
-        yield proxy
+def server(own: OwnServer) -> OwnServer:
+    """The server behind the fixtures `reader` and `proxy`."""
+    return own
 
 
 @asynccontextmanager
@@ -64,7 +50,7 @@ async def _ends_well(engine: Daemon) -> None:
     assert engine.count("component_failed") == engine.count("stop_timed_out") == 0
 
 
-async def _finish(own: EmbeddedServer, prefix: str, load: Load) -> None:
+async def _finish(own: OwnServer, prefix: str, load: Load) -> None:
     """Let another engine apply the rest, and check the whole."""
     async with launched(own, prefix) as engine:
         await load.wait_applied_once(engine)
@@ -72,7 +58,7 @@ async def _finish(own: EmbeddedServer, prefix: str, load: Load) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signal_under_load_finishes_the_commit_in_flight_and_loses_nothing(
-    own: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str, number: signal.Signals
+    own: OwnServer, proxy: FaultProxy, reader: Reader, prefix: str, number: signal.Signals
 ) -> None:
     """Responses are either applied or still queued; the lease is released last, and the next engine does the rest."""
     load = Load(agents=50)
@@ -91,9 +77,7 @@ async def test_signal_under_load_finishes_the_commit_in_flight_and_loses_nothing
     await _finish(own, prefix, load)
 
 
-async def test_repeated_signals_change_nothing(
-    own: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str
-) -> None:
+async def test_repeated_signals_change_nothing(own: OwnServer, proxy: FaultProxy, reader: Reader, prefix: str) -> None:
     """At any moment of the shutdown, the very last included: there is one shutdown, and its exit code is 0."""
     load = Load(agents=50)
     async with _working(proxy, reader, load) as (engine, rule):
@@ -115,25 +99,25 @@ async def test_repeated_signals_change_nothing(
     await _finish(own, prefix, load)
 
 
-Away: TypeAlias = Callable[[EmbeddedServer, FaultProxy], None]
+Away: TypeAlias = Callable[[OwnServer, FaultProxy], None]
 """Makes Redis unreachable."""
 
 
-def _kill(server: EmbeddedServer, _proxy: FaultProxy) -> None:
+def _kill(server: OwnServer, _proxy: FaultProxy) -> None:
     server.kill()
 
 
-def _pause(server: EmbeddedServer, _proxy: FaultProxy) -> None:
+def _pause(server: OwnServer, _proxy: FaultProxy) -> None:
     server.pause()
 
 
-def _black_hole(_server: EmbeddedServer, proxy: FaultProxy) -> None:
+def _black_hole(_server: OwnServer, proxy: FaultProxy) -> None:
     proxy.black_hole()
 
 
 @pytest.mark.parametrize("away", [_kill, _pause, _black_hole])
 async def test_idle_engine_stops_while_redis_is_away(
-    own: EmbeddedServer, proxy: FaultProxy, prefix: str, away: Away
+    own: OwnServer, proxy: FaultProxy, prefix: str, away: Away
 ) -> None:
     """Whether Redis refuses connections or is silent. `/readyz` has reported the outage."""
     async with daemon(proxy.url, prefix, **SETTINGS, **SHORT_LEASE) as engine:
@@ -150,7 +134,7 @@ async def test_idle_engine_stops_while_redis_is_away(
 
 @pytest.mark.parametrize("away", [_kill, _pause, _black_hole])
 async def test_busy_engine_stops_while_redis_is_away(
-    own: EmbeddedServer, proxy: FaultProxy, reader: Reader, prefix: str, away: Away
+    own: OwnServer, proxy: FaultProxy, reader: Reader, prefix: str, away: Away
 ) -> None:
     """The outcome of the commit in flight stays unknown to it; the next engine finds out."""
     load = Load(agents=50)

@@ -4,7 +4,7 @@ In the end every response is applied exactly once, and none is dead-lettered.
 """
 
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from aism_engine.store.scripts import READ_SNAPSHOTS, CommitCode
 from tests.support.engine import Client, Running, eventually, launched, running_engine
 from tests.support.faults import IS_COMMIT, IS_LEASE, Load, calls
 from tests.support.proxy import Direction, FaultProxy, Rule
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 PATIENT: dict[str, object] = {
     "redis__socket_timeout": 300.0,
@@ -28,19 +28,6 @@ PATIENT: dict[str, object] = {
 """Settings of an engine that waits for every reply, keeps its lease, and commits nothing but responses."""
 HASTY: dict[str, object] = PATIENT | {"redis__socket_timeout": 1.5}
 """Settings of an engine that gives up waiting for a reply. On a slow machine it also sends some commits twice."""
-
-
-@pytest.fixture
-async def proxy(server: EmbeddedServer) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A server that persists everything, in a folder whose copy a test can restore."""
-    with EmbeddedServer(test_server_binary(), data_dir=tmp_path / "data", append_fsync="always") as server:
-        yield server
 
 
 async def test_a_default_redis_client_runs_a_script_twice(proxy: FaultProxy, redis_client: Client, prefix: str) -> None:
@@ -179,9 +166,7 @@ async def test_a_late_commit_under_an_older_lease_is_fenced(
             assert first.outage is None
 
 
-async def test_a_commit_that_a_failover_takes_back_is_repeated(
-    own: EmbeddedServer, tmp_path: Path, prefix: str
-) -> None:
+async def test_a_commit_that_a_failover_takes_back_is_repeated(own: OwnServer, tmp_path: Path, prefix: str) -> None:
     """The engine knows a commit that the server has lost, under the same lease and token. It finds the ledger out of
     step before it writes anything, loads the fleet, and decides on the same messages again.
     """
@@ -206,7 +191,7 @@ async def test_a_commit_that_a_failover_takes_back_is_repeated(
         assert engine.metric("aism_commits_total", code="out_of_step") >= 1
 
 
-async def test_a_failover_during_a_commit_whose_reply_is_lost(own: EmbeddedServer, tmp_path: Path, prefix: str) -> None:
+async def test_a_failover_during_a_commit_whose_reply_is_lost(own: OwnServer, tmp_path: Path, prefix: str) -> None:
     """The copy that is sent again reaches a server that does not know the first one, and is applied there."""
     copy = tmp_path / "copy"
     async with FaultProxy(own.port) as proxy, running_engine(own, prefix, redis__url=proxy.url, **PATIENT) as engine:

@@ -12,7 +12,7 @@ from aism_engine.domain.text import message_digest
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, running_engine
-from tests.support.resp import Cli
+from tests.support.server import Cli
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ async def test_invalid_message_is_dead_lettered_and_the_next_one_is_applied(
     await eventually(lambda: engine.record("b"))
     await engine.ask({"type": "send", "id": "others", "payload": {"agent_id": "b", "command": {"type": "work"}}})
     await engine.replied("others")
-    with Cli("127.0.0.1", server.port) as subscriber:
+    with Cli(server.port) as subscriber:
         subscriber("SUBSCRIBE", engine.keys.errors)
         await engine.say(raw, {"type": "state_transition", "agent_id": "a", "payload": {"target": "served"}})
         await eventually(partial(_state_is, engine, "a", "served"))

@@ -23,7 +23,7 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.daemon import EngineProcess
 from tests.support.engine import Reader, Running, eventually, plain_client, running_engine
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 WORKER: Final = "w-0"
 QUICK: Final[dict[str, object]] = {
@@ -504,7 +504,7 @@ async def test_command_that_lost_its_deadline_is_found_by_its_record(
 
 async def test_engine_works_on_a_server_without_scan(prefix: str) -> None:
     """Without SCAN the reconciler cannot find commands that lost their deadline; nothing else depends on it."""
-    with EmbeddedServer(test_server_binary(), extra=("--rename-command", "SCAN", "")) as server:
+    with OwnServer(extra=("--rename-command", "SCAN", "")) as server:
         async with open_workers(server, prefix) as workers:
             await workers.register(WORKER)
             assert (await workers.send("c1"))["ok"] is True

@@ -24,7 +24,7 @@ from aism_engine.store.keys import Keys
 from tests.docs.reading import DOCS, keys_of_code
 from tests.support.engine import Client, Running, eventually, launched, plain_client, running_engine
 from tests.support.sentinels import MASTER, SentinelSetup
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 PAGE: Final = (DOCS / "doctor.md").read_text(encoding="utf-8")
 
@@ -77,7 +77,7 @@ async def test_each_unsafe_setting_is_one_finding(
     extra: tuple[str, ...],
     expected: dict[str, str],
 ) -> None:
-    with EmbeddedServer(test_server_binary(), append_only=append_only, extra=extra) as server:
+    with OwnServer(append_only=append_only, append_fsync="everysec", extra=extra) as server:
         assert problems(await severities(server, max_keys=0)) == expected
 
 
@@ -95,14 +95,14 @@ async def test_each_unsafe_setting_is_one_finding(
 async def test_disabled_commands_are_reported(commands: tuple[str, ...], expected: dict[str, str], prefix: str) -> None:
     """As on managed servers: a command of the engine is a danger, one that only the doctor uses a warning."""
     disabled = [word for command in commands for word in ("--rename-command", command, "")]
-    with EmbeddedServer(test_server_binary(), extra=disabled) as server:
+    with OwnServer(extra=disabled) as server:
         async with plain_client(server) as client:
             await client.execute_command("SET", Keys(prefix).state("a-1"), "idle")
         assert problems(await severities(server, prefix)) == expected
 
 
 async def test_both_protocol_versions_give_the_same_findings() -> None:
-    with EmbeddedServer(test_server_binary()) as server:
+    with OwnServer() as server:
         found = [await severities(server, protocol=protocol) for protocol in (2, 3)]
     assert [problems(each) for each in found] == [{}, {}]
     assert found[0].keys() == found[1].keys()
@@ -112,8 +112,8 @@ async def test_replica_is_a_danger() -> None:
     """Its primary has a warning, since it accepts writes without the replica."""
     immediate_sync = ("--repl-diskless-sync-delay", "0")
     with (
-        EmbeddedServer(test_server_binary(), extra=immediate_sync) as primary,
-        EmbeddedServer(test_server_binary()) as replica,
+        OwnServer(extra=immediate_sync) as primary,
+        OwnServer() as replica,
     ):
         async with plain_client(replica) as client, plain_client(primary) as other:
             await client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
@@ -130,9 +130,8 @@ async def test_replica_is_a_danger() -> None:
 
 async def test_sentinels_are_queried(tmp_path: Path) -> None:
     """Three that agree are ok. One that does not answer is a finding, and not an error."""
-    with SentinelSetup(test_server_binary(), tmp_path, append_fsync="always") as sentinels:
-        primary = sentinels.named(sentinels.sentinels[0])
-        assert primary is not None
+    with SentinelSetup(tmp_path) as sentinels:
+        primary = sentinels.wait_whole()
         watched: dict[str, Any] = {"sentinels": tuple(sentinels.addresses), "sentinel_master": MASTER}
         found = await severities(primary, **watched)
         assert (found["sentinels"], found["replicas"]) == ("ok", "danger")  # it accepts writes without a replica
@@ -146,7 +145,7 @@ async def test_sentinels_are_queried(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def own() -> Iterator[EmbeddedServer]:
     """A server whose users belong to these tests."""
-    with EmbeddedServer(test_server_binary()) as server:
+    with OwnServer() as server:
         yield server
 
 
@@ -372,7 +371,7 @@ async def test_scan_is_bounded(redis_client: Client, prefix: str) -> None:
 
 async def test_engine_reports_an_unsafe_server(prefix: str) -> None:
     """At its start and on a timer, and also when the danger is gone."""
-    with EmbeddedServer(test_server_binary(), append_only=False) as server, capture_logs() as logs:
+    with OwnServer(append_only=False) as server, capture_logs() as logs:
         async with running_engine(server, prefix, sampler__safety_interval=0.05) as engine:
             await eventually(lambda: engine.metric("aism_redis_unsafe", code="persistence") == 1)
             assert engine.metric("aism_redis_unsafe", code="eviction") == 0

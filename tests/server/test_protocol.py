@@ -13,7 +13,7 @@ from aism_engine.clock import ROUNDING_S, from_iso
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, running_engine
-from tests.support.resp import Cli
+from tests.support.server import Cli
 
 LOST_AFTER_S = 0.9
 QUICK: dict[str, object] = {"liveness__silent_after": 0.3, "liveness__lost_after": LOST_AFTER_S}
@@ -24,7 +24,7 @@ class Agent:
     """An agent without a library: each call sends one Redis command, as redis-cli does."""
 
     def __init__(self, server: EmbeddedServer) -> None:
-        self._cli = Cli("127.0.0.1", server.port)
+        self._cli = Cli(server.port)
 
     async def __call__(self, *words: str | bytes | float) -> Any:  # noqa: ANN401 - a reply is what the command makes it
         return await asyncio.to_thread(self._cli, *words)

@@ -25,7 +25,7 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import PEEK, CommitCode, LeaseCode
 from aism_engine.store.store import CommitReply, Peek, Store
 from tests.support.engine import Client, Reader
-from tests.support.resp import Cli
+from tests.support.server import Cli
 
 TOKEN, LEDGER = "1:me", "L0"
 BOUNDS = Bounds(audit=1000, dead_letters=1000, oversized=3)
@@ -53,7 +53,7 @@ class Leader(Reader):
     async def refusal(self, *effects: fx.Effect, trim: SourceTrim | None = None) -> CommitCode:
         """Return the code of a commit that must neither change a key nor publish anything."""
         before = await self.dump()
-        with Cli("127.0.0.1", self.client.connection_pool.connection_kwargs["port"]) as subscriber:
+        with Cli(self.client.connection_pool.connection_kwargs["port"]) as subscriber:
             subscriber("PSUBSCRIBE", f"{self.keys.prefix}:*")
             reply = await self.commit(*effects, trim=trim)
             await self.call("PUBLISH", f"{self.keys.prefix}:the-end", "")
@@ -267,7 +267,7 @@ async def test_one_audit_entry_holds_all_facts_of_a_commit(leader: Leader) -> No
 
 async def test_events_are_published_in_order_and_after_the_writes(leader: Leader) -> None:
     """A subscriber that receives an event finds the change written."""
-    with Cli("127.0.0.1", leader.client.connection_pool.connection_kwargs["port"]) as subscriber:
+    with Cli(leader.client.connection_pool.connection_kwargs["port"]) as subscriber:
         subscriber("SUBSCRIBE", leader.keys.state_changes)
         await leader.commit(
             fx.Publish("state_changes", b"1"), fx.SetState("a", "inbox"), fx.Publish("state_changes", b"2\xff")

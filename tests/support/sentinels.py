@@ -1,4 +1,4 @@
-"""A real primary, its replica and three sentinels, for failovers.
+"""A real primary, its replica and three sentinels, for failovers. All functions block.
 
 No role is in a configuration file: a server that was killed comes back as a primary of its own data, and the sentinels
 make a replica of it.
@@ -7,32 +7,32 @@ make a replica of it.
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
-from aism_engine.store.embedded import EmbeddedServer
-from tests.support.resp import Cli, RespError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tests.support.server import Cli, OwnServer, test_server_binary
+
+T = TypeVar("T")
 
 MASTER: Final = "fleet"
 _SENTINELS: Final = 3
-_QUORUM: Final = 2
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.03
+_GUARD_S: Final = 300.0
+"""Only guards against hanging."""
 _ANSWERS_WITHIN_S: Final = 2.0
-_DOWN_AFTER_S: Final = 0.7
+"""A server that does not answer within this time is asked again."""
+_DOWN_AFTER_MS: Final = 700
 """The silence after which sentinels consider a server down, while a test waits for a failover."""
-_NEVER_S: Final = 36_000.0
+_NEVER_MS: Final = 36_000_000
 """The same at other times."""
-_PERIODS_MS: Final = {
-    "ping-period": 200,
-    "info-period": 400,
-    "ask-period": 100,
-    "publish-period": 500,
-    "tilt-period": 1000,
-}
+_PERIODS: Final = "ping-period 200 info-period 400 ask-period 100 publish-period 500 tilt-period 1000"
 """Periods of the sentinels in milliseconds; the defaults are up to twenty times longer.
 
 A primary that comes back is made a replica four `publish-period` later. With a shorter period, a sentinel that does not
@@ -41,34 +41,17 @@ know of a failover yet would demote the new primary. Servers before 7.0 have no 
 
 
 class SentinelSetup:
-    """A primary, its replica and three sentinels, as a context manager. All methods block."""
+    """A primary, its replica and three sentinels, as a context manager."""
 
-    def __init__(
-        self,
-        binary: Path,
-        folder: Path,
-        *,
-        failover_timeout_s: float = 6.0,
-        append_fsync: str | None = None,
-        extra: Sequence[str] = (),
-    ) -> None:
-        """`append_fsync` None: nothing is persisted."""
+    def __init__(self, folder: Path, failover_timeout_ms: int = 6000) -> None:
         self.folders = tuple(folder / f"server-{number}" for number in range(2))
         self.servers = tuple(
-            EmbeddedServer(
-                binary,
-                data_dir=each,
-                append_only=append_fsync is not None,
-                append_fsync=append_fsync or "no",
-                extra=("--repl-diskless-sync-delay", "0", *extra),
-            )
-            for each in self.folders
+            OwnServer(data_dir=each, extra=("--repl-diskless-sync-delay", "0")) for each in self.folders
         )
         self.sentinels: list[int] = []
         """The ports of the sentinels."""
-        self._binary = binary
         self._folder = folder
-        self._timing = {"down-after-milliseconds": _NEVER_S, "failover-timeout": failover_timeout_s}
+        self._failover_timeout_ms = failover_timeout_ms
         self._stack = ExitStack()
 
     @property
@@ -77,184 +60,96 @@ class SentinelSetup:
         return [f"{_HOST}:{port}" for port in self.sentinels]
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
+        with self._stack as stack:
             primary, replica = (stack.enter_context(server) for server in self.servers)
-            with Cli(_HOST, replica.port) as ask:
-                ask("REPLICAOF", _HOST, primary.port)
+            _ask(replica.port, "REPLICAOF", _HOST, primary.port)
             for number in range(_SENTINELS):
                 config = self._folder / f"sentinel-{number}.conf"
-                self.sentinels.append(stack.enter_context(_sentinel(self._binary, config, primary.port, self._timing)))
+                self.sentinels.append(stack.enter_context(_sentinel(config, primary.port, self._failover_timeout_ms)))
             self.wait_whole()
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def named(self, sentinel: int) -> EmbeddedServer | None:
-        """Return the primary according to the sentinel on this port; None where it does not answer."""
-        with suppress(OSError, RespError), _asking(sentinel) as ask:
-            _, port = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
-            return next((server for server in self.servers if server.port == int(port)), None)
-        return None
+    def wait_whole(self) -> OwnServer:
+        """Wait until all agree on one primary, its replica is connected, and a failover could begin.
 
-    def is_whole(self) -> bool:
-        """Tell whether all agree on one primary, its replica is connected, and a failover could begin."""
-        named = {self.named(sentinel) for sentinel in self.sentinels}
-        primary = named.pop()
-        if named or primary is None:
-            return False
-        replica = self.other(primary)
-        try:
-            return (
-                _role(primary)[0] == b"master"
-                and _follows(_role(replica), primary.port)
-                and all(_sees_all(sentinel) for sentinel in self.sentinels)
-            )
-        except (OSError, RespError):
-            return False
+        Return the primary.
+        """
 
-    def wait_whole(self, within_s: float = 300.0) -> EmbeddedServer:
-        """Wait until the setup is whole, and return the primary."""
-        ends_at = time.monotonic() + within_s
-        while not self.is_whole():
-            if time.monotonic() > ends_at:
-                raise AssertionError(f"not whole within {within_s} s: {self.views()}")
-            time.sleep(_POLL_S)
-        primary = self.named(self.sentinels[0])
-        assert primary is not None
-        return primary
+        def whole() -> OwnServer | None:
+            named = {int(_ask(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)[1]) for port in self.sentinels}
+            primary, replica = sorted(self.servers, key=lambda server: server.port not in named)
+            roles = (_ask(primary.port, "ROLE")[0], _ask(replica.port, "ROLE"))
+            follows = roles[1][0] == b"slave" and roles[1][2:4] == [primary.port, b"connected"]
+            is_whole = len(named) == 1 and roles[0] == b"master" and follows and all(map(_sees_all, self.sentinels))
+            return primary if is_whole else None
 
-    def wait_promoted(self, server: EmbeddedServer, within_s: float = 300.0) -> bool:
-        """Wait until this server is a primary, and so accepts writes. Returns whether it was promoted in time.
+        return _until(whole)
+
+    def wait_promoted(self, server: OwnServer) -> None:
+        """Wait until this server is a primary, and so accepts writes.
 
         Only meanwhile do sentinels consider a silent primary down: a slow machine causes no failover of its own.
         """
-        self._set_down_after(_DOWN_AFTER_S)
-        try:
-            ends_at = time.monotonic() + within_s
-            while time.monotonic() < ends_at:
-                with suppress(OSError, RespError):
-                    if _role(server)[0] == b"master":
-                        return True
-                time.sleep(_POLL_S)
-            return False
-        finally:
-            self._set_down_after(_NEVER_S)
+        self._set_down_after(_DOWN_AFTER_MS)
+        _until(lambda: _ask(server.port, "ROLE")[0] == b"master")
+        self._set_down_after(_NEVER_MS)
 
     def fail_over(self) -> None:
         """Request a failover until a sentinel begins one. It refuses while it does not know an up-to-date replica."""
-        while True:
+
+        def is_begun() -> bool:
             try:
-                with _asking(self.sentinels[0]) as ask:
-                    ask("SENTINEL", "FAILOVER", MASTER)
-            except (OSError, RespError) as error:
-                if str(error).startswith("INPROG"):
-                    return
-                time.sleep(_POLL_S)
-            else:
-                return
+                _ask(self.sentinels[0], "SENTINEL", "FAILOVER", MASTER)
+            except ResponseError as refusal:
+                return str(refusal).startswith("INPROG")
+            return True
 
-    def _set_down_after(self, seconds: float) -> None:
+        _until(is_begun)
+
+    def _set_down_after(self, milliseconds: int) -> None:
         for port in self.sentinels:
-            _send(port, "SENTINEL", "SET", MASTER, "down-after-milliseconds", str(round(seconds * 1000)))
+            _ask_again(port, "SENTINEL", "SET", MASTER, "down-after-milliseconds", milliseconds)
 
-    def cut_off(self, primary: EmbeddedServer) -> None:
+    def cut_off(self, primary: OwnServer) -> None:
         """Stop replication until `let_follow`: a failover takes back what is written meanwhile."""
-        _send(primary.port, "ACL", "SETUSER", "default", "-psync", "-sync")
-        _send(primary.port, "CLIENT", "KILL", "TYPE", "replica")
+        _ask_again(primary.port, "ACL", "SETUSER", "default", "-psync", "-sync")
+        _ask_again(primary.port, "CLIENT", "KILL", "TYPE", "replica")
 
-    def let_follow(self, server: EmbeddedServer) -> None:
+    def let_follow(self, server: OwnServer) -> None:
         """Allow this server to have a replica again."""
-        _send(server.port, "ACL", "SETUSER", "default", "+psync", "+sync")
-
-    def other(self, server: EmbeddedServer) -> EmbeddedServer:
-        return self.servers[1 - self.servers.index(server)]
-
-    def views(self) -> dict[str, Any]:
-        """Return how each server and sentinel sees the others, for messages of failures."""
-        found: dict[str, Any] = {}
-        for server in self.servers:
-            with suppress(OSError, RespError):
-                found[f"server {server.port}"] = _role(server)
-        for port in self.sentinels:
-            with suppress(OSError, RespError):
-                found[f"sentinel {port}"] = _facts(port)
-        return found
+        _ask_again(server.port, "ACL", "SETUSER", "default", "+psync", "+sync")
 
 
 @contextmanager
-def _sentinel(binary: Path, config: Path, watched: int, timing: dict[str, float]) -> Iterator[int]:
+def _sentinel(config: Path, watched: int, failover_timeout_ms: int) -> Iterator[int]:
     """Run a sentinel, which rewrites its configuration file, and yield its port."""
     with socket.create_server((_HOST, 0)) as free:
         port = int(free.getsockname()[1])
-    lines = [f"port {port}", f"bind {_HOST}", "protected-mode no", f"dir {config.parent}"]
-    lines.append(f"sentinel monitor {MASTER} {_HOST} {watched} {_QUORUM}")
-    lines += [f"sentinel {name} {MASTER} {round(seconds * 1000)}" for name, seconds in timing.items()]
-    config.write_text("\n".join(lines) + "\n")
+    config.write_text(
+        f"port {port}\nbind {_HOST}\nprotected-mode no\ndir {config.parent}\n"
+        f"sentinel monitor {MASTER} {_HOST} {watched} {_SENTINELS // 2 + 1}\n"
+        f"sentinel down-after-milliseconds {MASTER} {_NEVER_MS}\n"
+        f"sentinel failover-timeout {MASTER} {failover_timeout_ms}\n"
+    )
     with config.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen([str(binary), str(config), "--sentinel"], stdout=log)
+        process = subprocess.Popen([str(test_server_binary()), str(config), "--sentinel"], stdout=log)
     try:
-        _set_periods(port)
+        with suppress(ResponseError):
+            _ask_again(port, "SENTINEL", "DEBUG", *_PERIODS.split())
         yield port
     finally:
         process.terminate()
-        process.wait(300)
-
-
-def _set_periods(port: int, within_s: float = 300.0) -> None:
-    ends_at = time.monotonic() + within_s
-    while time.monotonic() < ends_at:
-        with suppress(OSError), _asking(port) as ask:
-            for name, period_ms in _PERIODS_MS.items():
-                with suppress(RespError):
-                    ask("SENTINEL", "DEBUG", name, period_ms)
-            return
-        time.sleep(_POLL_S)
-    raise AssertionError("a sentinel does not answer")
-
-
-def _asking(port: int) -> Cli:
-    return Cli(_HOST, port, _ANSWERS_WITHIN_S)
-
-
-def _send(port: int, *words: str) -> None:
-    """Send an idempotent command, and repeat it: a test may cut this connection as well."""
-    ends_at = time.monotonic() + 300
-    while True:
-        try:
-            with _asking(port) as ask:
-                ask(*words)
-        except OSError:
-            if time.monotonic() > ends_at:
-                raise
-            time.sleep(_POLL_S)
-        else:
-            return
-
-
-def _role(server: EmbeddedServer) -> list[Any]:
-    with _asking(server.port) as ask:
-        found: list[Any] = ask("ROLE")
-    return found
-
-
-def _follows(role: list[Any], port: int) -> bool:
-    return role[0] == b"slave" and role[2:4] == [port, b"connected"]
-
-
-def _facts(sentinel: int) -> dict[bytes, bytes]:
-    with _asking(sentinel) as ask:
-        return _table(ask("SENTINEL", "MASTER", MASTER))
+        process.wait(_GUARD_S)
 
 
 def _sees_all(sentinel: int) -> bool:
     """Tell whether the sentinel knows the current role of each server, so that it changes none."""
-    with _asking(sentinel) as ask:
-        primary = _table(ask("SENTINEL", "MASTER", MASTER))
-        replicas = [_table(each) for each in ask("SENTINEL", "SLAVES", MASTER)]
+    primary = _table(_ask(sentinel, "SENTINEL", "MASTER", MASTER))
+    replicas = [_table(each) for each in _ask(sentinel, "SENTINEL", "SLAVES", MASTER)]
     seen = (primary[b"flags"], primary[b"role-reported"], int(primary[b"num-other-sentinels"]))
     followers = [(each[b"flags"], each[b"role-reported"], each[b"master-link-status"]) for each in replicas]
     return seen == (b"master", b"master", _SENTINELS - 1) and followers == [(b"slave", b"slave", b"ok")]
@@ -262,3 +157,24 @@ def _sees_all(sentinel: int) -> bool:
 
 def _table(found: list[bytes]) -> dict[bytes, bytes]:
     return dict(zip(found[::2], found[1::2], strict=True))
+
+
+def _ask(port: int, *words: str | int) -> Any:  # noqa: ANN401 - a reply is what the command makes it
+    with Cli(port, _ANSWERS_WITHIN_S) as ask:
+        return ask(*words)
+
+
+def _ask_again(port: int, *words: str | int) -> None:
+    """Send an idempotent command until it is answered: a test may cut this connection as well."""
+    _until(lambda: [_ask(port, *words)])
+
+
+def _until(condition: Callable[[], T | None]) -> T:
+    """Wait until `condition` returns something true, and return that. Whoever does not answer is asked again."""
+    ends_at = time.monotonic() + _GUARD_S
+    while time.monotonic() < ends_at:
+        with suppress(OSError, RedisConnectionError, RedisTimeoutError):
+            if found := condition():
+                return found
+        time.sleep(_POLL_S)
+    raise AssertionError(f"not within {_GUARD_S} s")
