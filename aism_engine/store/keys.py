@@ -49,5 +49,6 @@ class Keys:
 
         self.lease = f"{prefix}:engine:lease"
         self.epoch = f"{prefix}:engine:epoch"
+        self.led_at = f"{prefix}:engine:led_at"
         self.ledger = f"{prefix}:engine:ledger"
         self.publication_cursor = f"{prefix}:engine:publication_cursor"

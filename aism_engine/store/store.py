@@ -94,7 +94,7 @@ class Store(FleetReader):
         """Take or renew the lease; return the token of its holder. `lease_left_s` is set to its remaining time."""
         keys = self.keys
         code, current, left_ms = await scripts.ACQUIRE_LEASE(
-            self._client, [keys.lease, keys.epoch], [holder, int(ttl_s * 1000), token or ""]
+            self._client, [keys.lease, keys.epoch, keys.led_at], [holder, int(ttl_s * 1000), token or ""]
         )
         self.lease_left_s = int(left_ms) / 1000
         return LeaseCode(code), current.decode()

@@ -323,8 +323,9 @@ def _more_than(engine: Running, facts: float) -> bool:
 
 
 def _without_leadership(engine: Running, dump: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return everything but the lease, which is renewed meanwhile."""
-    return {name: value for name, value in dump.items() if name != engine.keys.lease.encode()}
+    """Return everything but what a renewal of the lease changes."""
+    renewed = {engine.keys.lease.encode(), engine.keys.led_at.encode()}
+    return {name: value for name, value in dump.items() if name not in renewed}
 
 
 async def _go_back(engine: Running, server: EmbeddedServer, data: Path, copy: Path) -> None:

@@ -149,6 +149,7 @@ class StoreMachine(RuleBasedStateMachine):
         number = int((self.model.text(self.keys.epoch) or "0").split(":")[0]) + 1
         assert (code, self.token) == (LeaseCode.TAKEN, f"{number}:{holder}")
         self.model.values[self.keys.epoch] = self.model.values[self.keys.lease] = self.token.encode()
+        self.model.values[self.keys.led_at] = self.redis.get(self.keys.led_at)
         self.model.expiring.add(self.keys.lease)
 
     @rule(attempt=attempts)

@@ -24,8 +24,8 @@ from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import PEEK, CommitCode, LeaseCode
 from aism_engine.store.store import CommitReply, Peek, Store
-from tests.support.engine import Client, Reader
-from tests.support.server import Cli
+from tests.support.engine import Client, Reader, plain_client
+from tests.support.server import Cli, test_server_binary
 
 TOKEN, LEDGER = "1:me", "L0"
 BOUNDS = Bounds(audit=1000, dead_letters=1000, oversized=3)
@@ -642,6 +642,31 @@ async def test_a_damaged_epoch_restarts_at_one(candidate: Leader, epoch: str) ->
 async def test_a_large_epoch_is_written_without_an_exponent(candidate: Leader) -> None:
     await candidate.call("SET", candidate.keys.epoch, "1000000000000000:you")
     assert await candidate.store.acquire_lease("me", 5.0, None) == (LeaseCode.TAKEN, "1000000000000001:me")
+
+
+async def test_the_lease_leaves_when_an_engine_last_led(candidate: Leader) -> None:
+    """It is written at each renewal by the holder, and outlives the lease. A damaged key costs nobody the lease."""
+    keys = candidate.keys
+    await candidate.store.acquire_lease("me", 5.0, None)
+    taken_at = int(await candidate.call("GET", keys.led_at))
+    assert taken_at <= (await candidate.call("TIME"))[0]
+    for holder, token, written in (("you", None, False), ("me", "1:me", True)):
+        await candidate.call("SET", keys.led_at, "0")
+        await candidate.store.acquire_lease(holder, 5.0, token)
+        assert (int(await candidate.call("GET", keys.led_at)) >= taken_at) is written
+    await candidate.store.release_lease("1:me")
+    assert await candidate.call("PTTL", keys.led_at) == -1
+
+
+async def test_a_full_server_costs_no_engine_its_lease() -> None:
+    """A renewal needs no memory."""
+    with EmbeddedServer(test_server_binary(), append_only=False) as server:
+        async with plain_client(server) as client:
+            store = Store(client, Keys("full"), SystemClock())
+            await store.acquire_lease("me", 60.0, None)
+            await client.config_set("maxmemory", 1)
+            await client.delete(store.keys.led_at)
+            assert await store.acquire_lease("me", 60.0, "1:me") == (LeaseCode.RENEWED, "1:me")
 
 
 async def test_only_the_holder_releases_a_lease(candidate: Leader) -> None:

@@ -12,6 +12,7 @@ _QUEUE: Final = "LLEN LINDEX LTRIM LMOVE"
 _COUNT_AND_RECORD: Final = "HSET HGET HMGET PEXPIRE TYPE"
 KEY_USES: Final = {
     "epoch": ("string", "GET SET"),
+    "led_at": ("string", "SET"),
     "lease": ("string", "GET SET PEXPIRE PTTL DEL"),
     "ledger": ("string", "GET SET"),
     "publication_cursor": ("string", "GET SET"),
