@@ -1,4 +1,4 @@
-"""The policy that decisions apply: the state machines, and the sections of the settings that decide something.
+"""The policy that decisions apply: the state machines, and the sections of the settings that decisions read.
 
 These structs *are* sections of the settings file, so a limit has one name and one default. `aism_engine/settings.py`
 adds the sections that only services read.
@@ -53,7 +53,7 @@ class AgentsSettings(Section, frozen=True):
 
     auto_register: Annotated[
         bool | tuple[Way, ...],
-        "Whether agents join unregistered; or in which ways, a list: heartbeat, response, channel, request",
+        "Whether agents join unregistered, or a list of the ways: heartbeat, response, channel, request",
     ] = True
     max_agents: Annotated[Count, "Maximum number of known agents"] = 200_000
 
@@ -115,7 +115,7 @@ class LivenessSettings(LivenessLimits, frozen=True):
     scan_interval: Annotated[Seconds, "Time between scans of the heartbeats"] = 1.0
     batch: Annotated[Count, "Heartbeats read per step"] = 1000
     brake_ratio: Annotated[Ratio, "Share of silent agents above which losses are rate-limited"] = 0.3
-    brake_min_agents: Annotated[Count, "Losses are rate-limited from this fleet size on"] = 10
+    brake_min_agents: Annotated[Count, "Minimum number of watched agents for which losses are rate-limited"] = 10
     brake_full_ratio: Annotated[Ratio, "Share of silent agents above which nobody is lost"] = 0.9
     brake_losses_per_scan: Annotated[Count, "Maximum number of losses per scan while they are rate-limited"] = 10
     by_type: Annotated[
@@ -141,9 +141,9 @@ class DivergenceSettings(Section, frozen=True):
     forbidden_state: Annotated[bool, "Rule: publishes a state that its machine does not allow"] = True
     forbidden_evidence_after: Annotated[Seconds, "Time without a further transition that counts as evidence"] = 30.0
     never_acks: Annotated[bool, "Rule: takes commands and never acknowledges one"] = True
-    unacked_commands: Annotated[SmallCount, "Consecutive commands that counts as evidence"] = 3
+    unacked_commands: Annotated[SmallCount, "Number of consecutive commands that counts as evidence"] = 3
     never_finishes: Annotated[bool, "Rule: acknowledges commands and never finishes one"] = True
-    unfinished_commands: Annotated[SmallCount, "Consecutive commands that counts as evidence"] = 3
+    unfinished_commands: Annotated[SmallCount, "Number of consecutive commands that counts as evidence"] = 3
     duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
     instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that counts as evidence"] = 3
     switch_window: Annotated[Seconds, "Time for which a switch counts; the divergence closes when none is left"] = 300.0
