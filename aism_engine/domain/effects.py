@@ -137,8 +137,8 @@ class DeliverMail(Effect, frozen=True):
     body: bytes
 
 
-class HoldMail(Effect, frozen=True):
-    """Append a message to those that wait until the agent accepts messages."""
+class DeferMail(Effect, frozen=True):
+    """Keep a message until the agent accepts messages. `ReleaseMail` delivers it then."""
 
     agent_id: str
     body: bytes

@@ -64,7 +64,7 @@ def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: byt
         ctx.record("message_delivered", agent_id=agent.agent_id, details=details)
     else:
         recipient.mail_waiting += 1
-        ctx.add(fx.HoldMail(payload.to, body))
+        ctx.add(fx.DeferMail(payload.to, body))
         ctx.add(fx.SaveAgent(payload.to, {"mail_waiting": str(recipient.mail_waiting)}))
         ctx.record("message_waiting", agent_id=agent.agent_id, details=details)
     return None

@@ -16,7 +16,7 @@ from aism_engine.store.keys import Keys
 
 Argument: TypeAlias = str | bytes | int | float
 SHARED: Final = -1
-"""Stands in the place of the number of a decision, for keys that the whole engine uses."""
+"""Used instead of a decision's number, for the keys that the whole engine uses."""
 _SHARED_KEYS: Final = ("index", "heartbeats", "deadlines", "holds", "fanout", "audit", "dead_letters", "oversized")
 """The keys of the whole engine. `silent` is not one: if its type is wrong, only the decisions that write it fail."""
 _ANY_TYPE: Final = "*"
@@ -219,7 +219,7 @@ def _add_dead_letter(batch: Batch, effect: fx.DeadLetter) -> None:
 
 
 def _member(deadline: str) -> bytes:
-    """Encode a deadline as it was read: a name that is not UTF-8 has surrogates, and could not be removed otherwise."""
+    """Encode a deadline to the bytes that were read. Surrogates stand for bytes that were not valid UTF-8."""
     return deadline.encode(errors="surrogateescape")
 
 
@@ -248,7 +248,7 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.SaveRequestReply: _save_request_reply,
     fx.RemoveDeadLetters: lambda batch, effect: batch.write("XDEL", batch.keys.dead_letters, *effect.dead_letter_ids),
     fx.DeliverMail: lambda batch, effect: batch.write("LPUSH", batch.keys.inbox(effect.agent_id), effect.body),
-    fx.HoldMail: lambda batch, effect: batch.write("LPUSH", batch.keys.mail(effect.agent_id), effect.body),
+    fx.DeferMail: lambda batch, effect: batch.write("LPUSH", batch.keys.mail(effect.agent_id), effect.body),
     fx.ReleaseMail: lambda batch, effect: batch.write_from(
         "FORWARD", batch.keys.mail(effect.agent_id), batch.keys.inbox(effect.agent_id)
     ),

@@ -285,7 +285,7 @@ _APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.SaveHold: lambda model, effect: model._hash(model.keys.holds, {"fleet": effect.hold}),
     fx.SaveRequestReply: RedisModel._save_request_reply,
     fx.DeliverMail: lambda model, effect: model._push(model.keys.inbox(effect.agent_id), effect.body),
-    fx.HoldMail: lambda model, effect: model._push(model.keys.mail(effect.agent_id), effect.body),
+    fx.DeferMail: lambda model, effect: model._push(model.keys.mail(effect.agent_id), effect.body),
     fx.ReleaseMail: RedisModel._release_mail,
     fx.SendReply: RedisModel._send_reply,
     fx.SetDeadline: lambda model, effect: model.get(model.keys.deadlines, Scores).update({effect.member: effect.at}),
@@ -321,7 +321,7 @@ _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
     fx.SaveHold: lambda model, _effect: {model.keys.holds: "hash"},
     fx.SaveRequestReply: lambda model, effect: {model.keys.saved_reply(effect.request_id): "string"},
     fx.DeliverMail: lambda model, effect: {model.keys.inbox(effect.agent_id): "list"},
-    fx.HoldMail: lambda model, effect: {model.keys.mail(effect.agent_id): "list"},
+    fx.DeferMail: lambda model, effect: {model.keys.mail(effect.agent_id): "list"},
     fx.ReleaseMail: lambda model, effect: {
         model.keys.inbox(effect.agent_id): "list",
         model.keys.mail(effect.agent_id): "list",

@@ -51,7 +51,7 @@ effects = st.one_of(
     st.builds(fx.SaveHold, st.sampled_from(["", "pause"])),
     st.builds(fx.SaveRequestReply, ids, bodies, st.just(60.0)),
     st.builds(fx.DeliverMail, agents, bodies),
-    st.builds(fx.HoldMail, agents, bodies),
+    st.builds(fx.DeferMail, agents, bodies),
     st.builds(fx.ReleaseMail, agents),
     st.builds(fx.SendReply, st.none() | agents, ids, bodies, st.just(60.0)),
     st.builds(fx.SetDeadline, members, scores),

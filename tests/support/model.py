@@ -294,7 +294,7 @@ class World:
                     self.stream.pop(dead_letter_id, None)
             case fx.DeliverMail(agent_id, body):
                 self.inboxes[agent_id].insert(0, body)
-            case fx.HoldMail(agent_id, body):
+            case fx.DeferMail(agent_id, body):
                 self.mail[agent_id].insert(0, body)
             case fx.ReleaseMail(agent_id):
                 self.inboxes[agent_id] = self.mail.pop(agent_id, []) + self.inboxes[agent_id]
