@@ -17,7 +17,7 @@ _SENDERS: Final[dict[fx.DeadLetterSource, fx.Actor]] = {
     "fanout": "engine",
 }
 _UNANSWERABLE: Final = frozenset({"wrong_type"})
-"""Codes of requests that get no reply, because the key of the reply may be the one that has the wrong type."""
+"""Codes without a reply to the request: the key of the wrong type may be the one that the reply is pushed to."""
 
 
 def add_dead_letter(

@@ -60,7 +60,7 @@ class DecisionContext:
         self.by = by
         self.cause = cause
         self.via: Via = "queue"
-        """How a state that is declared in this decision reached the engine."""
+        """How the agent's declaration of a state reached the engine."""
         self.add = decision.effects.append
 
     def machine(self, agent: AgentRecord) -> Machine:

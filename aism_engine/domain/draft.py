@@ -59,7 +59,7 @@ class Draft:
         self.hops = Changes[ThreadMember, int](fleet.hops)
         self._size_change = 0
         self.request_replies: dict[str, bytes] = {}
-        """What is saved of the requests of this batch, as in the lookups."""
+        """Replies to the requests of this batch, by request id, in the form of `Lookups.request_replies`."""
         self.hold = fleet.hold
         self._groups: dict[str, Group] = {}
         self.silences: dict[str, float | None] = {}
@@ -141,7 +141,7 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count the agents in a state, of those registered types for which `belongs` returns true."""
+        """Count the agents in a state whose registered type `belongs` accepts."""
         committed = self._fleet.agents
         count = sum(count for each, count in self._fleet.occupants.get(state, {}).items() if belongs(each))
         for agent_id, agent in self._agents.items():
@@ -160,13 +160,16 @@ class Draft:
         return message_id in self._seen_ids.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
 
     def note_message(self, agent_id: str, message_id: str | None) -> None:
-        """Record a sign of life, and the id of its message, if any, by which a duplicate is recognised."""
+        """Record a sign of life. If it was a message with an id, a second copy of the message is a duplicate."""
         ids = self._seen_ids.setdefault(agent_id, [])
         if message_id is not None:
             ids.append(message_id)
 
     def note_activity(self, agent_id: str) -> None:
-        """Record that the agent was active. This copies no `Activity`: most messages change nothing but `acted_at`."""
+        """Record that the agent was active now.
+
+        Most messages change only `acted_at`. A set of agent ids is cheaper than a copy of each agent's `Activity`.
+        """
         self._active_agents.add(agent_id)
 
     def activity(self, agent_id: str) -> Activity:
@@ -262,7 +265,7 @@ class Draft:
 
 
 def _keep_recent(known: MutableMapping[K, V], changed: Mapping[K, V]) -> None:
-    """Update what is known, and forget what was used least recently."""
+    """Add the changed values to the known ones, and forget those that were not used for the longest time."""
     for key, value in changed.items():
         known.pop(key, None)  # so that the key moves to the end
         known[key] = value

@@ -142,7 +142,7 @@ class Fleet:
         return hashes is not None and _hash(message_id) in hashes
 
     def mark_seen(self, agent_id: str, message_id: str) -> None:
-        """Add a message id to those remembered of an agent. 64 hashes for each of 100,000 agents take 51 MB."""
+        """Remember the id of an agent's message. 64 hashes for each of 100,000 agents take 51 MB."""
         hashes = self._recent.get(agent_id)
         if hashes is None:
             hashes = self._recent[agent_id] = bytearray()
@@ -158,7 +158,7 @@ class Fleet:
             del self.recently_ended[next(iter(self.recently_ended))]
 
     def load_measurements(self, agent_id: str, values: dict[str, float]) -> None:
-        """Add what an agent measured before the load, unless a commit has done so.
+        """Add the measurements that an agent sent before the load, unless a commit has added them already.
 
         A decision that needs the values earlier finds them in its lookups.
         """

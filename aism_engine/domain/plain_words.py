@@ -1,4 +1,4 @@
-"""Words for people about a value of the wrong form, from the messages of msgspec."""
+"""Rewrites the errors of msgspec about wrong values, for people who do not know msgspec."""
 
 import re
 from typing import Final
@@ -22,7 +22,7 @@ _PATTERNS: Final = {
     IDENTIFIER: f"an id of at most 128 {_NAME}",
     TYPE_NAME: f"a name of at most 64 {_NAME}",
     STATE_NAME: "a name of a state: at most 64 letters, digits, `.`, `_` and `-`, beginning with a letter",
-    MEASUREMENT_NAME: f"a name of a measurement: at most 64 {_NAME}; `/` may stand within",
+    MEASUREMENT_NAME: f"a name of a measurement: at most 64 {_NAME}; `/` is allowed after the first character",
     r"\d{1,7}%?": "a number or a share, such as 3 or 80%",
     r"\d{1,20}-\d{1,20}": "the id of a dead letter, such as 1763884800000-0",
     "(json|msgpack)": "json or msgpack",

@@ -42,7 +42,7 @@ def json(form: Any, *, omit_empty: bool = False) -> FieldType:  # noqa: ANN401 -
 
 
 class RecordTable(Generic[S]):
-    """The fields of one kind of record, in order, and the struct whose attributes they are."""
+    """Encodes and decodes one kind of record. It names the fields in order, and the struct that holds their values."""
 
     def __init__(
         self,

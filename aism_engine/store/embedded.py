@@ -60,8 +60,9 @@ class EmbeddedServer:
     ) -> None:
         """Prepare a server without starting it. `port` 0: a free port; `data_dir` None: a temporary folder."""
         self._binary = binary
-        self._wanted_port = self.port = port
-        """A free port is chosen at the first start; before that it is 0."""
+        self._wanted_port = port
+        self.port = port
+        """If the wanted port is 0, the first `start` sets this to a free port."""
         self._wanted_dir = self._dir = data_dir
         self._options = [
             *("--bind", _HOST, "--protected-mode", "yes", "--daemonize", "no", "--save", ""),
@@ -141,9 +142,9 @@ class EmbeddedServer:
         return length
 
     def _wait_served(self, port: int) -> str | None:
-        """Wait until the started server replies, not another one on this port.
+        """Wait until the started server replies on its port. A reply of another server does not count.
 
-        Returns the reason if it does not, else None.
+        Returns None, or the name of the outage if the server exits or does not reply in time.
         """
         deadline = time.monotonic() + self._start_timeout_s
         while self.running:

@@ -172,9 +172,10 @@ class FleetReader:
         return [(member.decode(errors="surrogateescape"), score) for member, score in found]
 
     async def scan_without_deadline(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
-        """Scan a page of all keys for open commands and groups without a deadline. The cursor is 0 at begin and end.
+        """Scan a page of all keys for open commands and groups without a deadline.
 
-        Raises `ServerUnavailableError`. The outage is `noperm` also if the server has no SCAN.
+        A cursor of 0 begins the scan; a returned cursor of 0 ends it. Raises `ServerUnavailableError`. The outage is
+        `noperm` also if the server has no SCAN.
         """
         keys = self.keys
         try:
@@ -198,7 +199,7 @@ class FleetReader:
     # --- requests, dead letters, sizes --------------------------------------------------------------------------------
 
     async def saved_replies(self, request_ids: Sequence[str]) -> dict[str, bytes]:
-        """Read the replies to requests that were answered before."""
+        """Read what is saved of requests that were decided before, as `Lookups.request_replies` describes it."""
         if not request_ids:
             return {}
         return _present(request_ids, await self._client.mget(map(self.keys.saved_reply, request_ids)))

@@ -23,8 +23,8 @@ class _PatchedConnection:
     async def connect_check_health(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         """Connect once if two tasks ask at the same time.
 
-        A task reads a subscription while another changes its channels. redis-py opens a socket for each task, and never
-        closes one of them. No issue is filed for it. The patch can go when redis-py connects under a lock.
+        A task reads a subscription while another changes its channels. redis-py opens a socket for each task, but uses
+        and closes only one of the two. No issue is filed for it. The patch can go when redis-py connects under a lock.
         """
         task = asyncio.current_task()
         if task is not None and self._connecting is task:  # a new connection subscribes, and that calls this method

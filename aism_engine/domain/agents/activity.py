@@ -1,4 +1,4 @@
-"""What the engine observed an agent do: the evidence of the rules in divergence.py.
+"""The activity of an agent, as the engine observed it. The rules in divergence.py use it as evidence.
 
 The evidence is kept in memory only. A new leader has observed nothing yet, and does not take that as evidence.
 """
@@ -8,9 +8,9 @@ from typing import Final
 from msgspec import Struct
 
 _MAX_EVENTS: Final = 16
-"""Maximum number of repeated events to remember, and so the largest threshold of a rule. An arbitrary number."""
+"""Maximum number of repeated events to remember: the largest value of `policy.SmallCount`, the type of thresholds."""
 _EARLIER_INSTANCES: Final = 4
-"""Earlier instances that are remembered per agent. An arbitrary number."""
+"""Maximum number of earlier instances to remember per agent: an arbitrary number."""
 
 
 class MissedDeadline(Struct, frozen=True):
@@ -94,9 +94,10 @@ class AbsentHeartbeat(Struct):
     score: float
     read_at: float
     span: tuple[float, float] | None = None
-    """Two instants between which the heartbeat certainly continued.
+    """Period in which the heartbeat certainly continued; None until a change was seen.
 
-    The first: when a change of the score was first seen. The second: the last reading before the latest change.
+    It starts when a change of the score was first seen. It ends at the last reading before the latest change: the
+    change itself happened at an unknown instant after that reading.
     """
     changed_at: float = 0.0
     """When a change was last seen."""
@@ -110,7 +111,10 @@ def observe_heartbeat(
     seen_at: float,
     absent_since: float,
 ) -> None:
-    """Note a score that was read between `asked_at` and `seen_at`. A changed score is newer than the last reading."""
+    """Note a score that was read between `asked_at` and `seen_at`.
+
+    If the score differs from the last reading, the agent has sent a heartbeat since that reading.
+    """
     known = heartbeats.get(agent_id)
     if known is None or known.absent_since != absent_since:
         heartbeats[agent_id] = AbsentHeartbeat(absent_since, score, asked_at)

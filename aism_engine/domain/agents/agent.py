@@ -112,7 +112,11 @@ class AgentRecord(Struct, kw_only=True):
 
     @property
     def awaits_heartbeat(self) -> bool:
-        """Whether its heartbeat has to be looked up: the agent is not watched yet, or has left just now."""
+        """Whether its heartbeat must be looked up.
+
+        An agent that is not watched yet becomes fresh at its first heartbeat. For an agent that has left, the score of
+        its last heartbeat must be recorded once, so that a later one is recognised.
+        """
         return self.liveness is Liveness.UNKNOWN or (self.liveness is Liveness.LEFT and self.lost_score is None)
 
     @property

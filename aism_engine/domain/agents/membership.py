@@ -26,8 +26,9 @@ def admit(
 ) -> AgentRecord | ErrorReply:
     """Add an agent to the fleet, with the type, labels and state that it has written to Redis itself.
 
-    `registering_as` is the type in a registration; None for anything else. A registration always adds the agent; what
-    else does is set by `agents.auto_register`. `error_type` is the type of the error reply.
+    `registering_as` is the type that a registration names, otherwise None. Without a registration, the setting
+    `agents.auto_register` decides whether the agent is added. A full fleet admits nobody. `error_type` is the type of
+    the error reply.
     """
     draft, limits = ctx.draft, ctx.policy.agents
     seen = draft.lookups.snapshots.get(agent_id) or AgentSnapshot()

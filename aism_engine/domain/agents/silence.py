@@ -1,18 +1,19 @@
-"""Tells which agents are silent or lost, from changes of heartbeats that this engine observed itself.
+"""Finds the agents that are silent or lost, by the changes of heartbeats that this engine observed itself.
 
 liveness.py decides on the losses that `SilenceTracker` finds.
 
-Only a changed score counts as a heartbeat: nothing depends on an agent's clock. The `ScoreRange` holds recent scores of
-accurate clocks, and a scan reads only the scores outside it. A score that is the same in two scans has been unchanged
-for as long as the engine has observed it. An engine that could not observe (a start, a takeover, a stall, an outage of
-Redis) has observed nothing: after `reset` the silence of every agent counts from zero.
+An agent gives a sign of life when the score of its heartbeat changes. The value of the score proves nothing, because
+agents' clocks differ. A score that is the same in two scans has been unchanged for as long as the engine has observed
+it. After a start, a takeover, a stall or an outage of Redis the engine has observed nothing: `reset` makes the silence
+of every agent count from zero.
 
-If a score was in the range at the last scan and is outside it now, the side shows when it last changed:
-- After the range, which is in the future: the score has changed since the last scan, because an unchanged score only
-  moves into the past. The tracker follows it until it changes again, also when it is no longer in the future.
-- Before the range: the score has been unchanged for the width of the range, if the agent's clock is accurate. But if
-  the tracker saw the score enter the range more recently than that, the agent's clock is slow: the score last changed
-  when it entered the range, and the silence counts from then.
+Most agents are fresh, and their scores are recent. So that a large fleet costs little, a scan reads only the scores
+outside the `ScoreRange`: those from before it, and those in the future. A score that was in the range at the last scan
+and is outside it now tells when it last changed:
+- In the future: the score has changed since the last scan, because time moves an unchanged score only towards the past.
+  The agent's clock is fast. The tracker remembers the score until it changes, even while the range contains it.
+- Before the range: if the agent's clock is accurate, the score last changed `width_s` ago. If the tracker saw the score
+  enter the range later than that, the clock is slow, and the score last changed when it entered the range.
 
 Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score falls behind
 the range for the first time, the tracker does not know yet whether the agent's clock is slow, and takes it as accurate.
@@ -38,7 +39,7 @@ def score_in_seconds(score: float) -> float:
 
 
 class ScoreRange(Struct, frozen=True):
-    """The scores that accurate clocks wrote within `width_s` before `now`, unix seconds by the server's clock."""
+    """The scores of the last `width_s` seconds until `now`, which is in unix seconds by the server's clock."""
 
     now: float
     width_s: float
@@ -82,8 +83,9 @@ class Assessment(Struct, frozen=True):
     silent_since: dict[str, float] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     ahead: int = 0
-    """Number of agents whose clock is ahead; likewise `behind`."""
+    """Number of agents that are not silent and whose clock is ahead of the server's."""
     behind: int = 0
+    """Number of agents that are not silent and whose clock is behind the server's."""
 
 
 class _Unchanged(Struct):
@@ -119,6 +121,10 @@ class SilenceTracker:
         }
 
     def assess(self, scan: Scan, type_of: Callable[[str], str], last_response_at: Callable[[str], float]) -> Assessment:
+        """Compare a scan with the one before it, and return the silent agents and those to mark as lost.
+
+        An agent's silence counts from its last change of score or its last response, whichever came later.
+        """
         now, score_range = scan.now, scan.score_range
         before, self._unchanged = self._unchanged, {}
         silent, losses, confirmed = dict[str, float](), list[Loss](), list[Loss]()
@@ -142,6 +148,7 @@ class SilenceTracker:
             if silent_s >= limits.lost_after:
                 is_confirmed = since + limits.silent_after <= scan.confirmed_at
                 (confirmed if is_confirmed else losses).append(Loss(agent_id, score, silent_s))
+        # The scores left in `before` were outside the range and are not any more: they entered it.
         self._entered_at = {
             agent_id: at for agent_id, at in self._entered_at.items() if now - at < score_range.width_s
         } | dict.fromkeys(before, now)
@@ -154,7 +161,7 @@ class SilenceTracker:
         return Assessment(mode, silent, confirmed + losses, ahead, behind)
 
     def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
-        """Estimate when a score last changed that was not among the scores of the previous scan."""
+        """Estimate when a score last changed. The previous scan did not contain the score."""
         if self._is_blind or score_range.ends_before(score):
             return now
         return max(now - score_range.width_s, self._entered_at.get(agent_id, -math.inf))

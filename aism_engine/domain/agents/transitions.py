@@ -95,7 +95,7 @@ def enter(ctx: DecisionContext, agent: AgentRecord, state: str | None, source: s
 
 
 def _complete_transitions(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """End the sent commands that asked the agent for the state in which it is now."""
+    """End the sent commands that asked the agent to enter its current state."""
     for command_id in agent.open_commands:
         command = ctx.draft.command(command_id)
         if command is not None and command.target == agent.state and command.was_sent:

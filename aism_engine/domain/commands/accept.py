@@ -42,11 +42,11 @@ def accept(
     agent: AgentRecord,
     request: m.Send,
     group_id: str | None = None,
-    **links: str,
+    **record_fields: str,
 ) -> dict[str, Any] | ErrorReply:
     """Accept one command for one agent: push it at once, or let it wait for credit or for its start.
 
-    `links` are further fields of its record.
+    `record_fields` are written to its record as well, such as `replay_of` by a replay.
     """
     draft, limits, spec, options = ctx.draft, ctx.policy.commands, request.payload.command, request.payload.options
     if draft.command(command_id) is not None:
@@ -89,8 +89,8 @@ def accept(
         ctx.add(fx.PushCommand(agent.agent_id, body))
     draft.add_command(command)
     ctx.decision.status_changes.append(command.status_change("", draft.now))
-    contents = {"payload": encode(spec.payload), "body": body}
-    ctx.add(fx.SaveCommand(command_id, {**COMMAND_TABLE.encode(command), **queued, **contents, **links}))
+    contents: dict[str, str | bytes] = {"payload": encode(spec.payload), "body": body, **record_fields}
+    ctx.add(fx.SaveCommand(command_id, {**COMMAND_TABLE.encode(command), **queued, **contents}))
     ctx.add(fx.SetDeadline(command.deadline, command.due_at))
     record_command(ctx, command, command.status)
     return _accepted(command)
@@ -215,12 +215,12 @@ def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Sen
 
 
 def _start_at(now: float, options: m.SendOptions) -> float:
-    """Return the scheduled start of a command, which may be over; without one, now."""
+    """Return when a command starts: its scheduled start, which may lie in the past, or now if it has none."""
     return now + (options.seconds("start_in") or 0.0) if options.start_at is None else from_iso(options.start_at)
 
 
 def _accepted_before(ctx: DecisionContext, request: m.Send, known: Command | Group) -> dict[str, Any] | ErrorReply:
-    """Reply to a request as before, unless it is evidently another one under the same id."""
+    """Reply to a repeated request as before. Refuse it if its targets or its type differ: then the id was reused."""
     payload, to_all = request.payload, request.payload.select is not None and not request.payload.any
     if isinstance(known, Group):
         repeats = to_all and known.kind == "send"

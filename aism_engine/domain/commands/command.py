@@ -21,7 +21,10 @@ from aism_engine.domain.records import INSTANT, INTEGER, NUMBER, TEXT, RecordTab
 
 _MAX_ID_LENGTH: Final = 128
 _MAX_RESTARTS: Final = 20
-"""Restarts that do not count as attempts: an arbitrary number. A command that kills its agent each time ends."""
+"""Maximum number of restarts that do not count as attempts: an arbitrary number.
+
+Without a maximum, a command that kills its agent would be sent again and again.
+"""
 
 
 class Status(StrEnum):
@@ -221,7 +224,10 @@ COMMAND_TABLE: Final = RecordTable(
 
 
 def child_id(parent_id: str, name: str) -> str:
-    """Return the id of what belongs to a request or a command: `{parent_id}.{name}`, with a digest if too long."""
+    """Return an id derived from that of a request or command: `{parent_id}.{name}`, or with a digest if too long.
+
+    The command for one agent of a group has such an id, and so has the `cancel` of a command.
+    """
     whole = f"{parent_id}.{name}"
     if len(whole) <= _MAX_ID_LENGTH:
         return whole

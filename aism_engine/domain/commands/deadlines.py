@@ -17,7 +17,7 @@ from aism_engine.durations import format_duration
 def decide_deadline(
     draft: Draft, policy: Policy, member: str, at: float, *, wrong_type_keys: AbstractSet[str] = frozenset()
 ) -> Decision:
-    """Decide on one due deadline: its member, `{kind}:{id}`, and its instant, both as they were read.
+    """Decide on one due deadline. `member` is `{kind}:{id}`, and `at` is its instant, both as they were read.
 
     `wrong_type_keys` names the keys of the command that have the wrong type, `record` or `list`: the command still
     ends, and the effects on these keys are left out.

@@ -25,7 +25,8 @@ def advance(
     """Take a step of a command, and write its record, its deadline and the index of its agent.
 
     Record the fact `command_{event}`. By default `event` is the new status; if the status stays the same, no fact is
-    recorded. An ended command keeps the code and the reason in its record too, for the retention.
+    recorded. The record of an ended command also gets the code and the reason, and expires after
+    `commands.retention`.
     """
     due_at, old_status = command.due_at, command.status
     fields: dict[str, Any] = step(*arguments, **named)
@@ -79,17 +80,16 @@ def end_command(
 
 
 def stop_command(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:
-    """End a command that its agent has not ended: withdraw it from the list, and tell an agent that may work on it.
+    """End a command that its agent has not ended. Withdraw it from the list, and send a `cancel` if it may be running.
 
-    An agent may work on an attempt that it has taken, unless it has reported an error or has restarted since. It gets a
-    `cancel` command.
+    It may be running if the agent has taken an attempt, and has neither reported an error nor restarted since.
     """
     queued = command.status is Status.QUEUED
-    may_work = command.attempt - queued > command.failures + command.restarts
+    may_run = command.attempt - queued > command.failures + command.restarts
     notice = _cancel_notice(ctx, command, code)
     if queued:  # the agent may have popped this attempt just now
-        ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, None if may_work else notice))
-    if may_work:
+        ctx.add(fx.WithdrawCommand(command.agent_id, command.command_id, None if may_run else notice))
+    if may_run:
         ctx.add(fx.PushCancel(command.agent_id, notice))
     end_command(ctx, command, status, withdraw_queued=False, code=code, reason=reason)
 

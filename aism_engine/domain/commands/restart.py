@@ -8,7 +8,7 @@ from aism_engine.domain.decision import DecisionContext
 
 
 def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """Send the taken commands again, without counting the attempt; fail them if the agent does not acknowledge.
+    """Send the taken commands again, without counting the attempt. Without the capability `ack`, fail them instead.
 
     Only a registration under another `instance` proves that the earlier process is gone. That process has the commands
     that were acknowledged before the registration. A delivered command may be with the new process instead, which pops

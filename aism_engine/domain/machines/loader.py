@@ -64,7 +64,7 @@ def read_machines(
 
 
 def _build(file: "_File", files: Mapping[str, "_File"]) -> Machine | None:
-    """Build a machine from its file and those it extends; return None and note the problems if any is invalid."""
+    """Merge a file with those that it extends, and build the machine. Note problems; return None if there are any."""
     head, states, lineage = file.head, file.states, [file]
     while parent := lineage[-1].extends:
         if parent not in files or files[parent] in lineage:
@@ -94,7 +94,7 @@ def _build_state(keys: _Table) -> State:
 
 
 def _merge_state(inherited: _Table, written: _Table) -> _Table:
-    """Merge the keys of a state into those that it inherits, also within each transition.
+    """Merge the inherited and the written keys of a state, and those of each of its transitions. Written keys win.
 
     An inherited transition to a state that `to` no longer names is dropped.
     """
@@ -183,9 +183,9 @@ class _File:
         return [f"{self.source}:{line}: {problem}" for line, problem in sorted(self.problems)]
 
     def add_problem(self, path: Path, problem: str, near: str = "") -> None:
-        """Note a problem at the line of `path`; in a value of several lines, at the line that quotes `near`.
+        """Note a problem at the line of `path`, or at the line of `extends` if the path is inherited.
 
-        A problem in an inherited part is reported at `extends`.
+        `near` is an element of a list that may cover several lines. The problem is noted at the line that quotes it.
         """
         if path in self._rejected:  # this follows from the problem that is reported already
             return
@@ -203,7 +203,7 @@ class _File:
 
 
 def _check(machine: Machine, head: _Table) -> Iterator[_Problem]:
-    """Check a machine that results from a file and those it extends. `head` holds the keys of `[machine]`."""
+    """Check a merged machine. `head` holds the merged keys of `[machine]`."""
     states = machine.states
     if "initial" not in head:
         yield _Problem(("machine", "initial"), "missing")
