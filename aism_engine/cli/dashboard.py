@@ -16,6 +16,7 @@ from rich.text import Text
 
 from aism_engine.cli.output import format_age, published, table_lines
 from aism_engine.domain.fleet import Fleet
+from aism_engine.domain.text import natural_key
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
 from aism_engine.store.client import where
@@ -119,7 +120,7 @@ def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
 
 
 def _agents(fleet: Fleet, limit: int) -> Text:
-    agents = sorted(fleet.agents.values(), key=lambda agent: agent.agent_id)
+    agents = sorted(fleet.agents.values(), key=lambda agent: natural_key(agent.agent_id))
     rows = [
         {
             **published(agent, "agent_id", "type", "state", "since"),

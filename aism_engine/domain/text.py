@@ -1,5 +1,6 @@
-"""Truncated texts, and digests of messages."""
+"""Truncated texts, digests of messages, and the order of names."""
 
+import re
 from hashlib import sha1
 from typing import Final
 
@@ -7,6 +8,7 @@ _HEAD_BYTES: Final = 4096
 """Bytes that a digest covers: SHA-1 of 20 MB stalls a server for 94 ms. Later bytes count only in the length."""
 _MAX_CHARACTERS: Final = 2000
 """An arbitrary number."""
+_DIGITS: Final = re.compile("([0-9]+)")
 
 
 def truncate(text: str) -> str:
@@ -17,3 +19,10 @@ def truncate(text: str) -> str:
 def message_digest(raw: bytes) -> str:
     """Return the SHA-1 of the first 4 KiB of a message and its length; `peek.lua` and `commit.lua` compute the same."""
     return f"{sha1(raw[:_HEAD_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Return a key that sorts names by their numbers: `builder-2` comes before `builder-10`."""
+    parts = _DIGITS.split(name)
+    parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]  # every second part is a number
+    return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)], name

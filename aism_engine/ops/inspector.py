@@ -14,6 +14,7 @@ from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Liveness
 from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
+from aism_engine.domain.text import natural_key
 from aism_engine.ops.audit_log import entry_time, line_from_entry
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
@@ -86,14 +87,14 @@ class Inspector:
     # --- agents -------------------------------------------------------------------------------------------------------
 
     async def agents(self) -> list[AgentView]:
-        """Read all agents, sorted by id."""
+        """Read all agents, sorted by id: `a-2` before `a-10`."""
         return await self._read_agents(await self._agent_ids())
 
     async def agent(self, agent_id: str) -> AgentView | None:
         return next(iter(await self._read_agents([agent_id])), None)
 
     async def _agent_ids(self) -> list[str]:
-        return sorted(text(member) for member in await self._client.smembers(self._keys.index))
+        return sorted(map(text, await self._client.smembers(self._keys.index)), key=natural_key)
 
     async def _read_agents(self, ids: Sequence[str]) -> list[AgentView]:
         reader, commands = self._reader, defaultdict[str, list[Command]](list)
