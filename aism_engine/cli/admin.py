@@ -13,6 +13,7 @@ import typer
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
 from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json
+from aism_engine.cli.pending import format_causes, read_causes
 from aism_engine.config import load_settings
 from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
 from aism_engine.durations import format_duration
@@ -126,8 +127,10 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -
     with ProgressLine() as progress:
         while (found := await read_outcome(admin, record_id))["status"] in UNDECIDED:
             if time.monotonic() >= ends_at:
+                causes = "".join(f". {text}" for text in format_causes(found, await read_causes(admin, found)).values())
                 raise TimedOutError(
-                    f"{record_id} is still {found['status']}. To wait longer: aism-engine commands wait {record_id}"
+                    f"{record_id} is still {found['status']}{causes}. "
+                    f"To wait longer: aism-engine commands wait {record_id}"
                 )
             progress.update(f"{record_id}: {format_outcome(found)}")
             await asyncio.sleep(_POLL_INTERVAL_S)
@@ -136,7 +139,7 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -
 
 def format_outcome(found: Mapping[str, Any]) -> str:
     """Write an outcome on one line: status, code, reason and result; for a group the counts."""
-    if "group_id" in found:
+    if "command_id" not in found:
         counts = ", ".join(f"{found[name]} {name}" for name in OUTCOMES if found[name])
         return f"{found['status']} ({counts or 'none ended'}, of {found['total']})"
     result = as_json_text(found["result"]) if found.get("result") else ""

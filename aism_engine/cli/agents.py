@@ -10,6 +10,7 @@ from aism_engine.cli.admin import FleetOptions, RequestOptions
 from aism_engine.cli.commands import COMMAND_COLUMNS, command_as_json
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, published
+from aism_engine.cli.pending import held_as_json
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import AgentView
@@ -20,6 +21,7 @@ DIVERGENCE_COLUMNS: Final = ("agent_id", "type", "rule", "confidence", "since", 
 _AgentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the agent.")]
 _COLUMNS: Final = (
     *("agent_id", "type", "state", "since", "waits_for", "liveness", "heartbeat_age_s", "open_commands", "queued"),
+    *("hold", "held_at", "held_by", "hold_reason"),
 )
 
 
@@ -100,6 +102,7 @@ def _as_json(view: AgentView) -> dict[str, Any]:
         **published(view, "liveness", "silent_since", "heartbeat_age_s"),
         **published(view.agent, "lost_from", "first_seen_at", "mail_waiting"),
         **published(view, "queued", "measurements"),
+        **held_as_json(view.agent),
         "divergences": divergences_as_json(view.agent),
         "open_commands": [command_as_json(command) for command in view.commands],
     }

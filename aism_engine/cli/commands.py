@@ -16,6 +16,7 @@ from aism_engine.cli.admin import (
 )
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import Output, ProgressLine, published
+from aism_engine.cli.pending import format_causes, read_causes
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.ops.admin_client import AdminClient
 
@@ -67,13 +68,19 @@ def list_(
 
 @app.command()
 def show(record_id: _Id, *, fleet: FleetOptions, output: Output) -> None:
-    """Show the record of a command or a group.
+    """Show the record of a command or a group, and why it has not ended: who is missing, or what is paused.
 
     \b
     Example:
       aism-engine commands show 01930f6e-7a3c-7c40-9d3b-2f1a5b8e6c01
     """
-    output.print_fields(fleet.call(lambda admin: read_outcome(admin, record_id)))
+
+    async def read(admin: AdminClient) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = await read_outcome(admin, record_id)
+        return found, await read_causes(admin, found)
+
+    found, causes = fleet.call(read)
+    output.print_fields(found | causes, changed=format_causes(found, causes))
 
 
 @app.command()

@@ -18,6 +18,7 @@ from aism_engine.terminal import is_encodable, print_line, printable
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
 _PROGRESS_WIDTH: Final = 79
+_NO_VALUE: Final = "-"
 _LARGE: Final = 1e15
 _SUFFIX: Final = re.compile("_(id|at|s)$")
 
@@ -80,11 +81,16 @@ def published(record: Struct, *names: str) -> dict[str, Any]:
 
 
 def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
-    """Write aligned columns as plain text. A heading is the name of its field, without its suffix."""
+    """Write aligned columns as plain text, without those that are empty in all rows.
+
+    A heading is the name of its field, without its suffix.
+    """
     headings = [_SUFFIX.sub("", name).replace("_", " ").upper() for name in columns]
-    lines = [headings, *([_format(name, row[name]) for name in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    named = zip(headings, columns, strict=True)
+    cells = [[heading, *(_format(name, row[name]) for row in rows)] for heading, name in named]
+    shown = [column for column in cells if not rows or any(text != _NO_VALUE for text in column[1:])]
+    widths = [max(map(len, column)) for column in shown]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*shown, strict=True)]
 
 
 def format_age(seconds: float) -> str:
@@ -101,7 +107,7 @@ def _is_instant(name: str) -> bool:
     return name.endswith(("_at", "since"))
 
 
-def _distance(instant: str) -> str:
+def format_distance(instant: str) -> str:
     """Write how far an instant is from now: `2m ago`, `in 3h`. Returns an instant of a damaged record as it is."""
     try:
         passed_s = time.time() - from_iso(instant)
@@ -115,15 +121,15 @@ def _format(name: str, value: object) -> str:
     text = str(value)
     match value:
         case None | "" | () | []:
-            text = "-"
+            text = _NO_VALUE
         case str() if _is_instant(name):
-            text = _distance(value)
+            text = format_distance(value)
         case bool():
             text = "yes" if value else "no"
         case float():
             text = format_age(value) if name.endswith("_age_s") else _format_number(value)
         case dict():
-            text = ", ".join(f"{key}={_format('', each)}" for key, each in value.items()) or "-"
+            text = ", ".join(f"{key}={_format('', each)}" for key, each in value.items()) or _NO_VALUE
         case list() | tuple():
             text = str(len(value)) if isinstance(value[0], dict) else ", ".join(map(str, value))
     return printable(text)

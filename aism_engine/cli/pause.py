@@ -8,6 +8,7 @@ import typer
 from aism_engine.cli.admin import FleetOptions, RequestOptions, format_outcome, outcome_exit_code
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import Output
+from aism_engine.cli.pending import HOLD_TEXTS
 from aism_engine.cli.send import check_identifier, selector
 
 _HELP: Final = {
@@ -34,7 +35,6 @@ _HELP: Final = {
       aism-engine resume --all
     """,
 }
-_DESCRIPTIONS: Final = {"pause": "is paused", "drain": "is drained", "": "takes commands"}
 
 
 def _build_command(kind: str) -> Callable[..., ExitCode]:
@@ -71,6 +71,6 @@ pause, drain, resume = map(_build_command, _HELP)
 def _format_hold(reply: dict[str, Any]) -> str:
     if "agent_id" not in reply:
         held = f"; {reply['held_agents']} agents have a hold of their own" if reply["held_agents"] else ""
-        return f"the fleet {_DESCRIPTIONS[reply['hold']]}{held}"
-    fleet = f"; but the fleet {_DESCRIPTIONS[reply['fleet_hold']]}" if reply["fleet_hold"] else ""
-    return f"agent {reply['agent_id']} {_DESCRIPTIONS[reply['hold']]}, with {reply['open']} open commands{fleet}"
+        return f"the fleet {HOLD_TEXTS[reply['hold']]}{held}"
+    fleet = f"; but the fleet {HOLD_TEXTS[reply['fleet_hold']]}" if reply["fleet_hold"] else ""
+    return f"agent {reply['agent_id']} {HOLD_TEXTS[reply['hold']]}, with {reply['open']} open commands{fleet}"

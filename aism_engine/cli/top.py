@@ -15,8 +15,10 @@ from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.commands import command_as_json
 from aism_engine.cli.output import Output, ProgressLine, print_json, table_lines
+from aism_engine.cli.pending import format_hold, held_as_json
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.inspector import Overview
+from aism_engine.terminal import printable
 
 _SLOWEST_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted_at")
 
@@ -48,7 +50,8 @@ def top(
                 progress.clear()
                 slowest_commands = [command_as_json(command) for command in overview.slowest]
                 if output.json:
-                    print_json(msgspec.to_builtins(overview) | {"slowest": slowest_commands})
+                    hold = held_as_json(overview.fleet_hold)
+                    print_json(msgspec.to_builtins(overview) | {"fleet_hold": hold, "slowest": slowest_commands})
                 else:
                     live.update(_screen(overview, slowest_commands), refresh=True)
                 if once:
@@ -64,7 +67,8 @@ def _screen(overview: Overview, slowest: list[dict[str, Any]]) -> RenderableType
     head.append(f"{overview.agents} agents", style="bold")
     head.append(f"  {_counts(overview.by_liveness)}")
     head.append(f"  {overview.held} held" if overview.held else "")
-    head.append(f"  fleet: {overview.hold}" if overview.hold else "", style="yellow")
+    if overview.fleet_hold.hold:
+        head.append(f"  {printable(format_hold('the fleet', held_as_json(overview.fleet_hold)))}", style="yellow")
     head.append("" if overview.leader else "  no leader", style="red")
     counts = Table.grid(padding=(0, 2))
     for name in ("by_state", "by_type", "waiting_for", "queues", "commands", "rates"):

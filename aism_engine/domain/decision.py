@@ -49,16 +49,23 @@ class ErrorEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class DecisionContext:
     """The draft that a decision changes, the policy that it applies, and the actor and the message that caused it."""
 
-    __slots__ = ("add", "by", "cause", "decision", "draft", "policy", "via")
+    __slots__ = ("add", "by", "cause", "decision", "draft", "operator", "policy", "via")
 
     def __init__(
-        self, draft: Draft, policy: Policy, decision: Decision, by: fx.Actor, cause: str | None = None
+        self,
+        draft: Draft,
+        policy: Policy,
+        decision: Decision,
+        by: fx.Actor,
+        cause: str | None = None,
+        operator: str | None = None,
     ) -> None:
         self.draft = draft
         self.policy = policy
         self.decision = decision
         self.by = by
         self.cause = cause
+        self.operator = operator
         self.via: Via = "queue"
         """How the agent's declaration of a state reached the engine."""
         self.add = decision.effects.append
@@ -68,7 +75,8 @@ class DecisionContext:
 
     def record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - fields of Fact, of several types
         """Record a fact in the audit."""
-        self.add(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, **fields))
+        operator = self.operator
+        self.add(fx.Fact(event=event, at=self.draft.at, by=self.by, cause=self.cause, operator=operator, **fields))
 
     def publish_error(self, code: str, message: str, **fields: Any) -> None:  # noqa: ANN401 - fields of ErrorEvent
         at, cause = self.draft.at, self.cause

@@ -12,7 +12,7 @@ import msgspec
 
 from aism_engine.clock import iso
 from aism_engine.domain.agents.activity import Activity
-from aism_engine.domain.agents.agent import AgentRecord, Hold
+from aism_engine.domain.agents.agent import AgentRecord, Held, Hold
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, ThreadMember, TokenBucket
@@ -60,7 +60,7 @@ class Draft:
         self._size_change = 0
         self.request_replies: dict[str, bytes] = {}
         """Replies to the requests of this batch, by request id, in the form of `Lookups.request_replies`."""
-        self.hold = fleet.hold
+        self.held: Held = fleet.held
         self._groups: dict[str, Group] = {}
         self.silences: dict[str, float | None] = {}
         """When each agent fell silent; None: the agent is no longer silent."""
@@ -151,10 +151,10 @@ class Draft:
         return count
 
     def is_paused(self, agent: AgentRecord) -> bool:
-        return Hold.PAUSE in (agent.hold, self.hold)
+        return Hold.PAUSE in (agent.hold, self.held.hold)
 
     def is_draining(self, agent: AgentRecord) -> bool:
-        return Hold.DRAIN in (agent.hold, self.hold)
+        return Hold.DRAIN in (agent.hold, self.held.hold)
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         return message_id in self._seen_ids.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
@@ -221,8 +221,8 @@ class Draft:
                 fleet.silent.pop(agent_id, None)
             else:
                 fleet.silent[agent_id] = since
-        if self.hold != fleet.hold:
-            fleet.hold = self.hold
+        if self.held != fleet.held:
+            fleet.held = self.held
             fleet.dispatchable |= fleet.waiting
         if self.losses_confirmed:
             fleet.losses_confirmed_at = self.now

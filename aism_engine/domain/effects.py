@@ -111,9 +111,9 @@ class AddFanoutTargets(Effect, frozen=True):
 
 
 class SaveHold(Effect, frozen=True):
-    """Set the hold of the whole fleet; an empty text clears it."""
+    """Set the hold of the whole fleet. Empty fields clear it."""
 
-    hold: str
+    fields: dict[str, str]
 
 
 class SaveRequestReply(Effect, frozen=True):
@@ -179,7 +179,7 @@ class Fact(Effect, frozen=True, kw_only=True, omit_defaults=True):
     """An event to record in the audit. `at` is ISO 8601 in UTC, by Redis `TIME`.
 
     `by` is the actor that caused the event. `cause` is the id of the message, request or group that caused it, or the
-    member of the deadline.
+    member of the deadline. `operator` is the name that the request of an operator gives.
     """
 
     event: str
@@ -187,6 +187,7 @@ class Fact(Effect, frozen=True, kw_only=True, omit_defaults=True):
     by: Actor
     agent_id: str | None = None
     cause: str | None = None
+    operator: str | None = None
     command_id: str | None = None
     type: str | None = None
     old_state: str | None = None

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct, field
 
 from aism_engine.domain.agents.activity import Activity
-from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Hold, Liveness
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Held, Liveness
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
@@ -70,7 +70,7 @@ class Fleet:
         commands: Iterable[Command] = (),
         groups: Iterable[Group] = (),
         *,
-        hold: Hold = Hold.NONE,
+        held: Held | None = None,
         recent_ids: int = 64,
     ) -> None:
         self.agents = {agent.agent_id: agent for agent in agents}
@@ -80,7 +80,7 @@ class Fleet:
         """Latest value of each measurement name, by agent. The inner dictionaries are never changed in place."""
         self.unloaded_measurements = set(self.agents)
         """Agents whose measurements were not read yet: they are read after the load, to keep the load short."""
-        self.hold = hold
+        self.held = held or Held()
         self.last_seq = max((command.seq for command in self.commands.values()), default=0)
         """Last sequence number given to a command."""
         self.recently_ended: dict[str, Command] = {}

@@ -53,7 +53,7 @@ class RecordTable(Generic[S]):
         required: Iterable[str],
         renamed: Mapping[str, str] = {},
     ) -> None:
-        """`key` is the attribute that is part of the Redis key. `renamed` maps fields to attributes of another name."""
+        """`key` is the attribute that is part of the Redis key, or empty. `renamed` has attributes of another name."""
         self.fields: Final = tuple(types)
         self._struct = struct
         self._key = key
@@ -79,5 +79,6 @@ class RecordTable(Generic[S]):
                 found[attribute] = text if decode is None else decode(text)
         if not self._required <= found.keys():
             raise ValueError(f"missing fields: {', '.join(sorted(self._required - found.keys()))}")
-        found[self._key] = key
+        if self._key:
+            found[self._key] = key
         return self._struct(**found)

@@ -38,7 +38,7 @@ def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes)
     the same id is refused.
     """
     decision = Decision(request.kind)
-    ctx = DecisionContext(draft, policy, decision, "operator", request.id)
+    ctx = DecisionContext(draft, policy, decision, "operator", request.id, request.operator)
     saved = draft.request_replies.get(request.id) or draft.lookups.request_replies.get(request.id)
     digest = sha1(encode_sorted([request.kind, request.payload]), usedforsecurity=False).hexdigest().encode()
     if saved is None:

@@ -3,6 +3,9 @@
 All methods raise `ServerUnavailableError` while the server cannot serve.
 """
 
+import getpass
+import os
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +25,8 @@ from aism_engine.store.subscription import Subscription
 
 _POP_S: Final = 2.0
 """Longest blocking pop: less than the socket timeout, or a long wait would look like an outage."""
+_OPERATOR_CHARACTERS: Final = 128
+"""Maximum length of `operator` in a request."""
 _AUDIT_INTERVAL_S: Final = 0.1
 """Between reads of the audit in `events`."""
 
@@ -50,6 +55,7 @@ class AdminClient(Inspector):
         """Send a request and return the engine's reply. Raises TimeoutError with the request's id if no reply comes."""
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
+        request["operator"] = _operator()
         body, expires_at = msgspec.json.encode(request), time.monotonic() + timeout_s
         await self._client.lpush(keys.request_queue, body)
         await self._client.publish(keys.requests, body)
@@ -88,6 +94,15 @@ class AdminClient(Inspector):
                     more = page.more
         finally:
             await subscription.close()
+
+
+def _operator() -> str:
+    """Return the user of this process and its host, as holds and the audit name them."""
+    try:
+        user = getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}".encode(errors="backslashreplace").decode()[:_OPERATOR_CHARACTERS]
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

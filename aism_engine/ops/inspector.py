@@ -5,12 +5,15 @@ Damaged records are left out. All methods raise `ServerUnavailableError` while t
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import count
 from typing import Final, TypeAlias
 
+import msgspec
 from msgspec import Struct, field
 
 from aism_engine.clock import SystemClock
-from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Liveness
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Held, Liveness
 from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
@@ -19,7 +22,7 @@ from aism_engine.ops.audit_log import entry_time, line_from_entry
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.reads import FleetReader, read_dead_letter
-from aism_engine.store.records import CHUNK, chunks, each_record, text
+from aism_engine.store.records import CHUNK, chunks, each_record, read_fleet_hold, text
 
 _QUEUES: Final = {"responses": "response_queue", "requests": "request_queue"} | {
     name: name for name in ("fanout", "deadlines", "dead_letters")
@@ -55,11 +58,24 @@ class AgentView(Struct, frozen=True, kw_only=True):
         return self.agent.shown_liveness(is_silent=self.silent_since is not None)
 
 
+class Member(Struct, frozen=True):
+    """A member of a group that has not ended. Without a `status`, the request has not been applied to it yet."""
+
+    group_id: str
+    agent_id: str | None = None
+    command_id: str | None = None
+    status: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.agent_id or self.command_id or ""
+
+
 class Overview(Struct, frozen=True, kw_only=True):
     """A fleet in numbers. The field names are published."""
 
     leader: str | None
-    hold: str
+    fleet_hold: Held
     agents: int
     held: int
     waiting_for: dict[str, int]
@@ -162,6 +178,24 @@ class Inspector:
         """Read all fields of the record of a request to many agents; empty if there is none."""
         return await self._record(self._keys.group(group_id))
 
+    async def missing(self, group_id: str) -> list[Member]:
+        """Read the members of a group that have not ended, sorted by agent."""
+        found: dict[str, Member] = {}
+        for start in count(0, CHUNK):  # from the newest end, so that no target is missed that stays in the queue
+            page = await self._client.lrange(self._keys.fanout, start, start + CHUNK - 1)
+            for raw in page:
+                with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    target = msgspec.json.decode(raw, type=Member)
+                    if target.group_id == group_id:
+                        found[target.name] = target
+            if len(page) < CHUNK:
+                break
+        for command in await self.open_commands():
+            if command.group_id == group_id:
+                member = Member(group_id, command.agent_id, command.command_id, command.status.value)
+                found[member.name] = member
+        return [found[name] for name in sorted(found, key=natural_key)]
+
     async def _record(self, key: str) -> dict[str, str]:
         record = await self._client.hgetall(key)
         return {text(name): text(value) for name, value in record.items()}
@@ -181,16 +215,21 @@ class Inspector:
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
+    async def holds(self, agent_id: str) -> dict[str, Held]:
+        """Read the hold of an agent, if it is known, and that of the fleet."""
+        agents, fleet = await self._agent_records([agent_id]), await read_fleet_hold(self._client, self._keys)
+        return {"agent": agents[0], "fleet": fleet} if agents else {"fleet": fleet}
+
     async def overview(self, slowest: int = 10, report: Report | None = None) -> Overview:
         """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
         keys, now, ids = self._keys, await self._reader.read_time(), await self._agent_ids()
         silent, agents = await self._reader.silent_agents(), await self._agent_records(ids, report)
         commands = await self.open_commands(report)
-        leader, hold = await self._client.get(keys.lease), await self._client.hget(keys.holds, "fleet")
+        leader, held = await self._client.get(keys.lease), await read_fleet_hold(self._client, keys)
         lengths = await self._reader.lengths()
         return Overview(
             leader=text(leader) if leader else None,
-            hold=text(hold or b""),
+            fleet_hold=held,
             agents=len(ids),
             held=sum(1 for agent in agents if agent.hold),
             waiting_for=_count(agent.waits_for for agent in agents if agent.waits_for),

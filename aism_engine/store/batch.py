@@ -244,7 +244,7 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.WithdrawCommand: _withdraw_command,
     fx.SaveGroup: lambda batch, effect: batch.set_hash(batch.keys.group(effect.group_id), effect.fields, effect.ttl_s),
     fx.AddFanoutTargets: lambda batch, effect: batch.write_chunks("LPUSH", batch.keys.fanout, effect.bodies),
-    fx.SaveHold: lambda batch, effect: batch.write("HSET", batch.keys.holds, "fleet", effect.hold),
+    fx.SaveHold: lambda batch, effect: batch.set_hash(batch.keys.holds, effect.fields),
     fx.SaveRequestReply: _save_request_reply,
     fx.RemoveDeadLetters: lambda batch, effect: batch.write("XDEL", batch.keys.dead_letters, *effect.dead_letter_ids),
     fx.DeliverMail: lambda batch, effect: batch.write("LPUSH", batch.keys.inbox(effect.agent_id), effect.body),

@@ -6,13 +6,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from aism_engine.domain.agents.agent import AGENT_TABLE, Hold
+from aism_engine.domain.agents.agent import AGENT_TABLE
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.fleet import Fleet
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import each_record, text
+from aism_engine.store.records import each_record, read_fleet_hold, text
 
 _AUDIT_PAGE: Final = 100
 _MIN_MESSAGE_IDS: Final = 10_000
@@ -35,13 +35,12 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet
     ledger = await client.get(keys.ledger)
     agent_ids = [text(member) for member in await client.smembers(keys.index)]
     deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))
-    hold = await client.hget(keys.holds, "fleet")
+    held = await read_fleet_hold(client, keys)
     agents = [agent async for agent in each_record(client, agent_ids, keys.agent, AGENT_TABLE)]
     commands = each_record(client, _names(deadlines, "command"), keys.command, COMMAND_TABLE)
     open_commands = [command async for command in commands if command.open]
     groups = [group async for group in each_record(client, _names(deadlines, "group"), keys.group, GROUP_TABLE)]
-    fleet_hold = Hold(hold.decode()) if hold in {b"pause", b"drain"} else Hold.NONE
-    fleet = Fleet(agents, open_commands, groups, hold=fleet_hold, recent_ids=recent_ids)
+    fleet = Fleet(agents, open_commands, groups, held=held, recent_ids=recent_ids)
     for agent_id in _names(deadlines, "stay"):
         if (agent := fleet.agents.get(agent_id)) is not None:
             agent.stay_until = deadlines[f"stay:{agent_id}".encode()]

@@ -8,9 +8,11 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from aism_engine.domain.agents.agent import HELD_TABLE, Held
 from aism_engine.domain.protocol.names import is_measurement_name
 from aism_engine.domain.records import RecordTable
 from aism_engine.store.client import Client
+from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import READ_RECORDS
 
 T = TypeVar("T")
@@ -60,6 +62,15 @@ async def each_record(
     finally:
         if ahead is not None:
             ahead.cancel()
+
+
+async def read_fleet_hold(client: Client, keys: Keys) -> Held:
+    """Read the hold of the whole fleet. A damaged record counts as none."""
+    values = await client.hmget(keys.holds, HELD_TABLE.fields)
+    try:
+        return HELD_TABLE.from_values("", [text(value or b"") for value in values])
+    except _DAMAGED:
+        return Held()
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:

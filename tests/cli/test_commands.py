@@ -1,13 +1,18 @@
 """Laws of `commands`, and of `pause`, `drain` and `resume`."""
 
+import getpass
+import json
+import re
+import socket
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 
 from aism_engine.clock import iso
+from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import WORKERS, Call, has_status, response
-from tests.support.engine import Running, eventually
+from tests.support.engine import Reader, Running, eventually, plain_client
 
 
 async def test_a_scheduled_command_is_listed_and_cancelled(fleet: Call, engine: Running) -> None:
@@ -89,6 +94,38 @@ async def test_holds_of_agents_and_of_the_fleet_add_up(fleet: Call, engine: Runn
         await eventually(partial(has_status, engine, each, "queued"))
 
 
+async def test_a_hold_says_who_when_and_why(fleet: Call, engine: Running) -> None:
+    """In the list and the record of the agent, in the overview, and for a command that waits because of it."""
+    await fleet("pause", "w-0", "--reason", "quota used up")
+    await fleet("pause", "--all", "--reason", "maintenance")
+    await fleet("send", "w-0", "work", "--id", "c-0")
+    user = f"{getpass.getuser()}@{socket.gethostname()}"
+    record = await engine.record("w-0")
+    assert (record["hold"], record["held_by"], record["hold_reason"]) == ("pause", user, "quota used up")
+    listed, *others = (await fleet("agents", "list", "--json")).json
+    expected = {name: record[name] for name in ("hold", "held_at", "held_by", "hold_reason")}
+    assert expected.items() <= listed.items()
+    assert [each["hold"] for each in others] == [None, None]
+    assert expected.items() <= (await fleet("agents", "show", "w-0", "--json")).json.items()
+    assert re.search(rf"w-0 .* pause +\S+ ago +{user} +quota used up\n", (await fleet("agents", "list")).out)
+    agent, whole = rf"agent w-0 is paused \(\S+ ago, by {user}\): quota used up", "the fleet is paused .*: maintenance"
+    assert re.search(f"holds +{agent}; {whole}\n", (await fleet("commands", "show", "c-0")).out)
+    holds = (await fleet("commands", "show", "c-0", "--json")).json["holds"]
+    assert [(each["of"], each["hold_reason"]) for each in holds] == [
+        ("agent", "quota used up"),
+        ("fleet", "maintenance"),
+    ]
+    assert re.search(whole, " ".join((await fleet("top", "--once")).out.split()))
+    waited = await fleet("commands", "wait", "c-0", "--timeout", "10ms")
+    assert (waited.code, bool(re.search(f"c-0 is still waiting. {agent}; {whole}", waited.err))) == (2, True)
+    held, fleet_held = await engine.audit("agent_held", "fleet_held")
+    assert (held["operator"], fleet_held["operator"], fleet_held["reason"]) == (user, user, "maintenance")
+    for arguments in (["w-0"], ["--all"]):
+        await fleet("resume", *arguments)
+    await eventually(partial(has_status, engine, "c-0", "queued"))
+    assert "holds" not in (await fleet("commands", "show", "c-0", "--json")).json
+
+
 @pytest.mark.usefixtures("engine")
 async def test_a_drained_agent_is_sent_nothing_new(fleet: Call) -> None:
     await fleet("drain", "w-0")
@@ -104,6 +141,45 @@ async def test_a_hold_needs_exactly_one_target(fleet: Call, arguments: tuple[str
     paused = await fleet("pause", *arguments)
     assert (paused.code, paused.out) == (64, "")
     assert "expected exactly one of AGENT, --select SELECTOR and --all" in paused.err
+
+
+async def test_an_open_group_names_its_missing_members(fleet: Call, engine: Running) -> None:
+    """As text the first ones only; also if the wait for it times out."""
+    for number in range(3, 23):
+        await engine.say(response(f"w-{number}", "register", type="worker"))
+    await eventually(partial(engine.record, "w-22"))
+    await fleet("send", "--select", "type=worker", "work", "--id", "g-1")
+    await eventually(partial(has_status, engine, "g-1.w-22", "queued"))
+    for agent_id in ("w-0", "w-2"):
+        await engine.say(response(agent_id, "result", f"g-1.{agent_id}"))
+    await engine.say(response("w-1", "ack", "g-1.w-1"))
+    await eventually(partial(has_status, engine, "g-1.w-2", "succeeded"))
+    await eventually(partial(has_status, engine, "g-1.w-1", "acked"))
+    missing = (await fleet("commands", "show", "g-1", "--json")).json["missing"]
+    assert [each["agent_id"] for each in missing] == ["w-1", *(f"w-{number}" for number in range(3, 23))]
+    assert (missing[0]["command_id"], missing[0]["status"]) == ("g-1.w-1", "acked")
+    text = "w-1 (acked), w-3 (queued), w-4 (queued)"
+    more = "w-21 (queued), … and 1 more: aism-engine commands list --group g-1"
+    waited = await fleet("commands", "wait", "g-1", "--timeout", "10ms")
+    assert waited.code == 2
+    for shown in ((await fleet("commands", "show", "g-1")).out, waited.err):
+        assert (text in shown, more in shown, "w-22" in shown) == (True, True, False)
+    member = await fleet("commands", "wait", "g-1.w-0")
+    assert (member.code, member.out) == (0, "g-1.w-0 succeeded\n")
+
+
+async def test_targets_that_were_not_reached_yet_are_missing(fleet: Call, server: EmbeddedServer, prefix: str) -> None:
+    """The record of a group whose request was not applied to all of its targets."""
+    reader = Reader(plain_client(server), prefix)
+    async with reader.client:
+        fields = {"kind": "send", "total": 2, "needed": 2, "status": "open"}
+        await reader.client.hset(reader.keys.group("g-1"), mapping=fields)
+        for group_id, agent_id in (("g-1", "w-10"), ("g-2", "w-3"), ("g-1", "w-9")):
+            await reader.call("LPUSH", reader.keys.fanout, json.dumps({"group_id": group_id, "agent_id": agent_id}))
+        await reader.call("LPUSH", reader.keys.fanout, "no target")
+    missing = (await fleet("commands", "show", "g-1", "--json")).json["missing"]
+    assert [(each["agent_id"], each["status"]) for each in missing] == [("w-9", None), ("w-10", None)]
+    assert "w-9 (not sent yet), w-10 (not sent yet)\n" in (await fleet("commands", "show", "g-1")).out
 
 
 async def test_text_of_an_agent_cannot_control_the_terminal(fleet: Call, engine: Running) -> None:

@@ -165,7 +165,7 @@ def test_every_field_of_a_fact_is_documented() -> None:
 
 
 def test_every_fact_is_documented_with_its_fields() -> None:
-    common = {"event", "at", "by", "cause"}
+    common = {"event", "at", "by", "cause", "operator"}
     recorded: dict[str, set[str]] = {}
     for arguments in (*calls(DecisionContext.record), *calls(fx.Fact)):
         for event in words(arguments.get("event", "")):

@@ -282,7 +282,7 @@ _APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
     fx.WithdrawCommand: RedisModel._withdraw,
     fx.SaveGroup: RedisModel._save_group,
     fx.AddFanoutTargets: RedisModel._add_fanout_targets,
-    fx.SaveHold: lambda model, effect: model._hash(model.keys.holds, {"fleet": effect.hold}),
+    fx.SaveHold: lambda model, effect: model._hash(model.keys.holds, effect.fields),
     fx.SaveRequestReply: RedisModel._save_request_reply,
     fx.DeliverMail: lambda model, effect: model._push(model.keys.inbox(effect.agent_id), effect.body),
     fx.DeferMail: lambda model, effect: model._push(model.keys.mail(effect.agent_id), effect.body),

@@ -48,7 +48,7 @@ effects = st.one_of(
     st.builds(fx.WithdrawCommand, agents, ids, st.none() | bodies),
     st.builds(fx.SaveGroup, ids, fields, st.none() | st.just(60.0)),
     st.builds(fx.AddFanoutTargets, st.lists(bodies, min_size=1, max_size=3)),
-    st.builds(fx.SaveHold, st.sampled_from(["", "pause"])),
+    st.builds(fx.SaveHold, st.sampled_from([{"fleet": ""}, {"fleet": "pause"}])),
     st.builds(fx.SaveRequestReply, ids, bodies, st.just(60.0)),
     st.builds(fx.DeliverMail, agents, bodies),
     st.builds(fx.DeferMail, agents, bodies),

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, AgentSnapshot, Hold
+from aism_engine.domain.agents.agent import AGENT_TABLE, HELD_TABLE, AgentRecord, AgentSnapshot
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
@@ -92,7 +92,7 @@ class World:
         self.deadlines: dict[str, float] = {}
         self.group_records: dict[str, dict[str, str | bytes]] = {}
         self.fanout: list[bytes] = []
-        self.hold = ""
+        self.held: dict[str, str] = {}
         self.request_replies: dict[str, bytes] = {}
         self.published: list[tuple[str, dict[str, Any]]] = []
         self.facts: list[fx.Fact] = []
@@ -243,7 +243,9 @@ class World:
             for group_id, record in self.group_records.items()
             if f"group:{group_id}" in self.deadlines
         )
-        return Fleet(agents, (command for command in commands if command.open), groups, hold=Hold(self.hold))
+        return Fleet(
+            agents, (command for command in commands if command.open), groups, held=HELD_TABLE.decode("", self.held)
+        )
 
     def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
         match effect:
@@ -285,8 +287,8 @@ class World:
                 self.group_records[group_id] = self.group_records.get(group_id, {}) | fields
             case fx.AddFanoutTargets(bodies):
                 self.fanout += bodies
-            case fx.SaveHold(hold):
-                self.hold = hold
+            case fx.SaveHold(fields):
+                self.held = fields
             case fx.SaveRequestReply(request_id, body):
                 self.request_replies[request_id] = body
             case fx.RemoveDeadLetters(dead_letter_ids):

@@ -38,6 +38,16 @@ class Hold(StrEnum):
     """New commands are refused; accepted ones are still dispatched."""
 
 
+class Held(Struct, kw_only=True):
+    """The hold of an agent or of the fleet: which, since when, by whom, and why. Its fields are part of a record."""
+
+    hold: Hold = Hold.NONE
+    held_at: float = 0.0
+    held_by: str = ""
+    """The operator, as the request names it; empty if it names none."""
+    hold_reason: str = ""
+
+
 class Diverged(Struct, frozen=True, kw_only=True):
     """Verdict of a rule: what the agent declares contradicts what was measured."""
 
@@ -53,7 +63,7 @@ class Divergence(Diverged, frozen=True, kw_only=True):
     since: str
 
 
-class AgentRecord(Struct, kw_only=True):
+class AgentRecord(Held, kw_only=True):
     """Record of one agent, the engine's authority on it. Instants are unix seconds by Redis `TIME`.
 
     Containers are replaced, never changed in place, so that a draft can share them with the fleet.
@@ -79,7 +89,6 @@ class AgentRecord(Struct, kw_only=True):
     """Score of the last heartbeat before the agent was lost or left: a different score brings it back."""
     lost_at: float = 0.0
     first_seen_at: float
-    hold: Hold = Hold.NONE
     cooldowns: dict[str, float] = field(default_factory=dict)
     """Ends of the cooldowns, by state."""
     reason_stored: bool = True
@@ -187,6 +196,11 @@ class AgentRecord(Struct, kw_only=True):
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 
 
+_HELD_TYPES: Final = {"held_at": INSTANT, "held_by": TEXT, "hold_reason": TEXT}
+HELD_TABLE: Final = RecordTable(
+    Held, "", {"fleet": choice(Hold), **_HELD_TYPES}, required=(), renamed={"fleet": "hold"}
+)
+"""The hold of the whole fleet."""
 AGENT_TABLE: Final = RecordTable(
     AgentRecord,
     "agent_id",
@@ -208,6 +222,7 @@ AGENT_TABLE: Final = RecordTable(
         "lost_at": INSTANT,
         "first_seen_at": INSTANT,
         "hold": choice(Hold),
+        **_HELD_TYPES,
         "waits_for": TEXT,
         "cooldowns": json(dict[str, float], omit_empty=True),
         "mail_waiting": COUNT,

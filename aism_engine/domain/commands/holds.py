@@ -3,9 +3,10 @@
 from typing import Any, Final
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import Hold
+from aism_engine.domain.agents.agent import HELD_TABLE, Held, Hold
 from aism_engine.domain.commands.accept import accept_group, find_agent, select
 from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.draft import copy
 from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
@@ -15,7 +16,7 @@ _HOLDS: Final = {m.Pause: Hold.PAUSE, m.Drain: Hold.DRAIN, m.Resume: Hold.NONE}
 
 
 def hold(ctx: DecisionContext, request: HoldRequest, raw: bytes) -> dict[str, Any] | ErrorReply:
-    payload, mode = request.payload, _HOLDS[type(request)]
+    payload = request.payload
     if payload.agent_id is not None:
         return hold_agent(ctx, request, payload.agent_id)
     if payload.select is not None:
@@ -23,29 +24,41 @@ def hold(ctx: DecisionContext, request: HoldRequest, raw: bytes) -> dict[str, An
         if isinstance(found, ErrorReply):
             return found
         return accept_group(ctx, request, raw, [{"agent_id": agent.agent_id} for agent in found], payload.select)
-    ctx.decision.outcome = "unchanged" if ctx.draft.hold == mode else "applied"
-    ctx.draft.hold = mode
-    ctx.add(fx.SaveHold(mode.value))
-    event, reason = "fleet_held" if mode else "fleet_resumed", truncate(payload.reason or "") or None
-    ctx.record(event, code=mode.value or None, reason=reason)
+    held = ctx.draft.held = copy(ctx.draft.held)
+    _set(ctx, request, held)
+    ctx.add(fx.SaveHold(HELD_TABLE.encode(held)))
+    event = "fleet_held" if held.hold else "fleet_resumed"
+    ctx.record(event, code=held.hold.value or None, reason=_reason(request))
     held_agents = sum(agent.hold != Hold.NONE for agent in ctx.draft.agents())
-    return {"ok": True, "hold": mode.value, "held_agents": held_agents}
+    return {"ok": True, "hold": held.hold.value, "held_agents": held_agents}
 
 
 def hold_agent(ctx: DecisionContext, request: HoldRequest, agent_id: str) -> dict[str, Any] | ErrorReply:
     agent = find_agent(ctx, agent_id, f"{request.kind}_refused")
     if isinstance(agent, ErrorReply):
         return agent
-    mode = _HOLDS[type(request)]
-    ctx.decision.outcome = "unchanged" if agent.hold == mode else "applied"
-    agent.hold = mode
-    ctx.add(fx.SaveAgent(agent_id, {"hold": mode.value}))
-    event, reason = "agent_held" if mode else "agent_resumed", truncate(request.payload.reason or "") or None
-    ctx.record(event, agent_id=agent_id, code=mode.value or None, reason=reason)
+    _set(ctx, request, agent)
+    ctx.add(fx.SaveAgent(agent_id, agent.fields(*Held.__struct_fields__)))
+    event = "agent_held" if agent.hold else "agent_resumed"
+    ctx.record(event, agent_id=agent_id, code=agent.hold.value or None, reason=_reason(request))
     return {
         "ok": True,
         "agent_id": agent_id,
-        "hold": mode.value,
-        "fleet_hold": ctx.draft.hold.value,
+        "hold": agent.hold.value,
+        "fleet_hold": ctx.draft.held.hold.value,
         "open": agent.load,
     }
+
+
+def _set(ctx: DecisionContext, request: HoldRequest, held: Held) -> None:
+    """Set or end a hold. A second request of the same kind replaces the operator, the instant and the reason."""
+    mode = _HOLDS[type(request)]
+    ctx.decision.outcome = "unchanged" if held.hold == mode else "applied"
+    held.hold, held.held_at, held.held_by, held.hold_reason = mode, 0.0, "", ""
+    if mode:
+        held.held_at, held.held_by = ctx.draft.now, request.operator or ""
+        held.hold_reason = _reason(request) or ""
+
+
+def _reason(request: HoldRequest) -> str | None:
+    return truncate(request.payload.reason or "") or None

@@ -242,6 +242,8 @@ class ConfirmLossesPayload(Struct, frozen=True, forbid_unknown_fields=True):
 class _Request(_Message, frozen=True, kw_only=True):
     id: Identifier
     reply: bool = True
+    operator: Annotated[str, Meta(max_length=128)] | None = None
+    """Who sends the request, by its own account."""
 
 
 class Send(_Request, frozen=True, kw_only=True, tag="send"):

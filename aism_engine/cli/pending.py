@@ -1,0 +1,48 @@
+"""Why a command or a group has not ended: the holds on its agent and on the fleet, or the members that are missing."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aism_engine.cli.output import format_distance, published
+from aism_engine.domain.agents.agent import Held, Hold
+from aism_engine.domain.commands.command import Status
+from aism_engine.ops.admin_client import AdminClient
+
+HOLD_TEXTS: Final = {"pause": "is paused", "drain": "is drained", "": "takes commands"}
+_NAMES: Final = 20
+"""Maximum number of missing members in a text."""
+
+
+async def read_causes(admin: AdminClient, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return why a record is still open: `missing` of a group, or `holds` that keep a command from being dispatched."""
+    if "command_id" not in found:
+        return {} if "ended_at" in found else {"missing": await admin.missing(found["group_id"])}
+    if found["status"] not in {Status.WAITING, Status.SCHEDULED}:
+        return {}
+    holds = await admin.holds(found["agent_id"])
+    return {"holds": [{"of": of, **held_as_json(held)} for of, held in holds.items() if held.hold is Hold.PAUSE]}
+
+
+def format_causes(found: Mapping[str, Any], causes: Mapping[str, Any]) -> dict[str, str]:
+    """Write each cause on one line, the first missing members by name."""
+    texts = {}
+    if holds := causes.get("holds"):
+        subjects = {"agent": f"agent {found['agent_id']}", "fleet": "the fleet"}
+        texts["holds"] = "; ".join(format_hold(subjects[hold["of"]], hold) for hold in holds)
+    if missing := causes.get("missing"):
+        names = [f"{each.name} ({each.status or 'not sent yet'})" for each in missing[:_NAMES]]
+        more = f"… and {len(missing) - _NAMES} more: aism-engine commands list --group {found['group_id']}"
+        texts["missing"] = ", ".join([*names, more] if len(missing) > _NAMES else names)
+    return texts
+
+
+def held_as_json(held: Held) -> dict[str, Any]:
+    return published(held, *Held.__struct_fields__)
+
+
+def format_hold(of: str, hold: Mapping[str, Any]) -> str:
+    """Write a hold on one line: what is held, since when, by whom, and why."""
+    text = f"{of} {HOLD_TEXTS[hold['hold'] or '']}"
+    since = format_distance(hold["held_at"]) if hold["held_at"] else ""
+    known = ", ".join(filter(None, (since, hold["held_by"] and f"by {hold['held_by']}")))
+    return text + (f" ({known})" if known else "") + (f": {hold['hold_reason']}" if hold["hold_reason"] else "")
