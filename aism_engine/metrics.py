@@ -79,7 +79,7 @@ class Metrics:
         )
         self.step_duration = histogram(
             "service_step_duration_seconds",
-            "Duration of one step of a service; of a service that polls, only steps that found work",
+            "Duration of one step of a service. A service that polls counts only steps that made decisions",
             "service",
         )
 

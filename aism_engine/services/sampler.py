@@ -8,7 +8,6 @@ from typing import Final, TypeAlias
 import structlog
 
 from aism_engine.domain.agents.agent import ABSENT, Liveness
-from aism_engine.domain.commands.command import Command
 from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.doctor.collector import FactCollector
 from aism_engine.ops.doctor.findings import Severity
@@ -127,7 +126,7 @@ class Sampler(Service):
         async for agents in agents_in_batches(fleet, agent_ids):
             for command_id in chain.from_iterable(agent.oldest_undelivered for agent in agents):
                 if (command := fleet.commands.get(command_id)) is not None:
-                    oldest = min(oldest, _due_since(command))
+                    oldest = min(oldest, command.undelivered_since)
         self._metrics.oldest_undelivered_age.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)
 
     async def _compare_clocks(self) -> None:
@@ -152,8 +151,3 @@ def _batches(measurements: Sequence[_AgentValues]) -> Iterator[Sequence[_AgentVa
             yield measurements[start : index + 1]
             start, weight = index + 1, 0
     yield measurements[start:]
-
-
-def _due_since(command: Command) -> float:
-    """Return the time since which a command could have been delivered: its acceptance, or the end of its schedule."""
-    return command.status_since or command.accepted_at if command.bucket == "waiting" else command.accepted_at

@@ -189,6 +189,20 @@ def test_retryable_error_leads_to_another_attempt(world: World, retryable: bool 
         assert (record["failures"], record["attempt"]) == ("1", "1")
 
 
+def test_undelivered_command_counts_from_its_start_or_its_retry(world: World) -> None:
+    """A command in a list does not count from its acceptance if it could not be delivered before."""
+    world.request("send", "c1", command={"type": "x"}, options={"start_in": 60})
+    world.pass_time(60)
+    world.dispatch()
+    assert (world.status("c1"), world.fleet.commands["c1"].undelivered_since) == ("queued", NOW + 60)
+    world.pop()
+    world.poll_list()
+    world.pass_time(10)
+    world.pass_time(1)
+    world.dispatch()
+    assert (world.status("c1"), world.fleet.commands["c1"].undelivered_since) == ("queued", NOW + 71)
+
+
 def test_scheduled_command_is_queued_at_its_start(world: World) -> None:
     """Its time to live counts from its start."""
     world.request("send", "c1", command={"type": "x"}, options={"start_in": 60, "ttl": 30})

@@ -130,8 +130,18 @@ class Command(Struct, kw_only=True):
         return min(self.step_at, self.expires_at) if self.step_at else self.expires_at
 
     @property
+    def _first_due_at(self) -> float:
+        return max(self.start_at, self.accepted_at)
+
+    @property
     def ttl_s(self) -> float:
-        return self.expires_at - max(self.start_at, self.accepted_at)
+        return self.expires_at - self._first_due_at
+
+    @property
+    def undelivered_since(self) -> float:
+        """When an undelivered command became due: at its acceptance, its scheduled start or its retry."""
+        is_retry = self.attempt > (1 if self.status is Status.QUEUED else 0)
+        return max(self._first_due_at, self.status_since if is_retry else 0.0)
 
     @property
     def bucket(self) -> Bucket:
