@@ -31,21 +31,21 @@ from aism_engine.services.base import FIRST_PAUSE_S, Outages, ServiceContext
 from aism_engine.services.dispatcher import Dispatcher
 from aism_engine.services.divergence_checker import DivergenceChecker
 from aism_engine.services.elector import Elector
-from aism_engine.services.fanout import fanout_queue
+from aism_engine.services.fanout import fanout_handler
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
 from aism_engine.services.queue_consumer import QueueConsumer
 from aism_engine.services.reaper import Reaper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.services.registrar import Registrar
-from aism_engine.services.request_consumer import REQUEST_QUEUE
-from aism_engine.services.response_consumer import RESPONSE_QUEUE
+from aism_engine.services.request_consumer import REQUEST_HANDLER
+from aism_engine.services.response_consumer import RESPONSE_HANDLER
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.services.wakeup import Wakeups
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Bounds
-from aism_engine.store.client import Client, connect, where
+from aism_engine.store.client import Client, connect, server_address
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode
@@ -103,7 +103,7 @@ class Engine:
         monitor = LoopMonitor(clock=self._clock, notifier=self.notifier, has_progress=self.live, on_lag=on_lag)
         self._registrar = Registrar(context, settings.registrar)
         self._response_consumer = QueueConsumer(
-            context, RESPONSE_QUEUE, settings.response_consumer, wakeups.responses, watermark=context.watermark
+            context, RESPONSE_HANDLER, settings.response_consumer, wakeups.responses, watermark=context.watermark
         )
 
         # All components in start order. They stop in reverse, so the elector releases the lease after the last commit.
@@ -113,9 +113,9 @@ class Engine:
             Elector(context, Store(lease_client, keys, self._clock), settings.lease),
             self._response_consumer,
             QueueConsumer(
-                context, REQUEST_QUEUE, settings.request_consumer, wakeups.requests, on_applied=wakeups.fanout.set
+                context, REQUEST_HANDLER, settings.request_consumer, wakeups.requests, on_applied=wakeups.fanout.set
             ),
-            QueueConsumer(context, fanout_queue(), settings.fanout, wakeups.fanout),
+            QueueConsumer(context, fanout_handler(), settings.fanout, wakeups.fanout),
             Dispatcher(context, settings.dispatcher),
             Timekeeper(context, settings.timekeeper),
             Reconciler(context),
@@ -176,7 +176,7 @@ class Engine:
         if settings.http.enabled:
             self.http.bind()
         http = self.http.address if settings.http.enabled else None
-        log.info("engine_starting", redis=where(settings.redis), prefix=settings.redis.prefix, http=http)
+        log.info("engine_starting", redis=server_address(settings.redis), prefix=settings.redis.prefix, http=http)
         supervisor = Supervisor(self.components, settings.supervisor, clock=self._clock, observer=self.metrics)
         self.notifier.send("READY")
         try:

@@ -36,7 +36,7 @@ class RefusalError(AismError):
 
 
 class NotLeadingError(AismError):
-    """Another engine holds the lease, or the server went back in time: what was read before must be discarded."""
+    """This engine holds no lease, or its fleet in memory is out of date: what was read before must be discarded."""
 
 
 class GaveUpError(AismError):

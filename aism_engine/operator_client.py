@@ -25,7 +25,7 @@ from aism_engine.errors import AismError, RefusalError
 from aism_engine.ops.admin_client import AdminClient
 
 _POLLS: Final = Backoff(0.02, 0.5)
-"""Pauses between two looks at a command that has not ended."""
+"""Pauses between two reads of a command that has not ended."""
 
 
 class Options(TypedDict, total=False):
@@ -139,10 +139,10 @@ class Operator:
     async def wait(self, id: str, *, timeout_s: float | None = None) -> Outcome:  # noqa: A002
         """Wait until a command has ended, or a group is decided. Raises TimeoutError after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
-            looks = 0
+            reads = 0
             while (outcome := await self._read(id)).status in UNDECIDED:
-                looks += 1
-                await asyncio.sleep(_POLLS.limit_s(looks))
+                reads += 1
+                await asyncio.sleep(_POLLS.limit_s(reads))
         return outcome
 
     async def select(self, selector: str) -> list[AgentInfo]:

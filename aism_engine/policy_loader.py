@@ -1,6 +1,6 @@
 """Loads the state machines, and builds what decisions depend on.
 
-Apart from `config.py`, because most commands of an operator need the settings and no machine.
+This is not part of `config.py`, because most commands of an operator need the settings but no machine.
 """
 
 from collections.abc import Iterable, Mapping

@@ -19,7 +19,7 @@ from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.text import natural_key
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
-from aism_engine.store.client import where
+from aism_engine.store.client import server_address
 
 log = structlog.get_logger(component="dev")
 
@@ -105,7 +105,7 @@ class ConsoleStream(io.StringIO):
 
 def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
     fleet, totals = engine.writer.fleet, msgspec.structs.asdict(summarize(engine.metrics, seconds))
-    server, (host, port) = where(engine.settings.redis), engine.http.address
+    server, (host, port) = server_address(engine.settings.redis), engine.http.address
     rate = totals.pop("responses_per_second")
     return Group(
         Text.assemble(("AISM Engine", "bold"), f"  {server}  http://{host}:{port}/metrics  {engine.leadership.role}"),

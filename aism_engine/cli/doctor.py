@@ -19,7 +19,7 @@ from aism_engine.ops.doctor.environment import ConfigFile
 from aism_engine.ops.doctor.findings import Finding, Severity
 from aism_engine.redact import redacted
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import connect, where
+from aism_engine.store.client import connect, server_address
 from aism_engine.terminal import print_line, printable
 
 _WIDTH: Final = 110
@@ -48,11 +48,11 @@ def doctor(
     """
     settings = fleet.settings().redis
     findings = diagnose(asyncio.run(_collect(settings, _config_file(fleet.config), max_keys)))
-    has_danger = any(finding.severity is Severity.DANGER for finding in findings)
+    has_danger, address = any(each.severity is Severity.DANGER for each in findings), server_address(settings)
     if json:
-        print_json({"ok": not has_danger, "redis": where(settings), "prefix": settings.prefix, "findings": findings})
+        print_json({"ok": not has_danger, "redis": address, "prefix": settings.prefix, "findings": findings})
     else:
-        _print(findings, f"{where(settings)}, prefix {settings.prefix}")
+        _print(findings, f"{address}, prefix {settings.prefix}")
     return ExitCode.REFUSED if has_danger else ExitCode.DONE
 
 

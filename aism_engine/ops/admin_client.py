@@ -28,7 +28,7 @@ _POP_S: Final = 2.0
 _OPERATOR_CHARACTERS: Final = 128
 """Maximum length of `operator` in a request."""
 _AUDIT_INTERVAL_S: Final = 0.1
-"""Between reads of the audit in `events`."""
+"""Pause between two reads of the audit in `events`."""
 
 
 class AdminClient(Inspector):

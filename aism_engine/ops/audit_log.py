@@ -79,7 +79,10 @@ class Gap(Struct, frozen=True):
 
 
 class Rollback(Struct, frozen=True):
-    """The server lost the entries after `after` (`0-0`: all of them), up to `before`, that were read already."""
+    """The server lost entries that were read before: those after the id `after`, up to the id `before`.
+
+    If `after` is `0-0`, the server lost all of them.
+    """
 
     after: str
     before: str

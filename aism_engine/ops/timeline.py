@@ -176,7 +176,8 @@ class _Evidence(NamedTuple):
             return _State(now.state, now.since, "recorded")
         if after is not None:
             missing_until = max(until for begin, until in self.gaps if begin < after.at and until > at)
-            note = f"facts before {iso(missing_until)} are missing; this is the state that it left at {iso(after.at)}"
+            left = f"this is the state that the agent left at {iso(after.at)}"
+            note = f"facts before {iso(missing_until)} are missing; {left}"
             if before is not None and _state_after(before.fact) != _state_before(after.fact):
                 note += f"; at {iso(before.at)} its state was {_state_after(before.fact) or 'unknown'}"
             return _State(_state_before(after.fact), None, "inferred", note)

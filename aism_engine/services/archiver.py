@@ -38,7 +38,7 @@ T = TypeVar("T")
 _PUBLISH_EVERY_S: Final = 60.0
 """Longest time between two publications, because the janitor ignores an archive that is silent for too long."""
 _BACKOFF: Final = Backoff(1.0, 30.0)
-"""Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so a full disk must not be tried often."""
+"""Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so attempts must be rare on a full disk."""
 
 
 class Archiver(Service):
@@ -131,7 +131,7 @@ class Archiver(Service):
         self._published = (cursor, self._clock.monotonic())
 
     async def _compress(self, archive: ArchiveWriter, now: float) -> bool:
-        """Compress a part of earlier days. After an error the plain file stays, and archiving continues."""
+        """Compress the next part of an earlier day's file. After an error the plain file stays; archiving continues."""
         if now < self._compress_from:
             return False
         try:

@@ -21,7 +21,7 @@ from aism_engine.store.store import Store
 _DECODER: Final = msgspec.json.Decoder(FanoutTarget)
 
 
-def fanout_queue() -> QueueHandler[FanoutTarget]:
+def fanout_handler() -> QueueHandler[FanoutTarget]:
     """Return the handler of the fan-out queue, which applies a request to one target per message.
 
     A target leaves the queue in the commit that applies it, so a crash neither skips a target nor applies one twice.

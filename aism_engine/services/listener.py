@@ -36,8 +36,8 @@ class Listener(Service):
     """Subscribes to the channels. If messages are lost, wakeups are late, and what agents only published is missing.
 
     A published state change or measurement becomes a message on the response queue, marked `via: channel`. From there
-    it is applied exactly once, after everything that the agent pushed before. A malformed message is queued as it is,
-    and dead-lettered by the consumer.
+    it is applied exactly once, after everything that the agent pushed before. The consumer dead-letters a malformed
+    one. Of malformed measurements only one a second is queued.
 
     Reading a message costs 20 µs, more if it is long. Once the measurements of one second reach
     `measurements.published_per_second`, the listener leaves their channel until the second is over. A flood of

@@ -39,8 +39,9 @@ class Publications:
     """The messages made from one batch, in the order of publication.
 
     Only the latest value of each measurement matters: the measurements of one agent with no state change in between are
-    merged into one message. Only `max_malformed` malformed measurements become messages, which are dead-lettered with a
-    reason for their publisher. The rest is only counted, or a flood of it would displace all other dead letters.
+    merged into one message. At most `max_malformed` malformed measurements become messages: the consumer dead-letters
+    them, and the reason tells the publisher what is wrong. Further ones are only counted, because a flood of them would
+    displace all other dead letters.
     """
 
     def __init__(self, *, max_malformed: int) -> None:

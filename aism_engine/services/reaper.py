@@ -21,9 +21,9 @@ from aism_engine.store.writer import Decide, Failures, decide_each
 log = structlog.get_logger(component="reaper")
 
 _REST_FACTOR: Final = 9
-"""A scan is followed by a rest of this many times its duration: reading 100,000 silent agents takes a while."""
+"""Rest after a scan, in multiples of its duration, so that scans take at most a tenth of the time."""
 _MAX_REST_SHARE: Final = 0.1
-"""Longest rest as a share of `lost_after`. It matters after a scan during which the process was stopped."""
+"""Longest rest, as a share of `lost_after`: a scan takes very long if the process is stopped meanwhile."""
 
 
 class Reaper(Service):
@@ -92,7 +92,10 @@ class Reaper(Service):
     # --- reading ----------------------------------------------------------------------------------------------------
 
     async def _read_scores(self, score_range: ScoreRange) -> dict[str, float]:
-        """Read the scores outside the range. Those in the future are included: they would seem fresh for too long."""
+        """Read the scores outside the range: the old ones, and those in the future.
+
+        An agent with a score in the future would otherwise seem fresh until that time has passed.
+        """
         batch = self._settings.batch
         scores, slowest_s = await self._store.heartbeats_outside(score_range.low, score_range.now, batch)
         self._scanned_at = self._clock.monotonic()
@@ -163,11 +166,11 @@ class Reaper(Service):
         return decisions
 
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
-        """Commit one batch; a larger one would delay other services. A commit of normal length is no blind spell."""
+        """Commit one batch. All changes in one commit would delay other services."""
         started_at = self._clock.monotonic()
         decisions = await self._writer.commit(decide, fleet=fleet)
         if (took_s := self._clock.monotonic() - started_at) <= self._max_gap_s:
-            self._scanned_at += took_s
+            self._scanned_at += took_s  # otherwise many normal commits would add up to a blind spell
         return decisions
 
     # --- blind spells -----------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ class Reaper(Service):
         metrics.agents_skewed.labels("behind").set(assessment.behind)
         if assessment.mode != self._mode:
             self._mode = assessment.mode
-            log.warning("fleet_mode", mode=assessment.mode, silent=len(assessment.silent_since))
+            log.warning("fleet_mode_changed", mode=assessment.mode, silent=len(assessment.silent_since))
 
 
 def _is_watched(agent: AgentRecord | None) -> bool:

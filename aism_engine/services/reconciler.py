@@ -41,7 +41,7 @@ class Reconciler(Service):
             if error.outage != "noperm":
                 raise
             if not self._is_denied:  # an ACL may forbid SCAN; the engine works without it
-                log.warning("cannot_reconcile", detail=str(error), consequence="lost deadlines are not restored")
+                log.warning("scan_denied", detail=str(error), consequence="lost deadlines are not restored")
             self._is_denied = True
             return False
         members = [*(f"command:{each}" for each in command_ids), *(f"group:{each}" for each in group_ids)]

@@ -27,7 +27,7 @@ _HEARTBEATS_SHARE: Final = 0.1
 _FULL_PASS_SHARE: Final = 0.01
 """Largest share of the time for full passes."""
 _MAX_REST_INTERVALS: Final = 10
-"""Longest rest in multiples of `metadata_interval`. It matters after a pass during which the process was stopped."""
+"""Longest rest, in multiples of `metadata_interval`: a pass takes very long if the process is stopped meanwhile."""
 
 
 class Registrar(Service):
@@ -47,7 +47,7 @@ class Registrar(Service):
         self._heartbeats = -1
         self._invalid = 0
         self._unwatched: list[str] = []
-        """Agents whose heartbeat is not looked up yet in this pass over those that are not watched."""
+        """Agents that are not watched, and whose heartbeat the current pass has not looked up yet."""
         self._next_heartbeats_at = self._next_full_pass_at = float("-inf")
         self._commit_s = 0.0
         """Seconds that the current step spent in commits, which do not count towards the shares."""
@@ -90,7 +90,8 @@ class Registrar(Service):
     async def _watch(self, fleet: Fleet) -> list[Decision]:
         """Look up the heartbeats of the next agents that are not watched yet.
 
-        A change of their number does not show all of them: the old heartbeat of an agent that registers again is there.
+        The number of heartbeats does not show all of these agents: an agent that registers again may have a heartbeat
+        from before.
         """
         self._unwatched = self._unwatched or list(fleet.awaiting_heartbeat)
         agent_ids = [each for each in self._unwatched[: self._settings.batch] if each in fleet.awaiting_heartbeat]

@@ -55,7 +55,7 @@ def _selects_nobody(fleet: Fleet, request: m.Request) -> bool:
     return False
 
 
-REQUEST_QUEUE: Final = QueueHandler(
+REQUEST_HANDLER: Final = QueueHandler(
     name="request_consumer",
     source="request_queue",
     decode=lambda _policy, raw: decode_request(raw),

@@ -28,7 +28,7 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.R
     )
 
 
-RESPONSE_QUEUE: Final = QueueHandler(
+RESPONSE_HANDLER: Final = QueueHandler(
     name="response_consumer",
     source="response_queue",
     decode=lambda policy, raw: decode_response(raw, policy.handlers),

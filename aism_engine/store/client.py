@@ -135,7 +135,7 @@ def connect_url(url: str, purpose: str, *, timeout_s: float | None = None) -> Cl
     return connect(RedisSettings(url=url), purpose, timeout_s=timeout_s)
 
 
-def where(settings: RedisSettings) -> str:
+def server_address(settings: RedisSettings) -> str:
     """Return the address of the server for people: its URL without the password, or its sentinels."""
     if settings.sentinels:
         return f"{settings.sentinel_master} (sentinels: {', '.join(settings.sentinels)})"

@@ -8,8 +8,8 @@ Guaranteed:
 - Decisions are made under one lock: each sees what was committed before it.
 
 Failures:
-- FENCED (another engine has led since) or OUT_OF_STEP (another engine wrote, or the server went back in time): the
-  fleet in memory is invalid. The writer drops it and loads it again before the next decision.
+- FENCED (another engine has led since) or OUT_OF_STEP (another engine wrote, or the server lost its latest writes in a
+  failover): the fleet in memory is invalid. The writer drops it and loads it again before the next decision.
 - SOURCE_MOVED (the tail of the queue is not what was peeked): nothing is written, and the caller peeks again.
 - A key has the wrong type, a watched score has moved, or a decision raises: the writer decides the whole batch again
   and passes the failure to the decision that failed. That one can dead-letter its message; the others are committed.

@@ -8,7 +8,7 @@ from redis._parsers.base import BaseParser
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import connect, naming_outages, outage_of, where
+from aism_engine.store.client import connect, naming_outages, outage_of, server_address
 
 _parsed: Final[Any] = BaseParser.parse_error
 _62 = "Error running script (call to f_83c3f68e704422a76a586eb2d9fccf45d0b27ac1): @user_script:54: "
@@ -81,7 +81,7 @@ async def test_a_missing_server_is_the_outage_refused() -> None:
 
 
 def test_a_password_is_never_shown() -> None:
-    assert where(RedisSettings(url="redis://me:secret@example:6379/0")) == "redis://me:***@example:6379/0"
+    assert server_address(RedisSettings(url="redis://me:secret@example:6379/0")) == "redis://me:***@example:6379/0"
 
 
 async def test_a_sentinel_that_redis_py_loses_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

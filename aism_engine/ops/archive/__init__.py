@@ -5,8 +5,9 @@
     audit-2026-11-22.jsonl.gz       an earlier day, compressed
     audit-2026-11-23.jsonl          the current day
 
-In the order of their names the files are one log. Each line is an `AuditLine` of `ops/audit_log.py`. An entry is in the
-file of its day by the Redis clock, or in the newest file if that is of a later day: a closed file is never reopened.
+The files, sorted by name, are one log. Each line is an `AuditLine` of `ops/audit_log.py`. An entry is in the file of
+its day by the Redis clock. If that clock goes back to an earlier day, entries continue in the newest file: nothing is
+ever appended to another file.
 
 Guaranteed:
 

@@ -14,7 +14,7 @@ _LINES: Final = msgspec.json.Decoder(AuditLine)
 _NOTES: Final = (b'{"gap"', b'{"rollback"')
 _ENTRY: Final = b'{"id"'
 _REPORT_EVERY_LINES: Final = 20_000
-"""An arbitrary number: a few hundredths of a second."""
+"""Lines between two progress reports: an arbitrary number. Reading them takes a few hundredths of a second."""
 
 
 class ArchiveReader:
@@ -39,7 +39,7 @@ class ArchiveReader:
         wanted, last = needle.encode(), b""
         found = day_files(self.path)
         self.first = _first_id(found[0]) if found else ""
-        # An entry may be in a later file than that of its day, see the package's docstring.
+        # The newest file may also hold entries of earlier days: see the package's docstring.
         for file in [file for file in found[:-1] if since <= file.day <= until] + found[-1:]:
             with file.open() as content:
                 for number, raw in enumerate(content, 1):

@@ -25,7 +25,7 @@ _CHECKED_BYTES: Final = 4 * MAX_UNSYNCED_BYTES
 synced, not just the end.
 """
 _COMPRESS_BYTES: Final = 2 << 20
-"""Compressed per step, in about a twentieth of a second."""
+"""Number of bytes compressed per step. A step takes about a twentieth of a second."""
 _LINES: Final = msgspec.json.Decoder(AuditLine)
 
 
@@ -86,11 +86,12 @@ class ArchiveWriter:
             self._sync()
 
     def compress(self) -> bool:
-        """Compress a part of the earlier days' files; return whether there is more to do."""
+        """Compress the next part of an earlier day's file. Return whether there is more to do."""
         with _archive_errors():
             for _ in self._compressing:
                 return True
-            plain = [file for file in directory.day_files(self.path) if not file.closed and file.day != self._day]
+            found = directory.day_files(self.path)
+            plain = [file for file in found if not file.is_compressed and file.day != self._day]
             if plain:
                 self._compressing = directory.compress(plain[0].path, _COMPRESS_BYTES)
         return bool(plain)
@@ -106,11 +107,11 @@ class ArchiveWriter:
         for part in self.path.glob("*.part"):
             part.unlink()
         found = directory.day_files(self.path)
-        if found and not found[-1].closed:
+        if found and not found[-1].is_compressed:
             self._open_file(found[-1].path, found[-1].day)
             self._truncate_damage()
         elif found:
-            self._day = found[-1].day  # closed: new entries go to a later file
+            self._day = found[-1].day  # it is compressed, so new entries go to a later file
         if not self.cursor.commit:
             self.cursor = next(filter(None, map(last_entry, reversed(found))), Cursor())
         self._sync()
@@ -166,7 +167,7 @@ class ArchiveWriter:
     def _write(self, content: bytearray) -> None:
         if content and self._lock < 0:
             raise OSError(errno.EBADF, "the archive is closed")
-        if content and self._file < 0:  # the newest file is closed, and the entry is not of a later day
+        if content and self._file < 0:  # the newest file is compressed, and the entry is not of a later day
             self._begin_day((date.fromisoformat(self._day) + timedelta(days=1)).isoformat())
         view = memoryview(content)
         while view:

@@ -61,12 +61,12 @@ class DayFile(NamedTuple):
     day: str
 
     @property
-    def closed(self) -> bool:
+    def is_compressed(self) -> bool:
         return self.path.suffix == ".gz"
 
     def open(self) -> IO[bytes]:
         """Open the file for reading, even if it was compressed after the listing."""
-        if not self.closed:
+        if not self.is_compressed:
             with suppress(FileNotFoundError):
                 return self.path.open("rb", buffering=_BUFFER_BYTES)
         return cast("IO[bytes]", gzip.open(plain_path(self.path.parent, self.day).with_suffix(".jsonl.gz"), "rb"))

@@ -9,7 +9,7 @@ from aism_engine.store.keys import Keys
 SAMPLE: Final = "aism-doctor"
 """Placeholder for every id in a key; becomes `*` in an ACL rule."""
 _QUEUE: Final = "LLEN LINDEX LTRIM LMOVE"
-_COUNT_AND_RECORD: Final = "HSET HGET HMGET PEXPIRE TYPE"
+_RECORD: Final = "HSET HGET HMGET PEXPIRE TYPE"
 KEY_USES: Final = {
     "epoch": ("string", "GET SET"),
     "led_at": ("string", "SET"),
@@ -37,8 +37,8 @@ KEY_USES: Final = {
     "mail": ("list", "LPUSH LLEN LMOVE DEL TYPE"),
     "agent_reply": ("list", "LPUSH PEXPIRE TYPE"),
     "request_reply": ("list", "LPUSH PEXPIRE TYPE"),
-    "command": ("hash", _COUNT_AND_RECORD),
-    "group": ("hash", _COUNT_AND_RECORD),
+    "command": ("hash", _RECORD),
+    "group": ("hash", _RECORD),
     "saved_reply": ("string", "SET MGET TYPE"),
 }
 """The Redis type of each key, and the commands used on it, by its name in store/keys.py. The engine also

@@ -35,7 +35,7 @@
 --   APPLIED       1   written; details are positions in ARGV of writes that failed, which only a bug can cause
 --   REPLAYED      2   this commit was applied before
 --   FENCED       -1   another engine has taken the lease since
---   OUT_OF_STEP  -2   the ledger is neither this commit nor the one before it: another engine wrote, or the server went back in time
+--   OUT_OF_STEP  -2   the ledger is neither this commit nor the one before it: another engine wrote, or the server lost its latest writes
 --   SOURCE_MOVED -3   the tail of the source is not what was peeked
 --   WRONG_TYPE   -4   details are the keys that have another type than ARGV[4] says
 --   SCORE_MOVED  -5   details are the watches that failed, counted from 1
