@@ -48,7 +48,7 @@ COMMANDS: Final = {
     "agents": ("agents:app", "List, show or forget agents, or confirm their losses."),
     "commands": ("commands:app", "List commands, show one, wait for it, or cancel it."),
     "dead-letters": ("dead_letters:app", "List dead letters, show one, replay or purge them."),
-    "machines": ("machines:app", "Check state machines, or show those in use."),
+    "machines": ("machines:app", "Check or show state machines."),
     "config": ("config:app", "Check or show the settings."),
 }
 """Each command or group: `module:attribute` of this package, and its line in the help, which imports no module."""
