@@ -139,8 +139,9 @@ def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, s
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, object, str]]:
-    yield from ((key, environ[name], f"env {name}") for name, key in _ALIASES.items() if name in environ)
-    for name in sorted(environ):
+    """Yield what the environment sets. An empty variable counts as not set, as in `aism`."""
+    yield from ((key, environ[name], f"env {name}") for name, key in _ALIASES.items() if environ.get(name))
+    for name in sorted(name for name, value in environ.items() if value):
         section, separator, key = name.removeprefix("AISM_").partition("__")
         if name.startswith("AISM_") and separator:
             yield f"{section}.{key}".lower(), environ[name], f"env {name}"

@@ -23,6 +23,7 @@ from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.errors import AismError, RefusalError
 from aism_engine.ops.admin_client import AdminClient
+from aism_engine.settings import RedisSettings
 
 _POLLS: Final = Backoff(0.02, 0.5)
 """Pauses between two reads of a command that has not ended."""
@@ -78,13 +79,13 @@ class Operator:
 
     def __init__(self, *, url: str | None = None, prefix: str | None = None, reply_timeout_s: float = 30.0) -> None:
         default_url, default_prefix = default_server()
-        self._server = url or default_url, prefix or default_prefix
+        self._server = RedisSettings(url=url or default_url, prefix=prefix or default_prefix)
         self._reply_timeout_s = reply_timeout_s
         self._stack = AsyncExitStack()
         self._client: AdminClient | None = None
 
     async def __aenter__(self) -> Self:
-        self._client = await self._stack.enter_async_context(AdminClient.connect(*self._server))
+        self._client = await self._stack.enter_async_context(AdminClient.connect(self._server))
         return self
 
     async def __aexit__(self, *_: object) -> None:

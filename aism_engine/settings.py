@@ -23,7 +23,7 @@ from aism_engine.domain.policy import (
     Section,
 )
 from aism_engine.durations import format_duration
-from aism_engine.redact import AMBIGUOUS_URL, is_unambiguous
+from aism_engine.server_url import parse_url
 
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
 Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
@@ -48,10 +48,14 @@ class RedisSettings(Section, frozen=True):
     sentinel_password: Annotated[str, "Password of the sentinels; empty: none"] = ""
 
     def __post_init__(self) -> None:
-        if not is_unambiguous(self.url):
-            raise ValueError(f"url: {AMBIGUOUS_URL}")
+        try:
+            server = parse_url(self.url)
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from None
         if self.sentinels and not self.sentinel_master:
             raise ValueError("sentinel_master: expected the name of the primary, because sentinels are set")
+        if self.sentinels and server.path:
+            raise ValueError("url: expected redis:// or rediss://, because sentinels are set")
 
 
 class HttpSettings(Section, frozen=True):

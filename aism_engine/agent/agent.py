@@ -70,7 +70,8 @@ class Agent(Verbs):
         """
         default_url, default_prefix = default_server()
         url, prefix = url or default_url, prefix or default_prefix
-        self.environ = {"AISM_AGENT_ID": agent_id, "AISM_REDIS_URL": url, "AISM_REDIS__PREFIX": prefix}
+        server = {"AISM_REDIS_URL": url, "AISM_REDIS__URL": url, "AISM_REDIS__PREFIX": prefix}
+        self.environ = {"AISM_AGENT_ID": agent_id, **server}
         """Environment in which `aism` speaks for this agent."""
         self.client = AgentClient(agent_id, url=url, prefix=prefix, instance=uuid_utils.uuid7().hex)
         self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}

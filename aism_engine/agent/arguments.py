@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def default_server() -> tuple[str, str]:
     """Return the URL of the server and the prefix of the keys, from the environment or their defaults."""
-    url = os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
+    url = os.environ.get("AISM_REDIS__URL") or os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
     return url, os.environ.get("AISM_REDIS__PREFIX") or "aism"
 
 

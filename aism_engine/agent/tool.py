@@ -75,8 +75,7 @@ def _call(options: argparse.Namespace) -> int:
             if result is not None:
                 _print_result(client, options, result)
     except ServerUnavailableError as error:
-        message = f"Redis is not available: {error}. Name the server with --redis URL or AISM_REDIS_URL"
-        return _print_error(message, UNAVAILABLE)
+        return _print_error(error.explanation, UNAVAILABLE)
     except TimeoutError as error:
         return _print_error(f"{error}. The message stays queued and may still be applied", TIMED_OUT)
     except ValueError as error:

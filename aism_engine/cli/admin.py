@@ -73,7 +73,7 @@ def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]
     """Run `act` with a client of the fleet at `server`."""
 
     async def run() -> T:
-        async with AdminClient.connect(server.url, server.prefix) as admin:
+        async with AdminClient.connect(server) as admin:
             return await act(admin)
 
     return asyncio.run(run())

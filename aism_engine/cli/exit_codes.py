@@ -23,15 +23,6 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (OSError, ExitCode.REFUSED),
 )
 
-_HINTS: Final = {
-    "noauth": "Give user and password: --redis redis://USER:PASSWORD@HOST:PORT, or in AISM_REDIS_URL.",
-    "noperm": "aism-engine doctor lists the missing permissions.",
-    "loading": "The server is loading its data: try again in a moment.",
-    "wrong_type": "aism-engine doctor names the key.",
-}
-"""What to do about an outage, by its name."""
-_DEFAULT_HINT: Final = "Is the server running? Name it with --redis URL or AISM_REDIS_URL."
-
 
 def report_error(error: Exception) -> ExitCode:
     """Print an error of ours and return its exit code. Any other exception is a bug and is raised again."""
@@ -39,7 +30,7 @@ def report_error(error: Exception) -> ExitCode:
     if code is None:
         raise error
     if isinstance(error, ServerUnavailableError):
-        print_error(f"Redis is not available: {str(error).rstrip('.')}. {_HINTS.get(error.outage, _DEFAULT_HINT)}")
+        print_error(error.explanation)
     else:
         for problem in getattr(error, "problems", None) or [getattr(error, "strerror", None) or str(error)]:
             print_error(problem)

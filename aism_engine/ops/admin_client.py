@@ -18,7 +18,8 @@ import uuid_utils
 from aism_engine.clock import iso
 from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLog, line_from_entry
 from aism_engine.ops.inspector import Inspector
-from aism_engine.store.client import Client, connect_url
+from aism_engine.settings import RedisSettings
+from aism_engine.store.client import Client, connect
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK
 from aism_engine.store.subscription import Subscription
@@ -41,10 +42,10 @@ class AdminClient(Inspector):
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, url: str, prefix: str) -> AsyncIterator[Self]:
-        client, pubsub = connect_url(url, "operator"), connect_url(url, "operator-pubsub")
+    async def connect(cls, server: RedisSettings) -> AsyncIterator[Self]:
+        client, pubsub = connect(server, "operator"), connect(server, "operator-pubsub")
         try:
-            yield cls(client, pubsub, Keys(prefix))
+            yield cls(client, pubsub, Keys(server.prefix))
         finally:
             await client.aclose()
             await pubsub.aclose()

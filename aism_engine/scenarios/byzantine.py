@@ -14,6 +14,7 @@ from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.scenarios.environment import ScenarioEnvironment, ScenarioResult, scenario_environment, send_heartbeats
+from aism_engine.settings import RedisSettings
 
 _IDLE_AFTER_S: Final = 2.0
 _SETTINGS: Final = {
@@ -45,7 +46,7 @@ class ByzantineResult(ScenarioResult, frozen=True):
 async def run() -> ByzantineResult:
     async with (
         scenario_environment("workers", _SETTINGS) as environment,
-        AdminClient.connect(environment.url, environment.prefix) as admin,
+        AdminClient.connect(RedisSettings(url=environment.url, prefix=environment.prefix)) as admin,
     ):
         behaviours: dict[str, Behaviour] = {
             **{f"busy-{number}": _work for number in range(6)},

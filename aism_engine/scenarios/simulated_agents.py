@@ -19,6 +19,7 @@ from aism_engine.agent.arguments import add_server_options
 from aism_engine.agent.client import AgentClient, CommandMessage
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
+from aism_engine.settings import RedisSettings
 
 _COMMANDS: Final[Mapping[str, Sequence[str]]] = {
     "architect": ("design", "estimate"),
@@ -119,7 +120,7 @@ class Simulation:
     """
 
     def __init__(self, agents: int, *, url: str, prefix: str, seed: int, silence_s: float) -> None:
-        self._server = (url, prefix)
+        self._server = RedisSettings(url=url, prefix=prefix)
         self._random = Random(seed)  # noqa: S311  reproducible choices
         self.agents: dict[str, SimulatedAgent] = {}
         kinds = tuple(_COMMANDS)
@@ -131,7 +132,7 @@ class Simulation:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        async with AdminClient.connect(*self._server) as admin, asyncio.TaskGroup() as tasks:
+        async with AdminClient.connect(self._server) as admin, asyncio.TaskGroup() as tasks:
             for agent_id, agent in self.agents.items():
                 tasks.create_task(agent.run(), name=agent_id)
             tasks.create_task(self._send_commands(admin))

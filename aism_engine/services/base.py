@@ -62,7 +62,7 @@ class Outages:
             self._metrics.redis_up.set(0)
             self._metrics.redis_outages.labels(error.outage).inc()
             self._set_status(f"Redis is unavailable: {error.outage}")
-            log.warning("redis_unavailable", outage=error.outage, detail=str(error), service=service)
+            log.warning("redis_unavailable", outage=error.outage, detail=str(error), hint=error.hint, service=service)
 
     def end(self, service: str) -> None:
         """Record that Redis served a service."""

@@ -5,26 +5,27 @@ Only the writer sends a commit again: under the same id, and while this engine l
 explicitly.
 """
 
-import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, InvalidResponse, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
+from aism_engine.server_url import parse_url
 from aism_engine.settings import RedisSettings
-from aism_engine.store.redis_error_codes import OUTAGES
-from aism_engine.store.redis_patches import PATCHED, PrimaryConnection, PrimaryPool
+from aism_engine.store.redis_error_codes import REPLY_OUTAGES, outage_of_reply
+from aism_engine.store.redis_patches import PATCHED, PrimaryConnection, PrimaryPool, PrimaryTlsConnection
 
 Client: TypeAlias = Any
 """A `NamingRedis`. The annotations of redis-py also describe its synchronous client, so they cannot be relied on."""
@@ -32,32 +33,24 @@ Client: TypeAlias = Any
 _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (MasterNotFoundError, "no_primary"),
     (AuthenticationError, "noauth"),
+    (ssl.SSLEOFError, "connection"),
+    (ssl.SSLError, "tls"),
     (RedisTimeoutError, "timeout"),
     (TimeoutError, "timeout"),
     (ConnectionRefusedError, "refused"),
     (RedisConnectionError, "connection"),
     (OSError, "connection"),
+    (InvalidResponse, "not_redis"),
 )
-OUTAGE_NAMES: Final = tuple(sorted({*OUTAGES.values(), *(name for _, name in _BY_CLASS)}))
-_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
-"""The error code of a command in a script, which before Redis 7.0 follows the line number."""
-_DENIED_IN_SCRIPT: Final = re.compile(
-    r"(^|@user_script: ?\d+: )(ACL failure in script|The user executing the script can't)\b"
-)
-"""The message about a command in a script that the ACL refuses. Its error code is only ERR."""
+OUTAGE_NAMES: Final = tuple(sorted(REPLY_OUTAGES.union(name for _, name in _BY_CLASS)))
 
 
 def outage_of(error: BaseException) -> str | None:
     """Return the name of the outage that an error means; None if it means a bug."""
-    if isinstance(error, RedisError):
-        in_script = _IN_SCRIPT.search(str(error))
-        for code in (error.status_code, str(error).partition(" ")[0], in_script and in_script[1]):
-            if name := OUTAGES.get(code or ""):
-                return name
-        if _DENIED_IN_SCRIPT.search(str(error)):
-            return "noperm"
+    if isinstance(error, RedisError) and (name := outage_of_reply(str(error), error.status_code)):
+        return name
     cause = error.__cause__ or error.__context__  # redis-py wraps the error of the socket or of the server
-    if isinstance(cause, ConnectionRefusedError | TimeoutError | ReadOnlyError):
+    if isinstance(cause, ConnectionRefusedError | TimeoutError | ReadOnlyError | ssl.SSLError):
         error = cause
     return next((name for kind, name in _BY_CLASS if isinstance(error, kind)), None)
 
@@ -72,14 +65,6 @@ def naming_outages() -> Iterator[None]:
         if outage is None:
             raise
         raise ServerUnavailableError(outage, str(error)) from error
-    except (AttributeError, TypeError) as error:
-        # Some versions of asyncio raise these on a write to a closed peer: redis-py#4287.
-        raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
-    except RuntimeError as error:
-        # uvloop says "unable to perform operation on <TCPTransport closed=True …>" instead.
-        if not any(part in str(error) for part in ("closed", "already waiting")):
-            raise
-        raise ServerUnavailableError("connection", f"{type(error).__name__}: {error}") from error
 
 
 class _NamingPipeline(Pipeline):
@@ -103,30 +88,37 @@ def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = 
     """Make a client for one purpose; it connects when first used.
 
     `CLIENT LIST` shows the purpose. With sentinels, the host and port of the URL are ignored: each new connection goes
-    to the primary that the sentinels name.
+    to the primary that the sentinels name, and rediss:// applies to the sentinels as well.
     """
+    server = parse_url(settings.url)
+    tls = server.tls or {}
     limits = {"socket_connect_timeout": settings.connect_timeout, "retry": Retry(NoBackoff(), 0)}
     options: dict[str, Any] = {
+        "db": server.database,
+        "username": server.username or None,
+        "password": server.password or None,
         **limits,
+        **tls,
         "protocol": settings.protocol,
         "socket_timeout": timeout_s or settings.socket_timeout,
-        "socket_keepalive": True,
         "socket_read_size": 1 << 18,
         "health_check_interval": 0,
         "decode_responses": False,
         "client_name": f"aism-{purpose}" if purpose else None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    pool = ConnectionPool.from_url(settings.url, **options)
     if settings.sentinels:
-        shared = {name: value for name, value in pool.connection_kwargs.items() if name not in {"host", "port"}}
-        addresses = [(host, int(port)) for host, _, port in (each.rpartition(":") for each in settings.sentinels)]
+        split = (address.rpartition(":") for address in settings.sentinels)
+        addresses = [(host.strip("[]"), int(port)) for host, _, port in split]
         own = {**limits, "socket_timeout": settings.connect_timeout, "password": settings.sentinel_password or None}
-        manager = Sentinel(addresses, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
-        shared["connection_class"] = PrimaryConnection
-        pool = PrimaryPool(settings.sentinel_master, manager, **shared)
+        manager = Sentinel(addresses, sentinel_kwargs=own | tls | {"ssl": bool(tls)})  # type: ignore[no-untyped-call]
+        options["connection_class"] = PrimaryTlsConnection if tls else PrimaryConnection
+        pool: ConnectionPool = PrimaryPool(settings.sentinel_master, manager, **options)
+    elif server.path:
+        pool = ConnectionPool(PATCHED[UnixDomainSocketConnection], path=server.path, **options)
     else:
-        pool.connection_class = PATCHED[pool.connection_class]
+        kind = PATCHED[SSLConnection if tls else Connection]
+        pool = ConnectionPool(kind, host=server.host, port=server.port, **options)
     return NamingRedis.from_pool(pool)  # the client owns the pool: closing it closes the connections
 
 

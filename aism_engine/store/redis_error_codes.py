@@ -1,10 +1,43 @@
-"""The error codes with which a server says that it cannot serve, and the name of each outage."""
+"""The outage that an error of a server means, by its code or its text."""
 
+import re
+from collections.abc import Iterator
 from typing import Final
 
 _SAME_NAME: Final = "MISCONF BUSY READONLY OOM NOAUTH NOPERM LOADING MASTERDOWN CLUSTERDOWN NOREPLICAS"
-OUTAGES: Final = {code: code.lower() for code in _SAME_NAME.split()} | {
+_OUTAGES: Final = {
+    **{code: code.lower() for code in _SAME_NAME.split()},
+    **dict.fromkeys(("MOVED", "ASK", "TRYAGAIN", "CROSSSLOT"), "cluster"),
     "WRONGTYPE": "wrong_type",
     "UNKILLABLE": "busy",
     "WRONGPASS": "noauth",
 }
+_TEXTS: Final = {
+    "SELECT is not allowed in cluster mode": "cluster",
+    "DB index is out of range": "no_database",
+    "AUTH <password> called without": "noauth",
+}
+"""Starts of messages whose code is only ERR. They answer the commands of a login."""
+REPLY_OUTAGES: Final = frozenset({*_OUTAGES.values(), *_TEXTS.values()})
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
+"""The error code of a command in a script, which before Redis 7.0 follows the line number."""
+_DENIED_IN_SCRIPT: Final = re.compile(
+    r"(^|@user_script: ?\d+: )(ACL failure in script|The user executing the script can't)\b"
+)
+"""The message about a command in a script that the ACL refuses. Its error code is only ERR."""
+
+
+def outage_of_reply(message: str, code: str | None = None) -> str | None:
+    """Return the outage that an error reply means; None if it means a bug. redis-py may have split off the code."""
+    message = message.removeprefix("ERR ")
+    return next(_outages(message, code), None)
+
+
+def _outages(message: str, code: str | None) -> Iterator[str]:
+    in_script = _IN_SCRIPT.search(message)
+    for each in (code, message.partition(" ")[0], in_script and in_script[1]):
+        if outage := _OUTAGES.get(each or ""):
+            yield outage
+    yield from (outage for start, outage in _TEXTS.items() if message.startswith(start))
+    if _DENIED_IN_SCRIPT.search(message):
+        yield "noperm"

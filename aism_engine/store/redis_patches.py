@@ -1,7 +1,8 @@
 """Connections with patches for defects of redis-py 8.1 and CPython 3.11. Each patch says when it can go."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import hiredis
@@ -60,6 +61,30 @@ class _PatchedConnection:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # nobody will read the reply
             raise asyncio.CancelledError
 
+    async def _send_packed_command(self, command: Any) -> None:  # noqa: ANN401
+        with self._naming_closed_transport():
+            await super()._send_packed_command(command)  # type: ignore[misc]
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        with self._naming_closed_transport():
+            return await super().read_response(*args, **options)  # type: ignore[misc]
+
+    @contextmanager
+    def _naming_closed_transport(self) -> Iterator[None]:
+        """Raise ConnectionError for what asyncio and uvloop raise when the peer has closed the connection.
+
+        redis-py#4287: asyncio of CPython 3.12 to 3.14.0 raises TypeError or AttributeError, and uvloop RuntimeError.
+        While the transport is open, these errors are bugs and pass. The patch can go with redis-py 8.1, which the next
+        release fixes.
+        """
+        writer = self._writer  # type: ignore[attr-defined]
+        try:
+            yield
+        except (AttributeError, TypeError, RuntimeError) as error:
+            if writer is not None and not writer.transport.is_closing():
+                raise
+            raise RedisConnectionError(f"the connection was closed: {error}") from error
+
 
 PATCHED: Final[dict[type, type]] = {
     kind: type(f"Patched{kind.__name__}", (_PatchedConnection, kind), {})
@@ -84,6 +109,10 @@ class PrimaryConnection(_PatchedConnection, SentinelManagedConnection):
         role = (await self.read_response())[0]
         if role != b"master":
             raise RedisConnectionError(f"{self.host}:{self.port} is not a primary: its role is {role!r}")
+
+
+class PrimaryTlsConnection(PrimaryConnection, SSLConnection):
+    """The same with TLS."""
 
 
 class PrimaryPool(SentinelConnectionPool):

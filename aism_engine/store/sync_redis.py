@@ -8,20 +8,18 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import hiredis
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.redact import AMBIGUOUS_URL, is_unambiguous, redacted
-from aism_engine.store.redis_error_codes import OUTAGES
+from aism_engine.server_url import ServerUrl, parse_url, tls_context
+from aism_engine.store.redis_error_codes import outage_of_reply
 
 Word: TypeAlias = str | bytes | float
 
 _CONNECT_S: Final = 2.0
 _REPLY_S: Final = 3.0
 _READ: Final = 65_536
-_SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 class RefusedCommandError(Exception):
@@ -33,17 +31,15 @@ class SyncRedis:
 
     def __init__(self, url: str) -> None:
         """Connect, and log in. `url` is redis://, rediss:// or unix://. Raises ValueError for any other URL."""
-        if not is_unambiguous(url):
-            raise ValueError(AMBIGUOUS_URL)
-        where = urlsplit(url)
-        options = dict(parse_qsl(where.query))
-        if where.scheme not in _SCHEMES or (where.scheme == "unix" and not where.path):
-            raise ValueError(f"expected redis://HOST, rediss://HOST or unix:///PATH, got {redacted(url)!r}")
+        try:
+            server = parse_url(url)
+        except ValueError as error:
+            raise ValueError(f"the URL of the server: {error}") from None
         self._reader = hiredis.Reader(replyError=RefusedCommandError)
         with _naming_outages():
-            self._socket = _connect(where, options)
+            self._socket = _connect(server)
         try:
-            self._log_in(where, options)
+            self._log_in(server)
         except BaseException:
             self.close()
             raise
@@ -64,14 +60,11 @@ class SyncRedis:
     def close(self) -> None:
         self._socket.close()
 
-    def _log_in(self, where: SplitResult, options: dict[str, str]) -> None:
-        user = unquote(where.username or options.get("username", ""))
-        password = unquote(where.password or "") or options.get("password", "")
-        database = options.get("db") or (where.path.lstrip("/") if where.scheme != "unix" else "") or "0"
-        if password:
-            self.call("AUTH", *([user] if user else []), password)
-        if database != "0":
-            self.call("SELECT", database)
+    def _log_in(self, server: ServerUrl) -> None:
+        if server.username or server.password:
+            self.call("AUTH", *([server.username] if server.username else []), server.password)
+        if server.database:
+            self.call("SELECT", server.database)
 
     def _reply(self) -> Any:  # noqa: ANN401
         while (reply := self._reader.gets()) is False:
@@ -80,34 +73,30 @@ class SyncRedis:
                 raise ConnectionResetError("the server has closed the connection")
             self._reader.feed(data)
         if isinstance(reply, RefusedCommandError):
-            outage = OUTAGES.get(str(reply).split(maxsplit=1)[0])
+            outage = outage_of_reply(str(reply))
             raise reply if outage is None else ServerUnavailableError(outage, str(reply))
         return reply
 
 
-def _connect(where: SplitResult, options: dict[str, str]) -> socket.socket:
-    if where.scheme == "unix":
+def _connect(server: ServerUrl) -> socket.socket:
+    if server.path:
         stream = socket.socket(socket.AF_UNIX)
         stream.settimeout(_CONNECT_S)
-        stream.connect(unquote(where.path))
+        stream.connect(server.path)
         return stream
-    host, port = where.hostname or "localhost", where.port or 6379
-    stream = socket.create_connection((host, port), timeout=_CONNECT_S)
+    stream = socket.create_connection((server.host, server.port), timeout=_CONNECT_S)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if where.scheme == "redis":
-        return stream
-    import ssl  # noqa: PLC0415  it is slow to import, and few need it
-
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if options.get("ssl_cert_reqs") == "none":
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(stream, server_hostname=host)
+    return stream if server.tls is None else tls_context(server.tls).wrap_socket(stream, server_hostname=server.host)
 
 
 @contextmanager
 def _naming_outages() -> Iterator[None]:
     try:
         yield
+    except hiredis.ProtocolError as error:
+        raise ServerUnavailableError("not_redis", str(error)) from error
     except OSError as error:
-        names = {ConnectionRefusedError: "refused", TimeoutError: "timeout"}
-        raise ServerUnavailableError(names.get(type(error), "connection"), str(error)) from error
+        names = {ConnectionRefusedError: "refused", TimeoutError: "timeout", ConnectionResetError: "connection"}
+        is_tls = type(error).__module__ == "ssl" and type(error).__name__ != "SSLEOFError"
+        outage = names.get(type(error), "tls" if is_tls else "connection")
+        raise ServerUnavailableError(outage, str(error)) from error

@@ -49,7 +49,7 @@ async def view(running: Running, agent_id: str) -> AgentView | None:
 
 
 def connect_admin(running: Running) -> AbstractAsyncContextManager[AdminClient]:
-    return AdminClient.connect(running.engine.settings.redis.url, running.keys.prefix)
+    return AdminClient.connect(running.engine.settings.redis)
 
 
 async def is_shown(running: Running, agent_id: str, liveness: str) -> bool:

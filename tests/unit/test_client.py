@@ -1,5 +1,6 @@
 """Laws of outage names: each error of a server or connection maps to one name, in every server version."""
 
+import ssl
 from typing import Any, Final
 
 import pytest
@@ -32,6 +33,18 @@ _70 = " script: 83c3f68e704422a76a586eb2d9fccf45d0b27ac1, on @user_script:54."
         (rx.ResponseError("BUSY Redis is busy running a script."), "busy"),
         (rx.ResponseError("UNKILLABLE Sorry the script already executed write commands"), "busy"),
         (rx.ResponseError("NOREPLICAS Not enough good replicas to write."), "noreplicas"),
+        (_parsed("MOVED 3999 127.0.0.1:6381"), "cluster"),
+        (_parsed("ASK 3999 127.0.0.1:6381"), "cluster"),
+        (_parsed("TRYAGAIN Multiple keys request during rehashing of slot"), "cluster"),
+        (_parsed("CROSSSLOT Keys in request don't hash to the same slot"), "cluster"),
+        (_parsed("ERR SELECT is not allowed in cluster mode"), "cluster"),
+        (_parsed("CLUSTERDOWN The cluster is down"), "clusterdown"),
+        (_parsed("ERR DB index is out of range"), "no_database"),
+        (rx.InvalidResponse("Protocol error"), "not_redis"),
+        (ssl.SSLCertVerificationError("self-signed certificate"), "tls"),
+        (ssl.SSLEOFError("EOF occurred in violation of protocol"), "connection"),
+        (TypeError("a bug"), None),
+        (AttributeError("a bug"), None),
         (rx.ResponseError("MASTERDOWN Link with MASTER is down"), "masterdown"),
         (rx.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value" + _70), "wrong_type"),
         (rx.ResponseError("OOM command not allowed when used memory > 'maxmemory'." + _70), "oom"),
@@ -64,7 +77,14 @@ def test_a_refused_connection_is_distinguished_from_a_broken_one() -> None:
 
 def test_a_bug_is_not_reported_as_an_outage() -> None:
     """The exception passes unchanged to the supervisor."""
-    for bug in (ValueError("x"), rx.ResponseError("unknown command"), rx.DataError("x")):
+    for bug in (
+        ValueError("x"),
+        TypeError("x"),
+        AttributeError("x"),
+        RuntimeError("closed"),
+        rx.ResponseError("unknown command"),
+        rx.DataError("x"),
+    ):
         with pytest.raises(type(bug)), naming_outages():
             raise bug
 

@@ -174,7 +174,10 @@ class FactCollector:
     async def _sentinel(self, address: str) -> SentinelFacts:
         settings, name = self._settings, self._settings.sentinel_master
         password = f":{quote(settings.sentinel_password, safe='')}@" if settings.sentinel_password else ""
-        own = msgspec.structs.replace(settings, url=f"redis://{password}{address}", sentinels=(), protocol=2)
+        scheme, _, rest = settings.url.partition("://")
+        tls = "&".join(each for each in rest.partition("?")[2].split("&") if each.startswith("ssl_"))
+        url = f"{scheme}://{password}{address}?{tls}"
+        own = msgspec.structs.replace(settings, url=url, sentinels=(), protocol=2)
         client = connect(own, "", timeout_s=settings.connect_timeout)
         try:
             primary = await client.execute_command("SENTINEL MASTER", name)

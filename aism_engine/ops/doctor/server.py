@@ -237,7 +237,8 @@ def cluster(server: ServerFacts) -> CheckResult | None:
         )
     return danger(
         f"the server is a cluster node, and the keys of {server.prefix!r} are in many slots",
-        f'Use a prefix in braces: redis.prefix = "{{{server.prefix}}}".',
+        "Set redis.url to a server that is not a cluster node. On a node that never loses a slot, a prefix in braces "
+        f'works: redis.prefix = "{{{server.prefix}}}".',
     )
 
 
