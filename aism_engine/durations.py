@@ -35,4 +35,5 @@ def check_duration(name: str, seconds: float | None, *, may_be_zero: bool) -> No
     """Check a duration that a person wrote. Raises ValueError with the name of the field."""
     if seconds is None or 0 < seconds <= MAX_DURATION_S or (may_be_zero and seconds == 0):
         return
-    raise ValueError(f"`{name}`: expected more than 0 and at most {format_duration(MAX_DURATION_S)}")
+    minimum = "at least 0" if may_be_zero else "more than 0"
+    raise ValueError(f"`{name}`: expected {minimum} and at most {format_duration(MAX_DURATION_S)}")

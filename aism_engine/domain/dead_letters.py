@@ -69,9 +69,7 @@ def dead_letter_oversized(
 ) -> Decision:
     """Dead-letter the head of a message that is too large. The store moves the whole message to the oversized list."""
     ctx = DecisionContext(draft, policy, Decision("oversized"), _SENDERS[source])
-    reason = (
-        f"{size} bytes exceed protocol.max_message_bytes; the whole message is the newest element of the oversized list"
-    )
+    reason = f"{size} bytes exceed protocol.max_message_bytes; the whole message was moved to the oversized list"
     add_dead_letter(ctx, "oversized", reason, head, source, oversized=(digest, size))
     return ctx.decision
 

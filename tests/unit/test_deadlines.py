@@ -30,6 +30,14 @@ def test_command_expires_after_its_ttl(world: World) -> None:
     assert [fact["cause"] for fact in world.facts_of("command_expired")] == ["command:c1", "command:c2"]
 
 
+@pytest.mark.parametrize("key", ["record", "list"])
+def test_command_with_a_key_of_the_wrong_type_ends_with_that_reason(world: World, key: str) -> None:
+    world.send("c1")
+    decision = decide_deadline(world.draft(), world.policy, "command:c1", NOW, wrong_type_keys=frozenset({key}))
+    (fact,) = (effect for effect in decision.effects if isinstance(effect, fx.Fact))
+    assert (fact.event, fact.reason) == ("command_expired", f"cannot continue: its {key} has the wrong Redis type")
+
+
 def test_command_does_not_expire_early(world: World) -> None:
     world.send("c1")
     assert world.pass_time(3599.999) == []

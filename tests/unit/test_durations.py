@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.durations import format_duration, parse_duration
+from aism_engine.durations import check_duration, format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,9 @@ def test_any_other_text_is_refused_and_the_message_says_what_was_expected(text: 
 @given(st.floats(min_value=0, max_value=1e12, allow_subnormal=False))
 def test_what_is_printed_can_be_parsed_again(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(("may_be_zero", "minimum"), [(True, "at least 0"), (False, "more than 0")])
+def test_problem_of_a_field_names_its_minimum(*, may_be_zero: bool, minimum: str) -> None:
+    with pytest.raises(ValueError, match=f"`ttl`: expected {minimum} and at most 365d"):
+        check_duration("ttl", -1.0, may_be_zero=may_be_zero)

@@ -41,8 +41,12 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
     """Act on the due deadline of a command."""
     decision = ctx.decision
     agent = ctx.draft.agent(command.agent_id)
-    if wrong_type_keys or now >= command.expires_at or agent is None:
-        _end(ctx, command, Status.EXPIRED, "expired", "did not end within its time to live")
+    if wrong_type_keys:
+        reason = f"cannot continue: its {' and '.join(sorted(wrong_type_keys))} has the wrong Redis type"
+        _end(ctx, command, Status.EXPIRED, "expired", reason)
+    elif now >= command.expires_at or agent is None:
+        reason = "cannot continue: its agent is unknown" if agent is None else "did not end within its time to live"
+        _end(ctx, command, Status.EXPIRED, "expired", reason)
     elif not command.step_at or now < command.step_at:
         decision.outcome = "unchanged"
         ctx.add(fx.SetDeadline(command.deadline, command.due_at))
