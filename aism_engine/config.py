@@ -96,7 +96,7 @@ def load_settings(
 
 
 def descriptions() -> dict[str, str]:
-    """Return the one-line description of each setting, with its unit, by dotted key."""
+    """Return the one-line description of each setting, by dotted key."""
     return {key: next(each for each in get_args(kind)[1:] if isinstance(each, str)) for key, kind in _SETTINGS.items()}
 
 

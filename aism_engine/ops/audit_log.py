@@ -229,9 +229,9 @@ class AuditLog:
     async def find_common_entry(self, cursor: Cursor, find_known: FindKnown) -> Cursor:
         """Return the youngest entry, at the cursor or before it, that exists in the audit and was read before.
 
-        The search starts with the newest entries, since a failover takes back little, and looks at ten times as many
-        in each round, so that `find_known` is called only a few times. Without a common entry the result is the
-        beginning: it is another server, and every entry is new.
+        The search starts with the newest entries, because a failover loses only a few. Each round examines ten times as
+        many entries as the one before, so that `find_known` is called only a few times. Without a common entry the
+        result is the beginning: this is another server, and every entry is new.
         """
         end, wanted = cursor.id, _SEARCH_ENTRIES
         while True:

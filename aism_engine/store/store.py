@@ -29,8 +29,8 @@ class Peek(NamedTuple):
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    A peek that skips messages expects them to be in the queue still. If this commit has removed them, the peek has
-    skipped others instead, and is invalid.
+    It shows whether a prefetch is valid. A prefetch skips the messages of the current batch. If a commit removed them
+    before the prefetch, other messages were skipped.
     """
 
     @property

@@ -9,7 +9,7 @@ SPAN_S: Final = 3.0
 """Faults begin within this time. The load lasts until the last one is over."""
 _LEASE_S: Final = 1.0
 _LONG_LEASE_S: Final = 2.5
-"""Outlasts a failover: the leader continues with the same epoch, on a server that has gone back in time."""
+"""Outlasts a failover: the leader continues with the same epoch, on a server that lost its latest writes."""
 _FAULTS: Final = 6
 """Faults of a trial with one server: with that many, four trials in a row have every kind."""
 _SENTINELS_EVERY: Final = 5

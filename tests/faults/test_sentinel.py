@@ -90,7 +90,7 @@ async def test_responses_that_a_failover_takes_back_are_applied_when_they_are_se
     setup: SentinelSetup, prefix: str
 ) -> None:
     """The replica has neither the responses nor their effects, but the same lease and token. Only the ledger shows that
-    the server went back in time, and the engine must not take the responses for duplicates.
+    the server lost writes, and the engine must not take the responses for duplicates.
     """
     load = Load()
     async with following(setup, prefix, lease__ttl=60.0) as pair:

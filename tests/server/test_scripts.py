@@ -344,7 +344,7 @@ async def test_a_former_leader_cannot_write(leader: Leader, epoch: str | None) -
 
 @pytest.mark.parametrize("ledger", ["L9", "", "L", None])
 async def test_a_commit_that_does_not_follow_the_ledger_is_out_of_step(leader: Leader, ledger: str | None) -> None:
-    """Another engine wrote, or the server went back in time."""
+    """Another engine wrote, or the server lost its latest writes."""
     if ledger is None:
         await leader.call("DEL", leader.keys.ledger)
     else:
@@ -627,7 +627,7 @@ async def test_an_expired_lease_is_taken_under_a_new_epoch(candidate: Leader) ->
 
 
 async def test_a_lease_without_its_epoch_is_not_renewed(candidate: Leader) -> None:
-    """A server that went back in time may have a lease and an older epoch."""
+    """A server that lost its latest writes may have a lease and an older epoch."""
     await candidate.store.acquire_lease("me", 5.0, None)
     await candidate.call("SET", candidate.keys.epoch, "1:another")
     assert await candidate.store.acquire_lease("me", 5.0, "1:me") == (LeaseCode.TAKEN, "2:me")

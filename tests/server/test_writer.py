@@ -353,7 +353,7 @@ async def test_a_fenced_engine_stops_leading_at_once(leader: Leader) -> None:
 
 
 async def test_an_engine_out_of_step_loads_the_fleet_again(leader: Leader) -> None:
-    """Another engine wrote, or the server went back in time. The engine keeps the lease."""
+    """Another engine wrote, or the server lost its latest writes. The engine keeps the lease."""
     await leader.commit(heartbeat("a"), heartbeat("b"))
     await leader.call("SET", leader.keys.ledger, "another's")
     await leader.call("SREM", leader.keys.index, "b")

@@ -1,6 +1,7 @@
 """The activity of an agent, as the engine observed it. The rules in divergence.py use it as evidence.
 
-The evidence is kept in memory only. A new leader has observed nothing yet, and does not take that as evidence.
+The evidence is kept in memory only. A new leader has none: it never concludes that an agent did nothing before the
+takeover.
 """
 
 from typing import Final

@@ -1,8 +1,8 @@
 """Divergences between what an agent declares and what the engine observes.
 
 Each rule is a function. `decide_divergences` opens and closes the divergences. A rule returns a `Diverged`, or the
-reason why there is no divergence, or None if the evidence is not sufficient: then an open divergence stays open, and
-none is opened.
+reason why there is no divergence. It returns None if the evidence is not sufficient: an open divergence then stays
+open, and no new one is opened.
 
 Guarantee: the engine's own blindness opens no divergence. Evidence counts only within the `ObservationWindow`.
 Not guaranteed: that a divergence is a fault. An agent that hangs in the middle of its work, for longer than a

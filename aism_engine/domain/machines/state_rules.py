@@ -62,7 +62,7 @@ def apply_state_rules(ctx: DecisionContext, agent: AgentRecord) -> dict[str, str
 def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
     """Return whether an agent contradicts its machine: by an unknown state, `waits_for`, or the deadline of its stay.
 
-    A stay without `after_max_stay` is reported once: its deadline is not set again when it is over.
+    A stay without `after_max_stay` is reported once. When it is over, its deadline is not set again.
     """
     machine = policy.machines.for_type(agent.registered_type)
     state = machine.state(agent.state)
