@@ -53,7 +53,10 @@ class RecordTable(Generic[S]):
         required: Iterable[str],
         renamed: Mapping[str, str] = {},
     ) -> None:
-        """`key` is the attribute that is part of the Redis key, or empty. `renamed` has attributes of another name."""
+        """`key` is the attribute that is part of the Redis key; it is empty if there is none.
+
+        `renamed` maps a field to its attribute, if the attribute has another name.
+        """
         self.fields: Final = tuple(types)
         self._struct = struct
         self._key = key

@@ -181,7 +181,8 @@ class Inspector:
     async def missing(self, group_id: str) -> list[Member]:
         """Read the members of a group that have not ended, sorted by agent."""
         found: dict[str, Member] = {}
-        for start in count(0, CHUNK):  # from the newest end, so that no target is missed that stays in the queue
+        # The engine removes targets at the end of the list, so pages from its start miss none that remains.
+        for start in count(0, CHUNK):
             page = await self._client.lrange(self._keys.fanout, start, start + CHUNK - 1)
             for raw in page:
                 with suppress(msgspec.DecodeError, UnicodeDecodeError):

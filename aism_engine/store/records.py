@@ -65,7 +65,7 @@ async def each_record(
 
 
 async def read_fleet_hold(client: Client, keys: Keys) -> Held:
-    """Read the hold of the whole fleet. A damaged record counts as none."""
+    """Read the hold of the whole fleet. A damaged record counts as no hold."""
     values = await client.hmget(keys.holds, HELD_TABLE.fields)
     try:
         return HELD_TABLE.from_values("", [text(value or b"") for value in values])

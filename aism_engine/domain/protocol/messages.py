@@ -243,7 +243,7 @@ class _Request(_Message, frozen=True, kw_only=True):
     id: Identifier
     reply: bool = True
     operator: Annotated[str, Meta(max_length=128)] | None = None
-    """Who sends the request, by its own account."""
+    """Name that the sender gives. Nothing verifies it."""
 
 
 class Send(_Request, frozen=True, kw_only=True, tag="send"):
