@@ -51,7 +51,7 @@ def check_iso(name: str, text: str) -> None:
     """Check an instant that a person wrote. Raises ValueError with the name of the field."""
     try:
         instant = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"`{name}` is not a time in ISO 8601: {error}") from None
+    except ValueError:
+        raise ValueError(f"`{name}`: expected a time like 2026-11-23T02:00:00Z, got {text!r:.80}") from None
     if instant.tzinfo is None:
         raise ValueError(f"`{name}` needs an offset from UTC, such as a final Z")

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import fields
 
-from aism_engine.domain.plain_words import in_plain_words
+from aism_engine.domain.plain_words import explain, in_plain_words
 from aism_engine.domain.policy import DURATION
 from aism_engine.durations import EXPECTED_DURATION, format_duration, parse_duration
 from aism_engine.errors import ConfigError
@@ -127,7 +127,7 @@ def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, s
         problems.append(f"{source}: cannot be read: {error.strerror}")
         return
     except (ValueError, RecursionError) as error:  # wrong syntax or wrong encoding
-        problems.append(f"{source}: not TOML: {error}")
+        problems.append(f"{source}: not TOML: {explain(error)}")
         return
     for section, table in document.items():
         if section not in _SECTIONS:

@@ -22,12 +22,13 @@ from aism_engine.domain.policy import (
     Seconds,
     Section,
 )
+from aism_engine.domain.protocol.names import PREFIX
 from aism_engine.durations import format_duration
 from aism_engine.server_url import parse_url
 
 Url = Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")]
 Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}\Z")]
-Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._{}:-]{1,64}\Z")]
+Prefix = Annotated[str, Meta(pattern=rf"^{PREFIX}\Z")]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
 

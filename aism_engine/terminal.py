@@ -1,7 +1,7 @@
 """What both command-line tools do with their arguments, their output and the end of the process.
 
 Output is never lost to a traceback: what the encoding of a terminal lacks is escaped. A reader that closes the pipe
-early, such as `head`, is no error.
+early, such as `head`, is no error, nor is a standard output that was closed from the start.
 """
 
 import gc
@@ -9,11 +9,34 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from enum import IntEnum
-from typing import Final, NoReturn, TextIO
+from pathlib import Path
+from typing import Any, Final, NoReturn, TextIO, TypeVar
+
+T = TypeVar("T")
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_USAGE: Final = {
+    r"Invalid value(?: for '(.+?)')?: (?:Value error, )?(.*)": r"\1: \2",
+    r"argument (?:-h/)?(\S+): ignored explicit argument .*": r"\1 takes no value",
+    r"argument (\S+): expected (?:one|at least one) argument": r"\1 needs a value",
+    r"argument COMMAND: invalid choice: '?(.*?)'? \(choose from (.*)\)": r"there is no command \1. Choose from: \2",
+    r"argument (\S+): (.*)": r"\1: \2",
+    r"the following arguments are required: (.*)": r"missing: \1",
+    r"unrecognized arguments: (-\S+).*": r"there is no option \1",
+    r"unrecognized arguments: (.*)": r"unexpected: \1",
+    r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)": r"unexpected: \1",
+    r"No such option: (\S+) \(Possible options: (.*)\)": r"there is no option \1. Choose from: \2",
+    r"No such option: (\S+)": r"there is no option \1",
+    r"No such command '(.*?)'": r"there is no command \1",
+    r"Missing (?:argument|option) '(.*?)'(.*)": r"missing: \1\2",
+    r"Option '(.*?)' requires an argument": r"\1 needs a value",
+    r"Option '(.*?)' does not take a value": r"\1 takes no value",
+    r"((?:\S+: )?)('.*') is not one of (.*)": r"\1expected one of \3, got \2",
+}
+"""Messages of argparse and of typer, and the same in our words."""
+_MAX_MESSAGE: Final = 500
 _INTERRUPTED: Final = 130
 _GC_THRESHOLD: Final = 200_000
 """More objects than the imports of a command make: collecting them takes a tenth of the time of a short command."""
@@ -40,26 +63,51 @@ class ClosedPipeError(OutputError):
     """The reader of standard output has closed it, as `head` does."""
 
 
+class _Output:
+    """Standard output that raises OutputError, so that no library handles a closed pipe in its own way."""
+
+    buffer = None
+    """Hidden: libraries write to it when the encoding is ASCII."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return _guarded(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        _guarded(self._stream.flush)
+
+
 def run(
     command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None, report: Callable[[str], None]
 ) -> NoReturn:
     """Run a tool with its arguments, and exit with the code that it returns. `report` prints an error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     gc.set_threshold(_GC_THRESHOLD)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # a closed stream is None
+    output = sys.stdout or _closed_pipe()  # a stream that was closed from the start is None
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  open until the end
+    for stream in (output, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code: int | str | None
     try:
-        code = command(arguments)
-        if sys.stdout is not None:
-            _guarded(sys.stdout.flush)
+        with redirect_stdout(_Output(output)):
+            try:
+                code = command(arguments)
+            except SystemExit as ended:
+                code = ended.code
+            sys.stdout.flush()
     except ClosedPipeError:
         code = ExitCode.DONE
-        _discard_output()
+        _discard(output)
     except OutputError as error:
         report(str(error))
         code = ExitCode.REFUSED
-        _discard_output()
+        _discard(output)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     sys.exit(code)
@@ -75,11 +123,31 @@ def invalid_argument(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def words_to_complete() -> list[str]:
+    """Return the words of the command line that a shell completes, from the variables of typer's scripts.
+
+    Bash splits a word at `:` and `=`: the parts are joined again, also for typer.
+    """
+    if "COMP_WORDS" not in os.environ:
+        return os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:]
+    words = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]
+    words = re.sub(r"\n?([:=]+)\n?", r"\1", "\n".join(words)).split("\n")
+    os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    return words[1:]
+
+
+def describe_usage_error(message: str) -> str:
+    """Rewrite a message of argparse or typer: both tools say the same in the same words."""
+    message = " ".join(message.split()).rstrip(".")
+    for pattern, words in _USAGE.items():
+        if found := re.fullmatch(pattern, message):
+            message = found.expand(words).removeprefix(": ")
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
+
+
 def print_line(text: str) -> None:
     """Print a line on standard output, and flush it. Raises OutputError, or ClosedPipeError."""
-    if sys.stdout is None:
-        raise OutputError("standard output is closed")
-    _guarded(lambda: print(text, flush=True))  # noqa: T201  all results are printed here
+    print(text, flush=True)  # noqa: T201  all results are printed here
 
 
 def print_error_line(text: str) -> None:
@@ -88,10 +156,10 @@ def print_error_line(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201  all messages are printed here
 
 
-def is_encodable(text: str, stream: TextIO | None = None) -> bool:
+def is_encodable(text: str) -> bool:
     """Return whether standard output can write a text without escapes."""
     try:
-        text.encode(getattr(stream or sys.stdout, "encoding", None) or "utf-8")
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return False
     return True
@@ -102,16 +170,22 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def _guarded(write: Callable[[], object]) -> None:
+def _guarded(write: Callable[[], T]) -> T:
     try:
-        write()
+        return write()
     except BrokenPipeError:
         raise ClosedPipeError("standard output is closed") from None
     except (OSError, ValueError) as error:
         raise OutputError(f"standard output: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _discard_output() -> None:
+def _closed_pipe() -> TextIO:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def _discard(output: TextIO) -> None:
     """Let Python write the rest of its buffer to nowhere when it exits: a second error would change the exit code."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())

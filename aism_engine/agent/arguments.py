@@ -1,15 +1,12 @@
 """Command-line arguments of programs that act for agents. Values that the engine would refuse are refused here."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from functools import partial
-from math import isfinite
 from typing import Any, TypeVar
 
-from aism_engine.domain.protocol.names import is_identifier, is_measurement_name, is_state_name, is_type_name
-from aism_engine.durations import MAX_DURATION_S, format_duration, parse_duration
+from aism_engine import values
 
 T = TypeVar("T")
 
@@ -25,7 +22,7 @@ def add_server_options(parser: argparse.ArgumentParser, *, with_defaults: bool =
     url_help = "Redis server; default: AISM_REDIS_URL, then localhost"
     prefix_help = "prefix of every key: names the fleet; default: AISM_REDIS__PREFIX, then aism"
     parser.add_argument("--redis", metavar="URL", default=url, help=url_help)
-    parser.add_argument("--prefix", metavar="NAME", default=prefix, help=prefix_help)
+    parser.add_argument("--prefix", metavar="NAME", type=parsed(values.prefix), default=prefix, help=prefix_help)
 
 
 def add_shared_options(parser: argparse.ArgumentParser, *, with_defaults: bool) -> None:
@@ -39,74 +36,31 @@ def add_shared_options(parser: argparse.ArgumentParser, *, with_defaults: bool) 
     parser.add_argument("--timeout", help="longest wait for a reply; default: 30s", **timeout)
 
 
-# --- types ------------------------------------------------------------------------------------------------------------
+def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make a type for argparse, which shows only messages of its own error."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
 
 
-def _name(text: str, what: str, is_valid: Callable[[str], bool]) -> str:
-    if not is_valid(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}: use letters, digits, `.`, `_` and `-`")
-    return text
-
-
-def _number(text: str, least: float, most: float, parse: Callable[[str], float] = float) -> float:
-    try:
-        value = parse(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got {text!r}")
-    return value
-
-
-def _pair(text: str, name_type: Callable[[str], str], value_type: Callable[[str], T]) -> tuple[str, T]:
+def _pair(text: str, parse_name: Callable[[str], str], parse_value: Callable[[str], T]) -> tuple[str, T]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name_type(name), value_type(value)
+        raise ValueError(f"expected NAME=VALUE, got {values.shown(text)}")
+    return parse_name(name), parse_value(value)
 
 
-identifier = partial(_name, what="id", is_valid=is_identifier)
-type_name = partial(_name, what="name", is_valid=is_type_name)
-state_name = partial(_name, what="state name", is_valid=is_state_name)
-measurement_name = partial(_name, what="measurement name", is_valid=is_measurement_name)
-percent = partial(_number, least=0, most=100)
-count = partial(_number, least=1, most=10_000, parse=int)
-label = partial(_pair, name_type=type_name, value_type=str)
-measurement = partial(_pair, name_type=measurement_name, value_type=partial(_number, least=-1e308, most=1e308))
-
-
-def duration(text: str) -> float:
-    """Parse a duration of at most a year; 0 means not to wait."""
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if seconds > MAX_DURATION_S:
-        raise argparse.ArgumentTypeError(f"expected at most {format_duration(MAX_DURATION_S)}, got {text!r}")
-    return seconds
-
-
-def _integer(text: str) -> int:
-    if not -(2**63) <= (value := int(text)) < 2**64:
-        raise ValueError(f"{text} has more than 64 bits")
-    return value
-
-
-def _finite(text: str) -> float:
-    if not isfinite(value := float(text)):
-        raise ValueError(f"{text} is not a finite number")
-    return value
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object that the engine accepts: numbers are finite and fit into 64 bits, text has no surrogates."""
-    try:
-        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("expected a JSON object: it has half of a surrogate pair") from None
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
-    return value
+identifier = parsed(values.identifier)
+type_name = parsed(values.type_name)
+state_name = parsed(values.state_name)
+percent = parsed(partial(values.number, least=0, most=100))
+count = parsed(partial(values.whole_number, least=1, most=10_000))
+duration = parsed(partial(values.duration, may_be_zero=True))
+json_object = parsed(values.json_object)
+label = parsed(partial(_pair, parse_name=values.type_name, parse_value=str))
+measurement = parsed(partial(_pair, parse_name=values.measurement_name, parse_value=values.number))

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from aism_engine.backoff import Backoff
 from aism_engine.clock import from_iso, iso
+from aism_engine.domain.plain_words import explain
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
 from aism_engine.domain.protocol.messages import CommandMessage
 from aism_engine.domain.protocol.names import check_agent_id
@@ -154,7 +155,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         try:
             body, is_finite = msgspec.json.encode(message), _is_finite(msgspec.to_builtins(payload))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise MalformedError("invalid_message", f"cannot be encoded: {error}") from error
+            raise MalformedError("invalid_message", f"cannot be encoded: {explain(error)}") from error
         if not is_finite:
             raise MalformedError("invalid_message", "JSON has no NaN and no infinity")
         decode_response(body)
@@ -200,7 +201,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             try:
                 return decode_as(form, raw)
             except _MALFORMED as error:
-                await self.send("error", {"code": code, "message": str(error)})
+                await self.send("error", {"code": code, "message": explain(error)})
         return None
 
     async def local_deadline(self, command: CommandMessage) -> float | None:

@@ -46,7 +46,7 @@ class Executable:
         self._timeout_s = timeout_s
         self._environ = dict(environ or {})
         self._failures_in_a_row = 0
-        self.done = 0
+        self.succeeded = 0
         self.failed = 0
 
     async def __call__(self, task: Task) -> Mapping[str, Any]:
@@ -58,7 +58,7 @@ class Executable:
         except CommandFailedError:
             self._failures_in_a_row, self.failed = self._failures_in_a_row + 1, self.failed + 1
             raise
-        self._failures_in_a_row, self.done = 0, self.done + 1
+        self._failures_in_a_row, self.succeeded = 0, self.succeeded + 1
         return result
 
     async def _run(self, task: Task) -> Mapping[str, Any]:
@@ -118,13 +118,14 @@ def _parse_result(output: bytes) -> Mapping[str, Any]:
 
 
 def run(agent: Agent, program: Sequence[str], *, timeout_s: float | None) -> dict[str, Any]:
-    """Run an agent until SIGTERM, SIGINT or SIGHUP; return how many commands were done and how many have failed."""
+    """Run an agent until SIGTERM, SIGINT or SIGHUP; return how many commands have succeeded and failed."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for the result
     become_init()
     executable = Executable(program, timeout_s=timeout_s, environ=agent.environ)
     agent.on("*")(executable)
     agent.main()
-    return {"ok": True, "agent_id": agent.client.agent_id, "done": executable.done, "failed": executable.failed}
+    counts = {"succeeded": executable.succeeded, "failed": executable.failed}
+    return {"ok": True, "agent_id": agent.client.agent_id, **counts}
 
 
 def become_init() -> None:

@@ -6,6 +6,7 @@ error as one line on standard error. It must start fast, so nothing here imports
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -22,6 +23,7 @@ from aism_engine.terminal import (
     EXIT_CODES,
     ExitCode,
     OutputError,
+    describe_usage_error,
     invalid_argument,
     is_encodable,
     print_error_line,
@@ -32,6 +34,13 @@ from aism_engine.terminal import (
 Call: TypeAlias = Callable[[SyncAgentClient, argparse.Namespace], "dict[str, Any] | None"]
 Argument: TypeAlias = Callable[[argparse.ArgumentParser], Any]
 
+_COMPLETION: Final = "_AISM_COMPLETE"
+"""Variable that is set while a shell completes a command line."""
+_COMPLETION_OPTIONS: Final = {
+    "--install-completion": "install completion for the current shell, and exit",
+    "--show-completion": "show the script that completes in the current shell, and exit",
+}
+
 DONE, REFUSED, TIMED_OUT, USAGE, UNAVAILABLE = ExitCode
 
 
@@ -41,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
-        _print_error(f"{message.removeprefix('argument ')}. See {self.prog} --help", USAGE)
+        _print_error(f"{describe_usage_error(message)}. See {self.prog} --help", USAGE)
         self.exit(USAGE)
 
 
@@ -52,14 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     parser = _build_parser()
+    if _COMPLETION in os.environ or {*arguments[:1]} & {*_COMPLETION_OPTIONS}:
+        from aism_engine.agent.completion import complete  # noqa: PLC0415  slow to import and seldom needed
+
+        return complete(parser, arguments)
     if problem := invalid_argument(arguments):
         parser.error(problem)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.version:
         print_line(aism_engine.__version__)
         return DONE
     if options.call is None:
-        print_line(options.parser.format_help().rstrip())
+        options.parser.print_help()
         return DONE
     if not options.agent:
         parser.error("the id of the agent is missing: give --agent ID or set AISM_AGENT_ID")
@@ -119,6 +134,8 @@ def _format_refusal(reply: dict[str, Any]) -> str:
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="aism", description="Talk to the AISM Engine as an agent.")
     parser.add_argument("--version", action="store_true", help="print the version")
+    for option, text in _COMPLETION_OPTIONS.items():
+        parser.add_argument(option, action="store_true", help=text)
     parser.set_defaults(call=None)
     types.add_shared_options(parser, with_defaults=True)
     options: dict[str, Any] = {"metavar": "COMMAND", "parser_class": _Parser}

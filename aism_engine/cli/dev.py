@@ -41,11 +41,9 @@ _SILENCE_S: Final = 5.0  # longer than lost_after
 
 def dev(
     *,
-    agents: Annotated[int, typer.Option(min=1, max=2000, metavar="N", help="Number of simulated agents.")] = 12,
+    agents: Annotated[int, options.number("Number of simulated agents.", 1, 2000)] = 12,
     duration: Annotated[float | None, options.duration("Stop after this time. Default: at Ctrl-C.")] = None,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the Redis server; 0: any free port.")
-    ] = 0,
+    port: Annotated[int, options.number("Port of the Redis server; 0: any free port.", 0, 65535, "PORT")] = 0,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the server's data in this directory.")
     ] = None,
@@ -53,9 +51,7 @@ def dev(
         dict[str, str] | None,
         options.address("Address that serves /metrics. Default: 127.0.0.1, any free port.", "--http"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed of the agents' random choices. Default: random.")
-    ] = None,
+    seed: Annotated[int | None, options.number("Seed of the agents' random choices. Default: random.", 0)] = None,
     config: options.Config = None,
     output: Output,
 ) -> ExitCode:

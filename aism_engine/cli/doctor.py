@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import typer
-
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.exit_codes import ExitCode
@@ -30,9 +28,7 @@ _UNBROKEN: Final[dict[str, Any]] = {"break_long_words": False, "break_on_hyphens
 def doctor(
     *,
     fleet: FleetOptions,
-    max_keys: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Maximum number of keys to scan; 0 scans none.")
-    ] = 1_000_000,
+    max_keys: Annotated[int, options.number("Maximum number of keys to scan; 0 scans none.", 0)] = 1_000_000,
     json: options.Json = False,
 ) -> ExitCode:
     """Check the server, the permissions of its user, the network path, and the keys of the fleet.

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from aism_engine.cli.exit_codes import ExitCode, report_error
 from aism_engine.logs import LogWriter
+from aism_engine.terminal import OutputError
 
 _CANCEL_TIMEOUT_S: Final = 1.0
 """For tasks that outlived the supervisor, which has already waited for them."""
@@ -33,7 +34,8 @@ def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exi
             runner.close()
         writer.close()
     if stuck:
-        sys.stdout.flush()
+        with suppress(OutputError):
+            sys.stdout.flush()
         os._exit(code)
     return code
 

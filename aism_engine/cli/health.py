@@ -61,8 +61,9 @@ def _fetch(host: str, port: int, *, live: bool) -> LivezReply:
             connection.request("GET", "/livez" if live else "/readyz?verbose", headers={"Accept": "application/json"})
             body = connection.getresponse().read()
     except (OSError, http.client.HTTPException) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else "its reply is not HTTP"
         raise RefusedError(
-            f"no engine answers at {shown}: {error}. If it serves elsewhere, give --http HOST:PORT"
+            f"no engine answers at {shown}: {reason}. If it serves elsewhere, give --http HOST:PORT"
         ) from None
     try:
         return msgspec.json.decode(body, type=LivezReply if live else ReadyzReply)

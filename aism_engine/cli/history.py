@@ -9,13 +9,13 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 from msgspec.structs import asdict
 
+from aism_engine import values
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, call_fleet
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, ProgressLine
 from aism_engine.cli.tail import format_event
 from aism_engine.clock import from_iso, iso
-from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.directory import read_identity
@@ -37,7 +37,10 @@ class _Period(NamedTuple):
 
 
 def history(
-    name: Annotated[str, typer.Argument(metavar="AGENT|COMMAND", help="Id of an agent or of a command.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="AGENT|COMMAND", parser=values.identifier, help="Id of an agent or of a command."),
+    ],
     *,
     since: Annotated[
         float | None, options.time_or_age("Only facts since this ISO time, or since an age like 2h.")
@@ -63,8 +66,6 @@ def history(
       aism-engine history architect-a1b2c3 --since 2h
       aism-engine history architect-a1b2c3 --at 2026-11-23T02:00:00Z --archive /var/lib/aism/archive
     """
-    if not is_identifier(name):
-        raise typer.BadParameter(f"{name!r} is not a valid id of an agent or a command")
     if at is not None and (since is not None or until is not None or follow):
         raise typer.BadParameter("--at is a single instant: it cannot be combined with --since, --until or --follow")
     if follow and until is not None:

@@ -13,7 +13,7 @@ from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, print_error, report_error
 from aism_engine.cli.output import Output
 
-_COMPLETION: Final = "_AISM_ENGINE_COMPLETE"
+COMPLETION: Final = "_AISM_ENGINE_COMPLETE"
 """Variable that is set while a shell completes a command line."""
 
 
@@ -52,8 +52,6 @@ COMMANDS: Final = {
     "config": ("config:app", "Check or show the settings."),
 }
 """Each command or group: `module:attribute` of this package, and its line in the help, which imports no module."""
-SHARED: Final = {"--redis": True, "--prefix": True, "--config": True, "--json": False}
-"""Options that may stand before the command; the flag is whether each takes a value."""
 
 
 def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
@@ -64,7 +62,6 @@ def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
     app = options.CommandGroup(
         add_completion=True, help="AISM Engine: coordinates agents over Redis and records what they do."
     )
-    app.callback()(lambda: None)  # without a callback, typer would drop the name of a single command
     for name in (first,) if first in COMMANDS and not complete else COMMANDS:
         place, summary = COMMANDS[name]
         module, _, attribute = place.partition(":")
@@ -88,33 +85,44 @@ def _run(arguments: Sequence[str]) -> int:
     if problem := terminal.invalid_argument(arguments):
         print_error(problem)
         return ExitCode.USAGE
-    arguments = _move_options(arguments)
+    if COMPLETION in os.environ:
+        arguments = terminal.words_to_complete()
+    words, rest = _split(arguments)
     try:
-        if arguments == ["--version"]:
+        if words + rest == ["--version"]:
             terminal.print_line(__version__)
             return ExitCode.DONE
-        app = build(*arguments[:1], complete=_COMPLETION in os.environ)
-        return int(app(arguments, prog_name="aism-engine", standalone_mode=False) or ExitCode.DONE)
+        app = build(*words[:1])
+        return int(app(words + rest, prog_name="aism-engine", standalone_mode=False) or ExitCode.DONE)
     except typer.TyperException as error:
-        command = context.command_path if (context := getattr(error, "ctx", None)) else "aism-engine"
-        # The prefixes add no information, and are wrong if each argument is valid and only the combination is not.
-        message = error.format_message().removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else " ".join(["aism-engine", *words])
+        message = terminal.describe_usage_error(error.format_message())
+        if message.startswith("there is no command ") and context:
+            message += f". Choose from: {', '.join(map(repr, context.command.commands))}"
         print_error(f"{message}. See {command} --help")
         return ExitCode.USAGE
     except Exception as error:  # noqa: BLE001  report_error raises bugs again
         return report_error(error)
 
 
-def _move_options(arguments: Sequence[str]) -> list[str]:
-    """Move shared options from before the command to behind it. A group without a command asks for its help."""
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words that name a command, and the rest: first the shared options that stand before its last word.
+
+    Without a command, the rest asks for help.
+    """
+    words: list[str] = []
     moved: list[str] = []
-    rest = list(arguments)
-    while rest and (flag := rest[0].partition("=")[0]) in SHARED:
-        count = 2 if SHARED[flag] and flag == rest[0] else 1
-        moved += rest[:count]
-        del rest[:count]
-    is_group = COMMANDS.get(rest[0] if rest else "", ("",))[0].endswith(":app")
-    words = 2 if is_group else 1
-    if not rest or (is_group and len(rest) == 1):
-        return [*rest, "--help"]
-    return [*rest[:words], *moved, *rest[words:]]
+    rest, expected = list(arguments), 1
+    while rest and len(words) < expected:
+        flag, equals, _ = rest[0].partition("=")
+        if flag in options.SHARED:
+            count = 1 if equals else options.SHARED[flag]
+            moved += rest[:count]
+            del rest[:count]
+        elif flag.startswith("-"):
+            break
+        else:
+            words.append(rest.pop(0))
+            expected = 2 if COMMANDS.get(words[0], ("",))[0].endswith(":app") else 1
+    return words, moved + rest if rest or len(words) == expected else ["--help", *moved]

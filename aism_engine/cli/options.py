@@ -1,4 +1,4 @@
-"""Options that commands share, and the parsing of addresses, times and durations."""
+"""Options that commands share, and the parsing of addresses and times."""
 
 import inspect
 import time
@@ -6,17 +6,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial, wraps
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
 import typer
 from msgspec import Struct
 
-from aism_engine import durations
+from aism_engine import durations, values
 from aism_engine.cli.exit_codes import EXIT_CODES
-from aism_engine.durations import EXPECTED_DURATION, MAX_DURATION_S
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
+SHARED: Final = {"--redis": 2, "--prefix": 2, "--config": 2, "--timeout": 2, "--json": 1}
+"""Options that may stand before the command, and how many words each takes."""
 _UNITS: Final = ("s", "m", "h", "d")
 """Ends of a duration with a unit. A time may end in a number."""
 
@@ -33,6 +35,7 @@ class CommandGroup(typer.Typer):
         options = {"add_completion": False, "context_settings": _CONTEXT, **options}
         options |= {"rich_markup_mode": None, "pretty_exceptions_enable": False}
         super().__init__(epilog=EXIT_CODES, **options)
+        self.callback()(_declare_shared_options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401
         register = super().command(name, epilog=EXIT_CODES, context_settings=_CONTEXT, **options)
@@ -62,7 +65,7 @@ def parse_address(text: str) -> dict[str, str]:
     """Parse HOST:PORT or [IPV6]:PORT into settings, which validate both parts."""
     host, colon, port = text.rpartition(":")
     if not colon:
-        raise typer.BadParameter(f"expected HOST:PORT, got {text!r}")
+        raise ValueError(f"expected HOST:PORT, got {values.shown(text)}")
     return {"http.host": host.strip("[]"), "http.port": port}
 
 
@@ -71,7 +74,7 @@ def parse_time(text: str, expected: str = "a time like 2026-11-23T02:00:00Z") ->
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise typer.BadParameter(f"expected {expected}, got {text!r}") from None
+        raise ValueError(f"expected {expected}, got {values.shown(text)}") from None
 
 
 def parse_time_or_age(text: str) -> float:
@@ -82,25 +85,18 @@ def parse_time_or_age(text: str) -> float:
     return parse_time(text, "a time like 2026-11-23T02:00:00Z, or an age like 10m, 2h or 1d")
 
 
-def parse_duration(text: str | float) -> float:
-    """Parse a duration of more than 0 and at most a year."""
-    try:
-        seconds = durations.parse_duration(str(text))
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MAX_DURATION_S:
-        most = durations.format_duration(MAX_DURATION_S)
-        raise typer.BadParameter(f"expected {EXPECTED_DURATION}, more than 0 and at most {most}, got {text!r:.80}")
-    return seconds
-
-
 def parsed(parser: Callable[[str], Any], metavar: str, help: str, *names: str) -> Any:  # noqa: A002, ANN401  as in typer
-    """Declare an option whose text is parsed. The default, if there is one, is part of the help."""
-    return typer.Option(*names, metavar=metavar, parser=parser, show_default=False, help=help)
+    """Declare an option whose text, or default, is parsed; ValueError refuses it. The help has to tell the default."""
+    return typer.Option(*names, metavar=metavar, parser=lambda value: parser(str(value)), show_default=False, help=help)
+
+
+def number(help: str, least: int, most: float = inf, metavar: str = "N") -> Any:  # noqa: A002, ANN401  as in typer
+    """Declare an option with a whole number within these limits."""
+    return typer.Option(metavar=metavar, help=help, parser=lambda value: values.whole_number(str(value), least, most))
 
 
 address = partial(parsed, parse_address, "HOST:PORT")
-duration = partial(parsed, parse_duration, "DURATION")
+duration = partial(parsed, values.duration, "DURATION")
 time_or_age = partial(parsed, parse_time_or_age, "TIME")
 
 Redis: TypeAlias = Annotated[
@@ -119,4 +115,15 @@ ReplyTimeout: TypeAlias = Annotated[
     float, duration("Longest wait for the reply of the engine. Default: 10s.", "--timeout")
 ]
 AgentType: TypeAlias = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only agents of this type.")]
-Limit: TypeAlias = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show only the newest N.")]
+Limit: TypeAlias = Annotated[int, number("Show only the newest N.", 1)]
+
+
+def _declare_shared_options(
+    *,
+    redis: Redis = None,
+    prefix: Prefix = None,
+    config: Config = None,
+    timeout: ReplyTimeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Declare the options of `SHARED` for the help and for completion. `main` passes them to the command."""

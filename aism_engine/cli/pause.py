@@ -5,11 +5,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from aism_engine import values
 from aism_engine.cli.admin import FleetOptions, RequestOptions, format_outcome, outcome_exit_code
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import Output
 from aism_engine.cli.pending import HOLD_TEXTS
-from aism_engine.cli.send import check_identifier, selector
+from aism_engine.cli.send import selector
 
 _HELP: Final = {
     "pause": """Pause the delivery of commands: new ones wait until resume.
@@ -41,7 +42,9 @@ def _build_command(kind: str) -> Callable[..., ExitCode]:
     """Build the function of one of the three commands: they differ only in their name and help."""
 
     def command(
-        agent_id: Annotated[str | None, typer.Argument(metavar="AGENT", help="Id of one agent.")] = None,
+        agent_id: Annotated[
+            str | None, typer.Argument(metavar="AGENT", parser=values.identifier, help="Id of one agent.")
+        ] = None,
         *,
         select: Annotated[str | None, selector("All agents that match now, as in label.team=a.")] = None,
         all_: Annotated[bool, typer.Option("--all", help="The whole fleet, and agents that join it later.")] = False,
@@ -51,8 +54,6 @@ def _build_command(kind: str) -> Callable[..., ExitCode]:
     ) -> ExitCode:
         if (agent_id is not None) + (select is not None) + all_ != 1:
             raise typer.BadParameter("expected exactly one of AGENT, --select SELECTOR and --all")
-        if agent_id is not None:
-            check_identifier("AGENT", agent_id)
         payload = {"agent_id": agent_id, "select": select, "all": all_ or None}
         found = fleet.send(kind, payload, request, output)
         if "group_id" in found:

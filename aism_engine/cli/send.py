@@ -5,9 +5,9 @@ import time
 from functools import partial
 from typing import Annotated, Any, Final
 
-import msgspec
 import typer
 
+from aism_engine import values
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code, send_request, wait_for_outcome
 from aism_engine.cli.exit_codes import ExitCode
@@ -15,40 +15,21 @@ from aism_engine.cli.output import Output
 from aism_engine.clock import iso
 from aism_engine.domain.commands.command import OnLost, Priority
 from aism_engine.domain.commands.selector import Selector
-from aism_engine.domain.plain_words import in_plain_words
 from aism_engine.domain.protocol.messages import MAX_ATTEMPTS
-from aism_engine.domain.protocol.names import is_identifier, is_type_name
 from aism_engine.ops.admin_client import AdminClient
 
 _QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
-_NAME_RULE: Final = "may have only letters, digits, `.`, `_` and `-`, and must start with a letter or a digit"
-
-
-def check_identifier(name: str, value: str) -> str:
-    if not is_identifier(value):
-        raise typer.BadParameter(f"{name}: {value!r} {_NAME_RULE}")
-    return value
 
 
 def _check_selector(text: str) -> str:
-    try:
-        Selector.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    Selector.parse(text)
     return text
 
 
 def _check_quorum(text: str) -> str:
     if not _QUORUM.match(text):
-        raise typer.BadParameter(f"expected a number or a percentage, like 3 or 80%, got {text!r}")
+        raise ValueError(f"expected a number or a percentage, like 3 or 80%, got {values.shown(text)}")
     return text
-
-
-def _parse_object(text: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise typer.BadParameter(f"expected a JSON object: {in_plain_words(str(error))}") from None
 
 
 selector = partial(options.parsed, _check_selector, "SELECTOR")
@@ -69,13 +50,13 @@ def send(
     quorum: Annotated[
         str | None, options.parsed(_check_quorum, "N|P%", "How many of the selected must succeed. Default: all.")
     ] = None,
-    payload: Annotated[dict[str, Any] | None, options.parsed(_parse_object, "JSON", "Payload. Default: {}.")] = None,
+    payload: Annotated[
+        dict[str, Any] | None, options.parsed(values.json_object, "JSON", "Payload. Default: {}.")
+    ] = None,
     ttl: Annotated[float | None, options.duration("Expire this long after acceptance, as in 10m.")] = None,
     ack_timeout: Annotated[float | None, options.duration("Deliver again if no ack comes within this time.")] = None,
     timeout: Annotated[float | None, options.duration("Longest time from ack to outcome; then it fails.")] = None,
-    max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=MAX_ATTEMPTS, help="Give up after N deliveries.")
-    ] = None,
+    max_attempts: Annotated[int | None, options.number("Give up after N deliveries.", 1, MAX_ATTEMPTS)] = None,
     priority: Annotated[Priority, typer.Option(help="Order of delivery among waiting commands.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What happens to the command if its agent is lost.")] = None,
     start_at: Annotated[
@@ -84,7 +65,7 @@ def send(
     start_in: Annotated[float | None, options.duration("Deliver no earlier than this long from now.", "--in")] = None,
     request_id: Annotated[
         str | None,
-        typer.Option("--id", metavar="ID", help="Id of the command. A repeated request has no effect."),
+        options.parsed(values.identifier, "ID", "Id of the command. A repeated request has no effect.", "--id"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not only for acceptance.")] = False,
     wait_for: Annotated[float, options.duration("Longest wait for reply and outcome. Default: 10s.")] = 10.0,
@@ -109,8 +90,11 @@ def send(
     *agents, kind = words
     if len(agents) != (select is None):
         raise typer.BadParameter("expected AGENT TYPE, or --select SELECTOR TYPE")
-    if not is_type_name(kind):
-        raise typer.BadParameter(f"TYPE: {kind!r} {_NAME_RULE}")
+    try:
+        agent_id = values.identifier(agents[0]) if agents else None
+        values.type_name(kind)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     if any_ and select is None:
         raise typer.BadParameter("--any needs --select: it chooses one of the selected agents")
     if quorum is not None and select is None:
@@ -119,10 +103,8 @@ def send(
         raise typer.BadParameter("--quorum and --any exclude each other: --any selects one agent")
     if start_at is not None and start_in is not None:
         raise typer.BadParameter("--at and --in exclude each other: give only one of them")
-    if request_id is not None:
-        check_identifier("--id", request_id)
     request = {
-        "agent_id": check_identifier("AGENT", agents[0]) if agents else None,
+        "agent_id": agent_id,
         "select": select,
         "any": any_,
         "command": {"type": kind, "payload": payload or {}},

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.output import Output, as_json_text
 from aism_engine.ops.admin_client import AdminClient
@@ -21,7 +22,7 @@ def tail(
     ] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this agent.")] = None,
     command: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this command.")] = None,
-    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N events.")] = None,
+    count: Annotated[int | None, options.number("Stop after N events.", 1)] = None,
     fleet: FleetOptions,
     output: Output,
 ) -> None:

@@ -26,7 +26,7 @@ _SLOWEST_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted
 def top(
     *,
     interval: Annotated[float, options.duration("Time between two refreshes. Default: 2s.")] = 2.0,
-    slowest: Annotated[int, typer.Option(metavar="N", min=0, help="Number of slowest commands to list.")] = 10,
+    slowest: Annotated[int, options.number("Number of slowest commands to list.", 0)] = 10,
     once: Annotated[bool, typer.Option("--once", help="Print one overview and exit.")] = False,
     fleet: FleetOptions,
     output: Output,

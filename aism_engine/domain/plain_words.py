@@ -1,9 +1,9 @@
-"""Rewrites the errors of msgspec about wrong values, for people who do not know msgspec."""
+"""Rewrites the errors of msgspec about wrong values and malformed messages, for people who do not know msgspec."""
 
 import re
 from typing import Final
 
-from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
+from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, PREFIX, STATE_NAME, TYPE_NAME
 
 _TYPES: Final = {
     "str": "text",
@@ -18,7 +18,7 @@ _TYPES: Final = {
 _ANY_TYPE: Final = "|".join(_TYPES)
 _TYPE: Final = re.compile(rf"`((?:{_ANY_TYPE})(?: \| (?:{_ANY_TYPE}))*)`")
 _NAME: Final = "letters, digits, `.`, `_` and `-`, beginning with a letter or a digit"
-_PATTERNS: Final = {
+PATTERNS: Final = {
     IDENTIFIER: f"an id of at most 128 {_NAME}",
     TYPE_NAME: f"a name of at most 64 {_NAME}",
     STATE_NAME: "a name of a state: at most 64 letters, digits, `.`, `_` and `-`, beginning with a letter",
@@ -27,15 +27,31 @@ _PATTERNS: Final = {
     r"\d{1,20}-\d{1,20}": "the id of a dead letter, such as 1763884800000-0",
     "(json|msgpack)": "json or msgpack",
     r"\S+:\d{1,5}": "an address HOST:PORT",
-    "[A-Za-z0-9._{}:-]{1,64}": "1 to 64 letters, digits, `.`, `_`, `{`, `}`, `:` and `-`",
+    PREFIX: "1 to 64 letters, digits, `.`, `_`, `{`, `}`, `:` and `-`",
     "(redis|rediss|unix)://": "a URL that begins with redis://, rediss:// or unix://",
 }
 _LIMITS: Final = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 
+def explain(error: Exception) -> str:
+    """Describe what msgspec has raised for a message that it cannot decode or encode."""
+    match error:
+        case UnicodeError():
+            return "text that is not valid UTF-8"
+        case RecursionError():
+            return "nested too deep"
+        case OverflowError():
+            return "an integer has more than 64 bits"
+        case _:
+            return in_plain_words(str(error))
+
+
 def in_plain_words(message: str) -> str:
-    """Rewrite a message of msgspec's ValidationError: the place of the value, then what was expected there."""
+    """Rewrite a message of msgspec: the place of the value, then what was expected there."""
     text, _, where = message.partition(" - at ")
+    text = re.sub(r"(JSON|MessagePack) (?:data )?is malformed: (.*) \(byte (\d+)\)", r"not \1 at byte \3: \2", text)
+    text = text.replace("Input data was truncated", "the end of the message is missing")
+    text = re.sub(r"Encoding objects of type (.+) is unsupported", r"a value of the type \1 cannot be encoded", text)
     text = re.sub(r"`[a-z]+` matching regex (.+)", _describe_pattern, text)
     text = re.sub(r" of length (>=|<=) (\d+)", lambda found: f" with {_LIMITS[found[1]]} {found[2]} entries", text)
     text = text.replace("`str` with at least 1 entries", "text that is not empty")
@@ -58,4 +74,4 @@ def _describe_types(found: re.Match[str]) -> str:
 def _describe_pattern(found: re.Match[str]) -> str:
     pattern = found[1].strip("'\"").replace("\\\\", "\\")
     known = pattern.removeprefix(r"\A").removeprefix("^").removesuffix(r"\Z")
-    return _PATTERNS.get(known, f"text of the form {known}")
+    return PATTERNS.get(known, f"text of the form {known}")

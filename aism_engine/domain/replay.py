@@ -9,6 +9,7 @@ from aism_engine.domain.commands.accept import accept, find_agent
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.decision import DecisionContext
 from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.plain_words import explain
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
 from aism_engine.domain.responses import decide_response
@@ -47,7 +48,7 @@ def _send_again(ctx: DecisionContext, request: m.Replay, dead_letter: fx.DeadLet
     try:
         body = decode_as(m.CommandMessage, dead_letter.raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return ErrorReply(_REPLAY_REFUSED, "invalid_message", str(error))
+        return ErrorReply(_REPLAY_REFUSED, "invalid_message", explain(error))
     agent = find_agent(ctx, dead_letter.agent_id or "", _REPLAY_REFUSED)
     if isinstance(agent, ErrorReply):
         return agent

@@ -11,6 +11,7 @@ from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups
+from aism_engine.domain.plain_words import explain
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_request
@@ -49,7 +50,7 @@ def _decode(_policy: Policy, raw: bytes) -> FanoutTarget:
     try:
         return _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedError("invalid_message", str(error)) from None
+        raise MalformedError("invalid_message", explain(error)) from None
 
 
 def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:

@@ -140,7 +140,7 @@ async def test_the_result_of_a_run_is_printed(engine: Running, start: Start, num
     await wait_for_status(engine, "c1", "succeeded")
     process.send_signal(number)
     out, _ = process.communicate()
-    assert (process.returncode, json.loads(out)) == (0, {"ok": True, "agent_id": ID, "done": 1, "failed": 0})
+    assert (process.returncode, json.loads(out)) == (0, {"ok": True, "agent_id": ID, "succeeded": 1, "failed": 0})
     await eventually(partial(has_left, engine))
 
 
@@ -358,7 +358,7 @@ async def test_failures_in_a_row_cause_a_backoff(monkeypatch: pytest.MonkeyPatch
         with suppress(CommandFailedError):
             await run_once(handler, attempt=code)
     assert pauses == [1, 2, 3, 1]
-    assert (handler.done, handler.failed) == (2, 5)
+    assert (handler.succeeded, handler.failed) == (2, 5)
 
 
 def command(**fields: Any) -> CommandMessage:  # noqa: ANN401

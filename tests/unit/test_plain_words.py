@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
-from aism_engine.domain.plain_words import in_plain_words
+from aism_engine.domain.plain_words import explain, in_plain_words
+from aism_engine.domain.protocol.codec import decode_as
 from aism_engine.domain.protocol.messages import Identifier, StateName
 from aism_engine.settings import Address, Prefix, Url
 
@@ -57,3 +58,34 @@ def test_no_pattern_of_ours_reaches_a_person_as_a_regular_expression(form: Any) 
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.convert("*", form)
     assert "of the form" not in in_plain_words(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "the end of the message is missing"),
+        (b'{"needed": x}', "not JSON at byte 11: invalid character"),
+        (b'{"needed": 1} 2', "not JSON at byte 15: trailing characters"),
+        (b"\x81\xa6needed\xc1", "not MessagePack at byte 8: invalid opcode '\\xc1'"),
+        (b'{"text": "\xff"}', "text that is not valid UTF-8"),
+        (b"[" * 10_000, "expected an object, got a list"),
+    ],
+)
+def test_a_message_that_cannot_be_decoded_is_explained(raw: bytes, words: str) -> None:
+    with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)) as refused:
+        decode_as(_Form, raw)
+    assert explain(refused.value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (object(), "a value of the type object cannot be encoded"),
+        (2**64, "an integer has more than 64 bits"),
+        ("\ud800", "text that is not valid UTF-8"),
+    ],
+)
+def test_a_value_that_cannot_be_encoded_is_explained(value: object, words: str) -> None:
+    with pytest.raises((TypeError, OverflowError, UnicodeError)) as refused:
+        msgspec.msgpack.encode(value)
+    assert explain(refused.value) == words

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar, get_args
 import msgspec
 from msgspec import Struct
 
-from aism_engine.domain.plain_words import in_plain_words
+from aism_engine.domain.plain_words import explain
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.names import is_identifier
 
@@ -91,13 +91,13 @@ class Decoder(Generic[T]):
         except RecursionError:
             raise MalformedError("too_deep", "nested too deep") from None
         except UnicodeDecodeError as error:
-            raise MalformedError("invalid_utf8", str(error)) from None
+            raise MalformedError("invalid_utf8", explain(error)) from None
         except msgspec.DecodeError as error:
             if not isinstance(error, msgspec.ValidationError):
-                raise MalformedError("invalid_json" if is_json else "invalid_msgpack", str(error)) from None
-            raise self._explain(raw, in_plain_words(str(error)), is_json=is_json) from None
+                raise MalformedError("invalid_json" if is_json else "invalid_msgpack", explain(error)) from None
+            raise self._explain(raw, explain(error), is_json=is_json) from None
         except (OverflowError, ValueError, TypeError) as error:  # raised by _check_values
-            raise self._explain(raw, str(error), is_json=is_json) from None
+            raise self._explain(raw, explain(error), is_json=is_json) from None
         return message
 
     def _explain(self, raw: bytes, reason: str, *, is_json: bool) -> MalformedError:

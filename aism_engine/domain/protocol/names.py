@@ -12,6 +12,8 @@ TYPE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Name of a type, a label, a capability or an error code."""
 STATE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
 MEASUREMENT_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}"
+PREFIX: Final = r"[A-Za-z0-9._{}:-]{1,64}"
+"""First part of the keys of a fleet."""
 
 
 def is_identifier(value: object) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 import uuid_utils
 from msgspec import Struct
 
+from aism_engine.domain.plain_words import explain
 from aism_engine.errors import AismError
 
 _NAME: Final = re.compile(r"^audit-(\d{4}-\d\d-\d\d)\.jsonl(\.gz)?$")
@@ -97,7 +98,7 @@ def read_identity(folder: Path, prefix: str) -> Identity:
     try:
         identity = msgspec.json.decode(path.read_bytes(), type=Identity)
     except msgspec.DecodeError as error:
-        raise ArchiveError("foreign", f"{path} does not identify an archive: {error}") from None
+        raise ArchiveError("foreign", f"{path} does not identify an archive: {explain(error)}") from None
     if identity.prefix != prefix:
         fleets = f"the fleet {identity.prefix!r}, not of {prefix!r}"
         raise ArchiveError("foreign", f"{folder} is the archive of {fleets}; use another directory or prefix")
