@@ -1,11 +1,12 @@
 """Records: how the fields of a struct are written to a Redis hash, and read back.
 
-A field that is missing or empty in a record has the default of the struct, so that a record of another version can be
-read. A required field that is missing, or a value that cannot be read, raises.
+The annotation of each field that is part of a record has a `FieldType`: `since: Annotated[float, INSTANT]`. A field
+that is missing or empty in a record has the default of the struct, so that a record of another version can be read. A
+required field that is missing, or a value that cannot be read, raises.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -42,27 +43,27 @@ def json(form: Any, *, omit_empty: bool = False) -> FieldType:  # noqa: ANN401 -
 
 
 class RecordTable(Generic[S]):
-    """Encodes and decodes one kind of record. It names the fields in order, and the struct that holds their values."""
+    """Encodes and decodes one kind of record. Its fields are in the order of the struct that holds their values."""
 
     def __init__(
-        self,
-        struct: Callable[..., S],
-        key: str,
-        types: Mapping[str, FieldType],
-        *,
-        required: Iterable[str],
-        renamed: Mapping[str, str] = {},
+        self, struct: type[S], key: str, *, required: Iterable[str] = (), renamed: Mapping[str, str] = {}
     ) -> None:
         """`key` is the attribute that is part of the Redis key; it is empty if there is none.
 
-        `renamed` maps a field to its attribute, if the attribute has another name.
+        `renamed` maps an attribute to its field, if the field has another name.
         """
-        self.fields: Final = tuple(types)
+        types = [
+            (renamed.get(attribute, attribute), attribute, each)
+            for attribute, form in get_type_hints(struct, include_extras=True).items()
+            for each in get_args(form)
+            if isinstance(each, FieldType)
+        ]
+        self.fields: Final = tuple(name for name, _, _ in types)
         self._struct = struct
         self._key = key
         self._required = frozenset(required)
-        self._encoders = {name: (renamed.get(name, name), type_.encode) for name, type_ in types.items()}
-        self._decoders = [(renamed.get(name, name), type_.decode) for name, type_ in types.items()]
+        self._encoders = {name: (attribute, each.encode) for name, attribute, each in types}
+        self._decoders = [(attribute, each.decode) for _, attribute, each in types]
 
     def encode(self, value: S, names: Iterable[str] = ()) -> dict[str, str]:
         """Return the fields of a record; only those in `names`, if there are any."""

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from enum import StrEnum
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
 
@@ -41,11 +41,11 @@ class Hold(StrEnum):
 class Held(Struct, kw_only=True):
     """The hold of an agent or of the fleet: which, since when, by whom, and why. Its fields are part of a record."""
 
-    hold: Hold = Hold.NONE
-    held_at: float = 0.0
-    held_by: str = ""
+    hold: Annotated[Hold, choice(Hold)] = Hold.NONE
+    held_at: Annotated[float, INSTANT] = 0.0
+    held_by: Annotated[str, TEXT] = ""
     """The operator, as the request names it; empty if it names none."""
-    hold_reason: str = ""
+    hold_reason: Annotated[str, TEXT] = ""
 
 
 class Diverged(Struct, frozen=True, kw_only=True):
@@ -63,6 +63,9 @@ class Divergence(Diverged, frozen=True, kw_only=True):
     since: str
 
 
+Divergences: TypeAlias = dict[str, Divergence]
+
+
 class AgentRecord(Held, kw_only=True):
     """Record of one agent, the engine's authority on it. Instants are unix seconds by Redis `TIME`.
 
@@ -70,36 +73,36 @@ class AgentRecord(Held, kw_only=True):
     """
 
     agent_id: str
-    type: str = "unknown"
-    registered: bool = False
-    labels: dict[str, str] = field(default_factory=dict)
-    capabilities: tuple[str, ...] = ()
-    codec: str = "json"
-    instance: str = ""
+    type: Annotated[str, TEXT] = "unknown"
+    registered: Annotated[bool, FLAG] = False
+    labels: Annotated[dict[str, str], json(dict[str, str])] = field(default_factory=dict)
+    capabilities: Annotated[tuple[str, ...], json(tuple[str, ...])] = ()
+    codec: Annotated[str, TEXT] = "json"
+    instance: Annotated[str, TEXT] = ""
     """The process that registered last; empty if it gave no instance."""
-    state: str
-    since: float
-    declared: str | None = None
-    declared_at: float = 0.0
-    declared_via: Via | None = None
-    liveness: Liveness = Liveness.UNKNOWN
-    lost_from: str | None = None
+    state: Annotated[str, TEXT]
+    since: Annotated[float, INSTANT]
+    declared: Annotated[str | None, TEXT] = None
+    declared_at: Annotated[float, INSTANT] = 0.0
+    declared_via: Annotated[Via | None, choice(get_args(Via))] = None
+    liveness: Annotated[Liveness, choice(set(Liveness) - {Liveness.SILENT})] = Liveness.UNKNOWN
+    lost_from: Annotated[str | None, TEXT] = None
     """State at the moment of the loss."""
-    lost_score: float | None = None
+    lost_score: Annotated[float | None, SCORE] = None
     """Score of the last heartbeat before the agent was lost or left: a different score brings it back."""
-    lost_at: float = 0.0
-    first_seen_at: float
-    cooldowns: dict[str, float] = field(default_factory=dict)
+    lost_at: Annotated[float, INSTANT] = 0.0
+    first_seen_at: Annotated[float, INSTANT]
+    cooldowns: Annotated[dict[str, float], json(dict[str, float], omit_empty=True)] = field(default_factory=dict)
     """Ends of the cooldowns, by state."""
     reason_stored: bool = True
     """Whether the record in Redis may hold a reason or context that the next state change must clear. Not stored."""
-    waits_for: str = ""
+    waits_for: Annotated[str, TEXT] = ""
     """Who must act in the current state: `human`, `agent`, or empty."""
     stay_until: float = 0.0
     """Deadline of the stay in its state, as last written to Redis; 0: none. Not part of the record."""
-    divergences: dict[str, Divergence] = field(default_factory=dict)
+    divergences: Annotated[Divergences, json(Divergences, omit_empty=True)] = field(default_factory=dict)
     """Open divergences, by rule."""
-    mail_waiting: int = 0
+    mail_waiting: Annotated[int, COUNT] = 0
     """Number of messages that wait until the agent accepts them."""
     # Index of the open commands: derived from their records, not part of the agent's record.
     scheduled: frozenset[str] = frozenset()
@@ -196,40 +199,9 @@ class AgentRecord(Held, kw_only=True):
         self.lost_from, self.lost_score, self.lost_at = None, None, 0.0
 
 
-_HELD_TYPES: Final = {"held_at": INSTANT, "held_by": TEXT, "hold_reason": TEXT}
-HELD_TABLE: Final = RecordTable(
-    Held, "", {"fleet": choice(Hold), **_HELD_TYPES}, required=(), renamed={"fleet": "hold"}
-)
+HELD_TABLE: Final = RecordTable(Held, "", renamed={"hold": "fleet"})
 """The hold of the whole fleet."""
-AGENT_TABLE: Final = RecordTable(
-    AgentRecord,
-    "agent_id",
-    {
-        "type": TEXT,
-        "registered": FLAG,
-        "labels": json(dict[str, str]),
-        "capabilities": json(tuple[str, ...]),
-        "codec": TEXT,
-        "instance": TEXT,
-        "state": TEXT,
-        "since": INSTANT,
-        "declared": TEXT,
-        "declared_at": INSTANT,
-        "declared_via": choice(get_args(Via)),
-        "liveness": choice(set(Liveness) - {Liveness.SILENT}),
-        "lost_from": TEXT,
-        "lost_score": SCORE,
-        "lost_at": INSTANT,
-        "first_seen_at": INSTANT,
-        "hold": choice(Hold),
-        **_HELD_TYPES,
-        "waits_for": TEXT,
-        "cooldowns": json(dict[str, float], omit_empty=True),
-        "mail_waiting": COUNT,
-        "divergences": json(dict[str, Divergence], omit_empty=True),
-    },
-    required=("type", "state", "since", "first_seen_at"),
-)
+AGENT_TABLE: Final = RecordTable(AgentRecord, "agent_id", required=("type", "state", "since", "first_seen_at"))
 
 
 class AgentSnapshot(Struct, frozen=True):

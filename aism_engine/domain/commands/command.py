@@ -12,7 +12,7 @@ raises ValueError: the caller checks `may_become` first.
 from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import sha1
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -78,31 +78,31 @@ class Command(Struct, kw_only=True):
     """An open command in memory. Its record in Redis holds more. Instants are unix seconds by Redis `TIME`."""
 
     command_id: str
-    agent_id: str
-    type: str
-    target: str | None = None
+    agent_id: Annotated[str, TEXT]
+    type: Annotated[str, TEXT]
+    target: Annotated[str | None, TEXT] = None
     """The requested state, if the type is `state_transition`."""
-    status: Status = Status.WAITING
-    priority: Priority = "normal"
-    seq: int = 0
+    status: Annotated[Status, choice(Status)] = Status.WAITING
+    priority: Annotated[Priority, choice(RANKS)] = "normal"
+    seq: Annotated[int, INTEGER] = 0
     """Position in the order of all commands: assigned at acceptance, and again at each push."""
-    attempt: int = 0
+    attempt: Annotated[int, INTEGER] = 0
     """Number of pushes."""
-    failures: int = 0
+    failures: Annotated[int, INTEGER] = 0
     """Number of retryable errors that its agent reported."""
-    restarts: int = 0
+    restarts: Annotated[int, INTEGER] = 0
     """Number of attempts that ended because the process of its agent did."""
-    accepted_at: float
-    start_at: float = 0.0
+    accepted_at: Annotated[float, INSTANT]
+    start_at: Annotated[float, INSTANT] = 0.0
     """The scheduled start, from which the time to live counts; 0: it may be sent at once."""
-    expires_at: float
-    step_at: float = 0.0
+    expires_at: Annotated[float, INSTANT]
+    step_at: Annotated[float, INSTANT] = 0.0
     """When the start, the ack timeout, the execution timeout or the next attempt is due; 0: none of them."""
-    ack_timeout_s: float = 30.0
-    timeout_s: float = 3600.0
-    max_attempts: int = 5
-    on_lost: OnLost = "hold"
-    group_id: str | None = None
+    ack_timeout_s: Annotated[float, NUMBER] = 30.0
+    timeout_s: Annotated[float, NUMBER] = 3600.0
+    max_attempts: Annotated[int, INTEGER] = 5
+    on_lost: Annotated[OnLost, choice(get_args(OnLost))] = "hold"
+    group_id: Annotated[str | None, TEXT] = None
     status_since: float = 0.0
     """When it got its status; 0 if an earlier engine changed it. Not part of the record."""
 
@@ -207,28 +207,8 @@ class Command(Struct, kw_only=True):
 COMMAND_TABLE: Final = RecordTable(
     Command,
     "command_id",
-    {
-        "agent_id": TEXT,
-        "type": TEXT,
-        "target": TEXT,
-        "status": choice(Status),
-        "priority": choice(RANKS),
-        "seq": INTEGER,
-        "attempt": INTEGER,
-        "failures": INTEGER,
-        "restarts": INTEGER,
-        "accepted_at": INSTANT,
-        "start_at": INSTANT,
-        "expires_at": INSTANT,
-        "step_at": INSTANT,
-        "ack_timeout": NUMBER,
-        "timeout": NUMBER,
-        "max_attempts": INTEGER,
-        "on_lost": choice(get_args(OnLost)),
-        "group_id": TEXT,
-    },
     required=("agent_id", "type", "status", "accepted_at", "expires_at"),
-    renamed={"ack_timeout": "ack_timeout_s", "timeout": "timeout_s"},
+    renamed={"ack_timeout_s": "ack_timeout", "timeout_s": "timeout"},
 )
 """The fields of a record that are part of a `Command`. A record has more, such as `body`, `payload` and `result`."""
 

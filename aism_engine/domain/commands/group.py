@@ -4,7 +4,7 @@ A group ends when all of its members have ended. It succeeds as soon as enough m
 as too few members can still succeed.
 """
 
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -23,18 +23,18 @@ class Group(Struct, kw_only=True):
     """Progress of a request for many agents. It succeeds when `needed` of its `total` commands have succeeded."""
 
     group_id: str
-    kind: str
-    total: int
-    needed: int
-    status: GroupStatus = "open"
-    cancel_requested: bool = False
+    kind: Annotated[str, TEXT]
+    total: Annotated[int, INTEGER]
+    needed: Annotated[int, INTEGER]
+    status: Annotated[GroupStatus, choice(get_args(GroupStatus))] = "open"
+    cancel_requested: Annotated[bool, FLAG] = False
     """Whether the group was cancelled: members that are not accepted yet will not be."""
-    succeeded: int = 0
-    failed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    dead: int = 0
-    refused: int = 0
+    succeeded: Annotated[int, INTEGER] = 0
+    failed: Annotated[int, INTEGER] = 0
+    expired: Annotated[int, INTEGER] = 0
+    cancelled: Annotated[int, INTEGER] = 0
+    dead: Annotated[int, INTEGER] = 0
+    refused: Annotated[int, INTEGER] = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -71,19 +71,7 @@ class Group(Struct, kw_only=True):
         return fields
 
 
-GROUP_TABLE: Final = RecordTable(
-    Group,
-    "group_id",
-    {
-        "kind": TEXT,
-        "total": INTEGER,
-        "needed": INTEGER,
-        "status": choice(get_args(GroupStatus)),
-        "cancel_requested": FLAG,
-        **dict.fromkeys(OUTCOMES, INTEGER),
-    },
-    required=("kind", "total", "needed", "status"),
-)
+GROUP_TABLE: Final = RecordTable(Group, "group_id", required=("kind", "total", "needed", "status"))
 
 
 def quorum(text: str | None, total: int) -> int:
