@@ -27,7 +27,7 @@ from aism_engine.domain.protocol.messages import CommandMessage
 from aism_engine.domain.protocol.names import check_agent_id
 from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import connect_url, naming_outages
+from aism_engine.store.client import connect_url
 from aism_engine.store.keys import Keys
 
 T = TypeVar("T")
@@ -39,8 +39,6 @@ _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
 """Commands that are searched for cancellations, those that are popped next: an arbitrary number."""
-_MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What `decode_as` raises for bytes that are not a message."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -163,11 +161,10 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
 
     async def push(self, bodies: Sequence[bytes]) -> None:
         """Push messages, the first one first. Idempotent: the engine knows their ids."""
-        with naming_outages():
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.lpush(self._keys.response_queue, *bodies)
-            pipeline.publish(self._keys.responses, bodies[-1])
-            await pipeline.execute()
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.lpush(self._keys.response_queue, *bodies)
+        pipeline.publish(self._keys.responses, bodies[-1])
+        await pipeline.execute()
 
     # --- presence -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +197,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         while (raw := await self._pop(key, ends_at - time.monotonic())) is not None:
             try:
                 return decode_as(form, raw)
-            except _MALFORMED as error:
+            except (ValueError, RecursionError) as error:
                 await self.send("error", {"code": code, "message": explain(error)})
         return None
 
@@ -222,26 +219,24 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
     async def take_cancellations(self, command_ids: Container[str]) -> AsyncIterator[str]:
         """Remove `cancel` commands for any of these from the agent's list; yield the ids that they cancel."""
         key = self._keys.commands(self.agent_id)
-        with naming_outages():
-            for raw in await self._client.lrange(key, -_MAX_SEARCHED, -1):
-                try:
-                    command = decode_as(CommandMessage, raw)
-                except _MALFORMED:
-                    continue
-                command_id = str(command.payload.get("command_id"))
-                if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, -1, raw):
-                    yield command_id
+        for raw in await self._client.lrange(key, -_MAX_SEARCHED, -1):
+            try:
+                command = decode_as(CommandMessage, raw)
+            except (ValueError, RecursionError):
+                continue
+            command_id = str(command.payload.get("command_id"))
+            if command.type == "cancel" and command_id in command_ids and await self._client.lrem(key, -1, raw):
+                yield command_id
 
     async def _pop(self, key: str, wait_s: float) -> bytes | None:
         """Pop the oldest entry of a list, waiting at most `wait_s` for one."""
         ends_at = time.monotonic() + wait_s
-        with naming_outages():
-            while (left_s := ends_at - time.monotonic()) > 0:
-                block_s = max(0.01, min(left_s, _MAX_BLOCK_S))  # a timeout of 0 means no limit
-                if popped := await self._client.brpop(key, timeout=block_s):
-                    return bytes(popped[1])
-            raw: bytes | None = await self._client.rpop(key)
-            return raw
+        while (left_s := ends_at - time.monotonic()) > 0:
+            block_s = max(0.01, min(left_s, _MAX_BLOCK_S))  # a timeout of 0 means no limit
+            if popped := await self._client.brpop(key, timeout=block_s):
+                return bytes(popped[1])
+        raw: bytes | None = await self._client.rpop(key)
+        return raw
 
 
 def _is_finite(value: object) -> bool:
@@ -258,8 +253,7 @@ async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff = _BACKOFF, a
     failures = 0
     while True:
         try:
-            with naming_outages():
-                return await call()
+            return await call()
         except ServerUnavailableError:
             failures += 1
             if failures >= attempts:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from aism_engine.agent.client import AgentClient, InboxMessage, retry
 from aism_engine.agent.handlers import Handlers, format_traceback
@@ -59,14 +60,7 @@ class Inbox:
                 await self._handle(self.handler, message)
 
     async def _handle(self, handler: MessageHandler, message: InboxMessage) -> None:
-        content = message.payload
-        given = Message(
-            id=message.id,
-            sender=content.sender,
-            content=content.content,
-            thread_id=content.thread_id,
-            verbs=self._verbs,
-        )
+        given = Message(id=message.id, verbs=self._verbs, **asdict(message.payload))
         try:
             await self._calls.call(handler, given)
         except asyncio.CancelledError:

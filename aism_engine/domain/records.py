@@ -76,7 +76,7 @@ class RecordTable(Generic[S]):
         return self.from_values(key, [record.get(name, "") for name in self.fields])
 
     def from_values(self, key: str, values: Sequence[str]) -> S:
-        """Read the values of `fields` back. Raises KeyError, ValueError or msgspec.DecodeError for a damaged record."""
+        """Read the values of `fields` back. Raises KeyError or ValueError for a damaged record."""
         found: dict[str, Any] = {}
         for (attribute, decode), text in zip(self._decoders, values, strict=True):
             if text:

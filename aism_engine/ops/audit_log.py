@@ -31,7 +31,7 @@ PAGE_ENTRIES: Final = 200
 PAGE_BYTES: Final = 1 << 18
 """Bounds of a page: arbitrary numbers that occupy the server for about a millisecond."""
 _SEARCH_ENTRIES: Final = 100  # read per call while `find_common_entry` searches backwards
-DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (ValueError, RecursionError)
 _NO_ITEMS: Final = Raw()  # one object, since `omit_defaults` compares by identity
 _ITEMS: Final = msgspec.json.Decoder(list[Raw])
 

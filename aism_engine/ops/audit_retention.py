@@ -74,5 +74,5 @@ def _position(value: bytes) -> ArchivePosition | None:
     try:
         position = msgspec.json.decode(value, type=ArchivePosition)
         return position if min(entry_order(position.cursor)) >= 0 else None
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None

@@ -4,15 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from math import isfinite
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import uuid_utils
 
 from aism_engine.domain.protocol.codec import decode_as, encode
 from aism_engine.domain.protocol.messages import MAX_MEASUREMENTS, Identifier, Measurements
-
-_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Publication(msgspec.Struct):
@@ -58,7 +56,7 @@ class Publications:
         self.counts["declaration"] += 1
         try:
             change = decode_as(_Publication, published)
-        except _DECODE_ERRORS:
+        except (ValueError, RecursionError):
             self.messages.append(published)
             return
         payload = {"target": change.new_state if isinstance(change.new_state, str) else None}
@@ -68,7 +66,7 @@ class Publications:
         """Add a published measurement: `{"agent_id", "values": {name: number}}`."""
         try:
             measurement = decode_as(_Measurement, published)
-        except _DECODE_ERRORS:
+        except (ValueError, RecursionError):
             self._add_malformed(published)
             return
         latest = self._latest.get(measurement.agent_id)
@@ -98,7 +96,7 @@ class Publications:
         try:
             malformed = decode_as(_Publication, published)
             self.messages.append(_message("measurement", malformed.agent_id, malformed.values))
-        except (*_DECODE_ERRORS, TypeError):  # MessagePack has values and keys that JSON cannot express
+        except (ValueError, RecursionError, TypeError):  # MessagePack has values and keys that JSON cannot express
             self.messages.append(published)
 
 
@@ -106,7 +104,7 @@ def noisiest_publisher(published: Iterable[bytes]) -> str | None:
     """Return the agent id that occurs most often; None if no publication has one."""
     counts = Counter[str]()
     for each in published:
-        with suppress(*_DECODE_ERRORS):
+        with suppress(ValueError, RecursionError):
             counts[decode_as(_Publisher, each).agent_id] += 1
     return max(counts, key=counts.__getitem__, default=None)
 

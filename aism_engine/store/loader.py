@@ -86,7 +86,7 @@ _MESSAGE_IDS = msgspec.json.Decoder(list[tuple[str, str]])
 
 def _message_ids_of(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
     """Read the message ids of an audit entry; an entry of another client has none."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with suppress(ValueError, RecursionError):
         facts = _FACTS.decode(entry.get(b"facts", b"[]"))
         message_ids = _MESSAGE_IDS.decode(entry.get(b"message_ids", b"[]"))
         applied = [fact for fact in facts if fact.by == "agent" and fact.event != "dead_letter_added"]

@@ -269,7 +269,7 @@ def _snapshot(type_: bytes, labels: bytes, state: bytes, score: bytes, recorded:
 
 
 def _labels(packed: bytes) -> dict[str, str]:
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with suppress(ValueError, RecursionError):
         return msgspec.json.decode(packed, type=Labels)
     return {}
 

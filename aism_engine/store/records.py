@@ -27,7 +27,7 @@ _MEASUREMENT_NAMES: Final = 4096
 """Names of measurements in the cache: many agents share few names."""
 _VALUES: Final = msgspec.msgpack.Decoder(list[str])
 """Decodes a record as read_records.lua packs it. Raises ValueError if a value is not UTF-8."""
-_DAMAGED: Final = (KeyError, ValueError, msgspec.DecodeError)
+_DAMAGED: Final = (KeyError, ValueError)
 NO_VALUE: Final = msgspec.msgpack.encode([""])
 """What read_records.lua returns for a single field that has no value or cannot be read."""
 

@@ -139,7 +139,7 @@ async def test_a_cancellation_that_was_taken_counts_although_redis_fails_then(
 
     async def fail_after_the_first(*arguments: Any) -> int:  # noqa: ANN401
         if taken:
-            raise ConnectionResetError
+            raise ServerUnavailableError("connection", "reset")
         return int(await remove(*arguments))
 
     async def take() -> None:

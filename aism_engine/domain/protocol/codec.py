@@ -55,7 +55,7 @@ _FREE_FORM: Final = frozenset({m.Result, m.Message, m.Custom, m.Send, m.StateTra
 
 
 def decode_as(form: type[T], raw: bytes) -> T:
-    """Decode a message of any form from either format. Raises what msgspec raises."""
+    """Decode a message of any form from either format. Raises ValueError or RecursionError for anything else."""
     if raw and raw[0] in _MSGPACK_MAP:
         return msgspec.msgpack.decode(raw, type=form)
     return msgspec.json.decode(raw, type=form)
