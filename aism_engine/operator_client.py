@@ -18,7 +18,6 @@ from msgspec import Struct, field
 
 from aism_engine.agent.arguments import default_server
 from aism_engine.backoff import Backoff
-from aism_engine.domain.agents.agent import ABSENT
 from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.errors import AismError, RefusalError
@@ -164,7 +163,7 @@ class Operator:
                 open_commands=len(view.commands),
             )
             for view in await self._connected().agents()
-            if parsed.matches(view.agent) and (parsed.names_liveness or view.agent.liveness not in ABSENT)
+            if parsed.selects(view.agent)
         ]
 
     async def _send(

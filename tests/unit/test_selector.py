@@ -82,19 +82,17 @@ def test_selector_knows_whether_it_names_liveness() -> None:
 WORDS: Final = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,8}", fullmatch=True)
 KEYS: Final = st.sampled_from(["type", "state", "liveness", "id"]) | WORDS.map(lambda word: f"label.{word}")
 REQUIREMENTS: Final = st.builds(
-    Requirement, KEYS, st.sampled_from(["in", "notin"]), st.frozensets(WORDS, min_size=1, max_size=4)
-) | st.builds(Requirement, WORDS.map(lambda word: f"label.{word}"), st.sampled_from(["exists", "absent"]))
+    Requirement, KEYS, st.booleans(), st.frozensets(WORDS, min_size=1, max_size=4)
+) | st.builds(Requirement, WORDS.map(lambda word: f"label.{word}"), st.booleans())
 
 
 def _text(requirement: Requirement) -> str:
-    match requirement.operator:
-        case "exists":
-            return requirement.key
-        case "absent":
-            return f"!{requirement.key}"
-    if len(requirement.values) == 1:
-        return f"{requirement.key}{'=' if requirement.operator == 'in' else '!='}{next(iter(requirement.values))}"
-    return f"{requirement.key} {requirement.operator} ({','.join(requirement.values)})"
+    key, negated, values = requirement.key, requirement.negated, sorted(map(str, requirement.values))
+    if requirement.values == {None}:
+        return key if negated else f"!{key}"
+    if len(values) == 1:
+        return f"{key}{'!=' if negated else '='}{values[0]}"
+    return f"{key} {'notin' if negated else 'in'} ({','.join(values)})"
 
 
 @given(st.lists(REQUIREMENTS, min_size=1, max_size=5))

@@ -5,7 +5,7 @@ from zlib import crc32
 
 from aism_engine.clock import from_iso, iso
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Liveness
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
 from aism_engine.domain.commands.group import GROUP_TABLE, Group, quorum
@@ -114,11 +114,7 @@ def select(ctx: DecisionContext, text: str, error_type: str) -> list[AgentRecord
         selector = Selector.parse(text)
     except ValueError as error:
         return ErrorReply(error_type, "invalid_selector", str(error))
-    found = [
-        agent
-        for agent in ctx.draft.agents()
-        if (selector.names_liveness or agent.liveness not in ABSENT) and selector.matches(agent)
-    ]
+    found = [agent for agent in ctx.draft.agents() if selector.selects(agent)]
     if not found:
         message = f"no {'' if selector.names_liveness else 'present '}agent matches {text}"
         return ErrorReply(error_type, "no_match", message, suggestions=("aism-engine agents list",))

@@ -8,13 +8,11 @@ See "Labels and Selectors" in the documentation of Kubernetes.
 
 import re
 from collections.abc import Callable
-from typing import Final, Literal, NoReturn, TypeAlias
+from typing import Final, NoReturn
 
 from msgspec import Struct
 
-from aism_engine.domain.agents.agent import AgentRecord
-
-Operator: TypeAlias = Literal["in", "notin", "exists", "absent"]
+from aism_engine.domain.agents.agent import ABSENT, AgentRecord
 
 _TOKEN: Final = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9][A-Za-z0-9._/:-]*)|(?P<symbol>==|!=|[=!(),])|(?P<other>\S))")
 _EXAMPLE: Final = "for example type=architect,state in (inbox,idle),label.team!=a"
@@ -24,7 +22,8 @@ _FIELDS: Final[dict[str, Callable[[AgentRecord], str]]] = {
     "liveness": lambda agent: agent.liveness.value,
     "id": lambda agent: agent.agent_id,
 }
-_OPERATORS: Final[dict[str, Operator]] = {"=": "in", "==": "in", "in": "in", "!=": "notin", "notin": "notin"}
+_IS_NEGATED: Final = {"=": False, "==": False, "in": False, "!=": True, "notin": True}
+"""The operators, and whether each excludes the values after it."""
 _LABEL: Final = "label."
 _MAX_REQUIREMENTS: Final = 32
 """Maximum number of requirements of a selector, and of values of a requirement: arbitrary numbers."""
@@ -32,22 +31,16 @@ _MAX_VALUES: Final = 256
 
 
 class Requirement(Struct, frozen=True):
+    """The value of an agent is one of these, or none of them if `negated`. None is the value of an absent label."""
+
     key: str
-    operator: Operator
-    values: frozenset[str] = frozenset()
+    negated: bool
+    values: frozenset[str | None] = frozenset({None})
 
     def holds(self, agent: AgentRecord) -> bool:
         read_field = _FIELDS.get(self.key)
         value = agent.labels.get(self.key[len(_LABEL) :]) if read_field is None else read_field(agent)
-        match self.operator:
-            case "in":
-                return value in self.values
-            case "notin":
-                return value not in self.values
-            case "exists":
-                return value is not None
-            case "absent":
-                return value is None
+        return (value in self.values) != self.negated
 
 
 class Selector(Struct, frozen=True):
@@ -71,9 +64,12 @@ class Selector(Struct, frozen=True):
     def matches(self, agent: AgentRecord) -> bool:
         return all(requirement.holds(agent) for requirement in self.requirements)
 
+    def selects(self, agent: AgentRecord) -> bool:
+        """Return whether it addresses an agent. A lost or left agent is addressed only if it names liveness."""
+        return self.matches(agent) and (self.names_liveness or agent.liveness not in ABSENT)
+
     @property
     def names_liveness(self) -> bool:
-        """Whether it has a requirement on liveness. Otherwise lost and left agents do not match."""
         return any(requirement.key == "liveness" for requirement in self.requirements)
 
 
@@ -111,24 +107,24 @@ class _Tokens:
 
 
 def _requirement(tokens: _Tokens) -> Requirement:
-    negated = tokens.take("!")
+    is_absent = tokens.take("!")
     where = f"selector, at character {tokens.at + 1}"
     key = tokens.take_word("a key: type, state, liveness, id or label.NAME")
     is_label = key.startswith(_LABEL) and len(key) > len(_LABEL)
     if not is_label and key not in _FIELDS:
         label = "label.NAME" if key == _LABEL else f"label.{key}"
         raise ValueError(f"{where}: unknown key {key!r}; for a label use {label}; {_EXAMPLE}")
-    if negated or not (tokens.word or tokens.symbol) or tokens.symbol == ",":
+    if is_absent or not (tokens.word or tokens.symbol) or tokens.symbol == ",":
         if not is_label:
             raise ValueError(f"{where}: every agent has a {key}, so it needs a value; {_EXAMPLE}")
-        return Requirement(key, "absent" if negated else "exists")
-    operator = _OPERATORS.get(tokens.word or tokens.symbol)
-    if operator is None:
+        return Requirement(key, negated=not is_absent)
+    negated = _IS_NEGATED.get(tokens.word or tokens.symbol)
+    if negated is None:
         tokens.fail("=, !=, in, notin, or a comma")
     one_value = not tokens.word
     tokens.next()
     if one_value:
-        return Requirement(key, operator, frozenset({tokens.take_word("a value")}))
+        return Requirement(key, negated, frozenset({tokens.take_word("a value")}))
     if not tokens.take("("):
         tokens.fail("(")
     values = {tokens.take_word("a value")}
@@ -138,4 +134,4 @@ def _requirement(tokens: _Tokens) -> Requirement:
         tokens.fail(", or )")
     if len(values) > _MAX_VALUES:
         raise ValueError(f"a requirement has at most {_MAX_VALUES} values; {key} has {len(values)}")
-    return Requirement(key, operator, frozenset(values))
+    return Requirement(key, negated, frozenset(values))
