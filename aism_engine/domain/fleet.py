@@ -204,21 +204,14 @@ class Fleet:
             self.liveness[old.liveness] -= 1
             self.liveness[agent.liveness] += 1
         self.agents[agent_id] = agent
-        if agent.lost_score is None:
-            self.absent.discard(agent_id)
-        else:
-            self.absent.add(agent_id)
-        if agent.awaits_heartbeat:
-            self.awaiting_heartbeat.add(agent_id)
-        else:
-            self.awaiting_heartbeat.discard(agent_id)
-        if agent.queued:
-            self.queued.add(agent_id)
-        else:
-            self.queued.discard(agent_id)
-        if agent.waiting:
-            self.waiting.add(agent_id)
-            self.dispatchable.add(agent_id)
-        elif agent_id in self.waiting:
-            self.waiting.discard(agent_id)
-            self.dispatchable.discard(agent_id)
+        for members, is_member in (
+            (self.absent, agent.lost_score is not None),
+            (self.awaiting_heartbeat, agent.awaits_heartbeat),
+            (self.queued, agent.queued),
+            (self.waiting, agent.waiting),
+            (self.dispatchable, agent.waiting),
+        ):
+            if is_member:
+                members.add(agent_id)
+            else:
+                members.discard(agent_id)
