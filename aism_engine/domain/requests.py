@@ -42,7 +42,7 @@ def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes)
     saved = draft.request_replies.get(request.id) or draft.lookups.request_replies.get(request.id)
     digest = sha1(encode_sorted([request.kind, request.payload]), usedforsecurity=False).hexdigest().encode()
     if saved is None:
-        reply = _decide(ctx, request, raw)
+        reply = _encode_reply(ctx, request, _HANDLERS[type(request)](ctx, request, raw))
         if decision.code != "id_reused":
             saved = draft.request_replies[request.id] = b"%s %s" % (digest, reply)
             ctx.add(fx.SaveRequestReply(request.id, saved, policy.commands.retention))
@@ -53,11 +53,6 @@ def decide_request(draft: Draft, policy: Policy, request: m.Request, raw: bytes)
     if request.reply:
         ctx.add(fx.SendReply(None, request.id, reply, policy.protocol.reply_ttl))
     return decision
-
-
-def _decide(ctx: DecisionContext, request: m.Request, raw: bytes) -> bytes:
-    """Call the handler, and encode the reply."""
-    return _encode_reply(ctx, request, _HANDLERS[type(request)](ctx, request, raw))
 
 
 def _encode_reply(ctx: DecisionContext, request: m.Request, reply: dict[str, Any] | ErrorReply) -> bytes:
