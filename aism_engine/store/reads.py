@@ -275,6 +275,6 @@ def _labels(packed: bytes) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)  # a fleet is read again and again, and has few types and states
-def _name(value: bytes, is_valid: Callable[[str], bool]) -> str | None:
+def _name(value: bytes, is_valid: Callable[[str], object]) -> str | None:
     name = text(value)
     return name if is_valid(name) else None

@@ -7,7 +7,6 @@ The entries `on_register`, `on_lost`, `on_return`, `on_goodbye` and `on_unknown`
 They are not checked as transitions: an agent can be lost in any state.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
@@ -17,7 +16,7 @@ from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
 from aism_engine.domain.effects import Actor
-from aism_engine.domain.protocol.names import STATE_NAME
+from aism_engine.domain.protocol.names import is_state_name
 from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
 
@@ -26,7 +25,6 @@ PREVIOUS: Final = "previous"
 ANY: Final = "*"
 ACTORS: Final[tuple[Actor, ...]] = get_args(Actor)
 
-_is_state_name: Final = re.compile(STATE_NAME).fullmatch
 NAME_RULE: Final = "a letter, then at most 63 letters, digits, `_`, `.` or `-`"
 Kind: TypeAlias = Literal["string", "number", "integer", "boolean", "array", "object"]
 """Type that a value of the context must have: the types of JSON Schema."""
@@ -139,7 +137,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return None
         has_conditions = self._targets.get(current, {self.on_unknown: False}).get(target)
         if has_conditions is None:
-            if self.open and _is_state_name(target):
+            if self.open and is_state_name(target):
                 return None
             return self._refuse(current, target, (case() if callable(case) else case))
         if case is None or not has_conditions:
@@ -205,7 +203,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         """Return why there is no such transition."""
         by = None if case is None else case.by
         allowed = self.allowed(current, by)
-        if not _is_state_name(target):
+        if not is_state_name(target):
             requested = target if len(target) <= 64 else f"{target[:64]}…"  # noqa: PLR2004 - the longest name
             message = f"{requested!r} is not a state name: expected {NAME_RULE}"
             return Refusal("unknown_state", message, current, requested, allowed)

@@ -4,6 +4,7 @@ A module of its own, because the agent's command-line tool pays for each import 
 """
 
 import re
+from functools import partial
 from typing import Final
 
 IDENTIFIER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -29,13 +30,6 @@ def check_agent_id(agent_id: str) -> str:
     return agent_id
 
 
-def is_type_name(text: str) -> bool:
-    return re.fullmatch(TYPE_NAME, text) is not None
-
-
-def is_state_name(text: str) -> bool:
-    return re.fullmatch(STATE_NAME, text) is not None
-
-
-def is_measurement_name(text: str) -> bool:
-    return re.fullmatch(MEASUREMENT_NAME, text) is not None
+is_type_name: Final = partial(re.fullmatch, TYPE_NAME)
+is_state_name: Final = partial(re.fullmatch, STATE_NAME)
+is_measurement_name: Final = partial(re.fullmatch, MEASUREMENT_NAME)
