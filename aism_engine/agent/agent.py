@@ -34,9 +34,8 @@ from aism_engine.agent.client import AgentClient, retry
 from aism_engine.agent.handlers import Handlers
 from aism_engine.agent.inbox import Inbox, Message, MessageHandler
 from aism_engine.agent.outbox import OUTAGE_BACKOFF, Outbox
-from aism_engine.agent.task import CommandFailedError, Task, TaskHandler
+from aism_engine.agent.task import CommandFailedError, Task, TaskHandler, Verbs
 from aism_engine.agent.task_runner import TaskRunner, cancel_tasks
-from aism_engine.agent.verbs import Verbs
 from aism_engine.errors import AismError, ServerUnavailableError
 
 log = structlog.get_logger(component="agent")

@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from aism_engine.agent.client import AgentClient, InboxMessage, retry
 from aism_engine.agent.handlers import Handlers, format_traceback
 from aism_engine.agent.outbox import OUTAGE_BACKOFF
-from aism_engine.agent.verbs import Verbs
+from aism_engine.agent.task import Verbs
 
 log = structlog.get_logger(component="agent")
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from aism_engine.domain.commands.orphans import decide_orphan
+from aism_engine.domain.commands.deadlines import decide_orphan
 from aism_engine.domain.fleet import Lookups
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext

@@ -1,4 +1,7 @@
-"""Due deadlines: ack timeout, execution timeout, time to live, scheduled start, next attempt, longest stay."""
+"""Due deadlines: ack timeout, execution timeout, time to live, scheduled start, next attempt, longest stay.
+
+And orphans: open commands and groups whose record exists, but whose deadline is missing from the index.
+"""
 
 from collections.abc import Set as AbstractSet
 
@@ -70,3 +73,20 @@ def _end(ctx: DecisionContext, command: Command, status: Status, code: str, reas
     if command.status is Status.ACKED:
         ctx.draft.activity(command.agent_id).add_execution_timeout(command.step_at - command.timeout_s, ctx.draft.now)
     stop_with_error(ctx, command, status, code, reason)
+
+
+def decide_orphan(draft: Draft, policy: Policy, member: str) -> Decision:
+    """Write the deadline of a command or group again, and add it to the fleet if it is missing there."""
+    ctx = DecisionContext(draft, policy, Decision("orphan", "unchanged"), "engine", member)
+    kind, _, name = member.partition(":")
+    if kind == "command" and (command := draft.command(name)) is not None and command.open:
+        draft.add_command(command)
+        ctx.add(fx.SetDeadline(member, command.due_at))
+        ctx.decision.outcome = "applied"
+    elif kind == "group" and (group := draft.group(name) or draft.lookups.groups.get(name)) and not group.ended:
+        draft.add_group(group)
+        # The record does not say when the last member will end. A member that is scheduled for later than this deadline
+        # is counted as expired.
+        ctx.add(fx.SetDeadline(member, draft.now + policy.commands.ttl + policy.commands.retention))
+        ctx.decision.outcome = "applied"
+    return ctx.decision
