@@ -31,7 +31,7 @@ from aism_engine.services.base import FIRST_PAUSE_S, Outages, ServiceContext
 from aism_engine.services.dispatcher import Dispatcher
 from aism_engine.services.divergence_checker import DivergenceChecker
 from aism_engine.services.elector import Elector
-from aism_engine.services.fanout import fanout_handler
+from aism_engine.services.fanout import FANOUT_HANDLER
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
 from aism_engine.services.queue_consumer import QueueConsumer
@@ -115,7 +115,7 @@ class Engine:
             QueueConsumer(
                 context, REQUEST_HANDLER, settings.request_consumer, wakeups.requests, on_applied=wakeups.fanout.set
             ),
-            QueueConsumer(context, fanout_handler(), settings.fanout, wakeups.fanout),
+            QueueConsumer(context, FANOUT_HANDLER, settings.fanout, wakeups.fanout),
             Dispatcher(context, settings.dispatcher),
             Timekeeper(context, settings.timekeeper),
             Reconciler(context),

@@ -11,6 +11,7 @@ from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Held, Li
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
+from aism_engine.domain.protocol.messages import Request
 
 Pair: TypeAlias = tuple[str, str]
 """Sender and recipient of mail."""
@@ -39,6 +40,8 @@ class Lookups(Struct):
     unread: dict[str, int] = field(default_factory=dict)
     """Number of messages in an agent's inbox, together with those that wait for it."""
     groups: dict[str, Group] = field(default_factory=dict)
+    group_requests: dict[str, Request] = field(default_factory=dict)
+    """The requests that made groups, by the id of the group, as far as they can be read."""
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     applied_until: float = 0.0
     """Every response that was in the queue at this instant is applied; 0: not known since the fleet was loaded."""

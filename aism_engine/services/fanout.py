@@ -1,6 +1,10 @@
-"""Applies an accepted request for many agents to each of them."""
+"""Applies an accepted request for many agents to each of them: one target of the fan-out queue per message.
+
+A target leaves the queue in the commit that applies it, so a crash neither skips a target nor applies one twice.
+"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -17,33 +21,20 @@ from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_request
 from aism_engine.services.base import ServiceContext
 from aism_engine.services.queue_consumer import QueueHandler
-from aism_engine.store.store import Store
 
 _DECODER: Final = msgspec.json.Decoder(FanoutTarget)
 
 
-def fanout_handler() -> QueueHandler[FanoutTarget]:
-    """Return the handler of the fan-out queue, which applies a request to one target per message.
-
-    A target leaves the queue in the commit that applies it, so a crash neither skips a target nor applies one twice.
-    """
-    requests: dict[str, m.Request | None] = {}  # those of the groups in the current batch
-
-    async def look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[FanoutTarget]) -> Lookups:
-        store, group_ids = context.store, {target.group_id for target in messages}
-        current = {each: requests.get(each) or await _load_request(store, each) for each in group_ids}
-        requests.clear()
-        requests.update(current)
-        command_ids = {child_id(each.group_id, each.agent_id) for each in messages if each.agent_id is not None}
-        command_ids |= {each.command_id for each in messages if each.command_id is not None}
-        return Lookups(commands=await store.commands(command_ids - fleet.commands.keys()))
-
-    def decide(draft: Draft, policy: Policy, target: FanoutTarget, _raw: bytes) -> Decision:
-        return decide_fanout_target(draft, policy, target, requests.get(target.group_id))
-
-    return QueueHandler(
-        name="fanout", source="fanout", decode=_decode, look_up=look_up, decide=decide, dead_letter=_dead_letter
-    )
+async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[FanoutTarget]) -> Lookups:
+    store, group_requests = context.store, dict[str, m.Request]()
+    for group_id in {target.group_id for target in messages}:
+        with suppress(MalformedError):
+            if (raw := await store.group_request(group_id)) is not None:
+                group_requests[group_id] = decode_request(raw)
+    command_ids = {child_id(each.group_id, each.agent_id) for each in messages if each.agent_id is not None}
+    command_ids |= {each.command_id for each in messages if each.command_id is not None}
+    commands = await store.commands(command_ids - fleet.commands.keys())
+    return Lookups(commands=commands, group_requests=group_requests)
 
 
 def _decode(_policy: Policy, raw: bytes) -> FanoutTarget:
@@ -67,9 +58,11 @@ def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes
     return decision
 
 
-async def _load_request(store: Store, group_id: str) -> m.Request | None:
-    raw = await store.group_request(group_id)
-    try:
-        return None if raw is None else decode_request(raw)
-    except MalformedError:
-        return None
+FANOUT_HANDLER: Final = QueueHandler(
+    name="fanout",
+    source="fanout",
+    decode=_decode,
+    look_up=_look_up,
+    decide=decide_fanout_target,
+    dead_letter=_dead_letter,
+)

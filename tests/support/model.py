@@ -153,7 +153,8 @@ class World:
     def _run_fanout_target(self, raw: bytes) -> Decision:
         draft, target = self.draft(), decode_as(FanoutTarget, raw)
         request = decode_request(_bytes(self.group_records[target.group_id]["request"]))
-        return self.commit(draft, decide_fanout_target(draft, self.policy, target, request))
+        draft.lookups.group_requests[target.group_id] = request
+        return self.commit(draft, decide_fanout_target(draft, self.policy, target, raw))
 
     def dead_letter(self, code: str, raw: bytes, *, request: bool = False, **known: Any) -> Decision:  # noqa: ANN401
         draft, error = self.draft(), MalformedError(code, "because", **known)

@@ -24,11 +24,11 @@ class FanoutTarget(Struct, frozen=True, kw_only=True):
     command_id: m.Identifier | None = None
 
 
-def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, request: m.Request | None) -> Decision:
-    """Apply the request of a group to one target. `request` is None if the record of the group has expired."""
+def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, _raw: bytes) -> Decision:
+    """Apply the request of a group to one target. It is late if the record of the group has expired."""
     ctx = DecisionContext(draft, policy, Decision("fanout_target"), "operator", target.group_id)
+    group, request = draft.group(target.group_id), draft.lookups.group_requests.get(target.group_id)
     ctx.operator = None if request is None else request.operator
-    group = draft.group(target.group_id)
     if group is None or request is None:
         ctx.decision.outcome = "late"
         return ctx.decision
