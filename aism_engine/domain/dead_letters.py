@@ -3,9 +3,8 @@
 from typing import Any, Final
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.decision import Decision, DecisionContext, ErrorReply
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError

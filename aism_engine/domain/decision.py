@@ -6,6 +6,7 @@ to Redis.
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from math import ceil
 from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias
 
 from msgspec import Struct, field
@@ -14,7 +15,7 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Via
 from aism_engine.domain.commands.command import StatusChange
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.machines.machine import Machine
+from aism_engine.domain.machines.machine import Machine, Refusal
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import encode
 
@@ -33,6 +34,16 @@ class Decision(Struct):
     """Status changes of commands, for the metrics."""
 
 
+class ErrorReply(Struct, frozen=True):
+    """Why something was refused: the field `error` of a reply."""
+
+    type: str
+    code: str
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+    suggestions: tuple[str, ...] = ()
+
+
 class ErrorEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The event on `aism:events:errors`."""
 
@@ -44,6 +55,19 @@ class ErrorEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: str | None = None
     command_id: str | None = None
     details: dict[str, Any] | None = None
+
+
+def transition_error(refusal: Refusal) -> ErrorReply:
+    details: dict[str, Any] = {
+        "current": refusal.current,
+        "requested": refusal.requested,
+        "allowed": refusal.allowed,
+    }
+    if refusal.missing:
+        details["missing"] = refusal.missing
+    if refusal.retry_after_s is not None:
+        details["retry_after"] = ceil(refusal.retry_after_s * 1000) / 1000  # rounded up: a retry is never too early
+    return ErrorReply("transition_refused", refusal.code, refusal.message, details, refusal.suggestions)
 
 
 class DecisionContext:

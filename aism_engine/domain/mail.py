@@ -19,8 +19,7 @@ from typing import Any, Final
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.dead_letters import add_dead_letter
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.fleet import TokenBucket
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode

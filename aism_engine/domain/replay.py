@@ -7,8 +7,7 @@ import msgspec
 from aism_engine.domain import effects as fx
 from aism_engine.domain.commands.accept import accept, find_agent
 from aism_engine.domain.commands.command import Command
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.plain_words import explain
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response

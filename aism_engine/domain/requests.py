@@ -10,9 +10,8 @@ from aism_engine.domain.commands.accept import id_reused, send
 from aism_engine.domain.commands.cancel import cancel
 from aism_engine.domain.commands.holds import hold
 from aism_engine.domain.dead_letters import purge
-from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.decision import Decision, DecisionContext, ErrorReply
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode, encode_sorted

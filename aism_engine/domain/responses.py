@@ -8,9 +8,8 @@ from aism_engine.domain.agents import liveness, measurements, membership, transi
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord
 from aism_engine.domain.commands import outcome
 from aism_engine.domain.dead_letters import add_dead_letter
-from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.decision import Decision, DecisionContext, ErrorReply
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy, Way
 from aism_engine.domain.protocol import messages as m
 

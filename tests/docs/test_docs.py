@@ -19,8 +19,7 @@ from aism_engine.domain.agents.transitions import StateChange, change_state, ent
 from aism_engine.domain.commands import deadlines, lifecycle
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
 from aism_engine.domain.dead_letters import add_dead_letter
-from aism_engine.domain.decision import DecisionContext, ErrorEvent
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorEvent, ErrorReply
 from aism_engine.domain.machines.machine import Code
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError

@@ -6,8 +6,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from aism_engine.domain.agents.agent import AgentRecord
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.protocol.messages import Custom
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine

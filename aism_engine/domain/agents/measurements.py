@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 

@@ -8,8 +8,7 @@ from aism_engine.domain.agents.transitions import change_state, save_metadata
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.commands.retry import release_taken
-from aism_engine.domain.decision import DecisionContext, agent_decision
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply, agent_decision
 from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
 from aism_engine.domain.policy import Way
 from aism_engine.domain.protocol import messages as m

@@ -10,8 +10,7 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command, find_command
-from aism_engine.domain.decision import DecisionContext, agent_decision
-from aism_engine.domain.error_reply import ErrorReply, transition_error
+from aism_engine.domain.decision import DecisionContext, ErrorReply, agent_decision, transition_error
 from aism_engine.domain.machines import state_rules
 from aism_engine.domain.machines.machine import Refusal
 from aism_engine.domain.mail import release_mail

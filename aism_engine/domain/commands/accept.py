@@ -11,8 +11,7 @@ from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
 from aism_engine.domain.commands.group import GROUP_TABLE, Group, quorum
 from aism_engine.domain.commands.lifecycle import may_dispatch, record_command
 from aism_engine.domain.commands.selector import Selector
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply, transition_error
+from aism_engine.domain.decision import DecisionContext, ErrorReply, transition_error
 from aism_engine.domain.machines.machine import TransitionCase
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode

@@ -6,8 +6,7 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.commands.accept import accept_group
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import stop_command
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
 

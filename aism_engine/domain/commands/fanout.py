@@ -9,9 +9,8 @@ from aism_engine.domain.commands.cancel import cancel_command
 from aism_engine.domain.commands.command import child_id
 from aism_engine.domain.commands.holds import hold_agent
 from aism_engine.domain.commands.lifecycle import count_in_group
-from aism_engine.domain.decision import Decision, DecisionContext
+from aism_engine.domain.decision import Decision, DecisionContext, ErrorReply
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 

@@ -5,9 +5,8 @@ from typing import Any, Final
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import HELD_TABLE, Held, Hold
 from aism_engine.domain.commands.accept import accept_group, find_agent, select
-from aism_engine.domain.decision import DecisionContext
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.draft import copy
-from aism_engine.domain.error_reply import ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate
 

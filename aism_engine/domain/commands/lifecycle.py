@@ -7,8 +7,7 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status, child_id
 from aism_engine.domain.dead_letters import add_dead_letter
-from aism_engine.domain.decision import DecisionContext, Outcome
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply, Outcome
 from aism_engine.domain.protocol import messages as m
 
 

@@ -10,8 +10,7 @@ from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.domain.commands.lifecycle import advance, end_command, find_command
 from aism_engine.domain.commands.retry import retry
-from aism_engine.domain.decision import DecisionContext
-from aism_engine.domain.error_reply import ErrorReply
+from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest, truncate
