@@ -7,17 +7,18 @@ server cleanly. However this process ends, the kernel kills the server (Linux on
 All methods block. A start usually takes about 50 ms, and at most `start_timeout_s`.
 """
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
-from aism_engine.die_with_parent import die_with_parent
 from aism_engine.errors import ConfigError, ServerUnavailableError
 
 _HOST = "127.0.0.1"
@@ -26,6 +27,21 @@ _LOG_LINES = 20  # number of log lines in an error
 _PORT_ATTEMPTS = 5  # arbitrary; an attempt fails only if another process binds the free port first
 _POLL_INTERVAL_S = 0.005
 _STOP_TIMEOUT_S = 3.0  # then the server is killed; `aism-engine dev` promises to end within 5 s
+# A small interpreter that becomes the program, with the same process id. A `preexec_fn` needs no interpreter, but it is
+# not safe in a process with threads: Python 3.12 and later warn about it.
+_BOOTSTRAP: Final = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() != int(parent):
+    sys.exit("the parent died before its child started")
+try:
+    os.execvp(command[0], command)
+except OSError as error:
+    print(f"cannot execute {command[0]}: {error}", file=sys.stderr)
+    sys.exit(127)
+"""
 
 
 def bundled_binary() -> Path:
@@ -133,7 +149,7 @@ class EmbeddedServer:
         with (folder / _LOG).open("ab") as log:
             length = log.tell()
             self._process = subprocess.Popen(
-                die_with_parent(server),
+                _die_with_parent(server),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -166,6 +182,11 @@ class EmbeddedServer:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+def _die_with_parent(command: Sequence[str]) -> list[str]:
+    """Return a command line that runs `command` and ends with this process. Exit code 127: it cannot be executed."""
+    return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(os.getpid()), *command]
 
 
 def _free_port() -> int:
