@@ -1,11 +1,12 @@
 """The messages of an agent on their way to the engine, in order, from coroutines and from threads."""
 
 import asyncio
+import types
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from aism_engine.agent.client import AgentClient, retry
 from aism_engine.backoff import Backoff
@@ -84,15 +85,11 @@ class Outbox:
         if self._loop is None or current is self._loop:
             return work
         call = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return asyncio.wrap_future(call) if current is not None else _Done(call.result())
+        return asyncio.wrap_future(call) if current is not None else _done(call.result())
 
 
-class _Done(Generic[T]):
-    """Something to await that has its value already."""
-
-    def __init__(self, value: T) -> None:
-        self._value = value
-
-    def __await__(self) -> Generator[None, None, T]:
-        yield from ()
-        return self._value
+@types.coroutine
+def _done(value: T) -> Generator[None, None, T]:
+    """Return something to await that has its value already. Unlike a coroutine, it may be left alone."""
+    yield from ()
+    return value
