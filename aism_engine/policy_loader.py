@@ -50,16 +50,8 @@ def read_texts(paths: Iterable[Traversable], problems: list[str]) -> dict[str, s
 
 def build_policy(settings: Settings, handlers: Mapping[str, ResponseHandler]) -> Policy:
     """Build what decisions depend on, apart from the fleet. Raises ConfigError if a machine is invalid."""
-    return Policy(
-        machines=load_machines(settings.machines),
-        protocol=settings.protocol,
-        agents=settings.agents,
-        commands=settings.commands,
-        mail=settings.mail,
-        measurements=settings.measurements,
-        divergence=settings.divergence,
-        handlers=handlers,
-    )
+    sections = {name: getattr(settings, name) for name in set(Policy.__struct_fields__) - {"machines", "handlers"}}
+    return Policy(machines=load_machines(settings.machines), handlers=handlers, **sections)
 
 
 def _read_directory(directory: Path, problems: list[str]) -> dict[str, str]:

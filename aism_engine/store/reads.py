@@ -215,14 +215,9 @@ class FleetReader:
     async def lengths(self) -> dict[str, int]:
         """Read the length of every queue, stream and index."""
         commands = {
-            "response_queue": "LLEN",
-            "request_queue": "LLEN",
-            "fanout": "LLEN",
-            "audit": "XLEN",
-            "dead_letters": "XLEN",
-            "oversized": "LLEN",
-            "deadlines": "ZCARD",
-            "heartbeats": "ZCARD",
+            **dict.fromkeys(("response_queue", "request_queue", "fanout", "oversized"), "LLEN"),
+            **dict.fromkeys(("audit", "dead_letters"), "XLEN"),
+            **dict.fromkeys(("deadlines", "heartbeats"), "ZCARD"),
         }
         found = await self._read_lengths((command, getattr(self.keys, name)) for name, command in commands.items())
         return {name: length for name, length in zip(commands, found, strict=True) if length is not None}

@@ -21,15 +21,9 @@ from aism_engine.errors import AismError
 _NAME: Final = re.compile(r"^audit-(\d{4}-\d\d-\d\d)\.jsonl(\.gz)?$")
 _BUFFER_BYTES: Final = 1 << 20
 _CAUSES: Final = {
-    errno.ENOSPC: "no_space",
-    errno.EDQUOT: "no_space",
-    errno.EFBIG: "no_space",
-    errno.EACCES: "denied",
-    errno.EPERM: "denied",
-    errno.EROFS: "denied",
-    errno.ENOENT: "missing",
-    errno.ENOTDIR: "missing",
-    errno.EEXIST: "missing",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "no_space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "denied"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EEXIST), "missing"),
 }
 CAUSES: Final = (*sorted({*_CAUSES.values(), "foreign", "locked", "io_error"}), "internal_error")
 
