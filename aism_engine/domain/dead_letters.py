@@ -8,7 +8,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import MalformedError
-from aism_engine.domain.text import message_digest, truncate
+from aism_engine.domain.text import message_digest, truncate, truncate_reason
 
 _SENDERS: Final[dict[fx.DeadLetterSource, fx.Actor]] = {
     "response_queue": "agent",
@@ -76,6 +76,6 @@ def dead_letter_oversized(
 def purge(ctx: DecisionContext, request: m.Purge, _raw: bytes) -> dict[str, Any]:
     ids = request.payload.dead_letter_ids
     ctx.add(fx.RemoveDeadLetters(ids))
-    reason = truncate(request.payload.reason or "") or None
+    reason = truncate_reason(request.payload.reason)
     ctx.record("dead_letters_purged", reason=reason, details={"count": len(ids), "first": ids[0], "last": ids[-1]})
     return {"ok": True, "purged": len(ids)}

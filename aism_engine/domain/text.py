@@ -16,6 +16,11 @@ def truncate(text: str) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
 
 
+def truncate_reason(reason: str | None) -> str | None:
+    """Truncate the reason in a payload; None if there is none, or if it is empty."""
+    return truncate(reason) if reason else None
+
+
 def message_digest(raw: bytes) -> str:
     """Return the SHA-1 of the first 4 KiB of a message and its length; `peek.lua` and `commit.lua` compute the same."""
     return f"{sha1(raw[:_HEAD_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"

@@ -17,7 +17,7 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.machines.state_rules import state_on_return
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.text import truncate
+from aism_engine.domain.text import truncate_reason
 
 
 def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: Mapping[str, float]) -> Decision:
@@ -77,14 +77,14 @@ def decide_lost(ctx: DecisionContext, agent: AgentRecord, score: float, silent_s
 def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
     """Accept an operator's confirmation that the agents which are silent now are gone: no brake delays their losses."""
     ctx.draft.losses_confirmed = True
-    reason = truncate(request.payload.reason or "") or None
+    reason = truncate_reason(request.payload.reason)
     ctx.record("losses_confirmed", reason=reason, details={"silent": ctx.draft.silent_count})
     return {"ok": True, "silent": ctx.draft.silent_count}
 
 
 def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> None:
     agent.reset_liveness(Liveness.LEFT)  # this also clears an earlier loss
-    ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate(response.payload.reason or "") or None)
+    ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate_reason(response.payload.reason))
     enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye", agent.presence_fields())
 
 

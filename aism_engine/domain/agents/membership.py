@@ -12,7 +12,7 @@ from aism_engine.domain.decision import DecisionContext, ErrorReply, agent_decis
 from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
 from aism_engine.domain.policy import Way
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.text import truncate
+from aism_engine.domain.text import truncate_reason
 
 
 def admit(
@@ -91,7 +91,7 @@ def forget(ctx: DecisionContext, request: m.Forget, _raw: bytes) -> dict[str, An
     agent = ctx.draft.agent(agent_id)
     if agent is None:
         return ErrorReply("forget_refused", "unknown_agent", f"there is no agent {agent_id}")
-    forget_agent(ctx, agent, truncate(request.payload.reason or "") or None)
+    forget_agent(ctx, agent, truncate_reason(request.payload.reason))
     return {"ok": True, "agent_id": agent_id}
 
 

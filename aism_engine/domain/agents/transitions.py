@@ -16,7 +16,7 @@ from aism_engine.domain.machines.machine import Refusal
 from aism_engine.domain.mail import release_mail
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import encode
-from aism_engine.domain.text import message_digest, truncate
+from aism_engine.domain.text import message_digest, truncate_reason
 from aism_engine.durations import format_duration
 
 _CONTEXT_BYTES: Final = 4096
@@ -193,7 +193,7 @@ def state_transition(
         command = found
     payload = response.payload
     by: fx.Actor = "operator" if command is not None and command.target == payload.target else "agent"
-    reason = truncate(payload.reason or "") or None
+    reason = truncate_reason(payload.reason)
     refusal = declare(ctx, agent, payload.target, by=by, context=payload.context, reason=reason)
     if refusal is not None:
         reply = refuse(ctx, agent, refusal)

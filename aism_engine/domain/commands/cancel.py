@@ -8,7 +8,7 @@ from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import stop_command
 from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.text import truncate
+from aism_engine.domain.text import truncate_reason
 
 
 def cancel(ctx: DecisionContext, request: m.Cancel, raw: bytes) -> dict[str, Any] | ErrorReply:
@@ -34,6 +34,6 @@ def cancel_command(ctx: DecisionContext, request: m.Cancel, command_id: str) -> 
     if not command.open:
         message = f"command {command_id} has already ended: {command.status}"
         return ErrorReply("cancel_refused", "command_ended", message, {"status": command.status.value})
-    reason = truncate(request.payload.reason or "") or "cancelled by an operator"
+    reason = truncate_reason(request.payload.reason) or "cancelled by an operator"
     stop_command(ctx, command, Status.CANCELLED, code="cancelled", reason=reason)
     return {"ok": True, "command_id": command_id, "agent_id": command.agent_id, "status": command.status}

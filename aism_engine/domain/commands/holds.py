@@ -8,7 +8,7 @@ from aism_engine.domain.commands.accept import accept_group, find_agent, select
 from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.draft import copy
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.text import truncate
+from aism_engine.domain.text import truncate_reason
 
 HoldRequest = m.Pause | m.Drain | m.Resume
 _HOLDS: Final = {m.Pause: Hold.PAUSE, m.Drain: Hold.DRAIN, m.Resume: Hold.NONE}
@@ -27,7 +27,7 @@ def hold(ctx: DecisionContext, request: HoldRequest, raw: bytes) -> dict[str, An
     _set(ctx, request, held)
     ctx.add(fx.SaveHold(HELD_TABLE.encode(held)))
     event = "fleet_held" if held.hold else "fleet_resumed"
-    ctx.record(event, code=held.hold.value or None, reason=_reason(request))
+    ctx.record(event, code=held.hold.value or None, reason=truncate_reason(request.payload.reason))
     held_agents = sum(agent.hold != Hold.NONE for agent in ctx.draft.agents())
     return {"ok": True, "hold": held.hold.value, "held_agents": held_agents}
 
@@ -39,7 +39,7 @@ def hold_agent(ctx: DecisionContext, request: HoldRequest, agent_id: str) -> dic
     _set(ctx, request, agent)
     ctx.add(fx.SaveAgent(agent_id, agent.fields(*Held.__struct_fields__)))
     event = "agent_held" if agent.hold else "agent_resumed"
-    ctx.record(event, agent_id=agent_id, code=agent.hold.value or None, reason=_reason(request))
+    ctx.record(event, agent_id=agent_id, code=agent.hold.value or None, reason=truncate_reason(request.payload.reason))
     return {
         "ok": True,
         "agent_id": agent_id,
@@ -56,8 +56,4 @@ def _set(ctx: DecisionContext, request: HoldRequest, held: Held) -> None:
     held.hold, held.held_at, held.held_by, held.hold_reason = mode, 0.0, "", ""
     if mode:
         held.held_at, held.held_by = ctx.draft.now, request.operator or ""
-        held.hold_reason = _reason(request) or ""
-
-
-def _reason(request: HoldRequest) -> str | None:
-    return truncate(request.payload.reason or "") or None
+        held.hold_reason = truncate_reason(request.payload.reason) or ""
