@@ -71,10 +71,6 @@ class RecordTable(Generic[S]):
         found = {name: encoders[name] for name in names} if names else encoders
         return {name: encode(getattr(value, attribute)) for name, (attribute, encode) in found.items()}
 
-    def decode(self, key: str, record: Mapping[str, str]) -> S:
-        """Read a record back. Raises as `from_values` does."""
-        return self.from_values(key, [record.get(name, "") for name in self.fields])
-
     def from_values(self, key: str, values: Sequence[str]) -> S:
         """Read the values of `fields` back. Raises KeyError or ValueError for a damaged record."""
         found: dict[str, Any] = {}

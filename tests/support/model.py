@@ -4,9 +4,9 @@ import copy
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -24,9 +24,12 @@ from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.machines.machine import Machine, Machines
 from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_request, decode_response, encode
+from aism_engine.domain.records import RecordTable
 from aism_engine.domain.requests import decide_request
 from aism_engine.domain.responses import decide_response
 from tests.support.machines import parse
+
+T = TypeVar("T")
 
 NOW = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"
@@ -176,7 +179,7 @@ class World:
     def draft(self) -> Draft:
         """Return a draft with all lookups."""
         ended = {
-            command_id: COMMAND_TABLE.decode(command_id, _texts(record))
+            command_id: decode_record(COMMAND_TABLE, command_id, _texts(record))
             for command_id, record in self.command_records.items()
         }
         bodies = {command_id: _bytes(record["body"]) for command_id, record in self.command_records.items()}
@@ -232,20 +235,23 @@ class World:
     def reloaded(self) -> Fleet:
         """Return the fleet as the next leader would load it."""
         commands = (
-            COMMAND_TABLE.decode(command_id, _texts(record))
+            decode_record(COMMAND_TABLE, command_id, _texts(record))
             for command_id, record in self.command_records.items()
             if f"command:{command_id}" in self.deadlines
         )
-        agents = [AGENT_TABLE.decode(agent_id, self.records[agent_id]) for agent_id in self.index]
+        agents = [decode_record(AGENT_TABLE, agent_id, self.records[agent_id]) for agent_id in self.index]
         for agent in agents:
             agent.stay_until = self.deadlines.get(f"stay:{agent.agent_id}", 0.0)
         groups = (
-            GROUP_TABLE.decode(group_id, _texts(record))
+            decode_record(GROUP_TABLE, group_id, _texts(record))
             for group_id, record in self.group_records.items()
             if f"group:{group_id}" in self.deadlines
         )
         return Fleet(
-            agents, (command for command in commands if command.open), groups, held=HELD_TABLE.decode("", self.held)
+            agents,
+            (command for command in commands if command.open),
+            groups,
+            held=decode_record(HELD_TABLE, "", self.held),
         )
 
     def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
@@ -350,3 +356,8 @@ def _texts(record: dict[str, str | bytes]) -> dict[str, str]:
 
 def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
+
+
+def decode_record(table: RecordTable[T], key: str, record: Mapping[str, str]) -> T:
+    """Read a record back from its hash."""
+    return table.from_values(key, [record.get(name, "") for name in table.fields])

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot
 from aism_engine.domain.agents.liveness import decide_lost
 from aism_engine.domain.commands.command import COMMAND_TABLE, ENDED, Command, Status
-from tests.support.model import World, queue_of
+from tests.support.model import World, decode_record, queue_of
 
 AGENTS = ("a", "b")
 IDS = tuple(f"c{number}" for number in range(6))
@@ -160,7 +160,7 @@ class CommandLife(RuleBasedStateMachine):
 
 
 def _reread(command: Command) -> Command:
-    return COMMAND_TABLE.decode(command.command_id, COMMAND_TABLE.encode(command))
+    return decode_record(COMMAND_TABLE, command.command_id, COMMAND_TABLE.encode(command))
 
 
 def _buckets(agent: AgentRecord) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ import pytest
 from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Divergence, Hold, Liveness
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
 from aism_engine.domain.commands.group import GROUP_TABLE, Group
+from tests.support.model import decode_record
 
 AGENT = AgentRecord(
     agent_id="a",
@@ -56,29 +57,29 @@ GROUP = Group(
 
 
 def test_records_are_read_back_as_they_were_written() -> None:
-    assert AGENT_TABLE.decode("a", AGENT.fields()) == AGENT
-    assert COMMAND_TABLE.decode("c", COMMAND_TABLE.encode(COMMAND)) == COMMAND
-    assert GROUP_TABLE.decode("g", GROUP_TABLE.encode(GROUP)) == GROUP
+    assert decode_record(AGENT_TABLE, "a", AGENT.fields()) == AGENT
+    assert decode_record(COMMAND_TABLE, "c", COMMAND_TABLE.encode(COMMAND)) == COMMAND
+    assert decode_record(GROUP_TABLE, "g", GROUP_TABLE.encode(GROUP)) == GROUP
 
 
 def test_missing_field_has_its_default() -> None:
     """A record that another version has written may lack any field that is not required."""
     agent = {"type": "x", "state": "s", "since": "2027-01-15T08:00:00Z", "first_seen_at": "2027-01-15T08:00:00Z"}
     now = 1_800_000_000.0
-    assert AGENT_TABLE.decode("a", agent) == AgentRecord(
+    assert decode_record(AGENT_TABLE, "a", agent) == AgentRecord(
         agent_id="a", type="x", state="s", since=now, first_seen_at=now
     )
     command = {"agent_id": "a", "type": "x", "status": "waiting", "accepted_at": agent["since"]}
     expected = Command(command_id="c", agent_id="a", type="x", accepted_at=now, expires_at=now)
-    assert COMMAND_TABLE.decode("c", command | {"expires_at": agent["since"]}) == expected
+    assert decode_record(COMMAND_TABLE, "c", command | {"expires_at": agent["since"]}) == expected
     group = {"kind": "send", "total": "2", "needed": "1", "status": "open"}
-    assert GROUP_TABLE.decode("g", group) == Group(group_id="g", kind="send", total=2, needed=1)
+    assert decode_record(GROUP_TABLE, "g", group) == Group(group_id="g", kind="send", total=2, needed=1)
 
 
 @pytest.mark.parametrize("name", ["type", "state", "since", "first_seen_at"])
 def test_missing_required_field_raises(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        AGENT_TABLE.decode("a", AGENT.fields() | {name: ""})
+        decode_record(AGENT_TABLE, "a", AGENT.fields() | {name: ""})
 
 
 @pytest.mark.parametrize(
@@ -94,4 +95,4 @@ def test_missing_required_field_raises(name: str) -> None:
 )
 def test_damaged_value_raises(name: str, value: str) -> None:
     with pytest.raises((KeyError, ValueError, msgspec.DecodeError)):
-        AGENT_TABLE.decode("a", AGENT.fields() | {name: value})
+        decode_record(AGENT_TABLE, "a", AGENT.fields() | {name: value})
