@@ -13,8 +13,8 @@ from tests.chaos.schedule import FAILOVERS, Fault
 from tests.chaos.system import KEYS, System
 from tests.support.daemon import EngineProcess
 from tests.support.faults import IS_LEASE, calls
-from tests.support.proxy import FaultProxy, Rule
-from tests.support.proxy_rules import Match
+from tests.support.proxy import FaultProxy
+from tests.support.proxy_rules import Match, Rule
 from tests.support.server import OwnServer
 
 _SCRIPTS: Final = (COMMIT, COMMIT, COMMIT, ACQUIRE_LEASE, PEEK)
@@ -112,10 +112,10 @@ _RULES: Final[dict[str, Callable[[FaultProxy, random.Random, Match], Rule]]] = {
 _CONDITIONS: Final[dict[str, Callable[[FaultProxy], object]]] = {
     "black_hole": FaultProxy.black_hole,
     "black_hole_both": FaultProxy.black_hole,
-    "delay": lambda proxy: proxy.delay(0.0, 0.05),
+    "delay": lambda proxy: proxy.delay(0.05),
     "throttle": lambda proxy: proxy.throttle(30_000),
     "reset": FaultProxy.reset,
-    "cut": lambda proxy: proxy.cut_after(1, 3000),
+    "cut": lambda proxy: proxy.cut_after(random.randint(1, 3000)),
 }
 
 

@@ -58,12 +58,12 @@ class System:
 
 
 @asynccontextmanager
-async def with_proxies(seed: int, folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
+async def with_proxies(folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
     with OwnServer(data_dir=folder) as server:
         async with (
             load_client(server.url) as client,
-            FaultProxy(server.port, seed=seed) as first,
-            FaultProxy(server.port, seed=seed + 1) as second,
+            FaultProxy(server.port) as first,
+            FaultProxy(server.port) as second,
         ):
             engines = [EngineProcess(proxy.url, ["--redis", proxy.url], environ) for proxy in (first, second)]
             line = RetryingClient(client)
@@ -73,7 +73,7 @@ async def with_proxies(seed: int, folder: Path, environ: dict[str, str]) -> Asyn
 
 
 @asynccontextmanager
-async def with_sentinels(_seed: int, folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
+async def with_sentinels(folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
     with SentinelSetup(folder, failover_timeout_ms=2000) as sentinels:
         config = folder / "engine.toml"
         config.write_text(f'[redis]\nsentinels = {sentinels.addresses}\nsentinel_master = "{MASTER}"\n')

@@ -75,7 +75,7 @@ async def run(plan: Plan) -> Report:
     with TemporaryDirectory(prefix="aism-chaos-") as folder:
         async with (
             asyncio.timeout(_GUARD_S),
-            start(plan.seed, Path(folder), environ) as system,
+            start(Path(folder), environ) as system,
             AsyncExitStack() as stack,
         ):
             for engine in system.engines:

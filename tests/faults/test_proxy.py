@@ -1,6 +1,7 @@
 """The fault proxy reproduces each fault of the network, and changes nothing else."""
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -11,9 +12,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Client, eventually
-from tests.support.proxy import Direction, FaultProxy
+from tests.support.proxy import FaultProxy
 from tests.support.proxy_rules import Frames, Match
 
 COMMANDS = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n", b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\n\r\n*1\r\n"
@@ -21,7 +21,7 @@ REPLIES = (
     *(b"+OK\r\n", b"-ERR no\r\n", b":1\r\n", b"$-1\r\n", b"*-1\r\n", b"*0\r\n", b"$0\r\n\r\n"),
     b"*2\r\n*1\r\n$5\r\n\r\n$3\r\r\n*2\r\n:1\r\n*0\r\n",
     b"%1\r\n+a\r\n~2\r\n:1\r\n,1.5\r\n",
-    *(b"|1\r\n+ttl\r\n:3\r\n$1\r\nx\r\n", b">2\r\n+message\r\n_\r\n", b"=5\r\ntxt:x\r\n", b"#t\r\n"),
+    *(b">2\r\n+message\r\n_\r\n", b"=5\r\ntxt:x\r\n", b"#f\r\n"),
 )
 
 
@@ -36,11 +36,14 @@ async def client(proxy: FaultProxy) -> AsyncIterator[Client]:
         yield client
 
 
-async def assert_unanswered(call: Awaitable[object]) -> None:
-    """Check that a call gets no reply. On a slow machine a reply may be missed, but the check does not fail."""
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
-            await call
+async def stays_unanswered(call: asyncio.Future[object], beside: Client) -> bool:
+    """Tell whether a call has no reply, although another client was answered after it. The call is given up."""
+    await asyncio.sleep(0)  # the call takes its connection first
+    for _ in range(5):
+        await beside.ping()
+    is_unanswered = not call.done()
+    call.cancel()
+    return is_unanswered
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -49,7 +52,7 @@ def test_a_stream_is_split_into_its_frames(frames: tuple[bytes, ...], size: int)
     """Whatever the size of the pieces in which it arrives."""
     splitter, stream = Frames(), b"".join(frames)
     pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
-    assert [frame for piece in pieces for frame in splitter.feed(piece)] == list(frames)
+    assert [frame for piece in pieces for frame, _ in splitter.feed(piece)] == list(frames)
 
 
 async def test_without_faults_the_proxy_changes_nothing(client: Client, prefix: str) -> None:
@@ -72,18 +75,18 @@ async def test_without_faults_the_proxy_changes_nothing(client: Client, prefix: 
 async def test_exactly_one_reply_is_dropped(
     proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, *, cut: bool
 ) -> None:
-    """That of the n-th request that matches. The request is executed, and the next one is answered."""
-    rule = proxy.drop_reply(named("INCRBY"), nth=2, cut=cut)
-    assert await client.incr(prefix) == 1
+    """The request is executed, and the next one is answered."""
+    rule = proxy.drop_reply(named("INCRBY"), cut=cut)
+    asking = asyncio.ensure_future(client.incr(prefix))
+    assert await rule.wait_answered() == [1]
     if cut:
         with pytest.raises(RedisConnectionError):
-            await client.incr(prefix)
+            await asking
     else:
-        await assert_unanswered(client.incr(prefix))
-    assert await rule.wait_answered() == [2]
-    assert await redis_client.get(prefix) == b"2"
-    assert await client.incr(prefix) == 3
-    assert (rule.matched, rule.replies) == ([[b"INCRBY", prefix.encode(), b"1"]], [2])
+        assert await stays_unanswered(asking, client)
+    assert await redis_client.get(prefix) == b"1"
+    assert await client.incr(prefix) == 2
+    assert (rule.matched, rule.replies) == ([[b"INCRBY", prefix.encode(), b"1"]], [1])
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -92,7 +95,7 @@ async def test_a_held_request_arrives_when_it_is_released(
 ) -> None:
     """Long after its client has given up."""
     rule = proxy.hold_request(named("INCRBY"), cut=cut)
-    asking = asyncio.create_task(client.incr(prefix))
+    asking = asyncio.ensure_future(client.incr(prefix))
     await rule.wait_matched()
     if not cut:
         asking.cancel()
@@ -109,7 +112,7 @@ async def test_a_held_reply_arrives_when_it_is_released(
 ) -> None:
     """The server has executed the command long before."""
     rule = proxy.hold_reply(named("INCRBY"))
-    asking = asyncio.create_task(client.incr(prefix))
+    asking = asyncio.ensure_future(client.incr(prefix))
     await rule.wait_answered()
     assert (await redis_client.get(prefix), asking.done()) == (b"1", False)
     rule.release()
@@ -122,13 +125,13 @@ async def test_a_black_hole_passes_nothing_until_it_heals(
     """No reply, no end, no answer to a new connection; what was sent arrives late."""
     await client.ping()
     proxy.black_hole()
-    await assert_unanswered(client.incr(prefix))
-    newcomer = socket.socket()
-    newcomer.settimeout(0.1)
-    with newcomer, pytest.raises(TimeoutError):
-        newcomer.connect(("127.0.0.1", proxy.port))
-    assert await redis_client.exists(prefix) == 0
-    proxy.heal()
+    with socket.socket() as newcomer:
+        newcomer.setblocking(False)  # noqa: FBT003
+        connecting = asyncio.ensure_future(asyncio.get_running_loop().sock_connect(newcomer, ("127.0.0.1", proxy.port)))
+        assert await stays_unanswered(asyncio.ensure_future(client.incr(prefix)), redis_client)
+        assert (connecting.done(), await redis_client.exists(prefix)) == (False, 0)
+        proxy.heal()
+        await connecting
     await eventually(lambda: redis_client.exists(prefix))
     assert await client.incr(prefix) == 2
 
@@ -137,7 +140,7 @@ async def test_forgotten_connections_are_dead_and_new_ones_work(proxy: FaultProx
     """As behind a router that has lost its table of connections."""
     await client.ping()
     proxy.forget()
-    await assert_unanswered(client.incr(prefix))
+    assert await stays_unanswered(asyncio.ensure_future(client.incr(prefix)), client)
     assert await client.incr(prefix) == 1
 
 
@@ -152,52 +155,32 @@ async def test_a_reset_sends_rst(proxy: FaultProxy) -> None:
     writer.close()
 
 
-async def test_a_half_closed_connection_ends_in_one_direction(proxy: FaultProxy) -> None:
-    """The client reads an end, and what it sends still arrives."""
-    rule = proxy.watch(named("PING"))
-    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    writer.write(b"*1\r\n$4\r\nPING\r\n")
-    assert await reader.readline() == b"+PONG\r\n"
-    proxy.half_close(Direction.TO_CLIENT)
-    assert await reader.read() == b""
-    writer.write(b"*1\r\n$4\r\nPING\r\n")
-    assert await rule.wait_answered(2) == [b"PONG", b"PONG"]
-    writer.close()
-
-
-@pytest.mark.parametrize("direction", [Direction.TO_SERVER, Direction.TO_CLIENT])
+@pytest.mark.parametrize("command", ["GET", "SET"])
 async def test_one_connection_is_cut_after_a_number_of_bytes(
-    proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, direction: Direction
+    proxy: FaultProxy, client: Client, redis_client: Client, prefix: str, command: str
 ) -> None:
     """In the middle of a request, or of a reply."""
     await redis_client.set(prefix, b"x" * 10_000)
     await client.ping()
-    proxy.cut_after(5_000, 5_000, direction)
+    proxy.cut_after(5_000)
     with pytest.raises(RedisConnectionError):
-        await (client.set(prefix, b"y" * 10_000) if direction is Direction.TO_SERVER else client.get(prefix))
+        await (client.set(prefix, b"y" * 10_000) if command == "SET" else client.get(prefix))
     assert await client.get(prefix) == b"x" * 10_000
 
 
-async def test_the_same_seed_makes_the_same_cuts(server: EmbeddedServer) -> None:
-    async def cuts(seed: int) -> list[int | None]:
-        found = []
-        async with FaultProxy(server.port, seed=seed) as proxy:
-            for _ in range(5):
-                proxy.cut_after(0, 1 << 30)
-                found.append(proxy.conditions[Direction.TO_SERVER].left)
-        return found
-
-    assert await cuts(1) == await cuts(1) != await cuts(2)
-
-
-async def test_delays_and_throttling_take_at_least_their_time(proxy: FaultProxy, client: Client, prefix: str) -> None:
+async def test_delays_and_throttling_take_at_least_their_time(
+    proxy: FaultProxy, client: Client, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
     await client.set(prefix, b"x" * 10_000)
-    began = time.monotonic()
-    proxy.delay(0.05, 0.05)
-    await client.ping()
-    assert time.monotonic() - began >= 0.1
+
+    async def seconds(call: Awaitable[object]) -> float:
+        began = time.monotonic()
+        await call
+        return time.monotonic() - began
+
+    proxy.delay(0.05)
+    assert await seconds(client.ping()) >= 0.1
     proxy.heal()
     proxy.throttle(100_000)
-    began = time.monotonic()
-    assert len(await client.get(prefix)) == 10_000
-    assert time.monotonic() - began >= 0.1
+    assert await seconds(client.get(prefix)) >= 0.1

@@ -5,6 +5,7 @@ long here, so that no test passes or fails by the speed of the machine: an engin
 """
 
 import asyncio
+import itertools
 import json
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -38,7 +39,8 @@ async def _working(
 ) -> AsyncIterator[tuple[Daemon, Rule]]:
     """Run the daemon on a long queue. Its third commit is in flight: the proxy holds the request."""
     await load.say(reader, MANY)
-    rule = proxy.hold_request(IS_COMMIT, nth=3)
+    number = itertools.count(1)
+    rule = proxy.hold_request(lambda request: IS_COMMIT(request) and next(number) == 3)
     async with daemon(proxy.url, reader.keys.prefix, **SETTINGS, **settings) as engine:
         await rule.wait_matched()
         yield engine, rule
