@@ -38,9 +38,9 @@ async def test_a_message_is_pushed_and_then_published(redis_client: Redis, prefi
     """The same bytes both times; nothing else is written."""
     async with redis_client.pubsub() as pubsub:
         await pubsub.subscribe(f"{prefix}:engine:responses")
-        await pubsub.get_message(timeout=100)
+        await pubsub.get_message(timeout=300)
         await agent.send("measurement", {"tokens": 12})
-        event = await pubsub.get_message(timeout=100)
+        event = await pubsub.get_message(timeout=300)
     (pushed,) = await redis_client.lrange(f"{prefix}:engine:response_queue", 0, -1)
     assert event is not None
     assert event["data"] == pushed
@@ -194,7 +194,7 @@ async def test_a_cancellation_is_never_lost(server: EmbeddedServer, prefix: str)
             for _ in range(turns):
                 await asyncio.sleep(0)
             sending.cancel()
-            _, pending = await asyncio.wait([sending], timeout=100)
+            _, pending = await asyncio.wait([sending], timeout=300)
             assert (turns, pending) == (turns, set())
             assert sending.cancelled()
 

@@ -20,7 +20,7 @@ from tests.support.engine import Running, eventually, running_engine
 from tests.support.server import OwnServer
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"),
@@ -43,7 +43,7 @@ class Prometheus:
     async def get(self, path: str, **query: str) -> Any:  # noqa: ANN401  the data depend on the query
         def read() -> Any:  # noqa: ANN401
             try:
-                with urlopen(f"{self._url}{path}?{urlencode(query)}", timeout=60) as response:  # noqa: S310  on this machine
+                with urlopen(f"{self._url}{path}?{urlencode(query)}", timeout=300) as response:  # noqa: S310  on this machine
                     return json.load(response)["data"]
             except (URLError, ConnectionError):  # it does not listen yet
                 return None

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
+import pytest
+
 from aism_engine.agent.client import AgentClient
 from aism_engine.policy_loader import load_machines
 from aism_engine.scenarios.simulated_agents import TRANSITIONS, SimulatedAgent, Simulation
@@ -42,11 +44,17 @@ async def test_the_fleet_causes_every_kind_of_fact_and_no_dead_letter(server: Em
         assert await engine.dead_letters() == []
 
 
-async def test_an_agent_that_falls_silent_is_lost_and_returns(server: EmbeddedServer, prefix: str) -> None:
+async def test_an_agent_that_falls_silent_is_lost_and_returns(
+    server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here its silence lasts until the engine has lost it."""
+    silence_s, sleep, may_speak = 3600.0, asyncio.sleep, asyncio.Event()
+    monkeypatch.setattr(asyncio, "sleep", lambda for_s: may_speak.wait() if for_s >= silence_s else sleep(for_s))
     async with running_engine(server, prefix, liveness__silent_after=0.6, liveness__lost_after=1) as engine:
         client = AgentClient("builder-1", url=server.url, prefix=prefix)
-        async with running(SimulatedAgent(client, "builder", AlwaysSilent(7), silence_s=1.5).run()):
+        async with running(SimulatedAgent(client, "builder", AlwaysSilent(7), silence_s=silence_s).run()):
             await eventually(lambda: engine.audit("agent_lost", agent_id="builder-1"))
+            may_speak.set()
             await eventually(lambda: engine.audit("agent_returned", agent_id="builder-1"))
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -412,7 +411,7 @@ async def test_fanout_reaches_each_target_once_although_its_engine_is_killed(
     server: EmbeddedServer, prefix: str
 ) -> None:
     """The engine is killed three times during the fan-out; each agent still gets the command exactly once."""
-    count, rng = 3000, random.Random(7)
+    count = 3000
     environ = {"AISM_REDIS__PREFIX": prefix, "AISM_HTTP__ENABLED": "false", "AISM_LEASE__TTL": "600"}
     environ |= {"AISM_LOGS__FORMAT": "json"}
     engine = EngineProcess("engine", ["--redis", server.url], environ)
@@ -426,8 +425,8 @@ async def test_fanout_reaches_each_target_once_although_its_engine_is_killed(
             await eventually(partial(_counts, fleet, "SCARD", keys.index, count))
             request = {"select": "type=worker", "command": {"type": "work"}, "options": {"quorum": "80%"}}
             await fleet.ask({"id": "all", "type": "send", "payload": request})
-            for _ in range(3):
-                await asyncio.sleep(rng.uniform(0.0, 0.15))
+            for done in (0, 700, 1900):
+                await eventually(partial(_has_at_most, fleet, keys.fanout, count - done))
                 await engine.kill()
                 await fleet.call("DEL", keys.lease)  # its holder is dead
                 await engine.start()
@@ -460,6 +459,11 @@ async def _all_listed(workers: Workers, expected: set[str]) -> bool:
 
 async def _counts(fleet: Reader, call: str, key: str, expected: int) -> bool:
     return bool(await fleet.call(call, key) == expected)
+
+
+async def _has_at_most(fleet: Reader, queue: str, length: int) -> bool:
+    """Whether the fan-out has begun, and has at most this number of targets left."""
+    return bool(await fleet.call("EXISTS", fleet.keys.group("all")) and await fleet.call("LLEN", queue) <= length)
 
 
 async def _leads(fleet: Reader) -> bool:

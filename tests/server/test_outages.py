@@ -155,23 +155,6 @@ async def test_outage_restarts_the_observation_of_every_agent(own: OwnServer, pr
             assert lost_at < paused_at or lost_at + ROUNDING_S - resumed_at >= lost_after
 
 
-async def test_stall_of_the_engine_restarts_the_observation_of_every_agent(own: OwnServer, prefix: str) -> None:
-    """If the machine stood still, the agents could not send heartbeats either."""
-    lost_after = 1.2
-    settings: dict[str, object] = {
-        "lease__ttl": 30.0,
-        "liveness__silent_after": 0.3,
-        "liveness__lost_after": lost_after,
-    }
-    async with running_engine(own, prefix, **settings) as running:
-        await running.call("ZADD", running.keys.heartbeats, 1_800_000_000, "a")
-        await eventually(lambda: running.metric("aism_agents_silent") == 1)
-        time.sleep(2.5)  # noqa: ASYNC251  block the event loop, as SIGSTOP does
-        resumed_at = running.engine.store.now
-        await eventually(lambda: running.audit("agent_lost"))
-        assert running.engine.store.now - resumed_at >= lost_after
-
-
 async def _is_fresh(running: Running) -> bool:
     return (await running.record("a")).get("liveness") == "fresh"
 
@@ -232,9 +215,9 @@ async def test_subscription_without_channels_waits_for_a_channel(server: Embedde
         assert await subscription.read(10, timeout_s=0.01) == []
         await subscription.join([prefix])
         async with visitor(server) as other:
-            assert await subscription.read(1, timeout_s=5.0) == [(None, b"")]
+            assert await subscription.read(1, timeout_s=300.0) == [(None, b"")]
             await other.publish(prefix, "heard")
-            assert await subscription.read(1, timeout_s=5.0) == [(prefix.encode(), b"heard")]
+            assert await subscription.read(1, timeout_s=300.0) == [(prefix.encode(), b"heard")]
             await subscription.leave([prefix])
             assert await subscription.read(10, timeout_s=0.01) == []
     finally:
@@ -276,7 +259,7 @@ async def test_channels_joined_while_connecting_are_subscribed(server: EmbeddedS
         first, second, third = channels = [f"{prefix}:{number}:{name}" for name in ("first", "second", "third")]
         subscription = Subscription(client, [first])
         await asyncio.gather(
-            subscription.read(1, timeout_s=5.0),
+            subscription.read(1, timeout_s=300.0),
             subscription.join([second]),
             subscription.join([third]),
             subscription.leave([third]),
