@@ -16,7 +16,7 @@ _SENDERS: Final[dict[fx.DeadLetterSource, fx.Actor]] = {
     "fanout": "engine",
 }
 _UNANSWERABLE: Final = frozenset({"wrong_type"})
-"""Codes without a reply to the request: the key of the wrong type may be the one that the reply is pushed to."""
+"""A request that is dead-lettered with one of these codes gets no reply: its key may have the wrong type."""
 
 
 def add_dead_letter(

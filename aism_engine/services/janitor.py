@@ -23,7 +23,7 @@ from aism_engine.store.scripts import TrimCode
 log = structlog.get_logger(component="janitor")
 
 _CHECK_SHARE: Final = 0.001
-"""Pause between checks for expired agents as a share of `absent_agent_ttl`: a large fleet is not checked every time."""
+"""Pause between checks for expired agents, as a share of `absent_agent_ttl`: each check walks over the whole fleet."""
 
 
 class Janitor(Service):

@@ -33,8 +33,8 @@ _MAX_REST_INTERVALS: Final = 10
 class Registrar(Service):
     """Passes over the heartbeats when their number has changed, and over all agents once in `metadata_interval`.
 
-    The heartbeats of up to `batch` agents that are not watched yet are looked up in each step.
-    For a large fleet a full pass is less frequent, so that it takes at most its share of the time.
+    Each step looks up the heartbeats of up to `batch` agents that are not watched yet. In a large fleet full passes are
+    less frequent, so that they take at most `_FULL_PASS_SHARE` of the time.
     """
 
     name = "registrar"

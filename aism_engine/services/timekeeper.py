@@ -15,7 +15,7 @@ _BODY_BYTES: Final = 4_194_304
 """Limit of the command bodies that are read for one commit: an arbitrary number."""
 _NO_PROGRESS: Final = frozenset({"unchanged", "refused"})
 _BLIND_S: Final = 1.0
-"""A check that is later than the poll interval by more than this follows a blind spell: an arbitrary number."""
+"""Maximum delay of a check, an arbitrary number. A check with a longer delay follows a blind spell."""
 
 
 class Timekeeper(Service):

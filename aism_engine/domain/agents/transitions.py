@@ -235,7 +235,7 @@ def decide_snapshot(ctx: DecisionContext, agent: AgentRecord, read_at: float) ->
 
 
 def _repair_record(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """Write a record from memory that another client, or the eviction of the server, has deleted."""
+    """Write a deleted record again, from memory. Another client or an eviction by the server has deleted it."""
     reason = "its record or its entry in the index was missing, and was written again"
     ctx.add(fx.IndexAgent(agent.agent_id))
     ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))

@@ -181,7 +181,7 @@ class Command(Struct, kw_only=True):
         return {**fields, "attempt": str(self.attempt), "seq": str(seq), "queued_at": iso(now)}
 
     def deliver(self, now: float, *, acks: bool) -> dict[str, str]:
-        """Leave the list. The ack timeout starts, or the execution timeout if the agent does not acknowledge."""
+        """Leave the list. The ack timeout starts, or the execution timeout if the agent has no capability `ack`."""
         fields = self._become(Status.DELIVERED, now + (self.ack_timeout_s if acks else self.timeout_s))
         return {**fields, "delivered_at": iso(now)}
 

@@ -54,7 +54,10 @@ class State(Struct, frozen=True):
     final: bool = False
     """Whether the state may have no targets."""
     accepts_messages: bool | Literal["later"] = True
-    """Whether an agent in this state receives messages of other agents; `later`: after it has left the state."""
+    """Whether an agent in this state receives messages of other agents.
+
+    `later`: messages wait until the agent enters a state that accepts them.
+    """
     waits_for: Literal["human", "agent", ""] = ""
     """Who must act while an agent is in this state. An agent that waits for somebody is not idle."""
     min_stay: float = 0.0

@@ -31,7 +31,7 @@ _ARGUMENTS: Final = {
     2: "GETRANGE HSET LREM LTRIM XRANGE XREVRANGE XTRIM ZADD ZRANGE ZRANGEBYSCORE",
     3: "LMOVE XADD",
 }
-"""Commands by their number of arguments after the key. With a wrong number the server reports that, not a denial."""
+"""Commands by their number of arguments after the key. The server checks the number before the permission."""
 
 
 class RequiredCommand(NamedTuple):
