@@ -1,14 +1,14 @@
 """Entry point of `aism-engine`: the list of commands, and how errors become exit codes."""
 
 import os
-import platform
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
 import typer
 
-from aism_engine import __version__, terminal
+import aism_engine
+from aism_engine import terminal
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, print_error, report_error
 from aism_engine.cli.output import Output
@@ -24,7 +24,10 @@ def version(*, output: Output) -> None:
     Example:
       aism-engine version --json
     """
-    output.print({"version": __version__, "python": platform.python_version()}, __version__)
+    import platform  # noqa: PLC0415  slow to import, as is the number of the version
+
+    number = aism_engine.__version__
+    output.print({"version": number, "python": platform.python_version()}, number)
 
 
 COMMANDS: Final = {
@@ -90,7 +93,7 @@ def _run(arguments: Sequence[str]) -> int:
     words, rest = _split(arguments)
     try:
         if words + rest == ["--version"]:
-            terminal.print_line(__version__)
+            terminal.print_line(aism_engine.__version__)
             return ExitCode.DONE
         app = build(*words[:1])
         return int(app(words + rest, prog_name="aism-engine", standalone_mode=False) or ExitCode.DONE)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
 import typer
 from msgspec import Struct
+from typer.core import TyperCommand, TyperGroup
 
 from aism_engine import durations, values
 from aism_engine.cli.exit_codes import EXIT_CODES
@@ -27,6 +28,48 @@ class OptionSet(Struct, frozen=True, kw_only=True):
     """Options that several commands share: each field is one option. A command takes the set as one parameter."""
 
 
+class _ConvertsSimply:
+    """Mixin for commands: values that are simple to convert are not converted by typer.
+
+    typer imports pydantic even for a missing value, and that takes longer than most commands.
+    """
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:  # noqa: ANN401  as in typer
+        for parameter in self.get_params(context):  # type: ignore[attr-defined]
+            parameter.process_value = partial(_process_value, parameter, parameter.process_value)
+        rest: list[str] = super().parse_args(context, args)  # type: ignore[misc]
+        return rest
+
+
+class _Command(_ConvertsSimply, TyperCommand):
+    pass
+
+
+class _Group(_ConvertsSimply, TyperGroup):
+    pass
+
+
+def _process_value(parameter: Any, convert: Callable[..., Any], context: Any, value: Any) -> Any:  # noqa: ANN401
+    """Convert a value as typer does: one that is missing, parsed by us, one of few choices, or of the right type."""
+    kind, is_many = parameter.type_descriptor, parameter.multiple or parameter.nargs != 1
+    if value is None and not parameter.required:
+        value = () if is_many else None
+    elif value and kind.annotation == list[str]:
+        value = list(value)
+    elif value is None or is_many:
+        return convert(context, value)
+    elif parser := kind.parameter_info.parser:
+        try:
+            value = parser(value)
+        except ValueError:
+            return convert(context, value)  # typer words the error
+    elif value in (choices := kind.choices or ()):
+        value = choices[choices.index(value)]
+    elif type(value) is not kind.annotation:
+        return convert(context, value)
+    return value if parameter.callback is None else parameter.callback(context, parameter, value)
+
+
 class CommandGroup(typer.Typer):
     """A group of commands whose help lists the exit codes. Commands may take option sets."""
 
@@ -34,11 +77,11 @@ class CommandGroup(typer.Typer):
         # Bugs print a plain traceback: it stays readable in logs and shows no local variables.
         options = {"add_completion": False, "context_settings": _CONTEXT, **options}
         options |= {"rich_markup_mode": None, "pretty_exceptions_enable": False}
-        super().__init__(epilog=EXIT_CODES, **options)
+        super().__init__(epilog=EXIT_CODES, cls=_Group, **options)
         self.callback()(_declare_shared_options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # noqa: ANN401
-        register = super().command(name, epilog=EXIT_CODES, context_settings=_CONTEXT, **options)
+        register = super().command(name, epilog=EXIT_CODES, context_settings=_CONTEXT, cls=_Command, **options)
         return lambda function: register(_expand_option_sets(function))
 
 

@@ -7,15 +7,16 @@ enums below with the headers and the code of the files.
 import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import cached_property
 from hashlib import sha1
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 from redis.exceptions import NoScriptError
 
 from aism_engine.store.client import Client
 
-_LUA = files("aism_engine.store") / "lua"
+_LUA = Path(__file__).parent / "lua"
 _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
 
 
@@ -48,8 +49,15 @@ class Script:
 
     def __init__(self, name: str, codes: Iterable[IntEnum] = ()) -> None:
         self.codes = {code.name: code.value for code in codes}
-        self.text = _INCLUDE.sub(lambda found: _read(f"include/{found[1]}.lua"), _read(f"{name}.lua"))
-        self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self._name = name
+
+    @cached_property
+    def text(self) -> str:
+        return _INCLUDE.sub(lambda found: _read(f"include/{found[1]}.lua"), _read(f"{self._name}.lua"))
+
+    @cached_property
+    def digest(self) -> str:
+        return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
         try:

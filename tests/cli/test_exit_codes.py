@@ -190,9 +190,9 @@ def test_output_that_cannot_be_encoded_is_escaped(start: Start, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "unneeded"),
     [
-        (["--help"], "asyncio redis structlog"),
-        (["health"], "asyncio redis rich starlette structlog prometheus_client uvicorn"),
-        (["agents", "list"], "rich starlette structlog prometheus_client uvicorn uvloop"),
+        (["--help"], "asyncio redis structlog pydantic importlib.metadata"),
+        (["health"], "asyncio redis pydantic rich starlette structlog prometheus_client uvicorn"),
+        (["agents", "list"], "pydantic rich starlette structlog prometheus_client uvicorn uvloop"),
     ],
 )
 def test_a_command_imports_only_what_it_needs(arguments: list[str], unneeded: str) -> None:
