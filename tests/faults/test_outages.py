@@ -6,6 +6,8 @@ During an outage the process of the engine stays alive and applies nothing; afte
 import asyncio
 import http.client
 import json
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -18,9 +20,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
+from aism_engine.errors import ServerUnavailableError
 from tests.support.engine import Client, Running, eventually, plain_client, running_engine
 from tests.support.faults import Load
-from tests.support.server import Cli, OwnServer
+from tests.support.server import OwnServer
 
 
 class Setup:
@@ -74,15 +77,18 @@ async def timeout(setup: Setup, message: bytes) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def loading(setup: Setup, message: bytes) -> AsyncIterator[None]:
-    """The server loads its data. That would take minutes; the end of the outage makes it fast."""
+    """A server with the same data loads them, which would take minutes. Then it is replaced by one that is fast."""
     await setup.operator.eval("for i = 1, 200000 do redis.call('INCR', 'k') end", 0)
     await setup.freeze(message)
     setup.server.kill()
-    starting = asyncio.create_task(asyncio.to_thread(setup.server.start))
+    slowly = ("--key-load-delay", "300")  # in microseconds per command
+    loading = OwnServer(port=setup.server.port, data_dir=setup.folder, extra=slowly, start_timeout_s=300)
+    starting = asyncio.create_task(asyncio.to_thread(loading.start))
     yield
-    with Cli(setup.server.port) as ask:
-        await asyncio.to_thread(ask, "CONFIG", "SET", "key-load-delay", 0)
-    await starting
+    os.kill(loading.pid, signal.SIGKILL)
+    with pytest.raises(ServerUnavailableError):
+        await starting
+    await asyncio.to_thread(setup.server.start)
 
 
 @asynccontextmanager
@@ -187,9 +193,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(folder: Path) -> Iterator[OwnServer]:
-    """A server for one test, which persists everything. It waits 300 µs for each command that it loads."""
-    slow = ("--key-load-delay", "300")
-    with OwnServer(data_dir=folder, extra=slow, start_timeout_s=300) as server:
+    """A server for one test, which persists everything."""
+    with OwnServer(data_dir=folder, start_timeout_s=300) as server:
         yield server
 
 

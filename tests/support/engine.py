@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from redis.asyncio import Redis
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from aism_engine.config import load_settings
 from aism_engine.domain.responses import ResponseHandler
 from aism_engine.engine import Engine
+from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 
@@ -153,8 +154,7 @@ class Running(Reader):
     async def wait_serving(self) -> None:
         """Wait until the engine leads, has loaded the fleet, and is subscribed."""
         keys = self.keys
-        await eventually(lambda: self.engine.leadership.token)
-        await self.engine.writer.loaded()
+        await eventually(self._is_loaded)
         channels = (keys.responses, keys.requests, keys.state_changes, keys.measurements)
 
         async def is_subscribed() -> bool:
@@ -163,6 +163,12 @@ class Running(Reader):
             return all(counts)
 
         await eventually(is_subscribed)
+
+    async def _is_loaded(self) -> bool:
+        with suppress(NotLeadingError, ServerUnavailableError):  # a slow machine may delay a renewal or a reply
+            await self.engine.writer.loaded()
+            return True
+        return False
 
 
 @asynccontextmanager
