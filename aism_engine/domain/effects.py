@@ -18,40 +18,38 @@ class Effect(Struct, frozen=True, gc=False):
     """A write or a precondition. Its subclasses are in this module."""
 
 
-class SaveAgent(Effect, frozen=True):
-    """Set fields of the agent's record."""
+class AgentEffect(Effect, frozen=True):
+    """An effect on what belongs to one agent."""
 
     agent_id: str
+
+
+class SaveAgent(AgentEffect, frozen=True):
+    """Set fields of the agent's record."""
+
     fields: dict[str, str]
 
 
-class IndexAgent(Effect, frozen=True):
+class IndexAgent(AgentEffect, frozen=True):
     """Add the agent to the index of known agents."""
 
-    agent_id: str
 
-
-class SetState(Effect, frozen=True):
+class SetState(AgentEffect, frozen=True):
     """Write the state to the key that agents read."""
 
-    agent_id: str
     state: str
 
 
-class SaveMetadata(Effect, frozen=True):
-    agent_id: str
+class SaveMetadata(AgentEffect, frozen=True):
     fields: dict[str, str]
 
 
-class SaveMeasurements(Effect, frozen=True):
-    agent_id: str
+class SaveMeasurements(AgentEffect, frozen=True):
     values: dict[str, float]
 
 
-class ForgetAgent(Effect, frozen=True):
+class ForgetAgent(AgentEffect, frozen=True):
     """Delete everything that is kept about the agent."""
-
-    agent_id: str
 
 
 class SaveSilent(Effect, frozen=True):
@@ -69,29 +67,25 @@ class SaveCommand(Effect, frozen=True):
     ttl_s: float | None = None
 
 
-class PushCommand(Effect, frozen=True):
-    agent_id: str
+class PushCommand(AgentEffect, frozen=True):
     body: bytes
 
 
-class PushCancel(Effect, frozen=True):
+class PushCancel(AgentEffect, frozen=True):
     """Push a `cancel` to the end of the agent's list that is popped next, before all commands."""
 
-    agent_id: str
     body: bytes
 
 
-class ReleaseCommand(Effect, frozen=True):
+class ReleaseCommand(AgentEffect, frozen=True):
     """Push the body that is in the command's record. The server copies it, so the engine need not read it."""
 
-    agent_id: str
     command_id: str
 
 
-class WithdrawCommand(Effect, frozen=True):
+class WithdrawCommand(AgentEffect, frozen=True):
     """Remove a copy of the command from the agent's list. If the agent has popped it, push the `cancel` in `notice`."""
 
-    agent_id: str
     command_id: str
     notice: bytes | None = None
 
@@ -130,24 +124,20 @@ class RemoveDeadLetters(Effect, frozen=True):
     dead_letter_ids: tuple[str, ...]
 
 
-class DeliverMail(Effect, frozen=True):
+class DeliverMail(AgentEffect, frozen=True):
     """Push a message to the agent's inbox."""
 
-    agent_id: str
     body: bytes
 
 
-class DeferMail(Effect, frozen=True):
+class DeferMail(AgentEffect, frozen=True):
     """Keep a message until the agent accepts messages. `ReleaseMail` delivers it then."""
 
-    agent_id: str
     body: bytes
 
 
-class ReleaseMail(Effect, frozen=True):
+class ReleaseMail(AgentEffect, frozen=True):
     """Move all waiting messages of the agent to its inbox, in order."""
-
-    agent_id: str
 
 
 class SendReply(Effect, frozen=True):
@@ -212,10 +202,9 @@ class DeadLetter(Effect, frozen=True, kw_only=True):
     """Id of the dead letter whose replay failed."""
 
 
-class ExpectScore(Effect, frozen=True):
+class ExpectScore(AgentEffect, frozen=True):
     """Precondition: the heartbeat of the agent still has this score."""
 
-    agent_id: str
     score: float
 
 
