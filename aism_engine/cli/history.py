@@ -20,7 +20,7 @@ from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.directory import read_identity
 from aism_engine.ops.audit_log import BEGINNING, AuditLine, AuditTail, Cursor, EntryKey, entry_day, entry_time
-from aism_engine.ops.timeline import AgentAtInstant, AgentNow, Timeline
+from aism_engine.ops.timeline import AgentAtInstant, Timeline
 
 _FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
@@ -199,10 +199,7 @@ async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentA
 
     Reads the current records first, so that a change in the meantime is among the facts.
     """
-    now, timeline = None, Timeline(source.name)
-    if (view := await admin.agent(source.name)) is not None:
-        commands = [(each.command_id, each.type, each.status.value, each.accepted_at) for each in view.commands]
-        now = AgentNow(state=view.agent.state, since=view.agent.since, type=view.agent.type, commands=commands)
+    timeline, now = Timeline(source.name), await admin.agent(source.name)
     async with aclosing(source.lines(admin, _Period())) as lines:
         async for line in lines:
             timeline.add(line)

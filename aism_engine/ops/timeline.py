@@ -16,6 +16,7 @@ from aism_engine.clock import from_iso, iso
 from aism_engine.domain.commands.command import OPEN, Status
 from aism_engine.domain.effects import Fact
 from aism_engine.ops.audit_log import AuditLine, entry_order, entry_time
+from aism_engine.ops.inspector import AgentView
 
 Basis: TypeAlias = Literal["recorded", "inferred", "unknown"]
 Presence: TypeAlias = Literal["present", "lost", "left", "absent"]
@@ -62,16 +63,6 @@ class AgentAtInstant(Struct, frozen=True, kw_only=True):
     notes: list[str] = field(default_factory=list)
 
 
-class AgentNow(Struct, frozen=True, kw_only=True):
-    """The agent in the engine's current records, which may go back further than the audit. Times are unix seconds."""
-
-    state: str
-    since: float
-    type: str
-    commands: list[tuple[str, str, str, float]] = field(default_factory=list)
-    """The open commands: id, type, status, and when each was accepted."""
-
-
 class _DatedFact(NamedTuple):
     """A fact, its instant, and the order of the entry that contains it."""
 
@@ -98,7 +89,7 @@ class Timeline:
             if fact.agent_id == self._agent_id:
                 self._facts.append(_DatedFact(from_iso(fact.at), fact, entry_order(line.id)))
 
-    def reconstruct(self, at: float, first: str, now: AgentNow | None = None) -> AgentAtInstant:
+    def reconstruct(self, at: float, first: str, now: AgentView | None = None) -> AgentAtInstant:
         """Reconstruct the agent. `first` is the id of the oldest entry that is kept, empty if none is kept."""
         begins_at = self._begin_of(first) if first else float("inf")
         gaps = [(float("-inf"), begins_at)]
@@ -117,7 +108,7 @@ class Timeline:
             state=found.state or None,
             since=None if found.since is None else iso(found.since),
             basis=found.basis,
-            type=next(types, None) or (now.type if now and not future else None),
+            type=next(types, None) or (now.agent.type if now and not future else None),
             presence="absent" if found.state == "" else presence,
             open_commands=list(evidence.open_commands()),
             notes=[found.note] if found.note else [],
@@ -161,7 +152,8 @@ class _Evidence(NamedTuple):
     future: list[_DatedFact]
     gaps: list[tuple[float, float]]
     """Periods in which facts may be missing."""
-    now: AgentNow | None
+    now: AgentView | None
+    """The engine's current records, which may go back further than the audit."""
 
     def state(self) -> _State:
         """Return the state by the best evidence: a fact before the instant, a fact after it, the current record."""
@@ -172,8 +164,8 @@ class _Evidence(NamedTuple):
             return _State(_state_after(before.fact), before.at, "recorded")
         if after is not None and self._basis(at, after.at) == "recorded":
             return _State(_state_before(after.fact), None, "recorded")
-        if now is not None and now.since <= at:
-            return _State(now.state, now.since, "recorded")
+        if now is not None and now.agent.since <= at:
+            return _State(now.agent.state, now.agent.since, "recorded")
         if after is not None:
             missing_until = max(until for begin, until in self.gaps if begin < after.at and until > at)
             left = f"this is the state that the agent left at {iso(after.at)}"
@@ -199,10 +191,12 @@ class _Evidence(NamedTuple):
             elif last is None and following is not None and was_accepted:  # the fact of its acceptance is missing
                 yield OpenCommand(command_id, following.fact.type, None, None, self._basis(at, following.at))
         ids = {each.fact.command_id for each in (*self.past, *self.future)}
-        for command_id, kind, current, accepted_at in self.now.commands if self.now else ():
-            if command_id not in ids and accepted_at <= at:  # every fact about it is older than the oldest entry
-                known = current if self._basis(at, float("inf")) == "recorded" else None
-                yield OpenCommand(command_id, kind, known, iso(accepted_at), "recorded")
+        for each in self.now.commands if self.now else ():
+            if (
+                each.command_id not in ids and each.accepted_at <= at
+            ):  # every fact about it is older than the oldest entry
+                known = each.status if self._basis(at, float("inf")) == "recorded" else None
+                yield OpenCommand(each.command_id, each.type, known, iso(each.accepted_at), "recorded")
 
     def _basis(self, start: float, end: float) -> Basis:
         """Return `recorded` if no fact can be missing between two instants."""

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.clock import iso
+from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.commands.command import Command, Status
 from aism_engine.ops.audit_log import AuditLine, Gap, Rollback, line_from_entry
-from aism_engine.ops.timeline import AgentAtInstant, AgentNow, OpenCommand, Timeline
+from aism_engine.ops.inspector import AgentView
+from aism_engine.ops.timeline import AgentAtInstant, OpenCommand, Timeline
 
 AGENT: Final = "scribe-1"
 BEGIN: Final = 1_800_000_000.0
@@ -38,7 +41,13 @@ def command(status: str, command_id: str = "work-1") -> dict[str, Any]:
     return {"event": f"command_{status}", "command_id": command_id, "type": "work"}
 
 
-def reconstruct(at: float, *lines: AuditLine, now: AgentNow | None = None) -> AgentAtInstant:
+def idle_since(since: float, *commands: Command) -> AgentView:
+    """Return the current records of the agent."""
+    record = AgentRecord(agent_id=AGENT, type="scribe", state="idle", since=since, first_seen_at=since)
+    return AgentView(agent=record, heartbeat_age_s=None, queued=None, commands=list(commands))
+
+
+def reconstruct(at: float, *lines: AuditLine, now: AgentView | None = None) -> AgentAtInstant:
     timeline = Timeline(AGENT)
     for line in lines:
         timeline.add(line)
@@ -80,14 +89,14 @@ def test_state_before_the_oldest_entry_is_inferred_with_a_note() -> None:
 
 def test_state_without_any_fact_is_unknown() -> None:
     """Neither the facts nor the current record reach back to the instant."""
-    agent = reconstruct(5, entry(0), now=AgentNow(state="idle", since=BEGIN + 50, type="scribe"))
+    agent = reconstruct(5, entry(0), now=idle_since(BEGIN + 50))
     assert (agent.state, agent.basis) == (None, "unknown")
     assert reconstruct(5).recorded_since is None
 
 
 def test_current_record_tells_an_unchanged_state() -> None:
     """The last change may be older than the oldest entry."""
-    agent = reconstruct(-10, entry(0), now=AgentNow(state="idle", since=BEGIN - 1000, type="scribe"))
+    agent = reconstruct(-10, entry(0), now=idle_since(BEGIN - 1000))
     assert (agent.state, agent.since, agent.basis) == ("idle", iso(BEGIN - 1000), "recorded")
 
 
@@ -166,8 +175,12 @@ def test_command_whose_acceptance_is_missing_was_open_before_its_end() -> None:
 
 
 def test_current_command_without_facts_was_open_since_its_acceptance() -> None:
-    commands = [("old", "work", "acked", BEGIN - 50), ("new", "work", "queued", BEGIN + 50)]
-    now = AgentNow(state="idle", since=BEGIN - 90, type="scribe", commands=commands)
+    accepted = {"old": (Status.ACKED, BEGIN - 50), "new": (Status.QUEUED, BEGIN + 50)}
+    commands = [
+        Command(command_id=name, agent_id=AGENT, type="work", status=status, accepted_at=at, expires_at=at + 3600)
+        for name, (status, at) in accepted.items()
+    ]
+    now = idle_since(BEGIN - 90, *commands)
     found = reconstruct(5, entry(0), now=now).open_commands
     assert [(each.command_id, each.status) for each in found] == [("old", "acked")]
     assert [each.status for each in reconstruct(-5, entry(0), now=now).open_commands] == [None]
