@@ -105,6 +105,12 @@ class Metrics:
         self.agents_in_state = CountGauge(
             gauge("agents_in_state", "Agents, by type and state", "type", "state"), types, states
         )
+        self.agents_held = gauge("agents_held", "Agents with a hold of their own, by hold", "hold")
+        self.fleet_held = gauge("fleet_held", "1 for the hold of the whole fleet, else 0", "hold")
+        self.agents_waiting = gauge("agents_waiting_for_human", "Agents whose state waits for a human")
+        self.longest_wait = gauge(
+            "longest_wait_for_human_seconds", "Longest time for which an agent waits for a human, or 0"
+        )
         self.agents_silent = gauge("agents_silent", "Agents that are silent but not lost, as of the last scan")
         self.agents_skewed = gauge("agents_clock_skewed", "Agents whose clock is ahead or behind", "direction")
         self.invalid_heartbeat_members = gauge(

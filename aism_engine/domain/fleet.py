@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct, field
 
 from aism_engine.domain.agents.activity import Activity
-from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Held, Liveness
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Held, Hold, Liveness
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
@@ -115,6 +115,8 @@ class Fleet:
         """Number of agents by state and registered type."""
         self.liveness: Counter[Liveness] = Counter()
         """Number of agents by liveness. It is kept up to date, because counting 100,000 agents takes 10 ms."""
+        self.holds: Counter[Hold] = Counter()
+        """Number of agents by hold."""
         for agent in self.agents.values():
             self._count(agent, 1)
         self.absent = {agent_id for agent_id, agent in self.agents.items() if agent.lost_score is not None}
@@ -127,6 +129,7 @@ class Fleet:
         """Agents with commands in their list."""
         self.dispatchable = set(self.waiting)
         """Agents that have waiting commands, and have changed since the dispatcher last checked them."""
+        self.waiting_for_human = {agent_id for agent_id, agent in self.agents.items() if agent.waits_for == "human"}
 
     def shown(self, agent: AgentRecord) -> Liveness:
         return agent.shown_liveness(is_silent=agent.agent_id in self.silent)
@@ -171,8 +174,9 @@ class Fleet:
                 self.measurements[agent_id] = values
 
     def _count(self, agent: AgentRecord, change: int) -> None:
-        """Add `change` to the counts of the agent's liveness, and of its state and registered type."""
+        """Add `change` to the counts of the agent's liveness and hold, and of its state and registered type."""
         self.liveness[agent.liveness] += change
+        self.holds[agent.hold] += change
         state, agent_type = agent.state, agent.registered_type
         by_type = self.occupants.get(state)
         if by_type is None:
@@ -193,13 +197,18 @@ class Fleet:
         self.measurements.pop(agent_id, None)
         self.unloaded_measurements.discard(agent_id)
         self._recent.pop(agent_id, None)
-        for agents in (self.absent, self.awaiting_heartbeat, self.waiting, self.queued, self.dispatchable):
+        sets = (self.absent, self.awaiting_heartbeat, self.queued, self.waiting_for_human)
+        for agents in (*sets, self.waiting, self.dispatchable):
             agents.discard(agent_id)
 
     def replace(self, agent: AgentRecord) -> None:
         agent_id = agent.agent_id
         old = self.agents.get(agent_id)
-        if old is None or (old.state, old.registered_type) != (agent.state, agent.registered_type):
+        if (
+            old is None
+            or old.hold is not agent.hold
+            or (old.state, old.registered_type) != (agent.state, agent.registered_type)
+        ):
             if old is not None:
                 self._count(old, -1)
             self._count(agent, 1)
@@ -211,6 +220,7 @@ class Fleet:
             (self.absent, agent.lost_score is not None),
             (self.awaiting_heartbeat, agent.awaits_heartbeat),
             (self.queued, agent.queued),
+            (self.waiting_for_human, agent.waits_for == "human"),
             (self.waiting, agent.waiting),
             (self.dispatchable, agent.waiting),
         ):

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from aism_engine.domain.agents.agent import ABSENT, Liveness
+from aism_engine.domain.agents.agent import ABSENT, Hold, Liveness
 from aism_engine.domain.fleet import Fleet
 from aism_engine.ops.doctor.collector import FactCollector
 from aism_engine.ops.doctor.findings import Severity
@@ -63,6 +63,12 @@ class Sampler(Service):
         by_liveness = fleet.count_shown()
         for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
+        for hold in set(Hold) - {Hold.NONE}:
+            metrics.agents_held.labels(hold.value).set(fleet.holds[hold])
+            metrics.fleet_held.labels(hold.value).set(fleet.held.hold is hold)
+        now, waiting = self._store.now, fleet.waiting_for_human
+        metrics.agents_waiting.set(len(waiting))
+        metrics.longest_wait.set(now - min((fleet.agents[agent_id].since for agent_id in waiting), default=now))
         metrics.agents_in_state.set(
             {
                 (kind or "unregistered", state): count

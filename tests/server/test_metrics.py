@@ -118,3 +118,32 @@ async def test_idle_services_export_when_they_last_completed_a_step(server: Embe
         before = time.time()
         frequent = [each for each in services if each.name in {"response_consumer", "elector", "listener", "sampler"}]
         await eventually(lambda: min(map(last_at, frequent)) > before)
+
+
+async def test_holds_and_waits_for_a_human_are_counted(server: EmbeddedServer, prefix: str) -> None:
+    """By kind of hold, and until the agent is resumed, or leaves the state in which it waits."""
+    async with running_engine(server, prefix) as running:
+
+        def counts() -> tuple[float, ...]:
+            held = [running.metric("aism_agents_held", hold=hold) for hold in ("pause", "drain")]
+            fleet = [running.metric("aism_fleet_held", hold=hold) for hold in ("pause", "drain")]
+            return *held, *fleet, running.metric("aism_agents_waiting_for_human")
+
+        for agent_id in ("a", "b", "c"):
+            await running.say({"type": "register", "agent_id": agent_id, "payload": {"type": "scribe"}})
+        await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "direct_io"}})
+        await eventually(lambda: counts() == (0, 0, 0, 0, 1))
+        await eventually(lambda: running.metric("aism_longest_wait_for_human_seconds") > 0)
+        holds = {
+            "p": ("pause", {"agent_id": "a"}),
+            "d": ("drain", {"select": "id in (b,c)"}),
+            "f": ("pause", {"all": True}),
+        }
+        for request_id, (kind, payload) in holds.items():
+            await running.ask({"id": request_id, "type": kind, "payload": payload})
+        await eventually(lambda: counts() == (1, 2, 1, 0, 1))
+        for request_id, payload in {"r1": {"select": "type=scribe"}, "r2": {"all": True}}.items():
+            await running.ask({"id": request_id, "type": "resume", "payload": payload})
+        await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "inbox"}})
+        await eventually(lambda: counts() == (0, 0, 0, 0, 0))
+        await eventually(lambda: running.metric("aism_longest_wait_for_human_seconds") == 0)
