@@ -13,11 +13,13 @@ from aism_engine.cli.output import Output, published
 from aism_engine.cli.pending import held_as_json
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.ops.inspector import AgentView
+from aism_engine.ops.views import AgentView, Problem
 
 app = options.CommandGroup(help="List, show or forget agents, or confirm their losses.")
 
 DIVERGENCE_COLUMNS: Final = ("agent_id", "type", "rule", "confidence", "since", "reason")
+AGENT_TABLES: Final = {"divergences": DIVERGENCE_COLUMNS, "open_commands": COMMAND_COLUMNS}
+"""The tables below the fields of an agent."""
 _AgentId = Annotated[str, typer.Argument(metavar="ID", help="Id of the agent.")]
 _COLUMNS: Final = (
     *("agent_id", "type", "state", "since", "waits_for", "liveness", "heartbeat_age_s", "open_commands", "queued"),
@@ -33,6 +35,9 @@ def list_(
     liveness: Annotated[
         Liveness | None, typer.Option(metavar="LIVENESS", help=f"Only this liveness: {', '.join(Liveness)}.")
     ] = None,
+    problem: Annotated[
+        Problem | None, typer.Option(metavar="PROBLEM", help=f"Only with this problem: {', '.join(Problem)}.")
+    ] = None,
     fleet: FleetOptions,
     output: Output,
 ) -> None:
@@ -43,9 +48,12 @@ def list_(
       aism-engine agents list --type architect --liveness silent
     """
     found = [
-        _as_json(view)
+        agent_as_json(view)
         for view in fleet.call(AdminClient.agents)
-        if state in {None, view.agent.state} and kind in {None, view.agent.type} and liveness in {None, view.liveness}
+        if state in {None, view.agent.state}
+        and kind in {None, view.agent.type}
+        and liveness in {None, view.liveness}
+        and (problem is None or problem in view.problems)
     ]
     output.print_table(found, _COLUMNS)
 
@@ -61,7 +69,7 @@ def show(agent_id: _AgentId, *, fleet: FleetOptions, output: Output) -> None:
     view = fleet.call(lambda admin: admin.agent(agent_id))
     if view is None:
         raise RefusedError(f"there is no agent {agent_id}. aism-engine agents list shows all agents")
-    output.print_fields(_as_json(view), {"divergences": DIVERGENCE_COLUMNS, "open_commands": COMMAND_COLUMNS})
+    output.print_fields(agent_as_json(view), AGENT_TABLES)
 
 
 @app.command()
@@ -95,7 +103,7 @@ def confirm_losses(*, request: RequestOptions, fleet: FleetOptions, output: Outp
     output.print(reply, confirmed if reply["silent"] else "no agent is silent: there is nothing to confirm")
 
 
-def _as_json(view: AgentView) -> dict[str, Any]:
+def agent_as_json(view: AgentView) -> dict[str, Any]:
     return {
         **published(view.agent, "agent_id", "type", "registered", "labels", "capabilities"),
         **published(view.agent, "state", "since", "waits_for", "declared", "declared_at", "declared_via"),

@@ -10,24 +10,21 @@ import msgspec
 import structlog
 from msgspec import Struct
 from prometheus_client import Counter
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.text import Text
+from rich.console import Console
 
-from aism_engine.cli.output import format_age, published, table_lines
+from aism_engine.cli.output import format_age
+from aism_engine.cli.screen import Screen
+from aism_engine.cli.top import show_live
 from aism_engine.domain.fleet import Fleet
-from aism_engine.domain.text import natural_key
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
+from aism_engine.ops.admin_client import AdminClient
 from aism_engine.store.client import server_address
 
 log = structlog.get_logger(component="dev")
 
-_REDRAW_INTERVAL_S: Final = 0.25
+_REDRAW_INTERVAL_S: Final = 1.0
 _LOG_INTERVAL_S: Final = 2.0
-_COLOURS: Final = {"fresh": "green", "silent": "yellow", "lost": "red", "left": "dim", "unknown": "yellow"}
-_OTHER_LINES: Final = 10
-"""Lines of the screen that are not rows of agents."""
 
 
 class DevSummary(Struct, frozen=True):
@@ -82,60 +79,37 @@ async def log_progress(engine: Engine) -> NoReturn:
         log.info("dev_progress", states=_states(engine.writer.fleet), depths=_queue_depths(engine.metrics), **totals)
 
 
-async def draw(console: Console, engine: Engine) -> NoReturn:
-    """Redraw one screen on a terminal. Log lines scroll above it."""
-    started_at = time.monotonic()
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            await asyncio.sleep(_REDRAW_INTERVAL_S)
-            live.update(_screen(engine, console, time.monotonic() - started_at), refresh=True)
+class LogLines(io.StringIO):
+    """Stream that keeps the last lines of the log: what is written to the terminal would break the screen."""
 
-
-class ConsoleStream(io.StringIO):
-    """Stream for log lines that prints them above the live table without breaking it."""
-
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._console = console
+        self.lines: collections.deque[str] = collections.deque(maxlen=1000)
+
+    @property
+    def newest(self) -> list[str]:
+        return list(self.lines)[-3:]
 
     def write(self, text: str) -> int:
-        self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+        self.lines.extend(text.splitlines())
         return len(text)
 
 
-def _screen(engine: Engine, console: Console, seconds: float) -> RenderableType:
-    fleet, totals = engine.writer.fleet, msgspec.structs.asdict(summarize(engine.metrics, seconds))
-    server, (host, port) = server_address(engine.settings.redis), engine.http.address
-    rate = totals.pop("responses_per_second")
-    return Group(
-        Text.assemble(("AISM Engine", "bold"), f"  {server}  http://{host}:{port}/metrics  {engine.leadership.role}"),
-        Text(),
-        _agents(fleet, limit=max(3, console.height - _OTHER_LINES)),
-        Text(),
-        _line("states", _states(fleet)),
-        _line("depths", _queue_depths(engine.metrics)),
-        _line("totals", {name.replace("_", " "): count for name, count in totals.items()}),
-        Text(f"rate    {rate:g} responses per second over {format_age(seconds)}; Ctrl-C stops"),
-    )
+async def show(console: Console, engine: Engine, log_lines: LogLines) -> None:
+    """Show the fleet on a terminal, as `aism-engine top` does, until a key ends it."""
+    started_at, redis = time.monotonic(), engine.settings.redis
 
+    def head() -> list[str]:
+        (host, port), seconds = engine.http.address, time.monotonic() - started_at
+        totals = msgspec.structs.asdict(summarize(engine.metrics, seconds))
+        rate = totals.pop("responses_per_second")
+        return [
+            f"AISM Engine  {server_address(redis)}  http://{host}:{port}/metrics  {engine.leadership.role}",
+            "totals    " + "  ".join(f"{name.replace('_', ' ')} {count}" for name, count in totals.items()),
+            f"rate      {rate:g} responses per second over {format_age(seconds)}; Ctrl-C stops",
+            f"events    aism-engine tail --redis {server_address(redis)}",
+            *log_lines.newest,
+        ]
 
-def _agents(fleet: Fleet, limit: int) -> Text:
-    agents = sorted(fleet.agents.values(), key=lambda agent: natural_key(agent.agent_id))
-    rows = [
-        {
-            **published(agent, "agent_id", "type", "state", "since"),
-            "liveness": fleet.shown(agent).value,
-            "open_commands": agent.load,
-        }
-        for agent in agents[:limit]
-    ]
-    lines = table_lines(rows, ("agent_id", "type", "state", "since", "liveness", "open_commands"))
-    lines += [f"and {len(agents) - limit} more"] if len(agents) > limit else []
-    table = Text("\n".join(lines), no_wrap=True)
-    for liveness, colour in _COLOURS.items():
-        table.highlight_words([f" {liveness} "], colour)
-    return table
-
-
-def _line(name: str, values: dict[str, int]) -> Text:
-    return Text(f"{name:<8}" + "  ".join(f"{key} {value}" for key, value in values.items()), no_wrap=True)
+    async with AdminClient.connect(redis) as admin:
+        await show_live(admin, Screen(head, slowest=5), console, _REDRAW_INTERVAL_S, handle_sigterm=False)

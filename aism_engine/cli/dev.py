@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aism_engine import logs
 from aism_engine.cli import options
-from aism_engine.cli.dashboard import ConsoleStream, DevSummary, draw, log_progress, summarize
+from aism_engine.cli.dashboard import DevSummary, LogLines, log_progress, show, summarize
 from aism_engine.cli.event_loop import run_in_event_loop
 from aism_engine.cli.exit_codes import ExitCode, RefusedError
 from aism_engine.cli.output import Output
@@ -23,6 +23,7 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.runtime import signals
 from aism_engine.scenarios.simulated_agents import Simulation
 from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.terminal import print_error_line
 
 log = structlog.get_logger(component="dev")
 
@@ -63,8 +64,8 @@ def dev(
 ) -> ExitCode:
     """Try the engine with simulated agents on a bundled server.
 
-    Shows the fleet live on a terminal, and logs elsewhere. Ctrl-C stops everything and prints a summary. While it
-    runs, give the URL that it shows to the other commands, as --redis URL.
+    Shows the fleet on a terminal, as top does, and logs elsewhere. Ctrl-C stops everything and prints a summary.
+    While it runs, give the URL that it shows to the other commands, as --redis URL.
 
     \b
     Example:
@@ -88,15 +89,20 @@ def dev(
             engine = Engine(settings)
             if console.is_terminal:
                 console.print(_INTRODUCTION.format(agents=agents, url=url), highlight=False, soft_wrap=True)
-            show = draw(console, engine) if console.is_terminal else log_progress(engine)
-            summary = await _run(engine, stopping, duration, simulation.run(), show)
+            shown = show(console, engine, log_lines) if console.is_terminal else log_progress(engine)
+            summary = await _run(engine, stopping, duration, simulation.run(), shown)
         output.print_fields(summary)
 
+    log_lines = LogLines()
     if console.is_terminal:
-        writer = logs.configure(level="warning", format="console", queue=10_000, stream=ConsoleStream(console))
+        writer = logs.configure(level="warning", format="console", queue=10_000, stream=log_lines)
     else:
         writer = logs.configure(level="info", format="auto", queue=10_000)
-    return run_in_event_loop(run(), writer)
+    try:
+        return run_in_event_loop(run(), writer)
+    finally:
+        for line in log_lines.lines:
+            print_error_line(line)
 
 
 def _start(server: EmbeddedServer) -> EmbeddedServer:

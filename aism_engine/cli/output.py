@@ -47,14 +47,7 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
 
         `changed` replaces fields in the text, but not in the JSON.
         """
-        found = msgspec.to_builtins(value) | changed
-        width = max(map(len, found))
-        shown = {name: _format(name, field) for name, field in found.items()}
-        shown |= {name: f"{found[name]} ({text})" for name, text in shown.items() if _is_instant(name) and found[name]}
-        lines = [f"{name:<{width}}  {text}" for name, text in shown.items()]
-        for name, columns in tables.items():
-            lines += ["", *table_lines(found[name], columns)] if found[name] else []
-        self.print(value, "\n".join(lines))
+        self.print(value, "\n".join(field_lines(msgspec.to_builtins(value) | changed, tables)))
 
     def print_table(self, rows: Sequence[Fields], columns: Columns, *, of: int = 0) -> None:
         """Print a list of objects. `of` is the number of all objects, if `rows` are only the newest of them."""
@@ -78,6 +71,17 @@ def published(record: Struct, *names: str) -> dict[str, Any]:
     found = {name: getattr(record, name) for name in names}
     instants = {name: iso(value) if value else None for name, value in found.items() if _is_instant(name)}
     return {name: None if value == "" else value for name, value in found.items()} | instants
+
+
+def field_lines(fields: Fields, tables: Mapping[str, Columns] = {}) -> list[str]:
+    """Write an object as plain text: one field a line, and then each of its lists that `tables` names."""
+    width = max(map(len, fields))
+    shown = {name: _format(name, field) for name, field in fields.items()}
+    shown |= {name: f"{fields[name]} ({text})" for name, text in shown.items() if _is_instant(name) and fields[name]}
+    lines = [f"{name:<{width}}  {text}" for name, text in shown.items()]
+    for name, columns in tables.items():
+        lines += ["", *table_lines(fields[name], columns)] if fields[name] else []
+    return lines
 
 
 def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:

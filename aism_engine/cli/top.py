@@ -1,26 +1,31 @@
 """`aism-engine top`: an overview of the fleet that refreshes itself."""
 
 import asyncio
+import sys
 import time
-from typing import Annotated, Any, Final
+from contextlib import suppress
+from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
 from aism_engine.cli.commands import command_as_json
-from aism_engine.cli.output import Output, ProgressLine, print_json, table_lines
-from aism_engine.cli.pending import format_hold, held_as_json
+from aism_engine.cli.keyboard import Keyboard
+from aism_engine.cli.output import Output, ProgressLine, print_json
+from aism_engine.cli.pending import held_as_json
+from aism_engine.cli.screen import Screen
+from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.ops.inspector import Overview
-from aism_engine.terminal import printable
+from aism_engine.ops.views import Overview
+from aism_engine.store.client import server_address
+from aism_engine.terminal import print_line
 
-_SLOWEST_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted_at")
+_LINES_IN_A_PIPE = 100
+"""Height of the overview if standard output is no terminal."""
 
 
 def top(
@@ -33,49 +38,101 @@ def top(
 ) -> None:
     """Watch an overview of the fleet until Ctrl-C.
 
-    Shows states, liveness, queues, rates and the commands that have been open longest. Rates are averages of the
-    last ten seconds. With --json each refresh is one line.
+    Shows states, liveness, queues, rates, the commands that have been open longest, and by name the agents that are
+    lost, silent, stuck, diverging, waiting for a human, or held. Rates are averages of the last ten seconds. On a
+    terminal, the key ? lists the keys that sort the agents and show one. With --json each refresh is one line.
 
     \b
     Example:
       aism-engine top --interval 5s
       aism-engine top --once --json
     """
+    server = fleet.settings().redis
+    screen = Screen(lambda: [f"fleet {server.prefix} on {server_address(server)}"], slowest)
 
     async def watch(admin: AdminClient) -> None:
-        with ProgressLine() as progress, Live(auto_refresh=False) as live:
+        if not (once or output.json) and sys.stdout.isatty():
+            await show_live(admin, screen, Console(), interval, handle_sigterm=True)
+            return
+        with ProgressLine() as progress:
             while True:
                 started_at = time.monotonic()
-                overview = await admin.overview(slowest, progress.update if once else None)
+                overview = await admin.overview(progress.update if once else None)
                 progress.clear()
-                slowest_commands = [command_as_json(command) for command in overview.slowest]
                 if output.json:
-                    hold = held_as_json(overview.fleet_hold)
-                    print_json(msgspec.to_builtins(overview) | {"fleet_hold": hold, "slowest": slowest_commands})
+                    print_json(_as_json(overview, slowest))
                 else:
-                    live.update(_screen(overview, slowest_commands), refresh=True)
+                    screen.update(overview)
+                    _print(screen)
                 if once:
                     return
-                # The pause is at least as long as the read, so that reading takes at most half of the time.
-                await asyncio.sleep(max(interval, time.monotonic() - started_at))
+                await asyncio.sleep(_pause_s(interval, started_at))
 
     fleet.watch(watch)
 
 
-def _screen(overview: Overview, slowest: list[dict[str, Any]]) -> RenderableType:
-    head = Text()
-    head.append(f"{overview.agents} agents", style="bold")
-    head.append(f"  {_counts(overview.by_liveness)}")
-    head.append(f"  {overview.held} held" if overview.held else "")
-    if overview.fleet_hold.hold:
-        head.append(f"  {printable(format_hold('the fleet', held_as_json(overview.fleet_hold)))}", style="yellow")
-    head.append("" if overview.leader else "  no leader", style="red")
-    counts = Table.grid(padding=(0, 2))
-    for name in ("by_state", "by_type", "waiting_for", "queues", "commands", "rates"):
-        counts.add_row(Text(name.replace("_", " "), style="dim"), _counts(getattr(overview, name)) or "-")
-    commands = table_lines(slowest, _SLOWEST_COLUMNS) if slowest else []
-    return Group(head, counts, Text("\n".join(["", *commands]), no_wrap=True))
+async def show_live(
+    admin: AdminClient, screen: Screen, console: Console, interval_s: float, *, handle_sigterm: bool
+) -> None:
+    """Show a screen on a terminal, and react to keys, until one ends it. SIGTERM ends it as well, if it is handled.
+
+    An outage after the first read is shown on the screen. Raises ServerUnavailableError if the first read fails.
+    """
+    events, is_wanted = asyncio.Queue[str](), asyncio.Event()
+
+    async def refresh() -> None:
+        while True:
+            started_at = time.monotonic()
+            is_wanted.clear()
+            try:
+                await screen.read(admin)
+            except ServerUnavailableError as error:
+                if screen.is_empty:
+                    raise
+                screen.outage = str(error)
+            events.put_nowait("refresh")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_pause_s(interval_s, started_at)):
+                    await is_wanted.wait()
+
+    live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+    with Keyboard(events, handle_sigterm=handle_sigterm) as keyboard, live:
+        refreshing = asyncio.create_task(refresh())
+        refreshing.add_done_callback(lambda _: events.put_nowait("quit"))
+        try:
+            while screen.press(event := await events.get()):
+                if event == "enter":
+                    is_wanted.set()
+                lines = screen.draw(console.width, console.height, keys=keyboard.is_read)
+                live.update(Text("\n", no_wrap=True).join(lines), refresh=True)
+        finally:
+            refreshing.cancel()
+            await asyncio.wait([refreshing])
+    if not refreshing.cancelled():
+        refreshing.result()
 
 
-def _counts(counts: dict[str, int] | dict[str, float]) -> str:
-    return "  ".join(f"{name or '-'} {count}" for name, count in counts.items())
+def _pause_s(interval_s: float, started_at: float) -> float:
+    """Return a pause that is at least as long as the read before it, so that reading takes at most half of the time."""
+    return max(interval_s, time.monotonic() - started_at)
+
+
+def _print(screen: Screen) -> None:
+    console = Console()
+    if not console.is_terminal:
+        print_line("\n".join(line.plain for line in screen.draw(None, _LINES_IN_A_PIPE, keys=False)))
+        return
+    for line in screen.draw(console.width, console.height - 1, keys=False):
+        console.print(line, no_wrap=True, crop=False)
+
+
+def _as_json(overview: Overview, slowest: int) -> dict[str, Any]:
+    problems = {problem: [view.agent.agent_id for view in views] for problem, views in overview.problems.items()}
+    return {
+        "leader": overview.leader,
+        "fleet_hold": held_as_json(overview.fleet_hold),
+        "agents": len(overview.agents),
+        "problems": problems,
+        **overview.counts,
+        "slowest": [command_as_json(command) for command in overview.slowest(slowest)],
+    }

@@ -4,21 +4,21 @@ Damaged records are left out. All methods raise `ServerUnavailableError` while t
 """
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Final, TypeAlias
 
 import msgspec
-from msgspec import Struct, field
 
 from aism_engine.clock import SystemClock
-from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Held, Liveness
+from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Held
 from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.text import natural_key
 from aism_engine.ops.audit_log import entry_time, line_from_entry
+from aism_engine.ops.views import AgentView, Member, Overview
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.reads import FleetReader, read_dead_letter
@@ -37,59 +37,6 @@ _MAX_AGE_S: Final = 1e10
 
 Report: TypeAlias = Callable[[str], None]
 """Receives a description of the progress of a long read."""
-
-
-class AgentView(Struct, frozen=True, kw_only=True):
-    """An agent: the engine's record of it, its open commands, and what it sent."""
-
-    agent: AgentRecord
-    heartbeat_age_s: float | None
-    """Time since its last heartbeat, by the agent's clock; None if it never sent one, or if its score is no time."""
-    queued: int | None
-    """Commands in its list that it has not taken yet; None if the key is not a list."""
-    commands: list[Command] = field(default_factory=list)
-    """The open commands, oldest first."""
-    measurements: dict[str, float] = field(default_factory=dict)
-    silent_since: float | None = None
-    """When the engine found the agent silent, in unix seconds by Redis `TIME`; None if it is not silent."""
-
-    @property
-    def liveness(self) -> Liveness:
-        return self.agent.shown_liveness(is_silent=self.silent_since is not None)
-
-
-class Member(Struct, frozen=True):
-    """A member of a group that has not ended. Without a `status`, the request has not been applied to it yet."""
-
-    group_id: str
-    agent_id: str | None = None
-    command_id: str | None = None
-    status: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.agent_id or self.command_id or ""
-
-
-class Overview(Struct, frozen=True, kw_only=True):
-    """A fleet in numbers. The field names are published."""
-
-    leader: str | None
-    fleet_hold: Held
-    agents: int
-    held: int
-    waiting_for: dict[str, int]
-    """The number of waiting agents, by what they wait for: `human` or `agent`, as `waits_for` of their state says."""
-    by_type: dict[str, int]
-    by_state: dict[str, int]
-    by_liveness: dict[str, int]
-    queues: dict[str, int]
-    rates: dict[str, float]
-    """Recent facts per second, by event."""
-    commands: dict[str, int]
-    """The number of open commands by status."""
-    slowest: list[Command]
-    """The open commands that were accepted first, without those scheduled for later."""
 
 
 class Inspector:
@@ -132,7 +79,7 @@ class Inspector:
                     queued=queued[agent_id] if isinstance(queued[agent_id], int) else None,
                     commands=commands[agent_id],
                     measurements=measurements[agent_id],
-                    silent_since=silent.get(agent_id) if agent.liveness is Liveness.FRESH else None,
+                    marked_silent_at=silent.get(agent_id),
                 )
                 views.append(view)
         return views
@@ -221,26 +168,25 @@ class Inspector:
         agents, fleet = await self._agent_records([agent_id]), await read_fleet_hold(self._client, self._keys)
         return {"agent": agents[0], "fleet": fleet} if agents else {"fleet": fleet}
 
-    async def overview(self, slowest: int = 10, report: Report | None = None) -> Overview:
-        """Count agents, commands, queues and recent facts. `slowest` bounds the list of that name."""
+    async def overview(self, report: Report | None = None) -> Overview:
+        """Read agents, commands, queues and recent facts. The agents have neither heartbeats nor measurements."""
         keys, now, ids = self._keys, await self._reader.read_time(), await self._agent_ids()
         silent, agents = await self._reader.silent_agents(), await self._agent_records(ids, report)
-        commands = await self.open_commands(report)
+        commands, by_agent = await self.open_commands(report), defaultdict[str, list[Command]](list)
+        for command in commands:
+            by_agent[command.agent_id].append(command)
         leader, held = await self._client.get(keys.lease), await read_fleet_hold(self._client, keys)
         lengths = await self._reader.lengths()
         return Overview(
             leader=text(leader) if leader else None,
             fleet_hold=held,
-            agents=len(ids),
-            held=sum(1 for agent in agents if agent.hold),
-            waiting_for=_count(agent.waits_for for agent in agents if agent.waits_for),
-            by_type=_count(agent.type for agent in agents),
-            by_state=_count(agent.state for agent in agents),
-            by_liveness=_count(agent.shown_liveness(is_silent=agent.agent_id in silent).value for agent in agents),
+            agents=[
+                AgentView(agent=agent, commands=by_agent[agent.agent_id], marked_silent_at=silent.get(agent.agent_id))
+                for agent in agents
+            ],
             queues={name: lengths[key] for name, key in _QUEUES.items() if key in lengths},
             rates=await self._rates(now),
-            commands=_count(command.status.value for command in commands),
-            slowest=[command for command in commands if command.bucket != "scheduled"][:slowest],
+            commands=commands,
         )
 
     async def _rates(self, now: float) -> dict[str, float]:
@@ -261,8 +207,3 @@ class Inspector:
 def _heartbeat_age_s(score: float | None, now: float) -> float | None:
     age_s = now - score_in_seconds(score) if score is not None else None
     return age_s if age_s is not None and abs(age_s) <= _MAX_AGE_S else None
-
-
-def _count(names: Iterable[str]) -> dict[str, int]:
-    """Count equal names, the most frequent first."""
-    return dict(Counter(names).most_common())

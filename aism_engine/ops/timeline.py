@@ -16,7 +16,7 @@ from aism_engine.clock import from_iso, iso
 from aism_engine.domain.commands.command import OPEN, Status
 from aism_engine.domain.effects import Fact
 from aism_engine.ops.audit_log import AuditLine, entry_order, entry_time
-from aism_engine.ops.inspector import AgentView
+from aism_engine.ops.views import AgentView
 
 Basis: TypeAlias = Literal["recorded", "inferred", "unknown"]
 Presence: TypeAlias = Literal["present", "lost", "left", "absent"]

@@ -82,8 +82,8 @@ def test_a_terminal_shows_the_fleet(start: Start) -> None:
         b"Ctrl-C stops everything",
         b"AISM Engine",
         b"architect-",
-        b"LIVENESS",
-        b"depths",
+        b"STATE",
+        b"queues",
         b"responses per second",
     )
     screen, is_stopping = b"", False

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from functools import partial
 
 import pytest
@@ -17,15 +18,32 @@ async def test_top_counts_agents_commands_and_queues(fleet: Call, engine: Runnin
     await engine.say(response("w-0", "ack", "slow"))
     await eventually(partial(has_status, engine, "slow", "acked"))
     found = (await fleet("top", "--once", "--json")).json
-    assert (found["agents"], found["held"]) == (3, 1)
+    assert list(found["problems"]) == ["lost", "silent", "stuck", "diverging", "waiting_for_human", "held"]
+    assert (found["agents"], found["problems"]["lost"], found["problems"]["held"]) == (3, [], ["w-2"])
     assert (found["by_type"], found["by_state"]) == ({"worker": 3}, {"bootstrap": 3})
     assert found["commands"] == {"acked": 1, "scheduled": 1}
     assert found["queues"] == {"responses": 0, "requests": 0, "fanout": 0, "deadlines": 2, "dead_letters": 0}
     assert [each["command_id"] for each in found["slowest"]] == ["slow"]
     assert found["leader"].startswith("1:")
     shown = (await fleet("top", "--once")).out
-    for text in ("3 agents", "1 held", "bootstrap 3", "acked 1", "slow"):
+    for text in ("3 agents", "HELD: 1", "bootstrap 3", "acked 1", "slow"):
         assert text in shown
+
+
+async def test_lists_of_problems_are_complete(fleet: Call, engine: Running) -> None:
+    """`top --json` has all names, in natural order, and `agents list --problem` prints the same agents."""
+    for number in range(3, 30):
+        await engine.say(response(f"w-{number}", "register", type="worker"))
+    await eventually(partial(engine.record, "w-29"))
+    await fleet("pause", "--select", "type=worker", "--reason", "quota", "--timeout", "1h")
+    names = [f"w-{number}" for number in range(30)]
+    assert (await fleet("top", "--once", "--json")).json["problems"]["held"] == names
+    listed = (await fleet("agents", "list", "--problem", "held", "--json")).json
+    assert [each["agent_id"] for each in listed] == names
+    assert (await fleet("agents", "list", "--problem", "lost", "--json")).json == []
+    shown = (await fleet("top", "--once")).out
+    assert re.search(r"HELD: 30\nw-0 .*\nw-29 .*pause by \S+: quota\n", shown, re.DOTALL)
+    assert "\x1b" not in shown
 
 
 @pytest.mark.usefixtures("engine")

@@ -55,5 +55,5 @@ def test_every_name_in_the_overview_exists() -> None:
     assert listed("metrics") <= exported().keys()
     assert listed("log") <= {event for event, _, _ in logged()}
     assert listed("audit") <= set(first_column("Facts", PROTOCOL))
-    assert listed("alert") <= set(re.findall(r"alert: (\w+)", alerts))
-    assert all((listed("metrics"), listed("log"), listed("audit"), listed("alert")))
+    assert listed("alerts") <= set(re.findall(r"alert: (\w+)", alerts))
+    assert all((listed("metrics"), listed("log"), listed("audit"), listed("alerts")))

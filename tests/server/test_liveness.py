@@ -7,7 +7,7 @@ from typing import Final
 
 from aism_engine.domain.agents.agent import Liveness
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.ops.inspector import AgentView
+from aism_engine.ops.views import AgentView
 from aism_engine.services.base import Service
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.reaper import Reaper
@@ -150,7 +150,7 @@ async def test_agents_that_fall_silent_at_once_are_all_counted(server: EmbeddedS
         assert counts == {"unknown": 1, "fresh": 0, "silent": 25, "lost": 0, "left": 0}
         async with connect_admin(running) as admin:
             overview = await admin.overview()
-        assert overview.by_liveness == {"silent": 25, "unknown": 1}
+        assert overview.counts["by_liveness"] == {"silent": 25, "unknown": 1}
 
         async def are_back() -> bool:
             await send_heartbeats(running, *ids[5:])

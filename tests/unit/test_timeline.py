@@ -11,8 +11,8 @@ from aism_engine.clock import iso
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.ops.audit_log import AuditLine, Gap, Rollback, line_from_entry
-from aism_engine.ops.inspector import AgentView
 from aism_engine.ops.timeline import AgentAtInstant, OpenCommand, Timeline
+from aism_engine.ops.views import AgentView
 
 AGENT: Final = "scribe-1"
 BEGIN: Final = 1_800_000_000.0

@@ -1,0 +1,288 @@
+"""The screen of `aism-engine top` and `aism-engine dev`: an overview of a fleet, or one of its agents.
+
+The overview lists the agents by problem, as many as the height allows, and then all others. `Screen` holds what keys
+change. It does not write to the terminal.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from rich.text import Text
+
+from aism_engine.cli.agents import AGENT_TABLES, agent_as_json
+from aism_engine.cli.commands import command_as_json
+from aism_engine.cli.output import field_lines, table_lines
+from aism_engine.cli.pending import format_hold, held_as_json
+from aism_engine.clock import from_iso, iso
+from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.views import STUCK_RULES, AgentView, Overview, Problem
+from aism_engine.terminal import printable
+
+Section: TypeAlias = Problem | None
+"""The agents with a problem, or those without any."""
+
+_COLOURS: Final[dict[Section, str]] = {
+    Problem.LOST: "red",
+    Problem.SILENT: "yellow",
+    Problem.STUCK: "magenta",
+    Problem.DIVERGING: "magenta",
+    Problem.WAITING_FOR_HUMAN: "cyan",
+    Problem.HELD: "blue",
+    None: "green",
+}
+_COLUMNS: Final = ("agent_id", "type", "state", "since", "open", "why")
+_COMMAND_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted_at")
+_LEAST_LINES: Final = 3
+"""Lines of a section that shows an agent: the title, the agent, and what is cut."""
+_KEYS: Final = "s sort  up/down or j/k select  Enter show agent  ? help  q quit"
+_HELP: Final = """\
+s           sort each list by the next of: name, time, open commands, type, state
+up, k       select the agent above; in an agent, scroll up
+down, j     select the agent below; in an agent, scroll down
+Enter       show the selected agent
+Esc, q      go back, or quit
+?           show this help
+
+A list that is longer than the screen ends with the command that prints it as a whole.
+The lists are described in docs/operating.md."""
+
+
+class Row(NamedTuple):
+    """An agent in one of the sections."""
+
+    section: Section
+    view: AgentView
+
+    @property
+    def since(self) -> float:
+        """When the problem began; without one, when the agent entered its state."""
+        agent, view = self.view.agent, self.view
+        match self.section:
+            case Problem.LOST:
+                return agent.lost_at
+            case Problem.SILENT:
+                return view.silent_since or 0.0
+            case Problem.HELD:
+                return agent.held_at
+            case Problem.STUCK | Problem.DIVERGING:
+                return min(from_iso(divergence.since) for divergence in self._divergences)
+        return agent.since
+
+    @property
+    def why(self) -> str:
+        agent = self.view.agent
+        match self.section:
+            case Problem.LOST:
+                return f"was in {agent.lost_from}" if agent.lost_from else ""
+            case Problem.HELD:
+                by = f" by {agent.held_by}" if agent.held_by else ""
+                return f"{agent.hold}{by}: {agent.hold_reason}".removesuffix(": ")
+            case Problem.STUCK | Problem.DIVERGING:
+                return "; ".join(divergence.reason for divergence in self._divergences)
+        return ""
+
+    @property
+    def _divergences(self) -> list[Any]:
+        is_stuck = self.section is Problem.STUCK
+        return [each for rule, each in self.view.agent.divergences.items() if (rule in STUCK_RULES) == is_stuck]
+
+    def as_json(self) -> dict[str, Any]:
+        agent = self.view.agent
+        since = iso(self.since) if self.since else None
+        return {
+            "agent_id": agent.agent_id,
+            "type": agent.type,
+            "state": agent.state,
+            "since": since,
+            "open": len(self.view.commands) or None,
+            "why": self.why,
+        }
+
+
+_SORTS: Final[dict[str, Callable[[Row], Any] | None]] = {
+    "name": None,
+    "time": lambda row: row.since,
+    "open commands": lambda row: -len(row.view.commands),
+    "type": lambda row: row.view.agent.type,
+    "state": lambda row: row.view.agent.state,
+}
+"""Orders of the agents in a section; None: as in the overview."""
+
+
+class Screen:
+    """Draws an overview for a size of the terminal. `head` returns further lines for its top."""
+
+    def __init__(self, head: Callable[[], Sequence[str]], slowest: int) -> None:
+        self._head = head
+        self._slowest = slowest
+        self._overview: Overview | None = None
+        self._sections: dict[Section, list[Row]] = {}
+        self._sort = next(iter(_SORTS))
+        self._selected = 0
+        self._scrolled = 0
+        self._shows_help = False
+        self.agent_id: str | None = None
+        """The agent that is shown instead of the overview."""
+        self.agent: AgentView | None = None
+        self.outage = ""
+
+    # --- what changes it ----------------------------------------------------------------------------------------------
+
+    async def read(self, admin: AdminClient) -> None:
+        """Read what is shown. Raises ServerUnavailableError."""
+        if (agent_id := self.agent_id) is None:
+            self.update(await admin.overview())
+        else:
+            view = await admin.agent(agent_id)
+            if agent_id == self.agent_id:
+                self.agent = view
+        self.outage = ""
+
+    def update(self, overview: Overview) -> None:
+        """Show a new overview. The same agent stays selected."""
+        before, self._overview = self._selected_row, overview
+        sections: dict[Section, list[Row]] = {
+            problem: [Row(problem, view) for view in views] for problem, views in overview.problems.items()
+        }
+        sections[None] = [Row(None, view) for view in overview.agents if not view.problems]
+        key = _SORTS[self._sort]
+        self._sections = {name: sorted(rows, key=key) if key else rows for name, rows in sections.items() if rows}
+        if before is not None:
+            same = (before.section, before.view.agent.agent_id)
+            places = (at for at, row in enumerate(self._rows) if (row.section, row.view.agent.agent_id) == same)
+            self._selected = next(places, self._selected)
+        self._selected = max(0, min(self._selected, len(self._rows) - 1))
+
+    def press(self, key: str) -> bool:
+        """React to a key or an event. Return False if it ends the program."""
+        step = {"up": -1, "down": 1}.get(key, 0)
+        if key in {"q", "escape"} and (self.agent_id or self._shows_help):
+            self.agent_id, self._shows_help = None, False
+        elif key in {"q", "escape", "quit"}:
+            return False
+        elif key == "?":
+            self._shows_help = not self._shows_help
+        elif self.agent_id is not None:
+            self._scrolled = max(0, self._scrolled + step)
+        elif key == "enter" and (row := self._selected_row) is not None:
+            self.agent_id, self.agent, self._scrolled = row.view.agent.agent_id, row.view, 0
+        elif key == "s" and self._overview is not None:
+            names = list(_SORTS)
+            self._sort = names[(names.index(self._sort) + 1) % len(names)]
+            self.update(self._overview)
+        else:
+            self._selected = max(0, min(self._selected + step, len(self._rows) - 1))
+        return True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no overview was read yet."""
+        return self._overview is None
+
+    @property
+    def _rows(self) -> list[Row]:
+        return [row for rows in self._sections.values() for row in rows]
+
+    @property
+    def _selected_row(self) -> Row | None:
+        return self._rows[self._selected] if self._rows else None
+
+    # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def draw(self, width: int | None, height: int, *, keys: bool) -> list[Text]:
+        """Return at most `height` lines; without a width, lines of any length. `keys` adds what needs a keyboard."""
+        room = height - keys
+        if self._shows_help:
+            lines = [Text(line) for line in _HELP.splitlines()]
+        elif self.agent_id is not None:
+            lines = self._draw_agent(width, room)
+        else:
+            head = self._draw_head()[: room // 2]
+            lines = [*head, *self._draw_sections(room - len(head), keys=keys)]
+        if self.outage:
+            lines.insert(0, Text(self.outage, style="bold red"))
+        lines = lines[:room]
+        if keys:
+            lines += [Text()] * (room - len(lines)) + [Text(f"{_KEYS}  sorted by {self._sort}", style="dim")]
+        for line in lines:
+            if width is not None:
+                line.truncate(width, overflow="ellipsis")
+        return lines
+
+    def _draw_agent(self, width: int | None, height: int) -> list[Text]:
+        if self.agent is None:
+            return [Text(f"agent {self.agent_id} is no longer known", style="red")]
+        lines = field_lines(agent_as_json(self.agent), AGENT_TABLES)
+        if width is not None:
+            lines = [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ") or [""]]
+        self._scrolled = min(self._scrolled, max(0, len(lines) - height))
+        return [Text(line) for line in lines[self._scrolled :]]
+
+    def _draw_head(self) -> list[Text]:
+        overview = self._overview
+        lines = [Text(printable(line)) for line in self._head()]
+        if overview is None:
+            return [*lines, Text("reading the fleet")]
+        counts = overview.counts
+        total = Text.assemble((f"{len(overview.agents)} agents", "bold"), f"  {_counts(counts['by_liveness'])}")
+        total.append("" if overview.leader else "  no leader", style="red")
+        lines.append(total)
+        if overview.fleet_hold.hold:
+            lines.append(Text(printable(format_hold("the fleet", held_as_json(overview.fleet_hold))), style="yellow"))
+        for name in ("by_state", "by_type", "queues", "commands", "rates"):
+            label = f"{name.removeprefix('by_'):<10}"
+            lines.append(Text.assemble((label, "dim"), printable(_counts(counts[name]) or "-")))
+        return lines
+
+    def _draw_sections(self, room: int, *, keys: bool) -> list[Text]:
+        """Draw the problems, the other agents in the room that these leave, and the slowest commands."""
+        overview, sections = self._overview, self._sections
+        commands = [] if overview is None else [command_as_json(each) for each in overview.slowest(self._slowest)]
+        command_lines = ["", *table_lines(commands, _COMMAND_COLUMNS)] if commands else []
+        selected = self._selected_row
+        needs = [min(len(rows) + 1, room if section else _LEAST_LINES) for section, rows in sections.items()]
+        first = list(sections).index(selected.section) if selected else 0
+        *budgets, for_commands = _share(room - 1, [*needs, len(command_lines)], first)
+        if None in sections:
+            budgets[-1] += room - 1 - sum(budgets) - for_commands
+        visible = [self._visible(rows, lines) for rows, lines in zip(sections.values(), budgets, strict=True)]
+        heading, *texts = table_lines([row.as_json() for rows in visible for row in rows], _COLUMNS)
+        lines = [Text(heading, style="dim")] if texts else []
+        for (section, rows), shown, budget in zip(sections.items(), visible, budgets, strict=True):
+            colour = _COLOURS[section]
+            title = (section or "no problem").replace("_", " ").upper()
+            lines += [Text(f"{title}: {len(rows)}", style=f"bold {colour}")] if budget > 0 else []
+            for row in shown:
+                lines.append(
+                    Text(texts.pop(0), style="reverse" if keys and row is selected else colour if section else "")
+                )
+            if 1 < budget <= len(rows):
+                command = "aism-engine agents list" + (f" --problem {section}" if section else "")
+                lines.append(Text(f"… and {len(rows) - len(shown)} more: {command}", style=colour))
+        gap = [Text()] * (room - len(lines) - for_commands if keys else 0)  # the commands stay where they are
+        return [*lines, *gap, *(Text(line) for line in command_lines[:for_commands])]
+
+    def _visible(self, rows: Sequence[Row], lines: int) -> Sequence[Row]:
+        """Return the rows of a section that fit into some lines: the first is the title, the last says what is cut."""
+        count = max(0, lines - (1 if len(rows) < lines else 2))
+        at = next((at for at, row in enumerate(rows) if row is self._selected_row), 0)
+        start = max(0, at - count + 1)
+        return rows[start : start + count]
+
+
+def _counts(counts: dict[str, int] | dict[str, float]) -> str:
+    return "  ".join(f"{name or '-'} {count}" for name, count in counts.items())
+
+
+def _share(room: int, needs: Sequence[int], first: int) -> list[int]:
+    """Share some lines evenly, without giving more than is needed. One of those who need some is served first."""
+    given = [0] * len(needs)
+    given[first] = max(0, min(needs[first], _LEAST_LINES, room))
+    room -= given[first]
+    while room > 0 and given != list(needs):
+        for at, need in enumerate(needs):
+            if room > 0 and given[at] < need:
+                given[at] += 1
+                room -= 1
+    return given
