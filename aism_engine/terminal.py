@@ -88,8 +88,7 @@ def run(
     """Run a tool with its arguments, and exit with the code that it returns. `report` prints an error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     gc.set_threshold(_GC_THRESHOLD)
-    output = sys.stdout or _closed_pipe()  # a stream that was closed from the start is None
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  open until the end
+    output, sys.stderr = sys.stdout or _discard(), sys.stderr or _discard()  # one that is closed from the start is None
     for stream in (output, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -103,11 +102,11 @@ def run(
             sys.stdout.flush()
     except ClosedPipeError:
         code = ExitCode.DONE
-        _discard(output)
+        _discard_rest(output)
     except OutputError as error:
         report(str(error))
         code = ExitCode.REFUSED
-        _discard(output)
+        _discard_rest(output)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     sys.exit(code)
@@ -156,6 +155,12 @@ def print_error_line(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201  all messages are printed here
 
 
+def check_output() -> None:
+    """Raise OutputError if standard output is closed from the start, when its text is discarded."""
+    if sys.__stdout__ is None:
+        raise OutputError("standard output is closed")
+
+
 def is_encodable(text: str) -> bool:
     """Return whether standard output can write a text without escapes."""
     try:
@@ -179,13 +184,11 @@ def _guarded(write: Callable[[], T]) -> T:
         raise OutputError(f"standard output: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _closed_pipe() -> TextIO:
-    reading, writing = os.pipe()
-    os.close(reading)
-    return os.fdopen(writing, "w")
+def _discard() -> TextIO:
+    return Path(os.devnull).open("w")
 
 
-def _discard(output: TextIO) -> None:
+def _discard_rest(output: TextIO) -> None:
     """Let Python write the rest of its buffer to nowhere when it exits: a second error would change the exit code."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    with suppress(OSError, ValueError), _discard() as nowhere:
+        os.dup2(nowhere.fileno(), output.fileno())

@@ -23,6 +23,7 @@ from aism_engine.terminal import (
     EXIT_CODES,
     ExitCode,
     OutputError,
+    check_output,
     describe_usage_error,
     invalid_argument,
     is_encodable,
@@ -83,6 +84,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _call(options: argparse.Namespace) -> int:
     try:
+        if hasattr(options, "wait"):
+            check_output()  # a message that is taken must be printed
         with closing(SyncAgentClient(options.agent, options.redis, options.prefix)) as client:
             result = options.call(client, options)
             with suppress(ServerUnavailableError):

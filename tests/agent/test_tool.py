@@ -224,7 +224,7 @@ async def test_a_message_that_cannot_be_printed_is_put_back(redis_client: Redis,
         options["preexec_fn"] = partial(os.close, 1)
     ended = await asyncio.to_thread(start, "command", "next", **options)
     assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1)
-    assert b"The message is back in its list" in ended.stderr
+    assert (b"The message is back in its list" in ended.stderr) == (output != "closed")  # then it was not taken
     assert await redis_client.lrange(key, 0, -1) == [b'{"id": "newer"}', b'{"id": "oldest"}']
 
 
