@@ -13,7 +13,7 @@ help: ## show this help
 install: $(STAMP) ## create .venv with the engine and all tools
 
 $(STAMP): pyproject.toml requirements/dev.lock
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	@echo 'Installing the engine and its tools from PyPI into $(VENV). This happens once and takes about a minute.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.lock

@@ -3,6 +3,8 @@
 import asyncio
 import collections
 import io
+import shutil
+import sys
 import time
 from typing import Final, NoReturn
 
@@ -98,6 +100,7 @@ class LogLines(io.StringIO):
 async def show(console: Console, engine: Engine, log_lines: LogLines) -> None:
     """Show the fleet on a terminal, as `aism-engine top` does, until a key ends it."""
     started_at, redis = time.monotonic(), engine.settings.redis
+    program = "aism-engine" if shutil.which("aism-engine") else sys.argv[0]  # not in PATH with `make demo`
 
     def head() -> list[str]:
         (host, port), seconds = engine.http.address, time.monotonic() - started_at
@@ -105,9 +108,11 @@ async def show(console: Console, engine: Engine, log_lines: LogLines) -> None:
         rate = totals.pop("responses_per_second")
         return [
             f"AISM Engine  {server_address(redis)}  http://{host}:{port}/metrics  {engine.leadership.role}",
+            "fleet     simulated agents, which take commands; now and then one falls silent, is lost and returns",
             "totals    " + "  ".join(f"{name.replace('_', ' ')} {count}" for name, count in totals.items()),
-            f"rate      {rate:g} responses per second over {format_age(seconds)}; Ctrl-C stops",
-            f"events    aism-engine tail --redis {server_address(redis)}",
+            f"rate      {rate:g} responses per second over {format_age(seconds)}",
+            "stop      Ctrl-C stops everything and prints a summary",
+            f"events    in another terminal: {program} tail --redis {server_address(redis)}",
             *log_lines.newest,
         ]
 

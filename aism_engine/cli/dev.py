@@ -37,12 +37,6 @@ _SETTINGS: Final[dict[str, object]] = {
     "supervisor.shutdown_timeout": 2.0,
 }
 """Durations are shorter than the defaults, so that losses are soon seen and Ctrl-C ends everything within seconds."""
-_INTRODUCTION: Final = """\
-A bundled server, an engine and {agents} simulated agents start. The table shows each agent: it changes its state,
-takes commands, and now and then falls silent, is lost and returns. Watch the events in another terminal:
-aism-engine tail --redis {url}
-Ctrl-C stops everything and prints a summary.
-"""
 _SILENCE_S: Final = 5.0  # longer than lost_after
 
 
@@ -87,8 +81,6 @@ def dev(
             simulation = Simulation(agents, seed=chosen_seed, url=url, prefix=prefix, silence_s=_SILENCE_S)
             log.info("dev_started", redis=url, agents=agents, seed=chosen_seed)
             engine = Engine(settings)
-            if console.is_terminal:
-                console.print(_INTRODUCTION.format(agents=agents, url=url), highlight=False, soft_wrap=True)
             shown = show(console, engine, log_lines) if console.is_terminal else log_progress(engine)
             summary = await _run(engine, stopping, duration, simulation.run(), shown)
         output.print_fields(summary)

@@ -72,13 +72,13 @@ def test_data_dir_keeps_the_fleet(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_the_fleet(start: Start) -> None:
-    """First an introduction, then agents, states, queue depths and the rate, and no log lines below warning."""
+    """What it is, agents, states, queue depths, the rate and how to stop it, and no log lines below warning."""
     ours, theirs = pty.openpty()
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     process = start("dev", "--agents", "3", "--seed", "7", stderr=theirs, env=environ)
     os.close(theirs)
     expected = (
-        b"aism-engine tail --redis redis://",
+        b" tail --redis redis://",
         b"Ctrl-C stops everything",
         b"AISM Engine",
         b"architect-",
