@@ -109,7 +109,7 @@ def _not_started(program: Sequence[str], number: int) -> CommandFailedError:
 
 
 def _parse_result(output: bytes) -> Mapping[str, Any]:
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with suppress(ValueError):
         value = msgspec.json.decode(output)
         if isinstance(value, dict):
             return value

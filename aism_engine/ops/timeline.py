@@ -126,7 +126,7 @@ def facts_of(line: AuditLine) -> Iterator[Fact]:
         try:
             fact = msgspec.convert(item, Fact)
             from_iso(fact.at)
-        except (msgspec.ValidationError, ValueError):
+        except ValueError:
             continue
         yield fact
 

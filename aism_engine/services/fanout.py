@@ -40,7 +40,7 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[Fan
 def _decode(_policy: Policy, raw: bytes) -> FanoutTarget:
     try:
         return _DECODER.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise MalformedError("invalid_message", explain(error)) from None
 
 
