@@ -5,6 +5,7 @@ Only the writer sends a commit again: under the same id, and while this engine l
 explicitly.
 """
 
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 from aism_engine.server_url import parse_url
 from aism_engine.settings import RedisSettings
-from aism_engine.store.redis_error_codes import REPLY_OUTAGES, outage_of_reply
+from aism_engine.store.redis_error_codes import NOT_REDIS, REPLY_OUTAGES, describe_connection_error, outage_of_reply
 from aism_engine.store.redis_patches import PATCHED, PrimaryConnection, PrimaryPool, PrimaryTlsConnection
 
 Client: TypeAlias = Any
@@ -42,6 +43,7 @@ _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (OSError, "connection"),
     (InvalidResponse, "not_redis"),
 )
+_ADDRESS: Final = re.compile(r"(?:connecting to|reading from) (\S*[:/]\S*?)\.?( |$)")
 OUTAGE_NAMES: Final = tuple(sorted(REPLY_OUTAGES.union(name for _, name in _BY_CLASS)))
 
 
@@ -64,7 +66,18 @@ def naming_outages() -> Iterator[None]:
         outage = outage_of(error)
         if outage is None:
             raise
-        raise ServerUnavailableError(outage, str(error)) from error
+        raise ServerUnavailableError(outage, _describe(error)) from error
+
+
+def _describe(error: BaseException) -> str:
+    """Describe an error by its cause, which redis-py wraps in words of its own, and by the address in them."""
+    if isinstance(error, InvalidResponse):
+        return NOT_REDIS
+    cause = error.__cause__ or error.__context__
+    if not isinstance(cause, OSError) or not (text := describe_connection_error(cause)):
+        return str(error)
+    address = _ADDRESS.search(str(error))
+    return f"{address[1]}: {text}" if address else text
 
 
 class _NamingPipeline(Pipeline):

@@ -1,5 +1,6 @@
-"""The outage that an error of a server means, by its code or its text."""
+"""The outage that an error of a server means, by its code or its text, and words for the error of a connection."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -19,6 +20,7 @@ _TEXTS: Final = {
 }
 """Starts of messages whose code is only ERR. They answer the commands of a login."""
 REPLY_OUTAGES: Final = frozenset({*_OUTAGES.values(), *_TEXTS.values()})
+NOT_REDIS: Final = "the reply is not one of a Redis server"
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
 """The error code of a command in a script, which before Redis 7.0 follows the line number."""
 _DENIED_IN_SCRIPT: Final = re.compile(
@@ -31,6 +33,16 @@ def outage_of_reply(message: str, code: str | None = None) -> str | None:
     """Return the outage that an error reply means; None if it means a bug. redis-py may have split off the code."""
     message = message.removeprefix("ERR ")
     return next(_outages(message, code), None)
+
+
+def describe_connection_error(error: BaseException) -> str:
+    """Describe an error of a socket in the words of the operating system, and one of TLS by its reason."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if number := type(error).__module__ == "builtins" and getattr(error, "errno", None):
+        return os.strerror(number)
+    reason = getattr(error, "verify_message", None) or getattr(error, "reason", None)
+    return reason.replace("_", " ").lower() if reason else getattr(error, "strerror", None) or str(error)
 
 
 def _outages(message: str, code: str | None) -> Iterator[str]:

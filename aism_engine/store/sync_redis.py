@@ -13,7 +13,7 @@ import hiredis
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.server_url import ServerUrl, parse_url, tls_context
-from aism_engine.store.redis_error_codes import outage_of_reply
+from aism_engine.store.redis_error_codes import NOT_REDIS, describe_connection_error, outage_of_reply
 
 Word: TypeAlias = str | bytes | float
 
@@ -35,8 +35,9 @@ class SyncRedis:
             server = parse_url(url)
         except ValueError as error:
             raise ValueError(f"the URL of the server: {error}") from None
+        self._address = server.path or f"{server.host}:{server.port}"
         self._reader = hiredis.Reader(replyError=RefusedCommandError)
-        with _naming_outages():
+        with _naming_outages(self._address):
             self._socket = _connect(server)
         try:
             self._log_in(server)
@@ -50,7 +51,7 @@ class SyncRedis:
 
     def calls(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
         """Send several commands at once, and return their replies."""
-        with _naming_outages():
+        with _naming_outages(self._address):
             self._socket.settimeout(wait_s + _REPLY_S)
             for words in commands:
                 # hiredis annotates the tuple as if it had one word.
@@ -90,13 +91,13 @@ def _connect(server: ServerUrl) -> socket.socket:
 
 
 @contextmanager
-def _naming_outages() -> Iterator[None]:
+def _naming_outages(address: str) -> Iterator[None]:
     try:
         yield
     except hiredis.ProtocolError as error:
-        raise ServerUnavailableError("not_redis", str(error)) from error
+        raise ServerUnavailableError("not_redis", f"{address}: {NOT_REDIS}") from error
     except OSError as error:
         names = {ConnectionRefusedError: "refused", TimeoutError: "timeout", ConnectionResetError: "connection"}
         is_tls = type(error).__module__ == "ssl" and type(error).__name__ != "SSLEOFError"
         outage = names.get(type(error), "tls" if is_tls else "connection")
-        raise ServerUnavailableError(outage, str(error)) from error
+        raise ServerUnavailableError(outage, f"{address}: {describe_connection_error(error)}") from error

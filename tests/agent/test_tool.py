@@ -196,6 +196,7 @@ async def test_the_id_comes_from_the_flag_or_the_environment(aism: Tool, monkeyp
 async def test_redis_out_of_reach_is_69_and_shows_no_password(aism: Tool) -> None:
     ended = await aism("--redis", "redis://user:hush@127.0.0.1:1", "heartbeat")
     assert (ended.code, ended.err.count("\n"), "hush" in ended.err) == (69, 1, False)
+    assert "Redis is not available: refused: 127.0.0.1:1: Connection refused. " in ended.err
 
 
 def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:  # noqa: ANN401

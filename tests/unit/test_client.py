@@ -94,7 +94,7 @@ async def test_a_missing_server_is_the_outage_refused() -> None:
     client = connect(RedisSettings(url="redis://127.0.0.1:1/0"), "test")
     with pytest.raises(ServerUnavailableError) as caught:
         await client.ping()
-    assert caught.value.outage == "refused"
+    assert (caught.value.outage, str(caught.value)) == ("refused", "refused: 127.0.0.1:1: Connection refused")
     with pytest.raises(ServerUnavailableError):
         await client.pipeline().ping().execute()
     await client.aclose()
