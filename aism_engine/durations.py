@@ -31,6 +31,16 @@ def format_duration(seconds: float) -> str:
     return milliseconds if seconds < 1 and parse_duration(milliseconds) == seconds else f"{seconds!r}s"
 
 
+def format_age(seconds: float) -> str:
+    """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`; with a minus if it lies in the future."""
+    if seconds < 0:
+        return f"-{format_age(-seconds)}"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.1f}s"
+
+
 def check_duration(name: str, seconds: float | None, *, may_be_zero: bool) -> None:
     """Check a duration that a person wrote. Raises ValueError with the name of the field."""
     if seconds is None or 0 < seconds <= MAX_DURATION_S or (may_be_zero and seconds == 0):

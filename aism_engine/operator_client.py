@@ -8,24 +8,19 @@
 All methods raise `ServerUnavailableError` while Redis is not available.
 """
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import msgspec
 from msgspec import Struct, field
 
 from aism_engine.agent.arguments import default_server
-from aism_engine.backoff import Backoff
-from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
+from aism_engine.domain.commands.group import OUTCOMES
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.errors import AismError, RefusalError
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.settings import RedisSettings
-
-_POLLS: Final = Backoff(0.02, 0.5)
-"""Pauses between two reads of a command that has not ended."""
 
 
 class Options(TypedDict, total=False):
@@ -103,7 +98,7 @@ class Operator:
         """Send a command to an agent, and return the id of the command when the engine has accepted it.
 
         With a `command_id` of your own, sending again has no second effect. Raises RefusalError, and TimeoutError if
-        the engine does not reply: the command may still be accepted.
+        the engine does not reply: the command may still be accepted. The text says if no engine leads.
         """
         return await self._send({"agent_id": agent_id}, type, payload, command_id, options)
 
@@ -137,13 +132,16 @@ class Operator:
         return await self._send({"select": select}, type, payload, group_id, given)
 
     async def wait(self, id: str, *, timeout_s: float | None = None) -> Outcome:  # noqa: A002
-        """Wait until a command has ended, or a group is decided. Raises TimeoutError after `timeout_s`."""
-        async with asyncio.timeout(timeout_s):
-            reads = 0
-            while (outcome := await self._read(id)).status in UNDECIDED:
-                reads += 1
-                await asyncio.sleep(_POLLS.limit_s(reads))
-        return outcome
+        """Wait until a command has ended, or a group is decided.
+
+        Raises TimeoutError after `timeout_s`, by default when the command has expired and no engine has recorded that.
+        The text says what prevents the end: that no engine leads, or that Redis is not available.
+        """
+        return _outcome(id, await self._connected().wait(id, timeout_s=timeout_s))
+
+    async def problem(self) -> str:
+        """Say why the engine cannot act now; empty if one leads. What is read then is what it last wrote."""
+        return await self._connected().problem()
 
     async def select(self, selector: str) -> list[AgentInfo]:
         """Return the agents that a selector matches, sorted by id. Raises ValueError for an invalid selector.
@@ -181,18 +179,16 @@ class Operator:
             raise RefusalError(reply["error"])
         return str(reply.get("command_id") or reply["group_id"])
 
-    async def _read(self, record_id: str) -> Outcome:
-        client = self._connected()
-        if record := await client.command(record_id):
-            result = msgspec.json.decode(record["result"]) if record.get("result") else None
-            code, reason = record.get("code", ""), record.get("reason", "")
-            return Outcome(id=record_id, status=record["status"], result=result, code=code, reason=reason)
-        if record := await client.group(record_id):
-            counts = {name: int(record.get(name) or 0) for name in OUTCOMES}
-            return Outcome(id=record_id, status=record["status"], counts=counts)
-        raise AismError(f"there is no command or group {record_id}: the id is wrong, or commands.retention has passed")
-
     def _connected(self) -> AdminClient:
         if self._client is None:
             raise AismError("the operator is not connected: use it inside `async with Operator() as operator`")
         return self._client
+
+
+def _outcome(record_id: str, record: Mapping[str, str]) -> Outcome:
+    if "agent_id" not in record:
+        counts = {name: int(record.get(name) or 0) for name in OUTCOMES}
+        return Outcome(id=record_id, status=record["status"], counts=counts)
+    result = msgspec.json.decode(record["result"]) if record.get("result") else None
+    code, reason = record.get("code", ""), record.get("reason", "")
+    return Outcome(id=record_id, status=record["status"], result=result, code=code, reason=reason)

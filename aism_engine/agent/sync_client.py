@@ -17,6 +17,7 @@ from aism_engine.domain.protocol.names import check_agent_id
 from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.keys import Keys
+from aism_engine.store.lease import LeaseStatus
 from aism_engine.store.sync_redis import SyncRedis
 
 T = TypeVar("T")
@@ -62,10 +63,15 @@ class SyncAgentClient:
         state = self._retry(lambda redis: redis.call("GET", self.keys.state(self.agent_id)))
         return state.decode() if state is not None else None
 
-    def is_registered(self) -> bool:
-        """Return whether the engine's record of a registration is on the server."""
-        name = self.keys.metadata(self.agent_id)
-        return self._retry(lambda redis: redis.call("HGET", name, "registered_at")) is not None
+    def standing(self) -> tuple[bool, LeaseStatus]:
+        """Read whether the engine's record of a registration is on the server, and whether an engine leads."""
+        reads = (("HGET", self.keys.metadata(self.agent_id), "registered_at"), *LeaseStatus.reads(self.keys))
+        try:
+            registered_at, *lease = self._connect().calls(reads)
+        except ServerUnavailableError:
+            self.close()  # replies may be left
+            raise
+        return registered_at is not None, LeaseStatus.parse(*lease)
 
     def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
         """Pop the oldest message of a list, waiting at most `wait_s` for one. Skips entries that are no messages.

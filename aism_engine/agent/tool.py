@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NoReturn, TypeAlias
@@ -87,9 +87,12 @@ def _call(options: argparse.Namespace) -> int:
         if hasattr(options, "wait"):
             check_output()  # a message that is taken must be printed
         with closing(SyncAgentClient(options.agent, options.redis, options.prefix)) as client:
-            result = options.call(client, options)
-            with suppress(ServerUnavailableError):
-                _warn_if_unregistered(client)
+            try:
+                result = options.call(client, options)
+            except TimeoutError:
+                _print_warnings(client)
+                raise
+            _print_warnings(client)
             if result is not None:
                 _print_result(client, options, result)
     except ServerUnavailableError as error:
@@ -121,9 +124,15 @@ def _print_error(message: str, code: int) -> int:
     return code
 
 
-def _warn_if_unregistered(client: SyncAgentClient) -> None:
-    """Warn about an agent that nobody has registered: its id may be a typing error, and its type is not known."""
-    if not client.is_registered():
+def _print_warnings(client: SyncAgentClient) -> None:
+    """Warn if no engine leads, or else if nobody has registered the agent: its id may be a typing error."""
+    try:
+        registered, lease = client.standing()
+    except ServerUnavailableError:
+        return
+    if warning := lease.notice("states are what it last wrote, and messages wait until one leads"):
+        _print_error(f"warning: {warning}", DONE)
+    elif not registered:
         fix = "check the id, or register: aism register --type TYPE"
         _print_error(f"warning: the agent {client.agent_id} is not registered; {fix}", DONE)
 

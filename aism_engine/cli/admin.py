@@ -2,28 +2,34 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
-from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json
+from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json, print_notice
 from aism_engine.cli.pending import format_causes, read_causes
 from aism_engine.config import load_settings
-from aism_engine.domain.commands.group import OUTCOMES, UNDECIDED
-from aism_engine.durations import format_duration
-from aism_engine.ops.admin_client import AdminClient
+from aism_engine.domain.commands.group import OUTCOMES
+from aism_engine.durations import format_age
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.ops.admin_client import AdminClient, NoReplyError
 from aism_engine.settings import RedisSettings, Settings
 from aism_engine.terminal import printable
 
 T = TypeVar("T")
+Payload: TypeAlias = Mapping[str, Any] | Callable[[AdminClient], Awaitable[Mapping[str, Any]]]
 
-_POLL_INTERVAL_S: Final = 0.1
+_LEADER_INTERVAL_S: Final = 2.0
+"""Between checks that an engine leads, while a command runs."""
+_START: Final = "Start one: aism-engine run"
+STALE: Final = "this is what it last wrote"
+_WAITS: Final = "the request waits until one leads"
 _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
@@ -49,34 +55,66 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
         flags = {"redis.url": self.redis, "redis.prefix": self.prefix}
         return load_settings(self.config, overrides={**flags, **overrides}).settings
 
-    def call(self, act: Callable[[AdminClient], Awaitable[T]]) -> T:
-        """Run `act` with a client of the fleet."""
-        return call_fleet(self.settings().redis, act)
+    def call(self, act: Callable[[AdminClient], Awaitable[T]], consequence: str = STALE) -> T:
+        """Run `act` with a client of the fleet. Says on standard error if no engine leads, with the consequence."""
+        return call_fleet(self.settings().redis, act, consequence)
 
-    def watch(self, act: Callable[[AdminClient], Awaitable[None]]) -> None:
+    def watch(self, act: Callable[[AdminClient], Awaitable[None]], consequence: str = STALE) -> None:
         """Run `act` until it returns, or until Ctrl-C, which is the regular end."""
         with suppress(KeyboardInterrupt):
-            self.call(act)
+            self.call(act, consequence)
 
-    def send(self, kind: str, payload: Mapping[str, Any], request: RequestOptions, output: Output) -> dict[str, Any]:
-        """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`."""
+    def send(self, kind: str, payload: Payload, request: RequestOptions, output: Output) -> dict[str, Any]:
+        """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`.
+
+        `payload` may be a function that reads what the payload depends on.
+        """
         ends_at = time.monotonic() + request.timeout_s
 
         async def act(admin: AdminClient) -> dict[str, Any]:
-            reply = await send_request(admin, kind, {**payload, "reason": request.reason}, request.timeout_s, output)
-            return await wait_for_outcome(admin, reply["group_id"], ends_at) if reply.get("targets") else reply
+            fields = {**(await payload(admin) if callable(payload) else payload), "reason": request.reason}
+            reply = await send_request(admin, kind, fields, request.timeout_s, output)
+            left_s = ends_at - time.monotonic()
+            return await wait_for_outcome(admin, reply["group_id"], left_s) if reply.get("targets") else reply
 
-        return self.call(act)
+        return self.call(act, _WAITS)
 
 
-def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]) -> T:
-    """Run `act` with a client of the fleet at `server`."""
+def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]], consequence: str = STALE) -> T:
+    """Run `act` with a client of the fleet at `server`, as `FleetOptions.call`."""
 
     async def run() -> T:
-        async with AdminClient.connect(server) as admin:
+        async with AdminClient.connect(server) as admin, _reporting_leader(admin, consequence):
             return await act(admin)
 
     return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterator[None]:
+    """Print a notice if no engine leads, and whenever that changes while the block runs; none without a consequence."""
+
+    async def report(led: bool) -> bool:  # noqa: FBT001
+        try:
+            lease = await admin.lease()
+        except ServerUnavailableError:
+            return led  # the block reports outages
+        leads = lease.token is not None
+        if leads != led and consequence:
+            print_notice("an engine leads again" if leads else f"warning: {lease.notice(consequence)}. {_START}")
+        return leads
+
+    async def follow(led: bool) -> None:  # noqa: FBT001
+        while True:
+            await asyncio.sleep(_LEADER_INTERVAL_S)
+            led = await report(led)
+
+    following = asyncio.create_task(follow(await report(led=True)))
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def send_request(
@@ -94,12 +132,9 @@ async def send_request(
     """
     try:
         reply = await admin.request(kind, payload, request_id=request_id, timeout_s=timeout_s)
-    except TimeoutError as error:
-        again = f" To send it again without a second effect, add --id {error}." if kind == "send" else ""
-        raise TimedOutError(
-            f"no engine has replied within {format_duration(timeout_s)}. Request {error} stays queued and may still be "
-            f"accepted.{again} aism-engine top --once shows whether an engine leads"
-        ) from None
+    except NoReplyError as error:
+        again = f". To send it again without a second effect, add --id {error.request_id}" if kind == "send" else ""
+        raise TimedOutError(f"{error}{again}") from None
     if not reply["ok"]:
         if output.json:
             print_json(reply)
@@ -108,33 +143,55 @@ async def send_request(
 
 
 async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
-    """Read the record of a command or a group, as `--json` prints it. Raises RefusedError if there is none."""
-    if record := await admin.command(record_id):
+    """Read the record of a command or a group, as `--json` prints it. Raises AismError if there is none."""
+    return _outcome(record_id, await admin.record(record_id))
+
+
+def _outcome(record_id: str, record: Mapping[str, str]) -> dict[str, Any]:
+    if "agent_id" in record:
         contents = {name: msgspec.json.decode(record[name]) for name in _JSON_FIELDS if record.get(name)}
         return {"command_id": record_id, **_public(record), **contents}
-    if record := await admin.group(record_id):
-        counts = {name: int(record.get(name, 0)) for name in _COUNTS}
-        cancel_requested = bool(record.get("cancel_requested"))
-        return {"group_id": record_id, **_public(record), **counts, "cancel_requested": cancel_requested}
-    raise RefusedError(
-        f"there is no command or group {record_id}: the id is wrong, or commands.retention has passed. "
-        "aism-engine commands list --ended shows what is kept"
-    )
+    counts = {name: int(record.get(name, 0)) for name in _COUNTS}
+    cancel_requested = bool(record.get("cancel_requested"))
+    return {"group_id": record_id, **_public(record), **counts, "cancel_requested": cancel_requested}
 
 
-async def wait_for_outcome(admin: AdminClient, record_id: str, ends_at: float) -> dict[str, Any]:
-    """Wait until a command has ended or a group is decided. Raises TimedOutError at `ends_at` (monotonic)."""
+async def wait_for_outcome(admin: AdminClient, record_id: str, timeout_s: float | None) -> dict[str, Any]:
+    """Wait until a command has ended or a group is decided, as `AdminClient.wait`. Raises TimedOutError.
+
+    The error, and the notice at Ctrl-C, say how to wait longer.
+    """
+    began_at, longer = time.monotonic(), f"To wait longer: aism-engine commands wait {record_id}"
     with ProgressLine() as progress:
-        while (found := await read_outcome(admin, record_id))["status"] in UNDECIDED:
-            if time.monotonic() >= ends_at:
-                causes = "".join(f". {text}" for text in format_causes(found, await read_causes(admin, found)).values())
-                raise TimedOutError(
-                    f"{record_id} is still {found['status']}{causes}. "
-                    f"To wait longer: aism-engine commands wait {record_id}"
-                )
-            progress.update(f"{record_id}: {format_outcome(found)}")
-            await asyncio.sleep(_POLL_INTERVAL_S)
-    return found
+
+        def report(record: Mapping[str, str], problem: str) -> None:
+            shown = format_progress(_outcome(record_id, record), time.monotonic() - began_at, problem)
+            progress.update(f"{record_id}: {shown}")
+
+        try:
+            return _outcome(record_id, await admin.wait(record_id, timeout_s=timeout_s, report=report))
+        except TimeoutError as error:
+            raise TimedOutError(f"{error}{await _causes(admin, record_id)}. {longer}") from None
+        except asyncio.CancelledError:
+            print_notice(f"{record_id} is not affected by the end of this wait. {longer}")
+            raise
+
+
+async def _causes(admin: AdminClient, record_id: str) -> str:
+    with suppress(ServerUnavailableError):
+        found = await read_outcome(admin, record_id)
+        return "".join(f". {text}" for text in format_causes(found, await read_causes(admin, found)).values())
+    return ""
+
+
+def format_progress(found: Mapping[str, Any], waited_s: float, problem: str) -> str:
+    """Write on one line how far a command or a group is, or why it cannot end now: the start must fit on the line."""
+    waited = format_age(waited_s)
+    if problem or "command_id" not in found:
+        return ", ".join(filter(None, (format_outcome(found), waited, problem)))
+    attempt = f"attempt {found['attempt']} of {found['max_attempts']}" if found.get("attempt", "0") != "0" else ""
+    percent = f"{found['percent']}%" if found.get("percent") else ""
+    return printable(", ".join(filter(None, (found["status"], waited, attempt, percent, found.get("note")))))
 
 
 def format_outcome(found: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """`aism-engine commands`: lists commands, shows one, waits for one, cancels one."""
 
-import time
 from typing import Annotated, Any, Final
 
 import typer
@@ -87,18 +86,25 @@ def show(record_id: _Id, *, fleet: FleetOptions, output: Output) -> None:
 def wait(
     record_id: _Id,
     *,
-    timeout_s: Annotated[float, options.duration("Longest wait for the outcome. Default: 60s.", "--timeout")] = 60.0,
+    timeout_s: Annotated[
+        float | None,
+        options.duration("Longest wait for the outcome. Default: as long as the command may run.", "--timeout"),
+    ] = None,
     fleet: FleetOptions,
     output: Output,
 ) -> ExitCode:
     """Wait until a command has ended, or a group is decided. Exit code 0 means that it has succeeded.
 
+    Without --timeout the wait ends with the command, which expires at the latest after its --ttl. On a terminal a line
+    shows its status, its attempt, and what its agent reported last. Ctrl-C ends the wait, not the command.
+
     \b
     Example:
       aism-engine commands wait nightly-2026-11-23 --timeout 10m
     """
-    ends_at = time.monotonic() + timeout_s
-    found = fleet.call(lambda admin: wait_for_outcome(admin, record_id, ends_at))
+    found = fleet.call(
+        lambda admin: wait_for_outcome(admin, record_id, timeout_s), "outcomes are recorded when one leads"
+    )
     output.print(found, f"{record_id} {format_outcome(found)}")
     return outcome_exit_code(found)
 
@@ -115,10 +121,11 @@ def cancel(record_id: _Id, *, request: RequestOptions, fleet: FleetOptions, outp
       aism-engine commands cancel nightly-2026-11-23 --reason "wrong branch"
     """
 
-    async def kind_of(admin: AdminClient) -> str:
-        return "command_id" if await admin.command(record_id) or not await admin.group(record_id) else "group_id"
+    async def payload(admin: AdminClient) -> dict[str, str]:
+        is_group = not await admin.command(record_id) and await admin.group(record_id)
+        return {"group_id" if is_group else "command_id": record_id}
 
-    found = fleet.send("cancel", {fleet.call(kind_of): record_id}, request, output)
+    found = fleet.send("cancel", payload, request, output)
     group = f"group {record_id}: {found.get('succeeded')} of {found.get('total')} commands cancelled, others had ended"
     output.print(found, group if "total" in found else f"{record_id} is cancelled")
 

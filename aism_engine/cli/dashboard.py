@@ -14,10 +14,10 @@ from msgspec import Struct
 from prometheus_client import Counter
 from rich.console import Console
 
-from aism_engine.cli.output import format_age
 from aism_engine.cli.screen import Screen
 from aism_engine.cli.top import show_live
 from aism_engine.domain.fleet import Fleet
+from aism_engine.durations import format_age
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
 from aism_engine.ops.admin_client import AdminClient

@@ -14,7 +14,7 @@ from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, call_fleet
 from aism_engine.cli.exit_codes import RefusedError
 from aism_engine.cli.output import Output, ProgressLine
-from aism_engine.cli.tail import format_event
+from aism_engine.cli.tail import format_item
 from aism_engine.clock import from_iso, iso
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.archive.archive_reader import ArchiveReader
@@ -156,7 +156,7 @@ async def _print_facts(admin: AdminClient, source: _Source, period: _Period, out
             for item in _select(line, source.name, period):
                 source.progress.clear()
                 printed += "event" in item
-                output.print(item, _format_item(item))
+                output.print(item, format_item(item, "%Y-%m-%d %H:%M:%S.%f"))
     return printed
 
 
@@ -178,17 +178,6 @@ def _time_of(fact: dict[str, Any]) -> float:
         return from_iso(fact["at"])
     except (KeyError, TypeError, ValueError):
         return float("nan")  # not written by an engine; no period contains it
-
-
-def _format_item(item: dict[str, Any]) -> str:
-    if gap := item.get("gap"):
-        count = "an unknown number of" if gap.entries is None else gap.entries
-        between = f"{iso(entry_time(gap.after))} and {iso(entry_time(gap.before))}"
-        return f"--- {count} entries are missing between {between} ---"
-    if rollback := item.get("rollback"):
-        since = iso(entry_time(rollback.after))
-        return f"--- the server was rolled back to {since}: later facts above were undone ---"
-    return format_event(item, "%Y-%m-%d %H:%M:%S.%f")
 
 
 # --- an instant -------------------------------------------------------------------------------------------------------

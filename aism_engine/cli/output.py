@@ -13,12 +13,15 @@ from msgspec import Struct
 
 from aism_engine.cli import options
 from aism_engine.clock import from_iso, iso
-from aism_engine.terminal import is_encodable, print_line, printable
+from aism_engine.durations import format_age
+from aism_engine.terminal import is_encodable, print_error_line, print_line, printable
 
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
 _PROGRESS_WIDTH: Final = 79
 _NO_VALUE: Final = "-"
+_CLEARED: Final = f"\r{'':<{_PROGRESS_WIDTH}}\r"
+"""What clears a progress line."""
 _LARGE: Final = 1e15
 _SUFFIX: Final = re.compile("_(id|at|s)$")
 
@@ -62,6 +65,13 @@ def print_json(value: object) -> None:
     print_line(text if is_encodable(text) else json.dumps(msgspec.json.decode(text)))
 
 
+def print_notice(message: str) -> None:
+    """Print a notice for people on standard error, over a progress line if one is shown."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write(_CLEARED)
+    print_error_line(message)
+
+
 def as_json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -95,16 +105,6 @@ def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
     shown = [column for column in cells if not rows or any(text != _NO_VALUE for text in column[1:])]
     widths = [max(map(len, column)) for column in shown]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*shown, strict=True)]
-
-
-def format_age(seconds: float) -> str:
-    """Write an age with one unit: `4.0s`, `2m`, `3h`, `5d`; with a minus if it lies in the future."""
-    if seconds < 0:
-        return f"-{format_age(-seconds)}"
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.1f}s"
 
 
 def _is_instant(name: str) -> bool:
@@ -170,5 +170,5 @@ class ProgressLine:
     def clear(self) -> None:
         if self._shown:
             self._shown = False
-            self._stream.write(f"\r{'':<{_PROGRESS_WIDTH}}\r")
+            self._stream.write(_CLEARED)
             self._stream.flush()

@@ -226,7 +226,8 @@ class Screen:
             return [*lines, Text("reading the fleet")]
         counts = overview.counts
         total = Text.assemble((f"{len(overview.agents)} agents", "bold"), f"  {_counts(counts['by_liveness'])}")
-        total.append("" if overview.leader else "  no leader", style="red")
+        if absence := overview.lease.absence:
+            total.append(f"  {absence}", style="red")
         lines.append(total)
         if overview.fleet_hold.hold:
             lines.append(Text(printable(format_hold("the fleet", held_as_json(overview.fleet_hold))), style="yellow"))

@@ -9,7 +9,13 @@ import typer
 
 from aism_engine import values
 from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code, send_request, wait_for_outcome
+from aism_engine.cli.admin import (
+    FleetOptions,
+    format_outcome,
+    outcome_exit_code,
+    send_request,
+    wait_for_outcome,
+)
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import Output
 from aism_engine.clock import iso
@@ -18,6 +24,7 @@ from aism_engine.domain.commands.selector import Selector
 from aism_engine.domain.protocol.messages import MAX_ATTEMPTS
 from aism_engine.ops.admin_client import AdminClient
 
+_REPLY_S: Final = 10.0
 _QUORUM: Final = re.compile(r"\A[0-9]{1,7}%?\Z")
 
 
@@ -68,7 +75,12 @@ def send(
         options.parsed(values.identifier, "ID", "Id of the command. A repeated request has no effect.", "--id"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not only for acceptance.")] = False,
-    wait_for: Annotated[float, options.duration("Longest wait for reply and outcome. Default: 10s.")] = 10.0,
+    wait_for: Annotated[
+        float | None,
+        options.duration(
+            "Longest wait for reply and outcome. Default: 10s for the reply, then as long as the command may run."
+        ),
+    ] = None,
     fleet: FleetOptions,
     output: Output,
 ) -> ExitCode:
@@ -122,11 +134,12 @@ def send(
     }
 
     async def act(admin: AdminClient) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        ends_at = time.monotonic() + wait_for
-        reply = await send_request(admin, "send", request, wait_for, output, request_id=request_id)
-        return reply, await wait_for_outcome(admin, _record_id(reply), ends_at) if wait else None
+        began_at = time.monotonic()
+        reply = await send_request(admin, "send", request, wait_for or _REPLY_S, output, request_id=request_id)
+        left_s = None if wait_for is None else wait_for - (time.monotonic() - began_at)
+        return reply, await wait_for_outcome(admin, _record_id(reply), left_s) if wait else None
 
-    reply, found = fleet.call(act)
+    reply, found = fleet.call(act, "the command waits until one leads")
     if found is not None:
         output.print(found, f"{_record_id(reply)} {format_outcome(found)}")
         return outcome_exit_code(found)

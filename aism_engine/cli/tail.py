@@ -8,8 +8,10 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions
-from aism_engine.cli.output import Output, as_json_text
+from aism_engine.cli.output import Output, as_json_text, print_notice
+from aism_engine.clock import iso
 from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.audit_log import entry_time
 from aism_engine.terminal import printable
 
 _HEAD: Final = frozenset({"entry", "event", "at", "timestamp", "agent_id", "old_state", "new_state"})
@@ -19,6 +21,9 @@ def tail(
     *,
     types: Annotated[
         list[str] | None, typer.Option("--type", metavar="EVENT", help="Only this event; repeatable.")
+    ] = None,
+    excluded: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="EVENT", help="All events but this one; repeatable.")
     ] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this agent.")] = None,
     command: Annotated[str | None, typer.Option(metavar="ID", help="Only events of this command.")] = None,
@@ -31,17 +36,25 @@ def tail(
     Events are the facts of the audit, such as state_changed, agent_lost, command_queued or command_succeeded, and
     events that are only published: error, measurement and state_declared.
 
+    After an outage of Redis the facts continue behind the last one that was printed. If the server has lost facts, or
+    has trimmed facts that were not printed yet, a line between the events says so.
+
     \b
     Example:
       aism-engine tail --type state_changed --type agent_lost --json
+      aism-engine tail --exclude measurement
     """
 
     async def follow(admin: AdminClient) -> None:
         remaining = count
-        async with aclosing(admin.events()) as events:
+        async with aclosing(admin.events(print_notice)) as events:
             async for event in events:
+                if "event" not in event:
+                    output.print(event, format_item(event))
+                    continue
                 if (
                     (types and event["event"] not in types)
+                    or event["event"] in (excluded or ())
                     or agent not in {None, event.get("agent_id")}
                     or command not in {None, event.get("command_id")}
                 ):
@@ -51,7 +64,19 @@ def tail(
                 if remaining == 0:
                     return
 
-    fleet.watch(follow)
+    fleet.watch(follow, "facts follow when one leads")
+
+
+def format_item(item: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
+    """Write an event, or a note of missing entries, on one line."""
+    if gap := item.get("gap"):
+        count = "an unknown number of" if gap.entries is None else gap.entries
+        between = f"{iso(entry_time(gap.after))} and {iso(entry_time(gap.before))}"
+        return f"--- {count} entries are missing between {between} ---"
+    if rollback := item.get("rollback"):
+        since = iso(entry_time(rollback.after))
+        return f"--- the server was rolled back to {since}: later facts above were undone ---"
+    return format_event(item, time_format)
 
 
 def format_event(event: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:

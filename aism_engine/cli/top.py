@@ -12,12 +12,13 @@ from rich.live import Live
 from rich.text import Text
 
 from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions
+from aism_engine.cli.admin import STALE, FleetOptions
 from aism_engine.cli.commands import command_as_json
 from aism_engine.cli.keyboard import Keyboard
 from aism_engine.cli.output import Output, ProgressLine, print_json
 from aism_engine.cli.pending import held_as_json
 from aism_engine.cli.screen import Screen
+from aism_engine.clock import iso
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.views import Overview
@@ -47,11 +48,11 @@ def top(
       aism-engine top --interval 5s
       aism-engine top --once --json
     """
-    server = fleet.settings().redis
+    server, is_live = fleet.settings().redis, not (once or output.json) and sys.stdout.isatty()
     screen = Screen(lambda: [f"fleet {server.prefix} on {server_address(server)}"], slowest)
 
     async def watch(admin: AdminClient) -> None:
-        if not (once or output.json) and sys.stdout.isatty():
+        if is_live:
             await show_live(admin, screen, Console(), interval, handle_sigterm=True)
             return
         with ProgressLine() as progress:
@@ -68,7 +69,7 @@ def top(
                     return
                 await asyncio.sleep(_pause_s(interval, started_at))
 
-    fleet.watch(watch)
+    fleet.watch(watch, "" if is_live else STALE)  # the screen itself says that no engine leads
 
 
 async def show_live(
@@ -127,9 +128,11 @@ def _print(screen: Screen) -> None:
 
 
 def _as_json(overview: Overview, slowest: int) -> dict[str, Any]:
+    lease = overview.lease
     problems = {problem: [view.agent.agent_id for view in views] for problem, views in overview.problems.items()}
     return {
-        "leader": overview.leader,
+        "leader": lease.token or None,
+        "led_at": iso(lease.led_at) if lease.led_at else None,
         "fleet_hold": held_as_json(overview.fleet_hold),
         "agents": len(overview.agents),
         "problems": problems,

@@ -1,35 +1,51 @@
 """Client for operators: reads the engine's records, sends requests, receives events. Writes nothing but requests.
 
-All methods raise `ServerUnavailableError` while the server cannot serve.
+All methods raise `ServerUnavailableError` while the server cannot serve. `wait` and `events` raise it only at their
+start: later they wait until the server serves again.
 """
 
+import asyncio
 import getpass
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from itertools import starmap
 from typing import Any, Final, Self
 
 import msgspec
 import uuid_utils
 
-from aism_engine.clock import iso
-from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLog, line_from_entry
-from aism_engine.ops.inspector import Inspector
+from aism_engine.backoff import Backoff
+from aism_engine.clock import from_iso, iso
+from aism_engine.domain.commands.group import UNDECIDED
+from aism_engine.durations import format_duration
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.ops.audit_log import AuditLog
+from aism_engine.ops.event_stream import EventStream
+from aism_engine.ops.inspector import Inspector, Report
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import Client, connect
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import CHUNK
-from aism_engine.store.subscription import Subscription
 
 _POP_S: Final = 2.0
 """Longest blocking pop: less than the socket timeout, or a long wait would look like an outage."""
 _OPERATOR_CHARACTERS: Final = 128
 """Maximum length of `operator` in a request."""
-_AUDIT_INTERVAL_S: Final = 0.1
-"""Pause between two reads of the audit in `events`."""
+_POLLS: Final = Backoff(0.02, 0.5)
+"""Pauses between two reads of a command that has not ended."""
+_SLACK_S: Final = 30.0
+"""Time after the expiry of a command within which an engine that leads again can end it: an arbitrary number."""
+
+
+class NoReplyError(TimeoutError):
+    """The engine has not replied to a request in time. The request stays queued and may still be accepted."""
+
+    def __init__(self, request_id: str, timeout_s: float, problem: str) -> None:
+        waited = f"no engine has replied within {format_duration(timeout_s)}"
+        whole = ", and ".join(filter(None, (waited, problem)))
+        super().__init__(f"{whole}. Request {request_id} stays queued and may still be accepted")
+        self.request_id = request_id
 
 
 class AdminClient(Inspector):
@@ -53,7 +69,7 @@ class AdminClient(Inspector):
     async def request(
         self, kind: str, payload: Mapping[str, Any], *, request_id: str | None = None, timeout_s: float
     ) -> dict[str, Any]:
-        """Send a request and return the engine's reply. Raises TimeoutError with the request's id if no reply comes."""
+        """Send a request and return the engine's reply. Raises NoReplyError."""
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
         request["operator"] = _operator()
@@ -66,35 +82,47 @@ class AdminClient(Inspector):
             if popped:
                 reply: dict[str, Any] = msgspec.json.decode(popped[1])
                 return reply
-        raise TimeoutError(request_id)
+        raise NoReplyError(request_id, timeout_s, await self.problem())
 
-    async def events(self) -> AsyncGenerator[dict[str, Any]]:
-        """Yield events from now on, without end: the facts of the audit, and what is only published.
-
-        `event` names the kind. Messages of the three channels are `error`, `measurement` and `state_declared`:
-        a state that an agent published itself.
-        """
-        keys = self._keys
-        kinds = {keys.state_changes: "state_declared", keys.errors: "error", keys.measurements: "measurement"}
-        subscription = Subscription(self._pubsub, list(kinds))
+    async def problem(self) -> str:
+        """Say why no engine can act now; empty if one leads."""
         try:
-            last = (await self.audit.page(BEGINNING, 1)).last or BEGINNING
-            while True:
-                for channel, data in await subscription.read(CHUNK, timeout_s=_AUDIT_INTERVAL_S):
-                    kind, event = kinds[channel.decode()] if channel else "", _object(data)
-                    if event is None or (kind == "state_declared" and event.get("source") == "engine"):
-                        continue  # no event, or a change by the engine, which the audit has as well
-                    yield {"event": kind, **event}
-                more = True
-                while more:
-                    page = await self.audit.page(last)
-                    for line in starmap(line_from_entry, page.entries):
-                        last = line.id
-                        for fact in line.decoded_facts():
-                            yield fact
-                    more = page.more
-        finally:
-            await subscription.close()
+            return (await self.lease()).absence
+        except ServerUnavailableError as error:
+            return f"Redis is not available: {error.outage}"
+
+    async def wait(
+        self,
+        record_id: str,
+        *,
+        timeout_s: float | None = None,
+        report: Callable[[Mapping[str, str], str], None] = lambda _record, _problem: None,
+    ) -> dict[str, str]:
+        """Wait until a command has ended or a group is decided, and return its record.
+
+        Raises TimeoutError after `timeout_s`. Without `timeout_s` the wait ends with the command, which its engine ends
+        at the latest when it expires; TimeoutError then means that it has expired and no engine has recorded that.
+        `report` gets each record that is not decided, and why no engine can decide it now, or an empty text.
+        """
+        ends_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+        await self._reader.read_time()
+        record, reads = await self.record(record_id), 0
+        while record["status"] in UNDECIDED:
+            problem = await self.problem()
+            with suppress(ServerUnavailableError):
+                record = await self.record(record_id)
+            if record["status"] not in UNDECIDED:
+                break
+            left_s, reads = ends_at - time.monotonic(), reads + 1
+            if left_s <= 0 or (timeout_s is None and problem and self._reader.now > _last_instant(record)):
+                raise TimeoutError(f"{record_id} is still {record['status']}{problem and f', and {problem}'}")
+            report(record, problem)
+            await asyncio.sleep(min(_POLLS.limit_s(reads), left_s))
+        return record
+
+    def events(self, report: Report = lambda _text: None) -> AsyncGenerator[dict[str, Any]]:
+        """Yield events from now on, without end. See `EventStream`."""
+        return EventStream(self.audit, self._pubsub, self._keys, report).events()
 
 
 def _operator() -> str:
@@ -106,8 +134,9 @@ def _operator() -> str:
     return f"{user}@{socket.gethostname()}".encode(errors="backslashreplace").decode()[:_OPERATOR_CHARACTERS]
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
-    with suppress(*DECODE_ERRORS):
-        value = msgspec.json.decode(data)
-        return value if isinstance(value, dict) else None
-    return None
+def _last_instant(record: Mapping[str, str]) -> float:
+    """Return until when an engine can still end a command or a group; a damaged record has no such instant."""
+    try:
+        return from_iso(record["expires_at"]) + _SLACK_S
+    except (KeyError, ValueError):
+        return float("inf")

@@ -17,10 +17,12 @@ from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.text import natural_key
+from aism_engine.errors import AismError, ServerUnavailableError
 from aism_engine.ops.audit_log import entry_time, line_from_entry
 from aism_engine.ops.views import AgentView, Member, Overview
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
+from aism_engine.store.lease import LeaseStatus
 from aism_engine.store.reads import FleetReader, read_dead_letter
 from aism_engine.store.records import CHUNK, chunks, each_record, read_fleet_hold, text
 
@@ -84,6 +86,10 @@ class Inspector:
                 views.append(view)
         return views
 
+    async def agent_records(self, limit: int, report: Report | None = None) -> list[AgentRecord]:
+        """Read the records of at most `limit` agents, without what the agents sent."""
+        return await self._agent_records((await self._agent_ids())[:limit], report)
+
     async def _agent_records(self, ids: Sequence[str], report: Report | None = None) -> list[AgentRecord]:
         agents = []
         async for agent in each_record(self._client, ids, self._keys.agent, AGENT_TABLE):
@@ -120,6 +126,15 @@ class Inspector:
     async def command(self, command_id: str) -> dict[str, str]:
         """Read all fields of a command's record; empty if there is none."""
         return await self._record(self._keys.command(command_id))
+
+    async def record(self, record_id: str) -> dict[str, str]:
+        """Read all fields of the record of a command or a group. Raises AismError if there is none."""
+        if found := await self.command(record_id) or await self.group(record_id):
+            return found
+        raise AismError(
+            f"there is no command or group {record_id}: the id is wrong, commands.retention has passed, or the server "
+            "has lost its data. aism-engine commands list --ended shows what is kept"
+        )
 
     async def group(self, group_id: str) -> dict[str, str]:
         """Read all fields of the record of a request to many agents; empty if there is none."""
@@ -168,6 +183,18 @@ class Inspector:
         agents, fleet = await self._agent_records([agent_id]), await read_fleet_hold(self._client, self._keys)
         return {"agent": agents[0], "fleet": fleet} if agents else {"fleet": fleet}
 
+    async def lease(self) -> LeaseStatus:
+        """Read whether an engine leads. A lease that the user may not read counts as held."""
+        pipeline = self._client.pipeline(transaction=False)
+        for command in LeaseStatus.reads(self._keys):
+            pipeline.execute_command(*command)
+        try:
+            return LeaseStatus.parse(*await pipeline.execute())
+        except ServerUnavailableError as error:
+            if error.outage != "noperm":
+                raise
+            return LeaseStatus("", None, 0.0)
+
     async def overview(self, report: Report | None = None) -> Overview:
         """Read agents, commands, queues and recent facts. The agents have neither heartbeats nor measurements."""
         keys, now, ids = self._keys, await self._reader.read_time(), await self._agent_ids()
@@ -175,10 +202,10 @@ class Inspector:
         commands, by_agent = await self.open_commands(report), defaultdict[str, list[Command]](list)
         for command in commands:
             by_agent[command.agent_id].append(command)
-        leader, held = await self._client.get(keys.lease), await read_fleet_hold(self._client, keys)
+        lease, held = await self.lease(), await read_fleet_hold(self._client, keys)
         lengths = await self._reader.lengths()
         return Overview(
-            leader=text(leader) if leader else None,
+            lease=lease,
             fleet_hold=held,
             agents=[
                 AgentView(agent=agent, commands=by_agent[agent.agent_id], marked_silent_at=silent.get(agent.agent_id))

@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from aism_engine.domain.agents.agent import AgentRecord, Held, Liveness
 from aism_engine.domain.commands.command import Command
+from aism_engine.store.lease import LeaseStatus
 
 STUCK_RULES: Final = frozenset({"idle_at_work", "never_acks", "never_finishes"})
 """Divergence rules that find an agent which lives, but does not work."""
@@ -80,7 +81,7 @@ class Member(Struct, frozen=True):
 class Overview(Struct, frozen=True, kw_only=True):
     """A whole fleet at one time."""
 
-    leader: str | None
+    lease: LeaseStatus
     fleet_hold: Held
     agents: list[AgentView]
     """Sorted by id."""

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -89,6 +90,17 @@ async def test_an_agent_that_nobody_registered_is_warned_about(aism: Tool) -> No
     assert "not registered" in (await aism("--agent", "ghost", "command", "next")).err
     assert (await aism("register", "--type", "scribe")).err == ""
     assert (await aism("state", "transition", "inbox")).err == ""
+
+
+async def test_without_a_leader_aism_says_so(aism: Tool, redis_client: Redis, prefix: str) -> None:
+    """The output is still that of the command. A request without a reply names the reason."""
+    await redis_client.set(f"{prefix}:engine:led_at", int(time.time()) - 5 * 3600)
+    consequence = "states are what it last wrote, and messages wait until one leads"
+    warning = f"aism: warning: no engine has led for 5h: {consequence}\n"
+    shown = await aism("state", "current")
+    assert (shown.code, shown.json["state"], shown.err) == (0, None, warning)
+    sent = await aism("goodbye", "--timeout", "0.1")
+    assert (sent.code, sent.out, sent.err.startswith(warning), sent.err.count("\n")) == (2, "", True, 2)
 
 
 async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: str) -> None:
@@ -218,6 +230,7 @@ async def test_a_message_that_cannot_be_printed_is_put_back(redis_client: Redis,
     """It is the next one that is taken."""
     key = f"{prefix}:agent:{AGENT}:commands"
     await redis_client.hset(f"{prefix}:agent:{AGENT}:metadata", "registered_at", "now")  # otherwise aism warns
+    await redis_client.set(f"{prefix}:engine:lease", "1:me")
     await redis_client.rpush(key, '{"id": "newer"}', '{"id": "oldest"}')
     stdout = os.open("/dev/full", os.O_WRONLY) if output == "full disk" else closed_pipe()
     options: dict[str, Any] = {"stdout": stdout}

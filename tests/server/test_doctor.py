@@ -337,6 +337,26 @@ async def test_each_kind_of_damage_is_found(server: EmbeddedServer, prefix: str,
     assert (await scan(redis_client, f"{prefix}:blue:deep")).fleets_above == [prefix, f"{prefix}:blue"]
 
 
+async def test_a_missing_leader_and_lost_agents_are_found(
+    server: EmbeddedServer, prefix: str, redis_client: Client
+) -> None:
+    """Before the first engine there is nothing to miss."""
+    found = await severities(server, prefix)
+    assert (found["leader"], found["lost_agents"]) == ("note", "ok")
+    async with running_engine(server, prefix) as engine:
+        for number in range(3):
+            await engine.say({"type": "register", "agent_id": f"a-{number}", "payload": {"type": "scribe"}})
+        await eventually(lambda: engine.record("a-2"))
+        found = await severities(server, prefix)
+        assert (found["leader"], found["lost_agents"]) == ("ok", "ok")
+    await redis_client.hset(Keys(prefix).agent("a-1"), "liveness", "lost")
+    facts = await collect(RedisSettings(url=server.url, prefix=prefix))
+    summaries = {finding.code: (finding.severity.value, finding.summary) for finding in diagnose(facts)}
+    assert summaries["leader"][0] == "danger"
+    assert summaries["leader"][1].startswith("no engine has led for ")
+    assert summaries["lost_agents"] == ("warning", "1 of 3 agents lost: a-1")
+
+
 async def test_same_prefix_in_another_database_is_found(own: EmbeddedServer, prefix: str) -> None:
     """The keys are separate, but the databases of a server share all channels."""
     other_url = own.url.replace("/0", "/3")

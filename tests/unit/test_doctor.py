@@ -7,9 +7,11 @@ import pytest
 from aism_engine.ops.doctor.collector import CODES, DoctorFacts, diagnose
 from aism_engine.ops.doctor.environment import ENVIRONMENT_CHECKS, ConfigFile, EnvironmentFacts, SentinelFacts
 from aism_engine.ops.doctor.findings import Checks, Examples, Finding, Severity
+from aism_engine.ops.doctor.fleet import FLEET_CHECKS, FleetFacts
 from aism_engine.ops.doctor.keyspace import KEYSPACE_CHECKS, KeyspaceFacts
 from aism_engine.ops.doctor.permissions import RequiredCommand, missing_rules
 from aism_engine.ops.doctor.server import SERVER_CHECKS, ServerFacts
+from aism_engine.store.lease import LeaseStatus
 
 OK, NOTE, WARNING, DANGER = Severity
 MIB = 1024 * 1024
@@ -221,6 +223,22 @@ def test_checks_of_the_keys(code: str, facts: dict[str, Any], expected: Severity
     assert severity(KEYSPACE_CHECKS, code, KeyspaceFacts(prefix="aism:b", **facts)) == expected
 
 
+@pytest.mark.parametrize(
+    ("code", "facts", "expected"),
+    [
+        ("leader", {}, None),
+        ("leader", {"lease": LeaseStatus("1:me", 900.0, 1000.0)}, OK),
+        ("leader", {"lease": LeaseStatus(None, 900.0, 1000.0)}, DANGER),
+        ("leader", {"lease": LeaseStatus(None, None, 1000.0)}, NOTE),
+        ("lost_agents", {}, None),
+        ("lost_agents", {"agents": 9}, OK),
+        ("lost_agents", {"agents": 9, "lost": FOUND}, WARNING),
+    ],
+)
+def test_checks_of_the_fleet(code: str, facts: dict[str, Any], expected: Severity | None) -> None:
+    assert severity(FLEET_CHECKS, code, FleetFacts(**facts)) == expected
+
+
 def test_user_without_scripts_is_advised_to_run_the_doctor_again() -> None:
     """Without scripts the other permissions cannot be checked. The digests of scripts are not shown."""
     refused = [
@@ -251,7 +269,7 @@ def test_most_severe_findings_come_first() -> None:
     facts = DoctorFacts(
         ServerFacts(info={"aof_enabled": 0, "redis_version": "7.0.0"}, config={}),
         EnvironmentFacts(unchecked=["CONFIG: denied"]),
-        KeyspaceFacts(prefix="aism"),
+        keyspace=KeyspaceFacts(prefix="aism"),
     )
     found = diagnose(facts)
     severities = [finding.severity for finding in found]

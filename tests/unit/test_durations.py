@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aism_engine.durations import check_duration, format_duration, parse_duration
+from aism_engine.durations import check_duration, format_age, format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,13 @@ from aism_engine.durations import check_duration, format_duration, parse_duratio
 def test_a_duration_is_a_number_with_a_unit_or_a_number_of_seconds(text: str, seconds: float, shown: str) -> None:
     assert parse_duration(text) == seconds
     assert format_duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.0s"), (119, "119.0s"), (240, "4m"), (18_000, "5h"), (432_000, "5d"), (-240, "-4m")]
+)
+def test_an_age_has_one_unit(seconds: float, shown: str) -> None:
+    assert format_age(seconds) == shown
 
 
 @pytest.mark.parametrize("text", ["", "s", "1 s", "-1s", "1w", "1S", "nan", "inf", "1h30m", "\u0661s", "1s\n"])

@@ -8,8 +8,10 @@ from aism_engine.cli.keyboard import parse_keys
 from aism_engine.cli.screen import Screen
 from aism_engine.domain.agents.agent import AgentRecord, Divergence, Held, Hold, Liveness
 from aism_engine.ops.views import AgentView, Overview, Problem
+from aism_engine.store.lease import LeaseStatus
 
 OPENED_AT = "2026-11-23T02:00:00.000Z"
+LEASE = LeaseStatus("1:a", 100.0, 340.0)
 
 
 def view(agent_id: str, silent_since: float | None = None, **fields: Any) -> AgentView:  # noqa: ANN401
@@ -23,7 +25,7 @@ def diverged(rule: str, reason: str) -> dict[str, Divergence]:
 
 def shown(*agents: AgentView, held: Held | None = None) -> Screen:
     screen = Screen(lambda: ["the title"], slowest=5)
-    overview = Overview(leader="1:a", fleet_hold=held or Held(), agents=[*agents], queues={}, rates={}, commands=[])
+    overview = Overview(lease=LEASE, fleet_hold=held or Held(), agents=[*agents], queues={}, rates={}, commands=[])
     screen.update(overview)
     return screen
 
@@ -104,7 +106,7 @@ def test_the_same_agent_stays_selected_when_others_come_and_go() -> None:
     screen = shown(*agents)
     screen.press("down")
     for listed in ([agents[1], agents[2]], [view("a-0"), *agents]):
-        overview = Overview(leader="1:a", fleet_hold=Held(), agents=listed, queues={}, rates={}, commands=[])
+        overview = Overview(lease=LEASE, fleet_hold=Held(), agents=listed, queues={}, rates={}, commands=[])
         screen.update(overview)
         screen.press("enter")
         assert screen.agent_id == "a-2"
@@ -147,3 +149,12 @@ def test_keys_are_found_in_what_a_terminal_sends() -> None:
     assert parse_keys("s\x1b[A\x1bOBjk\r\x1b[5~?") == (["s", "up", "down", "down", "up", "enter", "\x1b[5~", "?"], "")
     for incomplete in ("\x1b", "\x1b[", "\x1b[1;", "\x1bO"):
         assert parse_keys(f"q{incomplete}") == (["q"], incomplete)
+
+
+def test_a_missing_leader_is_shown() -> None:
+    """With the time since the last renewal of the lease."""
+    screen = shown()
+    for lease, expected in ((LEASE, False), (LEASE._replace(token=None), True)):
+        screen.update(Overview(lease=lease, fleet_hold=Held(), agents=[], queues={}, rates={}, commands=[]))
+        text = "\n".join(line.plain for line in screen.draw(None, 20, keys=False))
+        assert ("no engine has led for 4m" in text) is expected

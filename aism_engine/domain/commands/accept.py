@@ -136,9 +136,11 @@ def accept_group(
     draft, total = ctx.draft, len(targets)
     group = Group(group_id=request.id, kind=request.kind, total=total, needed=needed or total)
     draft.add_group(group)
+    ends_at = max(ends_at, draft.now)
     accepted: dict[str, str | bytes] = {"selector": selector, "accepted_at": draft.at, "request": raw}
+    accepted["expires_at"] = iso(ends_at)
     ctx.add(fx.SaveGroup(group.group_id, {**GROUP_TABLE.encode(group), **accepted}))
-    ctx.add(fx.SetDeadline(group.deadline, max(ends_at, draft.now) + ctx.policy.commands.retention))
+    ctx.add(fx.SetDeadline(group.deadline, ends_at + ctx.policy.commands.retention))
     ctx.add(fx.AddFanoutTargets([encode({"group_id": request.id, **target}) for target in targets]))
     ctx.record("group_accepted", type=request.kind, details={"group_id": group.group_id, "total": total})
     return _group_accepted(group)

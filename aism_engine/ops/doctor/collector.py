@@ -6,7 +6,7 @@ denies more. All methods raise `ServerUnavailableError` while the server cannot 
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
@@ -14,14 +14,16 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct
 
+from aism_engine.domain.agents.agent import Liveness
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.environment import ENVIRONMENT_CHECKS, ConfigFile, EnvironmentFacts, SentinelFacts
 from aism_engine.ops.doctor.findings import Finding, Severity
+from aism_engine.ops.doctor.fleet import FLEET_CHECKS, FleetFacts
 from aism_engine.ops.doctor.keyspace import KEYSPACE_CHECKS, KeyspaceFacts
 from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
 from aism_engine.ops.doctor.permissions import denied_commands, required_commands
 from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFacts
-from aism_engine.ops.inspector import Report
+from aism_engine.ops.inspector import Inspector, Report
 from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Batch, Bounds
 from aism_engine.store.client import Client, connect
@@ -29,7 +31,7 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import RedisError, ResponseError
 from aism_engine.store.scripts import COMMIT, CommitCode
 
-CODES: Final = SERVER_CHECKS.codes + ENVIRONMENT_CHECKS.codes + KEYSPACE_CHECKS.codes
+CODES: Final = SERVER_CHECKS.codes + ENVIRONMENT_CHECKS.codes + FLEET_CHECKS.codes + KEYSPACE_CHECKS.codes
 _MAX_DATABASES: Final = 64
 """Other databases checked: an arbitrary number, servers have 16 by default."""
 _ROUND_TRIPS: Final = 50
@@ -42,12 +44,14 @@ class DoctorFacts(Struct, frozen=True):
 
     server: ServerFacts
     environment: EnvironmentFacts
+    fleet: FleetFacts = msgspec.field(default_factory=FleetFacts)
     keyspace: KeyspaceFacts | None = None
 
 
 def diagnose(facts: DoctorFacts) -> list[Finding]:
     """Run all checks, and return their findings, the most severe first."""
     findings = SERVER_CHECKS.run(facts.server) + ENVIRONMENT_CHECKS.run(facts.environment)
+    findings += FLEET_CHECKS.run(facts.fleet)
     if facts.keyspace is not None:
         findings += KEYSPACE_CHECKS.run(facts.keyspace)
     return sorted(findings, key=lambda finding: list(Severity).index(finding.severity), reverse=True)
@@ -68,6 +72,7 @@ class FactCollector:
     ) -> DoctorFacts:
         """Collect everything. Scans at most `max_keys` keys of the server; with 0 there is no scan."""
         server_facts, environment_facts = await self.server(), await self._environment(config_file)
+        fleet_facts = await self._fleet(max_keys, report)
         found = None
         if max_keys:
             with self._noting_denial("keys"):
@@ -76,7 +81,8 @@ class FactCollector:
         unchecked = [f"{name}: {reason}" for name, reason in self._unchecked.items()]
         if found is not None and found.truncated:
             unchecked.append(f"keys: there are more than {max_keys} to scan (--max-keys)")
-        return DoctorFacts(server_facts, msgspec.structs.replace(environment_facts, unchecked=unchecked), found)
+        environment_facts = msgspec.structs.replace(environment_facts, unchecked=unchecked)
+        return DoctorFacts(server_facts, environment_facts, fleet_facts, found)
 
     async def server(self) -> ServerFacts:
         """Read INFO and CONFIG."""
@@ -122,6 +128,24 @@ class FactCollector:
             sentinels=[await self._sentinel(address) for address in self._settings.sentinels],
             config_file=config_file,
         )
+
+    async def _fleet(self, max_agents: int, report: Report | None) -> FleetFacts:
+        """Read whether an engine leads, and which of at most `max_agents` agents are lost.
+
+        What cannot be read is left out: other checks report a denied command and a key of the wrong type.
+        """
+        facts, inspector = FleetFacts(), Inspector(self._client, self._keys)
+        with suppress(ServerUnavailableError, ResponseError):
+            lease = await inspector.lease()
+            facts.lease = lease if lease.token != "" else None
+        if max_agents:
+            with suppress(ServerUnavailableError, ResponseError):
+                records = await inspector.agent_records(max_agents, report)
+                facts.agents = len(records)
+                for agent in records:
+                    if agent.liveness is Liveness.LOST:
+                        facts.lost.add(agent.agent_id)
+        return facts
 
     @contextmanager
     def _noting_denial(self, name: str) -> Iterator[None]:

@@ -1,0 +1,120 @@
+"""The events of a fleet as they happen: the facts of the audit, and what is only published.
+
+Guaranteed: every fact after the start comes once and in order, also across outages of the server, or an item says what
+is missing. Not guaranteed: what is only published while there is no connection, or while much of the audit is unread.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Collection
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from aism_engine.backoff import Backoff
+from aism_engine.durations import format_age
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLine, AuditLog, AuditTail, Cursor, EntryKey
+from aism_engine.ops.inspector import Report
+from aism_engine.store.client import Client
+from aism_engine.store.keys import Keys
+from aism_engine.store.records import CHUNK
+from aism_engine.store.subscription import Subscription
+
+_INTERVAL_S: Final = 0.1
+"""Between reads of the audit."""
+_RETRIES: Final = Backoff(0.05, 1.0)
+"""Pauses between attempts to reach the server."""
+_KNOWN_ENTRIES: Final = 1000
+"""Entries by which the place is found after the server went back in time: an arbitrary number."""
+
+
+class EventStream:
+    """Yields events from now on, without end.
+
+    `event` names the kind of an event. Messages of the three channels are `error`, `measurement` and `state_declared`:
+    a state that an agent published itself. Two items have no `event`: `gap` and `rollback`, see `AuditLine`.
+    """
+
+    def __init__(self, audit: AuditLog, pubsub: Client, keys: Keys, report: Report) -> None:
+        """`report` gets a line of text when the connection is lost, and when it is back."""
+        self._audit = audit
+        self._kinds = {keys.state_changes: "state_declared", keys.errors: "error", keys.measurements: "measurement"}
+        self._subscription = Subscription(pubsub, list(self._kinds))
+        self._report = report
+        self._known = deque[EntryKey](maxlen=_KNOWN_ENTRIES)
+        self._lost_at = 0.0
+        self._failures = 0
+
+    async def events(self) -> AsyncGenerator[dict[str, Any]]:
+        """Raises `ServerUnavailableError` only if the server cannot serve at the start."""
+        try:
+            end = await self._end()
+            tail = AuditTail(self._audit, end, self._find_known)
+            self._known.append((end.id, end.commit))
+            has_read = more = False
+            while True:
+                try:
+                    messages = [] if more else await self._subscription.read(CHUNK, timeout_s=_INTERVAL_S)
+                    page = await tail.read()
+                except ServerUnavailableError as error:
+                    if not has_read:
+                        raise
+                    await self._wait(error)
+                    continue
+                if self._failures:
+                    self._report_return(is_empty=not page.first)
+                has_read, more = True, page.more
+                for event in filter(None, (self._published(*message) for message in messages)):
+                    yield event
+                for line in page.lines:
+                    self._known.append((line.id, line.commit))
+                    for item in _items(line):
+                        yield item
+        finally:
+            await self._subscription.close()
+
+    async def _end(self) -> Cursor:
+        """Return the position of the newest entry."""
+        last = (await self._audit.page(BEGINNING, 1)).last or BEGINNING
+        page = await self._audit.page(last)
+        number = None if page.added is None or page.more else page.added - len(page.entries)
+        return Cursor(last, page.commit_at_cursor or "", number)
+
+    async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
+        return set(entries).intersection(self._known)
+
+    async def _wait(self, error: ServerUnavailableError) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            self._lost_at = time.monotonic()
+            self._report(f"the connection to Redis is lost ({error.outage}): waiting for it")
+        await asyncio.sleep(_RETRIES.limit_s(self._failures))
+
+    def _report_return(self, *, is_empty: bool) -> None:
+        away = format_age(time.monotonic() - self._lost_at)
+        empty = ". The audit is empty: the server has lost its data" if is_empty else ""
+        self._report(f"Redis is back after {away}; what was only published meanwhile is lost{empty}")
+        self._failures = 0
+
+    def _published(self, channel: bytes | None, data: bytes) -> dict[str, Any] | None:
+        """Decode a published event; None for a change by the engine, which the audit has as well."""
+        kind, event = self._kinds[channel.decode()] if channel else "", _object(data)
+        if event is None or (kind == "state_declared" and event.get("source") == "engine"):
+            return None
+        return {"event": kind, **event}
+
+
+def _items(line: AuditLine) -> list[dict[str, Any]]:
+    """Return the facts of a line, or its note of missing entries."""
+    notes = {"gap": line.gap, "rollback": line.rollback}
+    return [{name: note} for name, note in notes.items() if note is not None] or line.decoded_facts()
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    with suppress(*DECODE_ERRORS):
+        value = msgspec.json.decode(data)
+        return value if isinstance(value, dict) else None
+    return None
