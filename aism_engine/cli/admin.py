@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import typer
+import uuid_utils
 
 from aism_engine.cli import options
 from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
@@ -128,13 +129,17 @@ async def send_request(
 ) -> dict[str, Any]:
     """Send a request to the engine and return its reply. Raises RefusedError, or TimedOutError without a reply.
 
-    With `--json` a refusal is printed as well.
+    With `--json` a refusal is printed as well. Ctrl-C leaves the request in its queue, and says so.
     """
+    request_id = request_id or str(uuid_utils.uuid7())
     try:
         reply = await admin.request(kind, payload, request_id=request_id, timeout_s=timeout_s)
     except NoReplyError as error:
         again = f". To send it again without a second effect, add --id {error.request_id}" if kind == "send" else ""
         raise TimedOutError(f"{error}{again}") from None
+    except asyncio.CancelledError:
+        print_notice(f"request {request_id} stays queued and may still be accepted")
+        raise
     if not reply["ok"]:
         if output.json:
             print_json(reply)

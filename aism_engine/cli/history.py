@@ -13,13 +13,14 @@ from aism_engine import values
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, call_fleet
 from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Output, ProgressLine
+from aism_engine.cli.output import Output, ProgressLine, print_notice
 from aism_engine.cli.tail import format_item
 from aism_engine.clock import from_iso, iso
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.directory import read_identity
 from aism_engine.ops.audit_log import BEGINNING, AuditLine, AuditTail, Cursor, EntryKey, entry_day, entry_time
+from aism_engine.ops.reconnect import Reconnect
 from aism_engine.ops.timeline import AgentAtInstant, Timeline
 
 _FOLLOW_INTERVAL_S: Final = 0.2
@@ -108,8 +109,9 @@ class _Source:
         if cursor.id == BEGINNING and period.since > _SLACK_S:
             cursor = Cursor(f"{(period.since - _SLACK_S) * 1000:.0f}-0")
         tail, needle = AuditTail(admin.audit, cursor, self._find_known), self.name.encode()
+        reconnect = Reconnect(print_notice)
         while True:
-            page = await tail.read()
+            page = await reconnect.call(tail.read)
             self.first = self.first or page.first
             self.progress.update(f"the audit, {page.behind or 0} entries left")
             for line in page.lines:

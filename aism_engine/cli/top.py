@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -15,12 +16,13 @@ from aism_engine.cli import options
 from aism_engine.cli.admin import STALE, FleetOptions
 from aism_engine.cli.commands import command_as_json
 from aism_engine.cli.keyboard import Keyboard
-from aism_engine.cli.output import Output, ProgressLine, print_json
+from aism_engine.cli.output import Output, ProgressLine, print_json, print_notice
 from aism_engine.cli.pending import held_as_json
 from aism_engine.cli.screen import Screen
 from aism_engine.clock import iso
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
+from aism_engine.ops.reconnect import Reconnect
 from aism_engine.ops.views import Overview
 from aism_engine.store.client import server_address
 from aism_engine.terminal import print_line
@@ -55,10 +57,11 @@ def top(
         if is_live:
             await show_live(admin, screen, Console(), interval, handle_sigterm=True)
             return
+        reconnect = Reconnect(print_notice)
         with ProgressLine() as progress:
             while True:
                 started_at = time.monotonic()
-                overview = await admin.overview(progress.update if once else None)
+                overview = await reconnect.call(partial(admin.overview, progress.update if once else None))
                 progress.clear()
                 if output.json:
                     print_json(_as_json(overview, slowest))

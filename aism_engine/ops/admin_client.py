@@ -1,7 +1,7 @@
 """Client for operators: reads the engine's records, sends requests, receives events. Writes nothing but requests.
 
-All methods raise `ServerUnavailableError` while the server cannot serve. `wait` and `events` raise it only at their
-start: later they wait until the server serves again.
+All methods raise `ServerUnavailableError` while the server cannot serve. `request`, `wait` and `events` raise it
+only at their start: later they wait until the server serves again.
 """
 
 import asyncio
@@ -69,16 +69,26 @@ class AdminClient(Inspector):
     async def request(
         self, kind: str, payload: Mapping[str, Any], *, request_id: str | None = None, timeout_s: float
     ) -> dict[str, Any]:
-        """Send a request and return the engine's reply. Raises NoReplyError."""
+        """Send a request and return the engine's reply. Raises NoReplyError.
+
+        An outage before the request is sent is raised, and one after it is waited for.
+        """
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
         request["operator"] = _operator()
         body, expires_at = msgspec.json.encode(request), time.monotonic() + timeout_s
         await self._client.lpush(keys.request_queue, body)
-        await self._client.publish(keys.requests, body)
+        with suppress(ServerUnavailableError):  # the engine polls the queue as well
+            await self._client.publish(keys.requests, body)
         while (remaining_s := expires_at - time.monotonic()) > 0:
             wait_s = max(0.01, min(remaining_s, _POP_S))  # 0 would block forever
-            popped = await self._client.brpop(keys.request_reply(request_id), timeout=wait_s)
+            try:
+                popped = await self._client.brpop(keys.request_reply(request_id), timeout=wait_s)
+            except ServerUnavailableError as error:
+                if error.outage == "noperm":
+                    raise
+                await asyncio.sleep(min(remaining_s, _POLLS.max_s))
+                continue
             if popped:
                 reply: dict[str, Any] = msgspec.json.decode(popped[1])
                 return reply

@@ -4,20 +4,26 @@ Guaranteed: every fact after the start comes once and in order, also across outa
 is missing. Not guaranteed: what is only published while there is no connection, or while much of the audit is unread.
 """
 
-import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Collection
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from aism_engine.backoff import Backoff
-from aism_engine.durations import format_age
-from aism_engine.errors import ServerUnavailableError
-from aism_engine.ops.audit_log import BEGINNING, DECODE_ERRORS, AuditLine, AuditLog, AuditTail, Cursor, EntryKey
+from aism_engine.ops.audit_log import (
+    BEGINNING,
+    DECODE_ERRORS,
+    AuditLine,
+    AuditLog,
+    AuditTail,
+    Cursor,
+    EntryKey,
+    TailPage,
+)
 from aism_engine.ops.inspector import Report
+from aism_engine.ops.reconnect import Reconnect
 from aism_engine.store.client import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK
@@ -25,10 +31,12 @@ from aism_engine.store.subscription import Subscription
 
 _INTERVAL_S: Final = 0.1
 """Between reads of the audit."""
-_RETRIES: Final = Backoff(0.05, 1.0)
-"""Pauses between attempts to reach the server."""
 _KNOWN_ENTRIES: Final = 1000
 """Entries by which the place is found after the server went back in time: an arbitrary number."""
+
+
+_Read: TypeAlias = tuple[list[tuple[bytes | None, bytes]], TailPage]
+"""Published messages, each with its channel, and a page of the audit."""
 
 
 class EventStream:
@@ -43,10 +51,9 @@ class EventStream:
         self._audit = audit
         self._kinds = {keys.state_changes: "state_declared", keys.errors: "error", keys.measurements: "measurement"}
         self._subscription = Subscription(pubsub, list(self._kinds))
-        self._report = report
+        self._reconnect = Reconnect(report)
         self._known = deque[EntryKey](maxlen=_KNOWN_ENTRIES)
-        self._lost_at = 0.0
-        self._failures = 0
+        self._more = False
 
     async def events(self) -> AsyncGenerator[dict[str, Any]]:
         """Raises `ServerUnavailableError` only if the server cannot serve at the start."""
@@ -54,19 +61,9 @@ class EventStream:
             end = await self._end()
             tail = AuditTail(self._audit, end, self._find_known)
             self._known.append((end.id, end.commit))
-            has_read = more = False
             while True:
-                try:
-                    messages = [] if more else await self._subscription.read(CHUNK, timeout_s=_INTERVAL_S)
-                    page = await tail.read()
-                except ServerUnavailableError as error:
-                    if not has_read:
-                        raise
-                    await self._wait(error)
-                    continue
-                if self._failures:
-                    self._report_return(is_empty=not page.first)
-                has_read, more = True, page.more
+                messages, page = await self._reconnect.call(partial(self._read, tail), _missed)
+                self._more = page.more
                 for event in filter(None, (self._published(*message) for message in messages)):
                     yield event
                 for line in page.lines:
@@ -75,6 +72,11 @@ class EventStream:
                         yield item
         finally:
             await self._subscription.close()
+
+    async def _read(self, tail: AuditTail) -> _Read:
+        """Read published messages, unless more of the audit is there already, and a page of the audit."""
+        messages = [] if self._more else await self._subscription.read(CHUNK, timeout_s=_INTERVAL_S)
+        return messages, await tail.read()
 
     async def _end(self) -> Cursor:
         """Return the position of the newest entry."""
@@ -86,25 +88,17 @@ class EventStream:
     async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
         return set(entries).intersection(self._known)
 
-    async def _wait(self, error: ServerUnavailableError) -> None:
-        self._failures += 1
-        if self._failures == 1:
-            self._lost_at = time.monotonic()
-            self._report(f"the connection to Redis is lost ({error.outage}): waiting for it")
-        await asyncio.sleep(_RETRIES.limit_s(self._failures))
-
-    def _report_return(self, *, is_empty: bool) -> None:
-        away = format_age(time.monotonic() - self._lost_at)
-        empty = ". The audit is empty: the server has lost its data" if is_empty else ""
-        self._report(f"Redis is back after {away}; what was only published meanwhile is lost{empty}")
-        self._failures = 0
-
     def _published(self, channel: bytes | None, data: bytes) -> dict[str, Any] | None:
         """Decode a published event; None for a change by the engine, which the audit has as well."""
         kind, event = self._kinds[channel.decode()] if channel else "", _object(data)
         if event is None or (kind == "state_declared" and event.get("source") == "engine"):
             return None
         return {"event": kind, **event}
+
+
+def _missed(read: _Read) -> str:
+    empty = "" if read[1].first else ". The audit is empty: the server has lost its data"
+    return f"; what was only published meanwhile is lost{empty}"
 
 
 def _items(line: AuditLine) -> list[dict[str, Any]]:

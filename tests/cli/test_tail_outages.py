@@ -1,4 +1,4 @@
-"""Laws of `tail` across outages of the server. The engine is the test: it writes the audit."""
+"""Laws of `tail` and its siblings across outages of the server. The engine is the test: it writes the audit."""
 
 import json
 import shutil
@@ -95,6 +95,24 @@ async def test_tail_survives_a_restart_of_the_server(tail: Tail, own_server: Own
     await tail.write("d")
     assert tail.read() == ["d"]
     assert tail.stop() == (0, "")
+
+
+@pytest.mark.parametrize("words", ["top --interval 0.1", "history a --follow"])
+async def test_a_command_that_watches_survives_a_restart(
+    start: Start, own_server: OwnServer, tail: Tail, prefix: str, words: str
+) -> None:
+    await tail.write("a")
+    process = start(*words.split(), "--json", "--redis", own_server.url, "--prefix", prefix)
+    watching = Tail(process, own_server, tail.keys)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    own_server.kill()
+    assert watching.notice().startswith(LOST)
+    own_server.start()
+    assert watching.notice().startswith(BACK)
+    await tail.write("a")
+    assert process.stdout.readline()
+    assert watching.stop()[0] == 0
 
 
 async def test_tail_says_that_the_server_came_back_empty(tail: Tail, own_server: OwnServer, data: Path) -> None:

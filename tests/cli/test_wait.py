@@ -111,6 +111,28 @@ async def test_a_wait_survives_a_restart_of_the_server(own_server: OwnServer, pr
         assert (await waiting)["status"] == "succeeded"
 
 
+async def test_a_request_survives_a_restart_of_the_server(own_server: OwnServer, prefix: str) -> None:
+    """Its reply is still read."""
+    keys, settings = Keys(prefix), RedisSettings(url=own_server.url, prefix=prefix)
+    async with plain_client(own_server) as client, AdminClient.connect(settings) as admin:
+        asking = asyncio.create_task(admin.request("pause", {"all": True}, request_id="r-1", timeout_s=300))
+        await eventually(lambda: client.llen(keys.request_queue))
+        own_server.restart()
+        async with plain_client(own_server) as again:
+            await again.lpush(keys.request_reply("r-1"), '{"ok":true}')
+        assert await asking == {"ok": True}
+
+
+async def test_interrupting_a_request_says_that_it_stays_queued(
+    start: Start, server: EmbeddedServer, redis_client: Client, prefix: str
+) -> None:
+    process = start("send", "w-0", "work", "--id", "c-1", "--redis", server.url, "--prefix", prefix)
+    await eventually(lambda: redis_client.llen(Keys(prefix).request_queue))
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.to_thread(process.communicate)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "request c-1 stays queued and may still be accepted")
+
+
 async def test_interrupting_a_wait_says_how_to_go_on(
     start: Start, server: EmbeddedServer, redis_client: Redis, prefix: str
 ) -> None:
