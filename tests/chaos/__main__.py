@@ -14,6 +14,8 @@ from tests.chaos.verdict import KINDS_OF_VIOLATION
 
 _SHOWN: Final = 12
 """Violations shown of one trial: the first ones tell most."""
+_SIDE_BY_SIDE: Final = 2
+"""Trials at a time."""
 _RECOVERY_S: Final = 5.0
 """G5: the engine consumes again within 5 s, on a machine on which it starts within 1 s."""
 
@@ -41,16 +43,14 @@ def is_slow(report: Report) -> bool:
     return report.recovery_s > _RECOVERY_S * max(1.0, report.start_s)
 
 
-async def run_all(seeds: Sequence[int], side_by_side: int) -> list[Report]:
-    slots = asyncio.Semaphore(side_by_side)
+async def run_all(seeds: Sequence[int]) -> list[Report]:
+    slots = asyncio.Semaphore(_SIDE_BY_SIDE)
 
     async def run_one(seed: int) -> Report:
         async with slots:
             report = await run(plan(seed))
         if report.violations or is_slow(report):
-            print(f"--seed {seed} --trials 1: {summary([report])}")
-            for violation in report.violations[:_SHOWN]:
-                print(f"  {violation}")
+            print(f"--seed {seed} --trials 1: {summary([report])}", *report.violations[:_SHOWN], sep="\n  ")
         return report
 
     return await asyncio.gather(*map(run_one, seeds))
@@ -60,12 +60,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="number of trials (default: 20)")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="seed of the first trial (default: random)")
-    parser.add_argument("--side-by-side", type=int, default=2, metavar="N", help="trials at a time (default: 2)")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"seed={seed}", flush=True)
-    seeds = range(seed, seed + arguments.trials)
-    reports = asyncio.run(run_all(seeds, arguments.side_by_side))
+    reports = asyncio.run(run_all(range(seed, seed + arguments.trials)))
     faults = sum((report.faults for report in reports), Counter[str]())
     print(" ".join(f"{kind}={count}" for kind, count in sorted(faults.items())))
     print(summary(reports))

@@ -56,7 +56,6 @@ class AgentModel:
 
     agent_id: str
     state: str = "unknown"
-    left: bool = False
     commands: dict[str, str] = field(default_factory=dict)
     """The status of each command that has reached the agent."""
     messages: list[Sent] = field(default_factory=list)
@@ -73,30 +72,20 @@ class AgentModel:
 
     def apply(self, kind: str, subject: str, command_id: str | None = None) -> tuple[Effect, ...]:
         """Apply a response, and return its effects. `subject` is the target of a transition or the recipient."""
-        returned: tuple[Effect, ...] = ()
-        if self.left and kind not in {"register", "goodbye"}:
-            self.left = False
-            returned = (Effect("agent_returned"),)
         match kind:
             case "register":
-                self.left = False
-                effects = (Effect("agent_registered"), *self._go("bootstrap"))
-            case "goodbye":
-                self.left = True
-                effects = (Effect("agent_left"), *self._go("offline"))
+                return (Effect("agent_registered"), *self._go("bootstrap"))
             case "state_transition":
-                effects = self._declare(subject)
-            case "ack" | "progress" | "result" | "error" if command_id is not None:
-                effects = self._report(kind, command_id)
+                return self._declare(subject)
+            case "ack" | "result" | "error" if command_id is not None:
+                return self._report(kind, command_id)
             case "error":
-                effects = (Effect("agent_error"),)
+                return (Effect("agent_error"),)
             case "message":
-                effects = (Effect("message_delivered"),) if subject else (DEAD_LETTER,)
-            case "heartbeat" | "measurement":
-                effects = ()
-            case _:
-                raise ValueError(kind)
-        return (*returned, *effects)
+                return (Effect("message_delivered"),) if subject else (DEAD_LETTER,)
+            case "measurement":
+                return ()
+        raise ValueError(kind)
 
     def _go(self, state: str) -> tuple[Effect, ...]:
         if state == self.state:
@@ -115,7 +104,7 @@ class AgentModel:
             return (DEAD_LETTER,)
         if status not in {"queued", "acked"}:
             return ()  # the outcome is recorded already
-        if kind in {"ack", "progress"}:
+        if kind == "ack":
             self.commands[command_id] = "acked"
             return (Effect("command_acked", command_id),) if status == "queued" else ()
         self.commands[command_id] = "failed" if kind == "error" else "succeeded"

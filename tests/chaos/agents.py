@@ -40,7 +40,6 @@ class Agent:
         self.kind = self.model.kind
         is_even = int(agent_id[-1]) % 2 == 0
         self.beats = self.kind in {"recipient", "worker"} or (self.kind not in FAULTY and is_even)
-        self._leaves = self.kind == "journey" and not self.beats  # a heartbeat would bring it back at an unknown time
         self._client = client
         self._rng = random.Random(f"{plan.seed} {agent_id}")
         self._recent: deque[Sent] = deque(maxlen=_RECENT)
@@ -88,10 +87,9 @@ class Agent:
     async def _send_any(self) -> None:
         rng, model = self._rng, self.model
         kind = rng.choices(
-            ("state_transition", "error", "measurement", "message", "heartbeat", "result", "goodbye", "register"),
-            (60, 5, 10, 10, 5, 3, 2, 2),
+            ("state_transition", "error", "measurement", "message", "result", "register"), (60, 5, 10, 10, 3, 2)
         )[0]
-        if (self.kind != "journey" and kind == "register") or (not self._leaves and kind == "goodbye"):
+        if self.kind != "journey" and kind == "register":
             kind = "state_transition"
         match kind:
             case "state_transition":
@@ -109,10 +107,8 @@ class Agent:
                 await self.send(kind, to.removeprefix("nobody-at-all"), to=to, content={"n": "x"})
             case "result":
                 await self.send(kind, command_id=f"never-sent-{rng.getrandbits(40)}")
-            case "register":
-                await self.send(kind, type=rng.choice(("architect", "scribe")))
             case _:
-                await self.send(kind)
+                await self.send(kind, type=rng.choice(("architect", "scribe")))
         if self._recent and rng.random() < 0.1:
             await self._push(rng.choice(self._recent))
 
@@ -145,8 +141,6 @@ class Agent:
         self.model.commands.setdefault(command_id, "queued")
         if rng.random() < 0.5:
             await self.send("ack", command_id=command_id)
-        if rng.random() < 0.2:
-            await self.send("progress", command_id=command_id, percent=50)
         if rng.random() < 0.2:
             await self.send("error", command_id=command_id, code="failed")
         else:

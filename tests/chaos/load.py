@@ -35,13 +35,10 @@ class Operator:
 
     async def run(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            ask = self._rng.choices((self._send_predictable, self._send, self._cancel, self._hold), (11, 8, 1, 2))[0]
-            await ask()
+            await self._rng.choices((self._send_predictable, self._send, self._cancel), (11, 8, 1))[0]()
             if self.requests and self._rng.random() < 0.1:
                 await self._client.push(KEYS.request_queue, self._rng.choice(self.requests[-5:]))
             await asyncio.sleep(self._rng.uniform(0, 0.08))
-        for worker in WORKERS:
-            await self._ask("resume", {"agent_id": worker})
 
     async def _ask(self, kind: str, payload: dict[str, Any], *, outcome: str = "", is_group: bool = False) -> None:
         name = f"request-{len(self.requests)}"
@@ -81,10 +78,6 @@ class Operator:
         if sent:
             request = self._rng.choice(sent[-5:])
             await self._ask("cancel", {"group_id" if request.is_group else "command_id": request.id})
-
-    async def _hold(self) -> None:
-        target = self._rng.choice(({"agent_id": self._rng.choice(WORKERS)}, {"select": "type=worker"}))
-        await self._ask(self._rng.choice(("pause", "resume")), target, is_group="select" in target)
 
 
 class Load:

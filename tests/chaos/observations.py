@@ -1,11 +1,10 @@
 """What is left after a trial: what Redis holds, and the history of commits in its append-only file.
 
-The file shows writes that nothing else shows, such as a measurement applied twice. They are in the order of execution,
-so that it also shows which epoch was the newest at each commit.
+The file has all writes in the order of execution, so that it shows which epoch was the newest at each commit.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -42,8 +41,6 @@ class Commit:
     """The newest epoch at that time; None where the file begins after it was taken."""
     claimed: int | None = None
     """The epoch in its audit entry; None where it wrote none."""
-    measured: list[tuple[str, int]] = field(default_factory=list)
-    """The measurements that it wrote: agent, and number within that agent's."""
 
 
 @dataclass
@@ -53,10 +50,8 @@ class Observations:
     agents: list[AgentModel]
     requests: list[Sent]
     facts: list[Fact] = field(default_factory=list)
-    epochs: list[int] = field(default_factory=list)
-    """The epochs of the audit entries, in order."""
-    entries: list[str] = field(default_factory=list)
-    """The commit ids of the audit entries, in order."""
+    entries: list[tuple[str, int]] = field(default_factory=list)
+    """The commit id and the epoch of each audit entry, in order."""
     dead_letters: list[tuple[bytes, int]] = field(default_factory=list)
     """The first bytes of each dead letter, and its size."""
     states: dict[str, str] = field(default_factory=dict)
@@ -71,8 +66,6 @@ class Observations:
     left: dict[str, int] = field(default_factory=dict)
     """The lengths of what must be empty in the end."""
     commits: list[Commit] = field(default_factory=list)
-    has_all_commits: bool = True
-    """False where the server was a replica: its file begins with a snapshot."""
     complaints: list[str] = field(default_factory=list)
     """Errors that engines logged, and unexpected exits."""
 
@@ -92,8 +85,7 @@ async def collect(node: Node, observed: Observations) -> None:
     client = node.client.client
     reader = Reader(client, KEYS.prefix)
     for _, fields in await client.xrange(KEYS.audit):
-        observed.epochs.append(int(fields[b"epoch"]))
-        observed.entries.append(fields[b"commit"].decode())
+        observed.entries.append((fields[b"commit"].decode(), int(fields[b"epoch"])))
         observed.facts += msgspec.json.decode(fields[b"facts"], type=list[Fact])
     for letter in await reader.dead_letters():
         observed.dead_letters.append((letter["raw"][:HEAD_BYTES], int(letter["size"])))
@@ -116,14 +108,13 @@ async def collect(node: Node, observed: Observations) -> None:
         observed.replies[request_id] = [json.loads(reply) for reply in replies]
         observed.groups[request_id] = await reader.group(request_id)
     observed.left |= await lengths(client.execute_command)
-    observed.commits = list(commits(node.folder, observed.records))
+    observed.commits = list(commits(node.folder))
 
 
-def commits(folder: Path, agent_ids: Iterable[str]) -> Iterator[Commit]:
+def commits(folder: Path) -> Iterator[Commit]:
     """Read the commits from the append-only file, in the order of execution."""
     newest: int | None = None
     commit: Commit | None = None
-    measurements = {KEYS.agent_measurements(agent_id): agent_id for agent_id in agent_ids}
     for name, key, *rest in _commands(folder):
         if (name, key) == ("SET", KEYS.epoch):
             newest = int(rest[0].partition(":")[0])
@@ -133,8 +124,6 @@ def commits(folder: Path, agent_ids: Iterable[str]) -> Iterator[Commit]:
             commit = Commit(rest[0], newest)
         elif commit is not None and (name, key) == ("XADD", KEYS.audit):
             commit.claimed = int(rest[rest.index("epoch") + 1])
-        elif commit is not None and name == "HSET" and key in measurements:
-            commit.measured.append((measurements[key], int(float(rest[rest.index("last") + 1]))))
     if commit is not None:
         yield commit
 

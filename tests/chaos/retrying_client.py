@@ -6,51 +6,34 @@ its id. A read counts when something written after it has reached the replica, a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.settings import RedisSettings
+from aism_engine.store.client import Client, connect
 from tests.chaos.agent_model import Sent
-from tests.support.sentinels import MASTER, SentinelSetup
 
-BROKEN: Final = (RedisError, OSError, AttributeError, TypeError)
-"""What redis-py raises when a connection breaks; the last two come from CPython, see redis-py #4287."""
+BROKEN: Final = (ServerUnavailableError, RedisError, OSError)
+"""What a client raises when its connection breaks."""
 MARK: Final = "chaos-mark"
 """A key that is only written to wait for its replication."""
 _RETRY_AFTER_S: Final = 0.02
 _CONFIRMED_WITHIN_MS: Final = 200
-_OPTIONS: Final[dict[str, Any]] = {"protocol": 2, "socket_timeout": 0.7, "socket_connect_timeout": 0.5}
 
 
-def load_client(url: str) -> Any:  # noqa: ANN401 - redis-py's annotations describe the synchronous client, too
+def load_client(**where: Any) -> Client:  # noqa: ANN401 - the address, as in the settings
     """Return a client as an agent has one, with short timeouts and no retries."""
-    return Redis.from_url(url, **_OPTIONS, retry=Retry(NoBackoff(), 0))
-
-
-@asynccontextmanager
-async def following_client(sentinels: SentinelSetup) -> AsyncIterator[Any]:
-    """Yield a client that follows the primary."""
-    addresses = [(host, int(port)) for host, _, port in (each.rpartition(":") for each in sentinels.addresses)]
-    once: dict[str, Any] = {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
-    manager = Sentinel(addresses, sentinel_kwargs=once)  # type: ignore[no-untyped-call]
-    try:
-        async with manager.master_for(MASTER, **once) as client:
-            yield client
-    finally:
-        for asking in manager.sentinels:
-            await asking.aclose()
+    return connect(RedisSettings(**where, protocol=2, socket_timeout=0.7, connect_timeout=0.5), "")
 
 
 class RetryingClient:
     """A client, and the number of replicas that must confirm what it does."""
 
-    def __init__(self, client: Any, replicas: int = 0) -> None:  # noqa: ANN401
+    def __init__(self, client: Client, replicas: int = 0) -> None:
         self.client = client
         self._replicas = replicas
 

@@ -6,10 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from redis.exceptions import RedisError
-
 from aism_engine.store.keys import Keys
-from tests.chaos.retrying_client import RetryingClient, following_client, load_client
+from tests.chaos.retrying_client import BROKEN, RetryingClient, load_client
 from tests.support.daemon import EngineProcess
 from tests.support.proxy import FaultProxy
 from tests.support.sentinels import MASTER, SentinelSetup
@@ -52,7 +50,7 @@ class System:
     async def leader(self) -> EngineProcess:
         """Return the holder of the lease, or the first engine if nobody holds it."""
         token = b""
-        with suppress(RedisError, OSError):
+        with suppress(*BROKEN):
             token = await self.client.client.get(KEYS.lease) or b""
         return next((engine for engine in self.engines if engine.holds(token.decode())), self.engines[0])
 
@@ -61,7 +59,7 @@ class System:
 async def with_proxies(folder: Path, environ: dict[str, str]) -> AsyncIterator[System]:
     with OwnServer(data_dir=folder) as server:
         async with (
-            load_client(server.url) as client,
+            load_client(url=server.url) as client,
             FaultProxy(server.port) as first,
             FaultProxy(server.port) as second,
         ):
@@ -80,9 +78,9 @@ async def with_sentinels(folder: Path, environ: dict[str, str]) -> AsyncIterator
         engines = [EngineProcess(name, ["--config", str(config)], environ) for name in ("first", "second")]
         primary, replica = sentinels.servers
         async with (
-            following_client(sentinels) as client,
-            load_client(primary.url) as to_primary,
-            load_client(replica.url) as to_replica,
+            load_client(sentinels=tuple(sentinels.addresses), sentinel_master=MASTER) as client,
+            load_client(url=primary.url) as to_primary,
+            load_client(url=replica.url) as to_replica,
         ):
             each = zip(sentinels.servers, sentinels.folders, map(RetryingClient, (to_primary, to_replica)), strict=True)
             system = System([Node(*node) for node in each], RetryingClient(client, replicas=1), engines)

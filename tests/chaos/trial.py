@@ -98,7 +98,6 @@ async def _run(plan: Plan, system: System) -> Report:
     for engine in system.engines:
         await engine.terminate()
     await collect(last, observed)
-    observed.has_all_commits = not plan.sentinels
     observed.complaints = [complaint for engine in system.engines for complaint in engine.complaints()]
     report.figures = Counter(
         kills=sum(engine.kills for engine in system.engines),
