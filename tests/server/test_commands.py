@@ -120,19 +120,27 @@ async def workers(server: EmbeddedServer, prefix: str) -> AsyncIterator[Workers]
 
 
 async def test_every_step_is_in_the_audit_and_in_the_record(workers: Workers) -> None:
-    """Queued, delivered, acked, succeeded, each with its instant. The engine itself observes the delivery."""
+    """Queued, delivered, acked, succeeded, each with its instant. The engine itself observes the delivery.
+
+    The record has the result, and expires after the retention.
+    """
     await workers.send("c")
     await workers.pop()
     delivered = await workers.wait_status("c", "delivered")
     await workers.respond("ack", command_id="c")
     await workers.wait_status("c", "acked")
+    await workers.respond("progress", command_id="c", payload={"percent": 50})
     await workers.respond("result", command_id="c", payload={"lines": 3})
     record = await workers.wait_status("c", "succeeded")
     assert await workers.status_changes("c") == ["queued", "delivered", "acked", "succeeded"]
-    instants = [record[name] for name in ("accepted_at", "queued_at", "delivered_at", "acked_at", "ended_at")]
+    instants = [
+        record[name] for name in ("accepted_at", "queued_at", "delivered_at", "acked_at", "progress_at", "ended_at")
+    ]
     assert instants == sorted(instants)
     assert delivered["delivered_at"] == record["delivered_at"]
-    assert (json.loads(record["result"]), record["attempt"]) == ({"lines": 3}, "1")
+    assert (json.loads(record["result"]), record["attempt"], record["percent"]) == ({"lines": 3}, "1", "50")
+    assert 80_000_000 < await workers.call("PTTL", workers.keys.command("c")) <= 86_400_000
+    assert await workers.call("ZCARD", workers.keys.deadlines) == 0
     (fact,) = await workers.audit("command_delivered")
     assert fact["by"] == "engine"
 

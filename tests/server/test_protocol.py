@@ -283,23 +283,6 @@ async def test_agent_that_registers_with_messagepack_gets_messagepack(engine: Ru
     assert (message["type"], message["payload"]) == ("message", {"from": "a", "content": "note"})
 
 
-async def test_command_from_request_to_result(engine: Running, agent: Agent) -> None:
-    """Sent, popped, acked, in progress, succeeded. The record has the result and expires after the retention."""
-    keys = engine.keys
-    await agent.beat(engine.keys, "a")
-    await agent("LPUSH", keys.request_queue, text(send("c1")))
-    await agent("BRPOP", keys.commands("a"), 300)
-    for kind, payload in (("ack", {}), ("progress", {"percent": 50}), ("result", {"pages": 3})):
-        response = {"type": kind, "agent_id": "a", "command_id": "c1", "payload": payload}
-        await agent("LPUSH", keys.response_queue, text(response))
-    await eventually(lambda: engine.audit("command_succeeded"))
-    record = await engine.command("c1")
-    assert (record["status"], record["result"], record["percent"]) == ("succeeded", '{"pages":3}', "50")
-    assert record["accepted_at"] <= record["acked_at"] <= record["progress_at"] <= record["ended_at"]
-    assert 80_000_000 < await agent("PTTL", keys.command("c1")) <= 86_400_000
-    assert await agent("ZCARD", keys.deadlines) == 0
-
-
 async def test_command_that_no_agent_pops_expires(engine: Running, agent: Agent) -> None:
     """It is removed from the agent's list, and its record and the audit say that it expired."""
     await agent.beat(engine.keys, "a")

@@ -163,13 +163,6 @@ async def test_a_batch_whose_queue_has_moved_is_discarded(leader: Leader) -> Non
     assert list(leader.writer.fleet.agents) == ["b"]
 
 
-async def test_a_commit_removes_its_messages_from_the_queue(leader: Leader) -> None:
-    trim = await leader.push(b"1", b"2")
-    await leader.push(b"3")
-    await leader.commit(heartbeat("a"), trim=trim)
-    assert await leader.call("LRANGE", leader.keys.response_queue, 0, -1) == [b"3"]
-
-
 async def test_concurrent_commits_decide_one_after_the_other(leader: Leader) -> None:
     """Each decision sees what was committed before."""
     leader.faulty.faults = ["hold"]
