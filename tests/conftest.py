@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from aism_engine.store.embedded import EmbeddedServer
-from tests.support.engine import Client, Reader, plain_client
+from tests.support.engine import Client, Reader, Running, plain_client, running_engine
 from tests.support.proxy import FaultProxy
 from tests.support.server import OwnServer
 
@@ -49,6 +49,13 @@ async def redis_client(server: EmbeddedServer) -> AsyncIterator[Client]:
 @pytest.fixture
 def reader(redis_client: Client, prefix: str) -> Reader:
     return Reader(redis_client, prefix)
+
+
+@pytest.fixture
+async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
+    """A running engine that leads. Some folders and modules have one with other settings."""
+    async with running_engine(server, prefix) as running:
+        yield running
 
 
 @pytest.fixture

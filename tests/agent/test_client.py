@@ -17,12 +17,6 @@ AGENT = "scribe-1"
 
 
 @pytest.fixture
-async def engine(server: EmbeddedServer, prefix: str) -> AsyncIterator[Running]:
-    async with running_engine(server, prefix) as engine:
-        yield engine
-
-
-@pytest.fixture
 async def agent(server: EmbeddedServer, prefix: str) -> AsyncIterator[AgentClient]:
     async with AgentClient(AGENT, url=server.url, prefix=prefix, reply_timeout_s=100) as client:
         yield client

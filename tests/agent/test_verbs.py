@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 import aism_engine
 from aism_engine import Agent, AismError, CommandFailedError, Message, Operator, RefusalError, Task
 from aism_engine.store.embedded import EmbeddedServer
-from tests.agent.test_agent import ID, build_agent, has_left, send, wait_for_status
+from tests.agent.agents import ID, build_agent, has_left, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
 
 

@@ -184,9 +184,6 @@ class SmallFleet(Reader):
     async def is_expired(self) -> bool:
         return (await self.command("c5")).get("status") == "expired"
 
-    async def state_is(self, agent_id: str, state: str) -> bool:
-        return await self.state(agent_id) == state
-
     async def now(self) -> float:
         seconds, microseconds = await self.call("TIME")
         return float(seconds) + float(microseconds) / 1e6

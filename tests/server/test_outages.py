@@ -36,7 +36,7 @@ async def check_serving(server: EmbeddedServer, running: Running, state: str) ->
         running.client = client
         await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": state}})
         await running.ask({"type": "forget", "id": f"f-{state}", "payload": {"agent_id": "nobody"}})
-        await eventually(partial(_is, running, "a", state))
+        await eventually(partial(running.state_is, "a", state))
         assert (await running.replied(f"f-{state}"))["error"]["code"] == "unknown_agent"
 
         async def is_received() -> bool:
@@ -46,10 +46,6 @@ async def check_serving(server: EmbeddedServer, running: Running, state: str) ->
         await eventually(is_received)
         await eventually(lambda: running.outage is None)
         assert running.engine.checks()["consuming"].ok
-
-
-async def _is(running: Running, agent_id: str, state: str) -> bool:
-    return await running.state(agent_id) == state
 
 
 async def test_engine_waits_for_a_server_that_is_unavailable_at_the_start(own: OwnServer, prefix: str) -> None:
@@ -168,7 +164,7 @@ async def test_engine_reconnects_killed_connections(server: EmbeddedServer, pref
             for line in filter(_is_ours, lines):
                 await running.call("CLIENT", "KILL", "ID", line["id"])
             await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": f"s{number}"}})
-            await eventually(partial(_is, running, "a", f"s{number}"))
+            await eventually(partial(running.state_is, "a", f"s{number}"))
         await check_serving(server, running, "after")
 
 
@@ -197,7 +193,7 @@ async def test_engine_waits_for_a_server_that_refuses_writes(
     async with running_engine(own, prefix, liveness__silent_after=0.3) as running:
         await running.call("ZADD", running.keys.heartbeats, time.time(), "b")
         await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "before"}})
-        await eventually(partial(_is, running, "a", "before"))
+        await eventually(partial(running.state_is, "a", "before"))
         await running.call(*begin)
         await eventually(lambda: running.outage == outage)
         assert not running.engine.checks()["redis"].ok
@@ -233,7 +229,7 @@ async def test_engine_works_without_the_permission_to_subscribe(own: OwnServer, 
             async with launched(own, prefix) as running:
                 await eventually(lambda: _logged(logs, "subscribe_denied"))
                 await running.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "polled"}})
-                await eventually(partial(_is, running, "a", "polled"))
+                await eventually(partial(running.state_is, "a", "polled"))
                 assert running.outage is None
         assert len(_logged(logs, "subscribe_denied")) == 1
         assert _logged(logs, "redis_unavailable") == []

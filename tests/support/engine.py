@@ -105,6 +105,9 @@ class Reader:
         value = await self.call("GET", self.keys.state(agent_id))
         return None if value is None else str(value.decode())
 
+    async def state_is(self, agent_id: str, state: str) -> bool:
+        return await self.state(agent_id) == state
+
     async def is_drained(self) -> bool:
         """Return whether both queues are empty."""
         lengths = [await self.call("LLEN", queue) for queue in (self.keys.response_queue, self.keys.request_queue)]
