@@ -38,6 +38,8 @@ class ServerUrl(NamedTuple):
 
 def parse_url(url: str) -> ServerUrl:
     """Parse redis://, rediss:// or unix://. Raises ValueError for anything else; the message holds no password."""
+    if not url.isprintable():
+        raise ValueError("it has control characters, or is not valid UTF-8")
     if not _is_unambiguous(url):
         raise ValueError(AMBIGUOUS_URL)
     parts = urlsplit(url)

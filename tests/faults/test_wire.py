@@ -152,7 +152,8 @@ async def test_a_late_commit_under_an_older_lease_is_fenced(
     """Another engine leads by then: the token of the newest leader refuses every older write."""
     load = Load()
     # The first engine asks for the lease only once, so that it cannot take the lease again before the second does.
-    async with launched(server, prefix, redis__url=proxy.url, lease__renew_interval=299.0, **PATIENT) as first:
+    settings = PATIENT | {"lease__renew_interval": 299.0}
+    async with launched(server, prefix, redis__url=proxy.url, **settings) as first:
         await first.wait_serving()
         await load.say(first, 3)
         await load.wait_applied_once(first)

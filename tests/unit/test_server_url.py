@@ -39,6 +39,8 @@ def test_each_part_of_a_url_is_read(url: str, changed: dict[str, object]) -> Non
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
+        ("redis://host\udcff", "not valid UTF-8"),
+        ("redis://host\n", "control characters"),
         ("http://h", "expected redis://HOST"),
         ("", "expected redis://HOST"),
         ("unix://", "expected redis://HOST"),
