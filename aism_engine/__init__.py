@@ -6,7 +6,7 @@ Importing the package imports nothing else: each name is imported when it is fir
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from aism_engine.agent.agent import Agent
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aism_engine.domain.protocol.codec import MalformedError
     from aism_engine.errors import AismError, RefusalError, ServerUnavailableError
     from aism_engine.operator_client import AgentInfo, Operator, Outcome
+
+    __version__: str
 
 _MODULES: Final = {
     "Agent": "agent.agent",
@@ -44,12 +46,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import a name when it is first used: `import aism_engine` must be fast."""
-    if name in _MODULES:
-        value: Any = getattr(import_module(f"aism_engine.{_MODULES[name]}"), name)
-        globals()[name] = value
-        return value
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module("importlib.metadata").version("aism-engine")
+if not TYPE_CHECKING:  # otherwise type checkers accept any name
+
+    def __getattr__(name: str) -> object:
+        """Import a name when it is first used: `import aism_engine` must be fast."""
+        if name in _MODULES:
+            value = getattr(import_module(f"aism_engine.{_MODULES[name]}"), name)
+            globals()[name] = value
+            return value
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module("importlib.metadata").version("aism-engine")
