@@ -16,7 +16,9 @@ from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
 from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json, print_notice
 from aism_engine.cli.pending import format_causes, read_causes
 from aism_engine.config import load_settings
-from aism_engine.domain.commands.group import OUTCOMES
+from aism_engine.domain.commands.command import COMMAND_TABLE
+from aism_engine.domain.commands.group import GROUP_TABLE, OUTCOMES
+from aism_engine.domain.records import RecordTable
 from aism_engine.durations import format_age
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient, NoReplyError
@@ -155,10 +157,10 @@ async def read_outcome(admin: AdminClient, record_id: str) -> dict[str, Any]:
 def _outcome(record_id: str, record: Mapping[str, str]) -> dict[str, Any]:
     if "agent_id" in record:
         contents = {name: msgspec.json.decode(record[name]) for name in _JSON_FIELDS if record.get(name)}
-        return {"command_id": record_id, **_public(record), **contents}
+        return {"command_id": record_id, **_public(record, COMMAND_TABLE), **contents}
     counts = {name: int(record.get(name, 0)) for name in _COUNTS}
     cancel_requested = bool(record.get("cancel_requested"))
-    return {"group_id": record_id, **_public(record), **counts, "cancel_requested": cancel_requested}
+    return {"group_id": record_id, **_public(record, GROUP_TABLE), **counts, "cancel_requested": cancel_requested}
 
 
 async def wait_for_outcome(admin: AdminClient, record_id: str, timeout_s: float | None) -> dict[str, Any]:
@@ -213,8 +215,10 @@ def outcome_exit_code(found: Mapping[str, Any]) -> ExitCode:
     return ExitCode.DONE if found["status"] == "succeeded" else ExitCode.REFUSED
 
 
-def _public(record: Mapping[str, str]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if value != "" and name not in _INTERNAL_FIELDS}
+def _public(record: Mapping[str, str], table: RecordTable[Any]) -> dict[str, Any]:
+    """Return the fields for people in the order of `table`, then the others. The order of a Redis hash is random."""
+    ordered = dict.fromkeys((*table.fields, *sorted(record)))
+    return {name: record[name] for name in ordered if record.get(name) and name not in _INTERNAL_FIELDS}
 
 
 def _format_refusal(error: Mapping[str, Any]) -> str:

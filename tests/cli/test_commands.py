@@ -33,6 +33,16 @@ async def test_a_scheduled_command_is_listed_and_cancelled(fleet: Call, engine: 
     assert (waited.code, waited.json["result"]) == (0, {"lines": 3})
 
 
+async def test_show_prints_the_fields_in_one_order(fleet: Call, engine: Running) -> None:
+    """Redis returns the fields of a large record in an arbitrary order."""
+    await fleet("send", "w-0", "work", "--id", "c-0", "--payload", f'{{"text": "{"x" * 1000}"}}')
+    await engine.say(response("w-0", "result", "c-0", lines=3))
+    await fleet("commands", "wait", "c-0")
+    fields = list((await fleet("commands", "show", "c-0", "--json")).json)
+    assert fields[:4] == ["command_id", "agent_id", "type", "status"]
+    assert fields[-4:] == ["ended_at", "payload", "queued_at", "result"]
+
+
 @pytest.mark.usefixtures("engine")
 async def test_list_filters_and_limits(fleet: Call) -> None:
     """The oldest first; ended commands only with --ended."""
