@@ -187,7 +187,8 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, timeout_s: float 
 async def _causes(admin: AdminClient, record_id: str) -> str:
     with suppress(ServerUnavailableError):
         found = await read_outcome(admin, record_id)
-        return "".join(f". {text}" for text in format_causes(found, await read_causes(admin, found)).values())
+        causes = format_causes(found, await read_causes(admin, found))
+        return "".join(f"; {name}: {text}" for name, text in causes.items())
     return ""
 
 

@@ -28,7 +28,7 @@ class Keyboard:
     """Reads the keys of the terminal at standard input into `events`, until the context ends.
 
     A change of the window size is the event `resize`, SIGTERM and the end of the input are `quit`. Without a terminal,
-    or in the background, there are no keys.
+    or in the background, there are no keys. After Ctrl-Z and `fg` the keys are read again.
     """
 
     def __init__(self, events: asyncio.Queue[str], *, handle_sigterm: bool) -> None:
@@ -48,13 +48,19 @@ class Keyboard:
             self._loop.add_signal_handler(number, self._events.put_nowait, event)
         if is_foreground_terminal():
             self._saved = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
             self._loop.add_reader(sys.stdin, self._read)
+            self._loop.add_signal_handler(signal.SIGCONT, self._set_mode)
+            self._set_mode()
         return self
+
+    def _set_mode(self) -> None:
+        tty.setcbreak(sys.stdin)
+        self._events.put_nowait("resize")
 
     def __exit__(self, *_: object) -> None:
         if self._saved is not None:
             self._loop.remove_reader(sys.stdin)
+            self._loop.remove_signal_handler(signal.SIGCONT)
             with suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._saved)
         for number in self._signals:

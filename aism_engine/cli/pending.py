@@ -14,20 +14,24 @@ _NAMES: Final = 20
 
 
 async def read_causes(admin: AdminClient, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return why a record is still open: `missing` of a group, or `holds` that keep a command from being dispatched."""
-    if "command_id" not in found:
-        return {} if "ended_at" in found else {"missing": await admin.missing(found["group_id"])}
-    if found["status"] not in {Status.WAITING, Status.SCHEDULED}:
-        return {}
-    holds = await admin.holds(found["agent_id"])
-    return {"holds": [{"of": of, **held_as_json(held)} for of, held in holds.items() if held.hold is Hold.PAUSE]}
+    """Return why a record is still open: the `holds` that keep commands from being dispatched; `missing` of a group."""
+    causes: dict[str, Any] = {}
+    if "command_id" not in found and "ended_at" not in found:
+        causes["missing"] = await admin.missing(found["group_id"])
+        holds = await admin.holds()
+    elif found.get("status") in {Status.WAITING, Status.SCHEDULED}:
+        holds = await admin.holds(found["agent_id"])
+    else:
+        return causes
+    paused = {of: held for of, held in holds.items() if held.hold is Hold.PAUSE}
+    return causes | {"holds": [{"of": of, **held_as_json(held)} for of, held in paused.items()]}
 
 
 def format_causes(found: Mapping[str, Any], causes: Mapping[str, Any]) -> dict[str, str]:
     """Write each cause on one line, the first missing members by name."""
     texts = {}
     if holds := causes.get("holds"):
-        subjects = {"agent": f"agent {found['agent_id']}", "fleet": "the fleet"}
+        subjects = {"agent": f"agent {found.get('agent_id')}", "fleet": "the fleet"}
         texts["holds"] = "; ".join(format_hold(subjects[hold["of"]], hold) for hold in holds)
     if missing := causes.get("missing"):
         names = [f"{each.name} ({each.status or 'not sent yet'})" for each in missing[:_NAMES]]

@@ -5,7 +5,7 @@ change. It does not write to the terminal.
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from rich.text import Text
@@ -14,7 +14,7 @@ from aism_engine.cli.agents import AGENT_TABLES, agent_as_json
 from aism_engine.cli.commands import command_as_json
 from aism_engine.cli.output import field_lines, table_lines
 from aism_engine.cli.pending import format_hold, held_as_json
-from aism_engine.clock import from_iso, iso
+from aism_engine.clock import iso
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.views import STUCK_RULES, AgentView, Overview, Problem
 from aism_engine.terminal import printable
@@ -55,54 +55,40 @@ class Row(NamedTuple):
     view: AgentView
 
     @property
-    def since(self) -> float:
-        """When the problem began; without one, when the agent entered its state."""
-        agent, view = self.view.agent, self.view
+    def since_and_why(self) -> tuple[str, str]:
+        """Since when the agent has the problem, in ISO 8601, and why; without a problem, when it entered its state."""
+        agent, why = self.view.agent, ""
         match self.section:
             case Problem.LOST:
-                return agent.lost_at
+                at, why = agent.lost_at, f"was in {agent.lost_from}"
             case Problem.SILENT:
-                return view.silent_since or 0.0
+                at = self.view.silent_since or 0.0
             case Problem.HELD:
-                return agent.held_at
+                at, by = agent.held_at, f" by {agent.held_by}" if agent.held_by else ""
+                why = f"{agent.hold}{by}: {agent.hold_reason}".removesuffix(": ")
             case Problem.STUCK | Problem.DIVERGING:
-                return min(from_iso(divergence.since) for divergence in self._divergences)
-        return agent.since
-
-    @property
-    def why(self) -> str:
-        agent = self.view.agent
-        match self.section:
-            case Problem.LOST:
-                return f"was in {agent.lost_from}" if agent.lost_from else ""
-            case Problem.HELD:
-                by = f" by {agent.held_by}" if agent.held_by else ""
-                return f"{agent.hold}{by}: {agent.hold_reason}".removesuffix(": ")
-            case Problem.STUCK | Problem.DIVERGING:
-                return "; ".join(divergence.reason for divergence in self._divergences)
-        return ""
-
-    @property
-    def _divergences(self) -> list[Any]:
-        is_stuck = self.section is Problem.STUCK
-        return [each for rule, each in self.view.agent.divergences.items() if (rule in STUCK_RULES) == is_stuck]
+                is_stuck = self.section is Problem.STUCK
+                found = [each for rule, each in agent.divergences.items() if (rule in STUCK_RULES) == is_stuck]
+                return min(each.since for each in found), "; ".join(each.reason for each in found)
+            case _:
+                at = agent.since
+        return iso(at) if at else "", why
 
     def as_json(self) -> dict[str, Any]:
-        agent = self.view.agent
-        since = iso(self.since) if self.since else None
+        agent, (since, why) = self.view.agent, self.since_and_why
         return {
             "agent_id": agent.agent_id,
             "type": agent.type,
             "state": agent.state,
             "since": since,
             "open": len(self.view.commands) or None,
-            "why": self.why,
+            "why": why,
         }
 
 
 _SORTS: Final[dict[str, Callable[[Row], Any] | None]] = {
     "name": None,
-    "time": lambda row: row.since,
+    "time": lambda row: row.since_and_why,
     "open commands": lambda row: -len(row.view.commands),
     "type": lambda row: row.view.agent.type,
     "state": lambda row: row.view.agent.state,
@@ -117,6 +103,7 @@ class Screen:
         self._head = head
         self._slowest = slowest
         self._overview: Overview | None = None
+        self._counts: Mapping[str, Any] = {}
         self._sections: dict[Section, list[Row]] = {}
         self._sort = next(iter(_SORTS))
         self._selected = 0
@@ -141,7 +128,7 @@ class Screen:
 
     def update(self, overview: Overview) -> None:
         """Show a new overview. The same agent stays selected."""
-        before, self._overview = self._selected_row, overview
+        before, self._overview, self._counts = self._selected_row, overview, overview.counts
         sections: dict[Section, list[Row]] = {
             problem: [Row(problem, view) for view in views] for problem, views in overview.problems.items()
         }
@@ -157,11 +144,13 @@ class Screen:
     def press(self, key: str) -> bool:
         """React to a key or an event. Return False if it ends the program."""
         step = {"up": -1, "down": 1}.get(key, 0)
-        if key in {"q", "escape"} and (self.agent_id or self._shows_help):
-            self.agent_id, self._shows_help = None, False
-        elif key in {"q", "escape", "quit"}:
+        if key == "quit":
             return False
-        elif key == "?":
+        if key in {"q", "escape"}:
+            goes_back = self._shows_help or self.agent_id is not None
+            self.agent_id, self._shows_help = None, False
+            return goes_back
+        if key == "?":
             self._shows_help = not self._shows_help
         elif self.agent_id is not None:
             self._scrolled = max(0, self._scrolled + step)
@@ -201,7 +190,7 @@ class Screen:
             head = self._draw_head()[: room // 2]
             lines = [*head, *self._draw_sections(room - len(head), keys=keys)]
         if self.outage:
-            lines.insert(0, Text(self.outage, style="bold red"))
+            lines.insert(0, Text(printable(self.outage), style="bold red"))
         lines = lines[:room]
         if keys:
             lines += [Text()] * (room - len(lines)) + [Text(f"{_KEYS}  sorted by {self._sort}", style="dim")]
@@ -224,7 +213,7 @@ class Screen:
         lines = [Text(printable(line)) for line in self._head()]
         if overview is None:
             return [*lines, Text("reading the fleet")]
-        counts = overview.counts
+        counts = self._counts
         total = Text.assemble((f"{len(overview.agents)} agents", "bold"), f"  {_counts(counts['by_liveness'])}")
         if absence := overview.lease.absence:
             total.append(f"  {absence}", style="red")
@@ -247,7 +236,7 @@ class Screen:
         *budgets, for_commands = _share(room - 1, [*needs, len(command_lines)], first)
         if None in sections:
             budgets[-1] += room - 1 - sum(budgets) - for_commands
-        visible = [self._visible(rows, lines) for rows, lines in zip(sections.values(), budgets, strict=True)]
+        visible = [_visible(rows, lines, selected) for rows, lines in zip(sections.values(), budgets, strict=True)]
         heading, *texts = table_lines([row.as_json() for rows in visible for row in rows], _COLUMNS)
         lines = [Text(heading, style="dim")] if texts else []
         for (section, rows), shown, budget in zip(sections.items(), visible, budgets, strict=True):
@@ -255,21 +244,21 @@ class Screen:
             title = (section or "no problem").replace("_", " ").upper()
             lines += [Text(f"{title}: {len(rows)}", style=f"bold {colour}")] if budget > 0 else []
             for row in shown:
-                lines.append(
-                    Text(texts.pop(0), style="reverse" if keys and row is selected else colour if section else "")
-                )
+                style = "reverse" if keys and row is selected else colour if section else ""
+                lines.append(Text(texts.pop(0), style=style))
             if 1 < budget <= len(rows):
                 command = "aism-engine agents list" + (f" --problem {section}" if section else "")
                 lines.append(Text(f"… and {len(rows) - len(shown)} more: {command}", style=colour))
         gap = [Text()] * (room - len(lines) - for_commands if keys else 0)  # the commands stay where they are
         return [*lines, *gap, *(Text(line) for line in command_lines[:for_commands])]
 
-    def _visible(self, rows: Sequence[Row], lines: int) -> Sequence[Row]:
-        """Return the rows of a section that fit into some lines: the first is the title, the last says what is cut."""
-        count = max(0, lines - (1 if len(rows) < lines else 2))
-        at = next((at for at, row in enumerate(rows) if row is self._selected_row), 0)
-        start = max(0, at - count + 1)
-        return rows[start : start + count]
+
+def _visible(rows: Sequence[Row], lines: int, selected: Row | None) -> Sequence[Row]:
+    """Return the rows of a section that fit into some lines: the first is the title, the last says what is cut."""
+    count = max(0, lines - (1 if len(rows) < lines else 2))
+    at = next((at for at, row in enumerate(rows) if row is selected), 0)
+    start = max(0, at - count + 1)
+    return rows[start : start + count]
 
 
 def _counts(counts: dict[str, int] | dict[str, float]) -> str:

@@ -5,7 +5,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -24,10 +24,11 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.reconnect import Reconnect
 from aism_engine.ops.views import Overview
+from aism_engine.redact import redacted
 from aism_engine.store.client import server_address
 from aism_engine.terminal import print_line
 
-_LINES_IN_A_PIPE = 100
+_LINES_IN_A_PIPE: Final = 100
 """Height of the overview if standard output is no terminal."""
 
 
@@ -54,23 +55,24 @@ def top(
     screen = Screen(lambda: [f"fleet {server.prefix} on {server_address(server)}"], slowest)
 
     async def watch(admin: AdminClient) -> None:
-        if is_live:
-            await show_live(admin, screen, Console(), interval, handle_sigterm=True)
-            return
         reconnect = Reconnect(print_notice)
         with ProgressLine() as progress:
+            report = progress.update if once or is_live else None
             while True:
                 started_at = time.monotonic()
-                overview = await reconnect.call(partial(admin.overview, progress.update if once else None))
+                overview = await reconnect.call(partial(admin.overview, report))
                 progress.clear()
+                screen.update(overview)
                 if output.json:
                     print_json(_as_json(overview, slowest))
+                elif is_live:
+                    break
                 else:
-                    screen.update(overview)
                     _print(screen)
                 if once:
                     return
                 await asyncio.sleep(_pause_s(interval, started_at))
+        await show_live(admin, screen, Console(), interval, handle_sigterm=True)
 
     fleet.watch(watch, "" if is_live else STALE)  # the screen itself says that no engine leads
 
@@ -80,29 +82,30 @@ async def show_live(
 ) -> None:
     """Show a screen on a terminal, and react to keys, until one ends it. SIGTERM ends it as well, if it is handled.
 
-    An outage after the first read is shown on the screen. Raises ServerUnavailableError if the first read fails.
+    Reads the fleet again and again; an outage is shown on the screen.
     """
     events, is_wanted = asyncio.Queue[str](), asyncio.Event()
 
     async def refresh() -> None:
+        pause_s = 0.0 if screen.is_empty else interval_s
         while True:
-            started_at = time.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await is_wanted.wait()
             is_wanted.clear()
+            started_at = time.monotonic()
             try:
                 await screen.read(admin)
             except ServerUnavailableError as error:
-                if screen.is_empty:
-                    raise
-                screen.outage = str(error)
+                screen.outage = redacted(error.explanation)
             events.put_nowait("refresh")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_pause_s(interval_s, started_at)):
-                    await is_wanted.wait()
+            pause_s = _pause_s(interval_s, started_at)
 
     live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
     with Keyboard(events, handle_sigterm=handle_sigterm) as keyboard, live:
         refreshing = asyncio.create_task(refresh())
         refreshing.add_done_callback(lambda _: events.put_nowait("quit"))
+        events.put_nowait("begin")
         try:
             while screen.press(event := await events.get()):
                 if event == "enter":

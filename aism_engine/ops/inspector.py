@@ -178,9 +178,9 @@ class Inspector:
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
-    async def holds(self, agent_id: str) -> dict[str, Held]:
-        """Read the hold of an agent, if it is known, and that of the fleet."""
-        agents, fleet = await self._agent_records([agent_id]), await read_fleet_hold(self._client, self._keys)
+    async def holds(self, *agent_ids: str) -> dict[str, Held]:
+        """Read the hold of an agent, if one is given and known, and that of the fleet."""
+        agents, fleet = await self._agent_records(agent_ids), await read_fleet_hold(self._client, self._keys)
         return {"agent": agents[0], "fleet": fleet} if agents else {"fleet": fleet}
 
     async def lease(self) -> LeaseStatus:

@@ -17,6 +17,7 @@ from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
 
 WORKERS: Final = ("w-0", "w-1", "w-2")
+_MAIN: Final = "from aism_engine.cli.main import main; main()"
 
 
 class Completed(NamedTuple):
@@ -89,13 +90,13 @@ async def has_status(engine: Running, command_id: str, expected: str) -> bool:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start `aism-engine` as a process; the end of the test kills it."""
+    """Start `aism-engine`, or another program, as a process; the end of the test kills it."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
-        program = [sys.executable, "-c", "from aism_engine.cli.main import main; main()", *arguments]
+    def start(*arguments: str, program: str = _MAIN, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process: subprocess.Popen[str] = subprocess.Popen(program, **(pipes | options))
+        command = [sys.executable, "-c", program, *arguments]
+        process: subprocess.Popen[str] = subprocess.Popen(command, **(pipes | options))
         started.append(process)
         return process
 

@@ -127,7 +127,7 @@ async def test_a_hold_says_who_when_and_why(fleet: Call, engine: Running) -> Non
     ]
     assert re.search(whole, " ".join((await fleet("top", "--once")).out.split()))
     waited = await fleet("commands", "wait", "c-0", "--timeout", "10ms")
-    assert (waited.code, bool(re.search(f"c-0 is still waiting. {agent}; {whole}", waited.err))) == (2, True)
+    assert (waited.code, bool(re.search(f"c-0 is still waiting; holds: {agent}; {whole}", waited.err))) == (2, True)
     held, fleet_held = await engine.audit("agent_held", "fleet_held")
     assert (held["operator"], fleet_held["operator"], fleet_held["reason"]) == (user, user, "maintenance")
     for arguments in (["w-0"], ["--all"]):
@@ -172,6 +172,8 @@ async def test_an_open_group_names_its_missing_members(fleet: Call, engine: Runn
     more = "w-21 (queued), … and 1 more: aism-engine commands list --group g-1"
     waited = await fleet("commands", "wait", "g-1", "--timeout", "10ms")
     assert waited.code == 2
+    await fleet("pause", "--all", "--reason", "maintenance")
+    assert "maintenance" in (await fleet("commands", "show", "g-1")).out
     for shown in ((await fleet("commands", "show", "g-1")).out, waited.err):
         assert (text in shown, more in shown, "w-22" in shown) == (True, True, False)
     member = await fleet("commands", "wait", "g-1.w-0")

@@ -126,7 +126,9 @@ class World:
     def request(self, kind: str, request_id: str, agent_id: str | None = "a", **fields: Any) -> Decision:  # noqa: ANN401
         """Decide on a request and commit it. Fields that are not in the envelope go into the payload."""
         target = {} if agent_id is None else {"agent_id": agent_id}
-        message = _message({"type": kind, "id": request_id, "payload": {}}, target | fields, ("reply", "traceparent"))
+        message = _message(
+            {"type": kind, "id": request_id, "payload": {}}, target | fields, ("reply", "traceparent", "operator")
+        )
         raw, draft = json.dumps(message).encode(), self.draft()
         return self.commit(draft, decide_request(draft, self.policy, decode_request(raw), raw))
 

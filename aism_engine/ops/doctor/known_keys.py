@@ -27,7 +27,7 @@ KEY_USES: Final = {
     "audit": ("stream", "XADD XLEN XRANGE XREVRANGE XINFO|STREAM XTRIM TYPE"),
     "archives": ("hash", "HSET HGETALL HDEL"),
     "dead_letters": ("stream", "XADD XDEL XRANGE XTRIM XLEN TYPE"),
-    "holds": ("hash", "HSET HGET TYPE"),
+    "holds": ("hash", "HSET HMGET TYPE"),
     "agent": ("hash", "HSET HGET HMGET DEL TYPE"),
     "state": ("string", "MGET MSET GETRANGE DEL TYPE"),
     "metadata": ("hash", "HSET HGET DEL TYPE"),
