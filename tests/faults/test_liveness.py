@@ -35,12 +35,8 @@ class _Beats:
         self._reader = reader
         self.sent_at: list[float] = []
 
-    async def now(self) -> float:
-        seconds, microseconds = await self._reader.call("TIME")
-        return int(seconds) + int(microseconds) / 1_000_000
-
     async def beat(self, *others: str) -> None:
-        now = await self.now()
+        now = await self._reader.now()
         scores = {agent_id: (now + skew_s) * unit for agent_id, (skew_s, unit) in BEATING.items()}
         for agent_id, score in (scores | dict.fromkeys(others, now)).items():
             await self._reader.call("ZADD", self._reader.keys.heartbeats, repr(score), agent_id)
@@ -85,13 +81,13 @@ async def test_suspended_engine_marks_only_agents_without_heartbeats_as_lost(
         _beating(reader) as beats,
         daemon(server.url, prefix, **SHORT, lease__ttl=lease_ttl, lease__renew_interval=0.3) as engine,
     ):
-        observed_from = [await beats.now()]
+        observed_from = [await reader.now()]
         await eventually(lambda: reader.call("ZSCORE", reader.keys.silent, "gone"))
         for _ in range(2):
             resets = engine.count("observations_reset", component="reaper")
             engine.signal(signal.SIGSTOP)
             await beats.wait_more(LOST_AFTER_S + 1)
-            observed_from.append(await beats.now())
+            observed_from.append(await reader.now())
             engine.signal(signal.SIGCONT)
             await engine.wait_event("observations_reset", component="reaper", times=resets + 1)
         await eventually(partial(_are_lost, reader, {"gone", "later"}))
@@ -134,8 +130,7 @@ async def test_scan_reads_no_agent_with_heartbeats_and_a_correct_clock(server: E
         ) as engine,
     ):
         for number in range(100):
-            seconds, microseconds = await engine.call("TIME")
-            score = (int(seconds) + int(microseconds) / 1_000_000 - 1) * (1000 if number % 2 else 1)
+            score = (await engine.now() - 1) * (1000 if number % 2 else 1)
             await engine.call("ZADD", engine.keys.heartbeats, repr(score), f"a{number}")
         await eventually(lambda: engine.metric("aism_agents", liveness="fresh") == 100)
         scans = proxy.watch(_is_scan)

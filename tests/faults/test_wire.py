@@ -223,16 +223,11 @@ async def test_no_agent_is_lost_because_the_fleet_is_loaded_again(server: Embedd
     """
     lost_after = 4.0
     async with running_engine(server, prefix, liveness__silent_after=1.0, liveness__lost_after=lost_after) as engine:
-
-        async def now() -> float:
-            seconds, microseconds = await engine.call("TIME")
-            return float(seconds) + float(microseconds) / 1_000_000
-
-        began = last_message_at = await now()
+        began = last_message_at = await engine.now()
         await engine.call("ZADD", engine.keys.heartbeats, began, "a")
         await eventually(lambda: engine.audit("agent_first_seen"))
         while last_message_at < began + 1.1 * lost_after:
-            last_message_at = await now()
+            last_message_at = await engine.now()
             await engine.say({"type": "heartbeat", "agent_id": "a"})
             await eventually(engine.is_drained)
         await engine.call("SET", engine.keys.ledger, "of another time")

@@ -189,7 +189,7 @@ async def test_scheduled_command_is_queued_once_by_the_next_leader(server: Embed
 async def test_dead_letters_are_bounded_in_age(server: EmbeddedServer, prefix: str) -> None:
     """The janitor trims those older than `dead_letter_ttl`, and keeps the rest."""
     async with open_workers(server, prefix, retention__dead_letter_ttl=3600, retention__trim_interval=0.05) as workers:
-        now, _ = await workers.client.time()
+        now = int(await workers.now())
         for at in (now - 7200, now - 3601, now - 3000):
             await workers.call("XADD", workers.keys.dead_letters, f"{at}000-0", "code", "old")
         await eventually(lambda: workers.metric("aism_dead_letters_trimmed_total") == 2)

@@ -99,7 +99,7 @@ async def test_on_lost_holds_or_fails_the_commands_of_a_lost_agent(
 ) -> None:
     async with open_workers(server, prefix, liveness__silent_after=0.3, liveness__lost_after=0.6) as workers:
         await workers.register(WORKER)
-        seconds, _ = await workers.client.time()
+        seconds = await workers.now()
         await workers.call("ZADD", workers.keys.heartbeats, seconds, WORKER)
         await workers.send("c", on_lost=on_lost)
         await eventually(partial(workers.audit, "agent_lost"))
@@ -118,7 +118,7 @@ async def test_a_list_of_the_wrong_type_does_not_protect_an_agent_from_its_loss(
         await workers.respond("ack", command_id="c")
         await workers.wait_status("c", "acked")
         await workers.call("SET", workers.keys.commands(WORKER), "mine")
-        seconds, _ = await workers.client.time()
+        seconds = await workers.now()
         await workers.call("ZADD", workers.keys.heartbeats, seconds, WORKER)
         await eventually(partial(workers.audit, "agent_lost"))
         assert (await workers.wait_status("c", "failed"))["code"] == "agent_lost"

@@ -17,14 +17,9 @@ from tests.support.engine import Running, eventually, launched, running_engine
 QUICK: Final[dict[str, object]] = {"liveness__silent_after": 0.3, "liveness__lost_after": 3600.0}
 
 
-async def server_time(running: Running) -> float:
-    seconds, microseconds = await running.call("TIME")
-    return int(seconds) + int(microseconds) / 1_000_000
-
-
 async def send_heartbeats(running: Running, *agent_ids: str) -> None:
     """Send one heartbeat for each agent, all at once."""
-    now = repr(await server_time(running))
+    now = repr(await running.now())
     await running.call("ZADD", running.keys.heartbeats, *(part for agent_id in agent_ids for part in (now, agent_id)))
 
 
@@ -63,13 +58,13 @@ async def wait_shown(running: Running, agent_id: str, liveness: str) -> None:
 async def test_a_silent_agent_is_shown_as_silent_until_its_next_heartbeat(server: EmbeddedServer, prefix: str) -> None:
     """With the instant since when, by the server's clock. Its record stays fresh."""
     async with running_engine(server, prefix, **QUICK) as running:
-        started_at = await server_time(running)
+        started_at = await running.now()
         await heartbeat_until_fresh(running, "a")
         await wait_shown(running, "a", "silent")
         seen = await view(running, "a")
         assert seen is not None
         assert seen.silent_since is not None
-        assert started_at <= seen.silent_since <= await server_time(running)
+        assert started_at <= seen.silent_since <= await running.now()
         assert (await running.record("a"))["liveness"] == "fresh"
 
         async def is_back() -> bool:

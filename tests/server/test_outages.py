@@ -136,7 +136,7 @@ async def test_outage_restarts_the_observation_of_every_agent(own: OwnServer, pr
     lost_after = 2.0
     settings = SHORT_TIMEOUTS | {"lease__ttl": 3.0, "liveness__silent_after": 0.3, "liveness__lost_after": lost_after}
     async with running_engine(own, prefix, **settings) as running:
-        await running.call("ZADD", running.keys.heartbeats, (await running.call("TIME"))[0], "a")
+        await running.call("ZADD", running.keys.heartbeats, await running.now(), "a")
         await eventually(partial(_is_fresh, running))
         paused_at = running.engine.store.now
         own.pause()

@@ -71,6 +71,11 @@ class Reader:
     async def call(self, *words: str | bytes | float) -> Any:  # noqa: ANN401 - a reply is what the command makes it
         return await self.client.execute_command(*words)
 
+    async def now(self) -> float:
+        """Return the time of the server."""
+        seconds, microseconds = await self.call("TIME")
+        return int(seconds) + int(microseconds) / 1e6
+
     async def audit(self, *events: str, agent_id: str | None = None) -> list[dict[str, Any]]:
         """Return the facts in the audit, oldest first, filtered by event and agent."""
         entries = await self.call("XRANGE", self.keys.audit, "-", "+")

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import AGENT_TABLE, HELD_TABLE, AgentRecord, AgentSnapshot
+from aism_engine.domain.agents.agent import AGENT_TABLE, HELD_TABLE, AgentRecord
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
@@ -28,6 +27,7 @@ from aism_engine.domain.records import RecordTable
 from aism_engine.domain.requests import decide_request
 from aism_engine.domain.responses import decide_response
 from tests.support.machines import parse
+from tests.support.written import Written, as_bytes
 
 T = TypeVar("T")
 
@@ -69,39 +69,14 @@ def policy_with(**settings: Any) -> Policy:  # noqa: ANN401 - the type depends o
     return Policy(**sections)
 
 
-class World:
+class World(Written):
     """The fleet in memory, with everything that was written to Redis."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - the type depends on the setting
+        super().__init__()
         self.policy = policy_with(**settings)
         self.now = NOW
         self.fleet = Fleet()
-        self.snapshots: dict[str, AgentSnapshot] = {}
-        """What agents have written to Redis themselves."""
-        self.records: dict[str, dict[str, str]] = {}
-        self.index: set[str] = set()
-        self.states: dict[str, str] = {}
-        self.metadata: dict[str, dict[str, str]] = {}
-        self.measurements: dict[str, dict[str, float]] = {}
-        self.command_records: dict[str, dict[str, str | bytes]] = {}
-        self.ttls: dict[str, float] = {}
-        """Seconds for which the record of an ended command is kept."""
-        self.lists: dict[str, list[bytes]] = defaultdict(list)
-        """The commands of each agent, the newest first."""
-        self.inboxes: dict[str, list[bytes]] = defaultdict(list)
-        self.mail: dict[str, list[bytes]] = defaultdict(list)
-        """Held messages of each agent, the newest first."""
-        self.replies: dict[tuple[str | None, str], bytes] = {}
-        self.deadlines: dict[str, float] = {}
-        self.group_records: dict[str, dict[str, str | bytes]] = {}
-        self.fanout: list[bytes] = []
-        self.held: dict[str, str] = {}
-        self.request_replies: dict[str, bytes] = {}
-        self.published: list[tuple[str, dict[str, Any]]] = []
-        self.facts: list[fx.Fact] = []
-        self.stream: dict[str, fx.DeadLetter] = {}
-        """The dead letters, by their ids in the stream."""
-        self._dead_lettered = 0
 
     # --- events -------------------------------------------------------------------------------------------------------
     def respond(self, kind: str, agent_id: str = "a", **fields: Any) -> Decision:  # noqa: ANN401
@@ -157,7 +132,7 @@ class World:
 
     def _run_fanout_target(self, raw: bytes) -> Decision:
         draft, target = self.draft(), decode_as(FanoutTarget, raw)
-        request = decode_request(_bytes(self.group_records[target.group_id]["request"]))
+        request = decode_request(as_bytes(self.group_records[target.group_id]["request"]))
         draft.lookups.group_requests[target.group_id] = request
         return self.commit(draft, decide_fanout_target(draft, self.policy, target, raw))
 
@@ -184,7 +159,7 @@ class World:
             command_id: decode_record(COMMAND_TABLE, command_id, _texts(record))
             for command_id, record in self.command_records.items()
         }
-        bodies = {command_id: _bytes(record["body"]) for command_id, record in self.command_records.items()}
+        bodies = {command_id: as_bytes(record["body"]) for command_id, record in self.command_records.items()}
         return Draft(
             self.fleet,
             self.now,
@@ -203,7 +178,7 @@ class World:
     def commit(self, draft: Draft, decision: Decision) -> Decision:
         """Write the effects of a decision, or fail as the store would, and apply the draft."""
         for effect in decision.effects:
-            self._write(effect)
+            self.write(effect)
         draft.apply()
         return decision
 
@@ -256,77 +231,6 @@ class World:
             held=decode_record(HELD_TABLE, "", self.held),
         )
 
-    def _write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
-        match effect:
-            case fx.SaveAgent(agent_id, fields):
-                self.records[agent_id] = self.records.get(agent_id, {}) | fields
-            case fx.IndexAgent(agent_id):
-                self.index.add(agent_id)
-            case fx.SetState(agent_id, state):
-                self.states[agent_id] = state
-            case fx.SaveMetadata(agent_id, fields):
-                self.metadata[agent_id] = self.metadata.get(agent_id, {}) | fields
-            case fx.SaveMeasurements(agent_id, values):
-                self.measurements[agent_id] = self.measurements.get(agent_id, {}) | values
-            case fx.ForgetAgent(agent_id):
-                everything: tuple[dict[str, Any], ...] = (
-                    *(self.records, self.states, self.metadata, self.measurements),
-                    *(self.lists, self.inboxes, self.mail, self.snapshots),
-                )
-                for part in everything:
-                    part.pop(agent_id, None)
-                self.index.discard(agent_id)
-            case fx.SaveCommand(command_id, saved, ttl_s):
-                self.command_records[command_id] = self.command_records.get(command_id, {}) | saved
-                if ttl_s is not None:
-                    self.ttls[command_id] = ttl_s
-            case fx.PushCommand(agent_id, body):
-                self.lists[agent_id].insert(0, body)
-            case fx.ReleaseCommand(agent_id, command_id):
-                self.lists[agent_id].insert(0, _bytes(self.command_records[command_id]["body"]))
-            case fx.PushCancel(agent_id, body):
-                self.lists[agent_id].append(body)
-            case fx.WithdrawCommand(agent_id, command_id, notice):
-                body = _bytes(self.command_records[command_id]["body"])
-                left = [each for each in self.lists[agent_id] if each != body]
-                if len(left) == len(self.lists[agent_id]) and notice is not None:
-                    left.append(notice)
-                self.lists[agent_id] = left
-            case fx.SaveGroup(group_id, fields, _):
-                self.group_records[group_id] = self.group_records.get(group_id, {}) | fields
-            case fx.AddFanoutTargets(bodies):
-                self.fanout += bodies
-            case fx.SaveHold(fields):
-                self.held = fields
-            case fx.SaveRequestReply(request_id, body):
-                self.request_replies[request_id] = body
-            case fx.RemoveDeadLetters(dead_letter_ids):
-                for dead_letter_id in dead_letter_ids:
-                    self.stream.pop(dead_letter_id, None)
-            case fx.DeliverMail(agent_id, body):
-                self.inboxes[agent_id].insert(0, body)
-            case fx.DeferMail(agent_id, body):
-                self.mail[agent_id].insert(0, body)
-            case fx.ReleaseMail(agent_id):
-                self.inboxes[agent_id] = self.mail.pop(agent_id, []) + self.inboxes[agent_id]
-            case fx.SendReply(agent_id, message_id, body):
-                self.replies[agent_id, message_id] = body
-            case fx.SetDeadline(member, at):
-                self.deadlines[member] = at
-            case fx.ClearDeadline(member):
-                self.deadlines.pop(member, None)
-            case fx.Publish(channel, body):
-                self.published.append((channel, json.loads(body)))
-            case fx.Fact():
-                self.facts.append(effect)
-            case fx.DeadLetter():
-                self._dead_lettered += 1
-                self.stream[f"{self._dead_lettered}-0"] = effect
-            case fx.ExpectScore(agent_id, score):
-                assert self.snapshots[agent_id].score == score
-            case fx.ExpectDeadline(member, at):
-                assert self.deadlines[member] == at
-
 
 def registered_world(**settings: Any) -> World:  # noqa: ANN401 - the type depends on the setting
     """Return a world with a registered agent `a` in its inbox, without facts and events."""
@@ -354,10 +258,6 @@ def _message(message: dict[str, Any], fields: dict[str, Any], names: tuple[str, 
 
 def _texts(record: dict[str, str | bytes]) -> dict[str, str]:
     return {name: value for name, value in record.items() if isinstance(value, str)}
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode()
 
 
 def decode_record(table: RecordTable[T], key: str, record: Mapping[str, str]) -> T:
