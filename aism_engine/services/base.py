@@ -139,10 +139,11 @@ class Service(ABC):
             await self._repeat()
         finally:
             await self.release()
+        raise asyncio.CancelledError
 
     async def _repeat(self) -> None:
         context, failures = self._context, 0
-        while True:
+        while not _is_cancelled():
             if self.leads_only and context.leadership.token is None:
                 context.outages.forget(self.name)
                 await self.release()
@@ -159,7 +160,7 @@ class Service(ABC):
             else:
                 context.outages.end(self.name)
                 failures = 0
-                if not more:
+                if not more and not _is_cancelled():
                     await self.wait()
 
     async def _commit_each(
@@ -187,3 +188,13 @@ async def agents_in_batches(fleet: Fleet, ids: Collection[str], size: int = CHUN
     for some in chunks(list(ids), size):
         yield [agent for agent_id in some if (agent := fleet.agents.get(agent_id)) is not None]
         await asyncio.sleep(0)
+
+
+def _is_cancelled() -> bool:
+    """Return whether this task was cancelled, even if the cancellation was swallowed.
+
+    `asyncio.wait_for`, in which redis-py sends, swallows a cancellation in Python 3.11 if the awaited send ends in the
+    same iteration of the loop (cpython#86296, fixed in 3.12).
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
