@@ -31,8 +31,10 @@ def report_error(error: Exception) -> ExitCode:
         raise error
     if isinstance(error, ServerUnavailableError):
         print_error(error.explanation)
+    elif isinstance(error, OSError):
+        print_error(": ".join(str(each) for each in (error.filename, error.strerror or error) if each))
     else:
-        for problem in getattr(error, "problems", None) or [getattr(error, "strerror", None) or str(error)]:
+        for problem in getattr(error, "problems", None) or [str(error)]:
             print_error(problem)
     return code
 

@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str]) -> int:
         arguments = terminal.words_to_complete()
     words, rest = _split(arguments)
     try:
-        if words + rest == ["--version"]:
+        if not words and "--version" in rest:
             terminal.print_line(aism_engine.__version__)
             return ExitCode.DONE
         app = build(*words[:1])

@@ -48,12 +48,13 @@ class HttpServer:
         await serving
 
     def _listen(self) -> socket.socket:
-        host, _ = self.address
+        host, port = self.address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             listener = socket.create_server(self.address, family=family, dualstack_ipv6=host == "::")
         except OSError as error:
-            raise OSError(error.errno, f"cannot serve HTTP: {error.strerror}") from error
+            reason = str(error.strerror).partition(" (while")[0]
+            raise OSError(error.errno, f"cannot serve HTTP at {host}:{port}: {reason}") from error
         self.address = (host, listener.getsockname()[1])
         return listener
 

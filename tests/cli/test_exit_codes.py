@@ -164,6 +164,11 @@ def test_an_engine_that_gave_up_is_1(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "error: consumer failed 6 times\n"
 
 
+def test_an_error_of_the_system_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_error(FileNotFoundError(2, "No such file or directory", "/none")) == ExitCode.REFUSED
+    assert capsys.readouterr().err == "error: /none: No such file or directory\n"
+
+
 def test_text_of_an_agent_in_an_error_cannot_control_the_terminal_nor_forge_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -67,7 +67,7 @@ def test_an_address_in_use_is_one_line(start: Start) -> None:
         process = start("run", "--redis", "redis://127.0.0.1:1", "--http", f"127.0.0.1:{port}", "--log-level", "error")
         _, err = process.communicate()
     assert process.returncode == 1
-    assert err.startswith("error: cannot serve HTTP: Address already in use")
+    assert err.startswith("error: cannot serve HTTP at 127.0.0.1:")
     assert str(port) in err
     assert err.count("\n") == 1
 
