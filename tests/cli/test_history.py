@@ -41,7 +41,7 @@ async def engine(server: EmbeddedServer, prefix: str, archive: Path) -> AsyncIte
 @pytest.fixture
 async def agent(server: EmbeddedServer, prefix: str, engine: Running) -> AsyncIterator[AgentClient]:
     """An agent whose first facts are in the archive only: the audit keeps three entries."""
-    async with AgentClient(AGENT, url=server.url, prefix=prefix, reply_timeout_s=5) as client:
+    async with AgentClient(AGENT, url=server.url, prefix=prefix, reply_timeout_s=300) as client:
         await client.register("scribe")
         for state in ("inbox", "distill", "inbox", "deep_work", "inbox"):
             await client.transition(state)
