@@ -18,8 +18,8 @@ class Subscription:
     """Reads the messages of a set of channels. The set may change while a task reads.
 
     A new connection subscribes to all channels again. The reader receives each confirmation; an unexpected one means
-    that messages were missed. A lock serializes subscribing: two tasks that send the first command at once would open
-    two connections.
+    that messages were missed. A lock serializes subscribing and closing: two tasks that send the first command at once
+    would open two connections.
     """
 
     def __init__(self, client: Client, channels: Sequence[str]) -> None:
@@ -78,7 +78,8 @@ class Subscription:
     async def close(self) -> None:
         pubsub, self._pubsub, self._empty_reads = self._pubsub, None, 0
         if pubsub is not None:
-            await pubsub.aclose()
+            async with self._sync_lock:  # redis-py raises AttributeError in a task that is subscribing meanwhile
+                await pubsub.aclose()
 
     async def _check_alive(self, *, silent: bool) -> None:
         """Ping the server after several empty reads; raise if there is still no answer."""

@@ -17,8 +17,11 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.subscription import Subscription
 from aism_engine.store.sync_redis import SyncRedis
 from tests.support.daemon import daemon
+from tests.support.engine import eventually
+from tests.support.proxy import FaultProxy
 from tests.support.server import test_server_binary
 
 _MAINS: Final = {"aism-engine": "aism_engine.cli.main", "aism": "aism_engine.agent.tool"}
@@ -247,4 +250,21 @@ async def test_a_bug_is_an_outage_only_if_the_connection_is_closed(
         monkeypatch.setattr(writer, "writelines", write)
         with pytest.raises(expected):
             await client.ping()
+    await client.aclose()
+
+
+async def test_closing_a_subscription_while_a_channel_is_left_is_no_bug(proxy: FaultProxy, prefix: str) -> None:
+    """The consumers leave their channels while the listener closes a broken connection."""
+    first, second = f"{prefix}:1", f"{prefix}:2"
+    client = connect(RedisSettings(url=proxy.url, connect_timeout=300.0, socket_timeout=300.0), "test")
+    subscription = Subscription(client, [first, second])
+    await subscription.read(2, timeout_s=300.0)
+    await subscription._pubsub.connection.disconnect()
+    proxy.black_hole()
+    leaving = asyncio.create_task(subscription.leave([second]))
+    await eventually(subscription._sync_lock.locked)
+    closing = asyncio.create_task(subscription.close())
+    await eventually(lambda: subscription._pubsub is None)
+    proxy.heal()
+    await asyncio.gather(leaving, closing)
     await client.aclose()
