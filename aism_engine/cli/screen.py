@@ -231,9 +231,11 @@ class Screen:
         commands = [] if overview is None else [command_as_json(each) for each in overview.slowest(self._slowest)]
         command_lines = ["", *table_lines(commands, _COMMAND_COLUMNS)] if commands else []
         selected = self._selected_row
-        needs = [min(len(rows) + 1, room if section else _LEAST_LINES) for section, rows in sections.items()]
-        first = list(sections).index(selected.section) if selected else 0
-        *budgets, for_commands = _share(room - 1, [*needs, len(command_lines)], first)
+        needs = {section: len(rows) + 1 for section, rows in sections.items()}
+        if None in needs:  # these get what is left, unless one of them is selected
+            needs[None] = _LEAST_LINES if selected is not None and selected.section is None else 0
+        first = list(needs).index(selected.section) if selected else 0
+        *budgets, for_commands = _share(room - 1, [*needs.values(), len(command_lines)], first)
         if None in sections:
             budgets[-1] += room - 1 - sum(budgets) - for_commands
         visible = [_visible(rows, lines, selected) for rows, lines in zip(sections.values(), budgets, strict=True)]

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import Any, Final, Self
 
 import msgspec
@@ -135,6 +136,7 @@ class AdminClient(Inspector):
         return EventStream(self.audit, self._pubsub, self._keys, report).events()
 
 
+@cache
 def _operator() -> str:
     """Return the user of this process and its host, as holds and the audit name them."""
     try:
