@@ -20,7 +20,7 @@ async def test_list_has_everything_for_programs(
         await agent.heartbeat()
         await agent.transition("inbox")
         await agent.call("measurement", {"tokens": 12.5})
-    await fleet("send", "w-0", "work", "--id", "work-1")
+    assert (await fleet("send", "w-0", "work", "--id", "work-1")).code == 0
     await eventually(lambda: engine.engine.writer.fleet.agents["w-0"].liveness == "fresh")
     found = (await fleet("agents", "list", "--json")).json[0]
     assert (found["agent_id"], found["type"], found["state"], found["liveness"]) == ("w-0", "worker", "inbox", "fresh")

@@ -159,7 +159,7 @@ class FaultProxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._ignore()
+        self.black_hole()
         self._listener.close()
         self._close_stopper()
         links = dict(self._links)
@@ -186,9 +186,18 @@ class FaultProxy:
         self.left_bytes = number
 
     def black_hole(self) -> None:
-        """Pass nothing on, end nothing, and leave SYNs unanswered, until `heal`."""
-        if self.flowing.is_set():
-            self._ignore()
+        """Pass nothing on, end nothing, and leave SYNs unanswered, until `heal`.
+
+        The accept queue has one place, and a connection of ours takes it.
+        """
+        if not self.flowing.is_set():
+            return
+        self.flowing.clear()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.listen(0)
+        self._stopper = socket.socket()
+        self._stopper.setblocking(False)  # noqa: FBT003  another connection may have taken the place, which is as good
+        self._stopper.connect_ex((_HOST, self.port))
 
     def heal(self) -> None:
         """End all conditions: what was held up is delivered late. Rules stay."""
@@ -249,15 +258,6 @@ class FaultProxy:
         task = asyncio.get_running_loop().create_task(link.run(connection))
         self._links[task] = link
         task.add_done_callback(self._links.pop)
-
-    def _ignore(self) -> None:
-        """Leave SYNs unanswered: the accept queue has one place, and a connection of ours takes it."""
-        self.flowing.clear()
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.listen(0)
-        self._stopper = socket.socket()
-        self._stopper.setblocking(False)  # noqa: FBT003  another connection may have taken the place, which is as good
-        self._stopper.connect_ex((_HOST, self.port))
 
     def _close_stopper(self) -> None:
         if self._stopper is not None:
