@@ -8,7 +8,6 @@ are reported at once. `make config` writes config/engine.toml with `render_refer
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -120,6 +119,8 @@ def render_reference() -> str:
 
 
 def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, object, str]]:
+    import tomllib  # noqa: PLC0415  slow to import
+
     source = f"file {path}"
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))

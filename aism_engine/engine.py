@@ -45,7 +45,8 @@ from aism_engine.services.timekeeper import Timekeeper
 from aism_engine.services.wakeup import Wakeups
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Bounds
-from aism_engine.store.client import Client, connect, server_address
+from aism_engine.store.client import connect, server_address
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.scripts import CommitCode

@@ -4,6 +4,7 @@ Output is never lost to a traceback: what the encoding of a terminal lacks is es
 early, such as `head`, is no error, nor is a standard output that was closed from the start.
 """
 
+import atexit
 import gc
 import os
 import re
@@ -86,6 +87,8 @@ def run(
     command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None, report: Callable[[str], None]
 ) -> NoReturn:
     """Run a tool with its arguments, and exit with the code that it returns. `report` prints an error."""
+    if arguments is None:  # this process runs only the tool, so nothing needs to be collected at its end
+        atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     gc.set_threshold(_GC_THRESHOLD)
     output, sys.stderr = sys.stdout or _discard(), sys.stderr or _discard()  # one that is closed from the start is None

@@ -17,7 +17,8 @@ import msgspec
 from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
 from aism_engine.ops.audit_log import AuditLog, AuditTail
-from aism_engine.store.client import Client, connect_url
+from aism_engine.store.client import connect_url
+from aism_engine.store.client_type import Client
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from bench.harness import PAGE

@@ -17,7 +17,8 @@ from aism_engine.cli.event_loop import tune_garbage_collector
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
 from aism_engine.settings import Settings
-from aism_engine.store.client import Client, connect
+from aism_engine.store.client import connect
+from aism_engine.store.client_type import Client
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 

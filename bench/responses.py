@@ -25,7 +25,8 @@ from aism_engine.domain.responses import decide_response
 from aism_engine.policy_loader import build_policy
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Batch, Bounds
-from aism_engine.store.client import Client, connect
+from aism_engine.store.client import connect
+from aism_engine.store.client_type import Client
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import COMMIT

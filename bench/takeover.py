@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import Client, connect
+from aism_engine.store.client import connect
+from aism_engine.store.client_type import Client
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from bench.harness import PAGE, poll, push, run, wait_empty

@@ -1,8 +1,7 @@
 """How commands read a fleet, send requests to its engine, and wait for outcomes."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -23,6 +22,8 @@ from aism_engine.durations import format_age
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient, NoReplyError
 from aism_engine.settings import RedisSettings, Settings
+from aism_engine.store.blocking_client import BlockingClient, run
+from aism_engine.store.keys import Keys
 from aism_engine.terminal import printable
 
 T = TypeVar("T")
@@ -58,6 +59,25 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
         flags = {"redis.url": self.redis, "redis.prefix": self.prefix}
         return load_settings(self.config, overrides={**flags, **overrides}).settings
 
+    def read(self, act: Callable[[AdminClient], Coroutine[Any, Any, T]]) -> T:
+        """Run `act`, which only reads, with a client of the fleet. Says on standard error if no engine leads.
+
+        Without an event loop, because importing redis-py and asyncio takes longer than most reads.
+        """
+        server = self.settings().redis
+        if server.sentinels:
+            return call_fleet(server, act)
+
+        async def read(admin: AdminClient) -> T:
+            await _report_leader(admin, STALE, led=True)
+            return await act(admin)
+
+        client = BlockingClient(server)
+        try:
+            return run(read(AdminClient(client, None, Keys(server.prefix))))
+        finally:
+            client.close()
+
     def call(self, act: Callable[[AdminClient], Awaitable[T]], consequence: str = STALE) -> T:
         """Run `act` with a client of the fleet. Says on standard error if no engine leads, with the consequence."""
         return call_fleet(self.settings().redis, act, consequence)
@@ -85,39 +105,43 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
 
 def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]], consequence: str = STALE) -> T:
     """Run `act` with a client of the fleet at `server`, as `FleetOptions.call`."""
+    import asyncio  # noqa: PLC0415  slow to import
 
-    async def run() -> T:
+    async def call() -> T:
         async with AdminClient.connect(server) as admin, _reporting_leader(admin, consequence):
             return await act(admin)
 
-    return asyncio.run(run())
+    return asyncio.run(call())
 
 
 @asynccontextmanager
 async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterator[None]:
     """Print a notice if no engine leads, and whenever that changes while the block runs; none without a consequence."""
-
-    async def report(led: bool) -> bool:  # noqa: FBT001
-        try:
-            lease = await admin.lease()
-        except ServerUnavailableError:
-            return led  # the block reports outages
-        leads = lease.token is not None
-        if leads != led and consequence:
-            print_notice("an engine leads again" if leads else f"warning: {lease.notice(consequence)}. {_START}")
-        return leads
+    import asyncio  # noqa: PLC0415  slow to import
 
     async def follow(led: bool) -> None:  # noqa: FBT001
         while True:
             await asyncio.sleep(_LEADER_INTERVAL_S)
-            led = await report(led)
+            led = await _report_leader(admin, consequence, led=led)
 
-    following = asyncio.create_task(follow(await report(led=True)))
+    following = asyncio.create_task(follow(await _report_leader(admin, consequence, led=True)))
     try:
         yield
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def _report_leader(admin: AdminClient, consequence: str, *, led: bool) -> bool:
+    """Print a notice if it has changed whether an engine leads. Return whether one leads."""
+    try:
+        lease = await admin.lease()
+    except ServerUnavailableError:
+        return led  # the caller reports outages
+    leads = lease.token is not None
+    if leads != led and consequence:
+        print_notice("an engine leads again" if leads else f"warning: {lease.notice(consequence)}. {_START}")
+    return leads
 
 
 async def send_request(
@@ -133,6 +157,8 @@ async def send_request(
 
     With `--json` a refusal is printed as well. Ctrl-C leaves the request in its queue, and says so.
     """
+    import asyncio  # noqa: PLC0415  slow to import
+
     request_id = request_id or str(uuid_utils.uuid7())
     try:
         reply = await admin.request(kind, payload, request_id=request_id, timeout_s=timeout_s)
@@ -168,6 +194,8 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, timeout_s: float 
 
     The error, and the notice at Ctrl-C, say how to wait longer.
     """
+    import asyncio  # noqa: PLC0415  slow to import
+
     began_at, longer = time.monotonic(), f"To wait longer: aism-engine commands wait {record_id}"
     with ProgressLine() as progress:
 

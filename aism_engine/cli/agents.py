@@ -49,7 +49,7 @@ def list_(
     """
     found = [
         agent_as_json(view)
-        for view in fleet.call(AdminClient.agents)
+        for view in fleet.read(AdminClient.agents)
         if state in {None, view.agent.state}
         and kind in {None, view.agent.type}
         and liveness in {None, view.liveness}
@@ -66,7 +66,7 @@ def show(agent_id: _AgentId, *, fleet: FleetOptions, output: Output) -> None:
     Example:
       aism-engine agents show architect-a1b2c3
     """
-    view = fleet.call(lambda admin: admin.agent(agent_id))
+    view = fleet.read(lambda admin: admin.agent(agent_id))
     if view is None:
         raise RefusedError(f"there is no agent {agent_id}. aism-engine agents list shows all agents")
     output.print_fields(agent_as_json(view), AGENT_TABLES)

@@ -53,7 +53,7 @@ def list_(
     """
     read = AdminClient.all_commands if ended else AdminClient.open_commands
     with ProgressLine() as progress:
-        commands = fleet.call(lambda admin: read(admin, progress.update))
+        commands = fleet.read(lambda admin: read(admin, progress.update))
     found = [
         command
         for command in commands
@@ -78,7 +78,7 @@ def show(record_id: _Id, *, fleet: FleetOptions, output: Output) -> None:
         found = await read_outcome(admin, record_id)
         return found, await read_causes(admin, found)
 
-    found, causes = fleet.call(read)
+    found, causes = fleet.read(read)
     output.print_fields(found | causes, changed=format_causes(found, causes))
 
 

@@ -82,7 +82,7 @@ def list_(*, selected: Filter, limit: options.Limit = 100, fleet: FleetOptions, 
       aism-engine dead-letters list --code attempts_exhausted --since 1d
     """
     with ProgressLine() as progress:
-        found = fleet.call(lambda admin: selected.read(admin, progress))
+        found = fleet.read(lambda admin: selected.read(admin, progress))
     shown = [_as_json(*each) for each in list(found.items())[-limit:]]
     output.print_table(shown, _COLUMNS, of=len(found))
 
@@ -104,7 +104,7 @@ def show(
     async def read(admin: AdminClient) -> list[DeadLetter]:
         return [found async for _, found in admin.dead_letters(dead_letter_id, dead_letter_id)]
 
-    found = fleet.call(read)
+    found = fleet.read(read)
     if not found:
         raise RefusedError(f"there is no dead letter {dead_letter_id}. aism-engine dead-letters list shows all of them")
     output.print_fields(_as_json(dead_letter_id, *found))

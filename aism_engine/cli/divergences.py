@@ -40,7 +40,7 @@ def divergences(
     """
     found = [
         divergence
-        for view in fleet.call(AdminClient.agents)
+        for view in fleet.read(AdminClient.agents)
         if kind in {None, view.agent.type}
         for divergence in divergences_as_json(view.agent)
         if rule in {None, divergence["rule"]}

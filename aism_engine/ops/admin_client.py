@@ -4,7 +4,6 @@ All methods raise `ServerUnavailableError` while the server cannot serve. `reque
 only at their start: later they wait until the server serves again.
 """
 
-import asyncio
 import getpass
 import os
 import socket
@@ -23,10 +22,9 @@ from aism_engine.domain.commands.group import UNDECIDED
 from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.audit_log import AuditLog
-from aism_engine.ops.event_stream import EventStream
 from aism_engine.ops.inspector import Inspector, Report
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import Client, connect
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 
 _POP_S: Final = 2.0
@@ -60,6 +58,8 @@ class AdminClient(Inspector):
     @classmethod
     @asynccontextmanager
     async def connect(cls, server: RedisSettings) -> AsyncIterator[Self]:
+        from aism_engine.store.client import connect  # noqa: PLC0415  slow to import
+
         client, pubsub = connect(server, "operator"), connect(server, "operator-pubsub")
         try:
             yield cls(client, pubsub, Keys(server.prefix))
@@ -74,6 +74,8 @@ class AdminClient(Inspector):
 
         An outage before the request is sent is raised, and one after it is waited for.
         """
+        import asyncio  # noqa: PLC0415  slow to import
+
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
         request["operator"] = _operator()
@@ -115,6 +117,8 @@ class AdminClient(Inspector):
         at the latest when it expires; TimeoutError then means that it has expired and no engine has recorded that.
         `report` gets each record that is not decided, and why no engine can decide it now, or an empty text.
         """
+        import asyncio  # noqa: PLC0415  slow to import
+
         ends_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
         await self._reader.read_time()
         record, reads = await self.record(record_id), 0
@@ -133,6 +137,8 @@ class AdminClient(Inspector):
 
     def events(self, report: Report = lambda _text: None) -> AsyncGenerator[dict[str, Any]]:
         """Yield events from now on, without end. See `EventStream`."""
+        from aism_engine.ops.event_stream import EventStream  # noqa: PLC0415  slow to import
+
         return EventStream(self.audit, self._pubsub, self._keys, report).events()
 
 

@@ -10,7 +10,6 @@ The server gives increasing entry ids, `{milliseconds}-{number}`, which contain 
 or a restored backup it may give the same id to another commit, so id and commit together identify an entry.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from itertools import count, repeat
@@ -19,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import READ_AUDIT
 
@@ -288,6 +287,8 @@ class AuditTail:
                 self._rollback = None
             if continuity == "gap":
                 lines.append(AuditLine(gap=Gap(self.cursor.id, page.first, missing)))
+            import asyncio  # noqa: PLC0415  slow to import
+
             # Converting a page takes about a millisecond of CPU, so it runs beside the event loop.
             lines += await asyncio.to_thread(page.lines, self.cursor)
             self.cursor = lines[-1].cursor

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from aism_engine.ops.audit_log import decode_truncated, entry_order
 from aism_engine.store.batch import Argument
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import TRIM_AUDIT, TrimCode
 

@@ -24,7 +24,7 @@ from aism_engine.ops.audit_log import (
 )
 from aism_engine.ops.inspector import Report
 from aism_engine.ops.reconnect import Reconnect
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK
 from aism_engine.store.subscription import Subscription

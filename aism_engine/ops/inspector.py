@@ -20,7 +20,7 @@ from aism_engine.domain.text import natural_key
 from aism_engine.errors import AismError, ServerUnavailableError
 from aism_engine.ops.audit_log import entry_time, line_from_entry
 from aism_engine.ops.views import AgentView, Member, Overview
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.lease import LeaseStatus
 from aism_engine.store.reads import FleetReader, read_dead_letter

@@ -13,7 +13,8 @@ from msgspec import Struct
 from aism_engine.agent.client import AgentClient
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
-from aism_engine.store.client import Client, connect_url
+from aism_engine.store.client import connect_url
+from aism_engine.store.client_type import Client
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.subscription import Subscription

@@ -9,14 +9,14 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, InvalidResponse, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, InvalidResponse, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -25,11 +25,15 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 from aism_engine.server_url import parse_url
 from aism_engine.settings import RedisSettings
-from aism_engine.store.redis_error_codes import NOT_REDIS, REPLY_OUTAGES, describe_connection_error, outage_of_reply
+from aism_engine.store.client_type import Client
+from aism_engine.store.redis_error_codes import (
+    NOT_REDIS,
+    REPLY_OUTAGES,
+    MissingScriptError,
+    describe_connection_error,
+    outage_of_reply,
+)
 from aism_engine.store.redis_patches import PATCHED, PrimaryConnection, PrimaryPool, PrimaryTlsConnection
-
-Client: TypeAlias = Any
-"""A `NamingRedis`. The annotations of redis-py also describe its synchronous client, so they cannot be relied on."""
 
 _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (MasterNotFoundError, "no_primary"),
@@ -62,6 +66,8 @@ def naming_outages() -> Iterator[None]:
     """Turn the error of a connection into `ServerUnavailableError` if it means an outage; raise others unchanged."""
     try:
         yield
+    except NoScriptError as error:
+        raise MissingScriptError(str(error)) from error
     except (RedisError, OSError) as error:
         outage = outage_of(error)
         if outage is None:
@@ -88,6 +94,8 @@ class _NamingPipeline(Pipeline):
 
 class NamingRedis(Redis):
     """A client whose commands and pipelines raise `ServerUnavailableError` while the server cannot serve."""
+
+    is_blocking = False
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
         with naming_outages():

@@ -10,7 +10,7 @@ from aism_engine.domain.agents.agent import AGENT_TABLE
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.fleet import Fleet
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import each_record, read_fleet_hold, text
 

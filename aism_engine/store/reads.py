@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any, Final, TypeVar
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from aism_engine.clock import Clock
 from aism_engine.domain.agents.agent import AgentSnapshot
@@ -23,7 +22,7 @@ from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.protocol.messages import Labels
 from aism_engine.domain.protocol.names import is_state_name, is_type_name
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import NO_VALUE, chunks, each_record, read_measurements, read_records, text
 from aism_engine.store.scripts import PEEK_HEADS, READ_SNAPSHOTS
@@ -177,6 +176,8 @@ class FleetReader:
         A cursor of 0 begins the scan; a returned cursor of 0 ends it. Raises `ServerUnavailableError`. The outage is
         `noperm` also if the server has no SCAN.
         """
+        from aism_engine.store.redis_exceptions import ResponseError  # noqa: PLC0415  slow to import
+
         keys = self.keys
         try:
             cursor, page = await self._client.scan(cursor, match=f"{keys.prefix}:engine:*", count=chunk)

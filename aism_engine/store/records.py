@@ -1,17 +1,16 @@
 """Reads many record hashes at once, each as one reply. Damaged records are left out."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import isfinite
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from aism_engine.domain.agents.agent import HELD_TABLE, Held
 from aism_engine.domain.protocol.names import is_measurement_name
 from aism_engine.domain.records import RecordTable
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import READ_RECORDS
 
@@ -43,16 +42,14 @@ async def each_record(
     client: Client, ids: Iterable[str], key: Callable[[str], str], table: RecordTable[T]
 ) -> AsyncIterator[T]:
     """Read any number of records. The server reads a page while we parse the one before it."""
-    ahead: asyncio.Future[list[bytes]] | None = None
+    ahead: Any = None
     pages = list(chunks(list(ids)))
     try:
         for number, page in enumerate(pages):
             records = await (ahead or read_records(client, map(key, page), table.fields))
             ahead = None
-            if number + 1 < len(pages):
-                ahead = asyncio.ensure_future(read_records(client, map(key, pages[number + 1]), table.fields))
-                for _ in range(_SEND_ITERATIONS):
-                    await asyncio.sleep(0)
+            if number + 1 < len(pages) and not client.is_blocking:
+                ahead = await _begin(read_records(client, map(key, pages[number + 1]), table.fields))
             for name, packed in zip(page, records, strict=True):
                 try:
                     found = table.from_values(name, _VALUES.decode(packed))
@@ -62,6 +59,16 @@ async def each_record(
     finally:
         if ahead is not None:
             ahead.cancel()
+
+
+async def _begin(reading: Coroutine[Any, Any, T]) -> Any:  # noqa: ANN401  the module of its type is slow to import
+    """Return a future of what is read, when the request is sent."""
+    import asyncio  # noqa: PLC0415  slow to import
+
+    future = asyncio.ensure_future(reading)
+    for _ in range(_SEND_ITERATIONS):
+        await asyncio.sleep(0)
+    return future
 
 
 async def read_fleet_hold(client: Client, keys: Keys) -> Held:

@@ -29,6 +29,14 @@ _DENIED_IN_SCRIPT: Final = re.compile(
 """The message about a command in a script that the ACL refuses. Its error code is only ERR."""
 
 
+class RefusedCommandError(Exception):
+    """The server refused a command, and not because of an outage: the caller has a bug."""
+
+
+class MissingScriptError(RefusedCommandError):
+    """The server has not cached a script."""
+
+
 def outage_of_reply(message: str, code: str | None = None) -> str | None:
     """Return the outage that an error reply means; None if it means a bug. redis-py may have split off the code."""
     message = message.removeprefix("ERR ")

@@ -12,9 +12,8 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError
-
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
+from aism_engine.store.redis_error_codes import MissingScriptError
 
 _LUA = Path(__file__).parent / "lua"
 _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
@@ -62,7 +61,7 @@ class Script:
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:  # noqa: ANN401
         try:
             return await client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
-        except NoScriptError:
+        except MissingScriptError:
             # EVAL caches the script too. SCRIPT LOAD and EVALSHA would leave a gap for another flush.
             return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 

@@ -10,7 +10,7 @@ from aism_engine.clock import Clock
 from aism_engine.domain.text import message_digest
 from aism_engine.store import scripts
 from aism_engine.store.batch import Argument, SourceTrim
-from aism_engine.store.client import Client
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.loader import LoadedFleet, load_fleet
 from aism_engine.store.reads import FleetReader

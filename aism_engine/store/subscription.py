@@ -6,7 +6,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import Client, naming_outages
+from aism_engine.store.client import naming_outages
+from aism_engine.store.client_type import Client
 
 _PING_AFTER: Final = 2
 """Empty reads in a row after which the server is pinged: nothing else is sent that would show a dead connection."""

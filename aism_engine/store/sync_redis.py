@@ -13,32 +13,33 @@ import hiredis
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.server_url import ServerUrl, parse_url, tls_context
-from aism_engine.store.redis_error_codes import NOT_REDIS, describe_connection_error, outage_of_reply
+from aism_engine.store.redis_error_codes import (
+    NOT_REDIS,
+    MissingScriptError,
+    RefusedCommandError,
+    describe_connection_error,
+    outage_of_reply,
+)
 
 Word: TypeAlias = str | bytes | float
 
-_CONNECT_S: Final = 2.0
-_REPLY_S: Final = 3.0
 _READ: Final = 65_536
-
-
-class RefusedCommandError(Exception):
-    """The server refused a command, and not because of an outage: the caller has a bug."""
 
 
 class SyncRedis:
     """A connection, in RESP2. Raises ServerUnavailableError while the server cannot serve."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, connect_s: float = 2.0, reply_s: float = 3.0) -> None:
         """Connect, and log in. `url` is redis://, rediss:// or unix://. Raises ValueError for any other URL."""
         try:
             server = parse_url(url)
         except ValueError as error:
             raise ValueError(f"the URL of the server: {error}") from None
         self._address = server.path or f"{server.host}:{server.port}"
+        self._reply_s = reply_s
         self._reader = hiredis.Reader(replyError=RefusedCommandError)
         with _naming_outages(self._address):
-            self._socket = _connect(server)
+            self._socket = _connect(server, connect_s)
         try:
             self._log_in(server)
         except BaseException:
@@ -50,12 +51,19 @@ class SyncRedis:
         return self.calls([words], wait_s=wait_s)[0]
 
     def calls(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
-        """Send several commands at once, and return their replies."""
+        """Send several commands at once, and return their replies. Raises the first error."""
+        replies = self.replies(commands, wait_s=wait_s)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def replies(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
+        """Send several commands at once, and return their replies. A reply may be an error."""
         with _naming_outages(self._address):
-            self._socket.settimeout(wait_s + _REPLY_S)
-            for words in commands:
-                # hiredis annotates the tuple as if it had one word.
-                self._socket.sendall(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type]
+            self._socket.settimeout(wait_s + self._reply_s)
+            # hiredis annotates the tuple as if it had one word.
+            self._socket.sendall(b"".join(hiredis.pack_command(tuple(words)) for words in commands))  # type: ignore[arg-type]
             return [self._reply() for _ in commands]
 
     def close(self) -> None:
@@ -75,17 +83,20 @@ class SyncRedis:
             self._reader.feed(data)
         if isinstance(reply, RefusedCommandError):
             outage = outage_of_reply(str(reply))
-            raise reply if outage is None else ServerUnavailableError(outage, str(reply))
+            if outage is not None:
+                return ServerUnavailableError(outage, str(reply))
+            return MissingScriptError(str(reply)) if str(reply).startswith("NOSCRIPT") else reply
         return reply
 
 
-def _connect(server: ServerUrl) -> socket.socket:
+def _connect(server: ServerUrl, timeout_s: float) -> socket.socket:
     if server.path:
         stream = socket.socket(socket.AF_UNIX)
-        stream.settimeout(_CONNECT_S)
+        stream.settimeout(timeout_s)
         stream.connect(server.path)
         return stream
-    stream = socket.create_connection((server.host, server.port), timeout=_CONNECT_S)
+    host: Any = server.host.encode() if server.host.isascii() else server.host  # for a str, a codec is imported
+    stream = socket.create_connection((host, server.port), timeout=timeout_s)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return stream if server.tls is None else tls_context(server.tls).wrap_socket(stream, server_hostname=server.host)
 

@@ -14,7 +14,8 @@ from redis.exceptions import RedisError
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import Client, connect
+from aism_engine.store.client import connect
+from aism_engine.store.client_type import Client
 from tests.chaos.agent_model import Sent
 
 BROKEN: Final = (ServerUnavailableError, RedisError, OSError)

@@ -110,7 +110,8 @@ async def test_both_clients_log_in_in_the_same_way(socket: str, url: str, user: 
 async def test_both_tools_say_the_same_of_a_url_that_does_not_work(
     server: EmbeddedServer, tool: str, url: str, code: int, message: str
 ) -> None:
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 

@@ -26,7 +26,8 @@ from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFac
 from aism_engine.ops.inspector import Inspector, Report
 from aism_engine.settings import RedisSettings
 from aism_engine.store.batch import Batch, Bounds
-from aism_engine.store.client import Client, connect
+from aism_engine.store.client import connect
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import RedisError, ResponseError
 from aism_engine.store.scripts import COMMIT, CommitCode

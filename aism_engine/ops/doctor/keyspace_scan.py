@@ -14,7 +14,8 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
 from aism_engine.ops.doctor.known_keys import KnownKey, classify
 from aism_engine.ops.inspector import Report
-from aism_engine.store.client import Client, naming_outages, outage_of
+from aism_engine.store.client import naming_outages, outage_of
+from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK, text
 from aism_engine.store.redis_exceptions import ResponseError

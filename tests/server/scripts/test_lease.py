@@ -3,12 +3,13 @@
 import pytest
 
 from aism_engine.clock import SystemClock
+from aism_engine.settings import RedisSettings
+from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import LeaseCode
 from aism_engine.store.store import Store
 from tests.server.scripts.conftest import Leader
-from tests.support.engine import plain_client
 from tests.support.server import test_server_binary
 
 
@@ -82,7 +83,7 @@ async def test_the_lease_leaves_when_an_engine_last_led(candidate: Leader) -> No
 async def test_a_full_server_costs_no_engine_its_lease() -> None:
     """A renewal needs no memory."""
     with EmbeddedServer(test_server_binary(), append_only=False) as server:
-        async with plain_client(server) as client:
+        async with connect(RedisSettings(url=server.url), "test") as client:
             store = Store(client, Keys("full"), SystemClock())
             await store.acquire_lease("me", 60.0, None)
             await client.config_set("maxmemory", 1)

@@ -1,0 +1,121 @@
+"""The part of redis-py's client that the commands of operators use, over a blocking connection.
+
+Importing redis-py and asyncio takes longer than such a command. The methods are coroutines, as in redis-py, but none of
+them suspends: `run` executes what awaits only these methods, without an event loop.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from aism_engine.settings import RedisSettings
+from aism_engine.store.sync_redis import SyncRedis, Word
+
+T = TypeVar("T")
+Entry = tuple[bytes, dict[bytes, bytes]]
+
+_LOWEST: Final = "-"
+_HIGHEST: Final = "+"
+
+
+def run(work: Awaitable[T]) -> T:
+    """Run a coroutine that awaits nothing but methods of a `BlockingClient`, and return its result."""
+    try:
+        next(work.__await__())
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    raise RuntimeError("only methods of a BlockingClient can be awaited without an event loop")
+
+
+class BlockingClient:
+    """A client of one server. It raises `ServerUnavailableError` while the server cannot serve, and retries nothing."""
+
+    is_blocking = True
+    """Whether a call ends before another can begin: reading ahead gains nothing."""
+
+    def __init__(self, server: RedisSettings) -> None:
+        """Connect. The sentinels of the settings are not asked."""
+        self._redis = SyncRedis(server.url, connect_s=server.connect_timeout, reply_s=server.socket_timeout)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """Return a method that sends the command of this name, and returns the reply as the server sends it."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return partial(self.execute_command, name.upper())
+
+    async def execute_command(self, *words: Any, wait_s: float = 0.0) -> Any:  # noqa: ANN401  as in redis-py
+        return self._redis.call(*_flat(words), wait_s=wait_s)
+
+    def pipeline(self, *, transaction: bool) -> "_Pipeline":
+        return _Pipeline(self._redis, transaction=transaction)
+
+    def close(self) -> None:
+        self._redis.close()
+
+    # --- commands with a reply or with options that redis-py changes --------------------------------------------------
+
+    async def brpop(self, key: str, timeout: float) -> list[bytes] | None:  # noqa: ASYNC109  as in redis-py
+        popped: list[bytes] | None = await self.execute_command("BRPOP", key, timeout, wait_s=timeout)
+        return popped
+
+    async def hgetall(self, key: str) -> dict[bytes, bytes]:
+        return _pairs(await self.execute_command("HGETALL", key))
+
+    async def scan_iter(self, *, match: str, count: int) -> AsyncIterator[bytes]:
+        cursor = b"0"
+        while True:
+            cursor, page = await self.execute_command("SCAN", cursor, "MATCH", match, "COUNT", count)
+            for key in page:
+                yield key
+            if cursor == b"0":
+                return
+
+    async def xrange(self, key: str, since: str = _LOWEST, until: str = _HIGHEST, *, count: int) -> list[Entry]:
+        return _entries(await self.execute_command("XRANGE", key, since, until, "COUNT", count))
+
+    async def xrevrange(self, key: str, max: str, min: str, *, count: int) -> list[Entry]:  # noqa: A002  as in redis-py
+        return _entries(await self.execute_command("XREVRANGE", key, max, min, "COUNT", count))
+
+    async def zmscore(self, key: str, members: Iterable[str]) -> list[float | None]:
+        scores = await self.execute_command("ZMSCORE", key, members)
+        return [None if score is None else float(score) for score in scores]
+
+    async def zrange(self, key: str, start: int, end: int, *, withscores: bool = False) -> list[Any]:
+        found = await self.execute_command("ZRANGE", key, start, end, *(["WITHSCORES"] if withscores else ()))
+        return [(member, float(score)) for member, score in _pairs(found).items()] if withscores else list(found)
+
+
+class _Pipeline:
+    """Commands that are sent at once."""
+
+    def __init__(self, redis: SyncRedis, *, transaction: bool) -> None:
+        if transaction:
+            raise NotImplementedError("a BlockingClient has no transactions")
+        self._redis = redis
+        self._commands: list[list[Word]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return partial(self.execute_command, name.upper())
+
+    def execute_command(self, *words: Any) -> None:  # noqa: ANN401  as in redis-py
+        self._commands.append(_flat(words))
+
+    async def execute(self, *, raise_on_error: bool = True) -> list[Any]:
+        """Return the replies; with `raise_on_error` False they may be errors."""
+        return self._redis.calls(self._commands) if raise_on_error else self._redis.replies(self._commands)
+
+
+def _flat(words: Iterable[Any]) -> list[Word]:
+    flat: list[Word] = []
+    for word in words:
+        flat += [word] if isinstance(word, str | bytes | int | float) else word
+    return flat
+
+
+def _pairs(values: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+def _entries(found: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
+    return [(entry_id, _pairs(values)) for entry_id, values in found]
