@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from math import isfinite
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -22,7 +21,7 @@ from msgspec import Struct
 from aism_engine.backoff import Backoff
 from aism_engine.clock import from_iso, iso
 from aism_engine.domain.plain_words import explain
-from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response
+from aism_engine.domain.protocol.codec import MalformedError, decode_as, decode_response, encode_finite
 from aism_engine.domain.protocol.messages import CommandMessage
 from aism_engine.domain.protocol.names import check_agent_id
 from aism_engine.durations import format_duration
@@ -150,12 +149,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
             message["reply"] = True
         if self._instance is not None:
             message["instance"] = self._instance
-        try:
-            body, is_finite = msgspec.json.encode(message), _is_finite(msgspec.to_builtins(payload))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise MalformedError("invalid_message", f"cannot be encoded: {explain(error)}") from error
-        if not is_finite:
-            raise MalformedError("invalid_message", "JSON has no NaN and no infinity")
+        body = encode_finite(message)
         decode_response(body)
         return body
 
@@ -237,15 +231,6 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
                 return bytes(popped[1])
         raw: bytes | None = await self._client.rpop(key)
         return raw
-
-
-def _is_finite(value: object) -> bool:
-    """Whether all numbers in a value are finite: msgspec encodes others as null."""
-    if isinstance(value, float):
-        return isfinite(value)
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    return not isinstance(value, list | tuple) or all(map(_is_finite, value))
 
 
 async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff = _BACKOFF, attempts: float = _ATTEMPTS) -> T:

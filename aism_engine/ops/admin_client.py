@@ -19,6 +19,7 @@ import uuid_utils
 from aism_engine.backoff import Backoff
 from aism_engine.clock import from_iso, iso
 from aism_engine.domain.commands.group import UNDECIDED
+from aism_engine.domain.protocol.codec import encode_finite
 from aism_engine.durations import format_duration
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.audit_log import AuditLog
@@ -70,7 +71,7 @@ class AdminClient(Inspector):
     async def request(
         self, kind: str, payload: Mapping[str, Any], *, request_id: str | None = None, timeout_s: float
     ) -> dict[str, Any]:
-        """Send a request and return the engine's reply. Raises NoReplyError.
+        """Send a request and return the engine's reply. Raises NoReplyError, or MalformedError if it cannot be encoded.
 
         An outage before the request is sent is raised, and one after it is waited for.
         """
@@ -79,7 +80,7 @@ class AdminClient(Inspector):
         keys, request_id = self._keys, request_id or str(uuid_utils.uuid7())
         request = {"id": request_id, "type": kind, "payload": payload, "timestamp": iso(time.time()), "reply": True}
         request["operator"] = _operator()
-        body, expires_at = msgspec.json.encode(request), time.monotonic() + timeout_s
+        body, expires_at = encode_finite(request), time.monotonic() + timeout_s
         await self._client.lpush(keys.request_queue, body)
         with suppress(ServerUnavailableError):  # the engine polls the queue as well
             await self._client.publish(keys.requests, body)

@@ -102,16 +102,18 @@ async def test_a_command_can_fail_and_a_transition_can_answer_one(engine: Runnin
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reason"),
     [
-        b"no command",
-        b'{"id": "\xff"}',
-        b"\x81\xa2id\xa1\xff",
-        b'{"payload": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+        (b"no command", "not JSON at byte 4: invalid character"),
+        (b'{"id": "\xff"}', "text that is not valid UTF-8"),
+        (b"\x81\xa2id\xa1\xff", "text that is not valid UTF-8"),
+        (b'{"payload": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}", "nested too deep"),
     ],
     ids=["no_json", "no_utf8", "no_utf8_in_msgpack", "too_deep"],
 )
-async def test_a_malformed_command_is_reported_and_skipped(engine: Running, agent: AgentClient, body: bytes) -> None:
+async def test_a_malformed_command_is_reported_and_skipped(
+    engine: Running, agent: AgentClient, body: bytes, reason: str
+) -> None:
     await agent.register("scribe")
     await engine.call("LPUSH", engine.keys.commands(AGENT), body)
     await send(engine, "work-1", "work")
@@ -119,7 +121,8 @@ async def test_a_malformed_command_is_reported_and_skipped(engine: Running, agen
     assert command is not None
     assert command.id == "work-1"
     await agent.transition("inbox")
-    assert [fact["code"] for fact in await engine.audit("agent_error")] == ["malformed_command"]
+    (fact,) = await engine.audit("agent_error")
+    assert (fact["code"], fact["reason"]) == ("malformed_command", reason)
 
 
 async def test_a_cancellation_that_was_taken_counts_although_redis_fails_then(

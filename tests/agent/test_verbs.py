@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import aism_engine
-from aism_engine import Agent, AismError, CommandFailedError, Message, Operator, RefusalError, Task
+from aism_engine import Agent, AismError, CommandFailedError, MalformedError, Message, Operator, RefusalError, Task
 from aism_engine.store.embedded import EmbeddedServer
 from tests.agent.agents import ID, build_agent, has_left, send, wait_for_status
 from tests.support.engine import Running, eventually, running_engine
@@ -215,6 +215,21 @@ async def test_an_operator_sends_waits_and_selects(operator: Operator, server: E
     assert await operator.select("type=worker") == []
     with pytest.raises(AismError, match="no command or group"):
         await operator.wait("c9")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (object(), "cannot be encoded: a value of the type object cannot be encoded"),
+        ("\ud800", "cannot be encoded: text that is not valid UTF-8"),
+        (float("nan"), "JSON has no NaN and no infinity"),
+    ],
+)
+async def test_a_payload_that_cannot_be_encoded_is_refused_at_once(
+    operator: Operator, value: object, problem: str
+) -> None:
+    with pytest.raises(MalformedError, match=f"invalid_message: {problem}"):
+        await operator.send(ID, "work", {"a": value})
 
 
 async def test_waiting_for_an_outcome_can_time_out(operator: Operator, server: EmbeddedServer, prefix: str) -> None:

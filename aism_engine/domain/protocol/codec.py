@@ -47,6 +47,26 @@ class MalformedError(Exception):
         return f"{self.code}: {self.reason}"
 
 
+def encode_finite(message: object) -> bytes:
+    """Encode a message in JSON. Raises MalformedError for NaN, for an infinity, and for what cannot be encoded."""
+    try:
+        body, is_finite = msgspec.json.encode(message), _is_finite(msgspec.to_builtins(message))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise MalformedError("invalid_message", f"cannot be encoded: {explain(error)}") from error
+    if not is_finite:
+        raise MalformedError("invalid_message", "JSON has no NaN and no infinity")
+    return body
+
+
+def _is_finite(value: object) -> bool:
+    """Whether all numbers in a value are finite: msgspec encodes others as null."""
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_is_finite, value))
+
+
 T = TypeVar("T")
 _MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 """First bytes of a MessagePack map. None of them can begin a JSON text."""
