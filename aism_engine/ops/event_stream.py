@@ -31,6 +31,8 @@ from aism_engine.store.subscription import Subscription
 
 _INTERVAL_S: Final = 0.1
 """Between reads of the audit."""
+_PING_AFTER: Final = 20
+"""Empty reads after which the server is pinged: with fewer, a server that is slow for a moment would count as away."""
 _KNOWN_ENTRIES: Final = 1000
 """Entries by which the place is found after the server went back in time: an arbitrary number."""
 
@@ -50,7 +52,7 @@ class EventStream:
         """`report` gets a line of text when the connection is lost, and when it is back."""
         self._audit = audit
         self._kinds = {keys.state_changes: "state_declared", keys.errors: "error", keys.measurements: "measurement"}
-        self._subscription = Subscription(pubsub, list(self._kinds))
+        self._subscription = Subscription(pubsub, list(self._kinds), ping_after=_PING_AFTER)
         self._reconnect = Reconnect(report)
         self._known = deque[EntryKey](maxlen=_KNOWN_ENTRIES)
         self._more = False

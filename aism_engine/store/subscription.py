@@ -3,16 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import naming_outages
 from aism_engine.store.client_type import Client
-
-_PING_AFTER: Final = 2
-"""Empty reads in a row after which the server is pinged: nothing else is sent that would show a dead connection."""
-_DEAD_AFTER: Final = 4
-"""Empty reads in a row after which the connection counts as dead."""
 
 
 class Subscription:
@@ -23,13 +18,18 @@ class Subscription:
     would open two connections.
     """
 
-    def __init__(self, client: Client, channels: Sequence[str]) -> None:
+    def __init__(self, client: Client, channels: Sequence[str], *, ping_after: int = 2) -> None:
+        """After `ping_after` empty reads in a row the server is pinged: nothing else would show a dead connection.
+
+        After as many empty reads without an answer the connection counts as dead.
+        """
         self._client = client
         self._channels = set(channels)
         self._joined = asyncio.Event()
         self._pubsub: Any = None
         self._subscribed: set[str] = set()
         self._sync_lock = asyncio.Lock()
+        self._ping_after = ping_after
         self._empty_reads = 0
 
     async def read(self, max_messages: int, *, timeout_s: float) -> list[tuple[bytes | None, bytes]]:
@@ -85,9 +85,9 @@ class Subscription:
     async def _check_alive(self, *, silent: bool) -> None:
         """Ping the server after several empty reads; raise if there is still no answer."""
         self._empty_reads = self._empty_reads + 1 if silent else 0
-        if self._empty_reads == _PING_AFTER and self._pubsub is not None:
+        if self._empty_reads == self._ping_after and self._pubsub is not None:
             await self._pubsub.ping()
-        elif self._empty_reads >= _DEAD_AFTER:
+        elif self._empty_reads >= 2 * self._ping_after:
             raise ServerUnavailableError("timeout", "the subscription is dead: no answer to a ping")
 
     async def _synchronize(self) -> None:
