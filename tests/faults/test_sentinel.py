@@ -1,8 +1,13 @@
 """Sentinel failovers with a real primary, a real replica and three real sentinels."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -111,6 +116,24 @@ async def test_responses_that_a_failover_takes_back_are_applied_when_they_are_se
         await load.wait_applied_once(pair.engine)
         assert pair.engine.engine.leadership.token == token
         assert pair.engine.metric("aism_commits_total", code="out_of_step") >= 1
+
+
+async def test_commands_of_operators_ask_the_sentinels(setup: SentinelSetup, prefix: str) -> None:
+    """The address of the URL does not count."""
+    async with following(setup, prefix) as pair:
+        await pair.primary.say({"id": "1", "type": "register", "agent_id": "a-1", "payload": {"type": "worker"}})
+        await eventually(partial(pair.engine.record, "a-1"))
+        environ = {
+            "AISM_REDIS_URL": "redis://127.0.0.1:1/0",
+            "AISM_REDIS__PREFIX": prefix,
+            "AISM_REDIS__SENTINELS": json.dumps(setup.addresses),
+            "AISM_REDIS__SENTINEL_MASTER": MASTER,
+        }
+        program = [sys.executable, "-c", "from aism_engine.cli.main import main; main()", "agents", "list", "--json"]
+        done = await asyncio.to_thread(
+            subprocess.run, program, env=os.environ | environ, check=True, capture_output=True, text=True
+        )
+        assert [agent["agent_id"] for agent in json.loads(done.stdout)] == ["a-1"]
 
 
 async def test_a_demoted_primary_is_not_used(setup: SentinelSetup) -> None:
