@@ -79,7 +79,7 @@ class Metrics:
         )
         self.step_duration = histogram(
             "service_step_duration_seconds",
-            "Duration of one step of a service. A service that polls counts only steps that made decisions",
+            "Duration of a step of a service. Services that mostly find nothing to do count only steps with decisions",
             "service",
         )
 

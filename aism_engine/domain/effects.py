@@ -72,7 +72,7 @@ class PushCommand(AgentEffect, frozen=True):
 
 
 class PushCancel(AgentEffect, frozen=True):
-    """Push a `cancel` to the end of the agent's list that is popped next, before all commands."""
+    """Push a `cancel` to the agent's list so that the agent pops it next, before all commands."""
 
     body: bytes
 

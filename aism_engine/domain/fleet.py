@@ -44,7 +44,7 @@ class Lookups(Struct):
     """The requests that made groups, by the id of the group, as far as they can be read."""
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     applied_until: float = 0.0
-    """Every response that was in the queue at this instant is applied; 0: not known since the fleet was loaded."""
+    """Every response that was in the queue at this instant is applied; 0: no such instant is known yet."""
 
 
 _MAX_RECENTLY_ENDED: Final = 4096
@@ -131,14 +131,11 @@ class Fleet:
         """Agents that have waiting commands, and have changed since the dispatcher last checked them."""
         self.waiting_for_human = {agent_id for agent_id, agent in self.agents.items() if agent.waits_for == "human"}
 
-    def shown(self, agent: AgentRecord) -> Liveness:
-        return agent.shown_liveness(is_silent=agent.agent_id in self.silent)
-
-    def count_shown(self) -> Counter[Liveness]:
-        """Count the agents by shown liveness, without a walk over all of them."""
+    def count_shown_liveness(self) -> Counter[Liveness]:
+        """Count the agents by the liveness to display, without a walk over all of them."""
         counts = self.liveness.copy()
         silent = [agent for agent_id in self.silent if (agent := self.agents.get(agent_id)) is not None]
-        counts[Liveness.SILENT] = sum(self.shown(agent) is Liveness.SILENT for agent in silent)
+        counts[Liveness.SILENT] = sum(agent.shown_liveness(is_silent=True) is Liveness.SILENT for agent in silent)
         counts[Liveness.FRESH] -= counts[Liveness.SILENT]
         return counts
 

@@ -53,7 +53,7 @@ class AgentsSettings(Section, frozen=True):
 
     auto_register: Annotated[
         bool | tuple[Way, ...],
-        "Whether agents join unregistered, or a list of the ways: heartbeat, response, channel, request",
+        "Whether unregistered agents join, or in which ways: heartbeat, response, channel, request",
     ] = True
     max_agents: Annotated[Count, "Maximum number of known agents"] = 200_000
 
@@ -137,7 +137,7 @@ class DivergenceSettings(Section, frozen=True):
     idle_evidence_after: Annotated[Seconds, "Time without activity that counts as evidence"] = 600.0
     heartbeat_while_absent: Annotated[bool, "Rule: declares an absent state and sends heartbeats"] = True
     absent_states: Annotated[States, "States that mean that the agent is absent"] = ("offline",)
-    heartbeat_evidence_after: Annotated[Seconds, "Time of heartbeats that counts as evidence"] = 120.0
+    heartbeat_evidence_after: Annotated[Seconds, "Time of continued heartbeats that counts as evidence"] = 120.0
     forbidden_state: Annotated[bool, "Rule: publishes a state that its machine does not allow"] = True
     forbidden_evidence_after: Annotated[Seconds, "Time without a further transition that counts as evidence"] = 30.0
     never_acks: Annotated[bool, "Rule: takes commands and never acknowledges one"] = True

@@ -43,7 +43,7 @@ def json(form: Any, *, omit_empty: bool = False) -> FieldType:  # noqa: ANN401 -
 
 
 class RecordTable(Generic[S]):
-    """Encodes and decodes one kind of record. Its fields are in the order of the struct that holds their values."""
+    """Encodes and decodes one kind of record. `fields` has the order of the attributes of the struct."""
 
     def __init__(
         self, struct: type[S], key: str, *, required: Iterable[str] = (), renamed: Mapping[str, str] = {}

@@ -80,7 +80,7 @@ class Supervisor:
         observer: Observer,
         pause_s: Callable[[int], float] | None = None,
     ) -> None:
-        """`pause_s` replaces the backoff: number of consecutive failures to seconds."""
+        """`pause_s` replaces the backoff: it returns the pause after a number of consecutive failures."""
         self._components = components
         self._settings = settings
         self._clock = clock

@@ -36,7 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PUBLISH_EVERY_S: Final = 60.0
-"""Longest time between two publications, because the janitor ignores an archive that is silent for too long."""
+"""Longest time between two reports of the position: the janitor forgets an archive that has not reported for long."""
 _BACKOFF: Final = Backoff(1.0, 30.0)
 """Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so attempts must be rare on a full disk."""
 
@@ -45,7 +45,7 @@ class Archiver(Service):
     """Copies the audit to the archive, starting after its last entry."""
 
     name = "archiver"
-    polls = False
+    times_idle_steps = True
     leads_only = False
 
     def __init__(
@@ -101,7 +101,7 @@ class Archiver(Service):
             archive = await _in_thread(self._open)
             tail = self._tail = AuditTail(self._audit, archive.cursor, self._find_known)
             log.info("archive_opened", directory=str(self._path), archive=archive.name, cursor=archive.cursor.id)
-            await self._publish(archive)  # first, so that from now on nothing is trimmed that the archive lacks
+            await self._publish(archive)  # before the first page: the janitor then keeps what the archive lacks
         metrics = self._context.metrics
         page = await tail.read()
         if page.lines:

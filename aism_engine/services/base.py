@@ -30,7 +30,7 @@ log = structlog.get_logger(component="services")
 FIRST_PAUSE_S: Final = 0.05
 """Longest pause after the first failed attempt to reach Redis."""
 _RELOAD_PAUSE_S: Final = 0.01
-"""Pause after the lease was lost, or before the fleet is loaded again. Both are resolved quickly."""
+"""Pause after a NotLeadingError. The next step waits for the lease, or loads the fleet again."""
 
 
 class Outages:
@@ -106,8 +106,8 @@ class Service(ABC):
     name: str
     leads_only = True
     """Whether the service works only while this engine leads."""
-    polls = True
-    """Whether most steps find nothing to do. Steps of such a service are timed only if they make decisions."""
+    times_idle_steps = False
+    """Whether steps without decisions are timed too. By default they are not: most of them find nothing to do."""
 
     def __init__(self, context: ServiceContext, interval_s: float = 0.0) -> None:
         """`interval_s` is the pause between two steps, unless the service overrides `wait`."""
@@ -179,7 +179,7 @@ class Service(ABC):
 
     def _record_step(self, started_at: float, decisions: Sequence[Decision] = ()) -> None:
         """Count a finished step and its decisions in the metrics."""
-        seconds = self._clock.monotonic() - started_at if decisions or not self.polls else None
+        seconds = self._clock.monotonic() - started_at if decisions or self.times_idle_steps else None
         self._context.metrics.record_step(self.name, seconds, decisions, self._clock.wall())
 
 

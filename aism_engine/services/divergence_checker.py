@@ -30,7 +30,7 @@ class DivergenceChecker(Service):
     """Checks `batch` agents per step. The cost per step is constant; a full pass takes longer for a larger fleet."""
 
     name = "divergence_checker"
-    polls = False
+    times_idle_steps = True
 
     def __init__(self, context: ServiceContext, settings: DivergenceSettings) -> None:
         super().__init__(context, settings.poll_interval)

@@ -25,7 +25,7 @@ class Elector(Service):
     """
 
     name = "elector"
-    polls = False
+    times_idle_steps = True
     leads_only = False
 
     def __init__(self, context: ServiceContext, lease_store: Store, settings: LeaseSettings) -> None:

@@ -1,4 +1,4 @@
-"""Applies an accepted request for many agents to each of them: one target of the fan-out queue per message.
+"""Applies an accepted request for many agents to each of them. A message of the fan-out queue is one target.
 
 A target leaves the queue in the commit that applies it, so a crash neither skips a target nor applies one twice.
 """

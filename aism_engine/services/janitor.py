@@ -30,7 +30,7 @@ class Janitor(Service):
     """Removes old data once in `trim_interval`."""
 
     name = "janitor"
-    polls = False
+    times_idle_steps = True
 
     def __init__(self, context: ServiceContext, settings: RetentionSettings, audit: AuditRetention) -> None:
         super().__init__(context, settings.trim_interval)

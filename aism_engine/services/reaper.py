@@ -30,7 +30,7 @@ class Reaper(Service):
     """Marks agents as lost, brings them back, lists the silent ones. The rules: domain/agents/silence.py."""
 
     name = "reaper"
-    polls = False
+    times_idle_steps = True
 
     def __init__(
         self, context: ServiceContext, settings: LivenessSettings, take_max_lag_s: Callable[[], float]
@@ -53,7 +53,7 @@ class Reaper(Service):
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         server_now = await self._store.read_time()
-        # Taken after the reply, so that a pause of the process before it counts as a blind spell.
+        # The clock is read after the reply: a pause of the process during the call counts as a blind spell.
         started_at = self._clock.monotonic()
         self._reset_after_blind_spell(started_at)
         score_range = ScoreRange(server_now, self._range_width_s)

@@ -25,7 +25,7 @@ class Reconciler(Service):
     """Scans all keys, one page per step, and restores open records that have no deadline."""
 
     name = "reconciler"
-    polls = False
+    times_idle_steps = True
 
     def __init__(self, context: ServiceContext, interval_s: float = _INTERVAL_S) -> None:
         super().__init__(context, interval_s)

@@ -38,7 +38,7 @@ class Registrar(Service):
     """
 
     name = "registrar"
-    polls = False
+    times_idle_steps = True
 
     def __init__(self, context: ServiceContext, settings: RegistrarSettings) -> None:
         super().__init__(context)
@@ -55,7 +55,7 @@ class Registrar(Service):
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         started_at = self._clock.monotonic()
-        # Heartbeats that the engine has removed are counted, so that a new one cannot take their place unnoticed.
+        # Heartbeats that the engine has removed count too: one removed and one new must not leave the number the same.
         heartbeats = await self._store.heartbeat_count() + fleet.forgotten
         is_full_pass, self._commit_s = started_at >= self._next_full_pass_at, 0.0
         decisions = await self._watch(fleet)
@@ -90,8 +90,8 @@ class Registrar(Service):
     async def _watch(self, fleet: Fleet) -> list[Decision]:
         """Look up the heartbeats of the next agents that are not watched yet.
 
-        The number of heartbeats does not show all of these agents: an agent that registers again may have a heartbeat
-        from before.
+        A change of the number of heartbeats does not announce all of these agents: an agent that registers again may
+        already have one.
         """
         self._unwatched = self._unwatched or list(fleet.awaiting_heartbeat)
         agent_ids = [each for each in self._unwatched[: self._settings.batch] if each in fleet.awaiting_heartbeat]

@@ -33,7 +33,7 @@ class Sampler(Service):
     """Measures queues, ages, the fleet and the safety of the server, on the leader and on standbys."""
 
     name = "sampler"
-    polls = False
+    times_idle_steps = True
     leads_only = False
 
     def __init__(
@@ -60,7 +60,7 @@ class Sampler(Service):
             metrics.queue_depth.labels(queue).set(depth)
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # only the leader reports the fleet
-        by_liveness = fleet.count_shown()
+        by_liveness = fleet.count_shown_liveness()
         for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
         for hold in set(Hold) - {Hold.NONE}:

@@ -76,7 +76,7 @@ def naming_outages() -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    """Describe an error by its cause, which redis-py wraps in words of its own, and by the address in them."""
+    """Describe an error by its cause, and by the address in the message that redis-py wraps around the cause."""
     if isinstance(error, InvalidResponse):
         return NOT_REDIS
     cause = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Reads many record hashes at once, each as one reply. Damaged records are left out."""
+"""Reads many record hashes in one call, each packed into one string. Damaged records are left out."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -62,7 +62,7 @@ async def each_record(
 
 
 async def _begin(reading: Coroutine[Any, Any, T]) -> Any:  # noqa: ANN401  the module of its type is slow to import
-    """Return a future of what is read, when the request is sent."""
+    """Start to read, and return the future of the reply as soon as the request is sent."""
     import asyncio  # noqa: PLC0415  slow to import
 
     future = asyncio.ensure_future(reading)

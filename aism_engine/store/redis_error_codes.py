@@ -1,4 +1,4 @@
-"""The outage that an error of a server means, by its code or its text, and words for the error of a connection."""
+"""Maps an error reply of the server to an outage, and describes errors of connections for people."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _TEXTS: Final = {
     "DB index is out of range": "no_database",
     "AUTH <password> called without": "noauth",
 }
-"""Starts of messages whose code is only ERR. They answer the commands of a login."""
+"""Beginnings of error replies to SELECT and AUTH, whose code is only ERR."""
 REPLY_OUTAGES: Final = frozenset({*_OUTAGES.values(), *_TEXTS.values()})
 NOT_REDIS: Final = "the reply is not one of a Redis server"
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")

@@ -29,8 +29,8 @@ class Peek(NamedTuple):
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    It shows whether a prefetch is valid. A prefetch skips the messages of the current batch. If a commit removed them
-    before the prefetch, other messages were skipped.
+    It shows whether a prefetch is valid. A prefetch skips as many messages as the current batch has. If a commit has
+    removed the batch before, the prefetch skips other messages.
     """
 
     @property

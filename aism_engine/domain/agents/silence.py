@@ -13,7 +13,7 @@ and is outside it now tells when it last changed:
 - In the future: the score has changed since the last scan, because time moves an unchanged score only towards the past.
   The agent's clock is fast. The tracker remembers the score until it changes, even while the range contains it.
 - Before the range: if the agent's clock is accurate, the score last changed `width_s` ago. If the tracker saw the score
-  enter the range later than that, the clock is slow, and the score last changed when it entered the range.
+  enter the range less than `width_s` ago, the clock is slow, and the score last changed when it entered.
 
 Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score falls behind
 the range for the first time, the tracker does not know yet whether the agent's clock is slow, and takes it as accurate.
@@ -59,7 +59,7 @@ class Scan(Struct, frozen=True, kw_only=True):
     """What the reaper has read. Instants are of the monotonic clock."""
 
     scores: Mapping[str, float]
-    """Scores outside the range, and those of `SilenceTracker.no_longer_ahead` that are still unchanged."""
+    """Scores outside the range, and unchanged scores that were in the future before they entered the range."""
     watched: int
     """Number of watched agents, with or without a score outside the range."""
     score_range: ScoreRange

@@ -153,11 +153,11 @@ def _send_to_any(ctx: DecisionContext, request: m.Send, found: list[AgentRecord]
         message = f"none of the {len(found)} selected agents can take the command: each is {reasons}"
         return ErrorReply("send_refused", "none_available", message, {"selected": len(found)})
 
-    def load(agent: AgentRecord) -> tuple[int, int, int]:
-        """Return commands in flight, then waiting ones. The checksum spreads requests over equally loaded agents."""
+    def busyness(agent: AgentRecord) -> tuple[int, int, int]:
+        """Return commands in flight, then waiting ones. The checksum spreads requests over equally busy agents."""
         return agent.in_flight, len(agent.waiting), crc32(f"{request.id} {agent.agent_id}".encode())
 
-    chosen = min(able, key=load)
+    chosen = min(able, key=busyness)
     return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
 
 

@@ -1,4 +1,4 @@
-"""The states of a command, and the steps between them.
+"""The statuses of a command, and the steps between them.
 
     scheduled | waiting -> queued -> delivered -> acked -> succeeded | failed | expired | cancelled | dead
 

@@ -58,7 +58,7 @@ def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
     Only a registration under another `instance` proves that the earlier process is gone. That process has the commands
     that were acknowledged before the registration. A delivered command may be with the new process instead, which pops
     as soon as it has pushed its registration. So a delivered command is released only if it was delivered before
-    `applied_until`: at that instant the registration was not in the queue yet.
+    `applied_until`: the registration, which is not applied yet, was pushed after that instant.
     """
     taken = [command for each in agent.delivered if (command := ctx.draft.command(each)) is not None]
     for command in sorted(taken, key=lambda each: each.seq):

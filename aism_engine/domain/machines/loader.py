@@ -240,7 +240,7 @@ def _check_names(machine: Machine, head: _Table) -> Iterator[_Problem]:
 def _check_entries(machine: Machine, entries: Mapping[str, str]) -> Iterator[_Problem]:
     for entry, name in entries.items():
         if machine.states[name].max_agents:
-            yield _Problem(("machine", entry), f'"{name}" has max_agents, which is not checked for this entry')
+            yield _Problem(("machine", entry), f'"{name}" has max_agents: choose a state without a limit')
     if "initial" in entries:
         for name in machine.states.keys() - walk(entries.values(), machine.allowed).keys():
             yield _Problem(("states", name), "cannot be reached from initial or an on_... entry")

@@ -71,8 +71,8 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
         return True
     if until > agent.stay_until:
         return until > now or bool(state.after_max_stay)
-    # A reload of the machines may have shortened the stay. A deadline after the end of the stay is correct if the
-    # transition was refused: the engine tries again after another `max_stay`.
+    # If the deadline lies after the end of the stay, either a reload of the machines has shortened the stay, or the
+    # transition was refused. In the second case it is correct: the engine tries again after another `max_stay`.
     is_shorter = 0 < until < agent.stay_until - ROUNDING_S
     return is_shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
 

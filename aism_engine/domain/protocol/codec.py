@@ -22,7 +22,7 @@ _ENCODERS: Final[dict[str, Callable[[object], bytes]]] = {
 
 
 def encode(message: object, codec: str = "json") -> bytes:
-    """Encode a message in the codec that its reader chose at `register`."""
+    """Encode a message in JSON (`json`) or MessagePack (`msgpack`)."""
     return _ENCODERS[codec](message)
 
 

@@ -5,7 +5,7 @@
 --
 -- Returns for each list the head of its oldest command: '' if the list has none, false if the key is not a list.
 
-local MAX_CANCELS = 100  -- an agent that pops nothing collects more; then no delivery has to be detected
+local MAX_CANCELS = 100  -- an agent with more of them pops nothing, so it has no deliveries to detect
 local max_bytes = tonumber(ARGV[1])
 local CANCELS = {  -- the first two fields of a `cancel`: in JSON; in MessagePack with an id of up to 31 bytes; with a longer id
   '^{"id":"[%w._-]+","type":"cancel"',
