@@ -86,8 +86,9 @@ async def loading(setup: Setup, message: bytes) -> AsyncIterator[None]:
     starting = asyncio.create_task(asyncio.to_thread(loading.start))
     yield
     os.kill(loading.pid, signal.SIGKILL)
-    with pytest.raises(ServerUnavailableError):
+    with suppress(ServerUnavailableError):
         await starting
+    loading.stop()
     await asyncio.to_thread(setup.server.start)
 
 
