@@ -13,35 +13,40 @@ The agent registers, sends heartbeats, takes only as many commands as it can wor
 outcomes: what a handler returns is the result, what it raises is the error. A cancelled command cancels its handler.
 
 Guaranteed: messages are sent in order, and again under the same id until Redis has accepted them. While Redis is away
-at most `outbox` messages wait in memory, and beyond that no commands are taken. A command that is delivered again is
-not executed again by the same process. Not guaranteed: that a command is executed only once. If the process dies after
-the work and before the outcome was sent, the engine delivers the command again.
+at most `outbox` messages wait in memory, and beyond that no commands are taken; a stop waits `stop_timeout_s` for them.
+A command that is delivered again is not executed again by the same process. Not guaranteed: that a command is executed
+only once. If the process dies after the work and before the outcome was sent, the engine delivers the command again.
 """
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from math import inf
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import structlog
 import uuid_utils
 
 from aism_engine.agent.arguments import default_server
-from aism_engine.agent.client import AgentClient, retry
+from aism_engine.agent.client import AgentClient
 from aism_engine.agent.handlers import Handlers
 from aism_engine.agent.inbox import Inbox, Message, MessageHandler
-from aism_engine.agent.outbox import OUTAGE_BACKOFF, Outbox
+from aism_engine.agent.outages import Outages
+from aism_engine.agent.outbox import Outbox
 from aism_engine.agent.task import CommandFailedError, Task, TaskHandler, Verbs
 from aism_engine.agent.task_runner import TaskRunner, cancel_tasks
 from aism_engine.errors import AismError, ServerUnavailableError
+from aism_engine.terminal import ExitCode
 
 log = structlog.get_logger(component="agent")
 
 _POLL_INTERVAL_S: Final = 1.0
 """Longest wait for a command or for a free slot."""
+_UNSENT: Final = "commands without an outcome are delivered again when the agent registers again; the rest is lost"
+
+StartHandler: TypeAlias = Callable[["Agent"], object]
 
 
 class Agent(Verbs):
@@ -76,10 +81,12 @@ class Agent(Verbs):
         self._registration = {"type": type, "labels": dict(labels or {}), "capabilities": ["ack"], "codec": codec}
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stop_timeout_s = stop_timeout_s
-        super().__init__(Outbox(self.client, outbox))
-        handlers = Handlers(concurrency + 1)  # a thread for the inbox as well
-        self._tasks = TaskRunner(self.client, self._outbox, handlers, concurrency)
-        self._inbox = Inbox(self.client, self, handlers)
+        self._outages = Outages()
+        super().__init__(Outbox(self.client, self._outages, outbox))
+        self._handlers = Handlers(concurrency + 1)  # a thread for the inbox as well
+        self._tasks = TaskRunner(self.client, self._outbox, self._handlers, concurrency)
+        self._inbox = Inbox(self.client, self, self._handlers, self._outages)
+        self._start_handler: StartHandler | None = None
         self._registered = asyncio.Event()
         self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -103,12 +110,29 @@ class Agent(Verbs):
         self._inbox.handler = handler
         return handler
 
+    def on_start(self, handler: StartHandler) -> StartHandler:
+        """Register a function that gets the agent after its registration and before its first command."""
+        self._start_handler = handler
+        return handler
+
     def main(self) -> None:
-        """Run until SIGTERM, SIGINT or SIGHUP."""
-        asyncio.run(run_until_signal(self.run))
+        """Run until SIGTERM, SIGINT or SIGHUP.
+
+        Exit with code 69 if messages could not be sent in the end, and with 1 if the engine has refused the start.
+        """
+        try:
+            asyncio.run(run_until_signal(self.run))
+        except ServerUnavailableError:  # it is logged
+            sys.exit(ExitCode.UNAVAILABLE)
+        except AismError as error:
+            log.error("agent_failed", reason=str(error))  # noqa: TRY400  the reason is for people
+            sys.exit(ExitCode.REFUSED)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Run until `stopping` is set; then finish the running commands, send all messages, and say goodbye."""
+        """Run until `stopping` is set; then finish the running commands, send all messages, and say goodbye.
+
+        Raises ServerUnavailableError if messages could not be sent within `stop_timeout_s`.
+        """
         async with self.client:
             await run_until(stopping, self._register())
             sending = [asyncio.create_task(each) for each in (self._send_heartbeats(), self._outbox.run())]
@@ -116,6 +140,8 @@ class Agent(Verbs):
             self._outbox.open()
             self._registered.set()
             try:
+                if self._start_handler is not None:
+                    await run_until(stopping, self._handlers.call(self._start_handler, self))
                 await run_until(stopping, self._take_commands(), *map(asyncio.shield, [*sending, receiving]))
             finally:
                 stopping.set()
@@ -123,8 +149,10 @@ class Agent(Verbs):
                 await asyncio.wait([receiving], timeout=self._stop_timeout_s)
                 await cancel_tasks([receiving])
                 self._outbox.close()
-                await self._leave()
+                error = await self._leave()
                 await cancel_tasks(sending)
+            if error is not None:
+                raise error
 
     async def __aenter__(self) -> Self:
         """Start the agent; return when it has registered. Raises AismError if the engine refuses that."""
@@ -149,36 +177,40 @@ class Agent(Verbs):
 
     async def _register(self) -> None:
         """Register; retry until server and engine are available. Raises AismError if the engine refuses."""
-        failures = 0
         while True:
             try:
-                reply = await self.client.call("register", self._registration)
+                reply = await self._outages.retry(partial(self.client.call, "register", self._registration))
                 break
-            except (ServerUnavailableError, TimeoutError) as error:
-                failures += 1
+            except TimeoutError as error:
                 log.warning("registration_retried", reason=str(error))
-                await asyncio.sleep(OUTAGE_BACKOFF.pause_s(failures))
         if not reply.ok:
             raise AismError(f"the engine has refused to register the agent: {(reply.error or {}).get('message')}")
         self._outbox.state = reply.state
         log.info("registered", agent_id=self.client.agent_id, state=reply.state)
 
     async def _send_heartbeats(self) -> None:
-        """Send heartbeats, and register again after the server has lost its data (a flush, an old backup)."""
         while True:
-            with suppress(ServerUnavailableError):
-                await self.client.heartbeat()
-                if not await self.client.is_registered():
-                    log.warning("registered_again", reason="the server has lost the registration")
-                    await self.client.send("register", self._registration)
-                await self._outbox.refresh_state()
+            await self._outages.retry(self._send_heartbeat)
             await asyncio.sleep(self._heartbeat_interval_s)
 
-    async def _leave(self) -> None:
+    async def _send_heartbeat(self) -> None:
+        """Send a heartbeat, and register again after the server has lost its data (a flush, an old backup)."""
+        await self.client.heartbeat()
+        if not await self.client.is_registered():
+            log.warning("registered_again", reason="the server has lost the registration")
+            await self.client.send("register", self._registration)
+        await self._outbox.refresh_state()
+
+    async def _leave(self) -> ServerUnavailableError | None:
+        """Say goodbye, and wait until all messages are sent; return an error if they could not be sent in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._stop_timeout_s):
                 await self._outbox.send("goodbye", {})
                 await self._outbox.wait_sent()
+                return None
+        count, outage = self._outbox.unsent, self._outages.current or "timeout"
+        log.warning("messages_not_sent", count=count, outage=outage, consequence=_UNSENT)
+        return ServerUnavailableError(outage, f"messages that were not sent: {count}")
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -186,15 +218,17 @@ class Agent(Verbs):
         """Take commands while a slot is free; otherwise search the list for cancellations of running commands."""
         while True:
             if not await self._tasks.wait_for_slot(_POLL_INTERVAL_S):
-                with suppress(ServerUnavailableError):
-                    async for command_id in self.client.take_cancellations(self._tasks.running):
-                        self._tasks.cancel(command_id)
+                await self._outages.retry(self._take_cancellations)
                 continue
-            command = await retry(partial(self.client.next_command, _POLL_INTERVAL_S), OUTAGE_BACKOFF, inf)
+            command = await self._outages.retry(partial(self.client.next_command, _POLL_INTERVAL_S))
             if command is not None and command.type == "cancel":
                 self._tasks.cancel(str(command.payload.get("command_id")))
             elif command is not None:
                 await self._tasks.start(command)
+
+    async def _take_cancellations(self) -> None:
+        async for command_id in self.client.take_cancellations(self._tasks.running):
+            self._tasks.cancel(command_id)
 
 
 async def run_until_signal(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

@@ -233,17 +233,17 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         return raw
 
 
-async def retry(call: Callable[[], Awaitable[T]], backoff: Backoff = _BACKOFF, attempts: float = _ATTEMPTS) -> T:
-    """Repeat a call while Redis is not available, at most `attempts` times."""
+async def retry(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call a few times while Redis is not available."""
     failures = 0
     while True:
         try:
             return await call()
         except ServerUnavailableError:
             failures += 1
-            if failures >= attempts:
+            if failures >= _ATTEMPTS:
                 raise
-            await asyncio.sleep(backoff.pause_s(failures))
+            await asyncio.sleep(_BACKOFF.pause_s(failures))
 
 
 __all__ = ["AgentClient", "CommandMessage", "MalformedError", "Reply"]

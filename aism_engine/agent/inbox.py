@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from math import inf
 from typing import Any, Final, TypeAlias
 
 import structlog
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from aism_engine.agent.client import AgentClient, InboxMessage, retry
+from aism_engine.agent.client import AgentClient, InboxMessage
 from aism_engine.agent.handlers import Handlers, format_traceback
-from aism_engine.agent.outbox import OUTAGE_BACKOFF
+from aism_engine.agent.outages import Outages
 from aism_engine.agent.task import Verbs
 
 log = structlog.get_logger(component="agent")
@@ -44,18 +43,19 @@ class Inbox:
     A message is taken once: it is lost if the process dies before its handler has ended, or if the handler raises.
     """
 
-    def __init__(self, client: AgentClient, verbs: Verbs, handlers: Handlers) -> None:
+    def __init__(self, client: AgentClient, verbs: Verbs, handlers: Handlers, outages: Outages) -> None:
         self.handler: MessageHandler | None = None
         self._client = client
         self._verbs = verbs
         self._calls = handlers
+        self._outages = outages
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Handle messages until `stopping` is set."""
         if self.handler is None:
             await stopping.wait()
         while self.handler is not None and not stopping.is_set():
-            message = await retry(partial(self._client.next_message, _POLL_INTERVAL_S), OUTAGE_BACKOFF, inf)
+            message = await self._outages.retry(partial(self._client.next_message, _POLL_INTERVAL_S))
             if message is not None:
                 await self._handle(self.handler, message)
 

@@ -5,32 +5,36 @@ import types
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from functools import partial
-from math import inf
 from typing import Any, Final, TypeVar
 
-from aism_engine.agent.client import AgentClient, retry
-from aism_engine.backoff import Backoff
+from aism_engine.agent.client import AgentClient
+from aism_engine.agent.outages import Outages
 from aism_engine.errors import AismError, RefusalError
 
 T = TypeVar("T")
 
-OUTAGE_BACKOFF: Final = Backoff(0.5, 5.0)
-"""Pauses between attempts while Redis is not available."""
 _MESSAGES_PER_PUSH: Final = 100
 
 
 class Outbox:
     """Sends messages in order, each until Redis has accepted it. `put` waits while `size` messages are queued."""
 
-    def __init__(self, client: AgentClient, size: int) -> None:
+    def __init__(self, client: AgentClient, outages: Outages, size: int) -> None:
         self._client = client
+        self._outages = outages
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue = asyncio.Queue[bytes](size)
+        self._sending: list[bytes] = []
         self.state: str | None = None
         """The agent's state according to the engine, as of the last reply or heartbeat."""
         self._replies = 0
         self.put = self._queue.put
         self.wait_sent = self._queue.join
+
+    @property
+    def unsent(self) -> int:
+        """Number of messages that Redis has not accepted yet."""
+        return self._queue.qsize() + len(self._sending)
 
     def open(self) -> None:
         """Allow calls, from now on and from any thread: the agent has registered."""
@@ -43,10 +47,11 @@ class Outbox:
     async def run(self) -> None:
         """Send until cancelled."""
         while True:
-            bodies = [await self._queue.get()]
+            bodies = self._sending = [await self._queue.get()]
             while len(bodies) < _MESSAGES_PER_PUSH and not self._queue.empty():
                 bodies.append(self._queue.get_nowait())
-            await retry(partial(self._client.push, bodies), OUTAGE_BACKOFF, inf)
+            await self._outages.retry(partial(self._client.push, bodies))
+            self._sending = []
             for _ in bodies:
                 self._queue.task_done()
 
@@ -63,7 +68,7 @@ class Outbox:
             raise AismError("the agent does not run: use its verbs in its handlers, or inside `async with agent`")
         body = self._client.build_message(kind, payload, reply=True)
         await self.put(body)
-        reply = await retry(partial(self._client.reply_to, body), OUTAGE_BACKOFF, inf)
+        reply = await self._outages.retry(partial(self._client.reply_to, body))
         self._replies += 1
         self.state = reply.state or self.state
         if not reply.ok:

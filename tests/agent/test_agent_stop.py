@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import threading
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.agent.agent import Task, run_until_signal
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.embedded import EmbeddedServer
 from tests.agent.agents import ID, build_agent, has_left, leave_no_time, running, send, wait_for_status
 from tests.support.engine import Running, eventually, plain_client, running_engine
@@ -233,3 +236,61 @@ async def test_a_result_that_is_too_large_is_an_error(engine: Running, server: E
     async with running(agent):
         await send(engine, "c1")
         assert (await wait_for_status(engine, "c1", "failed"))["code"] == "result_too_large"
+
+
+async def test_an_agent_logs_the_begin_and_the_end_of_an_outage(own: EmbeddedServer, prefix: str) -> None:
+    """Once each, although heartbeats, messages and commands all fail."""
+    with capture_logs() as logs:
+        async with running_engine(own, prefix), build_agent(own, prefix) as agent:
+            own.kill()
+            await eventually(lambda: len(agent._outages._failing) == 2)
+            await agent.measure(words=1)
+            await eventually(lambda: len(agent._outages._failing) == 3)
+            own.start()
+            await eventually(lambda: agent._outages.current is None)
+    own_lines = [each for each in logs if each.get("component") == "agent" and each["event"].startswith("redis_")]
+    assert [each["event"] for each in own_lines] == ["redis_unavailable", "redis_available"]
+    assert own_lines[0]["outage"] in OUTAGE_NAMES
+
+
+async def test_a_stop_during_an_outage_says_what_was_not_sent(own: EmbeddedServer, prefix: str) -> None:
+    """The next process gets the command whose outcome was not sent."""
+    agent, gate = build_agent(own, prefix), asyncio.Event()
+
+    @agent.on("work")
+    async def work(_: Task) -> dict[str, Any]:
+        await gate.wait()
+        return {"done": True}
+
+    async with running_engine(own, prefix) as engine:
+        stopping = asyncio.Event()
+        with capture_logs() as logs:
+            run = asyncio.create_task(agent.run(stopping))
+            await send(engine, "c1")
+            await wait_for_status(engine, "c1", "acked")
+            own.kill()
+            gate.set()
+            await eventually(lambda: not agent._tasks.running)
+            agent._stop_timeout_s = 0.0
+            stopping.set()
+            with pytest.raises(ServerUnavailableError, match="not sent: 2"):
+                await run
+        (line,) = [each for each in logs if each["event"] == "messages_not_sent"]
+        assert (line["count"], line["outage"] in OUTAGE_NAMES) == (2, True)  # the result and the goodbye
+        own.start()
+        async with plain_client(own) as client, running(again := build_agent(own, prefix)):
+            again.on("work")(lambda _: {"again": True})
+            engine.client = client
+            assert (await wait_for_status(engine, "c1", "succeeded"))["result"] == '{"again":true}'
+
+
+async def test_a_program_whose_messages_were_not_sent_exits_with_69(own: EmbeddedServer) -> None:
+    """The server is away from the start, and the program is stopped."""
+    own.kill()
+    program = f'from aism_engine import Agent; Agent("{ID}", type="worker", url="{own.url}", stop_timeout_s=0).main()'
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-uc", program, stdout=asyncio.subprocess.PIPE)
+    assert agent.stdout is not None
+    assert b"redis_unavailable" in await agent.stdout.readline()
+    agent.terminate()
+    printed, _ = await agent.communicate()
+    assert (agent.returncode, b"messages_not_sent" in printed) == (69, True)

@@ -1,5 +1,6 @@
 """Laws of `aism run`, run as a process, and of the programs that it runs."""
 
+import asyncio
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from tests.agent.agents import (
     send,
     wait_for_status,
 )
-from tests.support.engine import Running, eventually
+from tests.support.engine import Running, eventually, running_engine
 
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
 
@@ -137,6 +138,17 @@ async def test_the_result_of_a_run_is_printed(engine: Running, start: Start, num
     out, _ = process.communicate()
     assert (process.returncode, json.loads(out)) == (0, {"ok": True, "agent_id": ID, "succeeded": 1, "failed": 0})
     await eventually(partial(has_left, engine))
+
+
+async def test_a_refused_registration_ends_the_run_with_its_reason(
+    server: EmbeddedServer, prefix: str, start: Start
+) -> None:
+    async with running_engine(server, prefix, agents__max_agents=1) as engine:
+        await engine.say({"type": "heartbeat", "agent_id": "other"})
+        await eventually(partial(engine.record, "other"))
+        process = start("cat")
+        _, errors = await asyncio.to_thread(process.communicate)
+    assert (process.returncode, "the fleet is full" in errors, "Traceback" in errors) == (1, True, False)
 
 
 async def test_the_deadline_does_not_depend_on_the_clock_of_the_agent(

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from aism_engine.agent import executable, launcher, program
 from aism_engine.agent.client import AgentClient, CommandMessage
 from aism_engine.agent.executable import Executable
+from aism_engine.agent.outages import Outages
 from aism_engine.agent.outbox import Outbox
 from aism_engine.agent.task import CommandFailedError, Task
 from tests.agent.agents import ID, is_alive, read_pids
@@ -234,7 +235,7 @@ def command(**fields: Any) -> CommandMessage:  # noqa: ANN401
 
 
 def task_of(**fields: Any) -> Task:  # noqa: ANN401
-    return Task(command(**fields), Outbox(AgentClient(ID), 1))
+    return Task(command(**fields), Outbox(AgentClient(ID), Outages(), 1))
 
 
 async def run_once(handler: Executable, **fields: Any) -> Mapping[str, Any]:  # noqa: ANN401

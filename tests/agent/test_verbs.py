@@ -36,6 +36,40 @@ async def test_an_agent_declares_states_and_measurements(engine: Running, server
     await eventually(partial(has_left, engine))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+async def test_the_start_handler_runs_before_the_first_command(
+    engine: Running, server: EmbeddedServer, prefix: str, *, plain: bool
+) -> None:
+    """So an idle agent has a state of its own. To declare the current state again is accepted."""
+    agent = build_agent(server, prefix)
+
+    async def enter(agent: Agent) -> None:
+        assert [await agent.transition("inbox"), await agent.transition("inbox")] == ["inbox", "inbox"]
+
+    def enter_in_a_thread(agent: Agent) -> None:
+        agent.transition("inbox")
+
+    agent.on_start(enter_in_a_thread if plain else enter)
+    agent.on("work")(lambda task: {"state": task.state})
+    async with agent:
+        await send(engine, "c1")
+        assert (await wait_for_status(engine, "c1", "succeeded", "failed"))["result"] == '{"state":"inbox"}'
+
+
+async def test_an_error_of_the_start_handler_ends_the_agent(
+    engine: Running, server: EmbeddedServer, prefix: str
+) -> None:
+    agent = build_agent(server, prefix)
+
+    @agent.on_start
+    async def enter(agent: Agent) -> None:
+        await agent.transition("deep_work")
+
+    with pytest.raises(RefusalError, match="not_allowed"):
+        await agent.run(asyncio.Event())
+    await eventually(partial(has_left, engine))
+
+
 async def test_the_state_follows_what_the_engine_decides(
     engine: Running, server: EmbeddedServer, prefix: str, operator: Operator
 ) -> None:

@@ -1,16 +1,19 @@
 """Runs the examples of docs/agents.md and docs/python.md."""
 
 import asyncio
+import inspect
 import os
 import re
 import sys
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
 
 from structlog.testing import capture_logs
 
+from aism_engine import Agent
 from aism_engine.store.embedded import EmbeddedServer
-from tests.docs.reading import DOCS
+from tests.docs.reading import DOCS, names, table
 from tests.support.engine import Running, eventually, running_engine
 
 BIN = Path(sys.executable).parent
@@ -75,6 +78,13 @@ async def test_the_pipeline_prints_what_the_page_says(server: EmbeddedServer, pr
             path = ["bootstrap", "inbox", "deep_work", "inbox", "offline"]
             assert [fact["new_state"] for fact in facts] == path
             assert await engine.call("HGET", engine.keys.agent_measurements("writer-1"), "words") == b"7.0"
+
+
+def test_the_arguments_of_an_agent_are_listed_with_their_defaults() -> None:
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    listed = {name: row[1].strip("`") for row in table("Run an agent", page) for name in names(row[0])}
+    defaults = {name: each.default for name, each in inspect.signature(Agent).parameters.items()}
+    assert listed == {name: "required" if each is Parameter.empty else repr(each) for name, each in defaults.items()}
 
 
 async def outcome(engine: Running, command_id: str, **payload: str) -> tuple[str, str]:
