@@ -42,6 +42,7 @@ async def test_the_shell_example_works(server: EmbeddedServer, prefix: str) -> N
             out, _ = await shell.communicate()
             assert shell.returncode == 0, out
             assert b"a note to myself" in out
+            assert (await engine.command("c1"))["status"] == "succeeded"
             assert (await engine.record("scribe-1"))["liveness"] == "left"
 
 
