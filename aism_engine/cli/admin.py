@@ -245,8 +245,8 @@ def outcome_exit_code(found: Mapping[str, Any]) -> ExitCode:
 
 
 def _public(record: Mapping[str, str], table: RecordTable[Any]) -> dict[str, Any]:
-    """Return the fields for people in the order of `table`, then the others. The order of a Redis hash is random."""
-    ordered = dict.fromkeys((*table.fields, *sorted(record)))
+    """Return the fields for people: the outcome, those of `table`, then the others. A Redis hash has no order."""
+    ordered = dict.fromkeys(("status", "code", "reason", *table.fields, *sorted(record)))
     return {name: record[name] for name in ordered if record.get(name) and name not in _INTERNAL_FIELDS}
 
 

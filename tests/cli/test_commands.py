@@ -39,7 +39,7 @@ async def test_show_prints_the_fields_in_one_order(fleet: Call, engine: Running)
     await engine.say(response("w-0", "result", "c-0", lines=3))
     await fleet("commands", "wait", "c-0")
     fields = list((await fleet("commands", "show", "c-0", "--json")).json)
-    assert fields[:4] == ["command_id", "agent_id", "type", "status"]
+    assert fields[:4] == ["command_id", "status", "agent_id", "type"]
     assert fields[-4:] == ["ended_at", "payload", "queued_at", "result"]
 
 
