@@ -40,7 +40,7 @@ LABEL org.opencontainers.image.title="AISM Engine" \
       org.opencontainers.image.revision="${REVISION}"
 
 # The user id is fixed, so that the policy of a cluster can refer to it. The directory is for an archive: a new volume
-# that is mounted there takes over its owner, and would belong to root otherwise.
+# that is mounted there gets the owner of the directory. Without the directory it would belong to root.
 RUN groupadd --gid 10001 aism \
  && useradd --uid 10001 --gid aism --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin aism \
  && install -d -o aism -g aism -m 700 /var/lib/aism-engine
