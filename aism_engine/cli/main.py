@@ -24,7 +24,7 @@ def version(*, output: Output) -> None:
     Example:
       aism-engine version --json
     """
-    import platform  # noqa: PLC0415  slow to import, as is the number of the version
+    import platform  # noqa: PLC0415  slow to import
 
     number = aism_engine.__version__
     output.print({"version": number, "python": platform.python_version()}, number)
@@ -54,7 +54,7 @@ COMMANDS: Final = {
     "machines": ("machines:app", "Check or show state machines."),
     "config": ("config:app", "Check or show the settings."),
 }
-"""Each command or group: `module:attribute` of this package, and its line in the help, which imports no module."""
+"""Each command or group: `module:attribute` of this package, and its line in the help, shown without that import."""
 
 
 def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
@@ -92,9 +92,6 @@ def _run(arguments: Sequence[str]) -> int:
         arguments = terminal.words_to_complete()
     words, rest = _split(arguments)
     try:
-        if not words and "--version" in rest:
-            terminal.print_line(aism_engine.__version__)
-            return ExitCode.DONE
         app = build(*words[:1])
         return int(app(words + rest, prog_name="aism-engine", standalone_mode=False) or ExitCode.DONE)
     except typer.TyperException as error:
@@ -110,9 +107,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words that name a command, and the rest: first the shared options that stand before its last word.
+    """Return the words that name a command, and the rest.
 
-    Without a command, the rest asks for help.
+    Shared options that stand before or between these words come first in the rest. If the command is incomplete and
+    nothing follows it, the rest is --help.
     """
     words: list[str] = []
     moved: list[str] = []

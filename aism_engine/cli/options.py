@@ -14,14 +14,16 @@ import typer
 from msgspec import Struct
 from typer.core import TyperCommand, TyperGroup
 
+import aism_engine
 from aism_engine import durations, values
 from aism_engine.cli.exit_codes import EXIT_CODES
+from aism_engine.terminal import print_line
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 SHARED: Final = {"--redis": 2, "--prefix": 2, "--config": 2, "--timeout": 2, "--json": 1}
 """Options that may stand before the command, and how many words each takes."""
 _UNITS: Final = ("s", "m", "h", "d")
-"""Ends of a duration with a unit. A time may end in a number."""
+"""Last characters of an age. An ISO time ends in none of them."""
 
 
 class OptionSet(Struct, frozen=True, kw_only=True):
@@ -37,6 +39,8 @@ class _ConvertsSimply:
     def parse_args(self, context: Any, args: list[str]) -> list[str]:  # noqa: ANN401  as in typer
         for parameter in self.get_params(context):  # type: ignore[attr-defined]
             parameter.process_value = partial(_process_value, parameter, parameter.process_value)
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda **_: None  # without a Python type such as <list[str]> in the help
         rest: list[str] = super().parse_args(context, args)  # type: ignore[misc]
         return rest
 
@@ -50,7 +54,10 @@ class _Group(_ConvertsSimply, TyperGroup):
 
 
 def _process_value(parameter: Any, convert: Callable[..., Any], context: Any, value: Any) -> Any:  # noqa: ANN401
-    """Convert a value as typer does: one that is missing, parsed by us, one of few choices, or of the right type."""
+    """Convert a value as typer does. Leave to typer what is not simple, and the words for a wrong value.
+
+    Simple are a missing value, one with a parser of its own, one of a few choices, and one that has the right type.
+    """
     kind, is_many = parameter.type_descriptor, parameter.multiple or parameter.nargs != 1
     if value is None and not parameter.required:
         value = () if is_many else None
@@ -129,13 +136,18 @@ def parse_time_or_age(text: str) -> float:
 
 
 def parsed(parser: Callable[[str], Any], metavar: str, help: str, *names: str) -> Any:  # noqa: A002, ANN401  as in typer
-    """Declare an option whose text, or default, is parsed; ValueError refuses it. The help has to tell the default."""
+    """Declare an option whose value is parsed by `parser`, also its default, which `help` must state."""
     return typer.Option(*names, metavar=metavar, parser=lambda value: parser(str(value)), show_default=False, help=help)
 
 
 def number(help: str, least: int, most: float = inf, metavar: str = "N") -> Any:  # noqa: A002, ANN401  as in typer
     """Declare an option with a whole number within these limits."""
-    return typer.Option(metavar=metavar, help=help, parser=lambda value: values.whole_number(str(value), least, most))
+    allowed = f"at least {least}" if most == inf else f"{least} to {most}"
+    return typer.Option(
+        metavar=metavar,
+        help=f"{help} Allowed: {allowed}.",
+        parser=lambda value: values.whole_number(str(value), least, most),
+    )
 
 
 address = partial(parsed, parse_address, "HOST:PORT")
@@ -161,8 +173,17 @@ AgentType: TypeAlias = Annotated[str | None, typer.Option("--type", metavar="TYP
 Limit: TypeAlias = Annotated[int, number("Show only the newest N.", 1)]
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  as typer calls it
+    if wanted:
+        print_line(aism_engine.__version__)
+        raise typer.Exit
+
+
 def _declare_shared_options(
     *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
     redis: Redis = None,
     prefix: Prefix = None,
     config: Config = None,

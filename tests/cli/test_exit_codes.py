@@ -159,6 +159,26 @@ async def test_output_to_a_pipe_has_no_escape_sequences(cli: Call) -> None:
 async def test_version_is_a_bare_number_or_an_object(cli: Call) -> None:
     shown = (await cli("version")).out.strip()
     assert (await cli("version", "--json")).json["version"] == shown
+    assert [(await cli(*words)).out.strip() for words in (["--version"], ["agents", "--version"])] == [shown, shown]
+    assert "\n  --version " in (await cli("--help")).out
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("dev", "--agents N Number of simulated agents. Allowed: 1 to 2000. [default: 12]"),
+        ("dev", "0: any free port. Allowed: 0 to 65535. [default: 0]"),
+        ("tail", "--count N Stop after N events. Allowed: at least 1."),
+    ],
+)
+async def test_the_help_of_a_number_says_what_is_allowed(cli: Call, command: str, line: str) -> None:
+    assert line in " ".join((await cli(command, "--help")).out.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+async def test_the_help_names_no_python_type(cli: Call, command: list[str]) -> None:
+    shown = (await cli(*command, "--help")).out
+    assert [each for each in ("<str>", "<int>", "<path>", "<list[") if each in shown] == []
 
 
 def test_an_engine_that_gave_up_is_1(capsys: pytest.CaptureFixture[str]) -> None:
