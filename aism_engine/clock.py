@@ -35,8 +35,8 @@ _LAST: Final = 253_402_300_799.0
 def iso(instant: float) -> str:
     """Format an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`.
 
-    An instant outside the years 1 to 9999 becomes the nearest of their seconds, so that no decision fails on what a
-    client wrote.
+    An instant outside the years 1 to 9999 becomes the first or the last second of these years, so that no decision
+    fails on what a client wrote.
     """
     at = datetime.fromtimestamp(min(max(instant, _FIRST), _LAST), UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -149,7 +149,10 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, object,
 
 
 def _convert(kind: object, raw: object, where: str, problems: list[str], *, strict: bool) -> object:
-    """Convert one value. Problems are appended to `problems`; the result is then invalid."""
+    """Convert one value. If `strict`, it must have its type already, as in TOML; otherwise it may be text.
+
+    Problems are appended to `problems`; the result is then invalid.
+    """
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if isinstance(raw, str) and raw.lstrip().startswith("[") and not strict:  # a list in the environment is JSON
         with suppress(msgspec.DecodeError, RecursionError):

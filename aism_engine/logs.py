@@ -6,7 +6,7 @@ stream.
 
 Guarantees: logging never waits and never raises. If the queue is full, a line is dropped, and `log_lines_dropped` says
 in its place how many are missing. A line that cannot be rendered is replaced by `unloggable_line`. Lines that are
-logged after `LogWriter.close`, or are still queued when its time is over, are lost.
+logged after `LogWriter.close`, or that it cannot write within its timeout, are lost.
 """
 
 import atexit

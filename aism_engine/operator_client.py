@@ -140,7 +140,7 @@ class Operator:
         return _outcome(id, await self._connected().wait(id, timeout_s=timeout_s))
 
     async def problem(self) -> str:
-        """Say why the engine cannot act now; empty if one leads. What is read then is what it last wrote."""
+        """Say why no engine can act now; empty if one leads. Otherwise what is read is what the last one wrote."""
         return await self._connected().problem()
 
     async def select(self, selector: str) -> list[AgentInfo]:

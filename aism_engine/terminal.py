@@ -1,7 +1,7 @@
 """What both command-line tools do with their arguments, their output and the end of the process.
 
-Output is never lost to a traceback: what the encoding of a terminal lacks is escaped. A reader that closes the pipe
-early, such as `head`, is no error, nor is a standard output that was closed from the start.
+Characters that the encoding of a terminal lacks are escaped, so no output ends in a traceback. A reader that closes the
+pipe early, such as `head`, is no error, nor is a standard output that was closed from the start.
 """
 
 import atexit
@@ -39,8 +39,8 @@ _USAGE: Final = {
 """Messages of argparse and of typer, and the same in our words."""
 _MAX_MESSAGE: Final = 500
 _INTERRUPTED: Final = 130
-_GC_THRESHOLD: Final = 200_000
-"""More objects than the imports of a command make: collecting them takes a tenth of the time of a short command."""
+GC_THRESHOLD: Final = 200_000
+"""More objects than a short command creates, so that no garbage is collected: that would take a tenth of its time."""
 
 
 class ExitCode(IntEnum):
@@ -90,7 +90,7 @@ def run(
     if arguments is None:  # this process runs only the tool, so nothing needs to be collected at its end
         atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    gc.set_threshold(_GC_THRESHOLD)
+    gc.set_threshold(GC_THRESHOLD)
     output, sys.stderr = sys.stdout or _discard(), sys.stderr or _discard()  # one that is closed from the start is None
     for stream in (output, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
@@ -128,7 +128,7 @@ def invalid_argument(arguments: Sequence[str]) -> str | None:
 def words_to_complete() -> list[str]:
     """Return the words of the command line that a shell completes, from the variables of typer's scripts.
 
-    Bash splits a word at `:` and `=`: the parts are joined again, also for typer.
+    Bash splits a word at `:` and `=`. The parts are joined again, also in the variables, which typer reads.
     """
     if "COMP_WORDS" not in os.environ:
         return os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:]
@@ -159,7 +159,7 @@ def print_error_line(text: str) -> None:
 
 
 def check_output() -> None:
-    """Raise OutputError if standard output is closed from the start, when its text is discarded."""
+    """Raise OutputError if standard output was closed from the start: whatever is printed would be discarded."""
     if sys.__stdout__ is None:
         raise OutputError("standard output is closed")
 

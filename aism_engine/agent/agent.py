@@ -52,7 +52,7 @@ StartHandler: TypeAlias = Callable[["Agent"], object]
 class Agent(Verbs):
     """One agent in one process. It works on at most `concurrency` commands at a time.
 
-    `main` runs it as a program, `run` as a part of one; `async with agent:` runs it as long as the block lasts.
+    `main` runs it as a program of its own, `run` inside another program. `async with agent:` runs it for one block.
     """
 
     def __init__(  # noqa: PLR0913  each is a setting with a default

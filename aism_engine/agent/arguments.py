@@ -26,7 +26,10 @@ def add_server_options(parser: argparse.ArgumentParser, *, with_defaults: bool =
 
 
 def add_shared_options(parser: argparse.ArgumentParser, *, with_defaults: bool) -> None:
-    """Add the options that stand before or after a command: there without defaults, so that they replace no value."""
+    """Add the options that may stand before or after a command.
+
+    Those after it have no defaults: a default would replace the value of the same option before the command.
+    """
     agent_id, timeout_s = os.environ.get("AISM_AGENT_ID") or os.environ.get("AGENT_ID"), 30.0
     defaults: dict[str, Any] = {"agent": agent_id, "timeout": timeout_s} if with_defaults else {}
     id_help = "id of the agent; default: AISM_AGENT_ID, then AGENT_ID"
@@ -37,7 +40,7 @@ def add_shared_options(parser: argparse.ArgumentParser, *, with_defaults: bool) 
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Make a type for argparse, which shows only messages of its own error."""
+    """Make a type for argparse, which shows the message of an ArgumentTypeError but not that of a ValueError."""
 
     def parsed(text: str) -> T:
         try:

@@ -37,7 +37,7 @@ _BACKOFF: Final = Backoff(0.2, 1.0)
 _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
-"""Commands that are searched for cancellations, those that are popped next: an arbitrary number."""
+"""Number of commands, from the next one on, that are searched for cancellations: an arbitrary number."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -122,7 +122,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         capabilities: Sequence[str] = (),
         codec: str = "json",
     ) -> Reply:
-        """Register as an agent of this type, or start afresh."""
+        """Register as an agent of this type. A registered agent registers again when it has restarted."""
         payload = {"type": kind, "labels": labels or {}, "capabilities": list(capabilities), "codec": codec}
         return await self.call("register", payload)
 

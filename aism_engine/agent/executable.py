@@ -2,8 +2,8 @@
 
 Each command starts the program once, with the payload as JSON on its standard input. What the program prints is the
 result: a JSON object as it is, other text under `output`. An exit code other than 0 is an error, with the end of
-standard error as message. The exit of the program itself is the outcome. Then its children are ended, and they are
-ended with it: at the deadline, when the command is cancelled, and when the agent stops or dies.
+standard error as message. When the program itself exits, children that it left behind are ended. The program and its
+children are also ended at the deadline, when the command is cancelled, and when the agent stops or dies.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = structlog.get_logger(component="agent")
 _BACKOFF: Final = Backoff(0.5, 60.0)
 """Pause before the next command after failures in a row."""
 _TEMPORARY: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-"""Why a program may not be started now and may be later: no process, memory or file descriptor is free."""
+"""Errors after which a later start may succeed: no process, memory or file descriptor is free now."""
 
 
 class Executable:

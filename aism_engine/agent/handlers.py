@@ -1,7 +1,7 @@
 """Calls handlers: coroutine functions on the event loop, plain functions in threads of their own.
 
-A thread cannot be cancelled. Therefore a call of a plain function lasts until the function returns, whatever happens
-meanwhile: nothing else takes its slot, and its command is not given back while it still works.
+A thread cannot be cancelled. Therefore a call of a plain function lasts until the function returns, even if its command
+is cancelled or the agent stops. Until then its slot stays taken, and no outcome of its command is sent.
 """
 
 import asyncio

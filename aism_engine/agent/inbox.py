@@ -17,7 +17,7 @@ from aism_engine.agent.task import Verbs
 log = structlog.get_logger(component="agent")
 
 _POLL_INTERVAL_S: Final = 1.0
-"""Longest wait for a message: a stop is noticed in between, because an interrupted wait could lose a message."""
+"""Longest wait for a message. A stop takes effect after a wait, because an interrupted wait could lose a message."""
 
 
 class Message(Struct, frozen=True, kw_only=True):
@@ -66,4 +66,4 @@ class Inbox:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001  a handler may raise SystemExit as well: the agent must live on
-            log.error("message_failed", message_id=message.id, exception=format_traceback(error))  # noqa: TRY400  as above
+            log.error("message_failed", message_id=message.id, exception=format_traceback(error))  # noqa: TRY400  the logger of the program might print local variables

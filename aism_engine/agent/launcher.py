@@ -130,7 +130,7 @@ def _descendants(program: int) -> set[int]:
             os.killpg(program, 0)
             return {-program}
         return set()
-    if not _has_children():  # then a subreaper has no descendants: the search, which reads all of /proc, is not needed
+    if not _has_children():  # a subreaper without children has no descendants, so /proc need not be read
         return set()
     own, children, found = os.getpid(), dict[int, list[int]](), set[int]()
     for pid, parent, session in _processes():
@@ -153,7 +153,7 @@ def _has_children() -> bool:
 
 
 def kill_session(session: int) -> None:
-    """Kill all members of a session: what is possible when its launcher was killed itself."""
+    """Kill all members of a session. Needed if its launcher was killed, and so cannot end them."""
     for pid, _, session_of_pid in _processes():
         if session_of_pid == session:
             with suppress(OSError):

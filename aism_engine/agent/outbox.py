@@ -83,7 +83,7 @@ class Outbox:
             self.state = state
 
     def from_any_thread(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """Return work that is to be awaited. In a thread without an event loop, wait here until it is done."""
+        """Return an awaitable for the result of `work`. In a thread without an event loop, wait for the result."""
         current: asyncio.AbstractEventLoop | None = None
         with suppress(RuntimeError):
             current = asyncio.get_running_loop()
@@ -95,6 +95,6 @@ class Outbox:
 
 @types.coroutine
 def _done(value: T) -> Generator[None, None, T]:
-    """Return something to await that has its value already. Unlike a coroutine, it may be left alone."""
+    """Return an awaitable that already has its value. Python does not warn if it is never awaited."""
     yield from ()
     return value

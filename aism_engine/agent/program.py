@@ -20,8 +20,8 @@ _ERROR_TAIL_BYTES: Final = 2000
 _CHUNK: Final = 65_536
 _DRAIN_S: Final = 30.0
 _DRAIN_LEFT_S: Final = 1.0
-"""Longest wait for the end of the output after the last process has ended, and if processes are left, which may keep it
-open. The end comes at once; only a busy machine or a stranger to the program delays it."""
+"""Longest waits for the end of the output: after all processes have ended, and if some of them could not be ended. The
+output normally ends at once. A busy machine delays that, or any other process that holds the output open."""
 
 
 class Status(NamedTuple):

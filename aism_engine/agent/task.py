@@ -20,9 +20,10 @@ class CommandFailedError(AismError):
 
 
 class Verbs:
-    """The verbs of an agent that runs. In a plain function, which has a thread of its own, they need no `await`.
+    """The verbs of a running agent: the methods by which it declares states and sends messages and measurements.
 
-    Messages leave in the order of the calls. While Redis is away they wait.
+    A plain function, which has a thread of its own, calls them without `await`. Messages leave in the order of the
+    calls. While Redis is away they wait.
     """
 
     def __init__(self, outbox: Outbox) -> None:

@@ -136,7 +136,7 @@ def _as_object(result: object) -> Mapping[str, Any]:
     if result is None:
         return {}
     if not isinstance(result, Mapping):
-        raise CommandFailedError("malformed_outcome", f"the handler has returned a {type(result).__name__}, no object")
+        raise CommandFailedError("malformed_outcome", f"the handler has returned a {type(result).__name__}, not a dict")
     return dict(result)
 
 

@@ -130,7 +130,7 @@ def _print_warnings(client: SyncAgentClient) -> None:
         registered, lease = client.standing()
     except ServerUnavailableError:
         return
-    if warning := lease.notice("states are what it last wrote, and messages wait until one leads"):
+    if warning := lease.notice("states are what the last one wrote, and messages wait until one leads"):
         _print_error(f"warning: {warning}", DONE)
     elif not registered:
         fix = "check the id, or register: aism register --type TYPE"
@@ -265,7 +265,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
             metavar="JSON",
             type=types.json_object,
             default={},
-            help="object that the machine requires",
+            help="fields that the state machine requires, as an object",
         ),
         _REASON,
     ),
@@ -313,7 +313,9 @@ _COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         _run_executable,
         _TYPE,
         _LABEL,
-        _argument("--concurrency", metavar="N", type=types.count, default=1, help="commands at a time; default: 1"),
+        _argument(
+            "--concurrency", metavar="1-10000", type=types.count, default=1, help="commands at a time; default: 1"
+        ),
         _argument("--limit", metavar="DURATION", type=types.duration, help="end the program after this time"),
         _argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER),
     ),

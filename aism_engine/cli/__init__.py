@@ -2,5 +2,6 @@
 
 import gc
 
-gc.set_threshold(200_000)
-"""More objects than the imports of a command make: collecting them takes a tenth of the time of a short command."""
+from aism_engine.terminal import GC_THRESHOLD
+
+gc.set_threshold(GC_THRESHOLD)  # before the imports of the command

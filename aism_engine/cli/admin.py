@@ -32,8 +32,9 @@ Payload: TypeAlias = Mapping[str, Any] | Callable[[AdminClient], Awaitable[Mappi
 _LEADER_INTERVAL_S: Final = 2.0
 """Between checks that an engine leads, while a command runs."""
 _START: Final = "Start one: aism-engine run"
-STALE: Final = "this is what it last wrote"
+STALE: Final = "this is what the last one wrote"
 _WAITS: Final = "the request waits until one leads"
+"""Consequences for a command if no engine leads: the end of its warning."""
 _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
@@ -116,7 +117,7 @@ def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]
 
 @asynccontextmanager
 async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterator[None]:
-    """Print a notice if no engine leads, and whenever that changes while the block runs; none without a consequence."""
+    """Print a notice if no engine leads, and when that changes during the block. Without a consequence, print none."""
     import asyncio  # noqa: PLC0415  slow to import
 
     async def follow(led: bool) -> None:  # noqa: FBT001
@@ -133,7 +134,7 @@ async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterat
 
 
 async def _report_leader(admin: AdminClient, consequence: str, *, led: bool) -> bool:
-    """Print a notice if it has changed whether an engine leads. Return whether one leads."""
+    """Return whether an engine leads. Print a notice if that differs from `led`, which is how it was before."""
     try:
         lease = await admin.lease()
     except ServerUnavailableError:
@@ -214,34 +215,36 @@ async def wait_for_outcome(admin: AdminClient, record_id: str, timeout_s: float 
 
 async def _causes(admin: AdminClient, record_id: str) -> str:
     with suppress(ServerUnavailableError):
-        found = await read_outcome(admin, record_id)
-        causes = format_causes(found, await read_causes(admin, found))
+        outcome = await read_outcome(admin, record_id)
+        causes = format_causes(outcome, await read_causes(admin, outcome))
         return "".join(f"; {name}: {text}" for name, text in causes.items())
     return ""
 
 
-def format_progress(found: Mapping[str, Any], waited_s: float, problem: str) -> str:
-    """Write on one line how far a command or a group is, or why it cannot end now: the start must fit on the line."""
+def format_progress(outcome: Mapping[str, Any], waited_s: float, problem: str) -> str:
+    """Write on one line how far a command or a group is, or why it cannot end now. The end of the line may be cut."""
     waited = format_age(waited_s)
-    if problem or "command_id" not in found:
-        return ", ".join(filter(None, (format_outcome(found), waited, problem)))
-    attempt = f"attempt {found['attempt']} of {found['max_attempts']}" if found.get("attempt", "0") != "0" else ""
-    percent = f"{found['percent']}%" if found.get("percent") else ""
-    return printable(", ".join(filter(None, (found["status"], waited, attempt, percent, found.get("note")))))
+    if problem or "command_id" not in outcome:
+        return ", ".join(filter(None, (format_outcome(outcome), waited, problem)))
+    attempt = f"attempt {outcome['attempt']} of {outcome['max_attempts']}" if outcome.get("attempt", "0") != "0" else ""
+    percent = f"{outcome['percent']}%" if outcome.get("percent") else ""
+    return printable(", ".join(filter(None, (outcome["status"], waited, attempt, percent, outcome.get("note")))))
 
 
-def format_outcome(found: Mapping[str, Any]) -> str:
+def format_outcome(outcome: Mapping[str, Any]) -> str:
     """Write an outcome on one line: status, code, reason and result; for a group the counts."""
-    if "command_id" not in found:
-        counts = ", ".join(f"{found[name]} {name}" for name in OUTCOMES if found[name])
-        return f"{found['status']} ({counts or 'none ended'}, of {found['total']})"
-    result = as_json_text(found["result"]) if found.get("result") else ""
-    reason = ": ".join(found[name] for name in ("code", "reason") if found.get(name) not in {None, found["status"]})
-    return printable(" ".join(filter(None, (found["status"], reason, result))))
+    if "command_id" not in outcome:
+        counts = ", ".join(f"{outcome[name]} {name}" for name in OUTCOMES if outcome[name])
+        return f"{outcome['status']} ({counts or 'none ended'}, of {outcome['total']})"
+    result = as_json_text(outcome["result"]) if outcome.get("result") else ""
+    reason = ": ".join(
+        outcome[name] for name in ("code", "reason") if outcome.get(name) not in {None, outcome["status"]}
+    )
+    return printable(" ".join(filter(None, (outcome["status"], reason, result))))
 
 
-def outcome_exit_code(found: Mapping[str, Any]) -> ExitCode:
-    return ExitCode.DONE if found["status"] == "succeeded" else ExitCode.REFUSED
+def outcome_exit_code(outcome: Mapping[str, Any]) -> ExitCode:
+    return ExitCode.DONE if outcome["status"] == "succeeded" else ExitCode.REFUSED
 
 
 def _public(record: Mapping[str, str], table: RecordTable[Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from aism_engine.config import load_settings
 from aism_engine.http.replies import LivezReply, ReadyzReply
 
 _TIMEOUT_S: Final = 3.0
-_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to reach a server on all interfaces
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  addresses of a server that listens on all interfaces
 
 
 def health(
@@ -23,7 +23,7 @@ def health(
     address: Annotated[
         dict[str, str] | None, options.address("Address of the engine. Default: that of the settings.", "--http")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Ask /livez: whether the process works, ready or not.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Ask /livez: whether the process works at all.")] = False,
     config: options.Config = None,
     output: Output,
 ) -> ExitCode:

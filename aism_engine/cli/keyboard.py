@@ -89,7 +89,7 @@ class Keyboard:
 
 
 def parse_keys(text: str) -> tuple[list[str], str]:
-    """Return the names of the keys in what a terminal sent, and its end if that is an incomplete sequence."""
+    """Return the names of the keys in a text from a terminal, and the incomplete sequence at its end, if any."""
     incomplete = _INCOMPLETE.search(text)
     pending = incomplete[0] if incomplete else ""
     keys = _SEQUENCE.findall(text.removesuffix(pending))

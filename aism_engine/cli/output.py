@@ -140,7 +140,7 @@ def _format(name: str, value: object) -> str:
 
 
 def _format_number(value: float) -> str:
-    """Write a number with at most three decimals; a number that is too large for a column with an exponent."""
+    """Write a number with at most three decimals, or with an exponent if it is too long for a column."""
     return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < _LARGE else f"{value:g}"
 
 

@@ -13,29 +13,29 @@ _NAMES: Final = 20
 """Maximum number of missing members in a text."""
 
 
-async def read_causes(admin: AdminClient, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return why a record is still open: the `holds` that keep commands from being dispatched; `missing` of a group."""
+async def read_causes(admin: AdminClient, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return why a command or a group is open: `holds` that stop its dispatch, and `missing` members of a group."""
     causes: dict[str, Any] = {}
-    if "command_id" not in found and "ended_at" not in found:
-        causes["missing"] = await admin.missing(found["group_id"])
+    if "command_id" not in outcome and "ended_at" not in outcome:
+        causes["missing"] = await admin.missing(outcome["group_id"])
         holds = await admin.holds()
-    elif found.get("status") in {Status.WAITING, Status.SCHEDULED}:
-        holds = await admin.holds(found["agent_id"])
+    elif outcome.get("status") in {Status.WAITING, Status.SCHEDULED}:
+        holds = await admin.holds(outcome["agent_id"])
     else:
         return causes
     paused = {of: held for of, held in holds.items() if held.hold is Hold.PAUSE}
     return causes | {"holds": [{"of": of, **held_as_json(held)} for of, held in paused.items()]}
 
 
-def format_causes(found: Mapping[str, Any], causes: Mapping[str, Any]) -> dict[str, str]:
+def format_causes(outcome: Mapping[str, Any], causes: Mapping[str, Any]) -> dict[str, str]:
     """Write each cause on one line, the first missing members by name."""
     texts = {}
     if holds := causes.get("holds"):
-        subjects = {"agent": f"agent {found.get('agent_id')}", "fleet": "the fleet"}
+        subjects = {"agent": f"agent {outcome.get('agent_id')}", "fleet": "the fleet"}
         texts["holds"] = "; ".join(format_hold(subjects[hold["of"]], hold) for hold in holds)
     if missing := causes.get("missing"):
         names = [f"{each.name} ({each.status or 'not sent yet'})" for each in missing[:_NAMES]]
-        more = f"… and {len(missing) - _NAMES} more: aism-engine commands list --group {found['group_id']}"
+        more = f"… and {len(missing) - _NAMES} more: aism-engine commands list --group {outcome['group_id']}"
         texts["missing"] = ", ".join([*names, more] if len(missing) > _NAMES else names)
     return texts
 

@@ -34,7 +34,7 @@ _COLOURS: Final[dict[Section, str]] = {
 _COLUMNS: Final = ("agent_id", "type", "state", "since", "open", "why")
 _COMMAND_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "accepted_at")
 _LEAST_LINES: Final = 3
-"""Lines of a section that shows an agent: the title, the agent, and what is cut."""
+"""Lines of the smallest section that shows an agent: its title, the agent, and how many more there are."""
 _KEYS: Final = "s sort  up/down or j/k select  Enter show agent  ? help  q quit"
 _HELP: Final = """\
 s           sort each list by the next of: name, time, open commands, type, state
@@ -214,7 +214,7 @@ class Screen:
         if overview is None:
             return [*lines, Text("reading the fleet")]
         counts = self._counts
-        total = Text.assemble((f"{len(overview.agents)} agents", "bold"), f"  {_counts(counts['by_liveness'])}")
+        total = Text.assemble((f"{len(overview.agents)} agents", "bold"), f"  {_format_counts(counts['by_liveness'])}")
         if absence := overview.lease.absence:
             total.append(f"  {absence}", style="red")
         lines.append(total)
@@ -222,17 +222,17 @@ class Screen:
             lines.append(Text(printable(format_hold("the fleet", held_as_json(overview.fleet_hold))), style="yellow"))
         for name in ("by_state", "by_type", "queues", "commands", "rates"):
             label = f"{name.removeprefix('by_'):<10}"
-            lines.append(Text.assemble((label, "dim"), printable(_counts(counts[name]) or "-")))
+            lines.append(Text.assemble((label, "dim"), printable(_format_counts(counts[name]) or "-")))
         return lines
 
     def _draw_sections(self, room: int, *, keys: bool) -> list[Text]:
-        """Draw the problems, the other agents in the room that these leave, and the slowest commands."""
+        """Draw the agents with a problem, the other agents where lines are left, and the slowest commands."""
         overview, sections = self._overview, self._sections
         commands = [] if overview is None else [command_as_json(each) for each in overview.slowest(self._slowest)]
         command_lines = ["", *table_lines(commands, _COMMAND_COLUMNS)] if commands else []
         selected = self._selected_row
         needs = {section: len(rows) + 1 for section, rows in sections.items()}
-        if None in needs:  # these get what is left, unless one of them is selected
+        if None in needs:  # agents without a problem get the lines that are left, and some if one of them is selected
             needs[None] = _LEAST_LINES if selected is not None and selected.section is None else 0
         first = list(needs).index(selected.section) if selected else 0
         *budgets, for_commands = _share(room - 1, [*needs.values(), len(command_lines)], first)
@@ -263,12 +263,12 @@ def _visible(rows: Sequence[Row], lines: int, selected: Row | None) -> Sequence[
     return rows[start : start + count]
 
 
-def _counts(counts: dict[str, int] | dict[str, float]) -> str:
+def _format_counts(counts: dict[str, int] | dict[str, float]) -> str:
     return "  ".join(f"{name or '-'} {count}" for name, count in counts.items())
 
 
 def _share(room: int, needs: Sequence[int], first: int) -> list[int]:
-    """Share some lines evenly, without giving more than is needed. One of those who need some is served first."""
+    """Share `room` lines evenly among needs, none more than it asks for. The need at `first` gets its least lines."""
     given = [0] * len(needs)
     given[first] = max(0, min(needs[first], _LEAST_LINES, room))
     room -= given[first]

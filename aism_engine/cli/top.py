@@ -80,7 +80,7 @@ def top(
 async def show_live(
     admin: AdminClient, screen: Screen, console: Console, interval_s: float, *, handle_sigterm: bool
 ) -> None:
-    """Show a screen on a terminal, and react to keys, until one ends it. SIGTERM ends it as well, if it is handled.
+    """Show a screen on a terminal, and react to keys, until a key or, with `handle_sigterm`, SIGTERM ends it.
 
     Reads the fleet again and again; an outage is shown on the screen.
     """

@@ -73,7 +73,7 @@ class AdminClient(Inspector):
     ) -> dict[str, Any]:
         """Send a request and return the engine's reply. Raises NoReplyError, or MalformedError if it cannot be encoded.
 
-        An outage before the request is sent is raised, and one after it is waited for.
+        Raises ServerUnavailableError if Redis cannot take the request. During a later outage it waits.
         """
         import asyncio  # noqa: PLC0415  slow to import
 
@@ -114,8 +114,8 @@ class AdminClient(Inspector):
     ) -> dict[str, str]:
         """Wait until a command has ended or a group is decided, and return its record.
 
-        Raises TimeoutError after `timeout_s`. Without `timeout_s` the wait ends with the command, which its engine ends
-        at the latest when it expires; TimeoutError then means that it has expired and no engine has recorded that.
+        Raises TimeoutError after `timeout_s`. Without `timeout_s` it waits as long as the command may run, and raises
+        TimeoutError only if the command has expired and no engine leads that could record it.
         `report` gets each record that is not decided, and why no engine can decide it now, or an empty text.
         """
         import asyncio  # noqa: PLC0415  slow to import
@@ -154,7 +154,7 @@ def _operator() -> str:
 
 
 def _last_instant(record: Mapping[str, str]) -> float:
-    """Return until when an engine can still end a command or a group; a damaged record has no such instant."""
+    """Return the last instant at which an engine ends a command or a group; infinity if the record is damaged."""
     try:
         return from_iso(record["expires_at"]) + _SLACK_S
     except (KeyError, ValueError):

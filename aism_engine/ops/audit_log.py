@@ -267,7 +267,7 @@ class AuditTail:
         self._audit = audit
         self._find_known = find_known
         self._rollback: Rollback | None = None
-        """Returned with the next entry: a rollback at the end of a file would be written again after a restart."""
+        """Returned with the next entry, because an archive that ended with it would get it again after a restart."""
 
     async def read(self) -> TailPage:
         """Read the next page. The note of a gap or a rollback comes right before the entry after it, never alone."""

@@ -34,7 +34,7 @@ _INTERVAL_S: Final = 0.1
 _PING_AFTER: Final = 20
 """Empty reads after which the server is pinged: with fewer, a server that is slow for a moment would count as away."""
 _KNOWN_ENTRIES: Final = 1000
-"""Entries by which the place is found after the server went back in time: an arbitrary number."""
+"""Latest entries that are kept, to find where to continue after the server went back in time: an arbitrary number."""
 
 
 _Read: TypeAlias = tuple[list[tuple[bytes | None, bytes]], TailPage]

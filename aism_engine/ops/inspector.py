@@ -143,7 +143,7 @@ class Inspector:
     async def missing(self, group_id: str) -> list[Member]:
         """Read the members of a group that have not ended, sorted by agent."""
         found: dict[str, Member] = {}
-        # The engine removes targets at the end of the list, so pages from its start miss none that remains.
+        # The engine removes targets from the end of the list, so reading pages from its start misses no other target.
         for start in count(0, CHUNK):
             page = await self._client.lrange(self._keys.fanout, start, start + CHUNK - 1)
             for raw in page:

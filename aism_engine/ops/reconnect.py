@@ -27,7 +27,7 @@ class Reconnect:
         self._lost_at = 0.0
 
     async def call(self, read: Callable[[], Awaitable[T]], note: Callable[[T], str] = lambda _: "") -> T:
-        """Return what `read` returns. After an outage the report ends with the note on it."""
+        """Return what `read` returns. After an outage the report ends with `note` of that result."""
         while True:
             try:
                 found = await read()

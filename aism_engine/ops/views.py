@@ -44,7 +44,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     @property
     def silent_since(self) -> float | None:
-        """When the engine found the agent silent; None if it is not silent: only a fresh agent can be."""
+        """When the engine found the agent silent; None if it is not silent. A silent agent is recorded as fresh."""
         return self.marked_silent_at if self.agent.liveness is Liveness.FRESH else None
 
     @property

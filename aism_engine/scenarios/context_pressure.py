@@ -1,4 +1,4 @@
-"""Agents whose context grows distill it when the engine advises it.
+"""Agents with a growing context: they distill it when the engine advises it.
 
 Each agent works and measures the size of its context, but does not compare it with a limit. The engine does, and
 publishes a divergence for an agent above `divergence.context_limit`; the agents follow that advice. At a second, higher

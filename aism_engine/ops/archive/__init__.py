@@ -5,9 +5,9 @@
     audit-2026-11-22.jsonl.gz       an earlier day, compressed
     audit-2026-11-23.jsonl          the current day
 
-The files, sorted by name, are one log. Each line is an `AuditLine` of `ops/audit_log.py`. An entry is in the file of
-its day by the Redis clock. If that clock goes back to an earlier day, entries continue in the newest file: nothing is
-ever appended to another file.
+The files, sorted by name, are one log. Each line is an `AuditLine` of `ops/audit_log.py`. The Redis clock says to which
+day an entry belongs. If that clock goes back to an earlier day, entries continue in the newest file: nothing is ever
+appended to another file.
 
 Guaranteed:
 

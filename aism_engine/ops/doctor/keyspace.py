@@ -76,7 +76,7 @@ def key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
     return _problem(Severity.DANGER, keyspace.wrong_type, "key", what, fix) or ok("every key has the right type")
 
 
-@KEYSPACE_CHECKS.add("Nothing reads these keys or deletes them.")
+@KEYSPACE_CHECKS.add("An engine that takes over does not know these agents, and nothing deletes their keys.")
 def orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
     missing_fix = (
         "Find out who deletes them; maxmemory-policy must be noeviction. A leading engine restores those it knows. "
