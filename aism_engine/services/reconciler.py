@@ -44,11 +44,12 @@ class Reconciler(Service):
                 log.warning("scan_denied", detail=str(error), consequence="lost deadlines are not restored")
             self._is_denied = True
             return False
-        members = [*(f"command:{each}" for each in command_ids), *(f"group:{each}" for each in group_ids)]
-        lookups = Lookups(
-            commands=await self._store.commands(command_ids - fleet.commands.keys()),
-            groups=await self._store.groups(group_ids - fleet.groups.keys()),
-        )
+        commands = await self._store.commands(command_ids - fleet.commands.keys())
+        # The scan may find the group of a command later than the command. If the command ended before that, the group
+        # would not count it.
+        group_ids |= {each.group_id for each in commands.values() if each.group_id} - fleet.groups.keys()
+        members = [*(f"group:{each}" for each in group_ids), *(f"command:{each}" for each in command_ids)]
+        lookups = Lookups(commands=commands, groups=await self._store.groups(group_ids - fleet.groups.keys()))
         decisions = await self._commit_each(fleet, "orphan", members, decide_orphan, lookups)
         if restored := sum(decision.outcome == "applied" for decision in decisions):
             log.warning("deadlines_restored", count=restored, first=members[0])

@@ -16,6 +16,7 @@ from aism_engine.services import timekeeper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
+from aism_engine.store.store import Store
 from tests.support.engine import eventually, plain_client
 from tests.support.server import OwnServer
 from tests.support.workers import SOON_S, WORKER, Workers, open_workers
@@ -217,6 +218,29 @@ async def test_command_that_lost_its_deadline_is_found_by_its_record(
         async with open_workers(server, prefix) as workers:
             await workers.wait_status(f"all.{WORKER}", "expired")
             await eventually(partial(workers.call, "HGET", workers.keys.group("all"), "ended_at"))
+
+
+async def test_a_command_that_lost_its_deadline_brings_back_its_group(
+    server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group counts its last command, although the scan has not come to the group when the command ends."""
+    scan = Store.scan_without_deadline
+
+    async def scan_without_groups(store: Store, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
+        cursor, commands, _ = await scan(store, cursor, chunk)
+        return cursor, commands, set()
+
+    monkeypatch.setattr(Reconciler, "wait", lambda _: asyncio.sleep(0.02))
+    monkeypatch.setattr(Store, "scan_without_deadline", scan_without_groups)
+    async with open_workers(server, prefix) as workers:
+        await workers.register(WORKER)
+        await workers.request("all", "send", select="type=worker", command={"type": "work"}, options={"ttl": 1.5})
+        await eventually(partial(workers.audit, "command_queued"))
+    async with plain_client(server) as client:
+        await client.delete(Keys(prefix).deadlines)
+    async with open_workers(server, prefix) as workers:
+        await eventually(partial(workers.call, "HGET", workers.keys.group("all"), "ended_at"))
+        assert await workers.call("HGET", workers.keys.group("all"), "expired") == b"1"
 
 
 async def test_engine_works_on_a_server_without_scan(prefix: str) -> None:
