@@ -30,7 +30,7 @@ T = TypeVar("T")
 Payload: TypeAlias = Mapping[str, Any] | Callable[[AdminClient], Awaitable[Mapping[str, Any]]]
 
 _LEADER_INTERVAL_S: Final = 2.0
-"""Between checks that an engine leads, while a command runs."""
+"""Time between checks that an engine leads, while a command runs."""
 _START: Final = "Start one: aism-engine run"
 STALE: Final = "this is what the last one wrote"
 _WAITS: Final = "the request waits until one leads"

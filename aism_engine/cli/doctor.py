@@ -31,7 +31,7 @@ def doctor(
     max_keys: Annotated[int, options.number("Maximum number of keys to scan; 0 scans none.", 0)] = 1_000_000,
     json: options.Json = False,
 ) -> ExitCode:
-    """Check the server, the permissions of its user, the network path, and the keys of the fleet.
+    """Check the server, the permissions, the network and the keys.
 
     Each finding says what was found, why it matters and how to fix it; docs/doctor.md explains all of them. The doctor
     writes nothing, so it is safe to run beside a working fleet. It exits with 1 if a finding is a danger: data can be

@@ -13,7 +13,7 @@ from aism_engine.logs import LogWriter
 from aism_engine.terminal import OutputError
 
 _CANCEL_TIMEOUT_S: Final = 1.0
-"""For tasks that outlived the supervisor, which has already waited for them."""
+"""Longest wait for tasks that are left. The supervisor has waited for them before, within its own timeout."""
 
 
 def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> ExitCode:

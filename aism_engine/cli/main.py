@@ -43,10 +43,7 @@ COMMANDS: Final = {
     "top": ("top:top", "Watch an overview of the fleet until Ctrl-C."),
     "divergences": ("divergences:divergences", "List the open divergences, the oldest first."),
     "history": ("history:history", "Show what is recorded about an agent or a command."),
-    "doctor": (
-        "doctor:doctor",
-        "Check the server, the permissions of its user, the network path, and the keys of the fleet.",
-    ),
+    "doctor": ("doctor:doctor", "Check the server, the permissions, the network and the keys."),
     "version": ("main:version", "Print the version of AISM Engine."),
     "agents": ("agents:app", "List, show or forget agents, or confirm their losses."),
     "commands": ("commands:app", "List commands, show one, wait for it, or cancel it."),
@@ -54,7 +51,7 @@ COMMANDS: Final = {
     "machines": ("machines:app", "Check or show state machines."),
     "config": ("config:app", "Check or show the settings."),
 }
-"""Each command or group: `module:attribute` of this package, and its line in the help, shown without that import."""
+"""Each command or group: `module:attribute` of this package, and its line in the help, which needs no import."""
 
 
 def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:

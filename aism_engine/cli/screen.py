@@ -114,7 +114,7 @@ class Screen:
         self.agent: AgentView | None = None
         self.outage = ""
 
-    # --- what changes it ----------------------------------------------------------------------------------------------
+    # --- data and keys ------------------------------------------------------------------------------------------------
 
     async def read(self, admin: AdminClient) -> None:
         """Read what is shown. Raises ServerUnavailableError."""
@@ -268,7 +268,7 @@ def _format_counts(counts: dict[str, int] | dict[str, float]) -> str:
 
 
 def _share(room: int, needs: Sequence[int], first: int) -> list[int]:
-    """Share `room` lines evenly among needs, none more than it asks for. The need at `first` gets its least lines."""
+    """Share `room` lines evenly, with no more to each than it needs. The one at `first` is served before the others."""
     given = [0] * len(needs)
     given[first] = max(0, min(needs[first], _LEAST_LINES, room))
     room -= given[first]

@@ -62,7 +62,9 @@ def send(
     ] = None,
     ttl: Annotated[float | None, options.duration("Expire this long after acceptance, as in 10m.")] = None,
     ack_timeout: Annotated[float | None, options.duration("Deliver again if no ack comes within this time.")] = None,
-    timeout: Annotated[float | None, options.duration("Longest time from ack to outcome; then it fails.")] = None,
+    timeout: Annotated[
+        float | None, options.duration("Longest time from ack to outcome; then the command fails.")
+    ] = None,
     max_attempts: Annotated[int | None, options.number("Give up after N deliveries.", 1, MAX_ATTEMPTS)] = None,
     priority: Annotated[Priority, typer.Option(help="Order of delivery among waiting commands.")] = "normal",
     on_lost: Annotated[OnLost | None, typer.Option(help="What happens to the command if its agent is lost.")] = None,

@@ -115,7 +115,7 @@ class AdminClient(Inspector):
         """Wait until a command has ended or a group is decided, and return its record.
 
         Raises TimeoutError after `timeout_s`. Without `timeout_s` it waits as long as the command may run, and raises
-        TimeoutError only if the command has expired and no engine leads that could record it.
+        TimeoutError only if the command has expired and no engine can record that.
         `report` gets each record that is not decided, and why no engine can decide it now, or an empty text.
         """
         import asyncio  # noqa: PLC0415  slow to import

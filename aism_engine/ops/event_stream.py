@@ -30,7 +30,7 @@ from aism_engine.store.records import CHUNK
 from aism_engine.store.subscription import Subscription
 
 _INTERVAL_S: Final = 0.1
-"""Between reads of the audit."""
+"""Time between reads of the audit."""
 _PING_AFTER: Final = 20
 """Empty reads after which the server is pinged: with fewer, a server that is slow for a moment would count as away."""
 _KNOWN_ENTRIES: Final = 1000
