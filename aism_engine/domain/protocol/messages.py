@@ -196,21 +196,24 @@ class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`quorum` needs `select`, and cannot be combined with `any`")
 
 
-class HoldPayload(Struct, frozen=True, forbid_unknown_fields=True):
+class _OrderPayload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    reason: str | None = None
+    """Recorded in the audit."""
+
+
+class HoldPayload(_OrderPayload, frozen=True):
     agent_id: Identifier | None = None
     select: SelectorText | None = None
     all: bool | None = None
     """The whole fleet, with agents that join later."""
-    reason: str | None = None
 
     def __post_init__(self) -> None:
         _exactly_one(agent_id=self.agent_id, select=self.select, all=self.all or None)
 
 
-class CancelPayload(Struct, frozen=True, forbid_unknown_fields=True):
+class CancelPayload(_OrderPayload, frozen=True):
     command_id: Identifier | None = None
     group_id: Identifier | None = None
-    reason: str | None = None
 
     def __post_init__(self) -> None:
         _exactly_one(command_id=self.command_id, group_id=self.group_id)
@@ -220,9 +223,8 @@ class ReplayPayload(Struct, frozen=True, forbid_unknown_fields=True):
     dead_letter_id: DeadLetterId
 
 
-class PurgePayload(Struct, frozen=True, forbid_unknown_fields=True):
+class PurgePayload(_OrderPayload, frozen=True):
     dead_letter_ids: Annotated[tuple[DeadLetterId, ...], Meta(min_length=1, max_length=1000)]
-    reason: str | None = None
 
 
 def _exactly_one(**choices: object) -> None:
@@ -230,13 +232,8 @@ def _exactly_one(**choices: object) -> None:
         raise ValueError(f"expected exactly one of {', '.join(f'`{name}`' for name in choices)}")
 
 
-class ForgetPayload(Struct, frozen=True, forbid_unknown_fields=True):
+class ForgetPayload(_OrderPayload, frozen=True):
     agent_id: Identifier
-    reason: str | None = None
-
-
-class ConfirmLossesPayload(Struct, frozen=True, forbid_unknown_fields=True):
-    reason: str | None = None
 
 
 class _Request(_Message, frozen=True, kw_only=True):
@@ -279,7 +276,7 @@ class Forget(_Request, frozen=True, kw_only=True, tag="forget"):
 
 
 class ConfirmLosses(_Request, frozen=True, kw_only=True, tag="confirm_losses"):
-    payload: ConfirmLossesPayload
+    payload: _OrderPayload
 
 
 Request: TypeAlias = Send | Cancel | Pause | Drain | Resume | Replay | Purge | Forget | ConfirmLosses
