@@ -17,7 +17,7 @@ from aism_engine.services.base import Service, ServiceContext
 from aism_engine.services.wakeup import Wakeup, Watermark
 from aism_engine.settings import QueueSettings
 from aism_engine.store.store import Peek
-from aism_engine.store.writer import DecisionError, Failures, wrong_type
+from aism_engine.store.writer import DecisionError, Failure, Failures, wrong_type
 
 _SEND_ITERATIONS: Final = 3
 """Iterations of the event loop that redis-py needs to send a request: the prefetch must be sent before the commit."""
@@ -165,10 +165,11 @@ class QueueConsumer(Service, Generic[M]):
     # --- deciding -----------------------------------------------------------------------------------------------------
 
     def _decide_one(
-        self, draft: Draft, number: int, message: M | MalformedError, raw: bytes, failure: tuple[str, str] | None
+        self, draft: Draft, number: int, message: M | MalformedError, raw: bytes, failure: Failure | None
     ) -> Decision:
         if failure is not None:
-            message = MalformedError(*failure, getattr(message, "agent_id", None), getattr(message, "id", None))
+            ids = getattr(message, "agent_id", None), getattr(message, "id", None)
+            message = MalformedError(failure.code, failure.reason, *ids)
         try:
             if isinstance(message, MalformedError):
                 return self._handler.dead_letter(draft, self._policy, message, raw)

@@ -16,7 +16,7 @@ from aism_engine.domain.fleet import Fleet
 from aism_engine.domain.policy import LivenessSettings
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.records import chunks
-from aism_engine.store.writer import Decide, Failures, decide_each
+from aism_engine.store.writer import Decide, Failure, Failures, decide_each
 
 log = structlog.get_logger(component="reaper")
 
@@ -135,12 +135,12 @@ class Reaper(Service):
                 return Decision("lost", "unchanged")
             return decide_lost(draft, self._policy, change.agent_id, change.score, change.silent_s)
 
-        def decide_failed(draft: Draft, change: Loss | str, failure: tuple[str, str]) -> Decision:
+        def decide_failed(draft: Draft, change: Loss | str, failure: Failure) -> Decision:
             """Skip an agent whose score has changed meanwhile, or that cannot be written: the next scan decides again.
 
             A command list of the wrong type does not protect its agent: the agent is lost without a notice in the list.
             """
-            if isinstance(change, str) or self._store.keys.commands(change.agent_id) not in failure[1]:
+            if isinstance(change, str) or failure.keys != (self._store.keys.commands(change.agent_id),):
                 return Decision("returned" if isinstance(change, str) else "lost", "unchanged")
             decision, in_list = decide_one(draft, change), fx.WithdrawCommand | fx.PushCancel
             decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, in_list)]

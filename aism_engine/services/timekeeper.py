@@ -3,13 +3,13 @@
 from typing import Final
 
 from aism_engine.domain.commands.command import Status
-from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.commands.deadlines import Key, decide_deadline
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Lookups
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import TimekeeperSettings
-from aism_engine.store.writer import decide_each
+from aism_engine.store.writer import Failure, decide_each
 
 _BODY_BYTES: Final = 4_194_304
 """Limit of the command bodies that are read for one commit: an arbitrary number."""
@@ -56,15 +56,19 @@ class Timekeeper(Service):
     def _decide(self, draft: Draft, due: tuple[str, float]) -> Decision:
         return decide_deadline(draft, self._policy, *due)
 
-    def _decide_failed(self, draft: Draft, due: tuple[str, float], failure: tuple[str, str]) -> Decision:
-        code, reason = failure
-        if code == "score_moved":
+    def _decide_failed(self, draft: Draft, due: tuple[str, float], failure: Failure) -> Decision:
+        if failure.code == "score_moved":
             return Decision("deadline", "unchanged")
-        if code != "wrong_type":
-            return Decision("deadline", "refused", code)  # it stays due and is counted at each check
-        is_record = self._store.keys.command(_id_of(due[0])) in reason
-        wrong_type_keys = frozenset({"record" if is_record else "list"})
+        if failure.code != "wrong_type":
+            return Decision("deadline", "refused", failure.code)  # it stays due and is counted at each check
+        wrong_type_keys = {self._kind_of(name, _id_of(due[0])) for name in failure.keys}
         return decide_deadline(draft, self._policy, *due, wrong_type_keys=wrong_type_keys)
+
+    def _kind_of(self, name: str, command_id: str) -> Key:
+        keys = self._store.keys
+        if name == keys.command(command_id):
+            return "record"
+        return "group" if name.startswith(keys.group("")) else "list"
 
 
 def _id_of(member: str) -> str:

@@ -143,8 +143,8 @@ class FleetReader:
         return {group.group_id: group async for group in records}
 
     async def group_request(self, group_id: str) -> bytes | None:
-        """Read the request that made a group; None if its record is gone."""
-        found: bytes | None = await self._client.hget(self.keys.group(group_id), "request")
+        """Read the request that made a group; None if its record is gone, or if the key has the wrong type."""
+        found: bytes | None = await _unless_wrong_type(self._client.hget(self.keys.group(group_id), "request"))
         return found
 
     async def command_bodies(self, command_ids: Sequence[str], max_bytes: int) -> dict[str, bytes]:

@@ -51,6 +51,8 @@ class Failure(NamedTuple):
 
     code: str
     reason: str
+    keys: tuple[str, ...] = ()
+    """The keys of the wrong type that the decision has used, in this attempt or in an earlier one."""
 
 
 Failures: TypeAlias = Mapping[int, Failure]
@@ -61,8 +63,8 @@ Decide: TypeAlias = Callable[[Draft, Failures], list[Decision]]
 def wrong_type(*keys: str) -> Failure:
     """Return the failure of a decision that uses keys of the wrong type."""
     if len(keys) == 1:
-        return Failure("wrong_type", f"the key {keys[0]} has the wrong type")
-    return Failure("wrong_type", f"the keys {', '.join(keys)} have the wrong type")
+        return Failure("wrong_type", f"the key {keys[0]} has the wrong type", keys)
+    return Failure("wrong_type", f"the keys {', '.join(keys)} have the wrong type", keys)
 
 
 class DecisionError(Exception):
@@ -214,7 +216,8 @@ class Writer:
                     "wrong_type", f"{users[SHARED][0]} has the wrong type: repair or remove it"
                 )
             for number, keys in users.items():
-                _add_failure(failures, number, wrong_type(*keys))
+                earlier = failures[number].keys if number in failures else ()
+                _add_failure(failures, number, wrong_type(*dict.fromkeys((*earlier, *keys))))
         elif reply.code is CommitCode.SCORE_MOVED:
             for number in set(map(batch.decision_of_watch, reply.details)):
                 _add_failure(failures, number, Failure("score_moved", "the score has moved since it was read"))

@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 import json
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import pytest
 
 from aism_engine.clock import ROUNDING_S, from_iso
-from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.commands.deadlines import Key, decide_deadline
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
@@ -96,7 +97,7 @@ async def test_deadline_whose_decision_raises_does_not_delay_others(
     for each in ("raises", "plain"):
         await workers.register(f"w-{each}")
 
-    def decide(draft: Draft, rules: Policy, member: str, at: float, **wrong_type_keys: frozenset[str]) -> Decision:
+    def decide(draft: Draft, rules: Policy, member: str, at: float, **wrong_type_keys: AbstractSet[Key]) -> Decision:
         if member == "command:raises":
             raise ZeroDivisionError("a bug")
         return decide_deadline(draft, rules, member, at, **wrong_type_keys)

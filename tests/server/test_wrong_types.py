@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from aism_engine.domain.decision import Decision
+from aism_engine.services import timekeeper
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, running_engine
+from tests.support.workers import SOON_S, WORKER, open_workers
 
 MIB = 1_048_576
 
@@ -281,3 +284,40 @@ async def test_unknown_agent_whose_record_cannot_be_written_does_not_delay_other
     await eventually(lambda: engine.record("b"))
     assert [code for code, _ in await engine.dead_lettered()] == ["wrong_type"] * 200
     assert engine.metric("aism_commits_total", code="wrong_type") <= 4
+
+
+@pytest.mark.parametrize("wrong", [("record", "list"), ("group",), ("record", "group"), ("record", "list", "group")])
+async def test_deadline_is_decided_whichever_of_its_keys_have_the_wrong_type(
+    server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, ...]
+) -> None:
+    """The agent has taken the command, so a `cancel` is due too. The command ends, and other requests are served."""
+    async with open_workers(server, prefix) as workers:
+        await workers.register(WORKER)
+        monkeypatch.setattr(timekeeper, "decide_deadline", lambda *_: Decision("deadline", "unchanged"))
+        options = {"ack_timeout": SOON_S, "max_attempts": 1}
+        await workers.request("g", "send", select=f"id={WORKER}", command={"type": "work"}, options=options)
+        command_id = (await workers.pop())["id"]
+        await workers.wait_status(command_id, "delivered")
+        keys = workers.keys
+        names = {"record": keys.command(command_id), "list": keys.commands(WORKER), "group": keys.group("g")}
+        for each in wrong:
+            await workers.call("DEL", names[each])
+            await workers.call("SET", names[each], "mine")
+        monkeypatch.undo()
+        await eventually(lambda: not workers.engine.writer.fleet.commands)
+        await workers.register("other")
+        assert (await workers.send("next", "other"))["ok"]
+        assert workers.metric("aism_service_failures_total", service="timekeeper") == 0
+
+
+async def test_fanout_skips_the_targets_of_a_group_whose_record_has_the_wrong_type(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """The targets of other groups are served, and there is no outage."""
+    async with open_workers(server, prefix) as workers:
+        await workers.call("SET", workers.keys.group("damaged"), "mine")
+        await workers.call("LPUSH", workers.keys.fanout, json.dumps({"group_id": "damaged", "agent_id": WORKER}))
+        await workers.register(WORKER)
+        await workers.request("g", "send", select=f"id={WORKER}", command={"type": "work"}, options={})
+        assert (await workers.pop())["id"] == f"g.{WORKER}"
+        assert workers.outage is None

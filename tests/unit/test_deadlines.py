@@ -3,7 +3,7 @@
 import pytest
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.commands.deadlines import decide_deadline
+from aism_engine.domain.commands.deadlines import Key, decide_deadline
 from aism_engine.domain.draft import Draft
 from tests.support.model import NOW, World, queue_of, registered_world
 
@@ -31,11 +31,11 @@ def test_command_expires_after_its_ttl(world: World) -> None:
 
 
 @pytest.mark.parametrize("key", ["record", "list"])
-def test_command_with_a_key_of_the_wrong_type_ends_with_that_reason(world: World, key: str) -> None:
+def test_command_with_a_key_of_the_wrong_type_ends_with_that_reason(world: World, key: Key) -> None:
     world.send("c1")
     decision = decide_deadline(world.draft(), world.policy, "command:c1", NOW, wrong_type_keys=frozenset({key}))
     (fact,) = (effect for effect in decision.effects if isinstance(effect, fx.Fact))
-    assert (fact.event, fact.reason) == ("command_expired", f"cannot continue: its {key} has the wrong Redis type")
+    assert (fact.event, fact.reason) == ("command_expired", f"cannot continue: wrong Redis type of its {key}")
 
 
 def test_command_does_not_expire_early(world: World) -> None:

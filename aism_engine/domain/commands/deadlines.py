@@ -4,6 +4,7 @@ And orphans: open commands and groups whose record exists, but whose deadline is
 """
 
 from collections.abc import Set as AbstractSet
+from typing import Final, Literal, TypeAlias
 
 from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
@@ -16,14 +17,22 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
 from aism_engine.durations import format_duration
 
+Key: TypeAlias = Literal["record", "list", "group"]
+_WRITERS: Final[dict[Key, tuple[type[fx.Effect], ...]]] = {
+    "record": (fx.SaveCommand, fx.WithdrawCommand),
+    "list": (fx.PushCancel, fx.WithdrawCommand),
+    "group": (fx.SaveGroup,),
+}
+"""The effects that use the record of a command, its agent's list, and the record of a group."""
+
 
 def decide_deadline(
-    draft: Draft, policy: Policy, member: str, at: float, *, wrong_type_keys: AbstractSet[str] = frozenset()
+    draft: Draft, policy: Policy, member: str, at: float, *, wrong_type_keys: AbstractSet[Key] = frozenset()
 ) -> Decision:
     """Decide on one due deadline. `member` is `{kind}:{id}`, and `at` is its instant, both as they were read.
 
-    `wrong_type_keys` names the keys of the command that have the wrong type, `record` or `list`: the command still
-    ends, and the effects on these keys are left out.
+    The effects on `wrong_type_keys`, which have the wrong type, are left out. A command whose record or list is one of
+    them ends.
     """
     ctx = DecisionContext(draft, policy, Decision("deadline"), "engine", member)
     ctx.add(fx.ExpectDeadline(member, at))
@@ -37,15 +46,17 @@ def decide_deadline(
     else:
         ctx.decision.outcome = "late"
         ctx.add(fx.ClearDeadline(member))
+    for key in wrong_type_keys:
+        ctx.decision.effects[:] = [each for each in ctx.decision.effects if not isinstance(each, _WRITERS[key])]
     return ctx.decision
 
 
-def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[str]) -> None:
+def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[Key]) -> None:
     """Act on the due deadline of a command."""
     decision = ctx.decision
     agent = ctx.draft.agent(command.agent_id)
-    if wrong_type_keys:
-        reason = f"cannot continue: its {' and '.join(sorted(wrong_type_keys))} has the wrong Redis type"
+    if damaged := wrong_type_keys - {"group"}:
+        reason = f"cannot continue: wrong Redis type of its {' and '.join(sorted(damaged))}"
         _end(ctx, command, Status.EXPIRED, "expired", reason)
     elif now >= command.expires_at or agent is None:
         reason = "cannot continue: its agent is unknown" if agent is None else "did not end within its time to live"
@@ -64,9 +75,6 @@ def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_
     else:
         reason = f"did not end within {format_duration(command.timeout_s)} of execution"
         _end(ctx, command, Status.FAILED, "timeout", reason)
-    if wrong_type_keys:
-        unwritten = fx.WithdrawCommand | (fx.SaveCommand if "record" in wrong_type_keys else fx.PushCancel)
-        decision.effects[:] = [effect for effect in decision.effects if not isinstance(effect, unwritten)]
 
 
 def _end(ctx: DecisionContext, command: Command, status: Status, code: str, reason: str) -> None:

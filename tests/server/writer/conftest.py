@@ -122,7 +122,7 @@ def decide_responses(*messages: m.Response) -> Decide:
         return [
             decide_response(draft, POLICY, message, b"raw")
             if number not in failures
-            else dead_letter_response(draft, POLICY, MalformedError(*failures[number]), b"raw")
+            else dead_letter_response(draft, POLICY, MalformedError(*failures[number][:2]), b"raw")
             for number, message in enumerate(messages)
         ]
 

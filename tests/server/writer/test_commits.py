@@ -69,7 +69,7 @@ async def test_a_decision_that_raises_dead_letters_only_its_message(leader: Lead
         first = decide_responses(heartbeat("a"))(draft, {})
         if 1 not in failures:
             raise DecisionError(1) from ZeroDivisionError("oh")
-        error = MalformedError(*failures[1])
+        error = MalformedError(failures[1].code, failures[1].reason)
         return [
             *first,
             dead_letter_response(draft, POLICY, error, b"raw"),
