@@ -86,7 +86,7 @@ def forget(agent_id: _AgentId, *, request: RequestOptions, fleet: FleetOptions, 
 
 @app.command("confirm-losses")
 def confirm_losses(*, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
-    """Confirm that the agents that are silent now are really gone.
+    """Confirm that the agents that are silent now are gone.
 
     If much of a fleet falls silent at once, the engine suspects its own connection and delays losses. After this
     command it marks the agents that are silent now as lost when liveness.lost_after has passed, however many they are.

@@ -67,7 +67,7 @@ def list_(
 
 @app.command()
 def show(record_id: _Id, *, fleet: FleetOptions, output: Output) -> None:
-    """Show the record of a command or a group, and why it has not ended: who is missing, or what is paused.
+    """Show a command or a group. If it has not ended, say why: which agents are missing, or what is paused.
 
     \b
     Example:

@@ -23,7 +23,7 @@ def check(
     config: options.Config = None,
     output: Output,
 ) -> None:
-    """Check the settings and the state machines they name, and print every problem.
+    """Check the settings and the state machines that they name. Print every problem.
 
     AISM_ variables of the environment override the file, as they do for `aism-engine run`.
 

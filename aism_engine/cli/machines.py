@@ -30,7 +30,7 @@ def check(
     *,
     output: Output,
 ) -> None:
-    """Check machine files, and print every problem with its file and line.
+    """Check machine files. Print every problem with its file and line.
 
     \b
     Example:
@@ -50,7 +50,7 @@ def check(
 
 @app.command("list")
 def list_(*, config: options.Config = None, output: Output) -> None:
-    """List all machines, shipped and your own, and which agents each one applies to.
+    """List all machines, shipped and your own. Each one names the agents that it applies to.
 
     \b
     Example:
