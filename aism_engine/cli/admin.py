@@ -1,5 +1,6 @@
 """How commands read a fleet, send requests to its engine, and wait for outcomes."""
 
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -109,10 +110,34 @@ def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]
     import asyncio  # noqa: PLC0415  slow to import
 
     async def call() -> T:
+        _cancel_at_interrupt()
         async with AdminClient.connect(server) as admin, _reporting_leader(admin, consequence):
             return await act(admin)
 
-    return asyncio.run(call())
+    try:
+        return asyncio.run(call())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _cancel_at_interrupt() -> None:
+    """Let the event loop cancel this task at Ctrl-C, between two steps of the task.
+
+    `asyncio.run` cancels it in the middle of a step. If a timeout of 0 begins in the rest of the step, as in a read of
+    published messages, `asyncio.timeout` takes the cancellation for its own, and the command does not end. A second
+    Ctrl-C ends the process at once.
+    """
+    import asyncio  # noqa: PLC0415  slow to import
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        if task is not None:
+            task.cancel()
+
+    with suppress(RuntimeError):  # only the main thread receives signals
+        loop.add_signal_handler(signal.SIGINT, cancel)
 
 
 @asynccontextmanager

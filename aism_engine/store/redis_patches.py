@@ -10,6 +10,7 @@ from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
 class _PatchedConnection:
@@ -48,18 +49,24 @@ class _PatchedConnection:
             args = (*name.split(), *args[1:])
         return [hiredis.pack_command(args)]
 
-    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002
-        """Send a command, and raise CancelledError if the task was cancelled meanwhile.
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002, ARG002
+        """Send a command in `asyncio.timeout`.
 
-        cpython#86296: `asyncio.wait_for`, in which redis-py sends, loses a cancellation that arrives as the send ends:
-        one of six in a test. The task would continue and could not be stopped. The patch can go with Python 3.11.
+        cpython#86296: `asyncio.wait_for`, in which redis-py sends, loses a cancellation that arrives before the send
+        ends. The task would continue and could not be stopped. The patch can go with Python 3.11.
         """
-        task = asyncio.current_task()
-        before = task.cancelling() if task else 0
-        await super().send_packed_command(command, check_health)  # type: ignore[misc]
-        if task and task.cancelling() > before:
+        if not self.is_connected:  # type: ignore[attr-defined]
+            await self.connect_check_health(check_health=False)
+        try:
+            async with asyncio.timeout(self.socket_timeout):  # type: ignore[attr-defined]
+                await self._send_packed_command(command)
+        except BaseException as error:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # nobody will read the reply
-            raise asyncio.CancelledError
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("Timeout writing to socket") from error
+            if isinstance(error, OSError):
+                raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+            raise
 
     async def _send_packed_command(self, command: Any) -> None:  # noqa: ANN401
         with self._naming_closed_transport():

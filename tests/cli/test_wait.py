@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Final
 
 import pytest
 from redis.asyncio import Redis
@@ -23,6 +24,27 @@ from tests.support.engine import Client, Running, eventually, plain_client
 from tests.support.server import OwnServer
 
 QUEUED = {"agent_id": "w-0", "type": "work", "status": "queued", "attempt": "1", "max_attempts": "5"}
+
+_INTERRUPTED: Final = """
+import asyncio, signal, sys
+from contextlib import suppress
+from aism_engine.cli.admin import call_fleet
+from aism_engine.settings import RedisSettings
+
+async def act(_admin):
+    signal.raise_signal(signal.SIGINT)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    print("goes on")
+
+try:
+    call_fleet(RedisSettings(url=sys.argv[1]), act)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
 
 @pytest.fixture
@@ -150,6 +172,13 @@ async def test_interrupting_a_wait_says_how_to_go_on(
     assert b"To wait longer: aism-engine commands wait c-1" in await _read_until(ours, b"wait c-1")
     assert await asyncio.to_thread(process.wait) == 130
     os.close(ours)
+
+
+async def test_an_interrupt_is_not_taken_for_the_end_of_a_timeout(start: Start, server: EmbeddedServer) -> None:
+    """Such a timeout begins in a read of published messages: `tail` did not end at Ctrl-C."""
+    process = start(server.url, program=_INTERRUPTED)
+    out, _ = await asyncio.to_thread(process.communicate)
+    assert out == "interrupted\n"
 
 
 async def _read_until(terminal: int, expected: bytes) -> bytes:

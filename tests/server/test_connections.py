@@ -270,3 +270,19 @@ async def test_closing_a_subscription_while_a_channel_is_left_is_no_bug(proxy: F
     proxy.heal()
     await asyncio.gather(leaving, closing)
     await client.aclose()
+
+
+async def test_a_task_that_is_cancelled_before_it_sends_ends(server: EmbeddedServer) -> None:
+    """Ctrl-C cancels a task while it runs. `asyncio.wait_for` of Python 3.11 loses that."""
+    client = connect(RedisSettings(url=server.url), "test")
+
+    async def read() -> None:
+        await client.get("a")
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await client.get("a")
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(read())
+    await client.aclose()
