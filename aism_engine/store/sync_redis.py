@@ -35,16 +35,10 @@ class SyncRedis:
             server = parse_url(url)
         except ValueError as error:
             raise ValueError(f"the URL of the server: {error}") from None
+        self._server, self._connect_s, self._reply_s = server, connect_s, reply_s
         self._address = server.path or f"{server.host}:{server.port}"
-        self._reply_s = reply_s
-        self._reader = hiredis.Reader(replyError=RefusedCommandError)
-        with _naming_outages(self._address):
-            self._socket = _connect(server, connect_s)
-        try:
-            self._log_in(server)
-        except BaseException:
-            self.close()
-            raise
+        self._socket: socket.socket | None = None
+        self._connect()
 
     def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - a reply is what the command makes it
         """Send one command. `wait_s` is how long the command itself may block."""
@@ -59,15 +53,36 @@ class SyncRedis:
         return replies
 
     def replies(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
-        """Send several commands at once, and return their replies. A reply may be an error."""
-        with _naming_outages(self._address):
-            self._socket.settimeout(wait_s + self._reply_s)
-            # hiredis annotates the tuple as if it had one word.
-            self._socket.sendall(b"".join(hiredis.pack_command(tuple(words)) for words in commands))  # type: ignore[arg-type]
-            return [self._reply() for _ in commands]
+        """Send several commands at once, and return their replies. A reply may be an error.
+
+        After an error of the connection the next call connects again: it must not read the replies that are left.
+        """
+        connected = self._socket or self._connect()
+        try:
+            with _naming_outages(self._address):
+                connected.settimeout(wait_s + self._reply_s)
+                # hiredis annotates the tuple as if it had one word.
+                connected.sendall(b"".join(hiredis.pack_command(tuple(words)) for words in commands))  # type: ignore[arg-type]
+                return [self._reply(connected) for _ in commands]
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _connect(self) -> socket.socket:
+        self._reader = hiredis.Reader(replyError=RefusedCommandError)
+        with _naming_outages(self._address):
+            self._socket = connected = _connect(self._server, self._connect_s)
+        try:
+            self._log_in(self._server)
+        except BaseException:
+            self.close()
+            raise
+        return connected
 
     def _log_in(self, server: ServerUrl) -> None:
         if server.username or server.password:
@@ -75,9 +90,9 @@ class SyncRedis:
         if server.database:
             self.call("SELECT", server.database)
 
-    def _reply(self) -> Any:  # noqa: ANN401
+    def _reply(self, connected: socket.socket) -> Any:  # noqa: ANN401
         while (reply := self._reader.gets()) is False:
-            data = self._socket.recv(_READ)
+            data = connected.recv(_READ)
             if not data:
                 raise ConnectionResetError("the server has closed the connection")
             self._reader.feed(data)

@@ -88,6 +88,18 @@ async def test_keys_are_scanned_and_commands_sent_at_once(clients: tuple[Any, An
     assert run(blocking.get(f"{prefix}:t")) == b"text"  # the replies are still in step
 
 
+async def test_a_reply_that_comes_too_late_is_not_taken_for_the_next_one(
+    clients: tuple[Any, Any], server: EmbeddedServer, prefix: str
+) -> None:
+    _, client = clients
+    blocking = BlockingClient(RedisSettings(url=server.url, socket_timeout=300))
+    with pytest.raises(ServerUnavailableError, match="timeout"):
+        run(blocking.execute_command("BLPOP", f"{prefix}:n", 0, wait_s=-299.9))
+    await client.rpush(f"{prefix}:n", "late")
+    assert run(blocking.get(f"{prefix}:t")) == b"text"
+    blocking.close()
+
+
 async def test_a_missing_script_is_told_from_other_errors(clients: tuple[Any, Any]) -> None:
     """Both clients raise the same error, so that the script is sent whole."""
     blocking, client = clients
