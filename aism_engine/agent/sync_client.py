@@ -64,14 +64,16 @@ class SyncAgentClient:
         return state.decode() if state is not None else None
 
     def standing(self) -> tuple[bool, LeaseStatus]:
-        """Read whether the engine's record of a registration is on the server, and whether an engine leads."""
+        """Read whether the engine's record of a registration is on the server, and whether an engine leads.
+
+        A lease that the user may not read counts as held.
+        """
         reads = (("HGET", self.keys.metadata(self.agent_id), "registered_at"), *LeaseStatus.reads(self.keys))
-        try:
-            registered_at, *lease = self._connect().calls(reads)
-        except ServerUnavailableError:
-            self.close()  # replies may be left
-            raise
-        return registered_at is not None, LeaseStatus.parse(*lease)
+        registered_at, *lease = self._connect().replies(reads)
+        if isinstance(registered_at, Exception):
+            raise registered_at
+        is_readable = not any(isinstance(reply, Exception) for reply in lease)
+        return registered_at is not None, LeaseStatus.parse(*lease) if is_readable else LeaseStatus("", None, 0.0)
 
     def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
         """Pop the oldest message of a list, waiting at most `wait_s` for one. Skips entries that are no messages.

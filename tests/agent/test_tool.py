@@ -103,6 +103,20 @@ async def test_without_a_leader_aism_says_so(aism: Tool, redis_client: Redis, pr
     assert (sent.code, sent.out, sent.err.startswith(warning), sent.err.count("\n")) == (2, "", True, 2)
 
 
+async def test_a_user_who_may_not_read_the_lease_gets_the_other_warning(
+    aism: Tool,
+    redis_client: Any,  # noqa: ANN401  a `Redis`, whose method has no annotations
+    server: EmbeddedServer,
+    prefix: str,
+) -> None:
+    rights = ("on", "nopass", "+@all", "&*", f"~{prefix}:agent:*")
+    await redis_client.execute_command("ACL", "SETUSER", prefix, *rights)
+    url = server.url.replace("://", f"://{prefix}@")
+    shown = await aism("--redis", url, "state", "current")
+    await redis_client.execute_command("ACL", "DELUSER", prefix)
+    assert (shown.code, shown.err.partition(";")[0]) == (0, f"aism: warning: the agent {AGENT} is not registered")
+
+
 async def test_a_command_is_taken_and_done(engine: Running, aism: Tool, work: str) -> None:
     assert (await aism("command", "next", "--wait", "300")).json["payload"] == {"n": 1}
     assert (await aism("command", "ack", work)).code == 0
