@@ -156,10 +156,8 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
 
     async def push(self, bodies: Sequence[bytes]) -> None:
         """Push messages, the first one first. Idempotent: the engine knows their ids."""
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.lpush(self._keys.response_queue, *bodies)
-        pipeline.publish(self._keys.responses, bodies[-1])
-        await pipeline.execute()
+        push, publish = ("LPUSH", self._keys.response_queue, *bodies), ("PUBLISH", self._keys.responses, bodies[-1])
+        await self._client.execute_commands([push, publish])
 
     # --- presence -----------------------------------------------------------------------------------------------------
 

@@ -67,10 +67,8 @@ class Inspector:
             commands[command.agent_id].append(command)
         silent, views = await reader.silent_agents(), []
         for chunk in chunks(ids):
-            pipeline = self._client.pipeline(transaction=False)
-            for agent_id in chunk:
-                pipeline.llen(self._keys.commands(agent_id))
-            queued = dict(zip(chunk, await pipeline.execute(raise_on_error=False), strict=True))
+            lengths = await reader.read_lengths(("LLEN", self._keys.commands(agent_id)) for agent_id in chunk)
+            queued = dict(zip(chunk, lengths, strict=True))
             measurements, scores = await reader.measurements(chunk), await reader.heartbeat_scores(chunk)
             now = await reader.read_time()
             for agent in await self._agent_records(chunk):
@@ -78,7 +76,7 @@ class Inspector:
                 view = AgentView(
                     agent=agent,
                     heartbeat_age_s=_heartbeat_age_s(score, now),
-                    queued=queued[agent_id] if isinstance(queued[agent_id], int) else None,
+                    queued=queued[agent_id],
                     commands=commands[agent_id],
                     measurements=measurements[agent_id],
                     marked_silent_at=silent.get(agent_id),
@@ -185,11 +183,8 @@ class Inspector:
 
     async def lease(self) -> LeaseStatus:
         """Read whether an engine leads. A lease that the user may not read counts as held."""
-        pipeline = self._client.pipeline(transaction=False)
-        for command in LeaseStatus.reads(self._keys):
-            pipeline.execute_command(*command)
         try:
-            return LeaseStatus.parse(*await pipeline.execute())
+            return LeaseStatus.parse(*await self._client.execute_commands(LeaseStatus.reads(self._keys)))
         except ServerUnavailableError as error:
             if error.outage != "noperm":
                 raise

@@ -47,8 +47,10 @@ class BlockingClient:
     async def execute_command(self, *words: Any, wait_s: float = 0.0) -> Any:  # noqa: ANN401  as in redis-py
         return self._redis.call(*_flat(words), wait_s=wait_s)
 
-    def pipeline(self, *, transaction: bool) -> "_Pipeline":
-        return _Pipeline(self._redis, transaction=transaction)
+    async def execute_commands(self, commands: Iterable[Iterable[Any]], *, raise_on_error: bool = True) -> list[Any]:
+        """Send commands at once, as `NamingRedis.execute_commands`."""
+        flat = [_flat(words) for words in commands]
+        return self._redis.calls(flat) if raise_on_error else self._redis.replies(flat)
 
     def close(self) -> None:
         self._redis.close()
@@ -84,26 +86,6 @@ class BlockingClient:
     async def zrange(self, key: str, start: int, end: int, *, withscores: bool = False) -> list[Any]:
         found = await self.execute_command("ZRANGE", key, start, end, *(["WITHSCORES"] if withscores else ()))
         return [(member, float(score)) for member, score in _pairs(found).items()] if withscores else list(found)
-
-
-class _Pipeline:
-    """Commands that are sent at once."""
-
-    def __init__(self, redis: SyncRedis, *, transaction: bool) -> None:
-        if transaction:
-            raise NotImplementedError("a BlockingClient has no transactions")
-        self._redis = redis
-        self._commands: list[list[Word]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return partial(self.execute_command, name.upper())
-
-    def execute_command(self, *words: Any) -> None:  # noqa: ANN401  as in redis-py
-        self._commands.append(_flat(words))
-
-    async def execute(self, *, raise_on_error: bool = True) -> list[Any]:
-        """Return the replies; with `raise_on_error` False they may be errors."""
-        return self._redis.calls(self._commands) if raise_on_error else self._redis.replies(self._commands)
 
 
 def _flat(words: Iterable[Any]) -> list[Word]:

@@ -7,12 +7,11 @@ explicitly.
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -86,14 +85,8 @@ def _describe(error: BaseException) -> str:
     return f"{address[1]}: {text}" if address else text
 
 
-class _NamingPipeline(Pipeline):
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 - redis-py's own signature
-        with naming_outages():
-            return await super().execute(raise_on_error)
-
-
 class NamingRedis(Redis):
-    """A client whose commands and pipelines raise `ServerUnavailableError` while the server cannot serve."""
+    """A client whose commands raise `ServerUnavailableError` while the server cannot serve."""
 
     is_blocking = False
 
@@ -101,8 +94,13 @@ class NamingRedis(Redis):
         with naming_outages():
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:  # noqa: FBT001, FBT002
-        return _NamingPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+    async def execute_commands(self, commands: Iterable[Sequence[Any]], *, raise_on_error: bool = True) -> list[Any]:
+        """Send commands at once, and return their replies; with `raise_on_error` False they may be errors."""
+        pipeline = self.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        with naming_outages():
+            return await pipeline.execute(raise_on_error=raise_on_error)
 
 
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:

@@ -85,7 +85,7 @@ class FleetReader:
         Waiting messages are counted first, so that one released meanwhile counts twice and is never missed.
         """
         keys, ids = self.keys, list(agent_ids)
-        lengths = await self._read_lengths(("LLEN", name(each)) for name in (keys.mail, keys.inbox) for each in ids)
+        lengths = await self.read_lengths(("LLEN", name(each)) for name in (keys.mail, keys.inbox) for each in ids)
         both = zip(ids, lengths[: len(ids)], lengths[len(ids) :], strict=True)
         return {agent_id: (waiting or 0) + (unread or 0) for agent_id, waiting, unread in both}
 
@@ -220,15 +220,12 @@ class FleetReader:
             **dict.fromkeys(("audit", "dead_letters"), "XLEN"),
             **dict.fromkeys(("deadlines", "heartbeats"), "ZCARD"),
         }
-        found = await self._read_lengths((command, getattr(self.keys, name)) for name, command in commands.items())
+        found = await self.read_lengths((command, getattr(self.keys, name)) for name, command in commands.items())
         return {name: length for name, length in zip(commands, found, strict=True) if length is not None}
 
-    async def _read_lengths(self, calls: Iterable[tuple[str, str]]) -> list[int | None]:
+    async def read_lengths(self, calls: Iterable[tuple[str, str]]) -> list[int | None]:
         """Send several commands that return a length at once; None for a key of the wrong type."""
-        pipeline = self._client.pipeline(transaction=False)
-        for command, key in calls:
-            pipeline.execute_command(command, key)
-        replies = await pipeline.execute(raise_on_error=False)
+        replies = await self._client.execute_commands(calls, raise_on_error=False)
         return [reply if isinstance(reply, int) else None for reply in replies]
 
 

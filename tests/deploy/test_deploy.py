@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from aism_engine.clock import SystemClock
 from aism_engine.metrics import Metrics
 from aism_engine.settings import Settings
+from aism_engine.store.client import NamingRedis
 from aism_engine.store.keys import Keys
 from aism_engine.store.store import Store
 
@@ -189,7 +190,8 @@ def test_every_recording_rule_and_alert_has_a_promtool_test() -> None:
 
 async def test_alerts_use_queues_that_are_measured(redis_client: Redis, prefix: str) -> None:
     """Each `queue` of an alert is one of those that the sampler reads."""
-    measured = await Store(redis_client, Keys(prefix), SystemClock()).lengths()
+    client = NamingRedis(connection_pool=redis_client.connection_pool)
+    measured = await Store(client, Keys(prefix), SystemClock()).lengths()
     assert set(re.findall(r'queue="(\w+)"', "\n".join(expressions()))) <= set(measured)
 
 

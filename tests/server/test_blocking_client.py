@@ -72,16 +72,9 @@ async def test_keys_are_scanned_and_commands_sent_at_once(clients: tuple[Any, An
     async def scan() -> list[bytes]:
         return [key async for key in blocking.scan_iter(match=f"{prefix}:*", count=2)]
 
-    async def send() -> list[Any]:
-        pipeline = blocking.pipeline(transaction=False)
-        pipeline.llen(f"{prefix}:l")
-        pipeline.execute_command("LLEN", f"{prefix}:t")
-        pipeline.llen(f"{prefix}:none")
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
-
+    calls = [("LLEN", f"{prefix}:{name}") for name in ("l", "t", "none")]
     assert sorted(await asyncio.to_thread(run, scan())) == sorted(f"{prefix}:{each}".encode() for each in "thzsxl")
-    three, error, none = await asyncio.to_thread(run, send())
+    three, error, none = await asyncio.to_thread(run, blocking.execute_commands(calls, raise_on_error=False))
     assert (three, isinstance(error, ServerUnavailableError), none) == (3, True, 0)
     with pytest.raises(ServerUnavailableError, match="wrong_type"):
         run(blocking.llen(f"{prefix}:t"))

@@ -18,7 +18,7 @@ from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
 from aism_engine.ops.doctor.known_keys import classify
 from aism_engine.ops.doctor.permissions import denied_commands, missing_rules, required_commands
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import connect
+from aism_engine.store.client import NamingRedis, connect
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.docs.reading import DOCS, keys_of_code
@@ -272,7 +272,8 @@ async def test_doctor_reads_everything_with_the_permissions_of_its_page(
 
 
 async def scan(client: Client, prefix: str, max_keys: int = 100_000) -> KeyspaceFacts:
-    return await KeyspaceScan(client, Keys(prefix), max_keys=max_keys).run()
+    named = NamingRedis(connection_pool=client.connection_pool)
+    return await KeyspaceScan(named, Keys(prefix), max_keys=max_keys).run()
 
 
 def test_every_key_of_the_engine_is_classified() -> None:

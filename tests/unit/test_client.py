@@ -96,7 +96,7 @@ async def test_a_missing_server_is_the_outage_refused() -> None:
         await client.ping()
     assert (caught.value.outage, str(caught.value)) == ("refused", "refused: 127.0.0.1:1: Connection refused")
     with pytest.raises(ServerUnavailableError):
-        await client.pipeline().ping().execute()
+        await client.execute_commands([["PING"]])
     await client.aclose()
 
 

@@ -189,11 +189,8 @@ class KeyspaceScan:
 
     async def _replies(self, commands: Iterable[RedisCommand]) -> list[Any]:
         """Send commands in one round trip. An error about a key of the wrong type is returned as its reply."""
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
+        replies: list[Any] = await self._client.execute_commands(commands, raise_on_error=False)
         with naming_outages():
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
             for reply in replies:
                 if isinstance(reply, ResponseError) and outage_of(reply) != "wrong_type":
                     raise reply
