@@ -8,7 +8,7 @@ Two limits end loops of messages. Both are counted in memory and start afresh wi
 loop some more messages, never an unlimited number.
 
 - Hops end a loop within a thread. The hop count of a message is one more than the highest hop count that its sender
-  received in the thread. A message to many recipients counts as one hop.
+  received in the thread. An agent that writes to many others at once adds one hop only.
 - The rate of a pair, a token bucket for each sender and recipient, slows a loop outside of threads, or one that begins
   a new thread each time.
 """
