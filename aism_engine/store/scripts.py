@@ -66,6 +66,13 @@ class Script:
             return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 
+def load_all() -> None:
+    """Read the files of all scripts. Without it each file is read when its script is first called."""
+    for each in globals().values():
+        if isinstance(each, Script):
+            _ = each.digest
+
+
 def _read(name: str) -> str:
     return (_LUA / name).read_text()
 

@@ -49,6 +49,7 @@ class Store(FleetReader):
 
     def __init__(self, client: Client, keys: Keys, clock: Clock) -> None:
         super().__init__(client, keys, clock)
+        scripts.load_all()  # an upgrade may replace the files before a standby leads
         self.lease_left_s = 0.0
 
     # --- commit path --------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
-"""The header of each script says what the script does."""
+"""The header of each script says what the script does, and an engine keeps the scripts with which it was started."""
 
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
+from aism_engine.clock import SystemClock
 from aism_engine.store import scripts
+from aism_engine.store.keys import Keys
+from aism_engine.store.store import Store
 
 LUA = files("aism_engine.store") / "lua"
 SCRIPTS = sorted(path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua"))
@@ -42,3 +46,16 @@ def _split(name: str) -> tuple[str, str]:
     lines = (LUA / f"{name}.lua").read_text().splitlines(keepends=True)
     end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
     return "".join(lines[:end]), "".join(lines[end:])
+
+
+def test_an_upgrade_does_not_change_the_scripts_of_a_running_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It replaces the files. A standby has called few scripts until then."""
+    found: list[scripts.Script] = [getattr(scripts, name.upper()) for name in SCRIPTS]
+    for script in found:
+        vars(script).pop("text", None)
+        vars(script).pop("digest", None)
+    Store(None, Keys("aism"), SystemClock())
+    monkeypatch.setattr(scripts, "_LUA", tmp_path)
+    assert all(script.text and script.digest for script in found)
