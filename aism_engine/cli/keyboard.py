@@ -1,6 +1,7 @@
 """Keys that are pressed on a terminal, without waiting for Enter.
 
-The terminal echoes nothing meanwhile. Its mode is restored in any case but SIGKILL: after Ctrl-C, SIGTERM or an error.
+The terminal echoes nothing meanwhile. Its mode is restored in any case but SIGKILL: after Ctrl-C, Ctrl-\\, SIGTERM or
+an error.
 """
 
 import asyncio
@@ -27,13 +28,14 @@ _ESCAPE_S: Final = 0.1
 class Keyboard:
     """Reads the keys of the terminal at standard input into `events`, until the context ends.
 
-    A change of the window size is the event `resize`, SIGTERM and the end of the input are `quit`. Without a terminal,
-    or in the background, there are no keys. After Ctrl-Z and `fg` the keys are read again.
+    A change of the window size is the event `resize`. SIGTERM, SIGQUIT (the key Ctrl-\\) and the end of the input are
+    `quit`. Without a terminal, or in the background, there are no keys. After Ctrl-Z and `fg` the keys are read again.
     """
 
     def __init__(self, events: asyncio.Queue[str], *, handle_sigterm: bool) -> None:
         self._events = events
-        self._signals = {signal.SIGWINCH: "resize"} | ({signal.SIGTERM: "quit"} if handle_sigterm else {})
+        ends = (signal.SIGQUIT, signal.SIGTERM) if handle_sigterm else (signal.SIGQUIT,)
+        self._signals = {signal.SIGWINCH: "resize"} | dict.fromkeys(ends, "quit")
         self._pending = ""
         self._timer: asyncio.TimerHandle | None = None
         self._saved: list[Any] | None = None

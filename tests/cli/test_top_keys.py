@@ -119,7 +119,7 @@ async def test_keys_sort_select_and_open(top: Terminals) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("end", ["\x03", signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("end", ["\x03", "\x1c", signal.SIGTERM, signal.SIGINT])
 async def test_the_terminal_is_restored_by_a_signal(top: Terminals, end: str | signal.Signals) -> None:
     shown = top()
     await shown.shows("NO PROBLEM: 3")
