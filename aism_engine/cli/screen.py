@@ -201,7 +201,7 @@ class Screen:
 
     def _draw_agent(self, width: int | None, height: int) -> list[Text]:
         if self.agent is None:
-            return [Text(f"agent {self.agent_id} is no longer known", style="red")]
+            return [Text(printable(f"agent {self.agent_id} is no longer known"), style="red")]
         lines = field_lines(agent_as_json(self.agent), AGENT_TABLES)
         if width is not None:
             lines = [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ") or [""]]

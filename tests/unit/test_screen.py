@@ -142,6 +142,8 @@ def test_text_of_an_agent_cannot_control_the_terminal() -> None:
     screen.press("enter")
     for text in (*lines, *draw(screen), *draw(screen, None, keys=False)):
         assert text.isprintable(), text
+    screen.agent_id, screen.agent = "\x1b[2J", None
+    assert draw(screen)[0] == r"agent \x1b[2J is no longer known"
 
 
 def test_keys_are_found_in_what_a_terminal_sends() -> None:
