@@ -45,7 +45,10 @@ class ServerUnavailableError(AismError):
 
 
 class RefusalError(AismError):
-    """The engine has refused a message or a request. The attributes are the fields of the error in docs/protocol.md."""
+    """The engine has refused a message or a request. The attributes are the fields of the error in docs/protocol.md.
+
+    `explanation` is a message for people.
+    """
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         self.code = str(error.get("code", ""))
@@ -53,6 +56,8 @@ class RefusalError(AismError):
         self.details: Mapping[str, Any] = error.get("details") or {}
         self.suggestions = tuple(error.get("suggestions") or ())
         super().__init__(f"{self.code}: {'; try: '.join((self.message, *self.suggestions[:1]))}")
+        advice = f" (try: {'; '.join(self.suggestions)})" if self.suggestions else ""
+        self.explanation = f"refused: {self.message}{advice}"
 
 
 class NotLeadingError(AismError):

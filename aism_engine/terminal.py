@@ -6,6 +6,7 @@ pipe early, such as `head`, is no error, nor is a standard output that was close
 
 import atexit
 import gc
+import json
 import os
 import re
 import sys
@@ -164,13 +165,13 @@ def check_output() -> None:
         raise OutputError("standard output is closed")
 
 
-def is_encodable(text: str) -> bool:
-    """Return whether standard output can write a text without escapes."""
+def print_json(text: str) -> None:
+    """Print JSON as `print_line` does, with escapes of JSON for what the encoding of standard output lacks."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        return False
-    return True
+        text = json.dumps(json.loads(text), separators=(",", ":"))
+    print_line(text)
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from aism_engine.agent.arguments import add_shared_options
 from aism_engine.agent.sync_client import SyncAgentClient
 from aism_engine.agent.tool_commands import COMMANDS, GROUPS
 from aism_engine.durations import format_duration
-from aism_engine.errors import ServerUnavailableError
+from aism_engine.errors import RefusalError, ServerUnavailableError
 from aism_engine.redact import redacted
 from aism_engine.terminal import (
     EXIT_CODES,
@@ -25,8 +25,8 @@ from aism_engine.terminal import (
     check_output,
     describe_usage_error,
     invalid_argument,
-    is_encodable,
     print_error_line,
+    print_json,
     print_line,
     run,
 )
@@ -100,14 +100,15 @@ def _call(options: argparse.Namespace) -> int:
     if result is None:
         waited = format_duration(options.wait)
         return _print_error(f"nothing has arrived within {waited}. Wait longer with --wait DURATION", TIMED_OUT)
-    return _print_error(_format_refusal(result), REFUSED) if result.get("ok") is False else DONE
+    if result.get("ok") is False:
+        return _print_error(RefusalError(result.get("error") or {}).explanation, REFUSED)
+    return DONE
 
 
 def _print_result(client: SyncAgentClient, options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Print a result as JSON. A message that was taken from a list and cannot be printed is put back."""
-    text = json.dumps(result, separators=(",", ":"), ensure_ascii=False)
     try:
-        print_line(text if is_encodable(text) else json.dumps(result, separators=(",", ":")))
+        print_json(json.dumps(result, separators=(",", ":"), ensure_ascii=False))
     except OutputError as error:
         if not hasattr(options, "wait"):
             raise
@@ -131,12 +132,6 @@ def _print_warnings(client: SyncAgentClient) -> None:
     elif not registered:
         fix = "check the id, or register: aism register --type TYPE"
         _print_error(f"warning: the agent {client.agent_id} is not registered; {fix}", DONE)
-
-
-def _format_refusal(reply: dict[str, Any]) -> str:
-    error = reply.get("error") or {}
-    suggestions = "; ".join(error.get("suggestions", ()))
-    return f"refused: {error.get('message', 'no reason given')}" + (f" (try: {suggestions})" if suggestions else "")
 
 
 def _build_parser() -> argparse.ArgumentParser:

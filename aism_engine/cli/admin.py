@@ -20,7 +20,7 @@ from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.group import GROUP_TABLE, OUTCOMES
 from aism_engine.domain.records import RecordTable
 from aism_engine.durations import format_age
-from aism_engine.errors import ServerUnavailableError
+from aism_engine.errors import RefusalError, ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient, NoReplyError
 from aism_engine.settings import RedisSettings, Settings
 from aism_engine.store.blocking_client import BlockingClient, run
@@ -197,7 +197,7 @@ async def send_request(
     if not reply["ok"]:
         if output.json:
             print_json(reply)
-        raise RefusedError(_format_refusal(reply["error"]))
+        raise RefusedError(RefusalError(reply["error"]).explanation)
     return reply
 
 
@@ -276,8 +276,3 @@ def _public(record: Mapping[str, str], table: RecordTable[Any]) -> dict[str, Any
     """Return the fields for people: the outcome, those of `table`, then the others. A Redis hash has no order."""
     ordered = dict.fromkeys(("status", "code", "reason", *table.fields, *sorted(record)))
     return {name: record[name] for name in ordered if record.get(name) and name not in _INTERNAL_FIELDS}
-
-
-def _format_refusal(error: Mapping[str, Any]) -> str:
-    suggestions = "; ".join(error.get("suggestions", ()))
-    return f"refused: {error['message']}" + (f" (try: {suggestions})" if suggestions else "")

@@ -1,6 +1,5 @@
 """What commands print: results on standard output, as text or as JSON, and progress on standard error."""
 
-import json
 import re
 import sys
 import time
@@ -11,10 +10,11 @@ import msgspec
 import typer
 from msgspec import Struct
 
+from aism_engine import terminal
 from aism_engine.cli import options
 from aism_engine.clock import from_iso, iso
 from aism_engine.durations import format_age
-from aism_engine.terminal import is_encodable, print_error_line, print_line, printable
+from aism_engine.terminal import print_error_line, print_line, printable
 
 _PROGRESS_AFTER_S: Final = 1.0
 _PROGRESS_INTERVAL_S: Final = 0.2
@@ -61,8 +61,7 @@ class Output(options.OptionSet, frozen=True, kw_only=True):
 
 def print_json(value: object) -> None:
     """Print a result as one line of JSON."""
-    text = msgspec.json.encode(value).decode()
-    print_line(text if is_encodable(text) else json.dumps(msgspec.json.decode(text)))
+    terminal.print_json(as_json_text(value))
 
 
 def print_notice(message: str) -> None:
