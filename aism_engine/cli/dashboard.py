@@ -16,7 +16,6 @@ from rich.console import Console
 
 from aism_engine.cli.screen import Screen
 from aism_engine.cli.top import show_live
-from aism_engine.domain.fleet import Fleet
 from aism_engine.durations import format_age
 from aism_engine.engine import Engine
 from aism_engine.metrics import Metrics
@@ -62,23 +61,16 @@ def _count(counter: Counter, **labels: str) -> int:
     return int(sum(sample.value for sample in samples if labels.items() <= sample.labels.items()))
 
 
-def _queue_depths(metrics: Metrics) -> dict[str, int]:
-    """Read the last sampled length of each queue, stream and index."""
-    (family,) = metrics.queue_depth.collect()
-    return {sample.labels["queue"]: int(sample.value) for sample in family.samples}
-
-
-def _states(fleet: Fleet) -> dict[str, int]:
-    return dict(sorted(collections.Counter(agent.state for agent in fleet.agents.values()).items()))
-
-
 async def log_progress(engine: Engine) -> NoReturn:
     """Log one line every few seconds, for pipes and files."""
     started_at = time.monotonic()
     while True:
         await asyncio.sleep(_LOG_INTERVAL_S)
         totals = msgspec.structs.asdict(summarize(engine.metrics, time.monotonic() - started_at))
-        log.info("dev_progress", states=_states(engine.writer.fleet), depths=_queue_depths(engine.metrics), **totals)
+        states = collections.Counter(agent.state for agent in engine.writer.fleet.agents.values())
+        (queues,) = engine.metrics.queue_depth.collect()
+        depths = {sample.labels["queue"]: int(sample.value) for sample in queues.samples}
+        log.info("dev_progress", states=dict(sorted(states.items())), depths=depths, **totals)
 
 
 class LogLines(io.StringIO):

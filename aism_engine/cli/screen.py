@@ -102,7 +102,8 @@ class Screen:
     def __init__(self, head: Callable[[], Sequence[str]], slowest: int) -> None:
         self._head = head
         self._slowest = slowest
-        self._overview: Overview | None = None
+        self.overview: Overview | None = None
+        """None until a fleet was read."""
         self._counts: Mapping[str, Any] = {}
         self._sections: dict[Section, list[Row]] = {}
         self._sort = next(iter(_SORTS))
@@ -128,7 +129,7 @@ class Screen:
 
     def update(self, overview: Overview) -> None:
         """Show a new overview. The same agent stays selected."""
-        before, self._overview, self._counts = self._selected_row, overview, overview.counts
+        before, self.overview, self._counts = self._selected_row, overview, overview.counts
         sections: dict[Section, list[Row]] = {
             problem: [Row(problem, view) for view in views] for problem, views in overview.problems.items()
         }
@@ -156,18 +157,13 @@ class Screen:
             self._scrolled = max(0, self._scrolled + step)
         elif key == "enter" and (row := self._selected_row) is not None:
             self.agent_id, self.agent, self._scrolled = row.view.agent.agent_id, row.view, 0
-        elif key == "s" and self._overview is not None:
+        elif key == "s" and self.overview is not None:
             names = list(_SORTS)
             self._sort = names[(names.index(self._sort) + 1) % len(names)]
-            self.update(self._overview)
+            self.update(self.overview)
         else:
             self._selected = max(0, min(self._selected + step, len(self._rows) - 1))
         return True
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no overview was read yet."""
-        return self._overview is None
 
     @property
     def _rows(self) -> list[Row]:
@@ -209,7 +205,7 @@ class Screen:
         return [Text(line) for line in lines[self._scrolled :]]
 
     def _draw_head(self) -> list[Text]:
-        overview = self._overview
+        overview = self.overview
         lines = [Text(printable(line)) for line in self._head()]
         if overview is None:
             return [*lines, Text("reading the fleet")]
@@ -227,7 +223,7 @@ class Screen:
 
     def _draw_sections(self, room: int, *, keys: bool) -> list[Text]:
         """Draw the agents with a problem, the other agents where lines are left, and the slowest commands."""
-        overview, sections = self._overview, self._sections
+        overview, sections = self.overview, self._sections
         commands = [] if overview is None else [command_as_json(each) for each in overview.slowest(self._slowest)]
         command_lines = ["", *table_lines(commands, _COMMAND_COLUMNS)] if commands else []
         selected = self._selected_row

@@ -87,7 +87,7 @@ async def show_live(
     events, is_wanted = asyncio.Queue[str](), asyncio.Event()
 
     async def refresh() -> None:
-        pause_s = 0.0 if screen.is_empty else interval_s
+        pause_s = 0.0 if screen.overview is None else interval_s
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
