@@ -164,10 +164,8 @@ async def _print_facts(admin: AdminClient, source: _Source, period: _Period, out
 
 def _select(line: AuditLine, name: str, period: _Period) -> list[dict[str, Any]]:
     """Return the facts of a line that name this id, each with the id of its entry, or a note of missing entries."""
-    if line.gap is not None:
-        return [{"gap": line.gap}] if period.contains(entry_time(line.gap.before)) else []
-    if line.rollback is not None:
-        return [{"rollback": line.rollback}] if period.contains(entry_time(line.rollback.before)) else []
+    if note := line.gap or line.rollback:
+        return line.items() if period.contains(entry_time(note.before)) else []
     return [
         {"entry": line.id, **fact}
         for fact in line.decoded_facts()

@@ -49,18 +49,15 @@ def tail(
         remaining = count
         async with aclosing(admin.events(print_notice)) as events:
             async for event in events:
-                if "event" not in event:
+                is_wanted = (
+                    (not types or event.get("event") in types)
+                    and event.get("event") not in (excluded or ())
+                    and agent in {None, event.get("agent_id")}
+                    and command in {None, event.get("command_id")}
+                )
+                if "event" not in event or is_wanted:
                     output.print(event, format_item(event))
-                    continue
-                if (
-                    (types and event["event"] not in types)
-                    or event["event"] in (excluded or ())
-                    or agent not in {None, event.get("agent_id")}
-                    or command not in {None, event.get("command_id")}
-                ):
-                    continue
-                output.print(event, format_event(event))
-                remaining = remaining and remaining - 1
+                    remaining = remaining and remaining - ("event" in event)
                 if remaining == 0:
                     return
 
@@ -68,7 +65,7 @@ def tail(
 
 
 def format_item(item: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
-    """Write an event, or a note of missing entries, on one line."""
+    """Write an event, or a note of missing entries, on one line. The time is local, or `-` if it is not valid."""
     if gap := item.get("gap"):
         count = "an unknown number of" if gap.entries is None else gap.entries
         between = f"{iso(entry_time(gap.after))} and {iso(entry_time(gap.before))}"
@@ -76,18 +73,13 @@ def format_item(item: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
     if rollback := item.get("rollback"):
         since = iso(entry_time(rollback.after))
         return f"--- the server was rolled back to {since}: later facts above were undone ---"
-    return format_event(item, time_format)
-
-
-def format_event(event: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
-    """Write an event on one line. Its time is local, or `-` if the event has no valid time."""
     try:
-        at = datetime.fromisoformat(event.get("at") or event["timestamp"]).astimezone().strftime(time_format)[:-3]
+        at = datetime.fromisoformat(item.get("at") or item["timestamp"]).astimezone().strftime(time_format)[:-3]
     except (KeyError, TypeError, ValueError):
         at = "-"
-    parts = [at, event["event"], event.get("agent_id", "-")]
-    if "new_state" in event:
-        parts.append(f"{event.get('old_state', '?')} -> {event['new_state']}")
-    others = {name: value for name, value in event.items() if name not in _HEAD and value is not None}
+    parts = [at, item["event"], item.get("agent_id", "-")]
+    if "new_state" in item:
+        parts.append(f"{item.get('old_state', '?')} -> {item['new_state']}")
+    others = {name: value for name, value in item.items() if name not in _HEAD and value is not None}
     parts += (f"{name}={value if isinstance(value, str) else as_json_text(value)}" for name, value in others.items())
     return printable("  ".join(map(str, parts)))

@@ -11,6 +11,7 @@ or a restored backup it may give the same id to another commit, so id and commit
 """
 
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count, repeat
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -20,6 +21,7 @@ from msgspec import Raw, Struct
 
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
+from aism_engine.store.records import pairs
 from aism_engine.store.scripts import READ_AUDIT
 
 BEGINNING: Final = "0-0"
@@ -108,15 +110,17 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def cursor(self) -> Cursor:
         return Cursor(self.id, self.commit, self.n)
 
+    def items(self) -> list[dict[str, Any]]:
+        """Return the facts, or the note of missing entries by its name."""
+        notes = {"gap": self.gap, "rollback": self.rollback}
+        return [{name: note} for name, note in notes.items() if note is not None] or self.decoded_facts()
+
     def decoded_facts(self) -> list[dict[str, Any]]:
         """Decode the facts. Items that do not name an event are left out, since anyone can write to the audit."""
-        if not bytes(self.facts):
-            return []
-        try:
+        with suppress(*DECODE_ERRORS):
             facts = msgspec.json.decode(self.facts)
             return [fact for fact in facts if isinstance(fact, dict) and isinstance(fact.get("event"), str)]
-        except DECODE_ERRORS:
-            return []
+        return []
 
 
 def line_from_entry(entry_id: bytes, fields: dict[bytes, bytes], number: int | None = None) -> AuditLine:
@@ -222,7 +226,7 @@ class AuditLog:
             first=first.decode(),
             last=last.decode(),
             commit_at_cursor=decode_truncated(commit or NO_COMMIT.encode()) if found else None,
-            entries=[(entry_id, _fields(values)) for entry_id, values in entries],
+            entries=[(entry_id, pairs(values)) for entry_id, values in entries],
         )
 
     async def find_common_entry(self, cursor: Cursor, find_known: FindKnown) -> Cursor:
@@ -237,7 +241,7 @@ class AuditLog:
             candidates: list[EntryKey] = []
             while len(candidates) < wanted:
                 found = await self._client.xrevrange(self._keys.audit, end, "-", count=_SEARCH_ENTRIES)
-                candidates += ((decode_truncated(key), _commit(_fields(values))) for key, values in found)
+                candidates += ((decode_truncated(key), _commit(pairs(values))) for key, values in found)
                 if len(found) < _SEARCH_ENTRIES:
                     wanted = 0
                     break
@@ -294,7 +298,3 @@ class AuditTail:
             self.cursor = lines[-1].cursor
         behind = None if page.added is None or self.cursor.number is None else page.added - self.cursor.number
         return TailPage(lines, page.now, page.more, behind if page.more else 0, page.first)
-
-
-def _fields(values: Any) -> dict[bytes, bytes]:  # noqa: ANN401  redis-py returns a dict, a script a flat list
-    return values if isinstance(values, dict) else dict(zip(values[::2], values[1::2], strict=True))

@@ -15,7 +15,6 @@ import msgspec
 from aism_engine.ops.audit_log import (
     BEGINNING,
     DECODE_ERRORS,
-    AuditLine,
     AuditLog,
     AuditTail,
     Cursor,
@@ -70,7 +69,7 @@ class EventStream:
                     yield event
                 for line in page.lines:
                     self._known.append((line.id, line.commit))
-                    for item in _items(line):
+                    for item in line.items():
                         yield item
         finally:
             await self._subscription.close()
@@ -101,12 +100,6 @@ class EventStream:
 def _missed(read: _Read) -> str:
     empty = "" if read[1].first else ". The audit is empty: the server has lost its data"
     return f"; what was only published meanwhile is lost{empty}"
-
-
-def _items(line: AuditLine) -> list[dict[str, Any]]:
-    """Return the facts of a line, or its note of missing entries."""
-    notes = {"gap": line.gap, "rollback": line.rollback}
-    return [{name: note} for name, note in notes.items() if note is not None] or line.decoded_facts()
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

@@ -192,9 +192,8 @@ class _Evidence(NamedTuple):
                 yield OpenCommand(command_id, following.fact.type, None, None, self._basis(at, following.at))
         ids = {each.fact.command_id for each in (*self.past, *self.future)}
         for each in self.now.commands if self.now else ():
-            if (
-                each.command_id not in ids and each.accepted_at <= at
-            ):  # every fact about it is older than the oldest entry
+            # Every fact about such a command is older than the oldest entry.
+            if each.command_id not in ids and each.accepted_at <= at:
                 known = each.status if self._basis(at, float("inf")) == "recorded" else None
                 yield OpenCommand(each.command_id, each.type, known, iso(each.accepted_at), "recorded")
 

@@ -6,16 +6,14 @@ them suspends: `run` executes what awaits only these methods, without an event l
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from aism_engine.settings import RedisSettings
+from aism_engine.store.records import pairs
 from aism_engine.store.sync_redis import SyncRedis, Word
 
 T = TypeVar("T")
 Entry = tuple[bytes, dict[bytes, bytes]]
-
-_LOWEST: Final = "-"
-_HIGHEST: Final = "+"
 
 
 def run(work: Awaitable[T]) -> T:
@@ -62,7 +60,7 @@ class BlockingClient:
         return popped
 
     async def hgetall(self, key: str) -> dict[bytes, bytes]:
-        return _pairs(await self.execute_command("HGETALL", key))
+        return pairs(await self.execute_command("HGETALL", key))
 
     async def scan_iter(self, *, match: str, count: int) -> AsyncIterator[bytes]:
         cursor = b"0"
@@ -73,7 +71,7 @@ class BlockingClient:
             if cursor == b"0":
                 return
 
-    async def xrange(self, key: str, since: str = _LOWEST, until: str = _HIGHEST, *, count: int) -> list[Entry]:
+    async def xrange(self, key: str, since: str = "-", until: str = "+", *, count: int) -> list[Entry]:
         return _entries(await self.execute_command("XRANGE", key, since, until, "COUNT", count))
 
     async def xrevrange(self, key: str, max: str, min: str, *, count: int) -> list[Entry]:  # noqa: A002  as in redis-py
@@ -85,7 +83,7 @@ class BlockingClient:
 
     async def zrange(self, key: str, start: int, end: int, *, withscores: bool = False) -> list[Any]:
         found = await self.execute_command("ZRANGE", key, start, end, *(["WITHSCORES"] if withscores else ()))
-        return [(member, float(score)) for member, score in _pairs(found).items()] if withscores else list(found)
+        return [(member, float(score)) for member, score in pairs(found).items()] if withscores else list(found)
 
 
 def _flat(words: Iterable[Any]) -> list[Word]:
@@ -95,9 +93,5 @@ def _flat(words: Iterable[Any]) -> list[Word]:
     return flat
 
 
-def _pairs(values: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(values[::2], values[1::2], strict=True))
-
-
 def _entries(found: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
-    return [(entry_id, _pairs(values)) for entry_id, values in found]
+    return [(entry_id, pairs(values)) for entry_id, values in found]

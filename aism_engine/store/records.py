@@ -85,6 +85,10 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def pairs(values: Any) -> dict[bytes, bytes]:  # noqa: ANN401  redis-py returns a dict, a script a flat list
+    return values if isinstance(values, dict) else dict(zip(values[::2], values[1::2], strict=True))
+
+
 def text(value: bytes) -> str:
     """Decode a name that any client may have written. Bytes that are not UTF-8 are escaped: then it is no valid id."""
     return value.decode(errors="backslashreplace")
