@@ -53,10 +53,7 @@ _REFERENCE_HEADER: Final = """\
 
 
 def load_settings(
-    path: Path | None = None,
-    *,
-    environ: Mapping[str, str] | None = None,
-    overrides: Mapping[str, object] | None = None,
+    path: Path | None = None, *, environ: Mapping[str, str] | None = None, overrides: Mapping[str, object] | None = None
 ) -> LoadedSettings:
     """Load the settings from all sources.
 

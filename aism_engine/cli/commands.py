@@ -24,9 +24,7 @@ app = options.CommandGroup(help="List commands, show one, wait for it, or cancel
 _Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a command or of a group.")]
 
 
-COMMAND_COLUMNS: Final = (
-    *("command_id", "agent_id", "type", "status", "priority", "attempt", "accepted_at", "due_at"),
-)
+COMMAND_COLUMNS: Final = ("command_id", "agent_id", "type", "status", "priority", "attempt", "accepted_at", "due_at")
 
 
 @app.command("list")

@@ -39,8 +39,7 @@ class _Period(NamedTuple):
 
 def history(
     name: Annotated[
-        str,
-        typer.Argument(metavar="AGENT|COMMAND", parser=values.identifier, help="Id of an agent or of a command."),
+        str, typer.Argument(metavar="AGENT|COMMAND", parser=values.identifier, help="Id of an agent or of a command.")
     ],
     *,
     since: Annotated[

@@ -26,9 +26,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a machine.")
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Machines in TOML.")],
-    *,
-    output: Output,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Machines in TOML.")], *, output: Output
 ) -> None:
     """Check machine files. Print every problem with its file and line.
 

@@ -25,9 +25,7 @@ _SCENARIOS: Final[Mapping[_Name, Callable[[], Coroutine[None, None, ScenarioResu
 
 
 def scenario(
-    name: Annotated[_Name, typer.Argument(metavar="NAME", help="One of those above.")],
-    *,
-    output: Output,
+    name: Annotated[_Name, typer.Argument(metavar="NAME", help="One of those above.")], *, output: Output
 ) -> ExitCode:
     """Run a scenario and print its result. Each has a server and an engine of its own.
 

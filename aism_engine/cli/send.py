@@ -9,13 +9,7 @@ import typer
 
 from aism_engine import values
 from aism_engine.cli import options
-from aism_engine.cli.admin import (
-    FleetOptions,
-    format_outcome,
-    outcome_exit_code,
-    send_request,
-    wait_for_outcome,
-)
+from aism_engine.cli.admin import FleetOptions, format_outcome, outcome_exit_code, send_request, wait_for_outcome
 from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.cli.output import Output
 from aism_engine.clock import iso
