@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from aism_engine.domain.dead_letters import dead_letter_oversized
 from aism_engine.domain.decision import Decision
@@ -16,11 +16,9 @@ from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.services.wakeup import Wakeup, Watermark
 from aism_engine.settings import QueueSettings
+from aism_engine.store.client import until_sent
 from aism_engine.store.store import Peek
 from aism_engine.store.writer import DecisionError, Failure, Failures, wrong_type
-
-_SEND_ITERATIONS: Final = 3
-"""Iterations of the event loop that redis-py needs to send a request: the prefetch must be sent before the commit."""
 
 M = TypeVar("M")
 
@@ -133,8 +131,7 @@ class QueueConsumer(Service, Generic[M]):
         """Start to read the next batch while the current one is decided and committed."""
         self._prefetch_ledger = self._writer.ledger
         self._prefetched = asyncio.ensure_future(self._fetch(skip))
-        for _ in range(_SEND_ITERATIONS):
-            await asyncio.sleep(0)
+        await until_sent()  # before the commit is sent
 
     async def _fetch(self, skip: int) -> tuple[Peek, list[M | MalformedError]]:
         """Peek and decode. The oldest `skip` messages are left out: they are the current batch."""

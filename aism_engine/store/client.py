@@ -5,6 +5,7 @@ Only the writer sends a commit again: under the same id, and while this engine l
 explicitly.
 """
 
+import asyncio
 import re
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,6 +48,8 @@ _BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (InvalidResponse, "not_redis"),
 )
 _ADDRESS: Final = re.compile(r"(?:connecting to|reading from) (\S*[:/]\S*?)\.?( |$)")
+_SEND_ITERATIONS: Final = 3
+"""Iterations of the event loop that redis-py needs to send a request."""
 OUTAGE_NAMES: Final = tuple(sorted(REPLY_OUTAGES.union(name for _, name in _BY_CLASS)))
 
 
@@ -101,6 +104,12 @@ class NamingRedis(Redis):
             pipeline.execute_command(*command)
         with naming_outages():
             return await pipeline.execute(raise_on_error=raise_on_error)
+
+
+async def until_sent() -> None:
+    """Wait until redis-py has sent the first request of a task that was just created."""
+    for _ in range(_SEND_ITERATIONS):
+        await asyncio.sleep(0)
 
 
 def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = None) -> Client:

@@ -1,6 +1,6 @@
 """Reads many record hashes in one call, each packed into one string. Damaged records are left out."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Final, TypeVar
@@ -16,8 +16,6 @@ from aism_engine.store.scripts import READ_RECORDS
 
 T = TypeVar("T")
 CHUNK: Final = 1000
-_SEND_ITERATIONS: Final = 3
-"""Iterations of the event loop that redis-py needs to send a request."""
 _FIELD_BYTES: Final = 65_536
 """Maximum length of a field that is read: labels may be long, and any client may have written anything."""
 MEASUREMENTS_CHUNK: Final = 250
@@ -49,7 +47,12 @@ async def each_record(
             records = await (ahead or read_records(client, map(key, page), table.fields))
             ahead = None
             if number + 1 < len(pages) and not client.is_blocking:
-                ahead = await _begin(read_records(client, map(key, pages[number + 1]), table.fields))
+                from asyncio import ensure_future  # noqa: PLC0415  slow to import
+
+                from aism_engine.store.client import until_sent  # noqa: PLC0415  slow to import
+
+                ahead = ensure_future(read_records(client, map(key, pages[number + 1]), table.fields))
+                await until_sent()
             for name, packed in zip(page, records, strict=True):
                 try:
                     found = table.from_values(name, _VALUES.decode(packed))
@@ -59,16 +62,6 @@ async def each_record(
     finally:
         if ahead is not None:
             ahead.cancel()
-
-
-async def _begin(reading: Coroutine[Any, Any, T]) -> Any:  # noqa: ANN401  the module of its type is slow to import
-    """Start to read, and return the future of the reply as soon as the request is sent."""
-    import asyncio  # noqa: PLC0415  slow to import
-
-    future = asyncio.ensure_future(reading)
-    for _ in range(_SEND_ITERATIONS):
-        await asyncio.sleep(0)
-    return future
 
 
 async def read_fleet_hold(client: Client, keys: Keys) -> Held:
