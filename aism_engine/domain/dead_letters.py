@@ -55,7 +55,7 @@ def dead_letter_request(draft: Draft, policy: Policy, error: MalformedError, raw
     """Dead-letter a request that cannot be decoded or committed, and reply to it if its id can be read."""
     ctx = DecisionContext(draft, policy, Decision("malformed"), "operator", error.message_id)
     add_dead_letter(ctx, error.code, error.reason, raw, "request_queue", error.agent_id)
-    if error.message_id is not None and error.code != "wrong_type":  # it may be the key of the reply that is wrong
+    if error.message_id is not None and error.code != "wrong_type":  # the key of the reply may have the wrong type
         reply = ErrorReply("request_refused", error.code, error.reason)
         ctx.reply(None, error.message_id, {"ok": False, "error": reply})
     return ctx.decision

@@ -58,7 +58,7 @@ def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: byt
         content["thread_id"] = payload.thread_id
     body = encode(m.CommandMessage(id=message_id, type="message", payload=content, timestamp=draft.at), recipient.codec)
     if accepts is True:
-        release_mail(ctx, recipient)  # some may wait since before a reload of the machines changed `accepts_messages`
+        release_mail(ctx, recipient)  # a reload of the machines may have left messages waiting
         ctx.add(fx.DeliverMail(payload.to, body))
         ctx.record("message_delivered", agent_id=agent.agent_id, details=details)
     else:

@@ -22,7 +22,7 @@ class LivezReply(Struct, frozen=True):
 
 
 class ReadyzReply(LivezReply, frozen=True):
-    """Verbose reply of /readyz."""
+    """JSON reply of /readyz."""
 
     role: str
     checks: Mapping[str, HealthCheck]

@@ -29,7 +29,7 @@ class HttpServer:
         self.address = (settings.host, settings.port)
 
     def bind(self) -> None:
-        """Bind the address, unless it is bound. Raises an OSError that names it: in use, not local, not allowed."""
+        """Bind the address, unless it is bound. Raises an OSError with the address and the reason."""
         self._listener = self._listener or self._listen()
 
     async def run(self) -> None:

@@ -1,6 +1,7 @@
 """The protocol of sd_notify(3), for a systemd service of `Type=notify`.
 
-Without NOTIFY_SOCKET nothing is sent. A missing or full socket costs one line in the log. No call raises or blocks.
+Without NOTIFY_SOCKET nothing is sent. If the socket is missing or full, a call logs a warning. No call raises or
+blocks.
 """
 
 import os

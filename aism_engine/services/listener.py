@@ -1,6 +1,4 @@
-"""Reads the pub/sub channels: wakes up the queue consumers, and queues state changes and measurements that agents only
-publish.
-"""
+"""Reads the pub/sub channels: wakes up the queue consumers, and queues what agents only publish."""
 
 import asyncio
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ log = structlog.get_logger(component="reaper")
 _REST_FACTOR: Final = 9
 """Rest after a scan, in multiples of its duration, so that scans take at most a tenth of the time."""
 _MAX_REST_SHARE: Final = 0.1
-"""Longest rest, as a share of `lost_after`: a scan takes very long if the process is stopped meanwhile."""
+"""Longest rest, as a share of `lost_after`: a process that is stopped during a scan must not rest for long after it."""
 
 
 class Reaper(Service):

@@ -27,7 +27,7 @@ _HEARTBEATS_SHARE: Final = 0.1
 _FULL_PASS_SHARE: Final = 0.01
 """Largest share of the time for full passes."""
 _MAX_REST_INTERVALS: Final = 10
-"""Longest rest, in multiples of `metadata_interval`: a pass takes very long if the process is stopped meanwhile."""
+"""Longest rest, in multiples of `metadata_interval`: a process that is stopped during a pass must not rest for long."""
 
 
 class Registrar(Service):

@@ -3,7 +3,7 @@
 from typing import Final
 
 from aism_engine.domain.commands.command import Status
-from aism_engine.domain.commands.deadlines import Key, decide_deadline
+from aism_engine.domain.commands.deadlines import KeyKind, decide_deadline
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Lookups
@@ -64,7 +64,7 @@ class Timekeeper(Service):
         wrong_type_keys = {self._kind_of(name, _id_of(due[0])) for name in failure.keys}
         return decide_deadline(draft, self._policy, *due, wrong_type_keys=wrong_type_keys)
 
-    def _kind_of(self, name: str, command_id: str) -> Key:
+    def _kind_of(self, name: str, command_id: str) -> KeyKind:
         keys = self._store.keys
         if name == keys.command(command_id):
             return "record"

@@ -59,8 +59,8 @@ class Wakeups:
 class Watermark:
     """How far the response queue has been applied: agents and commands are judged only up to `applied_until`.
 
-    The consumer reports the length of the queue at each peek, and how many messages each commit applied. Everything
-    that a peek found in the queue is applied once that many messages have been applied after the peek.
+    The consumer reports the length of the queue at each peek, and how many messages each commit applied. If a peek
+    found 5 messages, then all of them are applied once 5 more messages have been applied.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The part of redis-py's client that the commands of operators use, over a blocking connection.
 
 Importing redis-py and asyncio takes longer than such a command. The methods are coroutines, as in redis-py, but none of
-them suspends: `run` executes what awaits only these methods, without an event loop.
+them suspends: `run` executes a coroutine that awaits only these methods, without an event loop.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

@@ -61,7 +61,7 @@ def bundled_binary() -> Path:
 
 
 class EmbeddedServer:
-    """One server process. Its port and its folder outlive a `kill`, but not a `stop`."""
+    """One server process. A free port and a temporary folder outlive a `kill`, but not a `stop`."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class EmbeddedServer:
                 raise ServerUnavailableError(outage, f"{binary} does not serve; its log ends:\n{log}")
 
     def stop(self) -> None:
-        """Stop the server, or kill it if it does not stop. Forgets a chosen port and folder."""
+        """Stop the server, or kill it if it does not stop. Forget a free port, and remove a temporary folder."""
         self._end(signal.SIGTERM)
         if self._wanted_dir is None and self._dir is not None:
             shutil.rmtree(self._dir, ignore_errors=True)

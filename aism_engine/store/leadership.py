@@ -1,7 +1,8 @@
 """Whether this engine leads. The elector sets it, the writer ends it when a commit is fenced; all others only read it.
 
-A holder trusts its lease until `trusted_until`, counted on the monotonic clock from before the renewal was sent. After
-that it stops acting. This only saves work: a stale leader is harmless because every commit compares its fencing token.
+A holder trusts its lease until `trusted_until`: the monotonic instant before the renewal was sent, plus the time to
+live. After that it stops acting. This only saves work: a stale leader is harmless because every commit compares its
+fencing token.
 """
 
 import asyncio

@@ -30,7 +30,7 @@ class Peek(NamedTuple):
     """Id of the last commit before the peek.
 
     It shows whether a prefetch is valid. A prefetch skips as many messages as the current batch has. If a commit has
-    removed the batch before, the prefetch skips other messages.
+    changed the queue before the peek, the prefetch has skipped wrong messages.
     """
 
     @property

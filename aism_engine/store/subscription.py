@@ -21,7 +21,7 @@ class Subscription:
     def __init__(self, client: Client, channels: Sequence[str], *, ping_after: int = 2) -> None:
         """After `ping_after` empty reads in a row the server is pinged: nothing else would show a dead connection.
 
-        After as many further ones without an answer, the connection counts as dead.
+        If as many further reads are empty too, the connection counts as dead.
         """
         self._client = client
         self._channels = set(channels)

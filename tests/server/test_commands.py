@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from aism_engine.clock import ROUNDING_S, from_iso
-from aism_engine.domain.commands.deadlines import Key, decide_deadline
+from aism_engine.domain.commands.deadlines import KeyKind, decide_deadline
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
@@ -97,7 +97,9 @@ async def test_deadline_whose_decision_raises_does_not_delay_others(
     for each in ("raises", "plain"):
         await workers.register(f"w-{each}")
 
-    def decide(draft: Draft, rules: Policy, member: str, at: float, **wrong_type_keys: AbstractSet[Key]) -> Decision:
+    def decide(
+        draft: Draft, rules: Policy, member: str, at: float, **wrong_type_keys: AbstractSet[KeyKind]
+    ) -> Decision:
         if member == "command:raises":
             raise ZeroDivisionError("a bug")
         return decide_deadline(draft, rules, member, at, **wrong_type_keys)

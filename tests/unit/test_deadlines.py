@@ -3,7 +3,7 @@
 import pytest
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.commands.deadlines import Key, decide_deadline
+from aism_engine.domain.commands.deadlines import KeyKind, decide_deadline
 from aism_engine.domain.draft import Draft
 from tests.support.model import NOW, World, queue_of, registered_world
 
@@ -31,7 +31,7 @@ def test_command_expires_after_its_ttl(world: World) -> None:
 
 
 @pytest.mark.parametrize("key", ["record", "list"])
-def test_command_with_a_key_of_the_wrong_type_ends_with_that_reason(world: World, key: Key) -> None:
+def test_command_with_a_key_of_the_wrong_type_ends_with_that_reason(world: World, key: KeyKind) -> None:
     world.send("c1")
     decision = decide_deadline(world.draft(), world.policy, "command:c1", NOW, wrong_type_keys=frozenset({key}))
     (fact,) = (effect for effect in decision.effects if isinstance(effect, fx.Fact))

@@ -149,7 +149,7 @@ def test_no_transition_leaves_a_final_state(machine: Machine) -> None:
     ("old", "new", "expected"),
     [
         ("version = 3", "version = 0", "full.toml:3: [machine] version: expected 1 or more"),
-        ("min_stay = 5", "min_stay = -1", "full.toml:8: [states.inbox] min_stay: expected 0 (none) to 1e+09"),
+        ("min_stay = 5", "min_stay = -1", "full.toml:8: [states.inbox] min_stay: expected 0 (none) to 1000000000"),
         ("max_stay = 600", "max_stay = nan", "full.toml:18: [states.work] max_stay: expected 0 (none) to"),
         (
             "max_agents = 2",

@@ -10,10 +10,11 @@ of every agent count from zero.
 Most agents are fresh, and their scores are recent. So that a large fleet costs little, a scan reads only the scores
 outside the `ScoreRange`: those from before it, and those in the future. A score that was in the range at the last scan
 and is outside it now tells when it last changed:
-- In the future: the score has changed since the last scan, because time moves an unchanged score only towards the past.
-  The agent's clock is fast. The tracker remembers the score until it changes, even while the range contains it.
-- Before the range: if the agent's clock is accurate, the score last changed `width_s` ago. If the tracker saw the score
-  enter the range less than `width_s` ago, the clock is slow, and the score last changed when it entered.
+- In the future: the score has changed since the last scan, because the range only moves forward. The agent's clock is
+  fast. The tracker remembers the score until it changes, even while the range contains it.
+- Before the range: an accurate clock writes a score at the end of the range, so the score last changed `width_s` ago. A
+  slow clock writes an older score, which leaves the range sooner. So if the tracker saw the score enter the range less
+  than `width_s` ago, the score last changed when it entered.
 
 Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score falls behind
 the range for the first time, the tracker does not know yet whether the agent's clock is slow, and takes it as accurate.
@@ -29,6 +30,7 @@ from msgspec import Struct, field
 from aism_engine.domain.policy import LivenessSettings
 
 Mode: TypeAlias = Literal["normal", "partial", "full"]
+"""How far the brake limits losses: not at all, to a number per scan, or to none."""
 MILLISECONDS_FROM: Final = 1e11
 """A score from here on is in milliseconds: as seconds it would be the year 5138."""
 
@@ -59,7 +61,7 @@ class Scan(Struct, frozen=True, kw_only=True):
     """What the reaper has read. Instants are of the monotonic clock."""
 
     scores: Mapping[str, float]
-    """Scores outside the range, and unchanged scores that were in the future before they entered the range."""
+    """Scores outside the range, and those of fast clocks that have entered the range without a change."""
     watched: int
     """Number of watched agents, with or without a score outside the range."""
     score_range: ScoreRange

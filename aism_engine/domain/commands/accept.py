@@ -103,7 +103,7 @@ def find_agent(ctx: DecisionContext, agent_id: str, error_type: str = "send_refu
     seen = ctx.draft.lookups.snapshots.get(agent_id)
     if seen is not None and seen.exists:
         return admit(ctx, agent_id, "request", error_type=error_type)
-    message = f"there is no agent {agent_id}: it has never registered, responded or sent a heartbeat"
+    message = f"there is no agent {agent_id}: no registration, response or heartbeat of it is known"
     return ErrorReply(error_type, "unknown_agent", message, suggestions=("aism-engine agents list",))
 
 

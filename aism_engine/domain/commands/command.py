@@ -91,7 +91,7 @@ class Command(Struct, kw_only=True):
     failures: Annotated[int, INTEGER] = 0
     """Number of retryable errors that its agent reported."""
     restarts: Annotated[int, INTEGER] = 0
-    """Number of attempts that ended because the process of its agent did."""
+    """Number of attempts that ended because its agent's process ended."""
     accepted_at: Annotated[float, INSTANT]
     start_at: Annotated[float, INSTANT] = 0.0
     """The scheduled start, from which the time to live counts; 0: it may be sent at once."""

@@ -17,8 +17,8 @@ from aism_engine.domain.draft import Draft
 from aism_engine.domain.policy import Policy
 from aism_engine.durations import format_duration
 
-Key: TypeAlias = Literal["record", "list", "group"]
-_WRITERS: Final[dict[Key, tuple[type[fx.Effect], ...]]] = {
+KeyKind: TypeAlias = Literal["record", "list", "group"]
+_WRITERS: Final[dict[KeyKind, tuple[type[fx.Effect], ...]]] = {
     "record": (fx.SaveCommand, fx.WithdrawCommand),
     "list": (fx.PushCancel, fx.WithdrawCommand),
     "group": (fx.SaveGroup,),
@@ -27,12 +27,12 @@ _WRITERS: Final[dict[Key, tuple[type[fx.Effect], ...]]] = {
 
 
 def decide_deadline(
-    draft: Draft, policy: Policy, member: str, at: float, *, wrong_type_keys: AbstractSet[Key] = frozenset()
+    draft: Draft, policy: Policy, member: str, at: float, *, wrong_type_keys: AbstractSet[KeyKind] = frozenset()
 ) -> Decision:
     """Decide on one due deadline. `member` is `{kind}:{id}`, and `at` is its instant, both as they were read.
 
-    The effects on `wrong_type_keys`, which have the wrong type, are left out. A command whose record or list is one of
-    them ends.
+    `wrong_type_keys` have the wrong type. The effects that use them are left out. A command ends if its record or its
+    agent's list is one of them.
     """
     ctx = DecisionContext(draft, policy, Decision("deadline"), "engine", member)
     ctx.add(fx.ExpectDeadline(member, at))
@@ -51,7 +51,7 @@ def decide_deadline(
     return ctx.decision
 
 
-def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[Key]) -> None:
+def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[KeyKind]) -> None:
     """Act on the due deadline of a command."""
     decision = ctx.decision
     agent = ctx.draft.agent(command.agent_id)

@@ -24,7 +24,7 @@ class FanoutTarget(Struct, frozen=True, kw_only=True):
 
 
 def decide_fanout_target(draft: Draft, policy: Policy, target: FanoutTarget, _raw: bytes) -> Decision:
-    """Apply the request of a group to one target. It is late if the record of the group has expired."""
+    """Apply the request of a group to one target. It is late if the group has ended or has no readable request."""
     ctx = DecisionContext(draft, policy, Decision("fanout_target"), "operator", target.group_id)
     group, request = draft.group(target.group_id), draft.lookups.group_requests.get(target.group_id)
     ctx.operator = None if request is None else request.operator

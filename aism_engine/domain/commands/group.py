@@ -20,7 +20,7 @@ UNDECIDED: Final = frozenset({*(status.value for status in OPEN), "open"})
 
 
 class Group(Struct, kw_only=True):
-    """Progress of a request for many agents. It succeeds when `needed` of its `total` commands have succeeded."""
+    """Progress of a request for many agents. It succeeds when `needed` of its `total` members have succeeded."""
 
     group_id: str
     kind: Annotated[str, TEXT]

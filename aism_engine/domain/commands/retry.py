@@ -19,7 +19,7 @@ def retry(
 ) -> None:
     """Schedule the next attempt. If none is left, the command is due at once, and is dead-lettered then.
 
-    `failed`: the agent has reported an error. `restarted`: the attempt ended because the process of the agent did.
+    `failed`: the agent has reported an error. `restarted`: the attempt ended because the agent's process ended.
     """
     now, pause_s = ctx.draft.now, attempt_pause_s(command, ctx.policy.commands)
     why = {"event": "retried", "code": code, "reason": reason}
@@ -57,8 +57,9 @@ def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
 
     Only a registration under another `instance` proves that the earlier process is gone. That process has the commands
     that were acknowledged before the registration. A delivered command may be with the new process instead, which pops
-    as soon as it has pushed its registration. So a delivered command is released only if it was delivered before
-    `applied_until`: the registration, which is not applied yet, was pushed after that instant.
+    as soon as it has pushed its registration. The registration is not applied yet, so it was pushed after
+    `applied_until`: a command that was delivered before that instant is with the earlier process. Any other delivered
+    command is left alone.
     """
     taken = [command for each in agent.delivered if (command := ctx.draft.command(each)) is not None]
     for command in sorted(taken, key=lambda each: each.seq):

@@ -268,7 +268,7 @@ def _check_stay(machine: Machine, name: str, state: State) -> Iterator[_Problem]
     path, after, found = ("states", name), state.after_max_stay, machine.allowed(name)
     for key in ("min_stay", "max_stay", "cooldown", "max_agents"):
         if not 0 <= getattr(state, key) <= _MAX:
-            yield _Problem((*path, key), f"expected 0 (none) to {_MAX:g}")
+            yield _Problem((*path, key), f"expected 0 (none) to {_MAX:.0f}")
     if 0 < state.max_stay < state.min_stay:
         yield _Problem((*path, "max_stay"), "less than min_stay")
     if not after:

@@ -71,10 +71,11 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
         return True
     if until > agent.stay_until:
         return until > now or bool(state.after_max_stay)
-    # If the deadline lies after the end of the stay, either a reload of the machines has shortened the stay, or the
-    # transition was refused. In the second case it is correct: the engine tries again after another `max_stay`.
-    is_shorter = 0 < until < agent.stay_until - ROUNDING_S
-    return is_shorter and (until > now or agent.stay_until - now > state.max_stay or not state.after_max_stay)
+    # A deadline after the end of the stay is correct if the transition was refused: the engine tries again within
+    # `max_stay`. Otherwise a reload of the machines has shortened the stay.
+    is_late = 0 < until < agent.stay_until - ROUNDING_S
+    is_retry = bool(state.after_max_stay) and until <= now and agent.stay_until - now <= state.max_stay
+    return is_late and not is_retry
 
 
 def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:

@@ -196,12 +196,12 @@ class SendPayload(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`quorum` needs `select`, and cannot be combined with `any`")
 
 
-class _OrderPayload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _WithReason(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str | None = None
     """Recorded in the audit."""
 
 
-class HoldPayload(_OrderPayload, frozen=True):
+class HoldPayload(_WithReason, frozen=True):
     agent_id: Identifier | None = None
     select: SelectorText | None = None
     all: bool | None = None
@@ -211,7 +211,7 @@ class HoldPayload(_OrderPayload, frozen=True):
         _exactly_one(agent_id=self.agent_id, select=self.select, all=self.all or None)
 
 
-class CancelPayload(_OrderPayload, frozen=True):
+class CancelPayload(_WithReason, frozen=True):
     command_id: Identifier | None = None
     group_id: Identifier | None = None
 
@@ -223,7 +223,7 @@ class ReplayPayload(Struct, frozen=True, forbid_unknown_fields=True):
     dead_letter_id: DeadLetterId
 
 
-class PurgePayload(_OrderPayload, frozen=True):
+class PurgePayload(_WithReason, frozen=True):
     dead_letter_ids: Annotated[tuple[DeadLetterId, ...], Meta(min_length=1, max_length=1000)]
 
 
@@ -232,7 +232,7 @@ def _exactly_one(**choices: object) -> None:
         raise ValueError(f"expected exactly one of {', '.join(f'`{name}`' for name in choices)}")
 
 
-class ForgetPayload(_OrderPayload, frozen=True):
+class ForgetPayload(_WithReason, frozen=True):
     agent_id: Identifier
 
 
@@ -276,7 +276,7 @@ class Forget(_Request, frozen=True, kw_only=True, tag="forget"):
 
 
 class ConfirmLosses(_Request, frozen=True, kw_only=True, tag="confirm_losses"):
-    payload: _OrderPayload
+    payload: _WithReason
 
 
 Request: TypeAlias = Send | Cancel | Pause | Drain | Resume | Replay | Purge | Forget | ConfirmLosses

@@ -18,7 +18,7 @@ local code = {RENEWED = 2, TAKEN = 1, HELD = 0}
 local lease, epoch, led_at = KEYS[1], KEYS[2], KEYS[3]
 local holder, ttl_ms, own_token = unpack(ARGV)
 
--- Only people read led_at: a server that refuses to write it must not cost the engine its lease.
+-- Only people read led_at, so a failed write of it must not cost the engine its lease.
 local function note_time()
   redis.pcall('SET', led_at, redis.call('TIME')[1])
 end

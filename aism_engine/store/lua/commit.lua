@@ -144,7 +144,7 @@ end
 
 local function overtake(list, body)
   try('LPUSH', list, body)
-  try('LMOVE', list, list, 'LEFT', 'RIGHT')  -- RPUSH would be one more permission
+  try('LMOVE', list, list, 'LEFT', 'RIGHT')  -- RPUSH would need one more permission
 end
 
 for _ = 1, write_count do

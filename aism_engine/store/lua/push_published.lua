@@ -1,4 +1,4 @@
--- Push published messages to a queue, unless a newer push, by epoch and number, came first.
+-- Push published messages to a queue, unless a newer push came first. Epoch and number give the order of the pushes.
 --
 -- KEYS[1]    queue
 -- KEYS[2]    publication cursor: `epoch:number` of the last push
