@@ -201,7 +201,7 @@ async def test_engine_works_with_the_named_permissions_only(own: EmbeddedServer,
         async with launched(own, prefix, redis__url=url, protocol__max_message_bytes=2000) as engine:
             await use_everything(engine)
             assert engine.metric("aism_redis_outages_total", outage="noperm") == 0
-            assert engine.outage is None
+            assert engine.refusal is None
         assert await admin.execute_command("EXISTS", Keys(prefix).lease) == 0  # the lease was released
 
 

@@ -117,7 +117,7 @@ async def test_a_silent_key_of_the_wrong_type_hides_silence_only(server: Embedde
         await running.wait_serving()
         await heartbeat_until_fresh(running, "a")
         await wait_shown(running, "a", "lost")
-        assert running.outage is None
+        assert running.refusal is None
         assert await running.call("GET", running.keys.silent) == b"mine"
 
 

@@ -57,7 +57,7 @@ async def test_agent_key_of_the_wrong_type_dead_letters_only_that_message(
     assert dead_letter["code"] == (b"unknown_command" if unknown else b"wrong_type")
     assert (json.loads(dead_letter["raw"]), dead_letter["agent_id"]) == (response, b"a")
     assert unknown or key in dead_letter["reason"].decode()
-    assert engine.outage is None
+    assert engine.refusal is None
     if unknown:
         return
     await engine.call("DEL", key)
@@ -320,4 +320,4 @@ async def test_fanout_skips_the_targets_of_a_group_whose_record_has_the_wrong_ty
         await workers.register(WORKER)
         await workers.request("g", "send", select=f"id={WORKER}", command={"type": "work"}, options={})
         assert (await workers.pop())["id"] == f"g.{WORKER}"
-        assert workers.outage is None
+        assert workers.refusal is None

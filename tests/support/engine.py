@@ -159,6 +159,11 @@ class Running(Reader):
         """The name of the current outage, as the engine reports it."""
         return self.engine.outages.current
 
+    @property
+    def refusal(self) -> str | None:
+        """The name of the current outage, unless it is a timeout, which a busy machine may cause."""
+        return None if self.outage == "timeout" else self.outage
+
     async def wait_serving(self) -> None:
         """Wait until the engine leads, has loaded the fleet, and is subscribed."""
         keys = self.keys
