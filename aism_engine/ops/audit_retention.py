@@ -1,7 +1,7 @@
 """Trims old audit entries and dead letters.
 
-Each archive publishes its position: the last entry that is safe on its disk. No entry after the position of a live
-archive is trimmed, except by the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
+Each archive publishes its cursor: the last entry that is safe on its disk. No entry after the cursor of a live archive
+is trimmed, except by the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
 """
 
 from typing import Final
@@ -19,8 +19,8 @@ _TRIM_ENTRIES: Final = 100
 """Entries trimmed per call."""
 
 
-class ArchivePosition(Struct, frozen=True):
-    """How far an archive has come: every entry up to `cursor` is synced to its disk.
+class PublishedCursor(Struct, frozen=True):
+    """The cursor of an archive, as published: every entry up to `cursor` is synced to its disk.
 
     `at` is when this was published, in unix seconds by Redis `TIME`. Host and directory are information for people.
     """
@@ -32,21 +32,21 @@ class ArchivePosition(Struct, frozen=True):
 
 
 class AuditRetention:
-    """Positions of the archives, and trimming. Raises `ServerUnavailableError` while the server cannot serve."""
+    """Cursors of the archives, and trimming. Raises `ServerUnavailableError` while the server cannot serve."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
-    async def publish_position(self, archive: str, position: ArchivePosition) -> None:
-        await self._client.hset(self._keys.archives, archive, msgspec.json.encode(position))
+    async def publish_cursor(self, archive: str, published: PublishedCursor) -> None:
+        await self._client.hset(self._keys.archives, archive, msgspec.json.encode(published))
 
-    async def positions(self) -> dict[str, ArchivePosition | None]:
-        """Read the position of every archive, None where it is malformed."""
+    async def cursors(self) -> dict[str, PublishedCursor | None]:
+        """Read the cursor of every archive, None where it is malformed."""
         found = await self._client.hgetall(self._keys.archives)
-        return {decode_truncated(archive): _position(value) for archive, value in found.items()}
+        return {decode_truncated(archive): _published(value) for archive, value in found.items()}
 
-    async def remove_position(self, archive: str) -> None:
+    async def remove_cursor(self, archive: str) -> None:
         """Stop keeping entries for this archive."""
         await self._client.hdel(self._keys.archives, archive)
 
@@ -70,9 +70,9 @@ class AuditRetention:
         return removed
 
 
-def _position(value: bytes) -> ArchivePosition | None:
+def _published(value: bytes) -> PublishedCursor | None:
     try:
-        position = msgspec.json.decode(value, type=ArchivePosition)
-        return position if min(entry_order(position.cursor)) >= 0 else None
+        published = msgspec.json.decode(value, type=PublishedCursor)
+        return published if min(entry_order(published.cursor)) >= 0 else None
     except (ValueError, RecursionError):
         return None

@@ -1,7 +1,7 @@
 """The archiver: copies the audit to files on this engine's disk, whether the engine leads or stands by.
 
 A page is written as soon as it is read. Written entries are synced every `poll_interval` and every 8 MiB; then the
-archiver publishes its position, and the janitor trims only up to published positions. So neither a kill nor a power
+archiver publishes its cursor, and the janitor trims only up to published cursors. So neither a kill nor a power
 failure loses an entry.
 
 A disk error is logged and counted by its cause, and the archiver retries with backoff. The engine keeps working. The
@@ -26,7 +26,7 @@ from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
 from aism_engine.ops.archive.directory import CAUSES, ArchiveError
 from aism_engine.ops.audit_log import BEGINNING, AuditLine, AuditLog, AuditTail, EntryKey, entry_time
-from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention
+from aism_engine.ops.audit_retention import AuditRetention, PublishedCursor
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import ArchiveSettings
 
@@ -126,8 +126,8 @@ class Archiver(Service):
 
     async def _publish(self, archive: ArchiveWriter) -> None:
         cursor = archive.synced.id
-        position = ArchivePosition(cursor, await self._store.read_time(), archive.host, str(archive.path))
-        await self._retention.publish_position(archive.name, position)
+        published = PublishedCursor(cursor, await self._store.read_time(), archive.host, str(archive.path))
+        await self._retention.publish_cursor(archive.name, published)
         self._published = (cursor, self._clock.monotonic())
 
     async def _compress(self, archive: ArchiveWriter, now: float) -> bool:

@@ -66,12 +66,12 @@ class Janitor(Service):
     async def _oldest_cursor(self) -> str | None:
         """Return the oldest cursor of the archives that are alive, None without any. Forget the other archives."""
         now, cursors = self._store.now, list[str]()
-        for archive, position in (await self._audit.positions()).items():
-            if position is not None and now - position.at < self._settings.archive_ttl:
-                cursors.append(position.cursor)
+        for archive, published in (await self._audit.cursors()).items():
+            if published is not None and now - published.at < self._settings.archive_ttl:
+                cursors.append(published.cursor)
                 continue
-            await self._audit.remove_position(archive)
-            details = {} if position is None else {**asdict(position), "at": iso(position.at)}
+            await self._audit.remove_cursor(archive)
+            details = {} if published is None else {**asdict(published), "at": iso(published.at)}
             log.warning("archive_forgotten", archive=archive, **details, consequence="the audit is not kept for it")
         return min(cursors, key=entry_order, default=None)
 

@@ -33,7 +33,7 @@ async def engine(server: EmbeddedServer, prefix: str, archive: Path) -> AsyncIte
         keep: dict[str, object] = {"retention__audit_entries": 3, "retention__trim_interval": 0.02}
         dirs: dict[str, object] = {"archive__directory": str(archive), "archive__poll_interval": 0.02}
         async with running_engine(server, prefix, **keep, **dirs) as engine:
-            # Until the archive has published its position, the audit keeps nothing for it.
+            # Until the archive has published its cursor, the audit keeps nothing for it.
             await eventually(lambda: engine.call("EXISTS", engine.keys.archives))
             yield engine
 

@@ -17,7 +17,7 @@ from aism_engine.backoff import Backoff
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
 from aism_engine.ops.archive.directory import read_identity
 from aism_engine.ops.audit_log import AuditLog
-from aism_engine.ops.audit_retention import ArchivePosition, AuditRetention
+from aism_engine.ops.audit_retention import AuditRetention, PublishedCursor
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.archive import archived_commits, archived_lines, audit_commits, is_complete
 from tests.support.daemon import daemon
@@ -118,16 +118,16 @@ async def test_audit_is_trimmed_behind_the_archives_only(server: EmbeddedServer,
             await load.say(engine, 1)
             await eventually(engine.is_drained)
 
-        behind = ArchivePosition("0-0", engine.engine.store.now)
-        await retention(engine).publish_position("behind", behind)
+        behind = PublishedCursor("0-0", engine.engine.store.now)
+        await retention(engine).publish_cursor("behind", behind)
         for _ in range(100):
             await apply_one()
         await eventually(is_complete(engine, path))
         assert await length() > 90
-        await retention(engine).remove_position("behind")
+        await retention(engine).remove_cursor("behind")
         await eventually(is_trimmed)
         assert len(archived_commits(path)) > 90
-        await retention(engine).publish_position("behind", behind)
+        await retention(engine).publish_cursor("behind", behind)
         for _ in range(30):
             for _ in range(30):
                 await engine.call("XADD", engine.keys.audit, "*", "commit", "x", "facts", "[]")
@@ -240,7 +240,7 @@ async def test_clean_stop_publishes_the_last_entry(server: EmbeddedServer, prefi
         last = archived_lines(path)[-1]["id"]
 
         async def is_published() -> bool:
-            return [each and each.cursor for each in (await retention(engine).positions()).values()] == [last]
+            return [each and each.cursor for each in (await retention(engine).cursors()).values()] == [last]
 
         await eventually(is_published)
     archive = ArchiveWriter.open(path, prefix)
