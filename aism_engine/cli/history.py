@@ -201,7 +201,7 @@ async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentA
 
 def _print_agent(agent: AgentAtInstant, output: Output) -> None:
     basis = "" if agent.basis == "recorded" else f" ({agent.basis})"
-    state = agent.state or ("not in the fleet" if agent.presence == "absent" else "unknown")
+    state = agent.state or ("not in the fleet" if agent.presence == "not_in_fleet" else "unknown")
     commands = [{**asdict(command), "began": command.since} for command in agent.open_commands]
     changed = {"state": f"{state}{basis}", "open_commands": commands}
     output.print_fields(agent, {"open_commands": _COMMAND_COLUMNS}, changed=changed)

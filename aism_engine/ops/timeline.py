@@ -19,7 +19,7 @@ from aism_engine.ops.audit_log import AuditLine, entry_order, entry_time
 from aism_engine.ops.views import AgentView
 
 Basis: TypeAlias = Literal["recorded", "inferred", "unknown"]
-Presence: TypeAlias = Literal["present", "lost", "left", "absent"]
+Presence: TypeAlias = Literal["present", "lost", "left", "not_in_fleet"]
 
 _STATUS: Final = {f"command_{status}": status for status in Status} | {"command_retried": Status.WAITING}
 """The status of a command after a fact, by the event of the fact."""
@@ -30,7 +30,7 @@ _PRESENCE: Final[dict[str, Presence]] = {
     "agent_returned": "present",
     "agent_lost": "lost",
     "agent_left": "left",
-    "agent_forgotten": "absent",
+    "agent_forgotten": "not_in_fleet",
 }
 _WITH_OLD_STATE: Final = frozenset({"state_changed", "agent_lost", "agent_forgotten", "transition_refused"})
 """Facts whose `old_state` is the state that the agent was in."""
@@ -109,7 +109,7 @@ class Timeline:
             since=None if found.since is None else iso(found.since),
             basis=found.basis,
             type=next(types, None) or (now.agent.type if now and not future else None),
-            presence="absent" if found.state == "" else presence,
+            presence="not_in_fleet" if found.state == "" else presence,
             open_commands=list(evidence.open_commands()),
             notes=[found.note] if found.note else [],
         )

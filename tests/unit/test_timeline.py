@@ -72,7 +72,7 @@ def test_agent_is_absent_before_it_is_first_seen_and_after_it_is_forgotten() -> 
     lines = (entry(0), entry(5, first_seen()), entry(10, {"event": "agent_forgotten", "old_state": "offline"}))
     for at in (2, 12):
         agent = reconstruct(at, *lines)
-        assert (agent.state, agent.presence, agent.basis) == (None, "absent", "recorded")
+        assert (agent.state, agent.presence, agent.basis) == (None, "not_in_fleet", "recorded")
     assert reconstruct(7, *lines).presence == "present"
 
 
