@@ -131,8 +131,8 @@ COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         "report progress: aism command progress ID --percent 40",
         _sends("progress", "percent", "note"),
         _ID,
-        _argument("--percent", metavar="0-100", type=types.percent),
-        _argument("--note", metavar="TEXT"),
+        _argument("--percent", metavar="0-100", type=types.percent, help="how much of the work is done"),
+        _argument("--note", metavar="TEXT", help="what you are doing now, for people"),
     ),
     "command result": (
         """report success: aism command result ID --payload '{"lines": 12}'""",
