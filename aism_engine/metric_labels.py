@@ -37,9 +37,9 @@ class BoundedLabel(Generic[T]):
 
 
 class CountGauge:
-    """A gauge with two labels whose values are all counted at once. A pair that the latest count lacks is 0.
+    """A gauge with two labels. `set` gets the counts of all pairs at once; a pair that they lack becomes 0.
 
-    Fifty types in fifty states would be 2,500 series. The first pairs keep their values, all others count as the pair
+    Fifty types in fifty states would be 2,500 series. The first pairs keep their labels, all others count as the pair
     `other`, `other`.
     """
 
@@ -79,7 +79,7 @@ class MeasurementStats:
         self._exported: set[_Pair] = set()
         self._stats: dict[_Pair, _Stats] = {}
         self._most_common: _MostCommon | None = None  # only if the latest export had too many pairs
-        self._chosen: frozenset[_Pair] | None = None
+        self._chosen: frozenset[_Pair] | None = None  # the pairs that keep their labels, if there were too many
         self._has_too_many = False
 
     def add(self, kind: str, values: Mapping[str, float]) -> None:

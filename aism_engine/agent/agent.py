@@ -12,10 +12,11 @@
 The agent registers, sends heartbeats, takes only as many commands as it can work on, acknowledges them, and sends their
 outcomes: what a handler returns is the result, what it raises is the error. A cancelled command cancels its handler.
 
-Guaranteed: messages are sent in order, and again under the same id until Redis has accepted them. While Redis is away
-at most `outbox` messages wait in memory, and beyond that no commands are taken; a stop waits `stop_timeout_s` for them.
-A command that is delivered again is not executed again by the same process. Not guaranteed: that a command is executed
-only once. If the process dies after the work and before the outcome was sent, the engine delivers the command again.
+Guaranteed: messages are sent in order, and again under the same id until Redis has accepted them. While Redis is away,
+they wait in memory. When `outbox` of them wait, handlers that send more wait, too, and no further commands are taken.
+A stop waits at most `stop_timeout_s` until they are sent. A command that is delivered again is not executed again by
+the same process. Not guaranteed: that a command is executed only once. If the process dies after the work and before
+the outcome was sent, the engine delivers the command again.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ import uuid_utils
 
 from aism_engine.agent.arguments import default_server
 from aism_engine.agent.client import AgentClient
-from aism_engine.agent.handlers import Handlers
+from aism_engine.agent.handlers import HandlerCaller
 from aism_engine.agent.inbox import Inbox, Message, MessageHandler
 from aism_engine.agent.outages import Outages
 from aism_engine.agent.outbox import Outbox
@@ -83,9 +84,9 @@ class Agent(Verbs):
         self._stop_timeout_s = stop_timeout_s
         self._outages = Outages()
         super().__init__(Outbox(self.client, self._outages, outbox))
-        self._handlers = Handlers(concurrency + 1)  # a thread for the inbox as well
-        self._tasks = TaskRunner(self.client, self._outbox, self._handlers, concurrency)
-        self._inbox = Inbox(self.client, self, self._handlers, self._outages)
+        self._caller = HandlerCaller(concurrency + 1)  # a thread for the inbox as well
+        self._tasks = TaskRunner(self.client, self._outbox, self._caller, concurrency)
+        self._inbox = Inbox(self.client, self, self._caller, self._outages)
         self._start_handler: StartHandler | None = None
         self._registered = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -118,7 +119,7 @@ class Agent(Verbs):
     def main(self) -> None:
         """Run until SIGTERM, SIGINT or SIGHUP.
 
-        Exit with code 69 if messages could not be sent in the end, and with 1 if the engine has refused the start.
+        Exit with code 69 if messages could not be sent in the end, and with 1 if the engine refuses the registration.
         """
         try:
             asyncio.run(run_until_signal(self.run))
@@ -141,7 +142,7 @@ class Agent(Verbs):
             self._registered.set()
             try:
                 if self._start_handler is not None:
-                    await run_until(stopping, self._handlers.call(self._start_handler, self))
+                    await run_until(stopping, self._caller.call(self._start_handler, self))
                 await run_until(stopping, self._take_commands(), *map(asyncio.shield, [*sending, receiving]))
             finally:
                 stopping.set()

@@ -2,8 +2,9 @@
 
 Each command starts the program once, with the payload as JSON on its standard input. What the program prints is the
 result: a JSON object as it is, other text under `output`. An exit code other than 0 is an error, with the end of
-standard error as message. The command ends when the program itself exits: children that it left behind are ended. All
-of them are also ended at the deadline, when the command is cancelled, and when the agent stops or dies.
+standard error as message. The command ends when the program itself exits: children that it left behind are ended. The
+program and its children are also ended at the deadline, when the command is cancelled, and when the agent stops or
+dies.
 """
 
 import asyncio

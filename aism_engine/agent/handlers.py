@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Handlers:
+class HandlerCaller:
     """Calls handlers; at most `threads` plain functions at a time."""
 
     def __init__(self, threads: int) -> None:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from aism_engine.agent.client import AgentClient, InboxMessage
-from aism_engine.agent.handlers import Handlers, format_traceback
+from aism_engine.agent.handlers import HandlerCaller, format_traceback
 from aism_engine.agent.outages import Outages
 from aism_engine.agent.task import Verbs
 
@@ -43,11 +43,11 @@ class Inbox:
     A message is taken once: it is lost if the process dies before its handler has ended, or if the handler raises.
     """
 
-    def __init__(self, client: AgentClient, verbs: Verbs, handlers: Handlers, outages: Outages) -> None:
+    def __init__(self, client: AgentClient, verbs: Verbs, caller: HandlerCaller, outages: Outages) -> None:
         self.handler: MessageHandler | None = None
         self._client = client
         self._verbs = verbs
-        self._calls = handlers
+        self._caller = caller
         self._outages = outages
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -62,7 +62,7 @@ class Inbox:
     async def _handle(self, handler: MessageHandler, message: InboxMessage) -> None:
         given = Message(id=message.id, verbs=self._verbs, **asdict(message.payload))
         try:
-            await self._calls.call(handler, given)
+            await self._caller.call(handler, given)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001  a handler may raise SystemExit as well: the agent must live on

@@ -97,7 +97,7 @@ def _report(control_fd: int, line: str) -> None:
 def end_descendants(program: int, kill_after_s: float, woken_fd: int) -> int:
     """End all descendants by SIGTERM, after `kill_after_s` by SIGKILL; return how many are still alive.
 
-    A process of another user cannot be ended: it is left at once.
+    A process of another user cannot be ended, so nothing waits for it.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         ends_at, sent, denied = time.monotonic() + kill_after_s, set[int](), set[int]()

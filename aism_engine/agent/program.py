@@ -21,13 +21,13 @@ _CHUNK: Final = 65_536
 _DRAIN_S: Final = 30.0
 _DRAIN_LEFT_S: Final = 1.0
 """Longest waits for the end of the output: after all processes have ended, and if some of them could not be ended. The
-output normally ends at once. A busy machine delays that, or any other process that holds the output open."""
+output normally ends at once. It ends later on a busy machine, or if another process holds it open."""
 
 
 class Status(NamedTuple):
-    """How a program has ended: `exit` with its code, `signal` with its number, or `error` with an errno: not started.
+    """How a program has ended: `exit` and its exit code, or `signal` and the number of the signal.
 
-    `lost`: the launcher has died first.
+    `error` and an errno: it could not be started. `lost` and 0: the launcher died before the program ended.
     """
 
     kind: str

@@ -63,7 +63,7 @@ class SyncAgentClient:
         state = self._retry(lambda redis: redis.call("GET", self.keys.state(self.agent_id)))
         return state.decode() if state is not None else None
 
-    def standing(self) -> tuple[bool, LeaseStatus]:
+    def registration_and_lease(self) -> tuple[bool, LeaseStatus]:
         """Read whether the engine's record of a registration is on the server, and whether an engine leads.
 
         A lease that the user may not read counts as held.

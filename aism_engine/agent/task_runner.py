@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from aism_engine.agent.client import AgentClient, CommandMessage, MalformedError
-from aism_engine.agent.handlers import Handlers, describe, format_traceback
+from aism_engine.agent.handlers import HandlerCaller, describe, format_traceback
 from aism_engine.agent.outbox import Outbox
 from aism_engine.agent.task import CommandFailedError, Task, TaskHandler
 from aism_engine.errors import RefusalError
@@ -28,11 +28,11 @@ class _Run(NamedTuple):
 class TaskRunner:
     """Acknowledges commands, runs their handlers, and sends their outcomes; at most `concurrency` at a time."""
 
-    def __init__(self, client: AgentClient, outbox: Outbox, handlers: Handlers, concurrency: int) -> None:
+    def __init__(self, client: AgentClient, outbox: Outbox, caller: HandlerCaller, concurrency: int) -> None:
         self.handlers: dict[str, TaskHandler] = {}
         self._client = client
         self._outbox = outbox
-        self._calls = handlers
+        self._caller = caller
         self._slots = asyncio.Semaphore(concurrency)
         self.running: dict[str, _Run] = {}
         self._cancelled: set[str] = set()
@@ -115,7 +115,7 @@ class TaskRunner:
             return "error", _error("unknown_type", f"no handler for {command.type}"), True
         try:
             task.expires_at = await self._client.local_deadline(command)
-            return "result", _as_object(await self._calls.call(handler, task)), True
+            return "result", _as_object(await self._caller.call(handler, task)), True
         except (CommandFailedError, RefusalError) as error:  # the latter from a verb that the handler has used
             retryable = isinstance(error, CommandFailedError) and error.retryable
             return "error", _error(error.code, error.message, retryable=retryable), not retryable

@@ -124,7 +124,7 @@ def _print_error(message: str, code: int) -> int:
 def _print_warnings(client: SyncAgentClient) -> None:
     """Warn if no engine leads, or else if nobody has registered the agent: its id may be a typing error."""
     try:
-        registered, lease = client.standing()
+        registered, lease = client.registration_and_lease()
     except ServerUnavailableError:
         return
     if warning := lease.notice("states are what the last one wrote, and messages wait until one leads"):

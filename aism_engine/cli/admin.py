@@ -12,7 +12,7 @@ import typer
 import uuid_utils
 
 from aism_engine.cli import options
-from aism_engine.cli.exit_codes import ExitCode, RefusedError, TimedOutError
+from aism_engine.cli.exit_codes import ExitCode, FailedError, TimedOutError
 from aism_engine.cli.output import Output, ProgressLine, as_json_text, print_json, print_notice
 from aism_engine.cli.pending import format_causes, read_causes
 from aism_engine.config import load_settings
@@ -35,7 +35,7 @@ _LEADER_INTERVAL_S: Final = 2.0
 _START: Final = "Start one: aism-engine run"
 STALE: Final = "this is what the last one wrote"
 _WAITS: Final = "the request waits until one leads"
-"""Consequences for a command if no engine leads: the end of its warning."""
+"""`STALE` and `_WAITS` end the warning `no engine has led for 5h: …`, and say what that means for the command."""
 _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
@@ -64,7 +64,7 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
     def read(self, act: Callable[[AdminClient], Coroutine[Any, Any, T]]) -> T:
         """Run `act`, which only reads, with a client of the fleet. Says on standard error if no engine leads.
 
-        Without an event loop, because importing redis-py and asyncio takes longer than most reads.
+        Importing redis-py and asyncio takes longer than most reads, so only a client of sentinels uses them.
         """
         server = self.settings().redis
         if server.sentinels:
@@ -92,7 +92,7 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
     def send(self, kind: str, payload: Payload, request: RequestOptions, output: Output) -> dict[str, Any]:
         """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`.
 
-        `payload` may be a function that reads what the payload depends on.
+        `payload` may be a function that returns the payload, and may read the fleet for it.
         """
         ends_at = time.monotonic() + request.timeout_s
 
@@ -142,7 +142,7 @@ def _cancel_at_interrupt() -> None:
 
 @asynccontextmanager
 async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterator[None]:
-    """Print a notice if no engine leads, and when that changes during the block. Without a consequence, print none."""
+    """Print a notice if no engine leads, and when that changes during the block; none if `consequence` is empty."""
     import asyncio  # noqa: PLC0415  slow to import
 
     async def follow(led: bool) -> None:  # noqa: FBT001
@@ -159,7 +159,7 @@ async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterat
 
 
 async def _report_leader(admin: AdminClient, consequence: str, *, led: bool) -> bool:
-    """Return whether an engine leads. Print a notice if that differs from `led`, which is how it was before."""
+    """Return whether an engine leads. Print a notice if that is not `led`, the result of the call before."""
     try:
         lease = await admin.lease()
     except ServerUnavailableError:
@@ -179,7 +179,7 @@ async def send_request(
     *,
     request_id: str | None = None,
 ) -> dict[str, Any]:
-    """Send a request to the engine and return its reply. Raises RefusedError, or TimedOutError without a reply.
+    """Send a request to the engine and return its reply. Raises FailedError, or TimedOutError without a reply.
 
     With `--json` a refusal is printed as well. Ctrl-C leaves the request in its queue, and says so.
     """
@@ -197,7 +197,7 @@ async def send_request(
     if not reply["ok"]:
         if output.json:
             print_json(reply)
-        raise RefusedError(RefusalError(reply["error"]).explanation)
+        raise FailedError(RefusalError(reply["error"]).explanation)
     return reply
 
 
@@ -273,6 +273,6 @@ def outcome_exit_code(outcome: Mapping[str, Any]) -> ExitCode:
 
 
 def _public(record: Mapping[str, str], table: RecordTable[Any]) -> dict[str, Any]:
-    """Return the fields for people: the outcome, those of `table`, then the others. A Redis hash has no order."""
+    """Return the fields for people in a fixed order: the outcome, the fields of `table`, all others by name."""
     ordered = dict.fromkeys(("status", "code", "reason", *table.fields, *sorted(record)))
     return {name: record[name] for name in ordered if record.get(name) and name not in _INTERNAL_FIELDS}

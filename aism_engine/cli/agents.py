@@ -8,8 +8,8 @@ from msgspec import to_builtins
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, RequestOptions
 from aism_engine.cli.commands import COMMAND_COLUMNS, command_as_json
-from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Output, published
+from aism_engine.cli.exit_codes import FailedError
+from aism_engine.cli.output import Output, fields_as_json
 from aism_engine.cli.pending import held_as_json
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.ops.admin_client import AdminClient
@@ -68,7 +68,7 @@ def show(agent_id: _AgentId, *, fleet: FleetOptions, output: Output) -> None:
     """
     view = fleet.read(lambda admin: admin.agent(agent_id))
     if view is None:
-        raise RefusedError(f"there is no agent {agent_id}. aism-engine agents list shows all agents")
+        raise FailedError(f"there is no agent {agent_id}. aism-engine agents list shows all agents")
     output.print_fields(agent_as_json(view), AGENT_TABLES)
 
 
@@ -105,11 +105,11 @@ def confirm_losses(*, request: RequestOptions, fleet: FleetOptions, output: Outp
 
 def agent_as_json(view: AgentView) -> dict[str, Any]:
     return {
-        **published(view.agent, "agent_id", "type", "registered", "labels", "capabilities"),
-        **published(view.agent, "state", "since", "waits_for", "declared", "declared_at", "declared_via"),
-        **published(view, "liveness", "silent_since", "heartbeat_age_s"),
-        **published(view.agent, "lost_from", "first_seen_at", "mail_waiting"),
-        **published(view, "queued", "measurements"),
+        **fields_as_json(view.agent, "agent_id", "type", "registered", "labels", "capabilities"),
+        **fields_as_json(view.agent, "state", "since", "waits_for", "declared", "declared_at", "declared_via"),
+        **fields_as_json(view, "liveness", "silent_since", "heartbeat_age_s"),
+        **fields_as_json(view.agent, "lost_from", "first_seen_at", "mail_waiting"),
+        **fields_as_json(view, "queued", "measurements"),
         **held_as_json(view.agent),
         "divergences": divergences_as_json(view.agent),
         "open_commands": [command_as_json(command) for command in view.commands],

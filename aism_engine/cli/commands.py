@@ -14,7 +14,7 @@ from aism_engine.cli.admin import (
     wait_for_outcome,
 )
 from aism_engine.cli.exit_codes import ExitCode
-from aism_engine.cli.output import Output, ProgressLine, published
+from aism_engine.cli.output import Output, ProgressLine, fields_as_json
 from aism_engine.cli.pending import format_causes, read_causes
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.ops.admin_client import AdminClient
@@ -91,7 +91,7 @@ def wait(
     fleet: FleetOptions,
     output: Output,
 ) -> ExitCode:
-    """Wait until a command has ended, or a group is decided. Exit code 0 means that it has succeeded.
+    """Wait until a command has ended, or a group has succeeded or failed. Exit code 0 means that it has succeeded.
 
     Without --timeout the wait ends with the command, which expires at the latest after its --ttl. On a terminal a line
     shows its status, its attempt, and what its agent reported last. Ctrl-C ends the wait, not the command.
@@ -130,5 +130,5 @@ def cancel(record_id: _Id, *, request: RequestOptions, fleet: FleetOptions, outp
 
 def command_as_json(command: Command) -> dict[str, Any]:
     names = ("command_id", "agent_id", "type", "status", "target", "priority", "attempt", "group_id", "accepted_at")
-    due = published(command, "due_at") if command.open else {"due_at": None}
-    return published(command, *names, "expires_at") | due
+    due = fields_as_json(command, "due_at") if command.open else {"due_at": None}
+    return fields_as_json(command, *names, "expires_at") | due

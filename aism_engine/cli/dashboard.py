@@ -74,7 +74,7 @@ async def log_progress(engine: Engine) -> NoReturn:
 
 
 class LogLines(io.StringIO):
-    """Stream that keeps the last lines of the log: what is written to the terminal would break the screen."""
+    """Stream that keeps the last lines of the log: on the terminal they would break the screen."""
 
     def __init__(self) -> None:
         super().__init__()

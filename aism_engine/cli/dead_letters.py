@@ -8,8 +8,8 @@ from msgspec.structs import asdict
 
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, RequestOptions, send_request
-from aism_engine.cli.exit_codes import ExitCode, RefusedError
-from aism_engine.cli.output import Output, ProgressLine, published
+from aism_engine.cli.exit_codes import ExitCode, FailedError
+from aism_engine.cli.output import Output, ProgressLine, fields_as_json
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
@@ -106,7 +106,7 @@ def show(
 
     found = fleet.read(read)
     if not found:
-        raise RefusedError(f"there is no dead letter {dead_letter_id}. aism-engine dead-letters list shows all of them")
+        raise FailedError(f"there is no dead letter {dead_letter_id}. aism-engine dead-letters list shows all of them")
     output.print_fields(_as_json(dead_letter_id, *found))
 
 
@@ -114,7 +114,7 @@ def show(
 def replay(
     *, selected: Selection, timeout_s: options.ReplyTimeout = 10.0, fleet: FleetOptions, output: Output
 ) -> ExitCode:
-    """Process dead letters again. They are checked as the first time, one after the other, oldest first.
+    """Process dead letters again, one after the other, oldest first, with the same checks as the first time.
 
     A message is applied, or becomes a new dead letter. A command is sent under a new id. A dead letter whose replay is
     refused is kept. The exit code is 1 if any of them was not applied.
@@ -131,7 +131,7 @@ def replay(
             payload = {"dead_letter_id": dead_letter_id}
             try:
                 reply = await send_request(admin, "replay", payload, timeout_s, Output())
-            except RefusedError as error:
+            except FailedError as error:
                 reply = {"outcome": "refused", "reason": str(error).removeprefix("refused: ")}
             shown = ("outcome", "code", "reason", "command_id", "replay_of")
             outcomes.append({**payload, **{name: reply[name] for name in shown if reply.get(name)}})
@@ -175,6 +175,6 @@ def _as_json(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:
     return {
         "dead_letter_id": dead_letter_id,
         "dead_lettered_at": iso(entry_time(dead_letter_id)),
-        **published(dead_letter, "code", "reason", "source", "agent_id", "replay_of", "size", "digest"),
+        **fields_as_json(dead_letter, "code", "reason", "source", "agent_id", "replay_of", "size", "digest"),
         "raw": dead_letter.raw.decode(errors="backslashreplace"),
     }

@@ -15,7 +15,7 @@ from aism_engine import logs
 from aism_engine.cli import options
 from aism_engine.cli.dashboard import DevSummary, LogLines, log_progress, show, summarize
 from aism_engine.cli.event_loop import run_in_event_loop
-from aism_engine.cli.exit_codes import ExitCode, RefusedError
+from aism_engine.cli.exit_codes import ExitCode, FailedError
 from aism_engine.cli.output import Output
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
@@ -102,7 +102,7 @@ def _start(server: EmbeddedServer) -> EmbeddedServer:
         server.start()
     except ServerUnavailableError as error:
         reason = str(error).splitlines()[-1]  # the last line of the server's log
-        raise RefusedError(f"the bundled server does not start: {reason}") from None
+        raise FailedError(f"the bundled server does not start: {reason}") from None
     return server
 
 

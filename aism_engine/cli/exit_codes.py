@@ -7,8 +7,8 @@ from aism_engine.redact import redacted
 from aism_engine.terminal import EXIT_CODES, ExitCode, print_error_line
 
 
-class RefusedError(AismError):
-    """The engine refused the request, or the thing that was named does not exist."""
+class FailedError(AismError):
+    """The command cannot do what was asked: the engine refused it, or what it names does not exist."""
 
 
 class TimedOutError(AismError):
@@ -44,4 +44,4 @@ def print_error(message: str) -> None:
     print_error_line(f"error: {redacted(message)}")
 
 
-__all__ = ["EXIT_CODES", "ExitCode", "RefusedError", "TimedOutError", "print_error", "report_error"]
+__all__ = ["EXIT_CODES", "ExitCode", "FailedError", "TimedOutError", "print_error", "report_error"]

@@ -9,7 +9,7 @@ import typer
 from msgspec.structs import asdict
 
 from aism_engine.cli import options
-from aism_engine.cli.exit_codes import ExitCode, RefusedError
+from aism_engine.cli.exit_codes import ExitCode, FailedError
 from aism_engine.cli.output import Output, table_lines
 from aism_engine.config import load_settings
 from aism_engine.http.replies import LivezReply, ReadyzReply
@@ -40,11 +40,11 @@ def health(
     """
     settings = load_settings(config, overrides=address).settings.http
     if address is None and not settings.enabled:
-        raise RefusedError(
+        raise FailedError(
             "http.enabled is false in the settings, so no engine answers. Give the address of one with --http HOST:PORT"
         )
     if settings.port == 0:
-        raise RefusedError("http.port is 0, so the port is chosen at start: see the log. Give it with --http HOST:PORT")
+        raise FailedError("http.port is 0, so the port is chosen at start: see the log. Give it with --http HOST:PORT")
     reply = _fetch(_LOOPBACK.get(settings.host, settings.host), settings.port, live=live)
     lines = [reply.status]
     if isinstance(reply, ReadyzReply):
@@ -62,12 +62,12 @@ def _fetch(host: str, port: int, *, live: bool) -> LivezReply:
             body = connection.getresponse().read()
     except (OSError, http.client.HTTPException) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else "its reply is not HTTP"
-        raise RefusedError(
+        raise FailedError(
             f"no engine answers at {shown}: {reason}. If it serves elsewhere, give --http HOST:PORT"
         ) from None
     try:
         return msgspec.json.decode(body, type=LivezReply if live else ReadyzReply)
     except msgspec.DecodeError:
-        raise RefusedError(
+        raise FailedError(
             f"the server at {shown} is not an AISM Engine. Give the address of one with --http HOST:PORT"
         ) from None

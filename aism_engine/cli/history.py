@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 from aism_engine import values
 from aism_engine.cli import options
 from aism_engine.cli.admin import FleetOptions, call_fleet
-from aism_engine.cli.exit_codes import RefusedError
+from aism_engine.cli.exit_codes import FailedError
 from aism_engine.cli.output import Output, ProgressLine, print_notice
 from aism_engine.cli.tail import format_item
 from aism_engine.clock import from_iso, iso
@@ -25,7 +25,7 @@ from aism_engine.ops.timeline import AgentAtInstant, Timeline
 
 _FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
-"""How much later than its instant a fact may be written: a commit takes time, and is retried after an outage."""
+"""A fact may be written this long after it happened: a commit takes time, and is retried after an outage."""
 _COMMAND_COLUMNS: Final = ("command_id", "type", "status", "began", "basis")
 
 
@@ -45,7 +45,7 @@ def history(
     since: Annotated[
         float | None, options.time_or_age("Only facts since this ISO time, or since an age like 2h.")
     ] = None,
-    until: Annotated[float | None, options.time_or_age("Only facts until this ISO time, or until an age.")] = None,
+    until: Annotated[float | None, options.time_or_age("Only facts until this ISO time, or an age like 1h.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
         float | None, options.time_or_age("Show the agent as it was at this ISO time, or an age like 2h ago.")
@@ -82,7 +82,7 @@ def history(
             return
         printed = call_fleet(server, lambda admin: _print_facts(admin, source, period, output, follow=follow))
         if not printed and not follow:
-            raise RefusedError(f"no facts about {name} are recorded in that period; {_retention(source.first)}")
+            raise FailedError(f"no facts about {name} are recorded in that period; {_retention(source.first)}")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _open_archive(path: str, prefix: str, progress: ProgressLine) -> ArchiveRead
     try:
         read_identity(folder, prefix)
     except OSError as error:
-        raise RefusedError(
+        raise FailedError(
             f"{path} is not an archive: {error.strerror}; give the directory of one with --archive"
         ) from None
     return ArchiveReader(folder, progress.update)
@@ -193,7 +193,7 @@ async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentA
             timeline.add(line)
     agent = timeline.reconstruct(at, source.first, now)
     if agent.basis == "unknown" and not agent.open_commands:
-        raise RefusedError(
+        raise FailedError(
             f"no facts about an agent {source.name} are recorded for {agent.at}; {_retention(source.first)}"
         )
     return agent

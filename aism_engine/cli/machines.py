@@ -7,8 +7,8 @@ from typing import Annotated, Final
 import typer
 
 from aism_engine.cli import options
-from aism_engine.cli.exit_codes import RefusedError
-from aism_engine.cli.output import Output, as_json_text, published
+from aism_engine.cli.exit_codes import FailedError
+from aism_engine.cli.output import Output, as_json_text, fields_as_json
 from aism_engine.config import load_settings
 from aism_engine.domain.machines.loader import read_machines
 from aism_engine.domain.machines.machine import ACTORS, Machine, Machines, State
@@ -100,7 +100,7 @@ def _get(name: str, config: Path | None) -> Machine:
     found = _load(config)
     machine = found.machines.get(name)
     if machine is None:
-        raise RefusedError(f"there is no machine {name}. The machines are: {', '.join(found.machines)}")
+        raise FailedError(f"there is no machine {name}. The machines are: {', '.join(found.machines)}")
     return machine
 
 
@@ -109,7 +109,7 @@ def _load(config: Path | None) -> Machines:
 
 
 def _as_json(machines: Machines, machine: Machine) -> dict[str, object]:
-    head = published(machine, "name", "version", "extends", "initial", "open")
+    head = fields_as_json(machine, "name", "version", "extends", "initial", "open")
     return head | {"states": list(machine.states), "applies_to": _applies_to(machines, machine)}
 
 

@@ -55,9 +55,10 @@ COMMANDS: Final = {
 
 
 def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
-    """Build the command line with command `first`. The others have only their line in the help, unless `complete`.
+    """Build the command line. Only the command `first` is imported, or all commands if `complete`.
 
-    Importing all commands takes half a second, and container health checks call `health` every few seconds.
+    The others have only their line in the help: importing all takes half a second, and container health checks call
+    `health` every few seconds.
     """
     app = options.CommandGroup(
         add_completion=True, help="AISM Engine: coordinates agents over Redis and records what they do."

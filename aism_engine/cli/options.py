@@ -54,9 +54,9 @@ class _Group(_ConvertsSimply, TyperGroup):
 
 
 def _process_value(parameter: Any, convert: Callable[..., Any], context: Any, value: Any) -> Any:  # noqa: ANN401
-    """Convert a value as typer does. Leave to typer what is not simple, and the words for a wrong value.
+    """Convert a simple value as typer does. Typer converts all other values, and words the errors.
 
-    Simple are a missing value, one with a parser of its own, one of a few choices, and one that has the right type.
+    A value is simple if it is missing, has a parser of its own, is one of a few choices, or has the right type.
     """
     kind, is_many = parameter.type_descriptor, parameter.multiple or parameter.nargs != 1
     if value is None and not parameter.required:
@@ -136,7 +136,7 @@ def parse_time_or_age(text: str) -> float:
 
 
 def parsed(parser: Callable[[str], Any], metavar: str, help: str, *names: str) -> Any:  # noqa: A002, ANN401  as in typer
-    """Declare an option whose value is parsed by `parser`, also its default, which `help` must state."""
+    """Declare an option. `parser` parses its value and its default; `help` must name the default."""
     return typer.Option(*names, metavar=metavar, parser=lambda value: parser(str(value)), show_default=False, help=help)
 
 

@@ -75,7 +75,7 @@ def as_json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def published(record: Struct, *names: str) -> dict[str, Any]:
+def fields_as_json(record: Struct, *names: str) -> dict[str, Any]:
     """Return fields of a record for JSON. Instants are written in ISO 8601; unknown ones and empty texts are null."""
     found = {name: getattr(record, name) for name in names}
     instants = {name: iso(value) if value else None for name, value in found.items() if _is_instant(name)}

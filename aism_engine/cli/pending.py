@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from aism_engine.cli.output import format_distance, published
+from aism_engine.cli.output import fields_as_json, format_distance
 from aism_engine.domain.agents.agent import Held, Hold
 from aism_engine.domain.commands.command import Status
 from aism_engine.ops.admin_client import AdminClient
@@ -41,7 +41,7 @@ def format_causes(outcome: Mapping[str, Any], causes: Mapping[str, Any]) -> dict
 
 
 def held_as_json(held: Held) -> dict[str, Any]:
-    return published(held, *Held.__struct_fields__)
+    return fields_as_json(held, *Held.__struct_fields__)
 
 
 def format_hold(of: str, hold: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from aism_engine import logs
 from aism_engine.cli.event_loop import run_in_event_loop
-from aism_engine.cli.exit_codes import ExitCode, RefusedError
+from aism_engine.cli.exit_codes import ExitCode, FailedError
 from aism_engine.cli.output import Output
 from aism_engine.runtime import signals
 from aism_engine.scenarios import byzantine, context_pressure, coordination, ping_pong
@@ -51,10 +51,10 @@ def scenario(
         with signals.install(asyncio.get_running_loop(), cancel):
             await asyncio.wait([running])
         if running.cancelled():
-            raise RefusedError(f"scenario {name} was interrupted")
+            raise FailedError(f"scenario {name} was interrupted")
         result = running.result()
         output.print_fields(result)
         if not result.passed:
-            raise RefusedError(f"scenario {name} has failed: docs/scenarios.md lists the expected values")
+            raise FailedError(f"scenario {name} has failed: docs/scenarios.md lists the expected values")
 
     return run_in_event_loop(run(), logs.configure(level="warning", format="auto", queue=10_000))

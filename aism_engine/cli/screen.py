@@ -1,7 +1,7 @@
 """The screen of `aism-engine top` and `aism-engine dev`: an overview of a fleet, or one of its agents.
 
-The overview lists the agents by problem, as many as the height allows, and then all others. `Screen` holds what keys
-change. It does not write to the terminal.
+The overview lists the agents by problem, as many as the height allows, and then all others. `Screen` reacts to keys,
+and holds the selection, the order and the scrolling that they change. It does not write to the terminal.
 """
 
 import textwrap
@@ -176,7 +176,7 @@ class Screen:
     # --- drawing ------------------------------------------------------------------------------------------------------
 
     def draw(self, width: int | None, height: int, *, keys: bool) -> list[Text]:
-        """Return at most `height` lines; without a width, lines of any length. `keys` adds what needs a keyboard."""
+        """Return at most `height` lines; without a width, of any length. `keys` adds the selection and the key help."""
         room = height - keys
         if self._shows_help:
             lines = [Text(line) for line in _HELP.splitlines()]

@@ -80,19 +80,19 @@ def top(
 async def show_live(
     admin: AdminClient, screen: Screen, console: Console, interval_s: float, *, handle_sigterm: bool
 ) -> None:
-    """Show a screen on a terminal, and react to keys, until a key or, with `handle_sigterm`, SIGTERM ends it.
+    """Show a screen on a terminal, and react to keys, until a key ends it. If `handle_sigterm`, SIGTERM ends it too.
 
     Reads the fleet again and again; an outage is shown on the screen.
     """
-    events, is_wanted = asyncio.Queue[str](), asyncio.Event()
+    events, refresh_wanted = asyncio.Queue[str](), asyncio.Event()
 
     async def refresh() -> None:
         pause_s = 0.0 if screen.overview is None else interval_s
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await is_wanted.wait()
-            is_wanted.clear()
+                    await refresh_wanted.wait()
+            refresh_wanted.clear()
             started_at = time.monotonic()
             try:
                 await screen.read(admin)
@@ -109,7 +109,7 @@ async def show_live(
         try:
             while screen.press(event := await events.get()):
                 if event == "enter":
-                    is_wanted.set()
+                    refresh_wanted.set()
                 lines = screen.draw(console.width, console.height, keys=keyboard.is_read)
                 live.update(Text("\n", no_wrap=True).join(lines), refresh=True)
         finally:

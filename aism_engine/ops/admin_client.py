@@ -116,7 +116,7 @@ class AdminClient(Inspector):
 
         Raises TimeoutError after `timeout_s`. Without `timeout_s` it waits as long as the command may run, and raises
         TimeoutError only if the command has expired and no engine can record that.
-        `report` gets each record that is not decided, and why no engine can decide it now, or an empty text.
+        While it waits, `report` gets the latest record and the text of `problem()`.
         """
         import asyncio  # noqa: PLC0415  slow to import
 

@@ -90,7 +90,7 @@ class Rollback(Struct, frozen=True):
 
 
 class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of an archive: an audit entry, or a note that entries are missing around it.
+    """One line of an archive: an audit entry, or a note of missing entries.
 
     `n` is the number of the entry, counted by the server since the first one; absent if the server does not count.
     `foreign` holds the fields of an entry that no engine wrote.
@@ -176,7 +176,7 @@ def check_continuity(
 
 
 class Page(NamedTuple):
-    """Entries of the audit, and the state of the whole stream. `added` is None before Redis 7.0."""
+    """Entries of the audit. The other fields describe the whole stream; `added` is None before Redis 7.0."""
 
     now: float
     length: int
@@ -254,7 +254,7 @@ class AuditLog:
 
 
 class TailPage(NamedTuple):
-    """The result of one read. `behind` is the number of unread entries, None if the server does not count them."""
+    """The result of one read. `behind` counts the unread entries, None if unknown; `first` is the oldest id kept."""
 
     lines: list[AuditLine]
     now: float
@@ -271,7 +271,7 @@ class AuditTail:
         self._audit = audit
         self._find_known = find_known
         self._rollback: Rollback | None = None
-        """Returned with the next entry, because an archive that ended with it would get it again after a restart."""
+        """Returned with the next entry: an archive that ended with this note would get it again after a restart."""
 
     async def read(self) -> TailPage:
         """Read the next page. The note of a gap or a rollback comes right before the entry after it, never alone."""

@@ -75,7 +75,7 @@ class EventStream:
             await self._subscription.close()
 
     async def _read(self, tail: AuditTail) -> _Read:
-        """Read published messages, unless more of the audit is there already, and a page of the audit."""
+        """Read published messages and then a page of the audit; only the page if more of the audit is waiting."""
         messages = [] if self._more else await self._subscription.read(CHUNK, timeout_s=_INTERVAL_S)
         return messages, await tail.read()
 
@@ -98,6 +98,7 @@ class EventStream:
 
 
 def _missed(read: _Read) -> str:
+    """Write what an outage has cost: the end of the report that the server is back."""
     empty = "" if read[1].first else ". The audit is empty: the server has lost its data"
     return f"; what was only published meanwhile is lost{empty}"
 

@@ -29,7 +29,7 @@ from aism_engine.store.records import CHUNK, chunks, each_record, read_fleet_hol
 _QUEUES: Final = {"responses": "response_queue", "requests": "request_queue"} | {
     name: name for name in ("fanout", "deadlines", "dead_letters")
 }
-"""The key of each entry of `Overview.queues`, by its published name."""
+"""Published names of the queues in an overview, and their names in store/keys.py."""
 _RATES_OVER_S: Final = 10.0
 _RATES_OVER_COMMITS: Final = 1000
 """Rates are measured over the shorter of this time and this number of commits."""

@@ -20,7 +20,7 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.subscription import Subscription
 
 MACHINES: Final = files(__package__) / "machines"
-_PATIENCE_S: Final = 60.0
+_SOCKET_TIMEOUT_S: Final = 60.0
 """Socket timeout of the clients: the server and all agents share one machine, which may be slow."""
 
 
@@ -39,7 +39,7 @@ class ScenarioEnvironment:
         self.url = url
         self.prefix = prefix
         self.keys = Keys(prefix)
-        self.client: Client = connect_url(url, "scenario", timeout_s=_PATIENCE_S)
+        self.client: Client = connect_url(url, "scenario", timeout_s=_SOCKET_TIMEOUT_S)
         """To read what the engine writes, and to read and write data that the agents share outside the protocol."""
         self._started_at = time.monotonic()
 
@@ -48,7 +48,7 @@ class ScenarioEnvironment:
         return round(time.monotonic() - self._started_at, 2)
 
     def agent_client(self, agent_id: str) -> AgentClient:
-        return AgentClient(agent_id, url=self.url, prefix=self.prefix, socket_timeout_s=_PATIENCE_S)
+        return AgentClient(agent_id, url=self.url, prefix=self.prefix, socket_timeout_s=_SOCKET_TIMEOUT_S)
 
     def subscribe(self, channel: str) -> Subscription:
         """Subscribe to a channel. Events can be lost: use them as wake-ups, and read the keys as well."""

@@ -152,10 +152,10 @@ class Simulation:
 
 
 def main() -> None:
-    """Run a simulated fleet until SIGTERM or SIGINT."""
+    """Run a simulated fleet until SIGTERM, SIGINT or SIGHUP."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {__spec__.name}",
-        description="Run a simulated fleet beside an engine, until SIGTERM or SIGINT.",
+        description="Run a simulated fleet beside an engine, until SIGTERM, SIGINT or SIGHUP.",
     )
     add_server_options(parser)
     parser.add_argument("--agents", metavar="N", type=int, default=12, help="number of agents; default: 12")

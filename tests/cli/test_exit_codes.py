@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from aism_engine.cli import main
-from aism_engine.cli.exit_codes import EXIT_CODES, ExitCode, RefusedError, report_error
+from aism_engine.cli.exit_codes import EXIT_CODES, ExitCode, FailedError, report_error
 from aism_engine.errors import GaveUpError
 from aism_engine.store.embedded import EmbeddedServer
 from tests.cli.conftest import Call, Start
@@ -202,7 +202,7 @@ def test_an_error_of_the_system_names_the_file(capsys: pytest.CaptureFixture[str
 def test_text_of_an_agent_in_an_error_cannot_control_the_terminal_nor_forge_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    report_error(RefusedError("refused: \x1b[31mred\nerror: forged \u202etxet\ud800"))
+    report_error(FailedError("refused: \x1b[31mred\nerror: forged \u202etxet\ud800"))
     assert capsys.readouterr().err == "error: refused: \\x1b[31mred\\nerror: forged \\u202etxet\\ud800\n"
 
 
