@@ -13,7 +13,6 @@ from aism_engine.store.records import pairs
 from aism_engine.store.sync_redis import SyncRedis, Word
 
 T = TypeVar("T")
-Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 def run(work: Awaitable[T]) -> T:
@@ -42,8 +41,8 @@ class BlockingClient:
             raise AttributeError(name)
         return partial(self.execute_command, name.upper())
 
-    async def execute_command(self, *words: Any, wait_s: float = 0.0) -> Any:  # noqa: ANN401  as in redis-py
-        return self._redis.call(*_flat(words), wait_s=wait_s)
+    async def execute_command(self, *words: Any) -> Any:  # noqa: ANN401  as in redis-py
+        return self._redis.call(*_flat(words))
 
     async def execute_commands(self, commands: Iterable[Iterable[Any]], *, raise_on_error: bool = True) -> list[Any]:
         """Send commands at once, as `NamingRedis.execute_commands`."""
@@ -54,10 +53,6 @@ class BlockingClient:
         self._redis.close()
 
     # --- commands with a reply or with options that redis-py changes --------------------------------------------------
-
-    async def brpop(self, key: str, timeout: float) -> list[bytes] | None:  # noqa: ASYNC109  as in redis-py
-        popped: list[bytes] | None = await self.execute_command("BRPOP", key, timeout, wait_s=timeout)
-        return popped
 
     async def hgetall(self, key: str) -> dict[bytes, bytes]:
         return pairs(await self.execute_command("HGETALL", key))
@@ -71,11 +66,9 @@ class BlockingClient:
             if cursor == b"0":
                 return
 
-    async def xrange(self, key: str, since: str = "-", until: str = "+", *, count: int) -> list[Entry]:
-        return _entries(await self.execute_command("XRANGE", key, since, until, "COUNT", count))
-
-    async def xrevrange(self, key: str, max: str, min: str, *, count: int) -> list[Entry]:  # noqa: A002  as in redis-py
-        return _entries(await self.execute_command("XREVRANGE", key, max, min, "COUNT", count))
+    async def xrange(self, key: str, since: str = "-", until: str = "+", *, count: int) -> list[tuple[bytes, Any]]:
+        found = await self.execute_command("XRANGE", key, since, until, "COUNT", count)
+        return [(entry_id, pairs(values)) for entry_id, values in found]
 
     async def zmscore(self, key: str, members: Iterable[str]) -> list[float | None]:
         scores = await self.execute_command("ZMSCORE", key, members)
@@ -91,7 +84,3 @@ def _flat(words: Iterable[Any]) -> list[Word]:
     for word in words:
         flat += [word] if isinstance(word, str | bytes | int | float) else word
     return flat
-
-
-def _entries(found: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
-    return [(entry_id, pairs(values)) for entry_id, values in found]
