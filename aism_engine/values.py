@@ -51,7 +51,7 @@ def whole_number(text: str, least: int, most: float = inf) -> int:
 
 
 def _within(text: str, value: float, kind: str, least: float, most: float) -> float:
-    if isfinite(value) and least <= value <= most:
+    if -inf < value < inf and least <= value <= most:  # an integer may be too large for `isfinite`
         return value
     limits = "" if least == -inf else f" of at least {least}" if most == inf else f" from {least} to {most}"
     raise ValueError(f"expected {kind}{limits}, got {shown(text)}")

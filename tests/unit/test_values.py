@@ -33,3 +33,10 @@ def test_json_is_parsed_as_it_is() -> None:
 
 def test_a_value_is_shortened_in_a_message() -> None:
     assert len(values.shown("x" * 1000)) < 100
+
+
+def test_a_whole_number_may_have_many_digits() -> None:
+    """More than a float can hold."""
+    assert values.whole_number("9" * 400, 1) == 10**400 - 1
+    with pytest.raises(ValueError, match="expected a whole number from 1 to 9, got '999"):
+        values.whole_number("9" * 400, 1, 9)
