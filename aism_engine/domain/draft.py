@@ -129,7 +129,8 @@ class Draft:
 
     def members(self, group_id: str) -> list[str]:
         """Return the ids of the open commands of a group."""
-        return [each.command_id for each in self._fleet.commands.values() if each.group_id == group_id]
+        commands = (self._fleet.commands | self._commands).values()
+        return [each.command_id for each in commands if each.group_id == group_id and each.open]
 
     def agents(self) -> Iterable[AgentRecord]:
         """Iterate over all agents, read-only."""

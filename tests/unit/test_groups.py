@@ -1,9 +1,13 @@
 """Groups: requests for many agents, their fan-out and their outcomes."""
 
+import json
 from typing import Any
 
 import pytest
 
+from aism_engine.domain.decision import Decision
+from aism_engine.domain.protocol.codec import decode_request
+from aism_engine.domain.requests import decide_request
 from tests.support.model import World
 
 
@@ -92,6 +96,20 @@ def test_cancelled_group_cancels_accepted_and_pending_members(world: World, befo
     record = world.group_records["g"]
     assert (record["cancelled"], record["status"], "ended_at" in record) == ("3", "failed", True)
     assert not any(world.lists[f"w{index}"] for index in range(3))
+
+
+def test_cancelled_group_leaves_out_a_member_that_the_same_batch_cancels(world: World) -> None:
+    add_workers(world, 2)
+    world.request("send", "g", None, select="type=worker", command={"type": "x"})
+    world.run_fanout()
+    draft, effects = world.draft(), []
+    for request_id, payload in (("one", {"command_id": "g.w0"}), ("all", {"group_id": "g"})):
+        raw = json.dumps({"id": request_id, "type": "cancel", "payload": payload, "reply": True}).encode()
+        effects += decide_request(draft, world.policy, decode_request(raw), raw).effects
+    world.commit(draft, Decision("cancel", effects=effects))
+    world.run_fanout()
+    assert world.reply("all")["targets"] == 1
+    assert world.group_records["all"]["status"] == "succeeded"
 
 
 def test_send_any_chooses_the_agent_with_the_lowest_load(world: World) -> None:
