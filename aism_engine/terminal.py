@@ -166,7 +166,7 @@ def check_output() -> None:
 
 
 def print_json(text: str) -> None:
-    """Print JSON as `print_line` does, with escapes of JSON for what the encoding of standard output lacks."""
+    """Print JSON as `print_line` does. Characters that standard output cannot encode are written as JSON escapes."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

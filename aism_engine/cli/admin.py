@@ -123,9 +123,8 @@ def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]
 def _cancel_at_interrupt() -> None:
     """Let the event loop cancel this task at Ctrl-C, between two steps of the task.
 
-    `asyncio.run` cancels it in the middle of a step. If a timeout of 0 begins in the rest of the step, as in a read of
-    published messages, `asyncio.timeout` takes the cancellation for its own, and the command does not end. A second
-    Ctrl-C ends the process at once.
+    `asyncio.run` would cancel it during a step. If the step then begins a timeout of 0, as a read of published messages
+    does, `asyncio.timeout` discards the cancellation, and the command goes on. A second Ctrl-C ends the process.
     """
     import asyncio  # noqa: PLC0415  slow to import
 

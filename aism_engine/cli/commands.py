@@ -91,10 +91,11 @@ def wait(
     fleet: FleetOptions,
     output: Output,
 ) -> ExitCode:
-    """Wait until a command has ended, or a group has succeeded or failed. Exit code 0 means that it has succeeded.
+    """Wait until a command has ended, or a group is decided. Exit code 0 means that it has succeeded.
 
-    Without --timeout the wait ends with the command, which expires at the latest after its --ttl. On a terminal a line
-    shows its status, its attempt, and what its agent reported last. Ctrl-C ends the wait, not the command.
+    A group is decided when it has succeeded or failed; some of its commands may still be open. Without --timeout the
+    wait ends with the command, which expires at the latest after its --ttl. On a terminal a line shows its status, its
+    attempt, and what its agent reported last. Ctrl-C ends the wait, not the command.
 
     \b
     Example:

@@ -114,10 +114,10 @@ def show(
 def replay(
     *, selected: Selection, timeout_s: options.ReplyTimeout = 10.0, fleet: FleetOptions, output: Output
 ) -> ExitCode:
-    """Process dead letters again, one after the other, oldest first, with the same checks as the first time.
+    """Process dead letters again, one after the other, oldest first.
 
-    A message is applied, or becomes a new dead letter. A command is sent under a new id. A dead letter whose replay is
-    refused is kept. The exit code is 1 if any of them was not applied.
+    The checks are the same as the first time. A message is applied, or becomes a new dead letter. A command is sent
+    under a new id. A dead letter whose replay is refused is kept. The exit code is 1 if any of them was not applied.
 
     \b
     Example:
