@@ -157,7 +157,12 @@ COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
             "--concurrency", metavar="1-10000", type=types.count, default=1, help="commands at a time; default: 1"
         ),
         _argument("--limit", metavar="DURATION", type=types.duration, help="end the program after this time"),
-        _argument("program", metavar="-- PROGRAM [ARGUMENT…]", nargs=argparse.REMAINDER),
+        _argument(
+            "program",
+            metavar="-- PROGRAM [ARGUMENT…]",
+            nargs=argparse.REMAINDER,
+            help="started once for each command, with the payload on its standard input",
+        ),
     ),
 }
 """The help of each command, what it calls, and its arguments. The first of two words names a group."""

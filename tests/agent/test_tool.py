@@ -1,5 +1,6 @@
 """Laws of `aism`, the command line tool for agents."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 import aism_engine
 from aism_engine.agent.tool import main
+from aism_engine.agent.tool_commands import COMMANDS
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, running_engine
 
@@ -82,6 +84,13 @@ async def test_an_agent_can_register_work_and_leave(engine: Running, aism: Tool)
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_describes_each_argument(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    added = [add_to(parser) for add_to in COMMANDS[command][2:]]
+    assert [argument.dest for argument in added if not argument.help] == []
+
+
 async def test_an_agent_that_nobody_registered_is_warned_about(aism: Tool) -> None:
     """A typing error in the id succeeds, and is seen. A registered agent gets no warning."""
     ghost = await aism("--agent", "ghost", "state", "transition", "merging")
