@@ -42,13 +42,7 @@ class SyncAgentClient:
 
     def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None, timeout_s: float) -> dict[str, Any]:
         """Push a message and wait for the engine's reply. Raises TimeoutError without one; the message stays queued."""
-        message_id = str(uuid_utils.uuid7())
-        message = {"id": message_id, "type": kind, "agent_id": self.agent_id, "payload": payload, "reply": True}
-        if command_id is not None:
-            message["command_id"] = command_id
-        body = json.dumps(message).encode()
-        queue, channel = self.keys.response_queue, self.keys.responses
-        self._retry(lambda redis: redis.calls([("LPUSH", queue, body), ("PUBLISH", channel, message_id)]))
+        message_id = self._push(kind, payload, {} if command_id is None else {"command_id": command_id}, reply=True)
         reply = self.pop(self.keys.agent_reply(self.agent_id, message_id), timeout_s)
         if reply is None:
             waited = format_duration(timeout_s)
@@ -75,10 +69,11 @@ class SyncAgentClient:
         is_readable = not any(isinstance(reply, Exception) for reply in lease)
         return registered_at is not None, LeaseStatus.parse(*lease) if is_readable else LeaseStatus("", None, 0.0)
 
-    def pop(self, key: str, wait_s: float) -> dict[str, Any] | None:
-        """Pop the oldest message of a list, waiting at most `wait_s` for one. Skips entries that are no messages.
+    def pop(self, key: str, wait_s: float, code: str = "malformed_reply") -> dict[str, Any] | None:
+        """Pop the oldest message of a list, waiting at most `wait_s` for one. `put_back` undoes it.
 
-        Reconnects after an outage until the time is over. `put_back` undoes it.
+        An entry that is no message is skipped, and reported to the engine as an error with this code. Reconnects after
+        an outage until the time is over.
         """
         ends_at, failures = time.monotonic() + wait_s, 0
         while True:
@@ -96,6 +91,8 @@ class SyncAgentClient:
             self._taken = (key, raw) if raw is not None else None
             if message is not None or (raw is None and left_s <= 0):
                 return message
+            if raw is not None:
+                self._push("error", {"code": code, "message": "expected an object in JSON or MessagePack"})
 
     def put_back(self) -> None:
         """Put the message that was popped last back to where it is popped next."""
@@ -107,6 +104,23 @@ class SyncAgentClient:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def _push(
+        self, kind: str, payload: Mapping[str, Any], about: Mapping[str, str] = {}, *, reply: bool = False
+    ) -> str:
+        """Push a message to the engine and return its id. `about` holds further fields of the message."""
+        message_id = str(uuid_utils.uuid7())
+        message = {
+            "id": message_id,
+            "type": kind,
+            "agent_id": self.agent_id,
+            "payload": payload,
+            "reply": reply,
+            **about,
+        }
+        body, queue, channel = json.dumps(message).encode(), self.keys.response_queue, self.keys.responses
+        self._retry(lambda redis: redis.calls([("LPUSH", queue, body), ("PUBLISH", channel, message_id)]))
+        return message_id
 
     def _pop(self, key: str, wait_s: float) -> bytes | None:
         if wait_s <= 0:

@@ -111,7 +111,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
     ),
     "inbox": (
         "take the next message from another agent: aism inbox --wait 60",
-        lambda client, options: client.pop(client.keys.inbox(client.agent_id), options.wait),
+        lambda client, options: client.pop(client.keys.inbox(client.agent_id), options.wait, "malformed_message"),
         _WAIT,
     ),
     "message send": (
@@ -123,7 +123,7 @@ COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
     ),
     "command next": (
         "take the next command: aism command next --wait 60",
-        lambda client, options: client.pop(client.keys.commands(client.agent_id), options.wait),
+        lambda client, options: client.pop(client.keys.commands(client.agent_id), options.wait, "malformed_command"),
         _WAIT,
     ),
     "command ack": ("acknowledge a command: aism command ack ID", _sends("ack"), _ID),

@@ -1,6 +1,7 @@
 """Reads many record hashes in one call, each packed into one string. Damaged records are left out."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Final, TypeVar
@@ -65,12 +66,12 @@ async def each_record(
 
 
 async def read_fleet_hold(client: Client, keys: Keys) -> Held:
-    """Read the hold of the whole fleet. A damaged record counts as no hold."""
-    values = await client.hmget(keys.holds, HELD_TABLE.fields)
-    try:
-        return HELD_TABLE.from_values("", [text(value or b"") for value in values])
-    except _DAMAGED:
-        return Held()
+    """Read the hold of the whole fleet. If when, who or why is damaged, the hold remains without them."""
+    mode, *rest = [text(value or b"") for value in await client.hmget(keys.holds, HELD_TABLE.fields)]
+    for values in (rest, [""] * len(rest)):
+        with suppress(*_DAMAGED):
+            return HELD_TABLE.from_values("", [mode, *values])
+    return Held()
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:

@@ -1,6 +1,7 @@
 """Laws of `SyncAgentClient` and `SyncRedis`: quick to import, and persistent across outages."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,15 +72,17 @@ async def test_the_wait_for_a_reply_survives_a_restart_of_the_server(own: Embedd
     client.close()
 
 
-async def test_malformed_entries_are_skipped(own: EmbeddedServer, prefix: str) -> None:
+async def test_malformed_entries_are_reported_and_skipped(own: EmbeddedServer, prefix: str) -> None:
     """MessagePack is decoded: the agent may have registered with that codec elsewhere."""
     client = SyncAgentClient("a", own.url, prefix)
     key = client.keys.commands("a")
     async with plain_client(own) as plain:
         too_deep = b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}"
         await plain.lpush(key, b"no json", b"[1]", b'{"id": "\xff"}', too_deep, b"\x81\xa2id\xa2c1")
-        assert await asyncio.to_thread(client.pop, key, 0.0) == {"id": "c1"}
-        assert await asyncio.to_thread(client.pop, key, 0.05) is None
+        assert await asyncio.to_thread(client.pop, key, 0.0, "malformed_command") == {"id": "c1"}
+        assert await asyncio.to_thread(client.pop, key, 0.05, "malformed_command") is None
+        reports = [json.loads(each) for each in await plain.lrange(client.keys.response_queue, 0, -1)]
+        assert [(each["type"], each["payload"]["code"]) for each in reports] == [("error", "malformed_command")] * 4
     client.close()
 
 

@@ -53,8 +53,10 @@ async def test_pause_holds_on_every_path_and_outlives_the_engine(server: Embedde
 
 
 async def test_pause_of_the_fleet_holds_for_agents_that_join_later(server: EmbeddedServer, prefix: str) -> None:
+    """Also if the record of the hold is damaged otherwise: an engine that starts keeps the pause."""
     async with open_workers(server, prefix) as workers:
         await workers.request("p", "pause", all=True)
+        await workers.call("HSET", workers.keys.holds, "held_at", "no time")
     async with open_workers(server, prefix) as workers:
         await workers.register(WORKER)
         assert (await workers.send("c"))["status"] == "waiting"
