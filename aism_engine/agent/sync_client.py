@@ -42,7 +42,7 @@ class SyncAgentClient:
 
     def send(self, kind: str, payload: Mapping[str, Any], command_id: str | None, timeout_s: float) -> dict[str, Any]:
         """Push a message and wait for the engine's reply. Raises TimeoutError without one; the message stays queued."""
-        message_id = self._push(kind, payload, {} if command_id is None else {"command_id": command_id}, reply=True)
+        message_id = self._push(kind, payload, command_id, reply=True)
         reply = self.pop(self.keys.agent_reply(self.agent_id, message_id), timeout_s)
         if reply is None:
             waited = format_duration(timeout_s)
@@ -106,18 +106,13 @@ class SyncAgentClient:
             connection.close()
 
     def _push(
-        self, kind: str, payload: Mapping[str, Any], about: Mapping[str, str] = {}, *, reply: bool = False
+        self, kind: str, payload: Mapping[str, Any], command_id: str | None = None, *, reply: bool = False
     ) -> str:
-        """Push a message to the engine and return its id. `about` holds further fields of the message."""
+        """Push a message to the engine and return its id."""
         message_id = str(uuid_utils.uuid7())
-        message = {
-            "id": message_id,
-            "type": kind,
-            "agent_id": self.agent_id,
-            "payload": payload,
-            "reply": reply,
-            **about,
-        }
+        message = {"id": message_id, "type": kind, "agent_id": self.agent_id, "payload": payload, "reply": reply}
+        if command_id is not None:
+            message["command_id"] = command_id
         body, queue, channel = json.dumps(message).encode(), self.keys.response_queue, self.keys.responses
         self._retry(lambda redis: redis.calls([("LPUSH", queue, body), ("PUBLISH", channel, message_id)]))
         return message_id
