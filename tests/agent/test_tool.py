@@ -83,7 +83,6 @@ async def test_an_agent_can_register_work_and_leave(engine: Running, aism: Tool)
     assert (await aism("goodbye", "--reason", "done")).json["state"] == "offline"
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_describes_each_argument(command: str) -> None:
     parser = argparse.ArgumentParser()
@@ -91,6 +90,7 @@ def test_the_help_describes_each_argument(command: str) -> None:
     assert [argument.dest for argument in added if not argument.help] == []
 
 
+@pytest.mark.usefixtures("engine")
 async def test_an_agent_that_nobody_registered_is_warned_about(aism: Tool) -> None:
     """A typing error in the id succeeds, and is seen. A registered agent gets no warning."""
     ghost = await aism("--agent", "ghost", "state", "transition", "merging")
