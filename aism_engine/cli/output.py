@@ -13,7 +13,7 @@ from msgspec import Struct
 from aism_engine import terminal
 from aism_engine.cli import options
 from aism_engine.clock import from_iso, iso
-from aism_engine.durations import format_age
+from aism_engine.durations import format_age, format_duration
 from aism_engine.terminal import print_error_line, print_line, printable
 
 _PROGRESS_AFTER_S: Final = 1.0
@@ -120,13 +120,15 @@ def format_distance(instant: str) -> str:
 
 
 def _format(name: str, value: object) -> str:
-    """Write a field on one line: an instant as its distance from now, and a list of objects as its length."""
+    """Write a field on one line: an instant as its distance from now, a timeout as a duration."""
     text = str(value)
     match value:
         case None | "" | () | []:
             text = _NO_VALUE
         case str() if _is_instant(name):
             text = format_distance(value)
+        case str() if name.endswith("timeout") and value.replace(".", "", 1).isdecimal():
+            text = format_duration(float(value))
         case bool():
             text = "yes" if value else "no"
         case float():

@@ -119,7 +119,9 @@ async def test_a_hold_says_who_when_and_why(fleet: Call, engine: Running) -> Non
     assert expected.items() <= (await fleet("agents", "show", "w-0", "--json")).json.items()
     assert re.search(rf"w-0 .* pause +\S+ ago +{user} +quota used up\n", (await fleet("agents", "list")).out)
     agent, whole = rf"agent w-0 is paused \(\S+ ago, by {user}\): quota used up", "the fleet is paused .*: maintenance"
-    assert re.search(f"holds +{agent}; {whole}\n", (await fleet("commands", "show", "c-0")).out)
+    text = (await fleet("commands", "show", "c-0")).out
+    assert re.search(f"holds +{agent}; {whole}\n", text)
+    assert re.findall("timeout +(.+)\n", text) == ["30s", "1h"]
     holds = (await fleet("commands", "show", "c-0", "--json")).json["holds"]
     assert [(each["of"], each["hold_reason"]) for each in holds] == [
         ("agent", "quota used up"),
