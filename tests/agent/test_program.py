@@ -41,11 +41,14 @@ class Timer:
 
     def __init__(self) -> None:
         self._timeout = asyncio.timeout(None)
+        self._started = asyncio.Event()
 
     def start(self, _delay_s: float | None) -> asyncio.Timeout:
+        self._started.set()
         return self._timeout
 
-    def fire(self) -> None:
+    async def fire(self) -> None:
+        await self._started.wait()  # a program may write its id before asyncio has returned it
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
@@ -57,7 +60,7 @@ async def test_a_child_that_ignores_sigterm_is_killed(timer: Timer, tmp_path: Pa
     running = asyncio.create_task(run_once(Executable(["sh", "-c", f"{child} & echo $$ >> {file}; wait"], timeout_s=3)))
     pids = await eventually(partial(read_pids, file, 2))
     if how != "cancel":
-        timer.fire()
+        await timer.fire()
     if how == "timeout_then_cancel":
         await eventually(lambda: not is_alive(pids[0]) or not is_alive(pids[1]))  # SIGTERM was sent
     if how != "timeout":
