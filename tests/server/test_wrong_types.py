@@ -226,7 +226,7 @@ async def test_heartbeats_of_invalid_agent_ids_are_ignored(engine: Running) -> N
 
 
 async def test_agent_whose_heartbeat_is_removed_becomes_unknown(engine: Running) -> None:
-    """And not fresh for ever. The next heartbeat makes it fresh again."""
+    """It does not stay fresh without a heartbeat. The next heartbeat makes it fresh again."""
 
     async def liveness_is(liveness: str) -> bool:
         return (await engine.record("a")).get("liveness") == liveness

@@ -170,7 +170,7 @@ def _ask_again(port: int, *words: str | int) -> None:
 
 
 def _until(condition: Callable[[], T | None]) -> T:
-    """Wait until `condition` returns something true, and return that. Whoever does not answer is asked again."""
+    """Wait until `condition` returns something true, and return that. Repeat it after an error of the connection."""
     ends_at = time.monotonic() + _GUARD_S
     while time.monotonic() < ends_at:
         with suppress(OSError, RedisConnectionError, RedisTimeoutError):
