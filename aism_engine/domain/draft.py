@@ -106,7 +106,7 @@ class Draft:
         self.index(command)
 
     def index(self, command: Command) -> None:
-        """Update the index of a command's agent."""
+        """Move a command to its current bucket in the index of its agent, or remove it if it has ended."""
         if agent := self.agent(command.agent_id):
             if command.open:
                 agent.index(command)
@@ -142,7 +142,7 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count the agents in a state whose registered type `belongs` accepts."""
+        """Count the agents in a state. `belongs` tells whether to count an agent of a registered type."""
         committed = self._fleet.agents
         count = sum(count for each, count in self._fleet.occupants.get(state, {}).items() if belongs(each))
         for agent_id, agent in self._agents.items():

@@ -38,7 +38,7 @@ class Lookups(Struct):
     dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
     """Dead letters to replay, by stream id."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Number of messages in an agent's inbox, together with those that wait for it."""
+    """Number of unread messages of each agent: those in its inbox, and those kept until it accepts messages."""
     groups: dict[str, Group] = field(default_factory=dict)
     group_requests: dict[str, Request] = field(default_factory=dict)
     """The requests that made groups, by the id of the group, as far as they can be read."""
@@ -89,7 +89,7 @@ class Fleet:
         self.recently_ended: dict[str, Command] = {}
         """The last commands that ended. The lookups of a batch may still show them as open."""
         self.last_message_at: dict[str, float] = {}
-        """When each agent last sent a message, or began to be watched, since the fleet was loaded."""
+        """When each agent last sent a message, began to be watched, or returned, since the fleet was loaded."""
         self.forgotten = 0
         """Number of agents that were forgotten since the fleet was loaded."""
         self.loaded_at = 0.0

@@ -108,8 +108,10 @@ def forbidden_state(seen: AgentObservation, limits: DivergenceSettings) -> Verdi
     A state that it pushed to the queue is no divergence: it was a request, and was refused.
     """
     agent = seen.agent
-    if agent.declared is None or agent.declared_via in {None, "queue"}:
-        return "has published no other state"
+    if agent.declared is None:
+        return "has declared no state since it registered"
+    if agent.declared_via in {None, "queue"}:
+        return "has declared a state in a response since"
     if agent.declared == agent.state or agent.since > agent.declared_at:
         return "has changed its state"
     if seen.seconds_since(agent.declared_at) < limits.forbidden_evidence_after:

@@ -12,13 +12,15 @@ outside the `ScoreRange`: those from before it, and those in the future. A score
 and is outside it now tells when it last changed:
 - In the future: the score has changed since the last scan, because the range only moves forward. The agent's clock is
   fast. The tracker remembers the score until it changes, even while the range contains it.
-- Before the range: an accurate clock writes a score at the end of the range, so the score last changed `width_s` ago. A
-  slow clock writes an older score, which leaves the range sooner. So if the tracker saw the score enter the range less
-  than `width_s` ago, the score last changed when it entered.
+- Before the range: if the agent's clock is accurate, the score was the newest in the range when the agent wrote it, so
+  the score last changed `width_s` ago. If the clock is slow, the score was already old when the agent wrote it, so it
+  leaves the range in less than `width_s`. If the agent's earlier score had left the range too, the tracker saw the new
+  score enter it. If that was less than `width_s` ago, the tracker takes the time of the entry as the last change.
 
-Assumption: an agent sends a heartbeat at least once in `lost_after - silent_after`. When an agent's score falls behind
-the range for the first time, the tracker does not know yet whether the agent's clock is slow, and takes it as accurate.
-If it is slow, the engine overestimates the silence by at most `silent_after`.
+When an agent's score falls behind the range for the first time, the tracker has seen no entry and does not know whether
+the agent's clock is slow. It takes the clock as accurate. If the clock is slow, the engine overestimates the silence by
+at most `silent_after`. This loses no healthy agent, on the assumption that an agent sends a heartbeat at least once in
+`lost_after - silent_after`.
 """
 
 import math
@@ -30,7 +32,7 @@ from msgspec import Struct, field
 from aism_engine.domain.policy import LivenessSettings
 
 Mode: TypeAlias = Literal["normal", "partial", "full"]
-"""How far the brake limits losses: not at all, to a number per scan, or to none."""
+"""How the brake limits losses. `normal`: no limit. `partial`: a number of losses per scan. `full`: no losses."""
 MILLISECONDS_FROM: Final = 1e11
 """A score from here on is in milliseconds: as seconds it would be the year 5138."""
 

@@ -154,7 +154,7 @@ def refuse(ctx: DecisionContext, agent: AgentRecord, refusal: Refusal) -> ErrorR
 
 
 def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """Report that the longest stay in a state has passed, and move the agent if its machine names a next state."""
+    """Report that an agent has stayed in its state for `max_stay`, and move it if its machine names a next state."""
     machine = ctx.machine(agent)
     state = machine.state(agent.state)
     until = state_rules.stay_end(state, agent)

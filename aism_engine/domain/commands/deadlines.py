@@ -1,4 +1,4 @@
-"""Due deadlines: ack timeout, execution timeout, time to live, scheduled start, next attempt, longest stay.
+"""Due deadlines: ack timeout, execution timeout, time to live, scheduled start, next attempt, limit of a stay.
 
 And orphans: open commands and groups whose record exists, but whose deadline is missing from the index.
 """

@@ -21,7 +21,7 @@ def advance(
     reason: str | None = None,
     **named: object,
 ) -> None:
-    """Take a step of a command, and write its record, its deadline and the index of its agent.
+    """Take a step of a command. Write its record and its deadline, and update its agent's index of open commands.
 
     Record the fact `command_{event}`. By default `event` is the new status; if the status stays the same, no fact is
     recorded. The record of an ended command also gets the code and the reason, and expires after

@@ -55,11 +55,11 @@ def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> 
 def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Send the taken commands again, without counting the attempt. Without the capability `ack`, fail them instead.
 
-    Only a registration under another `instance` proves that the earlier process is gone. That process has the commands
-    that were acknowledged before the registration. A delivered command may be with the new process instead, which pops
-    as soon as it has pushed its registration. The registration is not applied yet, so it was pushed after
-    `applied_until`: a command that was delivered before that instant is with the earlier process. Any other delivered
-    command is left alone.
+    Only a registration under another `instance` proves that the earlier process is gone. Acknowledged commands were
+    taken by the earlier process. Delivered commands were taken by either process, because the new one may pop a command
+    as soon as it has pushed its registration. Responses that were pushed before `applied_until` are applied. This
+    registration is not applied yet, so it was pushed later. Hence a command that was delivered before `applied_until`
+    was taken by the earlier process. Any other delivered command is left alone.
     """
     taken = [command for each in agent.delivered if (command := ctx.draft.command(each)) is not None]
     for command in sorted(taken, key=lambda each: each.seq):

@@ -31,7 +31,11 @@ _MAX_VALUES: Final = 256
 
 
 class Requirement(Struct, frozen=True):
-    """The value of an agent is one of these, or none of them if `negated`. None is the value of an absent label."""
+    """A condition: the agent's value of `key` is in `values`, or is not in `values` if `negated`.
+
+    A label that the agent lacks has the value None. So the default of `values` tests whether a label is absent,
+    or present if `negated`.
+    """
 
     key: str
     negated: bool

@@ -1,7 +1,7 @@
-"""Rules of an agent's state: the longest stay, the cooldown of the states that it has left, and who must act.
+"""Rules of an agent's state: the limit of its stay, the cooldown of the states that it has left, and who must act.
 
-The end of the longest stay is a deadline, `stay:{agent_id}`, like those of commands. The agent's `since` and its
-machine are authoritative: a lost deadline is set again.
+When a stay reaches `max_stay`, a deadline is due: `stay:{agent_id}`, like those of commands. The agent's `since` and
+its machine are authoritative: a lost deadline is set again.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
 
 
 def stay_end(state: State, agent: AgentRecord) -> float:
-    """Return when the longest stay of an agent ends; 0: never."""
+    """Return when an agent's stay reaches `max_stay`; 0: never."""
     return agent.since + state.max_stay if state.max_stay else 0.0
 
 
@@ -71,8 +71,9 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
         return True
     if until > agent.stay_until:
         return until > now or bool(state.after_max_stay)
-    # A deadline after the end of the stay is correct if the transition was refused: the engine tries again within
-    # `max_stay`. Otherwise a reload of the machines has shortened the stay.
+    # The deadline may be later than the end of the stay for two reasons. If the engine could not move the agent, it
+    # tries again after `max_stay`, and the deadline is correct. If a reload of the machines has shortened the stay, the
+    # deadline must be written again.
     is_late = 0 < until < agent.stay_until - ROUNDING_S
     is_retry = bool(state.after_max_stay) and until <= now and agent.stay_until - now <= state.max_stay
     return is_late and not is_retry
