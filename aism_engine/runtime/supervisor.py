@@ -1,9 +1,9 @@
 """Keeps the components of the engine running, and stops them in order.
 
 Guaranteed
-    Each component runs in a task of its own. Every end of a component is logged with its reason, and never cancels
-    another component. A failed component is restarted after an exponential backoff with full jitter, so that
-    components that fail together do not restart together.
+    Each component runs in a task of its own. Every end of a component is logged with its reason. A failed component is
+    restarted after an exponential backoff with full jitter, so that components that fail together do not restart
+    together. The other components continue meanwhile.
 
     A component fails when it raises, when it returns, and when it raises a CancelledError although the supervisor did
     not cancel it: a task that it awaited was cancelled.

@@ -54,15 +54,18 @@ class Bounds(NamedTuple):
 
 
 class Batch:
-    """The decisions of one commit, translated to server commands. It can be sent any number of times under one id."""
+    """The decisions of one commit, translated to server commands.
+
+    `call` builds the arguments once. They can be sent any number of times, because they contain the id of the commit.
+    """
 
     def __init__(
         self, keys: Keys, bounds: Bounds, decisions: Sequence[Decision], message_ids: Iterable[tuple[str, str]] = ()
     ) -> None:
         """Translate all effects of the decisions, in order.
 
-        `message_ids` are agent and id of the messages that the decisions are about. The audit lists those that no fact
-        mentions, so that the next leader recognizes a second copy of any of them.
+        `message_ids` are agent and id of the messages that the decisions are about. The audit entry lists those that no
+        fact mentions. So it contains the ids of all messages, and the next leader recognizes a duplicate of each.
         """
         self.keys = keys
         self.bounds = bounds

@@ -1,7 +1,7 @@
-"""The part of redis-py's client that the commands of operators use, over a blocking connection.
+"""The part of redis-py's client that the subcommands of `aism-engine` need for reading, over a blocking connection.
 
-Importing redis-py and asyncio takes longer than such a command. The methods are coroutines, as in redis-py, but none of
-them suspends: `run` executes a coroutine that awaits only these methods, without an event loop.
+Importing redis-py and asyncio takes longer than most of these subcommands. The methods are coroutines, as in redis-py,
+but none of them suspends: `run` executes a coroutine that awaits only these methods, without an event loop.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -29,7 +29,7 @@ class BlockingClient:
     """A client of one server. It raises `ServerUnavailableError` while the server cannot serve, and retries nothing."""
 
     is_blocking = True
-    """Whether a call ends before another can begin: reading ahead gains nothing."""
+    """Each call blocks until its reply has arrived. Therefore `each_record` does not prefetch with this client."""
 
     def __init__(self, server: RedisSettings) -> None:
         """Connect. The sentinels of the settings are not asked."""

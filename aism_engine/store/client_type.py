@@ -3,4 +3,8 @@
 from typing import Any, TypeAlias
 
 Client: TypeAlias = Any
-"""A `NamingRedis` or a `BlockingClient`. redis-py's annotations also describe its synchronous client: they mislead."""
+"""A `NamingRedis` or a `BlockingClient`.
+
+The type is Any because redis-py annotates many replies as `bytes | str`, for clients with and without decoding. Our
+clients do not decode: a text in a reply is always bytes.
+"""

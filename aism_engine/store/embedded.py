@@ -61,7 +61,11 @@ def bundled_binary() -> Path:
 
 
 class EmbeddedServer:
-    """One server process. A free port and a temporary folder outlive a `kill`, but not a `stop`."""
+    """One server process.
+
+    After `kill`, the next `start` uses the same port and folder. After `stop`, it chooses another free port if `port`
+    is 0, and makes a new temporary folder if `data_dir` is None.
+    """
 
     def __init__(
         self,
@@ -126,7 +130,7 @@ class EmbeddedServer:
                 raise ServerUnavailableError(outage, f"{binary} does not serve; its log ends:\n{log}")
 
     def stop(self) -> None:
-        """Stop the server, or kill it if it does not stop. Forget a free port, and remove a temporary folder."""
+        """Stop the server, or kill it if it does not stop. Then remove its folder, if that is a temporary one."""
         self._end(signal.SIGTERM)
         if self._wanted_dir is None and self._dir is not None:
             shutil.rmtree(self._dir, ignore_errors=True)

@@ -11,6 +11,7 @@ class Keys:
 
     def __init__(self, prefix: str = "aism") -> None:
         self.prefix = prefix
+        # `responses` and `requests` are channels: a publication there wakes up the consumer of the queue.
         self.response_queue = f"{prefix}:engine:response_queue"
         self.responses = f"{prefix}:engine:responses"
         self.request_queue = f"{prefix}:engine:request_queue"
@@ -34,6 +35,7 @@ class Keys:
         self.inbox: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:inbox"
         self.agent_measurements: KeyOf = lambda agent_id: f"{prefix}:agent:{agent_id}:measurements"
         self.agent: KeyOf = lambda agent_id: f"{prefix}:engine:agent:{agent_id}"
+        # Messages that wait until the agent accepts messages. Then the engine moves them to the inbox.
         self.mail: KeyOf = lambda agent_id: f"{prefix}:engine:mail:{agent_id}"
 
         self.command: KeyOf = lambda command_id: f"{prefix}:engine:command:{command_id}"

@@ -85,7 +85,7 @@ _MESSAGE_IDS = msgspec.json.Decoder(list[tuple[str, str]])
 
 
 def _message_ids_of(entry: Mapping[bytes, bytes]) -> list[tuple[str, str]]:
-    """Read the message ids of an audit entry; an entry of another client has none."""
+    """Read the message ids of an audit entry. An entry that cannot be decoded has none: another client wrote it."""
     with suppress(ValueError, RecursionError):
         facts = _FACTS.decode(entry.get(b"facts", b"[]"))
         message_ids = _MESSAGE_IDS.decode(entry.get(b"message_ids", b"[]"))

@@ -49,7 +49,7 @@ class FleetReader:
         return self.time.now
 
     async def read_time(self) -> float:
-        """Read the server's time, correct ours by it, and return ours."""
+        """Read the server's time, correct `self.time` by it, and return `self.time.now`."""
         asked_at = self._clock.monotonic()
         seconds, microseconds = await self._client.execute_command("TIME")
         self._observe_time(seconds, microseconds, asked_at)
@@ -173,8 +173,8 @@ class FleetReader:
     async def scan_without_deadline(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
         """Scan a page of all keys for open commands and groups without a deadline.
 
-        A cursor of 0 begins the scan; a returned cursor of 0 ends it. Raises `ServerUnavailableError`. The outage is
-        `noperm` also if the server has no SCAN.
+        A cursor of 0 begins the scan; a returned cursor of 0 ends it. Raises `ServerUnavailableError`. If the server
+        does not know SCAN (an operator can rename or disable it), the outage is `noperm` too.
         """
         from aism_engine.store.redis_exceptions import ResponseError  # noqa: PLC0415  slow to import
 
@@ -200,7 +200,7 @@ class FleetReader:
     # --- requests, dead letters, sizes --------------------------------------------------------------------------------
 
     async def saved_replies(self, request_ids: Sequence[str]) -> dict[str, bytes]:
-        """Read what is saved of requests that were decided before, as `Lookups.request_replies` describes it."""
+        """Read the saved replies to requests that were decided before: a digest of the request, a space, the reply."""
         if not request_ids:
             return {}
         return _present(request_ids, await self._client.mget(map(self.keys.saved_reply, request_ids)))
@@ -214,7 +214,7 @@ class FleetReader:
         return found
 
     async def lengths(self) -> dict[str, int]:
-        """Read the length of every queue, stream and index."""
+        """Read the lengths of the engine's queues and streams, and of the sorted sets of deadlines and heartbeats."""
         commands = {
             **dict.fromkeys(("response_queue", "request_queue", "fanout", "oversized"), "LLEN"),
             **dict.fromkeys(("audit", "dead_letters"), "XLEN"),
@@ -224,7 +224,7 @@ class FleetReader:
         return {name: length for name, length in zip(commands, found, strict=True) if length is not None}
 
     async def read_lengths(self, calls: Iterable[tuple[str, str]]) -> list[int | None]:
-        """Send several commands that return a length at once; None for a key of the wrong type."""
+        """Read several lengths in one round trip. A length is None if its command gets an error, such as WRONGTYPE."""
         replies = await self._client.execute_commands(calls, raise_on_error=False)
         return [reply if isinstance(reply, int) else None for reply in replies]
 

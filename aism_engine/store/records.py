@@ -66,7 +66,11 @@ async def each_record(
 
 
 async def read_fleet_hold(client: Client, keys: Keys) -> Held:
-    """Read the hold of the whole fleet. If when, who or why is damaged, the hold remains without them."""
+    """Read the hold of the whole fleet.
+
+    If only `held_at`, `held_by` or `hold_reason` is damaged, the hold is returned without all three. If the mode of the
+    hold is damaged, no hold is returned.
+    """
     mode, *rest = [text(value or b"") for value in await client.hmget(keys.holds, HELD_TABLE.fields)]
     for values in (rest, [""] * len(rest)):
         with suppress(*_DAMAGED):

@@ -81,8 +81,8 @@ class _PatchedConnection:
         """Raise ConnectionError for what asyncio and uvloop raise when the peer has closed the connection.
 
         redis-py#4287: asyncio of CPython 3.12 to 3.14.0 raises TypeError or AttributeError, and uvloop RuntimeError.
-        While the transport is open, these errors are bugs and pass. The patch can go when redis-py 8.1 is no longer
-        used: a later release has the fix.
+        While the transport is open, these errors are bugs and are raised unchanged. The patch can go when redis-py 8.1
+        is no longer used: a later release has the fix.
         """
         writer = self._writer  # type: ignore[attr-defined]
         try:

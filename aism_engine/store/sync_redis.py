@@ -110,7 +110,8 @@ def _connect(server: ServerUrl, timeout_s: float) -> socket.socket:
         stream.settimeout(timeout_s)
         stream.connect(server.path)
         return stream
-    host: Any = server.host.encode() if server.host.isascii() else server.host  # for a str, a codec is imported
+    # With a str, Python imports its codec for international host names, which is slow. ASCII bytes need no codec.
+    host: Any = server.host.encode() if server.host.isascii() else server.host
     stream = socket.create_connection((host, server.port), timeout=timeout_s)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return stream if server.tls is None else tls_context(server.tls).wrap_socket(stream, server_hostname=server.host)

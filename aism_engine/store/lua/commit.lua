@@ -14,7 +14,8 @@
 -- ARGV[5]   trim: number of messages to remove from the tail of the source; 0 for none
 -- ARGV[6]   digest of the oldest of them
 -- ARGV[7]   digest of the newest of them
--- ARGV[8]   keep: 0 to drop what is trimmed; otherwise the one trimmed message moves to KEYS[4], which keeps this many
+-- ARGV[8]   keep: 0 to drop the trimmed messages. Otherwise the trim must be 1: its message moves to KEYS[4], and `keep` is
+--           the maximum length of KEYS[4]
 -- ARGV[9]   number of watches
 -- ARGV[10]  number of writes
 -- ARGV[11]  number of strings

@@ -1,11 +1,14 @@
--- Read the head of the oldest command of each list. A `cancel` is passed over: it overtakes what was pushed before it.
+-- Read the head (the first bytes) of the oldest command of each list. A `cancel` does not count: it is pushed to the end that is
+-- popped next, so it does not show which commands were popped.
 --
 -- KEYS[1..]  lists
 -- ARGV[1]    maximum bytes of a head
 --
 -- Returns for each list the head of its oldest command: '' if the list has none, false if the key is not a list.
 
-local MAX_CANCELS = 100  -- an agent with more of them pops nothing, so it has no deliveries to detect
+-- Maximum number of cancels that are skipped in one list. If a list has more, the head of a cancel is returned, and the engine
+-- detects no deliveries. An agent that leaves so many cancels in its list pops nothing.
+local MAX_CANCELS = 100
 local max_bytes = tonumber(ARGV[1])
 local CANCELS = {  -- the first two fields of a `cancel`: in JSON; in MessagePack with an id of up to 31 bytes; with a longer id
   '^{"id":"[%w._-]+","type":"cancel"',

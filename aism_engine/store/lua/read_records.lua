@@ -2,11 +2,11 @@
 --
 -- KEYS[1..]  hashes
 -- ARGV[1]    maximum bytes of a value
--- ARGV[2..]  fields; none for all fields
+-- ARGV[2..]  names of the fields to read; if there are none, all fields are read
 --
--- Returns for each hash one MessagePack array of strings: the values of the fields or, without fields, names and values in turn.
--- A value is '' if it is absent or too long, or if the key is not a hash. Without fields, a hash with more than 10,000 of
--- them counts as empty: no record has that many.
+-- Returns for each hash one MessagePack array of strings: the values of the named fields; or, if all fields are read, names and
+-- values in turn. A value is '' if it is absent or too long, or if the key is not a hash. If all fields are read, a hash with
+-- more than 10,000 fields counts as empty: no record has that many.
 --
 -- A packed record is one reply instead of one reply for each field, so the client reads it faster.
 
