@@ -33,9 +33,9 @@ Payload: TypeAlias = Mapping[str, Any] | Callable[[AdminClient], Awaitable[Mappi
 _LEADER_INTERVAL_S: Final = 2.0
 """Time between checks that an engine leads, while a command runs."""
 _START: Final = "Start one: aism-engine run"
-STALE: Final = "this is what the last one wrote"
+STALE: Final = "this data was written by the last leader"
 _WAITS: Final = "the request waits until one leads"
-"""`STALE` and `_WAITS` end the warning `no engine has led for 5h: …`, and say what that means for the command."""
+"""What the warning `no engine has led for 5h: …` says after the colon: `STALE` for a read, `_WAITS` for a request."""
 _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
@@ -50,7 +50,7 @@ class RequestOptions(options.OptionSet, frozen=True, kw_only=True):
 
 
 class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
-    """Options that name a fleet, and what a command does with the fleet."""
+    """Options that name a fleet, with methods that read the fleet and send requests to its engine."""
 
     redis: options.Redis = None
     prefix: options.Prefix = None
@@ -81,7 +81,10 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
             client.close()
 
     def call(self, act: Callable[[AdminClient], Awaitable[T]], consequence: str = STALE) -> T:
-        """Run `act` with a client of the fleet. Says on standard error if no engine leads, with the consequence."""
+        """Run `act` with a client of the fleet. If no engine leads, print a warning that states the `consequence`.
+
+        If `consequence` is empty, print no warning.
+        """
         return call_fleet(self.settings().redis, act, consequence)
 
     def watch(self, act: Callable[[AdminClient], Awaitable[None]], consequence: str = STALE) -> None:
@@ -141,7 +144,10 @@ def _cancel_at_interrupt() -> None:
 
 @asynccontextmanager
 async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterator[None]:
-    """Print a notice if no engine leads, and when that changes during the block; none if `consequence` is empty."""
+    """Print a warning if no engine leads at the start of the block, and a notice whenever that changes.
+
+    If `consequence` is empty, print nothing.
+    """
     import asyncio  # noqa: PLC0415  slow to import
 
     async def follow(led: bool) -> None:  # noqa: FBT001
@@ -158,7 +164,7 @@ async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterat
 
 
 async def _report_leader(admin: AdminClient, consequence: str, *, led: bool) -> bool:
-    """Return whether an engine leads. Print a notice if that is not `led`, the result of the call before."""
+    """Return whether an engine leads. Print a notice if this differs from `led`, the result of the previous call."""
     try:
         lease = await admin.lease()
     except ServerUnavailableError:
@@ -246,7 +252,10 @@ async def _causes(admin: AdminClient, record_id: str) -> str:
 
 
 def format_progress(outcome: Mapping[str, Any], waited_s: float, problem: str) -> str:
-    """Write on one line how far a command or a group is, or why it cannot end now. The end of the line may be cut."""
+    """Write on one line how far a command or a group is, or why it cannot end now.
+
+    The result may be wider than a terminal: `ProgressLine` cuts it.
+    """
     waited = format_age(waited_s)
     if problem or "command_id" not in outcome:
         return ", ".join(filter(None, (format_outcome(outcome), waited, problem)))

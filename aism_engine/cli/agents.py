@@ -98,8 +98,8 @@ def confirm_losses(*, request: RequestOptions, fleet: FleetOptions, output: Outp
       aism-engine agents confirm-losses --reason "the rack was switched off"
     """
     reply = fleet.send("confirm_losses", {}, request, output)
-    agents = "1 agent is" if reply["silent"] == 1 else f"{reply['silent']} agents are"
-    confirmed = f"{agents} silent, and lost after liveness.lost_after without a sign of life"
+    agents, them = ("1 agent is", "it") if reply["silent"] == 1 else (f"{reply['silent']} agents are", "them")
+    confirmed = f"{agents} silent. The engine marks {them} as lost after liveness.lost_after without a sign of life"
     output.print(reply, confirmed if reply["silent"] else "no agent is silent: there is nothing to confirm")
 
 

@@ -65,7 +65,7 @@ def list_(
 
 @app.command()
 def show(record_id: _Id, *, fleet: FleetOptions, output: Output) -> None:
-    """Show a command or a group. If it has not ended, say why: which agents are missing, or what is paused.
+    """Show a command or a group. If it is open, say why: which members have not ended, or what is paused.
 
     \b
     Example:

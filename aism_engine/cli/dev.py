@@ -59,7 +59,7 @@ def dev(
     """Try the engine with simulated agents on a bundled server.
 
     Shows the fleet on a terminal, as top does, and logs elsewhere. Ctrl-C stops everything and prints a summary.
-    While it runs, give the URL that it shows to the other commands, as --redis URL.
+    While it runs, other commands can use its server: give them the URL from the screen or the log, as --redis URL.
 
     \b
     Example:
@@ -109,7 +109,7 @@ def _start(server: EmbeddedServer) -> EmbeddedServer:
 async def _run(
     engine: Engine, stopping: asyncio.Event, duration_s: float | None, *others: Coroutine[Any, Any, object]
 ) -> DevSummary:
-    """Run the engine and `others` until `stopping`, `duration_s`, or a failure; then stop the engine last."""
+    """Run the engine and `others` until `stopping`, `duration_s`, or the end of any of them. Stop the engine last."""
     started_at = time.monotonic()
     engine_task = asyncio.create_task(engine.run(stopping))
     tasks = [asyncio.create_task(each) for each in (*others, stopping.wait())]

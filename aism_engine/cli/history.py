@@ -27,6 +27,7 @@ _FOLLOW_INTERVAL_S: Final = 0.2
 _SLACK_S: Final = 60.0
 """A fact may be written this long after it happened: a commit takes time, and is retried after an outage."""
 _COMMAND_COLUMNS: Final = ("command_id", "type", "status", "began", "basis")
+"""`basis` is `recorded`, `inferred` or `unknown`: whether missing facts could change the answer."""
 
 
 class _Period(NamedTuple):
@@ -59,7 +60,8 @@ def history(
     """Show what is recorded about an agent or a command.
 
     Prints one fact a line, or with --at the agent as it was at an instant. The archive and the audit in Redis are read
-    as one log. Where entries are missing, a line says so.
+    as one log. Where entries are missing, a line says so. With --at, the basis `inferred` means that missing entries
+    could change the answer.
 
     \b
     Example:

@@ -40,7 +40,9 @@ def check(
     problems = unreadable + problems
     valid = {source: machine for source, machine in machines.items() if source in texts}
     names = [machine.name for machine in valid.values()]
-    lines = [f"{source}: ok; machine {each.name}, {len(each.states) or 'any'} states" for source, each in valid.items()]
+    lines = [
+        f"{source}: ok; machine {each.name}, {len(each.states) or 'arbitrary'} states" for source, each in valid.items()
+    ]
     output.print({"ok": not problems, "problems": problems, "machines": names}, "\n".join(lines))
     if problems:
         raise ConfigError(problems)
@@ -87,7 +89,8 @@ def show(name: _Name, *, config: options.Config = None, output: Output) -> None:
 def graph(name: _Name, *, config: options.Config = None) -> None:
     """Print one machine as a Mermaid diagram.
 
-    The label of a transition names its conditions, and `max_stay` for a transition that the engine makes by itself.
+    The label of a transition names its conditions. The label `max_stay` marks the transition that the engine makes
+    when an agent has stayed in the state for that time.
 
     \b
     Example:

@@ -51,7 +51,10 @@ COMMANDS: Final = {
     "machines": ("machines:app", "Check or show state machines."),
     "config": ("config:app", "Check or show the settings."),
 }
-"""Each command or group: `module:attribute` of this package, and its line in the help, which needs no import."""
+"""Each command or group: `module:attribute` of this package, and its line in the help.
+
+The lines stand here so that the help can be printed without importing the commands.
+"""
 
 
 def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:

@@ -54,7 +54,7 @@ class _Group(_ConvertsSimply, TyperGroup):
 
 
 def _process_value(parameter: Any, convert: Callable[..., Any], context: Any, value: Any) -> Any:  # noqa: ANN401
-    """Convert a simple value as typer does. Typer converts all other values, and words the errors.
+    """Convert a simple value as typer does. Typer converts all other values, and writes the error messages.
 
     A value is simple if it is missing, has a parser of its own, is one of a few choices, or has the right type.
     """
@@ -69,7 +69,7 @@ def _process_value(parameter: Any, convert: Callable[..., Any], context: Any, va
         try:
             value = parser(value)
         except ValueError:
-            return convert(context, value)  # typer words the error
+            return convert(context, value)  # typer writes the error message
     elif value in (choices := kind.choices or ()):
         value = choices[choices.index(value)]
     elif type(value) is not kind.annotation:

@@ -1,4 +1,4 @@
-"""Why a command or a group has not ended: the holds on its agent and on the fleet, or the members that are missing."""
+"""Why a command or a group has not ended: pauses of its agent and of the fleet, or members that have not ended."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,13 +8,16 @@ from aism_engine.domain.agents.agent import Held, Hold
 from aism_engine.domain.commands.command import Status
 from aism_engine.ops.admin_client import AdminClient
 
-HOLD_TEXTS: Final = {"pause": "is paused", "drain": "is drained", "": "takes commands"}
+HOLD_TEXTS: Final = {"pause": "is paused", "drain": "is draining", "": "takes commands"}
 _NAMES: Final = 20
 """Maximum number of missing members in a text."""
 
 
 async def read_causes(admin: AdminClient, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Return why a command or a group is open: `holds` that stop its dispatch, and `missing` members of a group."""
+    """Return why a command or a group is open.
+
+    `holds` are the pauses that stop its dispatch. `missing` are the members of the group that have not ended.
+    """
     causes: dict[str, Any] = {}
     if "command_id" not in outcome and "ended_at" not in outcome:
         causes["missing"] = await admin.missing(outcome["group_id"])

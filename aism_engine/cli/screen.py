@@ -1,7 +1,8 @@
 """The screen of `aism-engine top` and `aism-engine dev`: an overview of a fleet, or one of its agents.
 
-The overview lists the agents by problem, as many as the height allows, and then all others. `Screen` reacts to keys,
-and holds the selection, the order and the scrolling that they change. It does not write to the terminal.
+The overview has one section for each problem, with the agents that have it, and one for the agents without a problem.
+Sections are cut to fit the height. `Screen` reacts to keys, and holds the selection, the order and the scrolling that
+they change. It does not write to the terminal.
 """
 
 import textwrap
@@ -56,7 +57,10 @@ class Row(NamedTuple):
 
     @property
     def since_and_why(self) -> tuple[str, str]:
-        """Since when the agent has the problem, in ISO 8601, and why; without a problem, when it entered its state."""
+        """When the problem began, in ISO 8601, and its reason.
+
+        Without a problem: when the agent entered its state, and an empty reason.
+        """
         agent, why = self.view.agent, ""
         match self.section:
             case Problem.LOST:
@@ -93,11 +97,14 @@ _SORTS: Final[dict[str, Callable[[Row], Any] | None]] = {
     "type": lambda row: row.view.agent.type,
     "state": lambda row: row.view.agent.state,
 }
-"""Orders of the agents in a section; None: as in the overview."""
+"""Sort keys for the agents of a section, by name. None keeps the order of the overview, which is sorted by id."""
 
 
 class Screen:
-    """Draws an overview for a size of the terminal. `head` returns further lines for its top."""
+    """Draws an overview, one agent, or the help, as lines for a terminal of a given size.
+
+    `head` returns lines to draw above the overview. `slowest` is how many of the slowest commands to list.
+    """
 
     def __init__(self, head: Callable[[], Sequence[str]], slowest: int) -> None:
         self._head = head
@@ -176,7 +183,7 @@ class Screen:
     # --- drawing ------------------------------------------------------------------------------------------------------
 
     def draw(self, width: int | None, height: int, *, keys: bool) -> list[Text]:
-        """Return at most `height` lines; without a width, of any length. `keys` adds the selection and the key help."""
+        """Return at most `height` lines, each cut to `width` if given. `keys` adds the selection and the key help."""
         room = height - keys
         if self._shows_help:
             lines = [Text(line) for line in _HELP.splitlines()]
@@ -252,7 +259,10 @@ class Screen:
 
 
 def _visible(rows: Sequence[Row], lines: int, selected: Row | None) -> Sequence[Row]:
-    """Return the rows of a section that fit into some lines: the first is the title, the last says what is cut."""
+    """Return the rows of a section that fit into `lines` lines, and end with `selected` if it would be cut.
+
+    The title takes one of the lines. If rows are left out, the line that counts them takes another.
+    """
     count = max(0, lines - (1 if len(rows) < lines else 2))
     at = next((at for at, row in enumerate(rows) if row is selected), 0)
     start = max(0, at - count + 1)
@@ -264,7 +274,10 @@ def _format_counts(counts: dict[str, int] | dict[str, float]) -> str:
 
 
 def _share(room: int, needs: Sequence[int], first: int) -> list[int]:
-    """Share `room` lines evenly, with no more to each than it needs. The one at `first` is served before the others."""
+    """Share `room` lines evenly among lists that need `needs` lines; none gets more than it needs.
+
+    The list at index `first` gets up to `_LEAST_LINES` before the others get any.
+    """
     given = [0] * len(needs)
     given[first] = max(0, min(needs[first], _LEAST_LINES, room))
     room -= given[first]

@@ -72,7 +72,7 @@ def format_item(item: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
         return f"--- {count} entries are missing between {between} ---"
     if rollback := item.get("rollback"):
         since = iso(entry_time(rollback.after))
-        return f"--- the server was rolled back to {since}: later facts above were undone ---"
+        return f"--- the server lost the entries after {since}: facts above with a later time were undone ---"
     try:
         at = datetime.fromisoformat(item.get("at") or item["timestamp"]).astimezone().strftime(time_format)[:-3]
     except (KeyError, TypeError, ValueError):

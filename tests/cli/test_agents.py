@@ -72,7 +72,7 @@ async def test_silent_agents_are_shown_and_losses_confirmed(fleet: Call, server:
             assert re.search(r"silent_since +\S+Z \(\S+ ago\)", (await fleet("agents", "show", "a-1")).out)
             assert (await fleet("top", "--once", "--json")).json["by_liveness"] == {"silent": 1}
             assert (await fleet("agents", "confirm-losses", "--reason", "gone", "--json")).json["silent"] == 1
-            assert (await fleet("agents", "confirm-losses")).out.startswith("1 agent is silent, ")
+            assert (await fleet("agents", "confirm-losses")).out.startswith("1 agent is silent. ")
 
 
 async def test_a_heartbeat_score_that_is_no_time_has_no_age(fleet: Call, engine: Running) -> None:

@@ -74,7 +74,7 @@ async def test_machines_check_prints_valid_files_and_every_problem(cli: Call, tm
     bad.write_text('[machine]\nname = "bad"\ninitial = "a"\n[states.a]\nto = ["b"]\n[states.c]\nto = ["a"]\n')
     done = await cli("machines", "check", str(bad), str(good), str(tmp_path / "none.toml"))
     assert done.code == 64
-    assert done.out == f"{good}: ok; machine good, any states\n"
+    assert done.out == f"{good}: ok; machine good, arbitrary states\n"
     assert f"{bad}:5: " in done.err
     assert "[states.c]" in done.err
     assert "none.toml: cannot be read" in done.err

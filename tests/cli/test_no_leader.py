@@ -14,7 +14,7 @@ from aism_engine.store.keys import Keys
 from tests.cli.conftest import Call, Start
 from tests.support.engine import Client, eventually, running_engine
 
-STALE = "warning: no engine has led for 5h: this is what the last one wrote. Start one: aism-engine run\n"
+STALE = "warning: no engine has led for 5h: this data was written by the last leader. Start one: aism-engine run\n"
 READS = ("agents list", "commands list", "commands list --ended", "dead-letters list", "divergences", "top --once")
 
 
