@@ -1,7 +1,8 @@
-"""The events of a fleet as they happen: the facts of the audit, and what is only published.
+"""The events of a fleet as they happen: the facts of the audit, and the messages of three channels.
 
 Guaranteed: every fact after the start comes once and in order, also across outages of the server, or an item says what
-is missing. Not guaranteed: what is only published while there is no connection, or while much of the audit is unread.
+is missing. Not guaranteed: the messages of the channels. They are lost while there is no connection, and can be lost
+while much of the audit is unread.
 """
 
 from collections import deque
@@ -31,7 +32,9 @@ from aism_engine.store.subscription import Subscription
 _INTERVAL_S: Final = 0.1
 """Time between reads of the audit."""
 _PING_AFTER: Final = 20
-"""Empty reads after which the server is pinged: with fewer, a server that is slow for a moment would count as away."""
+"""Empty reads after which the server is pinged. After as many further empty reads the connection counts as lost: with
+a lower number, one short delay of the server would count as an outage.
+"""
 _KNOWN_ENTRIES: Final = 1000
 """Latest entries that are kept, to find where to continue after the server went back in time: an arbitrary number."""
 
@@ -98,9 +101,9 @@ class EventStream:
 
 
 def _missed(read: _Read) -> str:
-    """Write what an outage has cost: the end of the report that the server is back."""
+    """Return what to append to the report that Redis is back: which events the outage has lost."""
     empty = "" if read[1].first else ". The audit is empty: the server has lost its data"
-    return f"; what was only published meanwhile is lost{empty}"
+    return f"; errors, measurements and declared states published meanwhile are missing{empty}"
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

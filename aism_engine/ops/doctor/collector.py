@@ -150,7 +150,7 @@ class FactCollector:
 
     @contextmanager
     def _noting_denial(self, name: str) -> Iterator[None]:
-        """End the block, and note why, when the server denies a command or does not know it."""
+        """If the server denies a command of the block or does not know it, end the block, and note the error."""
         try:
             yield
         except (ServerUnavailableError, ResponseError) as error:

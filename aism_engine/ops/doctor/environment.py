@@ -107,7 +107,7 @@ def latency(environment: EnvironmentFacts) -> CheckResult | None:
     return note(summary, fix) if typical > _SLOW_S else ok(summary)
 
 
-@ENVIRONMENT_CHECKS.add("Client libraries represent some replies differently in the two versions.")
+@ENVIRONMENT_CHECKS.add("Client libraries represent some replies differently in RESP2 and in RESP3.")
 def protocol(environment: EnvironmentFacts) -> CheckResult | None:
     if environment.protocol == _MOST_TESTED_PROTOCOL:
         return ok(f"RESP{environment.protocol}")

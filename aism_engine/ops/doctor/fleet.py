@@ -20,7 +20,7 @@ class FleetFacts(Struct, kw_only=True):
 FLEET_CHECKS: Final = Checks[FleetFacts]()
 
 
-@FLEET_CHECKS.add("Without a leader no message is applied, no command is sent or ends, and no loss is noticed.")
+@FLEET_CHECKS.add("Without a leader no message is applied, no command is sent or ends, and no agent is found lost.")
 def leader(fleet: FleetFacts) -> CheckResult | None:
     lease = fleet.lease
     if lease is None:
@@ -31,7 +31,7 @@ def leader(fleet: FleetFacts) -> CheckResult | None:
     return note(lease.absence, fix) if lease.led_at is None else danger(lease.absence, fix)
 
 
-@FLEET_CHECKS.add("The commands of a lost agent wait until it returns, or fail, as their on_lost says.")
+@FLEET_CHECKS.add("The commands of a lost agent wait or fail: their option on_lost says which.")
 def lost_agents(fleet: FleetFacts) -> CheckResult | None:
     if fleet.agents is None:
         return None

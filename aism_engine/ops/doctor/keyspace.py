@@ -16,7 +16,7 @@ class KeyspaceFacts(Struct, kw_only=True):
     scanned: int = 0
     """The number of keys."""
     truncated: bool = False
-    """Whether the scan ended at its limit: then what seems to be missing may be among the other keys."""
+    """Whether the scan ended at its limit. Then the keys that it did not reach may have problems, too."""
     fleets_above: list[str] = []
     """Prefixes of other fleets with which this prefix begins."""
     fleets_below: Examples = field(default_factory=Examples)
@@ -54,14 +54,14 @@ def prefix(keyspace: KeyspaceFacts) -> CheckResult | None:
     if keyspace.fleets_above:
         return warning(f"{name} is under the prefix of a fleet: {', '.join(keyspace.fleets_above)}", _FIX_PREFIX)
     if databases:
-        fix = "Give each fleet its own prefix: what one publishes is received in every database."
+        fix = "Give each fleet its own prefix: a published message is received in every database."
         return warning(f"other databases of this server hold a fleet {name}: {databases}", fix)
     if keyspace.fleets_below.count:
         return warning(f"other fleets are under {name}: {keyspace.fleets_below}", _FIX_PREFIX)
     return ok(f"no other fleet's prefix begins with {name}")
 
 
-@KEYSPACE_CHECKS.add("The program that writes them may also overwrite a key of the engine.")
+@KEYSPACE_CHECKS.add("A program that writes unknown keys may also overwrite a key of the engine.")
 def foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
     fix = "If another version of the engine wrote them, keep them; otherwise move them to another prefix."
     return _problem(Severity.WARNING, keyspace.foreign, "key", "unknown to this version", fix) or ok(
@@ -69,7 +69,9 @@ def foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
     )
 
 
-@KEYSPACE_CHECKS.add("A key of the wrong type stops the engine, or messages to that agent.")
+@KEYSPACE_CHECKS.add(
+    "An engine's key of the wrong type stops the engine; an agent's key of the wrong type dead-letters messages."
+)
 def key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
     fix = "Check them with TYPE, and RENAME them: the engine creates its own."
     what = "with another type than docs/protocol.md says"
@@ -79,8 +81,9 @@ def key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
 @KEYSPACE_CHECKS.add("An engine that takes over does not know these agents, and nothing deletes their keys.")
 def orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
     missing_fix = (
-        "Find out who deletes them; maxmemory-policy must be noeviction. A leading engine restores those it knows. "
-        "The next heartbeat or message of an agent creates its record; otherwise SREM it from the index."
+        "Find out who deletes the records; maxmemory-policy must be noeviction. A leading engine restores the records "
+        "of the agents it knows. The next heartbeat or message of any other agent creates its record. Agents that are "
+        "gone for good: SREM them from the index."
     )
     unindexed_fix = "Agents that are starting send a heartbeat soon. Delete <prefix>:agent:<id>:* of the others."
     return (
@@ -115,7 +118,7 @@ def no_expiry(keyspace: KeyspaceFacts) -> CheckResult | None:
             "the lease does not expire: when its holder crashes, no other engine can lead",
             "PEXPIRE <prefix>:engine:lease 5000; a live leader renews it.",
         )
-    fix = "PEXPIRE each of them: they are replies, and records of what has ended."
+    fix = "PEXPIRE each of them: they are replies, and records of ended commands and groups."
     return _problem(Severity.WARNING, keyspace.without_expiry, "key", "without an expiry", fix) or ok(
         "every key that should expire has an expiry"
     )

@@ -1,7 +1,7 @@
 """Scans the keys under a prefix for keys that no engine wrote, and for records that do not belong together.
 
-The fleet may be working meanwhile. So when a record is missing, the reference to it is read again afterwards: only a
-reference that existed both before and after is broken. All scans are bounded.
+The fleet may be working meanwhile. So when a record is missing, the scan reads the reference to it again, and then the
+record: the reference is broken only if it still exists and the record is still missing. All scans are bounded.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence

@@ -67,7 +67,7 @@ def required_commands(keys: Keys, *, sentinels: bool = False) -> list[RequiredCo
     uses[f"{keys.prefix}:engine:probe"] = _PROBED
     counts = {name: count for count, names in _ARGUMENTS.items() for name in names.split()}
     for key, names in uses.items():
-        # The key stands for every argument, so that the second key of LMOVE is permitted, too.
+        # Every argument is the key, because the second key of LMOVE must also be one that the user may access.
         commands += [RequiredCommand(name, f"~{key}", (key,) * (1 + counts.get(name, 0))) for name in names.split()]
         commands.append(RequiredCommand("EVALSHA", f"~{key}", (_DIGEST, "1", key)))
     for channel in (getattr(keys, name) for name in _PUBLISHED):
@@ -80,7 +80,7 @@ def required_commands(keys: Keys, *, sentinels: bool = False) -> list[RequiredCo
 async def denied_commands(client: Client, commands: Sequence[RequiredCommand]) -> list[RequiredCommand]:
     """Return those of the commands that the user may not send.
 
-    Raises ServerUnavailableError, `noperm`, if the user may not even ask.
+    Raises ServerUnavailableError, `noperm`, if a server before 7.0 allows the user scripts, but not MULTI.
     """
     arguments: list[Argument] = []
     for command in commands:

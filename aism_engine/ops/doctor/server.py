@@ -23,7 +23,7 @@ CONFIG_NAMES: Final = (
 _NEARLY_FULL: Final = 0.8
 _MAX_REPLICA_LAG_S: Final = 10
 _MIN_NORMAL_BYTES: Final = 64 * 1024 * 1024
-"""A few times the largest reply that the engine awaits at once."""
+"""Lowest sufficient limit for the class `normal`, to which the engine belongs: a few times its largest reply."""
 _MIN_PUBSUB_HARD_BYTES: Final = 32 * 1024 * 1024
 _MIN_PUBSUB_SOFT_BYTES: Final = 8 * 1024 * 1024
 """The server's own defaults, enough for some hundred thousand events."""
@@ -195,7 +195,7 @@ def replica_read_only(server: ServerFacts) -> CheckResult | None:
     return result("the server accepts writes when it is a replica", "CONFIG SET replica-read-only yes.")
 
 
-@SERVER_CHECKS.add("The engine's listener and `aism-engine tail` are subscribers.")
+@SERVER_CHECKS.add("A disconnected subscriber misses messages. The engine and `aism-engine tail` are subscribers.")
 def output_buffers(server: ServerFacts) -> CheckResult | None:
     words = server.reported("client-output-buffer-limit").split()
     limits = {words[start]: words[start + 1 : start + 4] for start in range(0, len(words) - 3, 4)}
@@ -205,7 +205,8 @@ def output_buffers(server: ServerFacts) -> CheckResult | None:
     normal = _bytes(limits.get("normal", ["0"])[0])
     if 0 < normal < _MIN_NORMAL_BYTES:
         return warning(
-            f"every client is disconnected at {_mebibytes(normal)}, also the engine when it reads a large fleet",
+            f"a client with {_mebibytes(normal)} of unread replies is disconnected: this can be the engine, while it "
+            "loads a large fleet",
             'CONFIG SET client-output-buffer-limit "normal 0 0 0".',
         )
     fix = 'CONFIG SET client-output-buffer-limit "pubsub 33554432 8388608 60".'
