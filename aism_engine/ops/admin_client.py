@@ -35,7 +35,7 @@ _OPERATOR_CHARACTERS: Final = 128
 _POLLS: Final = Backoff(0.02, 0.5)
 """Pauses between two reads of a command that has not ended."""
 _SLACK_S: Final = 30.0
-"""Time after the expiry of a command within which an engine that leads again can end it: an arbitrary number."""
+"""Time for an engine to take the lease and end an expired command: an arbitrary number."""
 
 
 class NoReplyError(TimeoutError):
@@ -145,7 +145,7 @@ class AdminClient(Inspector):
 
 @cache
 def _operator() -> str:
-    """Return the user of this process and its host, as holds and the audit name them."""
+    """Return `user@host` of this process. The engine records it as the operator, in the audit and in a hold."""
     try:
         user = getpass.getuser()
     except (ImportError, KeyError, OSError):  # a container's user may have no name
@@ -154,7 +154,7 @@ def _operator() -> str:
 
 
 def _last_instant(record: Mapping[str, str]) -> float:
-    """Return the last instant at which an engine ends a command or a group; infinity if the record is damaged."""
+    """Return when a command or a group has expired, plus `_SLACK_S`; infinity if the record is damaged."""
     try:
         return from_iso(record["expires_at"]) + _SLACK_S
     except (KeyError, ValueError):

@@ -3,8 +3,8 @@
 Guaranteed: an `AuditTail` returns every entry after its cursor once, in order, or reports what is missing. A gap means
 that entries were trimmed before they were read. A rollback means that the server lost entries that were already read.
 
-Not guaranteed: the number of entries in a gap is unknown before Redis 7.0, and after the server's count has restarted.
-The deletion of single entries by another client is not detected.
+Not guaranteed: the number of entries in a gap. It is unknown before Redis 7.0, and after the server's `entries-added`
+has restarted. The deletion of single entries by another client is not detected.
 
 The server gives increasing entry ids, `{milliseconds}-{number}`, which contain the time of the entry. After a failover
 or a restored backup it may give the same id to another commit, so id and commit together identify an entry.
@@ -61,7 +61,7 @@ def entry_day(entry_id: str) -> str:
 
 
 class Cursor(NamedTuple):
-    """The last entry that was read. Without a commit it is only a position, at which no entry need exist.
+    """The last entry that was read. Without a commit it is only an id to read after: there may be no such entry.
 
     `number` is how many entries had ever been written by then, None if the server does not count.
     """
@@ -111,7 +111,7 @@ class AuditLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Cursor(self.id, self.commit, self.n)
 
     def items(self) -> list[dict[str, Any]]:
-        """Return the facts, or the note of missing entries by its name."""
+        """Return the facts of an entry. For a note of missing entries return one item: `{"gap": ...}`, for example."""
         notes = {"gap": self.gap, "rollback": self.rollback}
         return [{name: note} for name, note in notes.items() if note is not None] or self.decoded_facts()
 
@@ -163,7 +163,7 @@ def check_continuity(
 
     `commit_at_cursor` is None if the entry at the cursor is gone. `first` and `first_number` are of the oldest entry.
     The janitor never trims the entry at an archive's cursor. If that entry is gone and all others are younger, a commit
-    trimmed it at the hard bound. If an older entry remains, the server was rolled back.
+    trimmed it (`retention.audit_entries_max`). If an older entry remains, the server was rolled back.
     """
     if not cursor.commit or commit_at_cursor == cursor.commit:
         return "intact", 0
@@ -176,7 +176,7 @@ def check_continuity(
 
 
 class Page(NamedTuple):
-    """Entries of the audit. The other fields describe the whole stream; `added` is None before Redis 7.0."""
+    """Entries, and the size and ends of the stream. `added` counts all entries ever added, None before Redis 7.0."""
 
     now: float
     length: int
@@ -271,10 +271,10 @@ class AuditTail:
         self._audit = audit
         self._find_known = find_known
         self._rollback: Rollback | None = None
-        """Returned with the next entry: an archive that ended with this note would get it again after a restart."""
+        """A rollback that `read` returns only with the next entry, because an archive must not end with a note."""
 
     async def read(self) -> TailPage:
-        """Read the next page. The note of a gap or a rollback comes right before the entry after it, never alone."""
+        """Read the next page. The last line is always an entry: notes of missing entries come before the next one."""
         page = await self._audit.page(self.cursor.id)
         if not page.length:
             return TailPage([], page.now, more=False, behind=0, first="")

@@ -35,7 +35,7 @@ _RATES_OVER_COMMITS: Final = 1000
 """Rates are measured over the shorter of this time and this number of commits."""
 
 _MAX_AGE_S: Final = 1e10
-"""Three centuries: a heartbeat with a larger age has a score that is no time."""
+"""Three centuries. A heartbeat with a larger age has a score that is not a timestamp."""
 
 Report: TypeAlias = Callable[[str], None]
 """Receives a description of the progress of a long read."""
@@ -85,7 +85,7 @@ class Inspector:
         return views
 
     async def agent_records(self, limit: int, report: Report | None = None) -> list[AgentRecord]:
-        """Read the records of at most `limit` agents, without what the agents sent."""
+        """Read the records of at most `limit` agents, without heartbeats, measurements and commands."""
         return await self._agent_records((await self._agent_ids())[:limit], report)
 
     async def _agent_records(self, ids: Sequence[str], report: Report | None = None) -> list[AgentRecord]:
@@ -141,7 +141,8 @@ class Inspector:
     async def missing(self, group_id: str) -> list[Member]:
         """Read the members of a group that have not ended, sorted by agent."""
         found: dict[str, Member] = {}
-        # The engine removes targets from the end of the list, so reading pages from its start misses no other target.
+        # Targets are added at the start of the list and removed from its end, so reading pages from its start misses
+        # only the targets that are removed meanwhile. Their commands are read afterwards.
         for start in count(0, CHUNK):
             page = await self._client.lrange(self._keys.fanout, start, start + CHUNK - 1)
             for raw in page:
@@ -177,7 +178,7 @@ class Inspector:
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
     async def holds(self, *agent_ids: str) -> dict[str, Held]:
-        """Read the hold of an agent, if one is given and known, and that of the fleet."""
+        """Read the hold of the fleet and, if the id of a known agent is given, the hold of that agent."""
         agents, fleet = await self._agent_records(agent_ids), await read_fleet_hold(self._client, self._keys)
         return {"agent": agents[0], "fleet": fleet} if agents else {"fleet": fleet}
 

@@ -1,4 +1,4 @@
-"""Waits out the outages of a command that watches a fleet, and reports when they begin and end."""
+"""Repeats reads until an outage of Redis is over, for CLI commands that watch a fleet, and reports the outage."""
 
 import asyncio
 import time

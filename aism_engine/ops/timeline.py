@@ -48,7 +48,7 @@ class OpenCommand(Struct, frozen=True):
 
 
 class AgentAtInstant(Struct, frozen=True, kw_only=True):
-    """An agent as it was at `at`. `since` is None if the state began before the oldest entry that is kept."""
+    """An agent as it was at `at`. `since` is None if it is not recorded when the state began."""
 
     agent_id: str
     at: str
@@ -179,7 +179,7 @@ class _Evidence(NamedTuple):
         return _State(None, None, "unknown", "the state at this instant is not recorded")
 
     def open_commands(self) -> Iterator[OpenCommand]:
-        """Yield the commands that had not ended: first those with facts, then those that only the records have."""
+        """Yield the commands that had not ended: first commands with facts, then commands that have only a record."""
         at = self.at
         earlier, later = _last_of_each_command(self.past), _last_of_each_command(reversed(self.future))
         for command_id in earlier | later:

@@ -33,7 +33,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     agent: AgentRecord
     heartbeat_age_s: float | None = None
-    """Time since its last heartbeat, by the agent's clock; None if it never sent one, or if its score is no time."""
+    """Time since its last heartbeat, by the agent's clock; None without one, or if its score is not a timestamp."""
     queued: int | None = None
     """Commands in its list that it has not taken yet; None if the key is not a list."""
     commands: list[Command] = field(default_factory=list)
@@ -44,7 +44,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     @property
     def silent_since(self) -> float | None:
-        """When the engine found the agent silent; None if it is not silent. A silent agent is recorded as fresh."""
+        """`marked_silent_at` of a silent agent; None for others. The record of a silent agent has liveness `fresh`."""
         return self.marked_silent_at if self.agent.liveness is Liveness.FRESH else None
 
     @property
@@ -66,7 +66,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
 
 class Member(Struct, frozen=True):
-    """A member of a group that has not ended. Without a `status`, the request has not been applied to it yet."""
+    """An open member of a group. Without a `status`, the request has not been applied to it yet."""
 
     group_id: str
     agent_id: str | None = None
@@ -102,7 +102,7 @@ class Overview(Struct, frozen=True, kw_only=True):
 
     @property
     def counts(self) -> Mapping[str, Any]:
-        """Numbers of agents and open commands, the most frequent first. The names are a published interface."""
+        """Counts of agents and of open commands, largest first, and `queues` and `rates`. The names are published."""
         records = [view.agent for view in self.agents]
         return {
             "waiting_for": _count(agent.waits_for for agent in records if agent.waits_for),

@@ -11,7 +11,8 @@ appended to another file.
 
 Guaranteed:
 
-- The archive continues after its last complete line. A line torn by a kill -9 is cut off and read again.
+- The archive continues after its last complete line. A line torn by a kill -9 is cut off, and its entry is read
+  again from the audit.
 - One engine writes to a directory. A second engine finds it locked.
 - `synced` is the last entry that survives a power loss. The audit is trimmed only up to that entry.
 

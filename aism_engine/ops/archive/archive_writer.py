@@ -119,9 +119,9 @@ class ArchiveWriter:
     def _truncate_damage(self) -> None:
         """Truncate the newest file after its last complete entry, or before its first damaged line.
 
-        A note of missing entries is never the last line: it is written again together with the entry after it. A kill
-        damages only the end of the file. If complete lines follow the damage, a power loss or a person caused it, and
-        the rest is kept in a file of its own.
+        A note of missing entries at the end is cut off, too: it is written again together with the entry after it. A
+        kill damages only the end of the file. If complete lines follow the damage, a power loss or a person caused it,
+        and the rest is kept in a file of its own.
         """
         start = max(0, self._size - _CHECKED_BYTES)
         with open(self._file, "rb", closefd=False) as file:
