@@ -1,6 +1,6 @@
 """Clocks that can be injected: durations come from the monotonic clock, instants are unix seconds.
 
-Decisions read no clock: the instant of a decision is Redis `TIME`, read by the peek.
+Decisions read no clock: the instant of a decision is the server's time, see store/server_time.py.
 """
 
 import time

@@ -97,7 +97,7 @@ def descriptions() -> dict[str, str]:
 
 
 def as_text(key: str, value: object) -> str:
-    """Write the value of a setting as in a file: JSON, which is also TOML, and a duration with its unit."""
+    """Write the value of a setting: a duration with its unit, others as JSON. Except for tables, this is also TOML."""
     if DURATION in get_args(_SETTINGS[key]) and isinstance(value, float):
         value = format_duration(value)
     return msgspec.json.encode(value).decode()

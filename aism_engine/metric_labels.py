@@ -122,7 +122,7 @@ class _MostCommon:
     """Finds the `limit` most common of any number of pairs in bounded memory: rare pairs are forgotten."""
 
     MEMORY: Final = 16
-    """Pairs remembered for each one that is searched for; an arbitrary number."""
+    """Maximum number of pairs that are counted, as a multiple of `limit`; an arbitrary number."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -5,7 +5,7 @@
             command_id = await operator.send(agent.id, "review", {"branch": "main"}, ttl=60)
             outcome = await operator.wait(command_id)
 
-All methods raise `ServerUnavailableError` while Redis is not available.
+All methods but `problem` raise `ServerUnavailableError` if Redis is not available when they are called.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ class Operator:
         """Send a command to an agent, and return the id of the command when the engine has accepted it.
 
         With a `command_id` of your own, sending again has no second effect. Raises RefusalError, and TimeoutError if
-        the engine does not reply: the command may still be accepted. The text says if no engine leads.
+        the engine does not reply: the command may still be accepted. If no engine leads, the TimeoutError says so.
         """
         return await self._send({"agent_id": agent_id}, type, payload, command_id, options)
 
@@ -134,13 +134,17 @@ class Operator:
     async def wait(self, id: str, *, timeout_s: float | None = None) -> Outcome:  # noqa: A002
         """Wait until a command has ended, or a group is decided.
 
-        Raises TimeoutError after `timeout_s`, by default when the command has expired and no engine has recorded that.
-        The text says what prevents the end: that no engine leads, or that Redis is not available.
+        Raises TimeoutError after `timeout_s`. Without `timeout_s`, it raises TimeoutError only if the command has
+        expired and no engine can record that. If no engine leads or Redis is not available, the TimeoutError says so.
         """
         return _outcome(id, await self._connected().wait(id, timeout_s=timeout_s))
 
     async def problem(self) -> str:
-        """Say why no engine can act now; empty if one leads. Otherwise what is read is what the last one wrote."""
+        """Return why no engine can act now; empty if one leads.
+
+        While none leads, the other methods return what the last leader wrote. If Redis is not available, this method
+        returns that as the reason: it does not raise `ServerUnavailableError`.
+        """
         return await self._connected().problem()
 
     async def select(self, selector: str) -> list[AgentInfo]:

@@ -31,12 +31,12 @@ def load_machines(settings: MachinesSettings) -> Machines:
 
 
 def shipped_machines() -> dict[str, str]:
-    """Return the texts of the machines that are part of the engine, by file name."""
+    """Return the texts of the machines that are part of the engine, by path."""
     return read_texts(_toml_files(files("aism_engine") / "machines"), problems=[])
 
 
 def read_texts(paths: Iterable[Traversable], problems: list[str]) -> dict[str, str]:
-    """Read machine files, and return their texts by file name. Files that cannot be read are added to `problems`."""
+    """Read machine files, and return their texts by path. Files that cannot be read are added to `problems`."""
     texts: dict[str, str] = {}
     for path in paths:
         try:

@@ -1,7 +1,8 @@
 """What both command-line tools do with their arguments, their output and the end of the process.
 
 Characters that the encoding of a terminal lacks are escaped, so no output ends in a traceback. A reader that closes the
-pipe early, such as `head`, is no error, nor is a standard output that was closed from the start.
+pipe early, such as `head`, is no error. A standard output that was closed from the start is an error only for commands
+that call `check_output`.
 """
 
 import atexit

@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 _PUBLISH_EVERY_S: Final = 60.0
 """Longest time between two reports of the position: the janitor forgets an archive that has not reported for long."""
+_COMPRESSION_PAUSE_S: Final = 60.0
+"""Pause after a failed compression."""
 _BACKOFF: Final = Backoff(1.0, 30.0)
 """Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so attempts must be rare on a full disk."""
 
@@ -137,12 +139,13 @@ class Archiver(Service):
         try:
             return await _in_thread(archive.compress)
         except ArchiveError as error:
-            self._compress_from = now + _PUBLISH_EVERY_S
+            self._compress_from = now + _COMPRESSION_PAUSE_S
             self._context.metrics.archive_errors.labels(error.cause).inc()
             log.warning("archive_not_compressed", cause=error.cause, detail=error.detail)
             return False
 
     async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
+        """Return which of these entries are in the archive. After a rollback, the tail continues after the last one."""
         try:
             return await _in_thread(ArchiveReader(self._path).known, entries)
         except OSError as error:

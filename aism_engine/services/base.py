@@ -55,7 +55,10 @@ class Outages:
         return next(iter(self._failing.values()), None if self._was_available else "connecting")
 
     def begin(self, service: str, error: ServerUnavailableError) -> None:
-        """Record that a service could not reach Redis. A kind of outage is reported once until Redis is available."""
+        """Record that a service could not reach Redis.
+
+        Each kind of outage is reported once. When Redis is available again, all kinds can be reported again.
+        """
         self._failing[service] = error.outage
         if error.outage not in self._reported:
             self._reported.add(error.outage)
@@ -75,7 +78,7 @@ class Outages:
                 self._reported.clear()
 
     def forget(self, service: str) -> None:
-        """Ignore a service that sends no commands now, because this engine does not lead."""
+        """Ignore the failures of a service that sends nothing to Redis now, because this engine does not lead."""
         self._failing.pop(service, None)
 
 
@@ -132,7 +135,10 @@ class Service(ABC):
         await asyncio.sleep(self._interval_s)
 
     async def release(self) -> None:  # noqa: B027 - most services hold nothing
-        """Release what only a running service needs, at its end and while another engine leads. Idempotent."""
+        """Release what only a running service needs. Idempotent.
+
+        Called when the service ends, and before it waits for this engine to lead.
+        """
 
     async def run(self) -> None:
         try:

@@ -64,7 +64,7 @@ class Janitor(Service):
         return True
 
     async def _oldest_cursor(self) -> str | None:
-        """Return the oldest cursor of the archives that are alive, None without any. Forget the other archives."""
+        """Return the oldest cursor of all archives that reported within `archive_ttl`, or None. Forget the others."""
         now, cursors = self._store.now, list[str]()
         for archive, published in (await self._audit.cursors()).items():
             if published is not None and now - published.at < self._settings.archive_ttl:

@@ -1,4 +1,4 @@
-"""Reads the pub/sub channels: wakes up the queue consumers, and queues what agents only publish."""
+"""Reads the pub/sub channels: wakes up the queue consumers, and pushes publications to the response queue."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ _DENIED_PAUSE_S: Final = 5.0
 
 
 class Listener(Service):
-    """Subscribes to the channels. If messages are lost, wakeups are late, and what agents only published is missing.
+    """Subscribes to the channels. If messages of a channel are lost, wakeups are late, and publications are lost.
 
     A published state change or measurement becomes a message on the response queue, marked `via: channel`. From there
     it is applied exactly once, after everything that the agent pushed before. The consumer dead-letters a malformed
     one. Of malformed measurements only one a second is queued.
 
-    Reading a message costs 20 µs, more if it is long. Once the measurements of one second reach
+    Reading a message costs 20 µs, more if it is long. Once the measurements of one second exceed
     `measurements.published_per_second`, the listener leaves their channel until the second is over. A flood of
     measurements therefore costs no more than that limit, and delays no other message.
     """
@@ -61,6 +61,7 @@ class Listener(Service):
         self._measurements_raw = keys.measurements.encode()
         self._confirmed = asyncio.Event()
         self._pushes = 0
+        """Number of pushes so far. Redis refuses a push that arrives after a later one."""
         self._is_denied = False
         # A busy consumer needs no wakeups, and each event that the engine itself publishes would cost 20 µs to read.
         for wakeup, channels in (
@@ -119,7 +120,8 @@ class Listener(Service):
     # --- the rate limit of measurements -------------------------------------------------------------------------------
 
     def _handle_measurement(self, data: bytes, publications: Publications) -> None:
-        has_room = self._measurements_read < self._limit  # checked before counting, so that a long one fits as well
+        # A long measurement counts several times, but needs room for only one: it may exceed the limit.
+        has_room = self._measurements_read < self._limit
         self._measurements_read += 1 + len(data) // _MEASUREMENT_BYTES
         if _OWN_SOURCE in data:
             return

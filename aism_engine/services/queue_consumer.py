@@ -108,7 +108,7 @@ class QueueConsumer(Service, Generic[M]):
         decoded = [message for message in messages if not isinstance(message, MalformedError)]
         lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
-        if not decisions:  # the queue has changed, so the prefetched batch skips wrong messages
+        if not decisions:  # the queue has changed: the messages that the prefetch skipped may not be this batch
             await self.release()
         if self._watermark is not None:
             self._watermark.advance(len(decisions))
@@ -119,7 +119,10 @@ class QueueConsumer(Service, Generic[M]):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _next_batch(self) -> tuple[Peek, list[M | MalformedError]]:
-        """Return the prefetched batch. If another commit came before its peek, it is invalid: return a new one."""
+        """Return the prefetched batch if it is valid, else a new one.
+
+        The prefetched batch is invalid if another commit reached Redis before the peek of the prefetch.
+        """
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             batch = await prefetched

@@ -23,7 +23,7 @@ log = structlog.get_logger(component="reaper")
 _REST_FACTOR: Final = 9
 """Rest after a scan, in multiples of its duration, so that scans take at most a tenth of the time."""
 _MAX_REST_SHARE: Final = 0.1
-"""Longest rest, as a share of `lost_after`: a process that is stopped during a scan must not rest for long after it."""
+"""Longest rest, as a share of `lost_after`. If the process is suspended during a scan, the scan seems to take long."""
 
 
 class Reaper(Service):
@@ -64,6 +64,7 @@ class Reaper(Service):
             score_range=score_range,
             now=started_at,
             observed_until=self._context.watermark.applied_until,
+            # When an operator last confirmed the losses: `Scan` says what follows from it.
             confirmed_at=started_at - server_now + fleet.losses_confirmed_at,
         )
         assessment = self._tracker.assess(
@@ -106,7 +107,11 @@ class Reaper(Service):
     async def _watched_scores(
         self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
     ) -> dict[str, float]:
-        """Return the scores of watched agents. Adds unchanged scores that have moved from the future into the range."""
+        """Return the scores of watched agents: those of `scores`, and some that are in the range.
+
+        A score in the range is added if it was in the future at an earlier scan and has not changed: its agent has sent
+        no heartbeat since then.
+        """
         watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
         if known := self._tracker.no_longer_ahead(watched, score_range):
             watched |= {
@@ -136,9 +141,10 @@ class Reaper(Service):
             return decide_lost(draft, self._policy, change.agent_id, change.score, change.silent_s)
 
         def decide_failed(draft: Draft, change: Loss | str, failure: Failure) -> Decision:
-            """Skip an agent whose score has changed meanwhile, or that cannot be written: the next scan decides again.
+            """Decide on an agent whose commit failed: its score has changed, or one of its keys has the wrong type.
 
-            A command list of the wrong type does not protect its agent: the agent is lost without a notice in the list.
+            The agent is skipped, and the next scan decides again. One case is not skipped: if only the command list has
+            the wrong type, the agent is marked as lost, and nothing is written to the list.
             """
             if isinstance(change, str) or failure.keys != (self._store.keys.commands(change.agent_id),):
                 return Decision("returned" if isinstance(change, str) else "lost", "unchanged")

@@ -45,8 +45,8 @@ class Reconciler(Service):
             self._is_denied = True
             return False
         commands = await self._store.commands(command_ids - fleet.commands.keys())
-        # The scan may find the group of a command later than the command. If the command ended before that, the group
-        # would not count it.
+        # Restore the group of each command together with the command. The scan may find the group later, and a group
+        # does not count a command that ends before the group is restored.
         group_ids |= {each.group_id for each in commands.values() if each.group_id} - fleet.groups.keys()
         members = [*(f"group:{each}" for each in group_ids), *(f"command:{each}" for each in command_ids)]
         lookups = Lookups(commands=commands, groups=await self._store.groups(group_ids - fleet.groups.keys()))

@@ -27,14 +27,15 @@ _HEARTBEATS_SHARE: Final = 0.1
 _FULL_PASS_SHARE: Final = 0.01
 """Largest share of the time for full passes."""
 _MAX_REST_INTERVALS: Final = 10
-"""Longest rest, in multiples of `metadata_interval`: a process that is stopped during a pass must not rest for long."""
+"""Longest rest, in multiples of `metadata_interval`. If the process is suspended, the pass seems to take long."""
 
 
 class Registrar(Service):
     """Passes over the heartbeats when their number has changed, and over all agents once in `metadata_interval`.
 
-    Each step looks up the heartbeats of up to `batch` agents that are not watched yet. In a large fleet full passes are
-    less frequent, so that they take at most `_FULL_PASS_SHARE` of the time.
+    Each step looks up the heartbeats of up to `batch` agents that are not watched yet. An agent is watched, and can be
+    lost, once the engine has found its heartbeat. In a large fleet full passes are less frequent, so that they take at
+    most `_FULL_PASS_SHARE` of the time.
     """
 
     name = "registrar"
@@ -90,8 +91,8 @@ class Registrar(Service):
     async def _watch(self, fleet: Fleet) -> list[Decision]:
         """Look up the heartbeats of the next agents that are not watched yet.
 
-        A change of the number of heartbeats does not announce all of these agents: an agent that registers again may
-        already have one.
+        The number of heartbeats does not change for all of these agents: an agent that registers again may already have
+        a heartbeat.
         """
         self._unwatched = self._unwatched or list(fleet.awaiting_heartbeat)
         agent_ids = [each for each in self._unwatched[: self._settings.batch] if each in fleet.awaiting_heartbeat]

@@ -16,7 +16,7 @@ from aism_engine.services.base import ServiceContext
 from aism_engine.services.queue_consumer import QueueHandler
 
 _CATCH_UP_S: Final = 1.0
-"""Longest wait for the response consumer when a request names an agent that is not known yet."""
+"""Longest wait for the response consumer when a request names an unknown agent, or its selector matches no agent."""
 
 
 async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:

@@ -60,7 +60,7 @@ class Sampler(Service):
             metrics.queue_depth.labels(queue).set(depth)
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # only the leader reports the fleet
-        by_liveness = fleet.count_shown_liveness()
+        by_liveness = fleet.count_shown_liveness()  # a fresh agent that is silent counts as silent
         for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
         for hold in set(Hold) - {Hold.NONE}:

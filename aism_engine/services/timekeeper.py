@@ -15,7 +15,7 @@ _BODY_BYTES: Final = 4_194_304
 """Limit of the command bodies that are read for one commit: an arbitrary number."""
 _NO_PROGRESS: Final = frozenset({"unchanged", "refused"})
 _BLIND_S: Final = 1.0
-"""Maximum delay of a check, an arbitrary number. A check with a longer delay follows a blind spell."""
+"""Longest normal delay of a check, an arbitrary number. A longer delay is a blind spell."""
 
 
 class Timekeeper(Service):

@@ -14,7 +14,7 @@ class Wakeup:
     """Wakes one service because there may be work. It is a hint: the service also polls.
 
     The service mutes the wakeup while it is busy, so that notifications cost nothing then, and unmutes it before it
-    sleeps. Notifications sent in between are lost, so the service must check for work once more after `unmute`.
+    sleeps. Notifications may be lost while it is muted, so the service must check for work once more after `unmute`.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Wakeup:
 
 @dataclass(frozen=True)
 class Wakeups:
-    """The wakeup of each service that has one."""
+    """The wakeups that services set for each other, named after the service or the queue that they wake."""
 
     responses: Wakeup = field(default_factory=Wakeup)
     requests: Wakeup = field(default_factory=Wakeup)
