@@ -138,11 +138,11 @@ class RetentionSettings(Section, frozen=True):
     dead_letter_ttl: Annotated[Seconds, "Time until a dead letter is removed"] = 2_592_000.0
     oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
     absent_agent_ttl: Annotated[
-        Seconds, "Time without a sign of life after which an agent that is not fresh is forgotten"
+        Seconds, "Time without a sign of life until an agent is forgotten, unless its liveness is fresh"
     ] = 604_800.0
-    archive_ttl: Annotated[Seconds, "Time without a report after which the audit is no longer kept for an archive"] = (
-        604_800.0
-    )
+    archive_ttl: Annotated[
+        Seconds, "Time without a report from an archive until the audit is no longer kept for it"
+    ] = 604_800.0
 
     def __post_init__(self) -> None:
         if self.audit_entries_max < self.audit_entries:

@@ -1,7 +1,7 @@
 """Measures how fast the audit is read, archived, synced and searched, and how long each page occupies the server.
 
-The facts have 195 bytes. The archiver of an engine rests for as long as it works, so it reaches at most half of this
-rate.
+The facts have 195 bytes. The archiver of an engine pauses after each page for as long as the page took, so it reaches
+at most half of this rate.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Measures the size of the protocol's messages in JSON and in MessagePack, and the time to encode and decode them.
 
-One line for each message: its bytes, then the microseconds to encode and to decode it. A message is encoded as by its
-sender (an agent has a dict, the engine a struct) and decoded as by its reader: the engine makes all of its checks
-(`decode_response`, `decode_request`), an agent none. The shortest of several rounds counts, because other load can only
-make a round longer. Run it on a quiet machine.
+One line for each message: its bytes, then the microseconds to encode and to decode it. Messages to the engine are
+encoded from a dict, and decoded with all checks of the engine (`decode_response`, `decode_request`). Commands are
+encoded from a struct, and decoded without checks, as agents do. The shortest of several rounds counts, because other
+load can only make a round longer. Run it on a quiet machine.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def table(measured: list[Row]) -> str:
 
 
 def main(rounds: int) -> None:
-    """Measure all messages, round by round, so that a disturbance of a second affects one round of each."""
+    """Measure all messages once in each round, so that a short disturbance affects few rounds of each message."""
     measured = list(rows())
     for _ in range(rounds):
         for each in measured:

@@ -32,7 +32,7 @@ async def fan_out(bench: Bench, agents: int) -> float:
 
 
 async def write_the_same(bench: Bench, agents: int) -> float:
-    """Write as many records, lists and deadlines without an engine; return the seconds."""
+    """Write one record, list and deadline for each agent, without an engine; return the seconds."""
     client, keys = bench.client, bench.keys
     fields = await client.hgetall(keys.command("all.worker-000000"))
     record = {name.decode(): value for name, value in fields.items()}
@@ -48,7 +48,7 @@ async def write_the_same(bench: Bench, agents: int) -> float:
 
 
 async def schedule(bench: Bench, commands: int, agents: int) -> None:
-    """Send each agent as many commands that start tomorrow."""
+    """Schedule commands for tomorrow, the same number for each agent."""
     client, keys = bench.client, bench.keys
     payload = {"select": SELECTOR, "command": {"type": "work"}, "options": {"start_in": 86_400}}
     requests = ({"id": f"later-{n}", "type": "send", "payload": payload} for n in range(commands // agents))

@@ -81,7 +81,7 @@ async def wait_empty(client: Client, *queues: str, interval_s: float = 0.005) ->
 
 
 async def register(bench: Bench, agents: int, types: int = 1) -> None:
-    """Register agents `worker-000000`, … with as many types, `type-0`, …, and wait until the engine has applied it."""
+    """Register agents `worker-000000`, … of the types `type-0`, … in turn, and wait until the engine has applied it."""
     client, keys = bench.client, bench.keys
     registrations = (
         {"type": "register", "agent_id": f"worker-{number:06d}", "payload": {"type": f"type-{number % types}"}}

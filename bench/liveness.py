@@ -1,8 +1,8 @@
 """Measures the share of a core that liveness costs: for a fleet that sends heartbeats, and for one that falls silent.
 
-Each agent sends a heartbeat every ten seconds; then all fall silent at once. Both figures are above that of the same
-engine without agents. By default each is measured for as long as the registrar needs to read all metadata once
-(`registrar.metadata_interval`). The agents run in another process, so that only the engine is measured.
+Each agent sends a heartbeat every ten seconds; then all fall silent at once. The figure of the same engine without
+agents is subtracted from both figures. By default each is measured for as long as the registrar needs to read all
+metadata once (`registrar.metadata_interval`). The agents run in another process, so that only the engine is measured.
 """
 
 import argparse

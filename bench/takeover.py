@@ -1,7 +1,8 @@
 """Measures how long a standby takes from the lease to its first commit, after the leader of a large fleet was killed.
 
-There are a server with an append-only file, two processes of `aism-engine run` with the default settings, registered
-agents that send heartbeats, and open commands. After the leader was killed (kill -9), some agents send measurements.
+The server has an append-only file. The leader and the standby are processes of `aism-engine run` with the default
+settings. The fleet has registered agents that send heartbeats, and open commands. After the leader was killed
+(kill -9), some agents send measurements.
 All times are observed in Redis: when the lease has a new holder, when the ledger changes, and when the queue is empty.
 Then the next standby is started.
 """
@@ -31,14 +32,16 @@ KEYS = Keys()
 
 
 class Takeover(NamedTuple):
-    """Seconds from the kill to the lease, from the lease to the first commit and until the queue was empty, and those
-    in which the engine loaded the fleet.
-    """
+    """Durations of one takeover."""
 
     lease_s: float
+    """From the kill until the standby has the lease."""
     commit_s: float
+    """From the lease to the first commit."""
     drained_s: float
+    """From the lease until the queue is empty."""
     loaded_s: float
+    """Time that the standby took to load the fleet."""
 
 
 class Daemon:

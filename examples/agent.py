@@ -43,7 +43,7 @@ def heartbeat() -> None:
 def check_cancelled(command_id: str) -> None:
     """Raise CancelledError if the command is cancelled. Call this between two steps of the work.
 
-    Only a `cancel` is pushed to the end of the list that is popped next, so no other command is popped here.
+    The engine puts a `cancel` before all other commands of the list, so this pops no other command.
     """
     heartbeat()
     while (body := redis.lindex(COMMANDS, -1)) and json.loads(body)["type"] == "cancel":

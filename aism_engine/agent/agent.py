@@ -13,10 +13,10 @@ The agent registers, sends heartbeats, takes only as many commands as it can wor
 outcomes: what a handler returns is the result, what it raises is the error. A cancelled command cancels its handler.
 
 Guaranteed: messages are sent in order, and again under the same id until Redis has accepted them. While Redis is away,
-they wait in memory. When `outbox` of them wait, handlers that send more wait, too, and no further commands are taken.
-A stop waits at most `stop_timeout_s` until they are sent. A command that is delivered again is not executed again by
-the same process. Not guaranteed: that a command is executed only once. If the process dies after the work and before
-the outcome was sent, the engine delivers the command again.
+they wait in memory. When `outbox` messages wait, a handler that sends another one waits, and the agent takes no further
+commands. A stop waits at most `stop_timeout_s` until they are sent. A command that is delivered again is not executed
+again by the same process. Not guaranteed: that a command is executed only once. If the process dies after the work and
+before the outcome was sent, the engine delivers the command again.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ log = structlog.get_logger(component="agent")
 
 _POLL_INTERVAL_S: Final = 1.0
 """Longest wait for a command or for a free slot."""
-_UNSENT: Final = "commands without an outcome are delivered again when the agent registers again; the rest is lost"
+_UNSENT: Final = "the messages are lost; commands without an outcome are delivered again when the agent registers again"
 
 StartHandler: TypeAlias = Callable[["Agent"], object]
 
@@ -54,6 +54,7 @@ class Agent(Verbs):
     """One agent in one process. It works on at most `concurrency` commands at a time.
 
     `main` runs it as a program of its own, `run` inside another program. `async with agent:` runs it for one block.
+    The methods `transition`, `message` and `measure` come from `Verbs`.
     """
 
     def __init__(  # noqa: PLR0913  each is a setting with a default
@@ -107,12 +108,12 @@ class Agent(Verbs):
         return register
 
     def on_message(self, handler: MessageHandler) -> MessageHandler:
-        """Register the handler for messages from other agents, which gets one at a time, in order."""
+        """Register the handler for messages from other agents. It is called with one message at a time, in order."""
         self._inbox.handler = handler
         return handler
 
     def on_start(self, handler: StartHandler) -> StartHandler:
-        """Register a function that gets the agent after its registration and before its first command."""
+        """Register a function that is called with the agent, after the registration and before the first command."""
         self._start_handler = handler
         return handler
 
@@ -233,7 +234,7 @@ class Agent(Verbs):
 
 
 async def run_until_signal(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run until SIGTERM, SIGINT or SIGHUP, which set the event that `run` gets. An ignored SIGHUP stays ignored."""
+    """Call `run` with an event, and set the event at SIGTERM, SIGINT or SIGHUP. An ignored SIGHUP stays ignored."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup

@@ -40,7 +40,7 @@ def add_shared_options(parser: argparse.ArgumentParser, *, with_defaults: bool) 
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Make a type for argparse, which shows the message of an ArgumentTypeError but not that of a ValueError."""
+    """Make an argparse type whose errors are shown: argparse hides the message of a ValueError."""
 
     def parsed(text: str) -> T:
         try:

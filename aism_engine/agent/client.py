@@ -1,8 +1,8 @@
 """The agent's side of the protocol over plain Redis, for asyncio.
 
-Every message has an id of its own, and is pushed again under that id until Redis confirms it: the engine ignores the
-second copy. A command is popped once: if the reply to the pop is lost, the command is lost too, unless the agent
-registered with the capability `ack`. Then the engine delivers it again.
+Every message has an id of its own. If Redis does not confirm a message, `send` and `call` push it again under that id,
+a few times: the engine ignores the second copy. A command is popped once: if the reply to the pop is lost, the command
+is lost too, unless the agent registered with the capability `ack`. Then the engine delivers it again.
 
 Every method raises `ServerUnavailableError` while Redis is not available, and `MalformedError` for a message that the
 engine would refuse.
@@ -37,7 +37,7 @@ _BACKOFF: Final = Backoff(0.2, 1.0)
 _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: less than the timeout of the socket, because a socket timeout counts as an outage."""
 _MAX_SEARCHED: Final = 64
-"""Number of commands, from the next one on, that are searched for cancellations: an arbitrary number."""
+"""Commands that a search for cancellations reads, the oldest first: an arbitrary number."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -123,7 +123,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         capabilities: Sequence[str] = (),
         codec: str = "json",
     ) -> Reply:
-        """Register as an agent of this type. A registered agent registers again when it has restarted."""
+        """Register as an agent of this type. An agent must register again after each restart."""
         payload = {"type": kind, "labels": labels or {}, "capabilities": list(capabilities), "codec": codec}
         return await self.call("register", payload)
 

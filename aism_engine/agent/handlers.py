@@ -38,7 +38,7 @@ class HandlerCaller:
 
 
 def _is_async(handler: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004  not whether it is callable
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004  `callable` does not tell whether it is async
 
 
 def _call_plain(handler: Callable[[T], Any], argument: T) -> tuple[Any, BaseException | None]:

@@ -17,7 +17,7 @@ _MESSAGES_PER_PUSH: Final = 100
 
 
 class Outbox:
-    """Sends messages in order, each until Redis has accepted it. `put` waits while `size` messages are queued."""
+    """Sends messages in order, and repeats each until Redis accepts it. `put` waits while `size` messages wait."""
 
     def __init__(self, client: AgentClient, outages: Outages, size: int) -> None:
         self._client = client
@@ -65,7 +65,7 @@ class Outbox:
         Raises RefusalError, and TimeoutError without a reply. While Redis is away, it waits.
         """
         if self._loop is None:
-            raise AismError("the agent does not run: use its verbs in its handlers, or inside `async with agent`")
+            raise AismError("the agent does not run: call its methods in its handlers, or inside `async with agent`")
         body = self._client.build_message(kind, payload, reply=True)
         await self.put(body)
         reply = await self._outages.retry(partial(self._client.reply_to, body))

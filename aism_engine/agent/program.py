@@ -19,9 +19,10 @@ KILL_AFTER_S: Final = 5.0
 _ERROR_TAIL_BYTES: Final = 2000
 _CHUNK: Final = 65_536
 _DRAIN_S: Final = 30.0
+"""Longest wait for the end of the output after all processes have ended. The output normally ends at once. It ends
+later on a busy machine, or if another process holds it open."""
 _DRAIN_LEFT_S: Final = 1.0
-"""Longest waits for the end of the output: after all processes have ended, and if some of them could not be ended. The
-output normally ends at once. It ends later on a busy machine, or if another process holds it open."""
+"""Longest wait for the end of the output if some processes could not be ended."""
 
 
 class Status(NamedTuple):
@@ -133,7 +134,7 @@ class Program:
     async def _read_output(self) -> None:
         while chunk := await self._process.stdout.read(_CHUNK):
             if self.output_too_large:
-                continue  # an output that nobody reads would keep the process from being closed
+                continue  # asyncio notices the end of the output only if all of it is read
             self.output += chunk
             if len(self.output) > MAX_OUTPUT_BYTES:
                 self.output_too_large = True

@@ -1,8 +1,8 @@
 """The agent's side of the protocol for one call from a shell: blocking, and quick to import.
 
-Messages are pushed again under their id until Redis confirms them: the engine ignores the second copy. A popped command
-is put back if it cannot be printed. It is lost if this process dies before it has printed the command, unless the agent
-registered with the capability `ack`. Then the engine delivers it again.
+If Redis does not confirm a message, it is pushed again under its id, a few times: the engine ignores the second copy. A
+popped command is put back if it cannot be printed. It is lost if this process dies before it has printed the command,
+unless the agent registered with the capability `ack`. Then the engine delivers it again.
 """
 
 import json
@@ -95,7 +95,7 @@ class SyncAgentClient:
                 self._push("error", {"code": code, "message": "expected an object in JSON or MessagePack"})
 
     def put_back(self) -> None:
-        """Put the message that was popped last back to where it is popped next."""
+        """Undo the last pop: push the message back to the end of its list that is popped next."""
         if self._taken is not None:
             key, raw = self._taken
             self._retry(lambda redis: redis.call("RPUSH", key, raw))
