@@ -67,7 +67,9 @@ class Metrics:
         self.redis_up = gauge("redis_up", "1 if Redis serves this engine, else 0")
         self.redis_unsafe = gauge("redis_unsafe", "1 if the doctor reports this finding as a danger, else 0", "code")
         self.redis_outages = counter("redis_outages", "Outages of Redis that began, by kind", "outage")
-        self.clock_jump = gauge("redis_clock_jump_seconds", "Jump of the server's clock ahead of the engine's time")
+        self.clock_jump = gauge(
+            "redis_clock_jump_seconds", "Jump of the server's clock in seconds, negative if it jumped back, or 0"
+        )
 
         # --- services
         self.service_up = gauge("service_up", "1 if the service runs, else 0", "service")
