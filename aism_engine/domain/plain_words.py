@@ -3,7 +3,14 @@
 import re
 from typing import Final
 
-from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, PREFIX, STATE_NAME, TYPE_NAME
+from aism_engine.domain.protocol.names import (
+    DEAD_LETTER_ID,
+    IDENTIFIER,
+    MEASUREMENT_NAME,
+    PREFIX,
+    STATE_NAME,
+    TYPE_NAME,
+)
 
 _TYPES: Final = {
     "str": "text",
@@ -24,7 +31,7 @@ PATTERNS: Final = {
     STATE_NAME: "a name of a state: at most 64 letters, digits, `.`, `_` and `-`, beginning with a letter",
     MEASUREMENT_NAME: f"a name of a measurement: at most 64 {_NAME}; `/` is allowed after the first character",
     r"\d{1,7}%?": "a number or a share, such as 3 or 80%",
-    r"\d{1,20}-\d{1,20}": "the id of a dead letter, such as 1763884800000-0",
+    DEAD_LETTER_ID: "the id of a dead letter, such as 1763884800000-0",
     "(json|msgpack)": "json or msgpack",
     r"\S+:\d{1,5}": "an address HOST:PORT",
     PREFIX: "1 to 64 letters, digits, `.`, `_`, `{`, `}`, `:` and `-`",

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct, field
 
 from aism_engine.clock import check_iso
 from aism_engine.domain.commands.command import OnLost, Priority
-from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
+from aism_engine.domain.protocol.names import DEAD_LETTER_ID, IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
 from aism_engine.durations import MAX_DURATION_S, check_duration, parse_duration
 
 Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
@@ -26,7 +26,7 @@ MAX_ATTEMPTS: Final = 1000
 Duration: TypeAlias = Annotated[float, Meta(gt=0, le=MAX_DURATION_S)] | Annotated[str, Meta(max_length=32)]
 """Seconds, or a text with a unit: `500ms`, `2h`."""
 SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
-DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
+DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=rf"\A{DEAD_LETTER_ID}\Z")]
 
 
 class _Message(Struct, frozen=True, kw_only=True, tag_field="type"):

@@ -13,6 +13,8 @@ TYPE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Name of a type, a label, a capability or an error code."""
 STATE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
 MEASUREMENT_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}"
+DEAD_LETTER_ID: Final = r"[0-9]{1,19}-[0-9]{1,19}"
+"""Id of an entry of a stream. Each number of at most 19 digits has 64 bits, so Redis accepts all of these ids."""
 PREFIX: Final = r"[A-Za-z0-9._{}:-]{1,64}"
 """First part of the keys of a fleet."""
 
