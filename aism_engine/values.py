@@ -7,7 +7,14 @@ from math import inf, isfinite, nan
 from typing import Any, Final
 
 from aism_engine.domain.plain_words import PATTERNS
-from aism_engine.domain.protocol.names import IDENTIFIER, MEASUREMENT_NAME, PREFIX, STATE_NAME, TYPE_NAME
+from aism_engine.domain.protocol.names import (
+    DEAD_LETTER_ID,
+    IDENTIFIER,
+    MEASUREMENT_NAME,
+    PREFIX,
+    STATE_NAME,
+    TYPE_NAME,
+)
 from aism_engine.durations import EXPECTED_DURATION, MAX_DURATION_S, format_duration, parse_duration
 
 _MAX_SHOWN: Final = 80
@@ -31,6 +38,7 @@ identifier = partial(_name, pattern=IDENTIFIER)
 type_name = partial(_name, pattern=TYPE_NAME)
 state_name = partial(_name, pattern=STATE_NAME)
 measurement_name = partial(_name, pattern=MEASUREMENT_NAME)
+dead_letter_id = partial(_name, pattern=DEAD_LETTER_ID)
 prefix = partial(_name, pattern=PREFIX)
 
 

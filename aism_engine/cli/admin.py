@@ -34,8 +34,8 @@ _LEADER_INTERVAL_S: Final = 2.0
 """Time between checks that an engine leads, while a command runs."""
 _START: Final = "Start one: aism-engine run"
 STALE: Final = "this data was written by the last leader"
-_WAITS: Final = "the request waits until one leads"
-"""What the warning `no engine has led for 5h: …` says after the colon: `STALE` for a read, `_WAITS` for a request."""
+WAITS: Final = "the request waits until one leads"
+"""What the warning `no engine has led for 5h: …` says after the colon: `STALE` for a read, `WAITS` for a request."""
 _INTERNAL_FIELDS: Final = frozenset({"body", "request"})
 """Fields of a record that only the engine uses."""
 _JSON_FIELDS: Final = ("payload", "result")
@@ -105,7 +105,7 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
             left_s = ends_at - time.monotonic()
             return await wait_for_outcome(admin, reply["group_id"], left_s) if reply.get("targets") else reply
 
-        return self.call(act, _WAITS)
+        return self.call(act, WAITS)
 
 
 def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]], consequence: str = STALE) -> T:

@@ -6,14 +6,15 @@ from typing import Annotated, Any, Final
 import typer
 from msgspec.structs import asdict
 
+from aism_engine import values
 from aism_engine.cli import options
-from aism_engine.cli.admin import FleetOptions, RequestOptions, send_request
+from aism_engine.cli.admin import WAITS, FleetOptions, RequestOptions, send_request
 from aism_engine.cli.exit_codes import ExitCode, FailedError
 from aism_engine.cli.output import Output, ProgressLine, fields_as_json
 from aism_engine.clock import iso
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.ops.admin_client import AdminClient
-from aism_engine.ops.audit_log import entry_time
+from aism_engine.ops.audit_log import entry_order, entry_time
 from aism_engine.terminal import printable
 
 app = options.CommandGroup(help="List dead letters, show one, replay or purge them.")
@@ -58,14 +59,20 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
 
 
 class Selection(Filter, frozen=True, kw_only=True):
-    """A filter that is not empty, or --all, so that a forgotten option does not change every dead letter."""
+    """Ids, a filter that is not empty, or --all, so that a forgotten option does not change every dead letter."""
 
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters.")] = None
     all_: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False
 
     def __post_init__(self) -> None:
-        if any(value for name, value in asdict(self).items() if name != "all_") == self.all_:
-            raise typer.BadParameter("expected ids, or a filter such as --code or --since, or --all alone")
+        has_filter = any(value for name, value in asdict(self).items() if name not in {"all_", "ids"})
+        if (bool(self.ids), has_filter, self.all_).count(True) != 1:
+            raise typer.BadParameter("expected either ids, or a filter such as --code or --since, or --all")
+        try:
+            for each in self.ids or ():
+                values.dead_letter_id(each)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="ID") from None
 
     def selects(self, dead_letter_id: str, dead_letter: DeadLetter) -> bool:
         return (not self.ids or dead_letter_id in self.ids) and super().selects(dead_letter_id, dead_letter)
@@ -89,7 +96,9 @@ def list_(*, selected: Filter, limit: options.Limit = 100, fleet: FleetOptions, 
 
 @app.command()
 def show(
-    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the dead letter.")],
+    dead_letter_id: Annotated[
+        str, typer.Argument(metavar="ID", parser=values.dead_letter_id, help="Id of the dead letter.")
+    ],
     *,
     fleet: FleetOptions,
     output: Output,
@@ -127,7 +136,9 @@ def replay(
 
     async def act(admin: AdminClient) -> list[dict[str, Any]]:
         found, outcomes = await selected.read(admin, progress), []
-        for dead_letter_id in (*sorted(set(selected.ids or ()) - set(found)), *found):  # the engine refuses unknown ids
+        # The engine refuses an id without a dead letter, with a reason that is printed.
+        ids = sorted({*found, *(selected.ids or ())}, key=entry_order)
+        for dead_letter_id in ids:
             payload = {"dead_letter_id": dead_letter_id}
             try:
                 reply = await send_request(admin, "replay", payload, timeout_s, Output())
@@ -135,11 +146,11 @@ def replay(
                 reply = {"outcome": "refused", "reason": str(error).removeprefix("refused: ")}
             shown = ("outcome", "code", "reason", "command_id", "replay_of")
             outcomes.append({**payload, **{name: reply[name] for name in shown if reply.get(name)}})
-            progress.update(f"{len(outcomes)} of {len(found)} replayed")
+            progress.update(f"{len(outcomes)} of {len(ids)} replayed")
         return outcomes
 
     with ProgressLine() as progress:
-        outcomes = fleet.call(act)
+        outcomes = fleet.call(act, WAITS)
     counts = Counter(each["outcome"] for each in outcomes)
     lines = [
         printable(" ".join(str(value) for name, value in each.items() if name != "replay_of")) for each in outcomes
@@ -167,7 +178,7 @@ def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, 
         return len(found)
 
     with ProgressLine() as progress:
-        purged = fleet.call(act)
+        purged = fleet.call(act, WAITS)
     output.print({"purged": purged}, f"{purged} purged")
 
 

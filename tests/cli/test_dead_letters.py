@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from aism_engine.cli.output import ProgressLine
 from tests.cli.conftest import Call, response
 from tests.support.engine import Running, eventually
 
@@ -76,3 +77,29 @@ async def test_purge_removes_exactly_the_selection(fleet: Call, engine: Running,
     assert (await fleet("dead-letters", "purge", "--all", "--json")).json == {"purged": 2}
     (first, _) = await engine.audit("dead_letters_purged")
     assert (first["reason"], first["details"]["count"]) == ("noise", 1)
+
+
+@pytest.mark.parametrize("command", ["replay", "purge"])
+@pytest.mark.parametrize("flags", ["--code invalid_json", "--agent w-0", "--since 1h", "--all"])
+async def test_ids_and_a_filter_are_not_combined(
+    fleet: Call, engine: Running, dead_letters: dict[str, str], command: str, flags: str
+) -> None:
+    done = await fleet("dead-letters", command, dead_letters["unknown_recipient"], *flags.split())
+    assert (done.code, len(await engine.dead_letters())) == (64, 3)
+
+
+async def test_progress_of_a_replay_counts_unknown_ids(
+    fleet: Call, dead_letters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(ProgressLine, "update", lambda _self, text: shown.append(text))
+    done = await fleet("dead-letters", "replay", "9-0", dead_letters["unknown_command"], "10-0", "--json")
+    assert [each["dead_letter_id"] for each in done.json] == ["9-0", "10-0", dead_letters["unknown_command"]]
+    assert shown == ["1 dead letters read", "1 of 3 replayed", "2 of 3 replayed", "3 of 3 replayed"]
+
+
+@pytest.mark.parametrize("command", ["show", "replay", "purge"])
+@pytest.mark.parametrize("dead_letter_id", ["1763884800000", "+", "(1-0", "x", "1-99999999999999999999", "\u0663-0"])
+async def test_text_that_is_no_id_is_a_usage_error(fleet: Call, command: str, dead_letter_id: str) -> None:
+    done = await fleet("dead-letters", command, dead_letter_id)
+    assert (done.code, done.err.count("expected the id of a dead letter, such as 1763884800000-0")) == (64, 1)

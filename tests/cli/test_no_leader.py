@@ -3,6 +3,7 @@
 import signal
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -60,9 +61,13 @@ async def test_top_has_the_leader_in_its_json(fleet: Call, keys: Keys, redis_cli
     assert (found["leader"], found["led_at"]) == (None, iso(led_at))
 
 
-@pytest.mark.usefixtures("keys")
-async def test_a_request_without_a_leader_says_so_at_once_and_at_the_end(fleet: Call) -> None:
-    done = await fleet("pause", "--all", "--timeout", "0.1")
+@pytest.mark.parametrize("words", ["pause --all", "dead-letters replay 1-0", "dead-letters purge 1-0"])
+async def test_a_request_without_a_leader_says_so_at_once_and_at_the_end(
+    fleet: Call, keys: Keys, redis_client: Redis, words: str
+) -> None:
+    fields: dict[Any, Any] = {"code": "x", "reason": "x", "source": "commands", "raw": "", "digest": "", "size": 0}
+    await redis_client.xadd(keys.dead_letters, fields, "1-0")
+    done = await fleet(*words.split(), "--timeout", "0.1")
     notice, error = done.err.splitlines()
     assert done.code == 2
     assert notice.startswith("warning: no engine has led for 5h: the request waits until one leads.")
