@@ -131,12 +131,25 @@ def test_send_any_chooses_the_agent_with_the_lowest_load(world: World) -> None:
         ({"select": "typ=x"}, "invalid_selector"),
         ({"select": "type=scribe", "options": {"quorum": "0%"}}, "invalid_quorum"),
         ({"select": "type=scribe", "options": {"quorum": "2"}}, "invalid_quorum"),
-        ({"select": "type=scribe", "any": True, "command": {"type": "state_transition"}}, "none_available"),
+        (
+            {"select": "type=scribe", "any": True, "command": {"type": "state_transition", "payload": {"target": "x"}}},
+            "none_available",
+        ),
     ],
 )
 def test_send_without_a_possible_target_is_refused(world: World, fields: dict[str, Any], code: str) -> None:
     decision = world.request("send", "s", None, **({"command": {"type": "x"}} | fields))
     assert (decision.outcome, world.reply("s")["error"]["code"]) == ("refused", code)
+
+
+@pytest.mark.parametrize("fields", [{}, {"any": True}])
+@pytest.mark.parametrize("command", [{"type": "cancel"}, {"type": "state_transition", "payload": {"target": 7}}])
+def test_invalid_command_for_selected_agents_is_refused_as_invalid(
+    world: World, command: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """The reason is not that no agent can take it, and no group is made."""
+    world.request("send", "s", None, select="type=scribe", command=command, **fields)
+    assert (world.reply("s")["error"]["code"], world.group_records) == ("invalid_message", {})
 
 
 def test_repeated_request_gets_the_same_reply(world: World) -> None:

@@ -26,6 +26,8 @@ def send(ctx: DecisionContext, request: m.Send, raw: bytes) -> dict[str, Any] | 
     if abs(_start_at(ctx.draft.now, payload.options) - ctx.draft.now) > MAX_DURATION_S:
         message = f"the start {payload.options.start_at} is not within a year of now, {ctx.draft.at}"
         return ErrorReply("send_refused", "invalid_start", message)
+    if (error := _invalid(payload.command)) is not None:
+        return error
     if payload.agent_id is not None:
         agent = find_agent(ctx, payload.agent_id)
         return agent if isinstance(agent, ErrorReply) else accept(ctx, request.id, agent, request)
@@ -178,9 +180,8 @@ def _send_to_all(
 def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> ErrorReply | None:
     """Return why an agent may not get this command now."""
     limits, spec, agent_id = ctx.policy.commands, request.payload.command, agent.agent_id
-    if spec.type == "cancel":
-        message = "only the engine sends commands of type `cancel`; to cancel a command, send the request `cancel`"
-        return ErrorReply("send_refused", "invalid_message", message)
+    if (error := _invalid(spec)) is not None:  # a replayed command has not passed the check in `send`
+        return error
     if agent.liveness is Liveness.LOST and (request.payload.options.on_lost or limits.on_lost) == "fail":
         message = f"{agent_id} is lost, and on_lost is `fail`: the command does not wait for the agent to return"
         return ErrorReply("send_refused", "agent_lost", message)
@@ -192,18 +193,25 @@ def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> Error
     return _transition_refusal(ctx, agent, request) if spec.type == "state_transition" else None
 
 
+def _invalid(spec: m.CommandSpec) -> ErrorReply | None:
+    """Return why no agent may get this command."""
+    if spec.type == "cancel":
+        message = "only the engine sends commands of type `cancel`; to cancel a command, send the request `cancel`"
+    elif spec.type == "state_transition" and not isinstance(spec.payload.get("target"), str):
+        message = "the payload of a state_transition needs the field `target`, a string"
+    else:
+        return None
+    return ErrorReply("send_refused", "invalid_message", message)
+
+
 def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> ErrorReply | None:
     """Check a transition from the current state of the agent, or from the target of one of its open commands.
 
     What depends on the moment of the transition is not checked here: `min_stay`, `cooldown`, `max_agents`, the context.
     """
-    target = request.payload.command.payload.get("target")
-    if not isinstance(target, str):
-        message = "the payload of a state_transition needs the field `target`, a string"
-        return ErrorReply("send_refused", "invalid_message", message)
     if _start_at(ctx.draft.now, request.payload.options) > ctx.draft.now:
         return None  # the state at the scheduled start is not known
-    machine, case = ctx.machine(agent), TransitionCase("operator")
+    machine, case, target = ctx.machine(agent), TransitionCase("operator"), request.payload.command.payload["target"]
     refusal = machine.check(agent.state, target, case)
     pending = (ctx.draft.command(command_id) for command_id in agent.open_commands)
     if refusal is None or any(c and c.target and machine.check(c.target, target, case) is None for c in pending):
