@@ -26,7 +26,7 @@ TEXT: Final = FieldType(lambda value: value or "")
 FLAG: Final = FieldType(lambda value: "1" if value else "", bool)
 INTEGER: Final = FieldType(str, int)
 COUNT: Final = FieldType(lambda value: str(value) if value else "", int)
-NUMBER: Final = FieldType(lambda value: format(value, "g"), float)
+NUMBER: Final = FieldType(lambda value: repr(value).removesuffix(".0"), float)
 SCORE: Final = FieldType(lambda value: "" if value is None else repr(value), float)
 INSTANT: Final = FieldType(lambda value: iso(value) if value else "", from_iso)
 

@@ -62,6 +62,15 @@ def test_records_are_read_back_as_they_were_written() -> None:
     assert decode_record(GROUP_TABLE, "g", GROUP_TABLE.encode(GROUP)) == GROUP
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3600.0, "3600"), (2.5, "2.5"), (0.1, "0.1"), (1_234_567.0, "1234567"), (86_400.125, "86400.125")],
+)
+def test_number_is_stored_with_all_its_digits(seconds: float, text: str) -> None:
+    record = COMMAND_TABLE.encode(msgspec.structs.replace(COMMAND, timeout_s=seconds))
+    assert (record["timeout"], decode_record(COMMAND_TABLE, "c", record).timeout_s) == (text, seconds)
+
+
 def test_missing_field_has_its_default() -> None:
     """A record that another version has written may lack any field that is not required."""
     agent = {"type": "x", "state": "s", "since": "2027-01-15T08:00:00Z", "first_seen_at": "2027-01-15T08:00:00Z"}
