@@ -44,10 +44,13 @@ class BlockingClient:
     async def execute_command(self, *words: Any) -> Any:  # noqa: ANN401  as in redis-py
         return self._redis.call(*_flat(words))
 
-    async def execute_commands(self, commands: Iterable[Iterable[Any]], *, raise_on_error: bool = True) -> list[Any]:
+    async def execute_commands(self, commands: Iterable[Iterable[Any]], *, raise_wrong_type: bool = True) -> list[Any]:
         """Send commands at once, as `NamingRedis.execute_commands`."""
-        flat = [_flat(words) for words in commands]
-        return self._redis.calls(flat) if raise_on_error else self._redis.replies(flat)
+        replies = self._redis.replies([_flat(words) for words in commands])
+        for reply in replies:
+            if isinstance(reply, Exception) and (raise_wrong_type or getattr(reply, "outage", "") != "wrong_type"):
+                raise reply
+        return replies
 
     def close(self) -> None:
         self._redis.close()

@@ -97,13 +97,20 @@ class NamingRedis(Redis):
         with naming_outages():
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
-    async def execute_commands(self, commands: Iterable[Sequence[Any]], *, raise_on_error: bool = True) -> list[Any]:
-        """Send commands at once, and return their replies; with `raise_on_error` False they may be errors."""
+    async def execute_commands(self, commands: Iterable[Sequence[Any]], *, raise_wrong_type: bool = True) -> list[Any]:
+        """Send commands at once, and return their replies. Raises the first error.
+
+        With `raise_wrong_type` False, the error about a key of the wrong type is the reply instead.
+        """
         pipeline = self.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         with naming_outages():
-            return await pipeline.execute(raise_on_error=raise_on_error)
+            replies: list[Any] = await pipeline.execute(raise_on_error=raise_wrong_type)
+            for reply in replies:
+                if isinstance(reply, Exception) and outage_of(reply) != "wrong_type":
+                    raise reply
+        return replies
 
 
 async def until_sent() -> None:

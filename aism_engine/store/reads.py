@@ -208,7 +208,7 @@ class FleetReader:
     async def dead_letters(self, dead_letter_ids: Collection[str]) -> dict[str, DeadLetter]:
         found: dict[str, DeadLetter] = {}
         for dead_letter_id in dead_letter_ids:
-            entries = await self._client.xrange(self.keys.dead_letters, dead_letter_id, dead_letter_id)
+            entries = await self._client.xrange(self.keys.dead_letters, dead_letter_id, dead_letter_id, count=1)
             if entries and (dead_letter := read_dead_letter(entries[0][1])) is not None:
                 found[dead_letter_id] = dead_letter
         return found
@@ -224,8 +224,8 @@ class FleetReader:
         return {name: length for name, length in zip(commands, found, strict=True) if length is not None}
 
     async def read_lengths(self, calls: Iterable[tuple[str, str]]) -> list[int | None]:
-        """Read several lengths in one round trip. A length is None if its command gets an error, such as WRONGTYPE."""
-        replies = await self._client.execute_commands(calls, raise_on_error=False)
+        """Read several lengths in one round trip. The length of a key of the wrong type is None."""
+        replies = await self._client.execute_commands(calls, raise_wrong_type=False)
         return [reply if isinstance(reply, int) else None for reply in replies]
 
 

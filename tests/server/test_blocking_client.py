@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from aism_engine.clock import SystemClock
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
 from aism_engine.store.blocking_client import BlockingClient, run
 from aism_engine.store.client import connect
 from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
+from aism_engine.store.reads import FleetReader
 from aism_engine.store.redis_error_codes import MissingScriptError
 
 
@@ -71,11 +74,45 @@ async def test_keys_are_scanned_and_commands_sent_at_once(clients: tuple[Any, An
 
     calls = [("LLEN", f"{prefix}:{name}") for name in ("l", "t", "none")]
     assert sorted(await asyncio.to_thread(run, scan())) == sorted(f"{prefix}:{each}".encode() for each in "thzsxl")
-    three, error, none = await asyncio.to_thread(run, blocking.execute_commands(calls, raise_on_error=False))
+    three, error, none = await asyncio.to_thread(run, blocking.execute_commands(calls, raise_wrong_type=False))
     assert (three, isinstance(error, ServerUnavailableError), none) == (3, True, 0)
+    with pytest.raises(ServerUnavailableError, match="wrong_type"):
+        run(blocking.execute_commands(calls))
     with pytest.raises(ServerUnavailableError, match="wrong_type"):
         run(blocking.llen(f"{prefix}:t"))
     assert run(blocking.get(f"{prefix}:t")) == b"text"  # the replies are still in step
+
+
+async def test_only_a_key_of_the_wrong_type_has_no_length(
+    clients: tuple[Any, Any], server: EmbeddedServer, prefix: str
+) -> None:
+    """An agent whose inbox cannot be read would otherwise seem to have no unread messages."""
+    keys, (blocking, client) = Keys(prefix), clients
+    await client.lpush(keys.inbox("a"), "one", "two")
+    await client.set(keys.mail("a"), "text")
+    assert await FleetReader(client, keys, SystemClock()).unread_counts(["a"]) == {"a": 2}
+    assert run(FleetReader(blocking, keys, SystemClock()).unread_counts(["a"])) == {"a": 2}
+    await client.execute_command("ACL", "SETUSER", prefix, "on", ">secret", f"~{keys.mail('a')}", "+@all")
+    settings = RedisSettings(url=server.url.replace("//", f"//{prefix}:secret@"))
+    other_blocking, other = BlockingClient(settings), connect(settings, "test")
+    try:
+        with pytest.raises(ServerUnavailableError, match="noperm"):
+            await FleetReader(other, keys, SystemClock()).unread_counts(["a"])
+        with pytest.raises(ServerUnavailableError, match="noperm"):
+            run(FleetReader(other_blocking, keys, SystemClock()).unread_counts(["a"]))
+    finally:
+        other_blocking.close()
+        await other.aclose()
+        await client.execute_command("ACL", "DELUSER", prefix)
+
+
+async def test_a_dead_letter_is_read_by_both_clients(clients: tuple[Any, Any], prefix: str) -> None:
+    keys, (blocking, client) = Keys(prefix), clients
+    fields = {"code": "c", "reason": "r", "source": "commands", "raw": "raw", "digest": "d", "size": 3}
+    await client.xadd(keys.dead_letters, fields, id="1-0")
+    found = await FleetReader(client, keys, SystemClock()).dead_letters(["1-0", "2-0"])
+    assert {each: letter.code for each, letter in found.items()} == {"1-0": "c"}
+    assert run(FleetReader(blocking, keys, SystemClock()).dead_letters(["1-0", "2-0"])) == found
 
 
 async def test_a_reply_that_comes_too_late_is_not_taken_for_the_next_one(

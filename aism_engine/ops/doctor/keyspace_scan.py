@@ -14,11 +14,9 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
 from aism_engine.ops.doctor.known_keys import KnownKey, classify
 from aism_engine.ops.inspector import Report
-from aism_engine.store.client import naming_outages, outage_of
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.records import CHUNK, text
-from aism_engine.store.redis_exceptions import ResponseError
 
 RedisCommand: TypeAlias = tuple[str, ...]
 
@@ -189,11 +187,7 @@ class KeyspaceScan:
 
     async def _replies(self, commands: Iterable[RedisCommand]) -> list[Any]:
         """Send commands in one round trip. An error about a key of the wrong type is returned as its reply."""
-        replies: list[Any] = await self._client.execute_commands(commands, raise_on_error=False)
-        with naming_outages():
-            for reply in replies:
-                if isinstance(reply, ResponseError) and outage_of(reply) != "wrong_type":
-                    raise reply
+        replies: list[Any] = await self._client.execute_commands(commands, raise_wrong_type=False)
         return replies
 
 
@@ -205,7 +199,7 @@ def _record_key(keys: Keys, member: str) -> str:
 
 def _exists(reply: Any) -> bool | None:  # noqa: ANN401
     """Return what a reply of EXISTS, SISMEMBER or ZSCORE says; None if it is an error."""
-    if isinstance(reply, ResponseError):
+    if isinstance(reply, Exception):
         return None
     return reply is not None and (isinstance(reply, float) or bool(reply))  # a score may be 0.0
 
