@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.collector import diagnose
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
 from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
@@ -18,6 +19,7 @@ from aism_engine.store.keys import Keys
 from tests.docs.reading import keys_of_code
 from tests.support.doctor import collect, problems, severities
 from tests.support.engine import Client, eventually, plain_client, running_engine
+from tests.support.proxy import FaultProxy
 from tests.support.sentinels import MASTER, SentinelSetup
 from tests.support.server import OwnServer
 
@@ -176,6 +178,37 @@ async def test_each_kind_of_damage_is_found(server: EmbeddedServer, prefix: str,
     assert (found.heartbeats, found.invalid_members.names, found.unindexed_members.names) == (3, ["no id"], ["a-2"])
     assert found.fleets_below.names == [f"{prefix}:blue"]
     assert (await scan(redis_client, f"{prefix}:blue:deep")).fleets_above == [prefix, f"{prefix}:blue"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["GET {prefix}:engine:lease", "SMEMBERS", "EVALSHA", "EXISTS {parent}:engine:epoch"],
+    ids=lambda start: start.partition(" ")[0],
+)
+async def test_an_outage_ends_the_doctor_and_leaves_no_finding_out(
+    proxy: FaultProxy, redis_client: Client, prefix: str, start: str
+) -> None:
+    words = start.format(prefix=f"{prefix}:blue", parent=prefix).encode().split()
+    await redis_client.sadd(Keys(f"{prefix}:blue").index, "a")
+    rule = proxy.drop_reply(lambda request: list(request[: len(words)]) == words, cut=True)
+    with pytest.raises(ServerUnavailableError):
+        await collect(RedisSettings(url=proxy.url, prefix=f"{prefix}:blue"))
+    assert len(rule.matched) == 1
+
+
+async def test_an_outage_while_permissions_are_tried_in_a_transaction_has_a_name(
+    proxy: FaultProxy, redis_client: Client, prefix: str
+) -> None:
+    """The doctor uses a transaction if the user may not call scripts."""
+    await redis_client.execute_command(
+        "ACL", "SETUSER", prefix, "on", ">secret", "allkeys", "+@all", "-eval", "-evalsha"
+    )
+    proxy.drop_reply(lambda request: request[0] == b"MULTI", cut=True)
+    try:
+        with pytest.raises(ServerUnavailableError):
+            await collect(RedisSettings(url=proxy.url.replace("//", f"//{prefix}:secret@"), prefix=prefix))
+    finally:
+        await redis_client.execute_command("ACL", "DELUSER", prefix)
 
 
 async def test_a_missing_leader_and_lost_agents_are_found(

@@ -6,7 +6,7 @@ denies more. All methods raise `ServerUnavailableError` while the server cannot 
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
@@ -21,7 +21,7 @@ from aism_engine.ops.doctor.findings import Finding, Severity
 from aism_engine.ops.doctor.fleet import FLEET_CHECKS, FleetFacts
 from aism_engine.ops.doctor.keyspace import KEYSPACE_CHECKS, KeyspaceFacts
 from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
-from aism_engine.ops.doctor.permissions import denied_commands, required_commands
+from aism_engine.ops.doctor.permissions import denied_commands, required_commands, skipping_reported_errors
 from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFacts
 from aism_engine.ops.inspector import Inspector, Report
 from aism_engine.settings import RedisSettings
@@ -133,14 +133,14 @@ class FactCollector:
     async def _fleet(self, max_agents: int, report: Report | None) -> FleetFacts:
         """Read whether an engine leads, and which of at most `max_agents` agents are lost.
 
-        What cannot be read is left out: other checks report a denied command and a key of the wrong type.
+        What a denied command or a key of the wrong type hides is left out: other checks report both.
         """
         facts, inspector = FleetFacts(), Inspector(self._client, self._keys)
-        with suppress(ServerUnavailableError, ResponseError):
+        with skipping_reported_errors():
             lease = await inspector.lease()
             facts.lease = lease if lease.token != "" else None
         if max_agents:
-            with suppress(ServerUnavailableError, ResponseError):
+            with skipping_reported_errors():
                 records = await inspector.agent_records(max_agents, report)
                 facts.agents = len(records)
                 for agent in records:
@@ -185,15 +185,14 @@ class FactCollector:
     async def _commits_s(self) -> list[float]:
         """Time the commit script with a token that nobody holds, so that it is fenced before it writes."""
         durations_s = []
-        for _ in range(_COMMITS):
-            keys, arguments = Batch(self._keys, Bounds(1, 1, 1), []).call(f"doctor:{uuid4()}", str(uuid4()), "", None)
-            began_at = time.perf_counter()
-            try:
+        with skipping_reported_errors():
+            for _ in range(_COMMITS):
+                batch = Batch(self._keys, Bounds(1, 1, 1), [])
+                keys, arguments = batch.call(f"doctor:{uuid4()}", str(uuid4()), "", None)
+                began_at = time.perf_counter()
                 code, *_ = await COMMIT(self._client, keys, arguments)
-            except (ServerUnavailableError, ResponseError):
-                break  # a denied command or a key of the wrong type: other checks report both
-            if code == CommitCode.FENCED:
-                durations_s.append(time.perf_counter() - began_at)
+                if code == CommitCode.FENCED:
+                    durations_s.append(time.perf_counter() - began_at)
         return durations_s[1:]  # the first call may have loaded the script
 
     async def _sentinel(self, address: str) -> SentinelFacts:

@@ -5,7 +5,6 @@ record: the reference is broken only if it still exists and the record is still 
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from aism_engine.domain.commands.command import OPEN
@@ -13,6 +12,7 @@ from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
 from aism_engine.ops.doctor.known_keys import KnownKey, classify
+from aism_engine.ops.doctor.permissions import skipping_reported_errors
 from aism_engine.ops.inspector import Report
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
@@ -55,7 +55,7 @@ class KeyspaceScan:
         parts = self._keys.prefix.split(":")
         for length in range(1, len(parts)):
             head = ":".join(parts[:length])
-            with suppress(ServerUnavailableError):  # a user that may not read these keys cannot collide with them
+            with skipping_reported_errors():  # a user that may not read these keys cannot collide with them
                 if (await self._replies([("EXISTS", Keys(head).epoch)]))[0] == 1:
                     self._facts.fleets_above.append(head)
 

@@ -5,12 +5,14 @@ permission to call scripts, which the engine needs anyway. Before 7.0 each comma
 never executed: the server checks the permission when it queues the command. Neither writes anything.
 """
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple, TypeVar
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.known_keys import KEY_USES, SAMPLE, sample_key
 from aism_engine.store.batch import Argument
+from aism_engine.store.client import naming_outages
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.redis_exceptions import NoPermissionError, ResponseError
@@ -19,6 +21,8 @@ from aism_engine.store.scripts import ACL_DRY_RUN
 T = TypeVar("T")
 
 EVAL_COMMANDS: Final = frozenset({"EVAL", "EVALSHA"})
+_REPORTED_OUTAGES: Final = frozenset({"noperm", "wrong_type", "cluster", "clusterdown"})
+"""Outages that are a finding, and not the end of the doctor."""
 _DIGEST: Final = "0" * 40
 _PROBED: Final = (
     "SET MSET MGET PEXPIRE DEL HSET HGET LPUSH LLEN LINDEX LREM LTRIM LMOVE SADD SREM ZADD ZSCORE ZREM XADD XDEL TYPE"
@@ -95,7 +99,8 @@ async def denied_commands(client: Client, commands: Sequence[RequiredCommand]) -
             raise
         may_call_scripts = False
     try:
-        return await _unknown_as_noperm(_denied_in_transaction(client, commands))
+        with naming_outages():
+            return await _unknown_as_noperm(_denied_in_transaction(client, commands))
     except ServerUnavailableError as error:
         if error.outage != "noperm" or may_call_scripts:
             raise
@@ -121,6 +126,18 @@ def missing_rules(denied: Iterable[RequiredCommand], required: Iterable[Required
         if target and (target not in allowed_targets or ambiguous):
             targets.add(target.replace(SAMPLE, "*"))
     return [*sorted(names), *sorted(targets, key=lambda rule: (rule[0] == "&", rule))]
+
+
+@contextmanager
+def skipping_reported_errors() -> Iterator[None]:
+    """End the block at an error that a check reports. Other outages raise ServerUnavailableError."""
+    try:
+        yield
+    except ResponseError:
+        pass
+    except ServerUnavailableError as error:
+        if error.outage not in _REPORTED_OUTAGES:
+            raise
 
 
 async def _unknown_as_noperm(reply: Awaitable[T]) -> T:
