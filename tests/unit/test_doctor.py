@@ -179,10 +179,24 @@ def sentinel(number: int, primary: str = "10.0.0.1:6379", others: int = 2, error
         ([sentinel(1), sentinel(2, error="NOQUORUM")], WARNING),
         ([sentinel(1), sentinel(2, primary="", error="refused")], WARNING),
         ([sentinel(1, others=1), sentinel(2, others=1)], WARNING),
+        ([sentinel(1, others=0)], WARNING),
     ],
 )
 def test_three_sentinels_must_answer_and_agree(sentinels: list[SentinelFacts], expected: Severity | None) -> None:
     assert severity(ENVIRONMENT_CHECKS, "sentinels", EnvironmentFacts(sentinels=sentinels)) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "summary"),
+    [
+        (1, "the primary has 1 sentinel: it needs three, so that two of them can agree when one fails"),
+        (2, "the primary has 2 sentinels: it needs three, so that two of them can agree when one fails"),
+    ],
+)
+def test_too_few_sentinels_are_counted(known: int, summary: str) -> None:
+    finding = evaluate(ENVIRONMENT_CHECKS, "sentinels", EnvironmentFacts(sentinels=[sentinel(1, others=known - 1)]))
+    assert finding is not None
+    assert finding.summary == summary
 
 
 @pytest.mark.parametrize(

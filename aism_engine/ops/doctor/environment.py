@@ -129,7 +129,8 @@ def sentinels(environment: EnvironmentFacts) -> CheckResult | None:
         return warning("; ".join(errors), fix)
     known = min((each.others + 1 for each in answering), default=0)
     if known < _MIN_SENTINELS:
-        summary = f"there are only {plural(known, 'sentinel')}: when one fails, the others are no majority"
+        has = f"the primary has {plural(known, 'sentinel')}"
+        summary = f"{has}: it needs three, so that two of them can agree when one fails"
         return warning(summary, "Run three sentinels on three machines.")
     return ok(f"{plural(len(answering), 'sentinel')} of {known} answered; the primary is {primaries[0]}")
 
