@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Final
 
 from aism_engine.agent.agent import run_until, run_until_signal
-from aism_engine.agent.arguments import add_server_options
+from aism_engine.agent.arguments import add_server_options, count, duration
 from aism_engine.agent.client import AgentClient, CommandMessage
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.admin_client import AdminClient
@@ -158,13 +158,17 @@ def main() -> None:
         description="Run a simulated fleet beside an engine, until SIGTERM, SIGINT or SIGHUP.",
     )
     add_server_options(parser)
-    parser.add_argument("--agents", metavar="N", type=int, default=12, help="number of agents; default: 12")
+    parser.add_argument("--agents", metavar="N", type=count, default=12, help="number of agents; default: 12")
     parser.add_argument("--seed", metavar="N", type=int, default=1, help="seed of the random choices; default: 1")
-    parser.add_argument("--silence", metavar="S", type=float, default=60, help="shortest silence; default: 60")
+    silence_help = "shortest silence of an agent; default: 60s"
+    parser.add_argument("--silence", metavar="DURATION", type=duration, default=60.0, help=silence_help)
     given = parser.parse_args()
-    simulation = Simulation(
-        given.agents, url=given.redis, prefix=given.prefix, seed=given.seed, silence_s=given.silence
-    )
+    try:
+        simulation = Simulation(
+            given.agents, url=given.redis, prefix=given.prefix, seed=given.seed, silence_s=given.silence
+        )
+    except ValueError as error:
+        parser.error(str(error))
     asyncio.run(run_until_signal(lambda stopping: run_until(stopping, simulation.run())))
 
 

@@ -1,6 +1,7 @@
 """Laws of the simulated fleet."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from random import Random
@@ -10,7 +11,7 @@ import pytest
 
 from aism_engine.agent.client import AgentClient
 from aism_engine.policy_loader import load_machines
-from aism_engine.scenarios.simulated_agents import TRANSITIONS, SimulatedAgent, Simulation
+from aism_engine.scenarios.simulated_agents import TRANSITIONS, SimulatedAgent, Simulation, main
 from aism_engine.settings import MachinesSettings
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import eventually, running_engine
@@ -56,6 +57,20 @@ async def test_an_agent_that_falls_silent_is_lost_and_returns(
             await eventually(lambda: engine.audit("agent_lost", agent_id="builder-1"))
             may_speak.set()
             await eventually(lambda: engine.audit("agent_returned", agent_id="builder-1"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--agents 0", "--agents -1", "--agents x", "--seed x", "--silence -1s", "--silence nan", "--redis foo"],
+)
+def test_a_wrong_option_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulated_agents", *arguments.split()])
+    monkeypatch.setattr(asyncio, "run", lambda work: work.close())  # a wrong option would start the fleet
+    with pytest.raises(SystemExit):
+        main()
+    assert "error: " in capsys.readouterr().err
 
 
 class AlwaysSilent(Random):
