@@ -14,6 +14,7 @@ from aism_engine.clock import iso
 from aism_engine.domain.agents.activity import Activity
 from aism_engine.domain.agents.agent import AgentRecord, Held, Hold
 from aism_engine.domain.commands.command import Command
+from aism_engine.domain.commands.command_index import CommandIndex
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, ThreadMember, TokenBucket
 
@@ -47,6 +48,7 @@ class Draft:
         self._fleet = fleet
         self._agents: dict[str, AgentRecord | None] = {}
         self._commands: dict[str, Command] = {}
+        self._command_indexes: dict[str, CommandIndex] = {}
         self._seen_ids: dict[str, list[str]] = {}
         self._activity: dict[str, Activity] = {}
         self._active_agents: set[str] = set()
@@ -106,12 +108,17 @@ class Draft:
         self.index(command)
 
     def index(self, command: Command) -> None:
-        """Move a command to its current bucket in the index of its agent, or remove it if it has ended."""
-        if agent := self.agent(command.agent_id):
-            if command.open:
-                agent.index(command)
-            else:
-                agent.unindex(command.command_id)
+        """Update the index of the agent's open commands after a change of one of them."""
+        agent_id = command.agent_id
+        index = self._command_indexes.get(agent_id)
+        if index is None:
+            index = self._command_indexes[agent_id] = copy(self._fleet.command_index(agent_id))
+        index.put(command)
+
+    def commands_of(self, agent_id: str) -> CommandIndex:
+        """Return the index of an agent's open commands, read-only."""
+        index = self._command_indexes.get(agent_id)
+        return self._fleet.command_index(agent_id) if index is None else index
 
     def next_seq(self) -> int:
         self._last_seq += 1
@@ -253,6 +260,8 @@ class Draft:
     def _apply_commands(self) -> None:
         fleet = self._fleet
         fleet.last_seq = self._last_seq
+        for agent_id, index in self._command_indexes.items():
+            fleet.set_command_index(agent_id, index)
         for command_id, command in self._commands.items():
             if command.open:
                 fleet.commands[command_id] = command

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
+from aism_engine.domain.agents.agent import AgentRecord
+
 Channel: TypeAlias = Literal["state_changes", "errors", "measurements"]
 
 Actor: TypeAlias = Literal["agent", "operator", "engine"]
@@ -24,10 +26,10 @@ class AgentEffect(Effect, frozen=True):
     agent_id: str
 
 
-class SaveAgent(AgentEffect, frozen=True):
-    """Set fields of the agent's record."""
+class SaveAgent(Effect, frozen=True):
+    """Write the record of the agent, as it is when the batch is complete."""
 
-    fields: dict[str, str]
+    agent: AgentRecord
 
 
 class IndexAgent(AgentEffect, frozen=True):

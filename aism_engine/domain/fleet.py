@@ -9,6 +9,7 @@ from msgspec import Struct, field
 from aism_engine.domain.agents.activity import Activity
 from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Held, Hold, Liveness
 from aism_engine.domain.commands.command import Command
+from aism_engine.domain.commands.command_index import NO_COMMANDS, CommandIndex
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.protocol.messages import Request
@@ -108,9 +109,9 @@ class Fleet:
         self._recent: dict[str, bytearray] = {}
         """Hashes of the last message ids of each agent, oldest first, one after the other."""
         self._recent_bytes = recent_ids * _HASH_BYTES
+        self._command_indexes: dict[str, CommandIndex] = {}
         for command in self.commands.values():
-            if agent := self.agents.get(command.agent_id):
-                agent.index(command)
+            self._command_indexes.setdefault(command.agent_id, CommandIndex()).put(command)
         self.occupants: dict[str, dict[str | None, int]] = {}
         """Number of agents by state and registered type."""
         self.liveness: Counter[Liveness] = Counter()
@@ -123,9 +124,9 @@ class Fleet:
         """Lost and left agents whose last heartbeat is known: they return when it changes."""
         self.awaiting_heartbeat = {agent_id for agent_id, agent in self.agents.items() if agent.awaits_heartbeat}
         """Agents whose heartbeat has to be looked up: see `AgentRecord.awaits_heartbeat`."""
-        self.waiting = {agent_id for agent_id, agent in self.agents.items() if agent.waiting}
+        self.waiting = {agent_id for agent_id, index in self._command_indexes.items() if index.waiting}
         """Agents with waiting commands."""
-        self.queued = {agent_id for agent_id, agent in self.agents.items() if agent.queued}
+        self.queued = {agent_id for agent_id, index in self._command_indexes.items() if index.queued}
         """Agents with commands in their list."""
         self.dispatchable = set(self.waiting)
         """Agents that have waiting commands, and have changed since the dispatcher last checked them."""
@@ -192,6 +193,7 @@ class Fleet:
         self.last_message_at.pop(agent_id, None)
         self.activity.pop(agent_id, None)
         self.measurements.pop(agent_id, None)
+        self._command_indexes.pop(agent_id, None)
         self.unloaded_measurements.discard(agent_id)
         self._recent.pop(agent_id, None)
         sets = (self.absent, self.awaiting_heartbeat, self.queued, self.waiting_for_human)
@@ -199,29 +201,43 @@ class Fleet:
             agents.discard(agent_id)
 
     def replace(self, agent: AgentRecord) -> None:
-        agent_id = agent.agent_id
-        old = self.agents.get(agent_id)
-        if (
-            old is None
-            or old.hold is not agent.hold
-            or (old.state, old.registered_type) != (agent.state, agent.registered_type)
-        ):
-            if old is not None:
-                self._count(old, -1)
-            self._count(agent, 1)
-        elif old.liveness is not agent.liveness:
-            self.liveness[old.liveness] -= 1
-            self.liveness[agent.liveness] += 1
+        """Add an agent, or replace its record."""
+        agent_id, old = agent.agent_id, self.agents.get(agent.agent_id)
         self.agents[agent_id] = agent
-        for members, is_member in (
-            (self.absent, agent.lost_score is not None),
-            (self.awaiting_heartbeat, agent.awaits_heartbeat),
-            (self.queued, agent.queued),
-            (self.waiting_for_human, agent.waits_for == "human"),
-            (self.waiting, agent.waiting),
-            (self.dispatchable, agent.waiting),
+        if old is None:
+            self._count(agent, 1)
+        elif (
+            old.state != agent.state
+            or old.hold is not agent.hold
+            or old.liveness is not agent.liveness
+            or old.registered_type != agent.registered_type
         ):
-            if is_member:
-                members.add(agent_id)
-            else:
-                members.discard(agent_id)
+            self._count(old, -1)
+            self._count(agent, 1)
+        if agent_id in self.waiting:
+            self.dispatchable.add(agent_id)
+        if old is None or old.liveness is not agent.liveness or old.lost_score != agent.lost_score:
+            _include(self.absent, agent_id, agent.lost_score is not None)
+            _include(self.awaiting_heartbeat, agent_id, agent.awaits_heartbeat)
+        if old is None or old.waits_for != agent.waits_for:
+            _include(self.waiting_for_human, agent_id, agent.waits_for == "human")
+
+    def command_index(self, agent_id: str) -> CommandIndex:
+        """Return the index of an agent's open commands, read-only."""
+        return self._command_indexes.get(agent_id, NO_COMMANDS)
+
+    def set_command_index(self, agent_id: str, index: CommandIndex) -> None:
+        if len(index):
+            self._command_indexes[agent_id] = index
+        else:
+            self._command_indexes.pop(agent_id, None)
+        _include(self.queued, agent_id, bool(index.queued))
+        _include(self.waiting, agent_id, bool(index.waiting))
+        _include(self.dispatchable, agent_id, bool(index.waiting))
+
+
+def _include(members: set[str], agent_id: str, is_member: bool) -> None:  # noqa: FBT001 - the value to set
+    if is_member:
+        members.add(agent_id)
+    else:
+        members.discard(agent_id)

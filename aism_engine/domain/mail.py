@@ -64,7 +64,7 @@ def send(ctx: DecisionContext, agent: AgentRecord, response: m.Message, raw: byt
     else:
         recipient.mail_waiting += 1
         ctx.add(fx.DeferMail(payload.to, body))
-        ctx.add(fx.SaveAgent(payload.to, {"mail_waiting": str(recipient.mail_waiting)}))
+        ctx.add(fx.SaveAgent(recipient))
         ctx.record("message_waiting", agent_id=agent.agent_id, details=details)
     return None
 
@@ -75,7 +75,7 @@ def release_mail(ctx: DecisionContext, agent: AgentRecord) -> None:
         return
     count, agent.mail_waiting = agent.mail_waiting, 0
     ctx.add(fx.ReleaseMail(agent.agent_id))
-    ctx.add(fx.SaveAgent(agent.agent_id, {"mail_waiting": ""}))
+    ctx.add(fx.SaveAgent(agent))
     ctx.record("messages_released", agent_id=agent.agent_id, details={"count": count})
 
 

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from aism_engine.clock import SystemClock
-from aism_engine.domain.agents.agent import AGENT_TABLE, AgentRecord, Held
+from aism_engine.domain.agents.agent import AgentRecord, Held
 from aism_engine.domain.agents.silence import score_in_seconds
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.effects import DeadLetter
@@ -24,7 +24,7 @@ from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.lease import LeaseStatus
 from aism_engine.store.reads import FleetReader, read_dead_letter
-from aism_engine.store.records import CHUNK, chunks, each_record, read_fleet_hold, text
+from aism_engine.store.records import AGENTS, CHUNK, chunks, each_record, read_fleet_hold, text
 
 _QUEUES: Final = {"responses": "response_queue", "requests": "request_queue"} | {
     name: name for name in ("fanout", "deadlines", "dead_letters")
@@ -90,7 +90,7 @@ class Inspector:
 
     async def _agent_records(self, ids: Sequence[str], report: Report | None = None) -> list[AgentRecord]:
         agents = []
-        async for agent in each_record(self._client, ids, self._keys.agent, AGENT_TABLE):
+        async for agent in each_record(self._client, ids, self._keys.agent, AGENTS):
             agents.append(agent)
             if report is not None and len(agents) % CHUNK == 0:
                 report(f"{len(agents)} of {len(ids)} agents read")

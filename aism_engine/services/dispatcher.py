@@ -70,11 +70,12 @@ class Dispatcher(Service):
         draft = Draft(fleet, self._store.now)
         agent = draft.agent(agent_id)
         ctx = DecisionContext(draft, self._policy, Decision("dispatch"), "engine")
-        return agent is not None and bool(agent.waiting) and may_dispatch(ctx, agent)
+        return agent is not None and agent_id in fleet.waiting and may_dispatch(ctx, agent)
 
     def _has_deliveries(self, fleet: Fleet, agent_id: str, head: bytes, last_seq: int) -> bool:
         agent = fleet.agents.get(agent_id)
-        if agent is None or (head and agent.queued and command_id_of(head) == agent.queued[0]):
+        queued = fleet.command_index(agent_id).queued
+        if agent is None or (head and queued and command_id_of(head) == queued[0]):
             return False
         draft = Draft(fleet, self._store.now)
         return decide_deliveries(draft, self._policy, agent_id, head, last_seq).outcome == "applied"

@@ -84,9 +84,14 @@ class Janitor(Service):
             overdue = [agent for agent in agents if _ttl_starts_at(fleet, agent) < before]
             # A heartbeat that the registrar or the reaper has not seen yet is a sign of life.
             scores = await self._store.heartbeat_scores([agent.agent_id for agent in overdue])
-            expired = [agent.agent_id for agent in overdue if scores[agent.agent_id] in {None, agent.lost_score}]
+            expired = [agent.agent_id for agent in overdue if _is_unchanged(agent, scores[agent.agent_id])]
             decisions += await self._commit_each(fleet, "expired_agent", expired, decide_expired_agent)
         return decisions
+
+
+def _is_unchanged(agent: AgentRecord, score: float | None) -> bool:
+    """Return whether the agent has sent no heartbeat since it was lost or left."""
+    return score is None or repr(score) == agent.lost_score
 
 
 def _ttl_starts_at(fleet: Fleet, agent: AgentRecord) -> float:

@@ -126,7 +126,7 @@ class Reaper(Service):
         absent = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.absent}
         found = {agent_id: scores.get(agent_id) for agent_id in absent}
         found |= await self._store.heartbeat_scores([agent_id for agent_id, score in found.items() if score is None])
-        return [agent_id for agent_id, score in found.items() if score is not None and score != absent[agent_id]]
+        return [agent_id for agent_id, score in found.items() if score is not None and repr(score) != absent[agent_id]]
 
     # --- deciding and writing ---------------------------------------------------------------------------------------
 

@@ -130,7 +130,8 @@ class Sampler(Service):
         self._metrics.oldest_response_age.set(unread_s)
         oldest, agent_ids = self._store.now, fleet.queued | fleet.waiting
         async for agents in agents_in_batches(fleet, agent_ids):
-            for command_id in chain.from_iterable(agent.oldest_undelivered for agent in agents):
+            indexes = [fleet.command_index(agent.agent_id) for agent in agents]
+            for command_id in chain.from_iterable(index.oldest_undelivered for index in indexes):
                 if (command := fleet.commands.get(command_id)) is not None:
                     oldest = min(oldest, command.undelivered_since)
         self._metrics.oldest_undelivered_age.set(max(0.0, self._store.now - oldest) if leads and agent_ids else 0)

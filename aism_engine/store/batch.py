@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import Decision
 from aism_engine.store.keys import Keys
 
@@ -80,6 +81,8 @@ class Batch:
         self._writes: list[Argument] = []
         self._write_count = 0
         self._strings: dict[int, str] = {}
+        self._records: dict[int, AgentRecord] = {}
+        """Records of agents: they are encoded when the batch is complete."""
         self._events: dict[str, list[Argument]] = {}
         for self._current, decision in enumerate(decisions):
             for effect in decision.effects:
@@ -94,14 +97,16 @@ class Batch:
         trim = trim or SourceTrim(keys.response_queue, 0, "", "")
         if trim.oversized:
             self.key(keys.oversized, "l")  # so that its type is checked
+        records = zip(self._records, _encode_lines(self._records.values()), strict=True)
+        strings: dict[int, Argument] = {**self._strings, **dict(records)}
         arguments: list[Argument] = [
             *(token, commit_id, previous_id, "".join(self._types)),
             *(trim.messages, trim.oldest, trim.newest, self.bounds.oversized if trim.oversized else 0),
-            *(len(self._watch_decisions), self._write_count, len(self._strings), len(self._events)),
+            *(len(self._watch_decisions), self._write_count, len(strings), len(self._events)),
             *self._watches,
             *self._writes,
         ]
-        for pair in self._strings.items():
+        for pair in strings.items():
             arguments += pair
         for channel, messages in self._events.items():
             arguments += (channel, len(messages), *messages)
@@ -162,9 +167,14 @@ class Batch:
     def set_string(self, name: str, value: str) -> None:
         self._strings[self.key(name, "s")] = value
 
+    def save_agent(self, agent: AgentRecord) -> None:
+        self._records[self.key(self.keys.agent(agent.agent_id), "s")] = agent
+
     def delete(self, name: str) -> None:
         self.write("DEL", name)
-        self._strings.pop(self._key_numbers[name], None)
+        number = self._key_numbers[name]
+        self._strings.pop(number, None)
+        self._records.pop(number, None)
 
     def publish(self, channel: str, message: bytes) -> None:
         self._events.setdefault(channel, []).append(message)
@@ -221,13 +231,18 @@ def _add_dead_letter(batch: Batch, effect: fx.DeadLetter) -> None:
     batch.write("XADD", batch.keys.dead_letters, *bound, "*", *chain.from_iterable(fields.items()))
 
 
+def _encode_lines(records: Iterable[AgentRecord]) -> list[bytes]:
+    """Encode records in JSON: a line break in a text is escaped, so it separates records only."""
+    return msgspec.json.Encoder().encode_lines(records).splitlines()
+
+
 def _member(deadline: str) -> bytes:
     """Encode a deadline to the bytes that were read. Surrogates stand for bytes that were not valid UTF-8."""
     return deadline.encode(errors="surrogateescape")
 
 
 _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
-    fx.SaveAgent: lambda batch, effect: batch.set_hash(batch.keys.agent(effect.agent_id), effect.fields),
+    fx.SaveAgent: lambda batch, effect: batch.save_agent(effect.agent),
     fx.IndexAgent: lambda batch, effect: batch.write("SADD", batch.keys.index, effect.agent_id),
     fx.SetState: lambda batch, effect: batch.set_string(batch.keys.state(effect.agent_id), effect.state),
     fx.SaveMetadata: lambda batch, effect: batch.set_hash(batch.keys.metadata(effect.agent_id), effect.fields),

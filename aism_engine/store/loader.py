@@ -6,13 +6,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from aism_engine.domain.agents.agent import AGENT_TABLE
-from aism_engine.domain.commands.command import COMMAND_TABLE
-from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.fleet import Fleet
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import each_record, read_fleet_hold, text
+from aism_engine.store.records import AGENTS, COMMANDS, GROUPS, each_record, read_fleet_hold, text
 
 _AUDIT_PAGE: Final = 100
 _MIN_MESSAGE_IDS: Final = 10_000
@@ -36,14 +33,13 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet
     agent_ids = [text(member) for member in await client.smembers(keys.index)]
     deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))
     held = await read_fleet_hold(client, keys)
-    agents = [agent async for agent in each_record(client, agent_ids, keys.agent, AGENT_TABLE)]
-    commands = each_record(client, _names(deadlines, "command"), keys.command, COMMAND_TABLE)
+    agents = [agent async for agent in each_record(client, agent_ids, keys.agent, AGENTS)]
+    commands = each_record(client, _names(deadlines, "command"), keys.command, COMMANDS)
     open_commands = [command async for command in commands if command.open]
-    groups = [group async for group in each_record(client, _names(deadlines, "group"), keys.group, GROUP_TABLE)]
+    groups = [group async for group in each_record(client, _names(deadlines, "group"), keys.group, GROUPS)]
     fleet = Fleet(agents, open_commands, groups, held=held, recent_ids=recent_ids)
-    for agent_id in _names(deadlines, "stay"):
-        if (agent := fleet.agents.get(agent_id)) is not None:
-            agent.stay_until = deadlines[f"stay:{agent_id}".encode()]
+    for agent in agents:
+        agent.stay_until = deadlines.get(f"stay:{agent.agent_id}".encode(), 0.0)
     for agent_id, message_id in await _recent_message_ids(client, keys):
         fleet.mark_seen(agent_id, message_id)
     return LoadedFleet(fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents))

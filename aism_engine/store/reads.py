@@ -16,15 +16,24 @@ import msgspec
 from aism_engine.clock import Clock
 from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.silence import MILLISECONDS_FROM
-from aism_engine.domain.commands.command import COMMAND_TABLE, Command
-from aism_engine.domain.commands.group import GROUP_TABLE, Group
+from aism_engine.domain.commands.command import Command
+from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
 from aism_engine.domain.protocol.messages import Labels
 from aism_engine.domain.protocol.names import is_state_name, is_type_name
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.records import NO_VALUE, chunks, each_record, read_measurements, read_records, text
+from aism_engine.store.records import (
+    COMMANDS,
+    GROUPS,
+    NO_VALUE,
+    chunks,
+    each_record,
+    read_measurements,
+    read_records,
+    text,
+)
 from aism_engine.store.scripts import PEEK_HEADS, READ_SNAPSHOTS
 from aism_engine.store.server_time import ServerTime
 
@@ -134,12 +143,12 @@ class FleetReader:
 
     async def commands(self, command_ids: Iterable[str]) -> dict[str, Command]:
         """Read command records without their large fields; a damaged one counts as absent."""
-        records = each_record(self._client, command_ids, self.keys.command, COMMAND_TABLE)
+        records = each_record(self._client, command_ids, self.keys.command, COMMANDS)
         return {command.command_id: command async for command in records}
 
     async def groups(self, group_ids: Iterable[str]) -> dict[str, Group]:
         """Read group records; a damaged one counts as absent."""
-        records = each_record(self._client, group_ids, self.keys.group, GROUP_TABLE)
+        records = each_record(self._client, group_ids, self.keys.group, GROUPS)
         return {group.group_id: group async for group in records}
 
     async def group_request(self, group_id: str) -> bytes | None:

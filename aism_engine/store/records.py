@@ -1,24 +1,28 @@
-"""Reads many record hashes in one call, each packed into one string. Damaged records are left out."""
+"""Reads many records in one call. Damaged records are left out."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from math import isfinite
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from aism_engine.domain.agents.agent import HELD_TABLE, Held
+from aism_engine.domain.agents.agent import HELD_TABLE, Held, decode_agent
+from aism_engine.domain.commands.command import COMMAND_TABLE
+from aism_engine.domain.commands.group import GROUP_TABLE
 from aism_engine.domain.protocol.names import is_measurement_name
 from aism_engine.domain.records import RecordTable
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
-from aism_engine.store.scripts import READ_RECORDS
+from aism_engine.store.scripts import READ_RECORDS, READ_STRINGS, Script
 
 T = TypeVar("T")
 CHUNK: Final = 1000
 _FIELD_BYTES: Final = 65_536
 """Maximum length of a field that is read: labels may be long, and any client may have written anything."""
+_RECORD_BYTES: Final = 4 * _FIELD_BYTES
+"""Maximum length of the record of an agent: its labels, divergences and the context of its last state change."""
 MEASUREMENTS_CHUNK: Final = 250
 """Agents whose measurements are read at once: with 64 names each, 7 ms of the server and as much of the event loop."""
 _MEASUREMENT_NAMES: Final = 4096
@@ -37,26 +41,49 @@ async def read_records(client: Client, keys: Iterable[str], fields: Sequence[str
     return found
 
 
+class RecordKind(NamedTuple, Generic[T]):
+    """How the records of one kind are read: the script and its arguments, and how each of its replies is decoded.
+
+    `decode` gets the id of the record, and raises KeyError or ValueError if the record is damaged.
+    """
+
+    script: Script
+    arguments: Sequence[str | int]
+    decode: Callable[[str, bytes], T]
+
+
+def _hash_record(table: RecordTable[T]) -> RecordKind[T]:
+    def decode(record_id: str, packed: bytes) -> T:
+        return table.from_values(record_id, _VALUES.decode(packed))
+
+    return RecordKind(READ_RECORDS, (_FIELD_BYTES, *table.fields), decode)
+
+
+AGENTS: Final = RecordKind(READ_STRINGS, (_RECORD_BYTES,), decode_agent)
+COMMANDS: Final = _hash_record(COMMAND_TABLE)
+GROUPS: Final = _hash_record(GROUP_TABLE)
+
+
 async def each_record(
-    client: Client, ids: Iterable[str], key: Callable[[str], str], table: RecordTable[T]
+    client: Client, ids: Iterable[str], key: Callable[[str], str], kind: RecordKind[T]
 ) -> AsyncIterator[T]:
     """Read any number of records. The server reads a page while we parse the one before it."""
     ahead: Any = None
     pages = list(chunks(list(ids)))
     try:
         for number, page in enumerate(pages):
-            records = await (ahead or read_records(client, map(key, page), table.fields))
+            records = await (ahead or kind.script(client, list(map(key, page)), kind.arguments))
             ahead = None
             if number + 1 < len(pages) and not client.is_blocking:
                 from asyncio import ensure_future  # noqa: PLC0415  slow to import
 
                 from aism_engine.store.client import until_sent  # noqa: PLC0415  slow to import
 
-                ahead = ensure_future(read_records(client, map(key, pages[number + 1]), table.fields))
+                ahead = ensure_future(kind.script(client, list(map(key, pages[number + 1])), kind.arguments))
                 await until_sent()
-            for name, packed in zip(page, records, strict=True):
+            for record_id, record in zip(page, records, strict=True):
                 try:
-                    found = table.from_values(name, _VALUES.decode(packed))
+                    found = kind.decode(record_id, record)
                 except _DAMAGED:
                     continue
                 yield found

@@ -56,7 +56,7 @@ async def wait_for_status(engine: Running, command_id: str, *statuses: str) -> d
 
 
 async def has_left(engine: Running) -> bool:
-    return (await engine.record(ID))["liveness"] == "left"
+    return bool((await engine.record(ID))["liveness"] == "left")
 
 
 def read_pids(file: Path, count: int = 0) -> list[int]:

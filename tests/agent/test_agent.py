@@ -20,7 +20,7 @@ async def test_an_agent_registers_sends_heartbeats_and_leaves(
 ) -> None:
     async with running(build_agent(server, prefix, labels={"team": "a"})):
         await eventually(partial(engine.audit, "agent_registered"))
-        assert (await engine.record(ID))["labels"] == '{"team":"a"}'
+        assert (await engine.record(ID))["labels"] == {"team": "a"}
         await eventually(lambda: engine.call("ZSCORE", engine.keys.heartbeats, ID))
     await eventually(partial(has_left, engine))
 

@@ -221,7 +221,7 @@ async def test_a_forgotten_agent_registers_again(own: EmbeddedServer, prefix: st
         await engine.client.flushall()
 
         async def is_known() -> bool:
-            return (await engine.record(ID)).get("capabilities") == '["ack"]'
+            return (await engine.record(ID)).get("capabilities") == ("ack",)
 
         await eventually(is_known)
 

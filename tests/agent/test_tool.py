@@ -74,7 +74,7 @@ async def work(engine: Running, aism: Tool) -> str:
 async def test_an_agent_can_register_work_and_leave(engine: Running, aism: Tool) -> None:
     """Each call prints the engine's reply, or what it has read."""
     assert (await aism("register", "--type", "scribe", "--label", "team=a", "--capability", "ack")).json["ok"]
-    assert (await engine.record(AGENT))["labels"] == '{"team":"a"}'
+    assert (await engine.record(AGENT))["labels"] == {"team": "a"}
     assert (await aism("heartbeat")).json == {"ok": True}
     assert (await aism("state", "transition", "inbox", "--context", '{"n": 1}', "--reason", "ready")).code == 0
     assert (await aism("state", "current")).json == {"agent_id": AGENT, "state": "inbox"}

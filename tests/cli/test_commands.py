@@ -113,7 +113,7 @@ async def test_a_hold_says_who_when_and_why(fleet: Call, engine: Running) -> Non
     record = await engine.record("w-0")
     assert (record["hold"], record["held_by"], record["hold_reason"]) == ("pause", user, "quota used up")
     listed, *others = (await fleet("agents", "list", "--json")).json
-    expected = {name: record[name] for name in ("hold", "held_at", "held_by", "hold_reason")}
+    expected = {name: record[name] for name in ("hold", "held_by", "hold_reason")} | {"held_at": iso(record["held_at"])}
     assert expected.items() <= listed.items()
     assert [each["hold"] for each in others] == [None, None]
     assert expected.items() <= (await fleet("agents", "show", "w-0", "--json")).json.items()

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aism_engine.domain.agents.agent import AgentRecord
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.protocol.codec import encode
 from tests.support.engine import Client, Reader, eventually
 
 LARGEST_MESSAGE: Final = 10_000
@@ -33,11 +34,17 @@ class SmallFleet(Reader):
         """Leave an agent in a state that its machine does not know, and the types of the agents that can be lost."""
         now = await self.now()
         stray = AgentRecord(
-            agent_id="stray", type="scribe", registered=True, state="nowhere", since=now, first_seen_at=now
+            agent_id="stray",
+            type="scribe",
+            registered=True,
+            state="nowhere",
+            since=now,
+            first_seen_at=now,
+            liveness=Liveness.FRESH,
         )
         self.active.add("stray")
         await self.call("SADD", self.keys.index, "stray")
-        await self.client.hset(self.keys.agent("stray"), mapping=stray.fields() | {"liveness": "fresh"})
+        await self.call("SET", self.keys.agent("stray"), encode(stray))
         for agent_id in ("silent", "returner"):
             await self.call("HSET", self.keys.metadata(agent_id), "type", "mortal")
 
@@ -273,7 +280,7 @@ async def problems(fleet: SmallFleet) -> list[str]:
             ["succeeded", "1", "1"],
         ),
         "inbox of the working agent": (await fleet.inbox("working"), ["writer-1", "writer-2", "writer-3"]),
-        "divergences of the contrary agent": ((await fleet.record("contrary"))["divergences"], ""),
+        "divergences of the contrary agent": ((await fleet.record("contrary"))["divergences"], {}),
         "c4": ((await fleet.command("c4"))["status"], "expired"),
         "record of silent": (await fleet.record("silent"), {}),
         "state of returner": (await fleet.state("returner"), "unknown" if len(returns) % 4 == 0 else "offline"),

@@ -191,6 +191,11 @@ class RedisModel:
     def _overtake(self, key: str, body: bytes) -> None:
         self.get(key, list).append(body)
 
+    def _save_agent(self, effect: fx.SaveAgent) -> None:
+        key = self.keys.agent(effect.agent.agent_id)
+        self.drop(key)
+        self.values[key] = msgspec.json.encode(effect.agent)
+
     def _set_state(self, effect: fx.SetState) -> None:
         self.drop(self.keys.state(effect.agent_id))
         self.values[self.keys.state(effect.agent_id)] = effect.state.encode()
@@ -267,7 +272,7 @@ class RedisModel:
 
 
 _APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
-    fx.SaveAgent: lambda model, effect: model._hash(model.keys.agent(effect.agent_id), effect.fields),
+    fx.SaveAgent: RedisModel._save_agent,
     fx.IndexAgent: lambda model, effect: model.get(model.keys.index, set).add(effect.agent_id.encode()),
     fx.SetState: RedisModel._set_state,
     fx.SaveMetadata: lambda model, effect: model._hash(model.keys.metadata(effect.agent_id), effect.fields),
@@ -295,7 +300,7 @@ _APPLY: Final[dict[type, Callable[[RedisModel, Any], None]]] = {
 
 
 _TOUCHED: Final[dict[type, Callable[[RedisModel, Any], dict[str, str]]]] = {
-    fx.SaveAgent: lambda model, effect: {model.keys.agent(effect.agent_id): "hash"},
+    fx.SaveAgent: lambda model, effect: {model.keys.agent(effect.agent.agent_id): "string"},
     fx.IndexAgent: lambda model, _effect: {model.keys.index: "set"},
     fx.SetState: lambda model, effect: {model.keys.state(effect.agent_id): "string"},
     fx.SaveMetadata: lambda model, effect: {model.keys.metadata(effect.agent_id): "hash"},

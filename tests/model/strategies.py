@@ -3,6 +3,7 @@
 import hypothesis.strategies as st
 
 from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import Decision
 
 agents = st.sampled_from(["a", "b"])
@@ -34,8 +35,16 @@ dead_letters = st.builds(
     agent_id=st.none() | agents,
 )
 fields = st.dictionaries(st.sampled_from(["state", "since"]), texts, min_size=1)
+records = st.builds(
+    AgentRecord,
+    agent_id=agents,
+    state=st.sampled_from(["inbox", "idle"]),
+    since=scores,
+    first_seen_at=scores,
+    reason=texts,
+)
 effects = st.one_of(
-    st.builds(fx.SaveAgent, agents, fields),
+    st.builds(fx.SaveAgent, records),
     st.builds(fx.IndexAgent, agents),
     st.builds(fx.SetState, agents, st.sampled_from(["inbox", "idle"])),
     st.builds(fx.SaveMetadata, agents, fields),

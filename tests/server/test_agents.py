@@ -23,11 +23,11 @@ async def test_metadata_is_read_at_first_sight_and_periodically(engine: Running,
     await engine.say({"type": "heartbeat", "agent_id": "a"})
     await eventually(lambda: engine.record("a"))
     record = await engine.record("a")
-    assert (record["type"], record["labels"], record["registered"]) == ("architect", '{"team":"x"}', "")
+    assert (record["type"], record["labels"], record["registered"]) == ("architect", {"team": "x"}, False)
     await agent("HSET", key, "type", "emperor", "labels", '{"team": "y"}')
     await eventually(lambda: engine.audit("metadata_changed"))
     record = await engine.record("a")
-    assert (record["type"], record["labels"]) == ("emperor", '{"team":"y"}')
+    assert (record["type"], record["labels"]) == ("emperor", {"team": "y"})
 
 
 @pytest.mark.parametrize("labels", ["not json", "[]", '{"team": 7}', '{"team": null}', "\xff", "[" * 5000])
@@ -36,7 +36,7 @@ async def test_invalid_metadata_is_ignored(engine: Running, agent: Agent, labels
     await engine.say({"type": "heartbeat", "agent_id": "a"})
     await eventually(lambda: engine.record("a"))
     record = await engine.record("a")
-    assert (record["type"], record["labels"]) == ("unknown", "{}")
+    assert (record["type"], record["labels"]) == ("unknown", {})
 
 
 @pytest.mark.parametrize("what", ["record", "index", "metadata"])

@@ -125,7 +125,7 @@ async def test_a_divergence_opens_survives_a_takeover_and_closes(
         assert rule in (await engine.record("a"))["divergences"]
         await respond(engine, "goodbye", {})
         await eventually(closed)
-        assert (await engine.record("a"))["divergences"] == ""
+        assert (await engine.record("a"))["divergences"] == {}
         await eventually(lambda: engine.metric("aism_divergences_open", rule=rule, type="scribe") == 0)
         assert [fact["code"] for fact in await opened()] == [rule]
 

@@ -7,6 +7,8 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from aism_engine.domain.agents.agent import AgentRecord, Liveness
+from aism_engine.domain.protocol.codec import encode
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.collector import diagnose
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
@@ -223,7 +225,8 @@ async def test_a_missing_leader_and_lost_agents_are_found(
         await eventually(lambda: engine.record("a-2"))
         found = await severities(server, prefix)
         assert (found["leader"], found["lost_agents"]) == ("ok", "ok")
-    await redis_client.hset(Keys(prefix).agent("a-1"), "liveness", "lost")
+    lost = AgentRecord(agent_id="a-1", state="offline", since=1.0, first_seen_at=1.0, liveness=Liveness.LOST)
+    await redis_client.set(Keys(prefix).agent("a-1"), encode(lost))
     facts = await collect(RedisSettings(url=server.url, prefix=prefix))
     summaries = {finding.code: (finding.severity.value, finding.summary) for finding in diagnose(facts)}
     assert summaries["leader"][0] == "danger"

@@ -46,7 +46,7 @@ async def test_waiting_messages_survive_a_takeover_and_arrive_in_order(server: E
         await eventually(partial(engine.audit, "messages_released"))
         await send(engine, "m4", 4)
         assert [await read(engine) for _ in range(4)] == [1, 2, 3, 4]
-        assert (await engine.record("b"))["mail_waiting"] == ""
+        assert (await engine.record("b"))["mail_waiting"] == 0
         assert await engine.call("EXISTS", engine.keys.mail("b")) == 0
 
 

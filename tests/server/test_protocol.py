@@ -6,6 +6,7 @@ from functools import partial
 import msgspec
 import pytest
 
+from aism_engine.clock import iso
 from aism_engine.store.embedded import EmbeddedServer
 from tests.support.engine import Running, eventually, running_engine
 from tests.support.plain_agent import QUICK, Agent, send, text
@@ -144,7 +145,7 @@ async def test_engine_publishes_every_change_that_it_applies(engine: Running, ag
         "source": "engine",
         "cause": "m1",
     }
-    assert event["timestamp"] == (await engine.record("a"))["since"]
+    assert event["timestamp"] == iso((await engine.record("a"))["since"])
 
 
 async def test_refused_transition_is_reported_to_the_agent_and_on_the_errors_channel(

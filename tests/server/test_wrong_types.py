@@ -27,7 +27,7 @@ AGENT_KEYS: dict[str, tuple[Callable[[Keys], str], str, dict[str, Any]]] = {
     "metadata": (lambda keys: keys.metadata("a"), "string", {"type": "register", "payload": {"type": "x"}}),
     "measurements": (lambda keys: keys.agent_measurements("a"), "list", {"type": "measurement", "payload": {"x": 1}}),
     "inbox": (lambda keys: keys.inbox("a"), "hash", {"type": "message", "payload": {"to": "a", "content": 1}}),
-    "record": (lambda keys: keys.agent("a"), "string", {"type": "state_transition", "payload": {"target": "x"}}),
+    "record": (lambda keys: keys.agent("a"), "list", {"type": "state_transition", "payload": {"target": "x"}}),
     "command record": (lambda keys: keys.command("c1"), "list", {"type": "ack", "command_id": "c1"}),
     "replies": (lambda keys: keys.agent_reply("a", "m1"), "hash", {"type": "heartbeat", "id": "m1", "reply": True}),
 }
@@ -134,25 +134,21 @@ async def test_wrong_key_of_a_watched_agent_does_not_delay_others(
     async with running_engine(server, prefix, **(liveness if how == "loss" else {})) as engine:
         keys = engine.keys
         if how == "first heartbeat":
-            await engine.call("SET", keys.agent("a"), "x")
+            await engine.call("LPUSH", keys.agent("a"), "x")
         seconds = await engine.now()
         await engine.call("ZADD", keys.heartbeats, seconds, "a", seconds, "b")
-        await eventually(partial(_has_record, engine, "b"))
+        await eventually(lambda: engine.record("b"))
         if how == "first heartbeat":
             return
-        await eventually(partial(_has_record, engine, "a"))
+        await eventually(lambda: engine.record("a"))
         await engine.call("DEL", keys.agent("a"))
-        await engine.call("SET", keys.agent("a"), "x")
+        await engine.call("LPUSH", keys.agent("a"), "x")
         if how == "loss":
             await eventually(lambda: engine.audit("agent_lost", agent_id="b"))
         else:
             await engine.call("HSET", keys.metadata("a"), "type", "changed")
             await engine.call("HSET", keys.metadata("b"), "type", "changed")
             await eventually(lambda: engine.audit("metadata_changed", agent_id="b"))
-
-
-async def _has_record(engine: Running, agent_id: str) -> bool:
-    return bool(await engine.call("HLEN", engine.keys.agent(agent_id)))
 
 
 ENGINE_KEYS: dict[str, Callable[[Keys], str]] = {
@@ -261,8 +257,8 @@ async def test_engine_starts_with_damaged_records(server: EmbeddedServer, prefix
             await engine.ask({"type": "send", "id": f"c-{agent_id}", "payload": payload})
             await engine.replied(f"c-{agent_id}")
         keys = engine.keys
-        await engine.call("HSET", keys.agent("a"), "since", "yesterday", "labels", "{")
-        await engine.call("HDEL", keys.agent("b"), "state")
+        await engine.call("SET", keys.agent("a"), "{")
+        await engine.call("SET", keys.agent("b"), '{"agent_id":"b","since":"yesterday"}')
         await engine.call("HSET", keys.command("c-a"), "status", "sleeping")
         await engine.call("DEL", keys.command("c-b"))
         await engine.call("SADD", keys.index, "unknown", b"\xff", "a:b")
@@ -278,7 +274,7 @@ async def test_engine_starts_with_damaged_records(server: EmbeddedServer, prefix
 
 async def test_unknown_agent_whose_record_cannot_be_written_does_not_delay_others(engine: Running) -> None:
     """All its messages of a batch are dead-lettered together."""
-    await engine.call("SET", engine.keys.agent("a"), "x")
+    await engine.call("LPUSH", engine.keys.agent("a"), "x")
     heartbeats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]
     await engine.say(*heartbeats, {"type": "heartbeat", "agent_id": "b", "id": "m"})
     await eventually(lambda: engine.record("b"))

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
+from msgspec.structs import asdict
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aism_engine.config import load_settings
+from aism_engine.domain.agents.agent import decode_agent
 from aism_engine.domain.responses import ResponseHandler
 from aism_engine.engine import Engine
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
@@ -94,9 +96,10 @@ class Reader:
         """Return the code and the original bytes of each dead letter, oldest first."""
         return [(letter["code"].decode(), letter["raw"]) for letter in await self.dead_letters()]
 
-    async def record(self, agent_id: str) -> dict[str, str]:
+    async def record(self, agent_id: str) -> dict[str, Any]:
         """Return the engine's record of an agent; empty if there is none."""
-        return await self._texts(self.keys.agent(agent_id))
+        found = await self.call("GET", self.keys.agent(agent_id))
+        return asdict(decode_agent(agent_id, found)) if found else {}
 
     async def command(self, command_id: str) -> dict[str, str]:
         """Return the record of a command; empty if there is none."""

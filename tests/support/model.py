@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import AGENT_TABLE, HELD_TABLE, AgentRecord
+from aism_engine.domain.agents.agent import HELD_TABLE, AgentRecord
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.deadlines import decide_deadline
 from aism_engine.domain.commands.delivery import decide_deliveries, decide_dispatch
@@ -216,7 +216,7 @@ class World(Written):
             for command_id, record in self.command_records.items()
             if f"command:{command_id}" in self.deadlines
         )
-        agents = [decode_record(AGENT_TABLE, agent_id, self.records[agent_id]) for agent_id in self.index]
+        agents = [self.record(agent_id) for agent_id in self.index]
         for agent in agents:
             agent.stay_until = self.deadlines.get(f"stay:{agent.agent_id}", 0.0)
         groups = (

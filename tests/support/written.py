@@ -5,7 +5,8 @@ from collections import defaultdict
 from typing import Any
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.agent import AgentSnapshot
+from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, decode_agent
+from aism_engine.domain.protocol.codec import encode
 
 
 class Written:
@@ -14,7 +15,7 @@ class Written:
     def __init__(self) -> None:
         self.snapshots: dict[str, AgentSnapshot] = {}
         """What agents have written to Redis themselves."""
-        self.records: dict[str, dict[str, str]] = {}
+        self.records: dict[str, bytes] = {}
         self.index: set[str] = set()
         self.states: dict[str, str] = {}
         self.metadata: dict[str, dict[str, str]] = {}
@@ -39,10 +40,14 @@ class Written:
         """The dead letters, by their ids in the stream."""
         self._dead_lettered = 0
 
+    def record(self, agent_id: str = "a") -> AgentRecord:
+        """Read the record of an agent back."""
+        return decode_agent(agent_id, self.records[agent_id])
+
     def write(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each effect
         match effect:
-            case fx.SaveAgent(agent_id, fields):
-                self.records[agent_id] = self.records.get(agent_id, {}) | fields
+            case fx.SaveAgent(agent):
+                self.records[agent.agent_id] = encode(agent)
             case fx.IndexAgent(agent_id):
                 self.index.add(agent_id)
             case fx.SetState(agent_id, state):

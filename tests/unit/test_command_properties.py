@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot
+from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.liveness import decide_lost
 from aism_engine.domain.commands.command import COMMAND_TABLE, ENDED, Command, Status
 from tests.support.model import World, decode_record, queue_of
@@ -123,7 +123,7 @@ class CommandLife(RuleBasedStateMachine):
         assert {**again.commands} == {name: _reread(command) for name, command in world.fleet.commands.items()}
         assert again.groups == world.fleet.groups
         for agent_id in AGENTS:
-            assert _buckets(again.agents[agent_id]) == _buckets(world.fleet.agents[agent_id])
+            assert again.command_index(agent_id) == world.fleet.command_index(agent_id)
 
     @invariant()
     def every_open_command_has_its_deadline(self) -> None:
@@ -143,8 +143,8 @@ class CommandLife(RuleBasedStateMachine):
 
     @invariant()
     def no_list_exceeds_the_credit(self) -> None:
-        for agent in self.world.fleet.agents.values():
-            assert len(agent.queued) <= 2
+        for agent_id in self.world.fleet.agents:
+            assert len(self.world.fleet.command_index(agent_id).queued) <= 2
 
     def teardown(self) -> None:
         """When nothing else happens, time ends all commands and groups."""
@@ -161,10 +161,6 @@ class CommandLife(RuleBasedStateMachine):
 
 def _reread(command: Command) -> Command:
     return decode_record(COMMAND_TABLE, command.command_id, COMMAND_TABLE.encode(command))
-
-
-def _buckets(agent: AgentRecord) -> tuple[object, ...]:
-    return (agent.scheduled, agent.waiting, agent.queued, agent.delivered)
 
 
 CommandLife.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -24,7 +24,7 @@ def test_command_expires_after_its_ttl(world: World) -> None:
     assert fx.ExpectDeadline("command:c1", NOW + 3600) in first.effects
     record = world.command_records["c1"]
     assert (record["status"], record["code"], record["ended_at"]) == ("expired", "expired", "2027-01-15T09:00:00.000Z")
-    assert (queue_of(world), world.deadlines, world.agent().open_commands) == (["c1.cancel"], {}, [])
+    assert (queue_of(world), world.deadlines, list(world.fleet.command_index("a"))) == (["c1.cancel"], {}, [])
     errors = [(event["code"], event["command_id"]) for event in world.events("errors")]
     assert errors == [("expired", "c1"), ("expired", "c2")]
     assert [fact["cause"] for fact in world.facts_of("command_expired")] == ["command:c1", "command:c2"]

@@ -98,7 +98,7 @@ def test_divergence_is_reported_once_when_it_opens_and_once_when_it_closes(
     end(world)
     assert [world.check().outcome for _ in range(3)] == ["applied", "unchanged", "unchanged"]
     assert world.reported == [("opened", rule), ("closed", rule)]
-    assert (world.agent().divergences, world.records["a"]["divergences"]) == ({}, "")
+    assert (world.agent().divergences, world.record().divergences) == ({}, {})
     events = [event for event in world.events("errors") if event["code"] == "divergence"]
     assert [(event["agent_id"], event["details"]["rule"], event["details"]["status"]) for event in events] == [
         ("a", rule, "opened"),

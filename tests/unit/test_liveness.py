@@ -46,7 +46,7 @@ def test_heartbeat_of_unknown_agent_adds_it_as_fresh() -> None:
     world = World()
     assert first_heartbeat(world).outcome == "applied"
     assert (world.agent().state, world.agent().liveness) == ("unknown", Liveness.FRESH)
-    assert world.records["a"]["liveness"] == "fresh"
+    assert world.record().liveness == "fresh"
     assert len(world.facts_of("agent_first_seen")) == 1
 
 
@@ -55,7 +55,7 @@ def test_first_heartbeat_of_known_agent_makes_it_fresh() -> None:
     world.respond("register", type="scribe")
     assert world.agent().liveness is Liveness.UNKNOWN
     assert first_heartbeat(world).outcome == "applied"
-    assert (world.agent().liveness, world.records["a"]["liveness"]) == (Liveness.FRESH, "fresh")
+    assert (world.agent().liveness, world.record().liveness) == (Liveness.FRESH, "fresh")
     assert first_heartbeat(world).outcome == "unchanged"
     assert len(world.facts_of("agent_first_seen")) == 1
 
@@ -70,7 +70,7 @@ def test_agent_without_heartbeat_is_unknown_until_the_next_one(world: World) -> 
     """Somebody has removed the heartbeat, so the silence of the agent cannot be measured."""
     for outcome in ("applied", "unchanged"):
         assert world.decide(decide_heartbeat_removed).outcome == outcome
-        assert (world.agent().liveness, world.records["a"]["liveness"]) == (Liveness.UNKNOWN, "unknown")
+        assert (world.agent().liveness, world.record().liveness) == (Liveness.UNKNOWN, "unknown")
     first_heartbeat(world, score=2.0)
     assert world.agent().liveness is Liveness.FRESH
 
@@ -82,10 +82,10 @@ def test_lost_agent_moves_to_on_lost(world: World) -> None:
     """Its record keeps the state before the loss and the score of the last heartbeat."""
     world.now += 45
     assert fx.ExpectScore("a", 1.0) in lose(world).effects
-    agent, record = world.agent(), world.records["a"]
+    agent, record = world.agent(), world.record()
     assert (agent.liveness, agent.state, agent.lost_from) == (Liveness.LOST, "offline", "deep_work")
-    assert (agent.lost_score, agent.lost_at) == (1.0, NOW + 45)
-    assert (record["liveness"], record["lost_from"], record["lost_score"]) == ("lost", "deep_work", "1.0")
+    assert (agent.lost_score, agent.lost_at) == ("1.0", NOW + 45)
+    assert (record.liveness, record.lost_from, record.lost_score) == (Liveness.LOST, "deep_work", "1.0")
     assert [fact["event"] for fact in world.facts_of("agent_lost", "state_changed")] == ["agent_lost", "state_changed"]
     assert [event["code"] for event in world.events("errors")] == ["agent_lost"]
     assert [(e["old_state"], e["new_state"]) for e in world.events("state_changes")] == [("deep_work", "offline")]
@@ -135,7 +135,7 @@ def test_returned_agent_is_in_the_state_before_its_loss(world: World, sign_of_li
         world.decide(decide_returned)
     agent = world.agent()
     assert (agent.state, agent.liveness, agent.lost_from) == ("deep_work", Liveness.FRESH, None)
-    assert (agent.lost_score, agent.lost_at, world.records["a"]["lost_at"]) == (None, 0.0, "")
+    assert (agent.lost_score, agent.lost_at, world.record().lost_at) == (None, 0.0, 0.0)
     facts = [fact["event"] for fact in world.facts_of("agent_returned", "state_changed")]
     assert facts == ["agent_returned", "state_changed"]
     assert world.decide(decide_returned).outcome == "unchanged"
@@ -154,6 +154,6 @@ def test_machine_may_name_the_state_of_returned_agents_and_none_for_lost_ones() 
     world.respond("state_transition", target="busy")
     first_heartbeat(world)
     lose(world)
-    assert (world.agent().state, world.records["a"]["liveness"]) == ("busy", "lost")
+    assert (world.agent().state, world.record().liveness) == ("busy", "lost")
     world.decide(decide_returned)
     assert (world.agent().state, world.agent().liveness) == ("waiting", Liveness.FRESH)

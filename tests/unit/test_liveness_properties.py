@@ -44,7 +44,7 @@ class Life(World):
             return
         seen = self.snapshots.get("a", AgentSnapshot()).score
         self._scan({"a": seen} if seen is not None and agent.liveness is Liveness.FRESH else {})
-        if "a" in self.fleet.absent and seen != self.agent().lost_score:
+        if "a" in self.fleet.absent and repr(seen) != self.agent().lost_score:
             self.decide(decide_returned)
 
     def shown(self) -> Liveness | None:

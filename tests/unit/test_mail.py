@@ -84,14 +84,14 @@ def test_a_message_waits_until_the_recipient_accepts_it() -> None:
     talk.go("b", "later")
     for content in (1, 2, 3):
         assert talk.send_message("a", "b", content).outcome == "applied"
-    assert (talk.inbox("b"), talk.records["b"]["mail_waiting"]) == ([], "3")
+    assert (talk.inbox("b"), talk.record("b").mail_waiting) == ([], 3)
     for state in ("busy", "shut"):
         talk.go("b", state)
     assert (talk.inbox("b"), talk.reloaded().agents["b"].mail_waiting) == ([], 3)
     talk.fleet = talk.reloaded()
     talk.go("b", "open")
     talk.send_message("a", "b", 4)
-    assert (talk.inbox("b"), talk.records["b"]["mail_waiting"]) == ([1, 2, 3, 4], "")
+    assert (talk.inbox("b"), talk.record("b").mail_waiting) == ([1, 2, 3, 4], 0)
     assert [(fact["agent_id"], fact["details"]) for fact in talk.facts_of("messages_released")] == [("b", {"count": 3})]
 
 

@@ -108,7 +108,7 @@ def test_register_moves_the_agent_from_initial_to_on_register(world: World) -> N
     expected = {"agent_id": "a", "old_state": "offline", "new_state": "bootstrap", "cause": "m1"}
     assert world.events("state_changes") == [{**expected, "source": "engine", "timestamp": AT}]
     assert world.facts_of("state_changed") == [{"event": "state_changed", "source": "register", **expected}]
-    assert (world.states["a"], world.records["a"]["state"]) == ("bootstrap", "bootstrap")
+    assert (world.states["a"], world.record().state) == ("bootstrap", "bootstrap")
     assert world.metadata["a"] == {
         "type": "architect",
         "labels": '{"team":"x"}',
@@ -124,7 +124,7 @@ def test_register_without_on_register_leads_to_the_initial_state(world: World, *
     if said_before:
         world.respond("state_transition", target="dreaming")
     world.respond("register", type="clerk")
-    assert (world.agent().state, world.records["a"]["state"], world.states["a"]) == ("waiting",) * 3
+    assert (world.agent().state, world.record().state, world.states["a"]) == ("waiting",) * 3
     changes = [(fact["old_state"], fact["new_state"]) for fact in world.facts_of("state_changed")]
     assert changes[-1:] == ([("dreaming", "waiting")] if said_before else [])
 
@@ -140,7 +140,7 @@ def test_register_ends_an_absence(scribe: World) -> None:
     """A lost or left agent is present again, in the state of a new registration."""
     for away in (Liveness.LOST, Liveness.LEFT):
         agent = scribe.agent()
-        agent.liveness, agent.lost_from, agent.lost_score, agent.state = away, "inbox", 5.0, "offline"
+        agent.liveness, agent.lost_from, agent.lost_score, agent.state = away, "inbox", "5.0", "offline"
         scribe.respond("register", type="scribe")
         assert (scribe.agent().state, scribe.agent().lost_from, scribe.agent().lost_score) == ("bootstrap", None, None)
         assert scribe.agent().liveness not in {Liveness.LOST, Liveness.LEFT}
@@ -151,7 +151,7 @@ def test_goodbye_marks_the_agent_as_left(scribe: World) -> None:
     scribe.send("c1")
     scribe.respond("goodbye", reason="night")
     assert (scribe.agent().state, scribe.agent().liveness) == ("offline", Liveness.LEFT)
-    assert (scribe.status("c1"), scribe.records["a"]["liveness"]) == ("queued", "left")
+    assert (scribe.status("c1"), scribe.record().liveness) == ("queued", "left")
     assert scribe.facts_of("agent_left") == [{"event": "agent_left", "agent_id": "a", "reason": "night"}]
 
 

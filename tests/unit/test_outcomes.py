@@ -26,7 +26,7 @@ def test_command_goes_from_queued_to_succeeded(scribe: World) -> None:
     scribe.respond("result", command_id="c1", pages=[1, 2, 3])
     assert (record := scribe.command_records["c1"])["status"] == "succeeded"
     assert (record["result"], record["ended_at"], scribe.ttls["c1"]) == (b'{"pages":[1,2,3]}', AT, 86_400)
-    assert (scribe.deadlines, scribe.fleet.commands, scribe.agent().open_commands) == ({}, {}, [])
+    assert (scribe.deadlines, scribe.fleet.commands, list(scribe.fleet.command_index("a"))) == ({}, {}, [])
     events = ("command_queued", "command_delivered", "command_acked", "command_succeeded")
     assert [fact["event"] for fact in scribe.facts_of(*events)] == [
         "command_queued",
@@ -122,7 +122,7 @@ def test_state_change_ends_every_command_that_asked_for_it(scribe: World) -> Non
     scribe.send("c4")
     scribe.respond("state_transition", target="deep_work")
     assert [scribe.status(f"c{n}") for n in (1, 2, 3, 4)] == ["succeeded", "succeeded", "queued", "queued"]
-    assert scribe.agent().open_commands == ["c3", "c4"]
+    assert list(scribe.fleet.command_index("a")) == ["c3", "c4"]
 
 
 def test_state_transition_ends_the_command_that_it_names(scribe: World) -> None:

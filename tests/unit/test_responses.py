@@ -5,7 +5,6 @@ import json
 import msgspec
 import pytest
 
-from aism_engine.clock import iso
 from aism_engine.domain import effects as fx
 from aism_engine.domain.text import message_digest
 from tests.support.model import AT, NOW, World, registered_world
@@ -159,5 +158,5 @@ def test_response_of_a_custom_type_goes_to_its_handler() -> None:
 def test_timestamps_of_agents_decide_nothing(scribe: World) -> None:
     scribe.now += 0.125
     scribe.respond("state_transition", timestamp="1970-01-01T00:00:00Z", target="deep_work")
-    assert scribe.agent().since == NOW + 0.125
-    assert scribe.records["a"]["since"] == iso(NOW + 0.125) == "2027-01-15T08:00:00.125Z"
+    assert (scribe.agent().since, scribe.record().since) == (NOW + 0.125, NOW + 0.125)
+    assert scribe.facts[-1].at == "2027-01-15T08:00:00.125Z"

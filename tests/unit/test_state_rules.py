@@ -90,22 +90,22 @@ def test_transition_without_its_required_context_is_refused(world: World) -> Non
         "missing": {"branch": "string"},
     }
     assert transition(world, "work").outcome == "applied"
-    assert (world.agent().state, world.records["a"]["context"]) == ("work", '{"branch":"main"}')
+    assert (world.agent().state, world.record().context) == ("work", {"branch": "main"})
 
 
 def test_record_has_reason_and_context_of_the_last_change_only(world: World) -> None:
     """A new leader clears what an earlier one wrote."""
     transition(world, "work", reason="a chapter")
-    assert (world.records["a"]["reason"], world.records["a"]["context"]) == ("a chapter", '{"branch":"main"}')
+    assert (world.record().reason, world.record().context) == ("a chapter", {"branch": "main"})
     world.fleet = world.reloaded()
     transition(world, "inbox", context={})
-    assert (world.records["a"]["reason"], world.records["a"]["context"]) == ("", "")
+    assert (world.record().reason, world.record().context) == ("", {})
 
 
 def test_large_context_is_kept_as_a_digest(world: World) -> None:
     transition(world, "work", context={"branch": "x" * 10_000})
     (fact,) = world.facts_of("state_changed")[-1:]
-    assert (set(fact["details"]), world.records["a"]["context"]) == ({"context_digest", "context_size"}, "")
+    assert (set(fact["details"]), world.record().context) == ({"context_digest", "context_size"}, {})
 
 
 def test_transition_by_operators_needs_a_command(world: World) -> None:
@@ -191,12 +191,12 @@ def test_record_says_who_must_act_in_the_current_state(world: World) -> None:
     """A reload of the machines changes `waits_for` of agents that are in the state."""
     world.send("c1", kind="state_transition", target="talk")
     transition(world, "talk", command_id="c1")
-    assert world.records["a"]["waits_for"] == ""
+    assert world.record().waits_for == ""
     world.policy = make_world(DESK + 'waits_for = "human"\n').policy
     assert world.decide(decide_state_repair).outcome == "applied"
-    assert (world.records["a"]["waits_for"], world.reloaded().agents["a"].waits_for) == ("human", "human")
+    assert (world.record().waits_for, world.reloaded().agents["a"].waits_for) == ("human", "human")
     transition(world, "inbox")
-    assert world.records["a"]["waits_for"] == ""
+    assert world.record().waits_for == ""
 
 
 # --- stays ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aism_engine.domain.agents.agent import AGENT_TABLE, AgentSnapshot
+from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.transitions import decide_snapshot
 from aism_engine.domain.decision import Decision
 from tests.support.model import AT, NOW, World, registered_world
@@ -30,7 +30,7 @@ def test_allowed_transition_is_recorded_and_published(scribe: World) -> None:
     expected = {"agent_id": "a", "old_state": "inbox", "new_state": "deep_work", "cause": "m2"}
     kept = {"reason": "a chapter", "details": {"context": {"page": 7}}}
     assert scribe.facts_of("state_changed") == [{"event": "state_changed", "source": "agent", **kept, **expected}]
-    assert (scribe.records["a"]["reason"], scribe.records["a"]["context"]) == ("a chapter", '{"page":7}')
+    assert (scribe.record().reason, scribe.record().context) == ("a chapter", {"page": 7})
     assert scribe.events("state_changes") == [{**expected, "source": "engine", "timestamp": AT}]
 
 
@@ -101,7 +101,7 @@ def test_metadata_of_unregistered_agent_is_applied(world: World) -> None:
     world.respond("heartbeat")
     assert read_snapshot(world, type="architect", labels={"team": "x"}, state="unknown").outcome == "applied"
     assert (world.agent().type, world.agent().labels) == ("architect", {"team": "x"})
-    assert (world.records["a"]["type"], world.records["a"]["labels"]) == ("architect", '{"team":"x"}')
+    assert (world.record().type, world.record().labels) == ("architect", {"team": "x"})
     assert read_snapshot(world).effects == []
     assert world.facts_of("metadata_changed") == [
         {"event": "metadata_changed", "agent_id": "a", "type": "architect", "details": {"labels": {"team": "x"}}}
@@ -142,15 +142,12 @@ def test_known_agent_without_snapshot_is_left_alone(scribe: World) -> None:
 
 
 def test_a_record_that_was_deleted_is_written_again_and_reported(scribe: World) -> None:
-    """Whole, as the fleet in memory has it. A later change of the engine has written only a part of it."""
-    before = dict(scribe.records["a"])
+    """As the fleet in memory has it."""
+    before = scribe.record()
     scribe.index.clear()
-    scribe.records["a"] = {"state": "inbox"}
+    scribe.records.clear()
     read_snapshot(scribe, type="scribe", state="inbox", is_recorded=False)
-    assert ({name: scribe.records["a"][name] for name in AGENT_TABLE.fields}, scribe.index) == (
-        {name: before[name] for name in AGENT_TABLE.fields},
-        {"a"},
-    )
+    assert (scribe.record(), scribe.index) == (before, {"a"})
     assert [fact["agent_id"] for fact in scribe.facts_of("agent_repaired")] == ["a"]
     assert [event["code"] for event in scribe.events("errors")] == ["record_missing"]
 

@@ -42,6 +42,8 @@ class AgentObservation(Struct, frozen=True, kw_only=True):
     activity: Activity
     window: ObservationWindow
     heartbeat: AbsentHeartbeat | None = None
+    has_taken_command: bool = False
+    """Whether it has taken a command that has not ended."""
 
     def seconds_since(self, *instants: float) -> float:
         """Return the observed seconds since the latest of these instants."""
@@ -69,7 +71,7 @@ def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
     agent, acted_at = seen.agent, seen.activity.acted_at
     if seen.declared_state not in limits.working_states:
         return "does not declare a working state"
-    if agent.delivered:
+    if seen.has_taken_command:
         return "has taken a command that has not ended"
     idle_s = seen.seconds_since(agent.since, agent.declared_at, acted_at)
     if idle_s >= limits.idle_evidence_after:
@@ -240,7 +242,13 @@ def decide_divergences(
 ) -> None:
     """Open and close the divergences of one agent. Each is reported once when it opens and once when it closes."""
     draft, agent_id = ctx.draft, agent.agent_id
-    seen = AgentObservation(agent=agent, activity=draft.activity(agent_id), window=window, heartbeat=heartbeat)
+    seen = AgentObservation(
+        agent=agent,
+        activity=draft.activity(agent_id),
+        window=window,
+        heartbeat=heartbeat,
+        has_taken_command=bool(draft.commands_of(agent_id).delivered),
+    )
     for rule, verdict in sorted(changes(seen, ctx.policy.divergence), key=itemgetter(0)):
         others = {name: each for name, each in agent.divergences.items() if name != rule}
         if isinstance(verdict, Diverged):
@@ -257,4 +265,4 @@ def decide_divergences(
         details = {"rule": rule, "status": event.removeprefix("divergence_"), "type": agent.type, **details}
         ctx.publish_error("divergence", reason, agent_id=agent_id, details=details)
     if ctx.decision.effects:
-        ctx.add(fx.SaveAgent(agent_id, agent.fields("divergences")))
+        ctx.add(fx.SaveAgent(agent))

@@ -34,10 +34,10 @@ def decide_first_heartbeat(draft: Draft, policy: Policy, agent_id: str, scores: 
     elif agent.liveness is Liveness.UNKNOWN:
         agent.liveness = Liveness.FRESH
         draft.note_message(agent_id, None)
-        ctx.add(fx.SaveAgent(agent_id, agent.presence_fields()))
+        ctx.add(fx.SaveAgent(agent))
     elif agent.awaits_heartbeat:
-        agent.lost_score = scores[agent_id]
-        ctx.add(fx.SaveAgent(agent_id, agent.presence_fields()))
+        agent.lost_score = repr(scores[agent_id])
+        ctx.add(fx.SaveAgent(agent))
     decision.outcome = "applied" if decision.effects else "unchanged"
     return decision
 
@@ -47,7 +47,7 @@ def decide_heartbeat_removed(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Stop watching an agent whose heartbeat somebody has removed. Its next heartbeat counts as its first."""
     if agent.liveness is Liveness.FRESH:
         agent.liveness = Liveness.UNKNOWN
-        ctx.add(fx.SaveAgent(agent.agent_id, agent.presence_fields()))
+        ctx.add(fx.SaveAgent(agent))
 
 
 def decide_silent(draft: Draft, since: Mapping[str, float], no_longer: Iterable[str]) -> Decision:
@@ -64,14 +64,19 @@ def decide_lost(ctx: DecisionContext, agent: AgentRecord, score: float, silent_s
     if agent.liveness in ABSENT:
         return
     ctx.add(fx.ExpectScore(agent.agent_id, score))
-    agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = Liveness.LOST, agent.state, score, ctx.draft.now
-    for command_id in agent.open_commands:
+    agent.liveness, agent.lost_from, agent.lost_score, agent.lost_at = (
+        Liveness.LOST,
+        agent.state,
+        repr(score),
+        ctx.draft.now,
+    )
+    for command_id in ctx.draft.commands_of(agent.agent_id):
         if (command := ctx.draft.command(command_id)) is not None and command.on_lost == "fail":
             stop_command(ctx, command, Status.FAILED, code="agent_lost", reason="its agent was lost")
     reason = f"silent for {silent_s:.1f} s"
     ctx.record("agent_lost", agent_id=agent.agent_id, old_state=agent.state, reason=reason)
     ctx.publish_error("agent_lost", reason, agent_id=agent.agent_id)
-    enter(ctx, agent, ctx.machine(agent).on_lost, "lost", agent.presence_fields())
+    enter(ctx, agent, ctx.machine(agent).on_lost, "lost")
 
 
 def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def confirm_losses(ctx: DecisionContext, request: m.ConfirmLosses, _raw: bytes) 
 def goodbye(ctx: DecisionContext, agent: AgentRecord, response: m.Goodbye, _raw: bytes) -> None:
     agent.reset_liveness(Liveness.LEFT)  # this also clears an earlier loss
     ctx.record("agent_left", agent_id=agent.agent_id, reason=truncate_reason(response.payload.reason))
-    enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye", agent.presence_fields())
+    enter(ctx, agent, ctx.machine(agent).on_goodbye, "goodbye")
 
 
 @agent_decision("returned")
@@ -101,4 +106,4 @@ def mark_returned(ctx: DecisionContext, agent: AgentRecord) -> None:
     state = state_on_return(ctx, agent) if agent.liveness is Liveness.LOST else agent.state
     agent.reset_liveness()
     ctx.record("agent_returned", agent_id=agent.agent_id)
-    enter(ctx, agent, state, "return", agent.presence_fields())
+    enter(ctx, agent, state, "return")

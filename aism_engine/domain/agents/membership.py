@@ -50,7 +50,7 @@ def admit(
     draft.add_agent(agent)
     apply_state_rules(ctx, agent)
     ctx.add(fx.IndexAgent(agent_id))
-    ctx.add(fx.SaveAgent(agent_id, agent.fields()))
+    ctx.add(fx.SaveAgent(agent))
     if seen.state is None:
         ctx.add(fx.SetState(agent_id, agent.state))
     ctx.record("agent_first_seen", agent_id=agent_id, type=agent.type, new_state=agent.state)
@@ -71,7 +71,7 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
     if agent.liveness in ABSENT:
         agent.reset_liveness()
     machine = ctx.machine(agent)
-    ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))
+    ctx.add(fx.SaveAgent(agent))
     save_metadata(ctx, agent)
     details = {"machine": machine.name, "version": machine.version}
     ctx.record("agent_registered", agent_id=agent.agent_id, type=agent.type, details=details)
@@ -80,8 +80,8 @@ def register(ctx: DecisionContext, agent: AgentRecord, response: m.Register, _ra
         target = machine.on_unknown  # the agent was in a state of another machine
     if target is not None and target != agent.state:
         change_state(ctx, agent, target, "register")
-    elif changed := apply_state_rules(ctx, agent):  # the machine may be another than before
-        ctx.add(fx.SaveAgent(agent.agent_id, changed))
+    else:
+        apply_state_rules(ctx, agent)  # the machine may be another than before
     if restarted:
         release_taken(ctx, agent)
 
@@ -105,7 +105,7 @@ def decide_expired_agent(ctx: DecisionContext, agent: AgentRecord) -> None:
 def forget_agent(ctx: DecisionContext, agent: AgentRecord, reason: str | None) -> None:
     """Delete everything that is kept about an agent, and cancel its open commands."""
     ended = {"code": "agent_forgotten", "reason": "its agent was forgotten"}
-    for command_id in agent.open_commands:
+    for command_id in ctx.draft.commands_of(agent.agent_id):
         if command := ctx.draft.command(command_id):
             end_command(ctx, command, Status.CANCELLED, withdraw_queued=False, **ended)
     set_stay_deadline(ctx, agent, 0.0)

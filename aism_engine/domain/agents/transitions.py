@@ -1,6 +1,5 @@
 """State changes of agents: declared by the agent, forced by the engine, or refused by the state machine."""
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -41,26 +40,23 @@ def change_state(
     agent: AgentRecord,
     state: str,
     source: str,
-    fields: Mapping[str, str] = {},
     *,
     reason: str | None = None,
-    context: Mapping[str, Any] | None = None,
+    context: dict[str, Any] | None = None,
 ) -> None:
-    """Move the agent to a state, without a check. `fields` of its record are written with the change."""
+    """Move the agent to a state, without a check."""
     draft, agent_id, old_state, at = ctx.draft, agent.agent_id, agent.state, ctx.draft.at
     if old_state in ctx.policy.divergence.distill_states:
         draft.activity(agent_id).clear_context()
     agent.state = state
     agent.since = draft.now
-    changed = {"state": state, "since": at, **fields}
-    changed |= state_rules.start_cooldown(ctx, agent, old_state)
-    changed |= state_rules.apply_state_rules(ctx, agent)
+    state_rules.start_cooldown(ctx, agent, old_state)
+    state_rules.apply_state_rules(ctx, agent)
     details = None
-    if reason or context or agent.reason_stored:
-        kept, details = _kept_context(context)
-        changed |= {"reason": reason or "", "context": kept}
-        agent.reason_stored = bool(reason or context)
-    ctx.add(fx.SaveAgent(agent_id, changed))
+    agent.reason, agent.context = reason or "", {}
+    if context:
+        agent.context, details = _kept_context(context)
+    ctx.add(fx.SaveAgent(agent))
     ctx.add(fx.SetState(agent_id, state))
     fact = fx.Fact(  # not by ctx.record(): its keyword arguments cost a tenth of the decision
         event="state_changed",
@@ -81,34 +77,32 @@ def change_state(
         )
         ctx.add(fx.Publish("state_changes", encode(event)))
     release_mail(ctx, agent)
-    if source != "lost" and agent.load:
+    if source != "lost" and len(draft.commands_of(agent_id)):
         _complete_transitions(ctx, agent)
 
 
-def enter(ctx: DecisionContext, agent: AgentRecord, state: str | None, source: str, fields: dict[str, str]) -> None:
-    """Move the agent to the state that its machine names for an event, if any. `fields` are written in any case."""
+def enter(ctx: DecisionContext, agent: AgentRecord, state: str | None, source: str) -> None:
+    """Move the agent to the state that its machine names for an event, if any. Its record is written in any case."""
     if state is None or state == agent.state:
-        ctx.add(fx.SaveAgent(agent.agent_id, fields))
+        ctx.add(fx.SaveAgent(agent))
     else:
-        change_state(ctx, agent, state, source, fields)
+        change_state(ctx, agent, state, source)
 
 
 def _complete_transitions(ctx: DecisionContext, agent: AgentRecord) -> None:
     """End the sent commands that asked the agent to enter its current state."""
-    for command_id in agent.open_commands:
+    for command_id in ctx.draft.commands_of(agent.agent_id):
         command = ctx.draft.command(command_id)
         if command is not None and command.target == agent.state and command.was_sent:
             end_command(ctx, command, Status.SUCCEEDED)
 
 
-def _kept_context(context: Mapping[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+def _kept_context(context: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is kept of the context of a transition: in the agent's record, and in the details of the fact."""
-    if not context:
-        return "", None
     encoded = encode(context)
     if len(encoded) <= _CONTEXT_BYTES:
-        return encoded.decode(), {"context": context}
-    return "", {"context_digest": message_digest(encoded), "context_size": len(encoded)}
+        return context, {"context": context}
+    return {}, {"context_digest": message_digest(encoded), "context_size": len(encoded)}
 
 
 def declare(
@@ -117,23 +111,22 @@ def declare(
     target: str,
     *,
     by: fx.Actor = "agent",
-    context: Mapping[str, Any] | None = None,
+    context: dict[str, Any] | None = None,
     reason: str | None = None,
 ) -> Refusal | None:
     """Record the state that an agent declares, and move it there if its machine allows that; else return the refusal.
 
     `by` is the actor who asked for the transition.
     """
-    declared = {"declared": target, "declared_at": ctx.draft.at, "declared_via": ctx.via}
     agent.declared, agent.declared_at, agent.declared_via = target, ctx.draft.now, ctx.via
     refusal = ctx.machine(agent).check(
         agent.state, target, lambda: state_rules.transition_case(ctx, agent, by, context or {})
     )
     if refusal is None and target != agent.state:
-        change_state(ctx, agent, target, "agent", declared, reason=reason, context=context)
+        change_state(ctx, agent, target, "agent", reason=reason, context=context)
     else:
         ctx.decision.outcome = "unchanged"
-        ctx.add(fx.SaveAgent(agent.agent_id, declared))
+        ctx.add(fx.SaveAgent(agent))
     return refusal
 
 
@@ -222,7 +215,7 @@ def decide_snapshot(ctx: DecisionContext, agent: AgentRecord, read_at: float) ->
         save_metadata(ctx, agent)
     elif (agent_type, seen.labels) != (agent.type, agent.labels):
         agent.type, agent.labels = agent_type, seen.labels
-        ctx.add(fx.SaveAgent(agent_id, agent.fields("type", "labels")))
+        ctx.add(fx.SaveAgent(agent))
         ctx.record("metadata_changed", agent_id=agent_id, type=agent_type, details={"labels": seen.labels})
     if seen.state is None:
         ctx.add(fx.SetState(agent_id, agent.state))  # somebody has deleted the key
@@ -238,14 +231,15 @@ def _repair_record(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Write a deleted record again, from memory. Another client or an eviction by the server has deleted it."""
     reason = "its record or its entry in the index was missing, and was written again"
     ctx.add(fx.IndexAgent(agent.agent_id))
-    ctx.add(fx.SaveAgent(agent.agent_id, agent.fields()))
+    ctx.add(fx.SaveAgent(agent))
     ctx.record("agent_repaired", agent_id=agent.agent_id, reason=reason)
     ctx.publish_error("record_missing", reason, agent_id=agent.agent_id)
 
 
 def save_metadata(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Write the metadata of a registered agent."""
-    metadata = agent.fields("type", "labels", "capabilities", "codec")
+    labels, capabilities = (encode(value).decode() for value in (agent.labels, agent.capabilities))
+    metadata = {"type": agent.type, "labels": labels, "capabilities": capabilities, "codec": agent.codec}
     ctx.add(fx.SaveMetadata(agent.agent_id, {**metadata, "registered_at": ctx.draft.at}))
 
 
@@ -256,7 +250,8 @@ def decide_state_repair(ctx: DecisionContext, agent: AgentRecord) -> None:
         return
     machine = ctx.machine(agent)
     if machine.knows(agent.state):
-        ctx.add(fx.SaveAgent(agent.agent_id, state_rules.apply_state_rules(ctx, agent)))
+        state_rules.apply_state_rules(ctx, agent)
+        ctx.add(fx.SaveAgent(agent))
     else:
         reason = f"machine {machine.name} has no state {agent.state}"
         ctx.publish_error("state_unknown", reason, agent_id=agent.agent_id)

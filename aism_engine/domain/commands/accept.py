@@ -85,7 +85,7 @@ def accept(
     queued: dict[str, str] = {}
     if command.start_at:
         command.status, command.step_at = Status.SCHEDULED, start_at
-    elif not agent.waiting and may_dispatch(ctx, agent):
+    elif not draft.commands_of(agent.agent_id).waiting and may_dispatch(ctx, agent):
         queued = command.queue(draft.now, command.seq)
         ctx.add(fx.PushCommand(agent.agent_id, body))
     draft.add_command(command)
@@ -157,7 +157,8 @@ def _send_to_any(ctx: DecisionContext, request: m.Send, found: list[AgentRecord]
 
     def busyness(agent: AgentRecord) -> tuple[int, int, int]:
         """Return commands in flight, then waiting ones. The checksum spreads requests over equally busy agents."""
-        return agent.in_flight, len(agent.waiting), crc32(f"{request.id} {agent.agent_id}".encode())
+        index = ctx.draft.commands_of(agent.agent_id)
+        return index.in_flight(acks=agent.acks), len(index.waiting), crc32(f"{request.id} {agent.agent_id}".encode())
 
     chosen = min(able, key=busyness)
     return accept(ctx, request.id, ctx.draft.agent(chosen.agent_id) or chosen, request)
@@ -187,8 +188,8 @@ def _refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Send) -> Error
         return ErrorReply("send_refused", "agent_lost", message)
     if ctx.draft.is_draining(agent):
         return ErrorReply("send_refused", "draining", f"{agent_id} is draining and takes no new commands")
-    if agent.load >= limits.max_queued:
-        message = f"{agent_id} has {agent.load} open commands: commands.max_queued is reached"
+    if (count := len(ctx.draft.commands_of(agent_id))) >= limits.max_queued:
+        message = f"{agent_id} has {count} open commands: commands.max_queued is reached"
         return ErrorReply("send_refused", "queue_full", message, {"max_queued": limits.max_queued})
     return _transition_refusal(ctx, agent, request) if spec.type == "state_transition" else None
 
@@ -213,7 +214,7 @@ def _transition_refusal(ctx: DecisionContext, agent: AgentRecord, request: m.Sen
         return None  # the state at the scheduled start is not known
     machine, case, target = ctx.machine(agent), TransitionCase("operator"), request.payload.command.payload["target"]
     refusal = machine.check(agent.state, target, case)
-    pending = (ctx.draft.command(command_id) for command_id in agent.open_commands)
+    pending = (ctx.draft.command(command_id) for command_id in ctx.draft.commands_of(agent.agent_id))
     if refusal is None or any(c and c.target and machine.check(c.target, target, case) is None for c in pending):
         return None
     return transition_error(refusal)

@@ -27,8 +27,8 @@ def command_id_of(head: bytes) -> str | None:
 def decide_dispatch(ctx: DecisionContext, agent: AgentRecord, limit: int) -> None:
     """Push up to `limit` waiting commands to an agent's list, by priority and order, as far as its credit allows."""
     draft = ctx.draft
-    while agent.waiting and limit > 0 and may_dispatch(ctx, agent):
-        command = draft.command(agent.waiting[0][2])
+    while limit > 0 and (waiting := draft.commands_of(agent.agent_id).waiting) and may_dispatch(ctx, agent):
+        command = draft.command(waiting[0][2])
         if command is None:
             break
         if command.was_sent:  # the list must never hold two copies
@@ -47,7 +47,8 @@ def decide_deliveries(ctx: DecisionContext, agent: AgentRecord, head: bytes, las
     not show whether it has left.
     """
     draft = ctx.draft
-    queued = [command for each in agent.queued if (command := draft.command(each)) and command.seq <= last_seq]
+    indexed = draft.commands_of(agent.agent_id).queued
+    queued = [command for each in indexed if (command := draft.command(each)) and command.seq <= last_seq]
     queued.sort(key=lambda command: command.seq)  # an orphan that was added again is indexed last
     oldest = command_id_of(head) if head else None
     ids = [command.command_id for command in queued]

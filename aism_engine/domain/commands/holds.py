@@ -37,7 +37,7 @@ def hold_agent(ctx: DecisionContext, request: HoldRequest, agent_id: str) -> dic
     if isinstance(agent, ErrorReply):
         return agent
     _set(ctx, request, agent)
-    ctx.add(fx.SaveAgent(agent_id, agent.fields(*Held.__struct_fields__)))
+    ctx.add(fx.SaveAgent(agent))
     event = "agent_held" if agent.hold else "agent_resumed"
     ctx.record(event, agent_id=agent_id, code=agent.hold.value or None, reason=truncate_reason(request.payload.reason))
     return {
@@ -45,7 +45,7 @@ def hold_agent(ctx: DecisionContext, request: HoldRequest, agent_id: str) -> dic
         "agent_id": agent_id,
         "hold": agent.hold.value,
         "fleet_hold": ctx.draft.held.hold.value,
-        "open": agent.load,
+        "open": len(ctx.draft.commands_of(agent_id)),
     }
 
 

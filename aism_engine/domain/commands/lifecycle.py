@@ -127,7 +127,8 @@ def count_in_group(ctx: DecisionContext, group_id: str, outcome: str, members: i
 
 def may_dispatch(ctx: DecisionContext, agent: AgentRecord) -> bool:
     """Tell whether one more command may be pushed to the agent's list now."""
-    return agent.in_flight < ctx.policy.commands.max_in_flight and not ctx.draft.is_paused(agent)
+    in_flight = ctx.draft.commands_of(agent.agent_id).in_flight(acks=agent.acks)
+    return in_flight < ctx.policy.commands.max_in_flight and not ctx.draft.is_paused(agent)
 
 
 def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | ErrorReply:

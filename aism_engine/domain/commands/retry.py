@@ -61,7 +61,8 @@ def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
     registration is not applied yet, so it was pushed later. Hence a command that was delivered before `applied_until`
     was taken by the earlier process. Any other delivered command is left alone.
     """
-    taken = [command for each in agent.delivered if (command := ctx.draft.command(each)) is not None]
+    delivered = ctx.draft.commands_of(agent.agent_id).delivered
+    taken = [command for each in delivered if (command := ctx.draft.command(each)) is not None]
     for command in sorted(taken, key=lambda each: each.seq):
         if command.status is Status.DELIVERED and command.status_since >= ctx.draft.lookups.applied_until:
             continue

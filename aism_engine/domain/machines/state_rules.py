@@ -49,14 +49,11 @@ def stay_end(state: State, agent: AgentRecord) -> float:
     return agent.since + state.max_stay if state.max_stay else 0.0
 
 
-def apply_state_rules(ctx: DecisionContext, agent: AgentRecord) -> dict[str, str]:
-    """Set the deadline of the stay and `waits_for` by the agent's current state; return the changed record fields."""
+def apply_state_rules(ctx: DecisionContext, agent: AgentRecord) -> None:
+    """Set the deadline of the stay and `waits_for` by the agent's current state."""
     state = ctx.machine(agent).state(agent.state)
     set_stay_deadline(ctx, agent, stay_end(state, agent))
-    if state.waits_for == agent.waits_for:
-        return {}
     agent.waits_for = state.waits_for
-    return {"waits_for": state.waits_for}
 
 
 def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
@@ -88,13 +85,12 @@ def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) ->
     ctx.add(fx.SetDeadline(member, until) if until else fx.ClearDeadline(member))
 
 
-def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left_state: str) -> dict[str, str]:
-    """Start the cooldown of the state that an agent has left; return the changed record fields."""
+def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left_state: str) -> None:
+    """Start the cooldown of the state that an agent has left, and drop those that are over."""
     now = ctx.draft.now
     cooldown_s = ctx.machine(agent).state(left_state).cooldown
     if not cooldown_s and not agent.cooldowns:
-        return {}
+        return
     agent.cooldowns = {state: until for state, until in agent.cooldowns.items() if until > now}
     if cooldown_s:
         agent.cooldowns[left_state] = now + cooldown_s
-    return agent.fields("cooldowns")

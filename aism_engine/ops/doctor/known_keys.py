@@ -28,7 +28,7 @@ KEY_USES: Final = {
     "archives": ("hash", "HSET HGETALL HDEL"),
     "dead_letters": ("stream", "XADD XDEL XRANGE XTRIM XLEN TYPE"),
     "holds": ("hash", "HSET HMGET TYPE"),
-    "agent": ("hash", "HSET HGET HMGET DEL TYPE"),
+    "agent": ("string", "MSET MGET GETRANGE STRLEN DEL TYPE"),
     "state": ("string", "MGET MSET GETRANGE DEL TYPE"),
     "metadata": ("hash", "HSET HGET DEL TYPE"),
     "agent_measurements": ("hash", "HSET HGETALL HLEN DEL TYPE"),

@@ -19,7 +19,7 @@ end
 local snapshots = {}
 for i, agent_id in ipairs(ARGV) do
   local metadata, state, record = KEYS[3 * i], KEYS[3 * i + 1], KEYS[3 * i + 2]
-  local is_missing = redis.pcall('HGET', record, 'first_seen_at') == false or redis.pcall('SISMEMBER', index, agent_id) == 0
+  local is_missing = redis.pcall('STRLEN', record) == 0 or redis.pcall('SISMEMBER', index, agent_id) == 0
   snapshots[i] = {
     bounded(redis.pcall('HGET', metadata, 'type'), max_bytes.type),
     bounded(redis.pcall('HGET', metadata, 'labels'), max_bytes.labels),

@@ -6,6 +6,7 @@ import pytest
 
 from aism_engine.clock import SystemClock
 from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.text import message_digest
 from aism_engine.settings import RedisSettings
@@ -20,6 +21,7 @@ from tests.support.server import Cli
 
 TOKEN, LEDGER = "1:me", "L0"
 BOUNDS = Bounds(audit=1000, dead_letters=1000, oversized=3)
+AGENT = AgentRecord(agent_id="a", state="inbox", since=1.5, first_seen_at=1.5)
 FACT = fx.Fact(event="tested", by="engine", at="2027-01-15T08:00:00.000Z", agent_id="a")
 
 
@@ -87,7 +89,7 @@ async def leader(server: EmbeddedServer, redis_client: Client, prefix: str) -> A
 
 
 CHANGE = (
-    fx.SaveAgent("a", {"state": "inbox"}),
+    fx.SaveAgent(AGENT),
     fx.SetState("a", "inbox"),
     fx.Publish("state_changes", b"{}"),
     FACT,

@@ -3,11 +3,12 @@
 import pytest
 
 from aism_engine.domain import effects as fx
+from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest
 from aism_engine.store.batch import SourceTrim
 from aism_engine.store.scripts import CommitCode
 from aism_engine.store.store import CommitReply
-from tests.server.scripts.conftest import CHANGE, FACT, Leader
+from tests.server.scripts.conftest import AGENT, CHANGE, FACT, Leader
 from tests.support.server import Cli
 
 
@@ -24,7 +25,7 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
     (old_dead_letter,) = [await leader.call("XADD", keys.dead_letters, "*", "code", "old")]
     dead_letter = fx.DeadLetter(code="x", reason="y", source="z", raw=b"\x00\xff", digest="d", size=2, agent_id="a")
     reply = await leader.commit(
-        fx.SaveAgent("a", {"state": "inbox", "since": "now"}),
+        fx.SaveAgent(AGENT),
         fx.IndexAgent("a"),
         fx.SetState("a", "inbox"),
         fx.SaveMetadata("a", {"type": "scribe"}),
@@ -59,7 +60,7 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
     )
     assert reply == CommitReply(CommitCode.APPLIED, [])
     found = {
-        "agent": await leader.record("a"),
+        "agent": await leader.call("GET", keys.agent("a")),
         "index": await leader.call("SMEMBERS", keys.index),
         "state": await leader.state("a"),
         "metadata": await leader.call("HGETALL", keys.metadata("a")),
@@ -84,7 +85,7 @@ async def test_an_applied_commit_has_written_every_effect(leader: Leader) -> Non
         "dead_letters": await leader.dead_letters(),
     }
     assert found == {
-        "agent": {"state": "inbox", "since": "now"},
+        "agent": encode(AGENT),
         "index": {b"a"},
         "state": "inbox",
         "metadata": {b"type": b"scribe"},

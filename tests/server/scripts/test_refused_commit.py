@@ -12,7 +12,7 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.batch import _WRITERS, SHARED, Batch, SourceTrim
 from aism_engine.store.keys import Keys
 from aism_engine.store.scripts import CommitCode
-from tests.server.scripts.conftest import BOUNDS, CHANGE, FACT, LEDGER, TOKEN, Leader
+from tests.server.scripts.conftest import AGENT, BOUNDS, CHANGE, FACT, LEDGER, TOKEN, Leader
 
 
 async def test_a_commit_is_applied_once(leader: Leader) -> None:
@@ -89,7 +89,7 @@ def test_every_effect_has_a_writer() -> None:
 
 _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
     "the state": ("string", lambda keys: keys.state("b"), fx.SetState("b", "x")),
-    "the record": ("hash", lambda keys: keys.agent("b"), fx.SaveAgent("b", {"x": "y"})),
+    "the record": ("string", lambda keys: keys.agent("a"), fx.SaveAgent(AGENT)),
     "the metadata": ("hash", lambda keys: keys.metadata("b"), fx.SaveMetadata("b", {"x": "y"})),
     "the measurements": ("hash", lambda keys: keys.agent_measurements("b"), fx.SaveMeasurements("b", {"x": 1.0})),
     "the commands": ("list", lambda keys: keys.commands("b"), fx.PushCommand("b", b"x")),
