@@ -50,9 +50,8 @@ lock: ## resolve the dependencies again (needs uv)
 chaos: $(STAMP) ## kill engines, servers and connections by a seeded schedule, and check that nothing is lost (ARGS="--trials 300 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-BENCH := responses
-bench: $(STAMP) ## run a benchmark of the engine (BENCH=responses, commands, liveness, takeover, archive, codecs, start or scrape)
-	$(BIN)/python -m bench.$(BENCH) $(ARGS)
+bench: $(STAMP) ## run the benchmarks and print one table (BENCH=responses,latency for a part; ARGS="--quick --runs 1 --json FILE")
+	$(BIN)/python -m bench $(if $(BENCH),--only $(BENCH)) $(ARGS)
 
 clean: ## remove everything that make created
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -4,13 +4,12 @@ The facts have 195 bytes. The archiver of an engine pauses after each page for a
 at most half of this rate.
 """
 
-import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,12 +17,11 @@ from aism_engine.ops.archive.archive_reader import ArchiveReader
 from aism_engine.ops.archive.archive_writer import ArchiveWriter
 from aism_engine.ops.audit_log import AuditLog, AuditTail
 from aism_engine.store.client import connect_url
-from aism_engine.store.client_type import Client
-from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
-from bench.harness import PAGE
+from bench.harness import PAGE, TIMEOUT_S, Client, Options, connect, make_server, progress
+from bench.table import Row
 
-FACT = {
+FACT: Final = {
     "event": "state_changed",
     "at": "2026-11-22T22:01:34.125Z",
     "by": "agent",
@@ -33,57 +31,70 @@ FACT = {
     "new_state": "deep_work",
     "source": "agent",
 }
-KEYS = Keys("bench")
+FACTS: Final = {1: 50_000, 10: 20_000, 500: 1000}
+"""Facts in each entry, and the number of entries."""
+AUDIT: Final = Keys("bench")
 
 
-async def write_audit(client: Client, facts: int, entries: int) -> None:
+class Archived(NamedTuple):
+    """What archiving took."""
+
+    written: int
+    """Bytes."""
+    write_s: float
+    page_ms: float
+    """Time in the server per page."""
+    search_s: float
+
+
+def rows(options: Options) -> Iterator[Row]:
+    for facts, entries in FACTS.items():
+        count = entries // options.size(1, 10)
+        progress(f"archive: {count:,} entries of {facts} facts")
+        measured = measure(facts, count)
+        note = f"{facts} {'fact' if facts == 1 else 'facts'} an entry"
+        yield Row("audit entries archived", count / measured.write_s, "/s", note=note)
+        yield Row("audit archived", measured.written / measured.write_s / 1e6, "MB/s", note=note)
+        yield Row("page of the audit, in the server", measured.page_ms, "ms", note=note)
+        yield Row("archive searched", measured.written / measured.search_s / 1e6, "MB/s", note=note)
+
+
+def measure(facts: int, entries: int) -> Archived:
+    with tempfile.TemporaryDirectory() as folder, make_server() as server:
+        client, directory = connect(server.url), Path(folder) / "archive"
+        write_audit(client, facts, entries)
+        archive = ArchiveWriter.open(directory, "bench")
+        written, write_s = asyncio.run(archive_audit(server.url, archive))
+        page_ms = client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"] / 1000
+        started_at = time.perf_counter()
+        assert not list(ArchiveReader(directory).lines("nobody"))
+        search_s = time.perf_counter() - started_at
+        archive.close()
+    return Archived(written, write_s, page_ms, search_s)
+
+
+def write_audit(client: Client, facts: int, entries: int) -> None:
     body = msgspec.json.encode([FACT] * facts)
     for start in range(0, entries, PAGE):
         pipeline = client.pipeline(transaction=False)
         for number in range(start, min(start + PAGE, entries)):
-            pipeline.xadd(KEYS.audit, {"commit": f"c{number}", "epoch": "1", "facts": body})
-        await pipeline.execute()
+            pipeline.xadd(AUDIT.audit, {"commit": f"c{number}", "epoch": "1", "facts": body})
+        pipeline.execute()
 
 
-async def archive_audit(client: Client, archive: ArchiveWriter) -> int:
-    """Append the whole audit to an archive and sync it; return the bytes."""
+async def archive_audit(url: str, archive: ArchiveWriter) -> tuple[int, float]:
+    """Append the whole audit to an archive and sync it; return the bytes and the seconds."""
 
     async def none_known(_: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         return set()
 
-    tail, written, more = AuditTail(AuditLog(client, KEYS), archive.cursor, none_known), 0, True
+    client, started_at = connect_url(url, "bench", timeout_s=TIMEOUT_S), time.perf_counter()
+    tail, written, more = AuditTail(AuditLog(client, AUDIT), archive.cursor, none_known), 0, True
     while more:
         page = await tail.read()
         written += await asyncio.to_thread(archive.append, page.lines)
         more = page.more
     await asyncio.to_thread(archive.sync)
-    return written
-
-
-async def main(facts: int, entries: int, folder: Path) -> None:
-    archive = ArchiveWriter.open(folder, "bench")
-    with EmbeddedServer(append_only=False) as server:
-        client = connect_url(server.url, "bench", timeout_s=30)
-        await write_audit(client, facts, entries)
-        started_at, cpu_s = time.perf_counter(), time.process_time()
-        written = await archive_audit(client, archive)
-        seconds, cpu_s = time.perf_counter() - started_at, time.process_time() - cpu_s
-        stats: dict[str, Any] = await client.info("commandstats")
-        await client.aclose()
-    page_ms = stats["cmdstat_evalsha"]["usec_per_call"] / 1000
-    rates = f"{entries / seconds:,.0f} entries/s, {entries * facts / seconds:,.0f} facts/s"
-    print(f"{rates}, {written / seconds / 1e6:.0f} MB/s")
-    print(f"{page_ms:.2f} ms per page in the server, {cpu_s / seconds:.2f} of a core")
-    started_at = time.perf_counter()
-    assert not list(ArchiveReader(folder).lines("nobody"))
-    print(f"searched {written / 1e6:.0f} MB in {time.perf_counter() - started_at:.2f} s")
-    archive.close()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=int, default=10, help="facts in each entry")
-    parser.add_argument("--entries", type=int, default=50_000)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        asyncio.run(main(options.facts, options.entries, Path(temporary) / "archive"))
+    seconds = time.perf_counter() - started_at
+    await client.aclose()
+    return written, seconds

@@ -1,15 +1,10 @@
 """Measures the size of the protocol's messages in JSON and in MessagePack, and the time to encode and decode them.
 
-One line for each message: its bytes, then the microseconds to encode and to decode it. Messages to the engine are
-encoded from a dict, and decoded with all checks of the engine (`decode_response`, `decode_request`). Commands are
-encoded from a struct, and decoded without checks, as agents do. The shortest of several rounds counts, because other
-load can only make a round longer. Run it on a quiet machine.
+Messages to the engine are encoded from a dict, and decoded with all checks of the engine (`decode_response`,
+`decode_request`). Commands are encoded from a struct, and decoded without checks, as agents do. The limit of decoding
+is decoding without checks. The shortest of several rounds counts, because other load can only make a round longer.
 """
 
-import argparse
-import os
-import platform
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
@@ -20,6 +15,8 @@ import msgspec
 
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.protocol.codec import decode_request, decode_response, encode
+from bench.harness import Options, progress
+from bench.table import Row
 
 CODECS: Final = ("json", "msgpack")
 PLAIN_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -80,60 +77,53 @@ class Timing:
         self.us = min(self.us, self._timer.timeit(self._calls) / self._calls * 1e6)
 
 
-class Row(NamedTuple):
-    """A message, its size in each codec, and the timings of encoding and then of decoding it in each codec."""
+class Message(NamedTuple):
+    """A message, its bytes in each codec, and the timings of encoding, decoding, and decoding without checks."""
 
     title: str
-    sizes: list[int]
-    timings: list[Timing]
+    sizes: dict[str, int]
+    write: dict[str, Timing]
+    read: dict[str, Timing]
+    read_unchecked: dict[str, Timing]
+    """Empty if reading has no checks."""
+
+    def timings(self) -> Iterator[Timing]:
+        for each in (self.write, self.read, self.read_unchecked):
+            yield from each.values()
 
 
-def rows() -> Iterator[Row]:
+def rows(options: Options) -> Iterator[Row]:
+    """Measure all messages once in each round, so that a short disturbance affects few rounds of each message."""
+    messages, rounds = list(prepare_all()), options.size(20, 3)
+    for number in range(rounds):
+        progress(f"codecs: round {number + 1} of {rounds}")
+        for message in messages:
+            for timing in message.timings():
+                timing.measure()
+    for title, sizes, write, read, unchecked in messages:
+        note = f"{sizes['json']} B, MessagePack {sizes['msgpack']} B"
+        yield Row(f"write {title} in JSON", write["json"].us, "µs", None, {"MessagePack": write["msgpack"].us}, note)
+        limit = unchecked["json"].us if unchecked else None
+        yield Row(f"read {title} in JSON", read["json"].us, "µs", limit, {"MessagePack": read["msgpack"].us}, note)
+
+
+def prepare_all() -> Iterator[Message]:
     for title, kind, payload, is_about_command in RESPONSES:
         head = {"id": ID, "type": kind, "agent_id": AGENT} | ({"command_id": COMMAND_ID} if is_about_command else {})
-        yield row(title, {**head, "payload": payload, "timestamp": AT}, decode_response)
+        yield prepare(title, {**head, "payload": payload, "timestamp": AT}, decode_response)
     for kind, payload in REQUESTS.items():
-        yield row(f"request: {kind}", {"id": ID, "type": kind, "payload": payload, "timestamp": AT}, decode_request)
+        yield prepare(f"request {kind}", {"id": ID, "type": kind, "payload": payload, "timestamp": AT}, decode_request)
     for command in COMMANDS:
-        yield row(f"command: {command.type}", command)
+        yield prepare(f"command {command.type}", command)
 
 
-def row(title: str, message: object, decode: Callable[[bytes], Any] | None = None) -> Row:
-    """Prepare the row of a message. Without `decode`, a decoder without checks is measured."""
+def prepare(title: str, message: object, decode: Callable[[bytes], Any] | None = None) -> Message:
+    """Prepare the timings of a message. Without `decode`, it is read without checks, as agents do."""
     raws = {codec: encode(message, codec) for codec in CODECS}
-    encoding = [Timing(partial(encode, message, codec)) for codec in CODECS]
-    decoding = [Timing(partial(decode or PLAIN_DECODERS[codec], raw)) for codec, raw in raws.items()]
-    return Row(title, [len(raw) for raw in raws.values()], encoding + decoding)
-
-
-def table(measured: list[Row]) -> str:
-    """Format the figures as a Markdown table."""
-    head = ("message", "JSON B", "MsgPack B", "share", "write JSON", "write MsgPack", "read JSON", "read MsgPack")
-    lines = [head, ("---", *(["--:"] * (len(head) - 1)))]
-    for title, (json, msgpack), timings in measured:
-        times = (f"{timing.us:.2f}" for timing in timings)
-        lines.append((title, str(json), str(msgpack), f"{msgpack / json:.0%}", *times))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def main(rounds: int) -> None:
-    """Measure all messages once in each round, so that a short disturbance affects few rounds of each message."""
-    measured = list(rows())
-    for _ in range(rounds):
-        for each in measured:
-            for timing in each.timings:
-                timing.measure()
-    versions = f"Python {platform.python_version()}, msgspec {msgspec.__version__}"
-    print(f"{os.cpu_count()} cores, {versions}; times in µs", file=sys.stderr)
-    print(table(measured))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="number of rounds; the shortest one is reported; default: 20"
+    return Message(
+        title,
+        {codec: len(raw) for codec, raw in raws.items()},
+        {codec: Timing(partial(encode, message, codec)) for codec in CODECS},
+        {codec: Timing(partial(decode or PLAIN_DECODERS[codec], raw)) for codec, raw in raws.items()},
+        {codec: Timing(partial(PLAIN_DECODERS[codec], raw)) for codec, raw in raws.items()} if decode else {},
     )
-    rounds = parser.parse_args().rounds
-    if rounds < 1:
-        parser.error("--rounds: expected at least 1")
-    main(rounds)

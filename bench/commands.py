@@ -1,40 +1,52 @@
 """Measures the fan-out of one request to many agents, and the CPU time that an idle engine spends on deadlines.
 
-The first figure is the time from the request to the last command in its list. Its limit, measured in the same run, is
-what the server alone needs for the same writes: for each command an HSET of its record, an LPUSH of its body and a ZADD
-of its deadline, in pipelines of a thousand.
+The first figure is the time from the request until the last command is in its list. Its limit is what the server alone
+needs for the same writes: for each command an HSET of its record, an LPUSH of its body and a ZADD of its deadline, in
+pipelines of a thousand.
 """
 
-import argparse
-import json
 import time
+from collections.abc import Iterator
+from typing import Final
 
-from aism_engine.store.embedded import EmbeddedServer
-from bench.harness import PAGE, Bench, cpu_share, poll, push, register, run, running_engine, wait_empty
+from bench.engine_process import EngineProcess
+from bench.harness import KEYS, PAGE, Client, Options, connect, cpu_share, make_server, poll, progress, push, wait_empty
+from bench.table import Row
+from bench.workloads import agent_id, registrations
 
-IDLE_S = 20.0
-SELECTOR = "type=type-0"
+SELECTOR: Final = "type=architect"
 
 
-async def fan_out(bench: Bench, agents: int) -> float:
+def rows(options: Options) -> Iterator[Row]:
+    agents, deadlines, idle_s = options.size(10_000, 1000), options.size(100_000, 10_000), options.size(20, 3)
+    with make_server(append_only=True) as server, EngineProcess(server.url) as engine:
+        client = connect(server.url)
+        push(client, KEYS.response_queue, registrations(agents))
+        wait_empty(client, KEYS.response_queue)
+        progress(f"commands: one request for {agents:,} agents")
+        fan_out_s, limit_s = fan_out(client, agents), write_the_same(client, agents)
+        yield Row(f"one request for {agents:,} agents, until the last command is in its list", fan_out_s, "s", limit_s)
+        progress("commands: idle engine")
+        without = cpu_share(engine.pid, idle_s)
+        schedule(client, deadlines, agents)
+        progress(f"commands: idle engine with {deadlines:,} scheduled commands")
+        idle, peer = cpu_share(engine.pid, idle_s), {"the same engine without them": without}
+        yield Row(f"CPU of an idle engine, {deadlines:,} scheduled commands", idle, "% of a core", None, peer)
+
+
+def fan_out(client: Client, agents: int) -> float:
     """Send one request to all agents; return the seconds until the last command is in its list."""
-    client, keys = bench.client, bench.keys
     payload = {"select": SELECTOR, "command": {"type": "work"}}
-
-    async def is_done() -> bool:
-        return int(await client.zcard(keys.deadlines)) > agents  # one for each command, and one for the group
-
     started_at = time.perf_counter()
-    await push(client, keys.request_queue, [{"id": "all", "type": "send", "payload": payload}])
-    await client.publish(keys.requests, b"")
-    await poll(is_done, 0.002)
+    push(client, KEYS.request_queue, [{"id": "all", "type": "send", "payload": payload}])
+    client.publish(KEYS.requests, b"")
+    poll(lambda: client.zcard(KEYS.deadlines) > agents, 0.002)  # one for each command, and one for the group
     return time.perf_counter() - started_at
 
 
-async def write_the_same(bench: Bench, agents: int) -> float:
+def write_the_same(client: Client, agents: int) -> float:
     """Write one record, list and deadline for each agent, without an engine; return the seconds."""
-    client, keys = bench.client, bench.keys
-    fields = await client.hgetall(keys.command("all.worker-000000"))
+    fields = client.hgetall(KEYS.command(f"all.{agent_id(0)}"))
     record = {name.decode(): value for name, value in fields.items()}
     started_at = time.perf_counter()
     for start in range(0, agents, PAGE):
@@ -43,44 +55,13 @@ async def write_the_same(bench: Bench, agents: int) -> float:
             pipeline.hset(f"limit:command:{number}", mapping=record)
             pipeline.lpush(f"limit:agent:{number}", record["body"])
             pipeline.zadd("limit:deadlines", {f"command:{number}": number})
-        await pipeline.execute()
+        pipeline.execute()
     return time.perf_counter() - started_at
 
 
-async def schedule(bench: Bench, commands: int, agents: int) -> None:
+def schedule(client: Client, commands: int, agents: int) -> None:
     """Schedule commands for tomorrow, the same number for each agent."""
-    client, keys = bench.client, bench.keys
     payload = {"select": SELECTOR, "command": {"type": "work"}, "options": {"start_in": 86_400}}
     requests = ({"id": f"later-{n}", "type": "send", "payload": payload} for n in range(commands // agents))
-    await push(client, keys.request_queue, requests)
-    await wait_empty(client, keys.request_queue, keys.fanout)
-
-
-async def main(agents: int, deadlines: int) -> None:
-    with EmbeddedServer() as server:
-        async with running_engine(server) as bench:
-            await register(bench, agents)
-            fan_out_s = await fan_out(bench, agents)
-            limit_s = await write_the_same(bench, agents)
-            without = await cpu_share(IDLE_S)
-            await schedule(bench, deadlines, agents)
-            idle = await cpu_share(IDLE_S)
-            held = await bench.client.zcard(bench.keys.deadlines)
-    figures = {
-        "agents": agents,
-        "fan_out_s": round(fan_out_s, 2),
-        "limit_s": round(limit_s, 2),
-        "ratio": round(limit_s / fan_out_s, 2),
-        "deadlines": held,
-        "idle_cpu": f"{idle:.2%}",
-        "deadlines_cpu": f"{idle - without:.2%}",
-    }
-    print(json.dumps(figures))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--agents", type=int, default=10_000)
-    parser.add_argument("--deadlines", type=int, default=100_000, help="scheduled commands of the idle engine")
-    options = parser.parse_args()
-    run(main(options.agents, options.deadlines))
+    push(client, KEYS.request_queue, requests)
+    wait_empty(client, KEYS.request_queue, KEYS.fanout)

@@ -1,104 +1,207 @@
-"""What the benchmarks share: an engine with the default settings, messages in pages, polling, and CPU time."""
+"""What the benchmarks share: servers, programs beside them, clients, CPU clocks, and runs that alternate.
 
-import asyncio
-import logging
-import resource
+The benchmarks block: they only wait for the programs that they measure.
+"""
+
+import ctypes
+import os
+import random
+import shutil
+import socket
+import statistics
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+import hiredis
 import msgspec
-import structlog
-import uvloop
+import redis
 
-from aism_engine.cli.event_loop import tune_garbage_collector
-from aism_engine.config import load_settings
-from aism_engine.engine import Engine
-from aism_engine.settings import Settings
-from aism_engine.store.client import connect
-from aism_engine.store.client_type import Client
-from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.server_url import parse_url
+from aism_engine.store.embedded import EmbeddedServer, bundled_binary
 from aism_engine.store.keys import Keys
 
-PAGE = 1000
+Client: TypeAlias = Any
+"""A `redis.Redis`. redis-py annotates replies for clients with and without decoding; this one does not decode."""
+Command: TypeAlias = tuple[str | bytes | int | float, ...]
+T = TypeVar("T")
+N = TypeVar("N", bound=NamedTuple)
+
+KEYS: Final = Keys()
+PAGE: Final = 1000
 """Messages or keys in one call."""
+TIMEOUT_S: Final = 60.0
+"""Longest wait for a reply of the server. It only guards against hanging."""
+GUARD_S: Final = 600.0
+"""Longest wait for a condition. It only guards against hanging."""
 
 
-class Bench(NamedTuple):
-    """A running engine, and a client of its server."""
+class Options(NamedTuple):
+    """Options of a run of the suite."""
 
-    engine: Engine
-    client: Client
-    keys: Keys
+    runs: int
+    quick: bool
 
-
-def default_settings(server: EmbeddedServer, overrides: Mapping[str, object] | None = None) -> Settings:
-    """Return the default settings for a server, without HTTP; `overrides` is by dotted name."""
-    flags = {"redis.url": server.url, "http.enabled": False, **(overrides or {})}
-    return load_settings(environ={}, overrides=flags).settings
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
 
 
-@asynccontextmanager
-async def running_engine(server: EmbeddedServer, overrides: Mapping[str, object] | None = None) -> AsyncIterator[Bench]:
-    settings, stopping = default_settings(server, overrides), asyncio.Event()
-    engine, client = Engine(settings), connect(settings.redis, "bench", timeout_s=60)
-    running = asyncio.create_task(engine.run(stopping))
-    try:
-        yield Bench(engine, client, Keys(settings.redis.prefix))
-    finally:
-        stopping.set()
-        await running
-        await client.aclose()
+def progress(text: str) -> None:
+    """Say on standard error what is measured now."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a benchmark in the same event loop, and with the same garbage collection, as `aism-engine run`."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    tune_garbage_collector()
-    uvloop.run(main)
+# --- servers and clients ----------------------------------------------------------------------------------------------
 
 
-async def poll(condition: Callable[[], Awaitable[Any]], interval_s: float = 0.005) -> None:
-    """Wait until a condition about the server is true. Polls, because the engine must not know that it is observed."""
-    while not await condition():  # noqa: ASYNC110  the condition is in Redis
-        await asyncio.sleep(interval_s)
+def make_server(*, append_only: bool = False) -> EmbeddedServer:
+    """Prepare a server: `AISM_TEST_SERVER` (a path or a command), else the bundled one."""
+    named = os.environ.get("AISM_TEST_SERVER")
+    binary = Path(shutil.which(named) or named) if named else bundled_binary()
+    return EmbeddedServer(binary, append_only=append_only)
 
 
-async def push(client: Client, queue: str, messages: Iterable[bytes | dict[str, Any]]) -> None:
+def connect(url: str, *, timeout_s: float | None = TIMEOUT_S) -> Client:
+    return redis.Redis.from_url(url, socket_timeout=timeout_s)
+
+
+class RawConnection:
+    """One connection without redis-py: commands are sent at once, replies are read later."""
+
+    def __init__(self, url: str) -> None:
+        server = parse_url(url)
+        self._socket = socket.create_connection((server.host, server.port), TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._replies = hiredis.Reader()
+
+    def send(self, *commands: Command) -> None:
+        packed = (hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # of any length
+        self.send_packed(b"".join(packed))
+
+    def send_packed(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def read(self) -> Any:  # noqa: ANN401  a reply is what the command makes it
+        while (reply := self._replies.gets()) is False:
+            self._replies.feed(self._socket.recv(1 << 16))
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def discard(self, replies: int) -> None:
+        """Read replies that do not matter."""
+        for _ in range(replies):
+            self.read()
+
+    def call(self, *commands: Command) -> list[Any]:
+        self.send(*commands)
+        return [self.read() for _ in commands]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def push(client: Client, queue: str, messages: Iterable[bytes | dict[str, Any]]) -> None:
     """Push messages in pages, the first one first. Dictionaries are encoded."""
     bodies = (each if isinstance(each, bytes) else msgspec.json.encode(each) for each in messages)
     while page := list(islice(bodies, PAGE)):
-        await client.lpush(queue, *page)
+        client.lpush(queue, *page)
 
 
-async def wait_empty(client: Client, *queues: str, interval_s: float = 0.005) -> None:
-    async def are_empty() -> bool:
-        return not any([await client.llen(queue) for queue in queues])
-
-    await poll(are_empty, interval_s)
-
-
-async def register(bench: Bench, agents: int, types: int = 1) -> None:
-    """Register agents `worker-000000`, … of the types `type-0`, … in turn, and wait until the engine has applied it."""
-    client, keys = bench.client, bench.keys
-    registrations = (
-        {"type": "register", "agent_id": f"worker-{number:06d}", "payload": {"type": f"type-{number % types}"}}
-        for number in range(agents)
-    )
-    await push(client, keys.response_queue, registrations)
-    await wait_empty(client, keys.response_queue)
-    assert await client.scard(keys.index) == agents
+def poll(condition: Callable[[], object], interval_s: float = 0.005) -> None:
+    """Wait until a condition about the server is true. Polls, because the engine must not know that it is observed."""
+    give_up_at = time.monotonic() + GUARD_S
+    while not condition():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"waited for {GUARD_S:.0f} s")
+        time.sleep(interval_s)
 
 
-async def cpu_share(seconds: float) -> float:
-    """Return the share of a core that this process uses in this time."""
-    started_at, before_s = time.monotonic(), _cpu_s()
-    await asyncio.sleep(seconds)
-    return (_cpu_s() - before_s) / (time.monotonic() - started_at)
+def wait_empty(client: Client, *queues: str, interval_s: float = 0.005) -> None:
+    poll(lambda: not any(client.llen(queue) for queue in queues), interval_s)
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def beside(program: Callable[..., None], *arguments: object) -> Iterator[int]:
+    """Run a function in a process of its own, and kill it in the end. Yields the process id."""
+    process = get_context("spawn").Process(target=program, args=arguments, daemon=True)
+    process.start()
+    try:
+        assert process.pid is not None
+        yield process.pid
+    finally:
+        process.kill()
+        process.join()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process and all its threads, in seconds, with the resolution of the scheduler."""
+    clock = ctypes.c_int()
+    if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
+
+
+def server_cpu_s(client: Client) -> float:
+    """Return the CPU time of the server, in seconds."""
+    used = client.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"])
+
+
+def cpu_share(pid: int, seconds: float) -> float:
+    """Return the percentage of a core that a process uses in this time."""
+    started_at, before_s = time.monotonic(), cpu_s(pid)
+    time.sleep(seconds)
+    return 100 * (cpu_s(pid) - before_s) / (time.monotonic() - started_at)
+
+
+# --- runs and statistics ----------------------------------------------------------------------------------------------
+
+
+def interleave(options: Options, title: str, contestants: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Measure all contestants once in each run, so that other load on the machine affects all of them.
+
+    The order alternates: what one leaves behind (caches, memory of the server) is not always met by the same next one.
+    """
+    results: dict[str, list[T]] = {name: [] for name in contestants}
+    for run in range(options.runs):
+        for name in list(contestants)[:: 1 if run % 2 == 0 else -1]:
+            progress(f"{title}: {name}, run {run + 1} of {options.runs}")
+            results[name].append(contestants[name]())
+    return results
+
+
+def sample(turns: int, probes: Mapping[str, Callable[[], float]], pause_s: float) -> dict[str, list[float]]:
+    """Call each probe once in each turn; return the seconds that the probes returned.
+
+    The pauses vary between 0.5 and 1.5 `pause_s`, so that no probe always meets the same phase of a timer.
+    """
+    times: dict[str, list[float]] = {name: [] for name in probes}
+    for _ in range(turns):
+        for name, probe in probes.items():
+            time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311
+            times[name].append(probe())
+    return times
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """Return the smallest value that is not exceeded by `percent` percent of the values."""
+    ordered = sorted(values)
+    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
+
+
+def median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def medians(results: Mapping[str, list[N]]) -> dict[str, N]:
+    """Return the median of each field, over the runs of each contestant."""
+    return {name: each[0]._make(map(median, zip(*each, strict=True))) for name, each in results.items()}

@@ -1,68 +1,64 @@
-"""Measures the share of a core that liveness costs: for a fleet that sends heartbeats, and for one that falls silent.
+"""Measures an engine that only observes a fleet: its share of a core, and how long its event loop was held.
 
-Each agent sends a heartbeat every ten seconds; then all fall silent at once. The figure of the same engine without
-agents is subtracted from both figures. By default each is measured for as long as the registrar needs to read all
-metadata once (`registrar.metadata_interval`). The agents run in another process, so that only the engine is measured.
+Each agent sends a heartbeat every ten seconds, spread evenly. Then all fall silent at once, which the engine takes for
+its own blindness: it marks no agent as lost. The agents run in another process.
 """
 
-import argparse
-import asyncio
-import json
-import multiprocessing
 import time
+from collections.abc import Iterator, Mapping
+from typing import Final
 
-import redis
-
+from aism_engine.domain.policy import LivenessSettings
 from aism_engine.store.embedded import EmbeddedServer
-from aism_engine.store.keys import Keys
-from bench.harness import cpu_share, poll, run, running_engine
+from bench import peers
+from bench.engine_process import EngineProcess
+from bench.harness import KEYS, Options, beside, connect, cpu_share, make_server, poll, progress
+from bench.table import Row
 
-HEARTBEAT_INTERVAL_S = 10
-PAGES_PER_SECOND = 20
-START_S = 3
-"""The engine starts meanwhile."""
-
-
-def send_heartbeats(url: str, agents: int) -> None:
-    """Send heartbeats for all agents in turn, until killed."""
-    client, heartbeats, number = redis.Redis.from_url(url), Keys().heartbeats, 0
-    page = max(1, agents // HEARTBEAT_INTERVAL_S // PAGES_PER_SECOND)
-    interval_s = page * HEARTBEAT_INTERVAL_S / agents
-    next_at = time.monotonic()
-    while True:
-        now = time.time()
-        client.zadd(heartbeats, {f"agent-{(number + each) % agents:06d}": now for each in range(page)})
-        number += page
-        next_at += interval_s
-        time.sleep(max(0.0, next_at - time.monotonic()))
+FEW: Final = 10
+SETTLE_S: Final = 5.0
+"""Time beyond `silent_after` or `lost_after`, after which the engine has seen the change of every agent."""
+LAG: Final = 'aism_event_loop_lag_seconds_bucket{le="'
 
 
-async def main(agents: int, seconds: float) -> None:
-    with EmbeddedServer() as server:
-        async with running_engine(server) as bench:
-            liveness = bench.engine.settings.liveness
-
-            async def all_admitted() -> bool:
-                return int(await bench.client.scard(bench.keys.index)) == agents
-
-            await asyncio.sleep(START_S)
-            idle = await cpu_share(seconds)
-            fleet = multiprocessing.get_context("spawn").Process(target=send_heartbeats, args=(server.url, agents))
-            fleet.start()
-            await poll(all_admitted, 0.2)
-            await asyncio.sleep(liveness.silent_after + 5)  # every agent is fresh by then
-            beating = await cpu_share(seconds)
-            fleet.kill()
-            fleet.join()
-            await asyncio.sleep(liveness.lost_after + 5)  # the brake holds: no agent is lost
-            silent = await cpu_share(seconds)
-    figures = {"agents": agents, "idle": f"{idle:.2%}"}
-    print(json.dumps(figures | {"beating": f"{beating - idle:.2%}", "silent": f"{silent - idle:.2%}"}))
+def rows(options: Options) -> Iterator[Row]:
+    """Measure for as long as the registrar needs to read all metadata once (`registrar.metadata_interval`)."""
+    liveness, seconds, many = LivenessSettings(), options.size(60, 10), options.size(100_000, 10_000)
+    few: dict[str, float] = {}
+    for agents in (FEW, many):
+        with make_server() as server, EngineProcess(server.url) as engine:
+            engine.wait_leading()
+            with beside(peers.send_heartbeats, server.url, agents):
+                progress(f"liveness: {agents:,} agents join")
+                wait_admitted(server, agents)
+                time.sleep(liveness.silent_after + SETTLE_S)
+                yield from observe(engine, f"{agents:,} agents that send heartbeats", seconds, few)
+            if agents == many:
+                time.sleep(liveness.lost_after + SETTLE_S)
+                yield from observe(engine, f"{agents:,} agents that fell silent at once", seconds, few)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--agents", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long each figure is measured")
-    options = parser.parse_args()
-    run(main(options.agents, options.seconds))
+def wait_admitted(server: EmbeddedServer, agents: int) -> None:
+    client = connect(server.url)
+    poll(lambda: client.scard(KEYS.index) == agents, 0.2)
+
+
+def observe(engine: EngineProcess, fleet: str, seconds: float, few: dict[str, float]) -> Iterator[Row]:
+    """Measure for a time. The first fleet fills `few`, to which the other fleets are compared."""
+    progress(f"liveness: {fleet}, for {seconds:.0f} s")
+    before = engine.metrics()
+    measured = {
+        "CPU of an idle engine": (cpu_share(engine.pid, seconds), "% of a core"),
+        "longest time the event loop was held": (longest_lag_ms(before, engine.metrics()), "ms at most"),
+    }
+    for name, (figure, unit) in measured.items():
+        peers = {f"{FEW} agents": few[name]} if name in few else {}
+        few.setdefault(name, figure)
+        yield Row(f"{name}, {fleet}", figure, unit, None, peers)
+
+
+def longest_lag_ms(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Return the upper bound of the histogram's bucket with the longest lag between two scrapes, in milliseconds."""
+    bounds = [(float(name[len(LAG) : -2]), count - before[name]) for name, count in after.items() if LAG in name]
+    observed = max(count for _, count in bounds)
+    return 1000 * min(bound for bound, count in bounds if count == observed)

@@ -1,60 +1,43 @@
 """Measures how long a scrape of /metrics takes with a large fleet, over HTTP on loopback.
 
-The limit, measured in the same process, is the time in which the Prometheus client writes the same text without HTTP.
+The limit is a request for /livez to the same engine: HTTP without the text of the metrics.
 """
 
-import argparse
-import asyncio
-import json
-import statistics
 import time
-from urllib.request import urlopen
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
 
-from prometheus_client import generate_latest
+from aism_engine.settings import SamplerSettings
+from bench.engine_process import EngineProcess
+from bench.harness import KEYS, Options, connect, make_server, percentile, progress, push, sample, wait_empty
+from bench.table import Row
+from bench.workloads import response
 
-from aism_engine.store.embedded import EmbeddedServer
-from bench.harness import register, run, running_engine
-
-AGENT_TYPES = 100
+AGENT_TYPES: Final = 100
+PAUSE_S: Final = 0.1
 
 
-def scrape(url: str) -> tuple[float, int]:
-    """Return the seconds that a scrape takes, and its bytes."""
+def rows(options: Options) -> Iterator[Row]:
+    agents, scrapes = options.size(100_000, 10_000), options.size(50, 20)
+    with make_server() as server, EngineProcess(server.url) as engine:
+        client = connect(server.url)
+        progress(f"scrape: {agents:,} agents join")
+        types = ({"type": f"type-{number % AGENT_TYPES}"} for number in range(agents))
+        push(client, KEYS.response_queue, (response(n, "register", n, payload) for n, payload in enumerate(types)))
+        wait_empty(client, KEYS.response_queue)
+        time.sleep(SamplerSettings().poll_interval + 1)  # the metrics show the whole fleet
+        progress(f"scrape: {scrapes} scrapes")
+        paths = {path: partial(get, engine, path) for path in ("/metrics", "/livez")}
+        seconds, size = sample(scrapes, paths, PAUSE_S), len(engine.get("/metrics"))
+    for percent in (50, 99):
+        scrape_ms, limit_ms = (1000 * percentile(each, percent) for each in seconds.values())
+        name = f"scrape of /metrics, {agents:,} agents, p{percent}"
+        yield Row(name, scrape_ms, "ms", limit_ms, note=f"{size / 1000:.0f} kB")
+
+
+def get(engine: EngineProcess, path: str) -> float:
+    """Return the seconds that a request takes."""
     started_at = time.perf_counter()
-    with urlopen(url) as reply:  # noqa: S310  the address of our own engine
-        size = len(reply.read())
-    return time.perf_counter() - started_at, size
-
-
-async def main(agents: int, scrapes: int) -> None:
-    with EmbeddedServer() as server:
-        async with running_engine(server, {"http.enabled": True, "http.port": 0}) as bench:
-            await register(bench, agents, AGENT_TYPES)
-            await asyncio.sleep(bench.engine.settings.sampler.poll_interval + 1)  # the metrics show the whole fleet
-            host, port = bench.engine.http.address
-            scrape_s, limit_s, size = [], [], 0
-            for _ in range(scrapes):
-                seconds, size = await asyncio.to_thread(scrape, f"http://{host}:{port}/metrics")
-                scrape_s.append(seconds)
-                await asyncio.sleep(0.1)
-            for _ in range(scrapes):
-                started_at = time.perf_counter()
-                generate_latest(bench.engine.metrics.registry)
-                limit_s.append(time.perf_counter() - started_at)
-    figures = {
-        "agents": agents,
-        "bytes": size,
-        "scrape_ms": round(1000 * statistics.median(scrape_s), 1),
-        "scrape_max_ms": round(1000 * max(scrape_s), 1),
-        "limit_ms": round(1000 * statistics.median(limit_s), 1),
-        "ratio": round(statistics.median(limit_s) / statistics.median(scrape_s), 2),
-    }
-    print(json.dumps(figures))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--agents", type=int, default=100_000)
-    parser.add_argument("--scrapes", type=int, default=50)
-    options = parser.parse_args()
-    run(main(options.agents, options.scrapes))
+    engine.get(path)
+    return time.perf_counter() - started_at
