@@ -14,9 +14,10 @@ outcomes: what a handler returns is the result, what it raises is the error. A c
 
 Guaranteed: messages are sent in order, and again under the same id until Redis has accepted them. While Redis is away,
 they wait in memory. When `outbox` messages wait, a handler that sends another one waits, and the agent takes no further
-commands. A stop waits at most `stop_timeout_s` until they are sent. A command that is delivered again is not executed
-again by the same process. Not guaranteed: that a command is executed only once. If the process dies after the work and
-before the outcome was sent, the engine delivers the command again.
+commands. A command that is delivered again is not executed again by the same process. A stop takes at most
+`stop_timeout_s`, unless a handler goes on after it was cancelled, as a plain function may. Not guaranteed: that a
+command is executed only once. If the process dies after the work and before the outcome was sent, the engine delivers
+the command again.
 """
 
 import asyncio
@@ -45,6 +46,8 @@ log = structlog.get_logger(component="agent")
 
 _POLL_INTERVAL_S: Final = 1.0
 """Longest wait for a command or for a free slot."""
+_SENDING_SHARE: Final = 0.1
+"""Share of `stop_timeout_s` that a stop keeps for the messages to be sent: an arbitrary number."""
 _UNSENT: Final = "the messages are lost; commands without an outcome are delivered again when the agent registers again"
 
 StartHandler: TypeAlias = Callable[["Agent"], object]
@@ -71,8 +74,9 @@ class Agent(Verbs):
         stop_timeout_s: float = 10.0,
         outbox: int = 1000,
     ) -> None:
-        """Server and prefix default to AISM_REDIS_URL and AISM_REDIS__PREFIX. After a stop signal, handlers have
-        `stop_timeout_s` to finish. Raises ValueError for an invalid id.
+        """Server and prefix default to AISM_REDIS_URL and AISM_REDIS__PREFIX. Raises ValueError for an invalid id.
+
+        After nine tenths of `stop_timeout_s`, a stop cancels the handlers. The rest is for unsent messages.
         """
         default_url, default_prefix = default_server()
         url, prefix = url or default_url, prefix or default_prefix
@@ -147,11 +151,13 @@ class Agent(Verbs):
                 await run_until(stopping, self._take_commands(), *map(asyncio.shield, [*sending, receiving]))
             finally:
                 stopping.set()
-                await self._tasks.stop(self._stop_timeout_s)
-                await asyncio.wait([receiving], timeout=self._stop_timeout_s)
+                sending_s = self._stop_timeout_s * _SENDING_SHARE
+                cancels_at = asyncio.get_running_loop().time() + self._stop_timeout_s - sending_s
+                await self._tasks.stop(_seconds_until(cancels_at))
+                await asyncio.wait([receiving], timeout=_seconds_until(cancels_at))
                 await cancel_tasks([receiving])
                 self._outbox.close()
-                error = await self._leave()
+                error = await self._leave(sending_s + _seconds_until(cancels_at))
                 await cancel_tasks(sending)
             if error is not None:
                 raise error
@@ -203,10 +209,10 @@ class Agent(Verbs):
             await self.client.send("register", self._registration)
         await self._outbox.refresh_state()
 
-    async def _leave(self) -> ServerUnavailableError | None:
+    async def _leave(self, timeout_s: float) -> ServerUnavailableError | None:
         """Say goodbye, and wait until all messages are sent; return an error if they could not be sent in time."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._stop_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await self._outbox.send("goodbye", {})
                 await self._outbox.wait_sent()
                 return None
@@ -231,6 +237,11 @@ class Agent(Verbs):
     async def _take_cancellations(self) -> None:
         async for command_id in self.client.take_cancellations(self._tasks.running):
             self._tasks.cancel(command_id)
+
+
+def _seconds_until(instant: float) -> float:
+    """Return how long it takes until an instant of the event loop's clock; 0 if it has passed."""
+    return max(0.0, instant - asyncio.get_running_loop().time())
 
 
 async def run_until_signal(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

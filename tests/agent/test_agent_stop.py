@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from aism_engine.agent.agent import Task, run_until_signal
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.embedded import EmbeddedServer
+from aism_engine.store.keys import Keys
 from tests.agent.agents import ID, build_agent, has_left, leave_no_time, running, send, wait_for_status
 from tests.support.engine import Running, eventually, plain_client, running_engine
 
@@ -92,7 +94,8 @@ async def test_commands_beyond_the_concurrency_stay_in_the_list(
 
 async def test_a_cancellation_reaches_a_busy_agent(engine: Running, server: EmbeddedServer, prefix: str) -> None:
     """The handler is cancelled, and no outcome is sent."""
-    agent, cancelled = build_agent(server, prefix, stop_timeout_s=0.1), asyncio.Event()
+    agent, cancelled = build_agent(server, prefix), asyncio.Event()
+    leave_no_time(agent)
 
     @agent.on("work")
     async def work(_: Task) -> None:
@@ -282,6 +285,52 @@ async def test_a_stop_during_an_outage_says_what_was_not_sent(own: EmbeddedServe
             again.on("work")(lambda _: {"again": True})
             engine.client = client
             assert (await wait_for_status(engine, "c1", "succeeded"))["result"] == '{"again":true}'
+
+
+async def test_a_stop_has_one_deadline_for_handlers_and_messages(
+    own: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handlers of commands and of messages have nine tenths of the time; the last tenth is for unsent messages."""
+    agent, keys = build_agent(own, prefix, stop_timeout_s=600.0), Keys(prefix)
+    began: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("command", "message", "stop")}
+    cancelled: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("command", "message")}
+    stop_handlers, passed_s = agent._tasks.stop, 0.0
+
+    async def work_forever(name: str) -> None:
+        began[name].set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled[name].set()
+
+    async def stop(timeout_s: float) -> None:
+        began["stop"].set()
+        await stop_handlers(timeout_s)
+
+    agent.on("work")(lambda _: work_forever("command"))
+    agent.on_message(lambda _: work_forever("message"))
+    monkeypatch.setattr(agent._tasks, "stop", stop)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + passed_s)
+    stopping = asyncio.Event()
+    async with plain_client(own) as client:
+        async with running_engine(own, prefix) as engine:
+            run = asyncio.create_task(agent.run(stopping))
+            await send(engine, "c1")
+            content = {"from": "a", "content": 1, "thread_id": None}
+            await client.lpush(keys.inbox(ID), json.dumps({"id": "m1", "type": "message", "payload": content}))
+            for name in ("command", "message"):
+                await began[name].wait()
+        own.kill()
+    stopping.set()
+    await began["stop"].wait()
+    passed_s = 541.0
+    for name in ("command", "message"):
+        await cancelled[name].wait()
+    await eventually(lambda: agent._outbox._loop is None)  # it says goodbye
+    assert not run.done()
+    passed_s = 601.0
+    with pytest.raises(ServerUnavailableError, match="not sent"):
+        await run
 
 
 async def test_a_program_whose_messages_were_not_sent_exits_with_69(own: EmbeddedServer) -> None:
