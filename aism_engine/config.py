@@ -96,11 +96,24 @@ def descriptions() -> dict[str, str]:
     return {key: next(each for each in get_args(kind)[1:] if isinstance(each, str)) for key, kind in _SETTINGS.items()}
 
 
-def as_text(key: str, value: object) -> str:
-    """Write the value of a setting: a duration with its unit, others as JSON. Except for tables, this is also TOML."""
-    if DURATION in get_args(_SETTINGS[key]) and isinstance(value, float):
+def as_toml(key: str, value: object) -> str:
+    """Write the value of a setting in TOML on one line, a duration with its unit."""
+    return _as_toml(_SETTINGS[key], value)
+
+
+def _as_toml(kind: object, value: object) -> str:
+    if isinstance(value, dict):
+        kinds = _kinds_of_table(_without_annotation(kind), value)
+        entries = (f"{_toml_key(name)} = {_as_toml(kinds[name], each)}" for name, each in value.items())
+        return f"{{ {', '.join(entries)} }}" if value else "{}"
+    if DURATION in get_args(kind) and isinstance(value, float):
         value = format_duration(value)
-    return msgspec.json.encode(value).decode()
+    # Other values are written as in JSON, but TOML does not allow the character DEL.
+    return msgspec.json.encode(value).decode().replace("\x7f", r"\u007f")
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _as_toml(str, name)
 
 
 def render_reference() -> str:
@@ -109,7 +122,7 @@ def render_reference() -> str:
     for name, section in _SECTIONS.items():
         lines += [f"# {section.__doc__}", f"[{name}]"]
         for field in fields(section):
-            default = as_text(f"{name}.{field.name}", getattr(getattr(defaults, name), field.name))
+            default = as_toml(f"{name}.{field.name}", getattr(getattr(defaults, name), field.name))
             lines += [f"# {described[f'{name}.{field.name}']}", f"{field.name} = {default}"]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
@@ -150,7 +163,7 @@ def _convert(kind: object, raw: object, where: str, problems: list[str], *, stri
 
     Problems are appended to `problems`; the result is then invalid.
     """
-    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    bare = _without_annotation(kind)
     if isinstance(raw, str) and raw.lstrip().startswith("[") and not strict:  # a list in the environment is JSON
         with suppress(msgspec.DecodeError, RecursionError):
             raw = msgspec.json.decode(raw)
@@ -186,17 +199,27 @@ def _convert_table(kind: Any, raw: object, where: str, problems: list[str], *, s
     if not isinstance(table, dict):
         problems.append(f"{where}: expected a table, got {_shown(raw)}")
         return None
-    free = get_origin(kind) is dict
-    known = dict.fromkeys(table, get_args(kind)[1]) if free else {field.name: field.type for field in fields(kind)}
+    known = _kinds_of_table(kind, table)
     problems += (f"{where}.{name}: unknown setting{_suggestion(name, known)}" for name in table if name not in known)
     problems += (f"{where}.{name}: missing" for name in known if name not in table)
     given = [name for name in known if name in table]
     values = {name: _convert(known[name], table[name], f"{where}.{name}", problems, strict=True) for name in given}
     try:
-        return values if free or len(problems) > known_problems else kind(**values)
+        return values if get_origin(kind) is dict or len(problems) > known_problems else kind(**values)
     except ValueError as error:  # two settings of the table contradict each other
         problems.append(f"{where}.{error}")
         return None
+
+
+def _kinds_of_table(kind: Any, table: Mapping[str, object]) -> dict[str, Any]:  # noqa: ANN401  a type form
+    """Return the type of each value that a table may have. The names of a dict are free: those of `table` are used."""
+    if get_origin(kind) is dict:
+        return dict.fromkeys(table, get_args(kind)[1])
+    return {field.name: field.type for field in fields(kind)}
+
+
+def _without_annotation(kind: object) -> Any:  # noqa: ANN401  a type form
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from aism_engine.cli import options
 from aism_engine.cli.output import Output, table_lines
-from aism_engine.config import as_text, load_settings
+from aism_engine.config import as_toml, load_settings
 from aism_engine.errors import ConfigError
 from aism_engine.policy_loader import load_machines
 from aism_engine.redact import redacted
@@ -57,7 +57,7 @@ def show(*, config: options.Config = None, output: Output) -> None:
         for section, table in msgspec.to_builtins(settings).items()
         for name, value in table.items()
     }
-    rows = [{"setting": key, **each, "value": as_text(key, each["value"])} for key, each in found.items()]
+    rows = [{"setting": key, **each, "value": as_toml(key, each["value"])} for key, each in found.items()]
     output.print(found, "\n".join(table_lines(rows, ("setting", "value", "source"))))
 
 

@@ -68,6 +68,24 @@ async def test_show_has_value_and_source_and_hides_passwords(
     assert "hush" not in (await cli("config", "show")).out
 
 
+async def test_shown_settings_are_toml_that_sets_the_same_values(cli: Call, tmp_path: Path) -> None:
+    given, shown = tmp_path / "given.toml", tmp_path / "shown.toml"
+    given.write_text(
+        '[machines]\nby_type = { "a.b" = "journey", scribe = "open" }\n[logs]\nfile = "/a \\u007f\\"b\\""\n'
+        '[liveness.by_type]\nbuilder = { silent_after = "90s", lost_after = "1h" }\n'
+    )
+    lines = (await cli("config", "show", "--config", str(given))).out.splitlines()[1:]
+    rows = [re.fullmatch(r"(\S+) +(.*?) {2,}(default|file .*)", line) for line in lines]
+    settings = [(row[1], row[2]) for row in rows if row is not None]
+    assert len(settings) == len(lines)
+    assert dict(settings)["machines.by_type"] == '{ "a.b" = "journey", scribe = "open" }'
+    assert dict(settings)["liveness.by_type"] == '{ builder = { silent_after = "90s", lost_after = "1h" } }'
+    shown.write_text("".join(f"{name} = {value}\n" for name, value in settings))
+    found = [(await cli("config", "show", "--config", str(file), "--json")).json for file in (given, shown)]
+    first, again = ({name: setting["value"] for name, setting in each.items()} for each in found)
+    assert again == first
+
+
 async def test_machines_check_prints_valid_files_and_every_problem(cli: Call, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text('[machine]\nname = "good"\nopen = true\ninitial = "x"\n')
