@@ -30,9 +30,8 @@ def send(kind: str, payload: dict[str, object], command_id: str | None = None) -
     message = {"id": str(uuid.uuid4()), "type": kind, "agent_id": AGENT_ID, "instance": INSTANCE, "payload": payload}
     if command_id is not None:
         message["command_id"] = command_id
-    body = json.dumps(message)
-    redis.lpush("aism:engine:response_queue", body)
-    redis.publish("aism:engine:responses", body)
+    redis.lpush("aism:engine:response_queue", json.dumps(message))
+    redis.publish("aism:engine:responses", AGENT_ID)  # wakes the engine up, which ignores the content
 
 
 def heartbeat() -> None:

@@ -12,7 +12,7 @@ redis() { redis-cli -u "$server" --raw "$@" 2>/dev/null; }
 
 send() { # the push delivers the message; the publish only wakes the engine up sooner
   redis LPUSH aism:engine:response_queue "$1" >/dev/null
-  redis PUBLISH aism:engine:responses "$1" >/dev/null
+  redis PUBLISH aism:engine:responses "$agent" >/dev/null
 }
 
 echo "$agent waits for commands" >&2

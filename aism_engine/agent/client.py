@@ -156,7 +156,8 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
 
     async def push(self, bodies: Sequence[bytes]) -> None:
         """Push messages, the first one first. Idempotent: the engine knows their ids."""
-        push, publish = ("LPUSH", self._keys.response_queue, *bodies), ("PUBLISH", self._keys.responses, bodies[-1])
+        push = ("LPUSH", self._keys.response_queue, *bodies)
+        publish = ("PUBLISH", self._keys.responses, self.agent_id)  # the engine ignores the content
         await self._client.execute_commands([push, publish])
 
     # --- presence -----------------------------------------------------------------------------------------------------

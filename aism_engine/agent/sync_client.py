@@ -113,8 +113,9 @@ class SyncAgentClient:
         message = {"id": message_id, "type": kind, "agent_id": self.agent_id, "payload": payload, "reply": reply}
         if command_id is not None:
             message["command_id"] = command_id
-        body, queue, channel = json.dumps(message).encode(), self.keys.response_queue, self.keys.responses
-        self._retry(lambda redis: redis.calls([("LPUSH", queue, body), ("PUBLISH", channel, message_id)]))
+        push = ("LPUSH", self.keys.response_queue, json.dumps(message).encode())
+        publish = ("PUBLISH", self.keys.responses, self.agent_id)  # the engine ignores the content
+        self._retry(lambda redis: redis.calls([push, publish]))
         return message_id
 
     def _pop(self, key: str, wait_s: float) -> bytes | None:

@@ -83,7 +83,7 @@ class AdminClient(Inspector):
         body, expires_at = encode_finite(request), time.monotonic() + timeout_s
         await self._client.lpush(keys.request_queue, body)
         with suppress(ServerUnavailableError):  # the engine polls the queue as well
-            await self._client.publish(keys.requests, body)
+            await self._client.publish(keys.requests, request_id)
         while (remaining_s := expires_at - time.monotonic()) > 0:
             wait_s = max(0.01, min(remaining_s, _POP_S))  # 0 would block forever
             try:

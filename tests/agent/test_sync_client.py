@@ -72,6 +72,20 @@ async def test_the_wait_for_a_reply_survives_a_restart_of_the_server(own: Embedd
     client.close()
 
 
+async def test_a_message_is_pushed_and_then_the_agent_published(own: EmbeddedServer, prefix: str) -> None:
+    """As `AgentClient` does."""
+    client = SyncAgentClient("a", own.url, prefix)
+    async with plain_client(own) as plain, plain.pubsub() as pubsub:
+        await pubsub.subscribe(client.keys.responses)
+        await pubsub.get_message(timeout=300)
+        await plain.lpush(client.keys.commands("a"), b"no json")
+        assert await asyncio.to_thread(client.pop, client.keys.commands("a"), 0.0, "malformed_command") is None
+        event = await pubsub.get_message(timeout=300)
+        assert await plain.llen(client.keys.response_queue) == 1
+    assert event["data"] == b"a"
+    client.close()
+
+
 async def test_malformed_entries_are_reported_and_skipped(own: EmbeddedServer, prefix: str) -> None:
     """MessagePack is decoded: the agent may have registered with that codec elsewhere."""
     client = SyncAgentClient("a", own.url, prefix)
