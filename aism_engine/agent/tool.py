@@ -127,7 +127,7 @@ def _print_warnings(client: SyncAgentClient) -> None:
         registered, lease = client.registration_and_lease()
     except ServerUnavailableError:
         return
-    if warning := lease.notice("states are what the last one wrote, and messages wait until one leads"):
+    if warning := lease.notice("states were written by the last leader, and messages wait until one leads"):
         _print_error(f"warning: {warning}", DONE)
     elif not registered:
         fix = "check the id, or register: aism register --type TYPE"

@@ -104,7 +104,7 @@ async def test_an_agent_that_nobody_registered_is_warned_about(aism: Tool) -> No
 async def test_without_a_leader_aism_says_so(aism: Tool, redis_client: Redis, prefix: str) -> None:
     """The output is still that of the command. A request without a reply names the reason."""
     await redis_client.set(f"{prefix}:engine:led_at", int(time.time()) - 5 * 3600)
-    consequence = "states are what the last one wrote, and messages wait until one leads"
+    consequence = "states were written by the last leader, and messages wait until one leads"
     warning = f"aism: warning: no engine has led for 5h: {consequence}\n"
     shown = await aism("state", "current")
     assert (shown.code, shown.json["state"], shown.err) == (0, None, warning)
