@@ -37,19 +37,18 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[Fan
     return Lookups(commands=commands, group_requests=group_requests)
 
 
-def _decode(_policy: Policy, raw: bytes) -> FanoutTarget:
+def _decode(raw: bytes) -> FanoutTarget | MalformedError:
     try:
         return _DECODER.decode(raw)
     except ValueError as error:
-        raise MalformedError("invalid_message", explain(error)) from None
+        return MalformedError("invalid_message", explain(error))
 
 
 def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
     """Refuse a target whose keys have the wrong type; dead-letter what is not a target."""
     decision = Decision("fanout_target")
-    try:
-        target = _decode(policy, raw)
-    except MalformedError:
+    target = _decode(raw)
+    if isinstance(target, MalformedError):
         ctx = DecisionContext(draft, policy, decision, "engine")
         add_dead_letter(ctx, error.code, error.reason, raw, "fanout")
     else:
@@ -61,7 +60,7 @@ def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes
 FANOUT_HANDLER: Final = QueueHandler(
     name="fanout",
     source="fanout",
-    decode=_decode,
+    decode=lambda _policy, raws: [_decode(raw) for raw in raws],
     look_up=_look_up,
     decide=decide_fanout_target,
     dead_letter=_dead_letter,

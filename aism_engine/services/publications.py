@@ -11,6 +11,7 @@ import uuid_utils
 
 from aism_engine.domain.protocol.codec import decode_as, encode
 from aism_engine.domain.protocol.messages import MAX_MEASUREMENTS, Identifier, Measurements
+from aism_engine.domain.protocol.name_forms import MEASUREMENT_NAMES
 
 
 class _Publication(msgspec.Struct):
@@ -29,8 +30,8 @@ class _Measurement(_Publisher):
     values: Measurements
 
     def __post_init__(self) -> None:
-        if not all(map(isfinite, self.values.values())):
-            raise ValueError("a value is not finite")
+        if not (MEASUREMENT_NAMES.match_all(self.values) and all(map(isfinite, self.values.values()))):
+            raise ValueError("a name or a value is invalid")
 
 
 class Publications:

@@ -18,7 +18,7 @@ from aism_engine.services.wakeup import Wakeup, Watermark
 from aism_engine.settings import QueueSettings
 from aism_engine.store.client import until_sent
 from aism_engine.store.store import Peek
-from aism_engine.store.writer import DecisionError, Failure, Failures, wrong_type
+from aism_engine.store.writer import DecisionError, Failures, wrong_type
 
 M = TypeVar("M")
 
@@ -31,8 +31,8 @@ class QueueHandler(Generic[M]):
     """Name of the component, in logs and metrics."""
     source: DeadLetterSource
     """Name of the queue: its attribute in `Keys`, and the source of its dead letters."""
-    decode: Callable[[Policy, bytes], M]
-    """Decodes one message. Raises MalformedError."""
+    decode: Callable[[Policy, Sequence[bytes]], list[M | MalformedError]]
+    """Decodes a batch: each message, or the reason why it cannot be decoded."""
     look_up: Callable[[ServiceContext, Fleet, Sequence[M]], Awaitable[Lookups]]
     """Reads what the decisions on these messages need and the fleet in memory does not hold."""
     decide: Callable[[Draft, Policy, M, bytes], Decision]
@@ -98,14 +98,9 @@ class QueueConsumer(Service, Generic[M]):
         def decide(draft: Draft, failures: Failures) -> list[Decision]:
             if peek.oversized:
                 return [self._decide_oversized(draft, peek)]
-            if failures:
-                failures = self._fail_unknown_agents(failures, messages)
-            return [
-                self._decide_one(draft, number, message, peek.messages[number], failures.get(number))
-                for number, message in enumerate(messages)
-            ]
+            return self._decide(draft, self._refuse(messages, failures) if failures else messages, peek.messages)
 
-        decoded = [message for message in messages if not isinstance(message, MalformedError)]
+        decoded = [message for message in messages if type(message) is not MalformedError]
         lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
         if not decisions:  # the queue has changed: the messages that the prefetch skipped may not be this batch
@@ -148,7 +143,7 @@ class QueueConsumer(Service, Generic[M]):
         )
         if self._watermark is not None:
             self._watermark.observe(asked_at, peek.length)
-        return peek._replace(length=peek.length - skip), [self._decode(raw) for raw in peek.messages]
+        return peek._replace(length=peek.length - skip), self._handler.decode(self._policy, peek.messages)
 
     async def release(self) -> None:
         prefetched, self._prefetched = self._prefetched, None
@@ -156,30 +151,32 @@ class QueueConsumer(Service, Generic[M]):
             prefetched.cancel()
             await asyncio.gather(prefetched, return_exceptions=True)
 
-    def _decode(self, raw: bytes) -> M | MalformedError:
-        try:
-            return self._handler.decode(self._policy, raw)
-        except MalformedError as error:
-            return error
-
     # --- deciding -----------------------------------------------------------------------------------------------------
 
-    def _decide_one(
-        self, draft: Draft, number: int, message: M | MalformedError, raw: bytes, failure: Failure | None
-    ) -> Decision:
-        if failure is not None:
-            ids = getattr(message, "agent_id", None), getattr(message, "id", None)
-            message = MalformedError(failure.code, failure.reason, *ids)
+    def _decide(self, draft: Draft, messages: Sequence[M | MalformedError], raws: Sequence[bytes]) -> list[Decision]:
+        decide, dead_letter, policy = self._handler.decide, self._handler.dead_letter, self._policy
+        decisions: list[Decision] = []
         try:
-            if isinstance(message, MalformedError):
-                return self._handler.dead_letter(draft, self._policy, message, raw)
-            return self._handler.decide(draft, self._policy, message, raw)
+            for message, raw in zip(messages, raws, strict=True):
+                if isinstance(message, MalformedError):
+                    decisions.append(dead_letter(draft, policy, message, raw))
+                else:
+                    decisions.append(decide(draft, policy, message, raw))
         except Exception as error:
-            raise DecisionError(number) from error
+            raise DecisionError(len(decisions)) from error
+        return decisions
 
     def _decide_oversized(self, draft: Draft, peek: Peek) -> Decision:
         size = int(peek.oversized.rpartition(":")[2])
         return dead_letter_oversized(draft, self._policy, peek.messages[0], peek.oversized, size, self._handler.source)
+
+    def _refuse(self, messages: Sequence[M | MalformedError], failures: Failures) -> list[M | MalformedError]:
+        """Replace the messages whose decisions could not be committed by the reason."""
+        refused = list(messages)
+        for number, failure in self._fail_unknown_agents(failures, messages).items():
+            ids = getattr(messages[number], "agent_id", None), getattr(messages[number], "id", None)
+            refused[number] = MalformedError(failure.code, failure.reason, *ids)
+        return refused
 
     def _fail_unknown_agents(self, failures: Failures, messages: Sequence[M | MalformedError]) -> Failures:
         """If an unknown agent could not be added, fail all its messages: each of them would try to add it again."""

@@ -10,7 +10,7 @@ from aism_engine.domain.commands.selector import Selector
 from aism_engine.domain.dead_letters import dead_letter_request
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import decode_request
+from aism_engine.domain.protocol.codec import decode_requests
 from aism_engine.domain.requests import decide_request
 from aism_engine.services.base import ServiceContext
 from aism_engine.services.queue_consumer import QueueHandler
@@ -55,10 +55,10 @@ def _selects_nobody(fleet: Fleet, request: m.Request) -> bool:
     return False
 
 
-REQUEST_HANDLER: Final = QueueHandler(
+REQUEST_HANDLER: Final = QueueHandler[m.Request](
     name="request_consumer",
     source="request_queue",
-    decode=lambda _policy, raw: decode_request(raw),
+    decode=lambda _policy, raws: decode_requests(raws),
     look_up=_look_up,
     decide=decide_request,
     dead_letter=dead_letter_request,

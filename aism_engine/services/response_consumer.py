@@ -6,13 +6,13 @@ from typing import Final
 from aism_engine.domain.dead_letters import dead_letter_response
 from aism_engine.domain.fleet import Fleet, Lookups
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import decode_response
+from aism_engine.domain.protocol.codec import AnyResponse, decode_responses
 from aism_engine.domain.responses import decide_response
 from aism_engine.services.base import ServiceContext
 from aism_engine.services.queue_consumer import QueueHandler
 
 
-async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.Response | m.Custom]) -> Lookups:
+async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[AnyResponse]) -> Lookups:
     store = context.store
     agent_ids = {message.agent_id for message in messages}
     command_ids = {message.command_id for message in messages if message.command_id is not None}
@@ -28,10 +28,10 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.R
     )
 
 
-RESPONSE_HANDLER: Final = QueueHandler(
+RESPONSE_HANDLER: Final = QueueHandler[AnyResponse](
     name="response_consumer",
     source="response_queue",
-    decode=lambda policy, raw: decode_response(raw, policy.handlers),
+    decode=lambda policy, raws: decode_responses(raws, policy.handlers),
     look_up=_look_up,
     decide=decide_response,
     dead_letter=dead_letter_response,

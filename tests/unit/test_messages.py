@@ -79,6 +79,22 @@ def test_custom_type_is_decoded_if_it_has_a_handler() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"agent_id": "a b"}, "invalid_agent_id"),
+        ({"agent_id": 7}, "invalid_agent_id"),
+        ({"id": "m:1"}, "invalid_message"),
+        ({"payload": math.nan}, "invalid_message"),
+    ],
+)
+def test_an_invalid_custom_message_is_not_of_an_unknown_type(fields: dict[str, Any], code: str) -> None:
+    raw = msgspec.msgpack.encode({"type": "sneeze", "agent_id": "a", **fields})
+    with pytest.raises(MalformedError) as caught:
+        decode_response(raw, {"sneeze"})
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
     ("raw", "expected"),
     [
         (b"", "invalid_json"),

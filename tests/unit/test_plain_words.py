@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from aism_engine.domain.plain_words import explain, in_plain_words
 from aism_engine.domain.protocol.codec import decode_as
-from aism_engine.domain.protocol.messages import Identifier, StateName
+from aism_engine.domain.protocol.messages import Identifier, TypeName
 from aism_engine.settings import Address, Prefix, Url
 
 
@@ -53,7 +53,7 @@ def test_the_place_and_what_was_expected_there_are_named(value: object, words: s
     assert in_plain_words(str(refused.value)) == words
 
 
-@pytest.mark.parametrize("form", [Identifier, StateName, Url, Address, Prefix])
+@pytest.mark.parametrize("form", [Identifier, TypeName, Url, Address, Prefix])
 def test_no_pattern_of_ours_reaches_a_person_as_a_regular_expression(form: Any) -> None:  # noqa: ANN401
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.convert("*", form)

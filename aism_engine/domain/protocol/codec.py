@@ -1,18 +1,20 @@
 """Decoding and encoding of messages in JSON or MessagePack. The first byte tells which.
 
-`decode_response` and `decode_request` raise only `MalformedError`, whatever the bytes are.
+`decode_responses` decodes a batch, because the names of many messages are checked faster together than one by one.
+No function raises anything but `MalformedError`, whatever the bytes are.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Final, Generic, TypeVar, get_args
+from typing import Any, Final, Generic, TypeAlias, TypeVar, final, get_args
 
 import msgspec
 from msgspec import Struct
 
-from aism_engine.domain.plain_words import explain
+from aism_engine.domain.plain_words import PATTERNS, explain
 from aism_engine.domain.protocol import messages as m
+from aism_engine.domain.protocol.name_forms import IDENTIFIERS, MEASUREMENT_NAMES, STATE_NAMES, NameForm
 from aism_engine.domain.protocol.names import is_identifier
 
 _ENCODERS: Final[dict[str, Callable[[object], bytes]]] = {
@@ -31,6 +33,7 @@ def encode_sorted(value: object) -> bytes:
     return msgspec.json.encode(value, order="sorted")
 
 
+@final
 @dataclass(eq=False)
 class MalformedError(Exception):
     """A message that cannot be decoded. `agent_id` and `message_id` are set if they could be read."""
@@ -69,16 +72,51 @@ def _is_finite(value: object) -> bool:
 
 T = TypeVar("T")
 _MSGPACK_MAP: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
-"""First bytes of a MessagePack map. None of them can begin a JSON text."""
-_FREE_FORM: Final = frozenset({m.Result, m.Message, m.Custom, m.Send, m.StateTransition, m.Measurement})
-"""Types whose payload may hold values that only one of the formats can represent."""
+"""First bytes of a MessagePack map. None of them is ASCII, so none can begin a JSON text."""
+
+
+def _is_msgpack(raw: bytes) -> bool:
+    return raw != b"" and raw[0] in _MSGPACK_MAP
 
 
 def decode_as(form: type[T], raw: bytes) -> T:
     """Decode a message of any form from either format. Raises ValueError or RecursionError for anything else."""
-    if raw and raw[0] in _MSGPACK_MAP:
+    if _is_msgpack(raw):
         return msgspec.msgpack.decode(raw, type=form)
     return msgspec.json.decode(raw, type=form)
+
+
+# --- values that only one of the formats can represent ----------------------------------------------------------------
+
+
+def _check_msgpack(payload: object) -> None:
+    if msgspec.json.decode(encode(payload), type=type(payload)) != payload:
+        raise ValueError("a value that JSON cannot represent: NaN, an infinity, binary, or a key that is not a string")
+
+
+def _check_finite(payload: dict[str, float]) -> None:
+    if not all(map(isfinite, payload.values())):
+        raise ValueError("a measurement must be a finite number")
+
+
+def _check_context(payload: m.TransitionPayload) -> None:
+    if payload.context:
+        msgspec.msgpack.encode(payload.context)
+
+
+_FREE_FORM: Final = (m.Result, m.Message, m.Custom, m.Send, m.StateTransition)
+_JSON_CHECKS: Final[dict[type, Callable[[Any], object]]] = {
+    **dict.fromkeys(_FREE_FORM, msgspec.msgpack.encode),  # raises for integers of more than 64 bits
+    m.StateTransition: _check_context,
+}
+_MSGPACK_CHECKS: Final[dict[type, Callable[[Any], object]]] = {
+    **dict.fromkeys(_FREE_FORM, _check_msgpack),
+    m.Measurement: _check_finite,
+}
+"""Checks of payloads, by the type of the message. msgspec itself refuses JSON numbers that are not finite."""
+
+
+# --- one message ------------------------------------------------------------------------------------------------------
 
 
 class _Envelope(Struct, frozen=True):
@@ -88,84 +126,154 @@ class _Envelope(Struct, frozen=True):
     reply: Any = None
 
 
-_ENVELOPES = (msgspec.json.Decoder(_Envelope), msgspec.msgpack.Decoder(_Envelope))
-
-
 class Decoder(Generic[T]):
     """Decoder of one struct, or a tagged union of structs, from either format."""
 
     def __init__(self, form: Any, subject: str) -> None:  # noqa: ANN401 - a type form has no type of its own yet
-        self._json = msgspec.json.Decoder(form)
-        self._msgpack = msgspec.msgpack.Decoder(form)
+        self._json = msgspec.json.Decoder[T](form).decode
+        self._msgpack = msgspec.msgpack.Decoder[T](form).decode
         self._subject = subject
         self._types = frozenset(str(member.__struct_config__.tag) for member in get_args(form))
 
     def decode(self, raw: bytes) -> T:
         """Decode one message. Raises `MalformedError`."""
-        is_json = not raw or raw[0] not in _MSGPACK_MAP
-        try:
-            if is_json and not raw.isascii():
-                raw.decode()  # msgspec checks UTF-8 only in the strings that it keeps
-            message: T = (self._json if is_json else self._msgpack).decode(raw)
-            _check_values(message, is_json=is_json)
-        except RecursionError:
-            raise MalformedError("too_deep", "nested too deep") from None
-        except UnicodeDecodeError as error:
-            raise MalformedError("invalid_utf8", explain(error)) from None
-        except msgspec.DecodeError as error:
-            if not isinstance(error, msgspec.ValidationError):
-                raise MalformedError("invalid_json" if is_json else "invalid_msgpack", explain(error)) from None
-            raise self._explain(raw, explain(error), is_json=is_json) from None
-        except (OverflowError, ValueError, TypeError) as error:  # raised by _check_values
-            raise self._explain(raw, explain(error), is_json=is_json) from None
-        return message
+        (decoded,) = self.decode_all([raw])
+        if isinstance(decoded, MalformedError):
+            raise decoded
+        return decoded
 
-    def _explain(self, raw: bytes, reason: str, *, is_json: bool) -> MalformedError:
-        """Find the code for a message that was refused. This is the slow path, taken only by bad input."""
+    def decode_all(self, raws: Sequence[bytes]) -> list[T | MalformedError]:
+        """Decode messages, each of them by itself: to a message, or to the reason why it was refused."""
+        decoded: list[T | MalformedError] = []
+        for raw in raws:
+            try:
+                if raw.isascii():
+                    message = self._json(raw)
+                    check = _JSON_CHECKS.get(type(message))
+                elif raw[0] in _MSGPACK_MAP:
+                    message = self._msgpack(raw)
+                    check = _MSGPACK_CHECKS.get(type(message))
+                else:
+                    raw.decode()  # msgspec checks UTF-8 only in the strings that it keeps
+                    message = self._json(raw)
+                    check = _JSON_CHECKS.get(type(message))
+                if check is not None:
+                    check(message.payload)
+                decoded.append(message)
+            except (RecursionError, OverflowError, ValueError, TypeError) as error:
+                decoded.append(self._malformed(raw, error))
+        return decoded
+
+    def _malformed(self, raw: bytes, error: Exception) -> MalformedError:
+        if isinstance(error, RecursionError):
+            return MalformedError("too_deep", "nested too deep")
+        if isinstance(error, UnicodeDecodeError):
+            return MalformedError("invalid_utf8", explain(error))
+        if type(error) is msgspec.DecodeError:
+            return MalformedError("invalid_msgpack" if _is_msgpack(raw) else "invalid_json", explain(error))
+        return self.refuse(raw, explain(error))
+
+    def refuse(self, raw: bytes, reason: str) -> MalformedError:
+        """Return the error for a message of which a value is not valid, with the ids that can be read."""
         try:
-            envelope = _ENVELOPES[not is_json].decode(raw)
+            envelope = decode_as(_Envelope, raw)
         except RecursionError:
             return MalformedError("too_deep", "nested too deep")
         except (OverflowError, ValueError, TypeError):  # not even the envelope can be read
-            is_object = not is_json or raw.lstrip()[:1] == b"{"
+            is_object = _is_msgpack(raw) or raw.lstrip()[:1] == b"{"
             return MalformedError("invalid_message" if is_object else "not_an_object", reason)
         code, kind = "invalid_message", envelope.type
         agent_id, message_id = (value if is_identifier(value) else None for value in (envelope.agent_id, envelope.id))
         if kind is None:
             reason = "the field `type` is missing"
-        elif not isinstance(kind, str) or kind not in self._types:
+        elif self._types and (not isinstance(kind, str) or kind not in self._types):
             code, reason = "unknown_type", f"unknown {self._subject} type {kind!r:.80}"
         elif envelope.agent_id is not None and agent_id is None:
             code, reason = "invalid_agent_id", f"invalid agent id {envelope.agent_id!r:.160}"
         return MalformedError(code, reason, agent_id, message_id, reply=envelope.reply is True)
 
 
-def _check_values(message: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any of the messages
-    """Raise for values that cannot be encoded in the other format, and for measurements that are not finite."""
-    if type(message) not in _FREE_FORM or (isinstance(message, m.StateTransition) and not message.payload.context):
-        return
-    if isinstance(message, m.Measurement):
-        if not all(map(isfinite, message.payload.values())):
-            raise ValueError("a measurement must be a finite number")
-    elif is_json:
-        encode(message.payload, "msgpack")  # raises for integers of more than 64 bits
-    elif msgspec.json.decode(encode(message.payload), type=type(message.payload)) != message.payload:
-        raise ValueError("a value that JSON cannot represent: NaN, an infinity, binary, or a key that is not a string")
+_REQUESTS: Final = Decoder[m.Request](m.Request, "request")
+decode_request: Final = _REQUESTS.decode
+decode_requests: Final = _REQUESTS.decode_all
 
 
-_RESPONSES = Decoder[m.Response](m.Response, "response")
-_CUSTOM = Decoder[m.Custom](m.Custom, "response")
-decode_request: Final = Decoder[m.Request](m.Request, "request").decode
+# --- responses --------------------------------------------------------------------------------------------------------
+
+AnyResponse: TypeAlias = m.Response | m.Custom
+_RESPONSES: Final = Decoder[AnyResponse](m.Response, "response")
+_CUSTOM: Final = Decoder[AnyResponse](m.Custom, "response")
 
 
-def decode_response(raw: bytes, custom: Container[str] = ()) -> m.Response | m.Custom:
-    """Decode a response. Raises `MalformedError`. `custom` holds the types of custom responses that have a handler."""
-    try:
-        return _RESPONSES.decode(raw)
-    except MalformedError as error:
-        if error.code != "unknown_type":
-            raise
-        other = _CUSTOM.decode(raw)
-        if other.type not in custom:
-            raise error from None
-        return other
+def decode_responses(raws: Sequence[bytes], custom: Container[str] = ()) -> list[AnyResponse | MalformedError]:
+    """Decode a batch of responses, each of them by itself.
+
+    `custom` holds the types of custom responses that have a handler.
+    """
+    decoded = _RESPONSES.decode_all(raws)
+    responses = [each for each in decoded if type(each) is not MalformedError]
+    if len(responses) < len(decoded):
+        decoded = [_decode_custom(each, raw, custom) for each, raw in zip(decoded, raws, strict=True)]
+        responses = [each for each in decoded if type(each) is not MalformedError]
+    if not _have_valid_names(responses):
+        decoded = [_check_names(each, raw) for each, raw in zip(decoded, raws, strict=True)]
+    return decoded
+
+
+def decode_response(raw: bytes, custom: Container[str] = ()) -> AnyResponse:
+    """Decode one response. Raises `MalformedError`."""
+    (decoded,) = decode_responses([raw], custom)
+    if isinstance(decoded, MalformedError):
+        raise decoded
+    return decoded
+
+
+def _decode_custom(
+    decoded: AnyResponse | MalformedError, raw: bytes, custom: Container[str]
+) -> AnyResponse | MalformedError:
+    """Decode a response of an unknown type again if its type has a handler."""
+    if isinstance(decoded, MalformedError) and decoded.code == "unknown_type":
+        kind = decode_as(_Envelope, raw).type
+        if isinstance(kind, str) and kind in custom:
+            (decoded,) = _CUSTOM.decode_all([raw])
+    return decoded
+
+
+def _have_valid_names(responses: Sequence[AnyResponse]) -> bool:
+    """Check all names of `_names` at once."""
+    ids = [*{each.agent_id for each in responses}]
+    ids += [each.id for each in responses if each.id is not None]
+    ids += [each.command_id for each in responses if each.command_id is not None]
+    ids += {each.instance for each in responses if each.instance is not None}
+    mail = [each.payload for each in responses if type(each) is m.Message]
+    ids += [each.to for each in mail]
+    ids += [each.thread_id for each in mail if each.thread_id is not None]
+    states = {each.payload.target for each in responses if type(each) is m.StateTransition}
+    measurements = {name for each in responses if type(each) is m.Measurement for name in each.payload}
+    return IDENTIFIERS.match_all(ids) and STATE_NAMES.match_all(states) and MEASUREMENT_NAMES.match_all(measurements)
+
+
+def _check_names(decoded: AnyResponse | MalformedError, raw: bytes) -> AnyResponse | MalformedError:
+    """Refuse a response with an invalid name."""
+    if not isinstance(decoded, MalformedError):
+        for place, name, form in _names(decoded):
+            if form.match(name) is None:
+                decoder = _CUSTOM if isinstance(decoded, m.Custom) else _RESPONSES
+                return decoder.refuse(raw, f"{place}: expected {PATTERNS[form.pattern]}")
+    return decoded
+
+
+def _names(response: AnyResponse) -> Iterator[tuple[str, str, NameForm]]:
+    """Yield each name that msgspec has not checked, with its place and its form."""
+    for field_name in ("agent_id", "id", "command_id", "instance"):
+        if (value := getattr(response, field_name)) is not None:
+            yield field_name, value, IDENTIFIERS
+    if isinstance(response, m.Message):
+        yield "payload.to", response.payload.to, IDENTIFIERS
+        if response.payload.thread_id is not None:
+            yield "payload.thread_id", response.payload.thread_id, IDENTIFIERS
+    if isinstance(response, m.StateTransition):
+        yield "payload.target", response.payload.target, STATE_NAMES
+    if isinstance(response, m.Measurement):
+        for name in response.payload:
+            yield "a name in payload", name, MEASUREMENT_NAMES

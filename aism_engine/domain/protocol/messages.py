@@ -1,7 +1,8 @@
 """The messages of the protocol: responses of agents, requests of operators, and commands.
 
 `Response` and `Request` are unions that are tagged by the field `type`. Unknown types are refused. Unknown fields are
-ignored, except in the payloads of requests, where they are most likely a typo.
+ignored, except in the payloads of requests, where they are most likely a typo. The garbage collector does not visit
+messages (`gc=False`): decoded data has no cycles.
 """
 
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
@@ -10,16 +11,15 @@ from msgspec import Meta, Struct, field
 
 from aism_engine.clock import check_iso
 from aism_engine.domain.commands.command import OnLost, Priority
-from aism_engine.domain.protocol.names import DEAD_LETTER_ID, IDENTIFIER, MEASUREMENT_NAME, STATE_NAME, TYPE_NAME
+from aism_engine.domain.protocol.name_forms import UncheckedId, UncheckedMeasurementName, UncheckedStateName
+from aism_engine.domain.protocol.names import DEAD_LETTER_ID, IDENTIFIER, TYPE_NAME
 from aism_engine.durations import MAX_DURATION_S, check_duration, parse_duration
 
 Identifier: TypeAlias = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER}\Z")]
 TypeName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{TYPE_NAME}\Z")]
-StateName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{STATE_NAME}\Z")]
-MeasurementName: TypeAlias = Annotated[str, Meta(pattern=rf"\A{MEASUREMENT_NAME}\Z")]
 MAX_MEASUREMENTS: Final = 32
 """Largest number of measurements in one message."""
-Measurements: TypeAlias = Annotated[dict[MeasurementName, float], Meta(max_length=MAX_MEASUREMENTS)]
+Measurements: TypeAlias = Annotated[dict[UncheckedMeasurementName, float], Meta(max_length=MAX_MEASUREMENTS)]
 Labels: TypeAlias = Annotated[dict[TypeName, Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 Capabilities: TypeAlias = Annotated[list[TypeName], Meta(max_length=32)]
 MAX_ATTEMPTS: Final = 1000
@@ -29,7 +29,7 @@ SelectorText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 DeadLetterId: TypeAlias = Annotated[str, Meta(pattern=rf"\A{DEAD_LETTER_ID}\Z")]
 
 
-class _Message(Struct, frozen=True, kw_only=True, tag_field="type"):
+class _Message(Struct, frozen=True, kw_only=True, gc=False, tag_field="type"):
     timestamp: Any = None
     traceparent: str | None = None
 
@@ -42,11 +42,11 @@ class _Message(Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class _Response(_Message, frozen=True, kw_only=True):
-    agent_id: Identifier
-    id: Identifier | None = None
-    command_id: Identifier | None = None
+    agent_id: UncheckedId
+    id: UncheckedId | None = None
+    command_id: UncheckedId | None = None
     reply: bool = False
-    instance: Identifier | None = None
+    instance: UncheckedId | None = None
     """Id of the agent's process: a new one at each start."""
     via: str | None = None
     """`channel` if the listener read the message from a channel and pushed it to the queue."""
@@ -74,16 +74,16 @@ class ErrorPayload(Struct, frozen=True):
     retryable: bool | None = None
 
 
-class TransitionPayload(Struct, frozen=True):
-    target: StateName
+class TransitionPayload(Struct, frozen=True, gc=False):
+    target: UncheckedStateName
     context: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
 
 class MessagePayload(Struct, frozen=True):
-    to: Identifier
+    to: UncheckedId
     content: Any
-    thread_id: Identifier | None = None
+    thread_id: UncheckedId | None = None
 
 
 class Register(_Response, frozen=True, kw_only=True, tag="register"):
@@ -99,16 +99,16 @@ class Goodbye(_Response, frozen=True, kw_only=True, tag="goodbye"):
 
 
 class Ack(_Response, frozen=True, kw_only=True, tag="ack"):
-    command_id: Identifier
+    command_id: UncheckedId
 
 
 class Progress(_Response, frozen=True, kw_only=True, tag="progress"):
-    command_id: Identifier
+    command_id: UncheckedId
     payload: ProgressPayload = ProgressPayload()
 
 
 class Result(_Response, frozen=True, kw_only=True, tag="result"):
-    command_id: Identifier
+    command_id: UncheckedId
     payload: dict[str, Any] = field(default_factory=dict)
 
 
