@@ -33,7 +33,7 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[Fan
                 group_requests[group_id] = decode_request(raw)
     command_ids = {child_id(each.group_id, each.agent_id) for each in messages if each.agent_id is not None}
     command_ids |= {each.command_id for each in messages if each.command_id is not None}
-    commands = await store.commands(command_ids - fleet.commands.keys())
+    commands = await store.commands(command_ids.difference(fleet.commands))
     return Lookups(commands=commands, group_requests=group_requests)
 
 

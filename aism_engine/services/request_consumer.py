@@ -22,7 +22,7 @@ _CATCH_UP_S: Final = 1.0
 async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.Request]) -> Lookups:
     store, asked_at = context.store, context.clock.monotonic()
     agent_ids = {agent_id for message in messages if (agent_id := getattr(message.payload, "agent_id", None))}
-    snapshots = await store.snapshots(agent_ids - fleet.agents.keys())
+    snapshots = await store.snapshots(agent_ids.difference(fleet.agents))
     if not all(snapshot.exists for snapshot in snapshots.values()) or any(
         _selects_nobody(fleet, message) for message in messages
     ):
@@ -37,7 +37,7 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[m.R
     senders = {each.agent_id for each in dead_letters.values() if each.agent_id is not None}
     return Lookups(
         snapshots,
-        await store.commands({each for each in command_ids if each is not None} - fleet.commands.keys()),
+        await store.commands({each for each in command_ids if each is not None}.difference(fleet.commands)),
         request_replies=await store.saved_replies([message.id for message in messages]),
         dead_letters=dead_letters,
         measurements=await store.measurements(senders & fleet.unloaded_measurements),

@@ -20,8 +20,8 @@ async def _look_up(context: ServiceContext, fleet: Fleet, messages: Sequence[Any
     measuring = {message.agent_id for message in messages if isinstance(message, m.Measurement)}
     applied_until = store.now - (context.clock.monotonic() - context.watermark.applied_until)
     return Lookups(
-        await store.snapshots(agent_ids - fleet.agents.keys()),
-        await store.commands(command_ids - fleet.commands.keys()),
+        await store.snapshots(agent_ids.difference(fleet.agents)),
+        await store.commands(command_ids.difference(fleet.commands)),
         unread=await store.unread_counts(recipients),
         measurements=await store.measurements(measuring & fleet.unloaded_measurements),
         applied_until=applied_until if applied_until > fleet.loaded_at else 0.0,
