@@ -32,7 +32,7 @@ _PUBLISHED: Final = ("state_changes", "errors", "measurements")
 _SUBSCRIBED: Final = ("responses", "requests", "state_changes", "measurements")
 _ARGUMENTS: Final = {
     1: "HDEL HGET HMGET LINDEX LPUSH MSET PEXPIRE SADD SET SISMEMBER SREM XDEL ZMSCORE ZREM ZSCAN ZSCORE",
-    2: "GETRANGE HSET LREM LTRIM XRANGE XREVRANGE XTRIM ZADD ZRANGE ZRANGEBYSCORE",
+    2: "GETRANGE HSET LRANGE LREM LTRIM XRANGE XREVRANGE XTRIM ZADD ZRANGE ZRANGEBYSCORE",
     3: "LMOVE XADD",
 }
 """Commands by their number of arguments after the key. The server checks the number before the permission."""

@@ -11,29 +11,39 @@
 -- and the messages, oldest first. `oversized` is '' or, if the oldest message exceeds ARGV[3], its digest; then the only
 -- message returned is its head. An oversized message ends a batch and is never part of one.
 --
--- Each message costs a LINDEX: no command returns the size of a list element, and an LRANGE of 512 messages of 1 MB would be 512 MB.
+-- No command returns the size of a list element, and an LRANGE of 512 messages of 1 MB would be 512 MB. The script therefore
+-- reads in chunks of up to 8 messages: no more than it has read before, and no more than fit into the bytes left if they have
+-- the average size of those before, plus one.
 --#include digest
 
-local HEAD_BYTES = 4096
+local HEAD_BYTES, CHUNK_MESSAGES = 4096, 8
 local queue, ledger = KEYS[1], KEYS[2]
-local max_messages, bytes_left, message_bytes, skip = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_messages, max_bytes, message_bytes, skip = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local time = redis.call('TIME')
 local length = redis.call('LLEN', queue)
 local oversized, messages = '', {}
-for i = 1, math.min(max_messages, length - skip) do
-  local message = redis.call('LINDEX', queue, -(skip + i))
-  if #message > message_bytes then
-    if i == 1 then
-      oversized = digest(message)
-      messages[1] = string.sub(message, 1, HEAD_BYTES)
+local count, read, bytes = math.min(max_messages, length - skip), 0, 0
+while read < count and bytes <= max_bytes do
+  local fitting = math.floor((max_bytes - bytes) * read / math.max(bytes, 1)) + 1
+  local size = math.min(math.max(read, 1), fitting, CHUNK_MESSAGES, count - read)
+  local chunk = redis.call('LRANGE', queue, -(skip + read + size), -(skip + read + 1)) -- newest first
+  for i = size, 1, -1 do
+    local message = chunk[i]
+    if #message > message_bytes then
+      if read == 0 then
+        oversized = digest(message)
+        messages[1] = string.sub(message, 1, HEAD_BYTES)
+      end
+      count = read
+      break
     end
-    break
+    bytes = bytes + #message
+    if bytes > max_bytes and read > 0 then
+      break
+    end
+    read = read + 1
+    messages[read] = message
   end
-  bytes_left = bytes_left - #message
-  if bytes_left < 0 and i > 1 then
-    break
-  end
-  messages[i] = message
 end
 return {time[1], time[2], length, oversized, redis.call('GET', ledger) or '', messages}

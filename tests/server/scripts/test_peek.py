@@ -56,6 +56,30 @@ async def test_a_peek_is_bounded_in_count_and_in_bytes(
     assert await leader.peeked_lengths(**bounds) == expected
 
 
+@pytest.mark.parametrize(
+    "bounds", [{}, {"max_messages": 23}, {"max_bytes": 1}, {"max_bytes": 400}, {"max_bytes": 1200}]
+)
+@pytest.mark.parametrize("skip", [0, 1, 39])
+@pytest.mark.parametrize("oversized", [None, 0, 1, 7, 8, 9, 20, 39])
+async def test_a_peek_in_chunks_returns_what_a_peek_one_by_one_would(
+    leader: Leader, bounds: dict[str, int], skip: int, oversized: int | None
+) -> None:
+    """Messages of changing sizes, some of them empty, and at most one that is oversized."""
+    messages = [b"x" * (number * 37 % 101) for number in range(40)]
+    if oversized is not None:
+        messages[oversized] = b"y" * 5001
+    await leader.push(*messages)
+    expected, left = list[bytes](), bounds.get("max_bytes", 10**7)
+    for message in messages[skip:][: bounds.get("max_messages", 100)]:
+        left -= len(message)
+        if len(message) > 5000 or (left < 0 and expected):
+            break
+        expected.append(message)
+    digest = "" if expected else message_digest(messages[skip])
+    peek = await leader.peek(skip=skip, **bounds)
+    assert (peek.messages, peek.oversized, peek.length) == (expected or [messages[skip][:4096]], digest, 40)
+
+
 @pytest.mark.parametrize("size", [101, 4096, 4097, 1_000_000])
 async def test_an_oversized_message_is_peeked_as_head_and_digest(leader: Leader, size: int) -> None:
     """It is returned alone, once it is the oldest, so the engine never has the whole message in memory."""
