@@ -48,8 +48,8 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
 
     async def read(self, admin: AdminClient, progress: ProgressLine) -> dict[str, DeadLetter]:
         """Read the selected dead letters by their id, oldest first."""
-        since = "-" if self.since is None else f"{self.since * 1000:.0f}"
-        until = "+" if self.until is None else f"({self.until * 1000:.0f}"
+        since = "-" if self.since is None else _stream_id(self.since * 1000)
+        until = "+" if self.until is None else _stream_id(self.until * 1000 - 1)
         found = {}
         async for dead_letter_id, dead_letter in admin.dead_letters(since, until):
             if self.selects(dead_letter_id, dead_letter):
@@ -180,6 +180,14 @@ def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, 
     with ProgressLine() as progress:
         purged = fleet.call(act, WAITS)
     output.print({"purged": purged}, f"{purged} purged")
+
+
+def _stream_id(milliseconds: float) -> str:
+    """Return the id for a time: as a start the first id of that millisecond, as an end the last one.
+
+    Redis has no ids for times before 1970.
+    """
+    return f"{max(0.0, milliseconds):.0f}"
 
 
 def _as_json(dead_letter_id: str, dead_letter: DeadLetter) -> dict[str, Any]:

@@ -98,6 +98,14 @@ async def test_progress_of_a_replay_counts_unknown_ids(
     assert shown == ["1 dead letters read", "1 of 3 replayed", "2 of 3 replayed", "3 of 3 replayed"]
 
 
+async def test_times_before_1970_select_all_or_none(fleet: Call, dead_letters: dict[str, str]) -> None:
+    """Ids of a stream begin with 1970."""
+    for time in ("1969-12-31T00:00:00Z", "1970-01-01T00:00:00Z", "100000d"):
+        assert len((await fleet("dead-letters", "list", "--since", time, "--json")).json) == len(dead_letters)
+        assert (await fleet("dead-letters", "list", "--until", time, "--json")).json == []
+    assert (await fleet("dead-letters", "purge", "--until", "1969-12-31T00:00:00Z", "--json")).json == {"purged": 0}
+
+
 @pytest.mark.parametrize("command", ["show", "replay", "purge"])
 @pytest.mark.parametrize("dead_letter_id", ["1763884800000", "+", "(1-0", "x", "1-99999999999999999999", "\u0663-0"])
 async def test_text_that_is_no_id_is_a_usage_error(fleet: Call, command: str, dead_letter_id: str) -> None:
