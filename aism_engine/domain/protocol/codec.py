@@ -99,18 +99,14 @@ def _check_finite(payload: dict[str, float]) -> None:
         raise ValueError("a measurement must be a finite number")
 
 
-def _check_context(payload: m.TransitionPayload) -> None:
-    if payload.context:
-        msgspec.msgpack.encode(payload.context)
-
-
-_FREE_FORM: Final = (m.Result, m.Message, m.Custom, m.Send, m.StateTransition)
+_FREE_FORM: Final = (m.Result, m.Message, m.Custom, m.Send)
 _JSON_CHECKS: Final[dict[type, Callable[[Any], object]]] = {
     **dict.fromkeys(_FREE_FORM, msgspec.msgpack.encode),  # raises for integers of more than 64 bits
-    m.StateTransition: _check_context,
+    m.StateTransition: lambda payload: msgspec.msgpack.encode(payload.context) if payload.context else None,
 }
 _MSGPACK_CHECKS: Final[dict[type, Callable[[Any], object]]] = {
     **dict.fromkeys(_FREE_FORM, _check_msgpack),
+    m.StateTransition: lambda payload: _check_msgpack(payload.context) if payload.context else None,
     m.Measurement: _check_finite,
 }
 """Checks of payloads, by the type of the message. msgspec itself refuses JSON numbers that are not finite."""
