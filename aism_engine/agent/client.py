@@ -78,14 +78,14 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         url: str = "redis://127.0.0.1:6379/0",
         prefix: str = "aism",
         reply_timeout_s: float = 30,
-        socket_timeout_s: float | None = None,
+        timeout_s: float | None = None,
         instance: str | None = None,
     ) -> None:
         self.agent_id = check_agent_id(agent_id)
         self._reply_timeout_s = reply_timeout_s
         self._instance = instance
         self._keys = Keys(prefix)
-        self._client = connect_url(url, "agent", timeout_s=socket_timeout_s)
+        self._client = connect_url(url, "agent", timeout_s=timeout_s)
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()

@@ -14,7 +14,6 @@ from aism_engine.agent.client import AgentClient
 from aism_engine.clock import from_iso
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.scenarios.environment import ScenarioEnvironment, ScenarioResult, scenario_environment, send_heartbeats
-from aism_engine.settings import RedisSettings
 
 _IDLE_AFTER_S: Final = 2.0
 _SETTINGS: Final = {
@@ -22,8 +21,10 @@ _SETTINGS: Final = {
     "divergence.idle_evidence_after": _IDLE_AFTER_S,
     "dispatcher.poll_interval": 0.1,
 }
-_DURATION_S: Final = 3 * _IDLE_AFTER_S
+_MIN_DURATION_S: Final = 3 * _IDLE_AFTER_S
 """Long enough for a false accusation to show."""
+_MAX_DURATION_S: Final = 120.0
+"""After this time the liar counts as undetected. A slow machine needs longer than `_MIN_DURATION_S`."""
 _MEASURING, _LIAR = "measuring", "liar"
 
 Behaviour: TypeAlias = Callable[[AgentClient], Coroutine[Any, Any, Any]]
@@ -46,7 +47,7 @@ class ByzantineResult(ScenarioResult, frozen=True):
 async def run() -> ByzantineResult:
     async with (
         scenario_environment("workers", _SETTINGS) as environment,
-        AdminClient.connect(RedisSettings(url=environment.url, prefix=environment.prefix)) as admin,
+        AdminClient.connect(environment.server) as admin,
     ):
         behaviours: dict[str, Behaviour] = {
             **{f"busy-{number}": _work for number in range(6)},
@@ -57,10 +58,11 @@ async def run() -> ByzantineResult:
         }
         running = [_run_agent(environment, name, behaviour) for name, behaviour in behaviours.items()]
         running += [_send_work(admin, name) for name in behaviours if name != _MEASURING]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DURATION_S), asyncio.TaskGroup() as group:
-                for each in running:
-                    group.create_task(each)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in running]
+            await _wait_detected(environment)
+            for task in tasks:
+                task.cancel()
         (declared,) = await environment.facts("state_changed", agent_id=_LIAR, new_state="deep_work")
         opened = await environment.facts("divergence_opened")
         of_liar = [fact for fact in opened if fact["agent_id"] == _LIAR]
@@ -72,6 +74,17 @@ async def run() -> ByzantineResult:
             false_accusations=len(opened) - len(of_liar),
             seconds=environment.seconds,
         )
+
+
+async def _wait_detected(environment: ScenarioEnvironment) -> None:
+    """Wait for `_MIN_DURATION_S`, and until the liar is detected."""
+    errors = environment.subscribe(environment.keys.errors)
+    await asyncio.sleep(_MIN_DURATION_S)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_MAX_DURATION_S):
+            while not await environment.facts("divergence_opened", agent_id=_LIAR):
+                await errors.read(1, timeout_s=_IDLE_AFTER_S)
+    await errors.close()
 
 
 async def _run_agent(environment: ScenarioEnvironment, name: str, behaviour: Behaviour) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from aism_engine.agent.client import AgentClient
 from aism_engine.config import load_settings
 from aism_engine.engine import Engine
+from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect_url
 from aism_engine.store.client_type import Client
 from aism_engine.store.embedded import EmbeddedServer
@@ -20,8 +21,8 @@ from aism_engine.store.keys import Keys
 from aism_engine.store.subscription import Subscription
 
 MACHINES: Final = files(__package__) / "machines"
-_SOCKET_TIMEOUT_S: Final = 60.0
-"""Socket timeout of the clients: the server and all agents share one machine, which may be slow."""
+_TIMEOUT_S: Final = 60.0
+"""Timeout to connect and to get a reply: the server and all agents share one machine, which may be slow."""
 
 
 class ScenarioResult(Struct, frozen=True):
@@ -39,16 +40,21 @@ class ScenarioEnvironment:
         self.url = url
         self.prefix = prefix
         self.keys = Keys(prefix)
-        self.client: Client = connect_url(url, "scenario", timeout_s=_SOCKET_TIMEOUT_S)
+        self.client: Client = connect_url(url, "scenario", timeout_s=_TIMEOUT_S)
         """To read what the engine writes, and to read and write data that the agents share outside the protocol."""
         self._started_at = time.monotonic()
+
+    @property
+    def server(self) -> RedisSettings:
+        """The server, for clients of the operator."""
+        return RedisSettings(url=self.url, prefix=self.prefix, connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S)
 
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self._started_at, 2)
 
     def agent_client(self, agent_id: str) -> AgentClient:
-        return AgentClient(agent_id, url=self.url, prefix=self.prefix, socket_timeout_s=_SOCKET_TIMEOUT_S)
+        return AgentClient(agent_id, url=self.url, prefix=self.prefix, timeout_s=_TIMEOUT_S)
 
     def subscribe(self, channel: str) -> Subscription:
         """Subscribe to a channel. Events can be lost: use them as wake-ups, and read the keys as well."""

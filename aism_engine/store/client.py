@@ -158,8 +158,10 @@ def connect(settings: RedisSettings, purpose: str, *, timeout_s: float | None = 
 
 
 def connect_url(url: str, purpose: str, *, timeout_s: float | None = None) -> Client:
-    """Make a client from a URL alone, with the default settings."""
-    return connect(RedisSettings(url=url), purpose, timeout_s=timeout_s)
+    """Make a client from a URL alone. `timeout_s` replaces the default timeouts, that of connecting included."""
+    if timeout_s is None:
+        return connect(RedisSettings(url=url), purpose)
+    return connect(RedisSettings(url=url, connect_timeout=timeout_s, socket_timeout=timeout_s), purpose)
 
 
 def server_address(settings: RedisSettings) -> str:
