@@ -105,7 +105,7 @@ class DecisionContext:
     def publish_error(self, code: str, message: str, **fields: Any) -> None:  # noqa: ANN401 - fields of ErrorEvent
         at, cause = self.draft.at, self.cause
         event = ErrorEvent(code=code, message=message, timestamp=at, source="engine", cause=cause, **fields)
-        self.add(fx.Publish("errors", encode(event)))
+        self.add(fx.Publish("errors", event))
 
     def encode_for(self, agent_id: str | None, message: object) -> bytes:
         """Encode a message in the codec of the agent that gets it; in JSON for an operator or an unknown agent."""

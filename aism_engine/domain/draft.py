@@ -16,7 +16,7 @@ from aism_engine.domain.agents.agent import AgentRecord, Held, Hold
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.command_index import CommandIndex
 from aism_engine.domain.commands.group import Group
-from aism_engine.domain.fleet import NOTHING_MEASURED, Fleet, Lookups, Pair, ThreadMember, TokenBucket
+from aism_engine.domain.fleet import NOTHING, Fleet, Lookups, Pair, ThreadMember, TokenBucket
 
 copy: Final = msgspec.structs.replace
 """Copies a struct in half the time of copy.copy: decisions copy each struct that they may change."""
@@ -49,7 +49,8 @@ class Draft:
         self._agents: dict[str, AgentRecord | None] = {}
         self._commands: dict[str, Command] = {}
         self._command_indexes: dict[str, CommandIndex] = {}
-        self._seen_ids: dict[str, list[str]] = {}
+        self._seen_ids: dict[str, dict[str, None]] = {}
+        """Ids of the messages of each agent that sent one in this batch, in order."""
         self._activity: dict[str, Activity] = {}
         self._active_agents: set[str] = set()
         self.losses_confirmed = False
@@ -165,19 +166,18 @@ class Draft:
         return Hold.DRAIN in (agent.hold, self.held.hold)
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
-        return message_id in self._seen_ids.get(agent_id, ()) or self._fleet.has_seen(agent_id, message_id)
+        return message_id in self._seen_ids.get(agent_id, NOTHING) or self._fleet.has_seen(agent_id, message_id)
 
     def note_message(self, agent_id: str, message_id: str | None) -> None:
         """Record a sign of life. If it was a message with an id, a second copy of the message is a duplicate."""
-        ids = self._seen_ids.setdefault(agent_id, [])
+        ids = self._seen_ids.get(agent_id)
+        if ids is None:
+            ids = self._seen_ids[agent_id] = {}
         if message_id is not None:
-            ids.append(message_id)
+            ids[message_id] = None
 
     def note_activity(self, agent_id: str) -> None:
-        """Record that the agent was active now.
-
-        Most messages change only `acted_at`. A set of agent ids is cheaper than a copy of each agent's `Activity`.
-        """
+        """Record that the agent was active now: it took a command, or sent a response other than a heartbeat."""
         self._active_agents.add(agent_id)
 
     def activity(self, agent_id: str) -> Activity:
@@ -186,9 +186,11 @@ class Draft:
         if activity is None:
             known = self._fleet.activity.get(agent_id)
             activity = self._activity[agent_id] = Activity() if known is None else copy(known)
-        if agent_id in self._active_agents:
-            activity.acted_at = self.now
         return activity
+
+    def acted_at(self, agent_id: str) -> float:
+        """Return when the agent was last active; 0: not since the fleet was loaded."""
+        return self.now if agent_id in self._active_agents else self._fleet.acted_at.get(agent_id, 0.0)
 
     def measurements(self, agent_id: str) -> Mapping[str, float]:
         """Return the latest value of each measurement name of an agent, read-only."""
@@ -196,8 +198,8 @@ class Draft:
         if (changed := self._measurements.get(agent_id)) is not None:
             return changed
         if agent_id in fleet.unloaded_measurements:
-            return self.lookups.measurements.get(agent_id, NOTHING_MEASURED)
-        return fleet.measurements.get(agent_id, NOTHING_MEASURED)
+            return self.lookups.measurements.get(agent_id, NOTHING)
+        return fleet.measurements.get(agent_id, NOTHING)
 
     def measure(self, agent_id: str, values: Mapping[str, float]) -> None:
         self._measurements[agent_id] = {**self.measurements(agent_id), **values}
@@ -218,11 +220,7 @@ class Draft:
     def apply(self) -> None:
         """Apply the changes to the fleet, once their commit is confirmed."""
         fleet = self._fleet
-        for agent_id, agent in self._agents.items():
-            if agent is None:
-                fleet.forget(agent_id)
-            else:
-                fleet.replace(agent)
+        self._apply_agents()
         self._apply_commands()
         for agent_id, since in self.silences.items():
             if since is None:
@@ -236,26 +234,25 @@ class Draft:
             fleet.losses_confirmed_at = self.now
         _keep_recent(fleet.token_buckets, self.token_buckets)
         _keep_recent(fleet.hops, self.hops)
-        self._apply_activity()
 
-    def _apply_activity(self) -> None:
-        fleet = self._fleet
+    def _apply_agents(self) -> None:
+        """Note what the agents did, replace their records, and forget the agents that the batch has removed."""
+        fleet, now = self._fleet, self.now
         for agent_id, ids in self._seen_ids.items():
-            if agent_id in fleet.agents:
-                fleet.last_message_at[agent_id] = self.now
-                for message_id in ids:
-                    fleet.mark_seen(agent_id, message_id)
-        fleet.activity.update(
-            (agent_id, activity) for agent_id, activity in self._activity.items() if agent_id in fleet.agents
-        )
-        for agent_id in self._active_agents & fleet.agents.keys():
-            activity = fleet.activity.get(agent_id)
-            if activity is None:
-                activity = fleet.activity[agent_id] = Activity()
-            activity.acted_at = self.now
-        for agent_id in self._measurements.keys() & fleet.agents.keys():
-            fleet.measurements[agent_id] = self._measurements[agent_id]
-            fleet.unloaded_measurements.discard(agent_id)
+            fleet.mark_seen(agent_id, ids)
+        fleet.last_message_at.update(dict.fromkeys(self._seen_ids, now))
+        fleet.acted_at.update(dict.fromkeys(self._active_agents, now))
+        fleet.activity.update(self._activity)
+        fleet.measurements.update(self._measurements)
+        fleet.unloaded_measurements -= self._measurements.keys()
+        forgotten = []
+        for agent_id, agent in self._agents.items():
+            if agent is None:
+                forgotten.append(agent_id)
+            else:
+                fleet.replace(agent)
+        for agent_id in forgotten:
+            fleet.forget(agent_id)
 
     def _apply_commands(self) -> None:
         fleet = self._fleet

@@ -3,6 +3,7 @@
 An effect names things of the domain (an agent, a command, a fact). Only the store knows their keys and server commands.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -163,8 +164,10 @@ class ClearDeadline(Effect, frozen=True):
 
 
 class Publish(Effect, frozen=True):
+    """Publish an event, in JSON."""
+
     channel: Channel
-    body: bytes
+    event: Mapping[str, Any] | Struct
 
 
 class Fact(Effect, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from struct import Struct as Layout
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct, field
@@ -51,18 +52,13 @@ class Lookups(Struct):
 _MAX_RECENTLY_ENDED: Final = 4096
 """An arbitrary number, larger than the number of commands that end while one batch reads its lookups."""
 _HASH_BYTES: Final = 8
+_pack: Final = Layout("q").pack
+"""Packs the hash of a message id into 8 bytes.
 
-
-def _hash(message_id: str) -> bytes:
-    """Return 8 bytes that represent a message id.
-
-    Python seeds its hash at random in each process, so that nobody can construct a collision. `has_seen` searches all
-    hashes of an agent as one byte string: a false match across two hashes is as improbable as a collision.
-    """
-    return hash(message_id).to_bytes(_HASH_BYTES, "little", signed=True)
-
-
-NOTHING_MEASURED: Final[Mapping[str, Any]] = {}
+Python seeds its hash at random in each process, so that nobody can construct a collision. `has_seen` searches all
+hashes of an agent as one byte string: a false match across two hashes is as improbable as a collision.
+"""
+NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Fleet:
@@ -101,6 +97,8 @@ class Fleet:
         """
         self.losses_confirmed_at = float("-inf")
         """When an operator last confirmed the losses, since the fleet was loaded. It is not stored in Redis."""
+        self.acted_at: dict[str, float] = {}
+        """When each agent last took a command or sent any response other than a heartbeat, since the load."""
         self.activity: dict[str, Activity] = {}
         """Activity of each agent since the fleet was loaded. Read-only: only a draft changes it."""
         self.token_buckets: dict[Pair, TokenBucket] = {}
@@ -109,9 +107,7 @@ class Fleet:
         self._recent: dict[str, bytearray] = {}
         """Hashes of the last message ids of each agent, oldest first, one after the other."""
         self._recent_bytes = recent_ids * _HASH_BYTES
-        self._command_indexes: dict[str, CommandIndex] = {}
-        for command in self.commands.values():
-            self._command_indexes.setdefault(command.agent_id, CommandIndex()).put(command)
+        self._command_indexes = _index(self.commands.values())
         self.occupants: dict[str, dict[str | None, int]] = {}
         """Number of agents by state and registered type."""
         self.liveness: Counter[Liveness] = Counter()
@@ -143,16 +139,17 @@ class Fleet:
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message is one of the last ones of its agent."""
         hashes = self._recent.get(agent_id)
-        return hashes is not None and _hash(message_id) in hashes
+        return hashes is not None and _pack(hash(message_id)) in hashes
 
-    def mark_seen(self, agent_id: str, message_id: str) -> None:
-        """Remember the id of an agent's message. 64 hashes for each of 100,000 agents take 51 MB."""
+    def mark_seen(self, agent_id: str, message_ids: Iterable[str]) -> None:
+        """Remember the ids of an agent's messages, oldest first. 64 hashes for each of 100,000 agents take 51 MB."""
         hashes = self._recent.get(agent_id)
         if hashes is None:
             hashes = self._recent[agent_id] = bytearray()
-        elif len(hashes) >= self._recent_bytes:
-            del hashes[:_HASH_BYTES]
-        hashes += _hash(message_id)
+        for message_id in message_ids:
+            hashes += _pack(hash(message_id))
+        if (surplus := len(hashes) - self._recent_bytes) > 0:
+            del hashes[:surplus]
 
     def end(self, command: Command) -> None:
         """Remove a command from the open ones. It stays known for batches whose lookups were read before its end."""
@@ -191,6 +188,7 @@ class Fleet:
             self._count(agent, -1)
             self.forgotten += 1
         self.last_message_at.pop(agent_id, None)
+        self.acted_at.pop(agent_id, None)
         self.activity.pop(agent_id, None)
         self.measurements.pop(agent_id, None)
         self._command_indexes.pop(agent_id, None)
@@ -234,6 +232,14 @@ class Fleet:
         _include(self.queued, agent_id, bool(index.queued))
         _include(self.waiting, agent_id, bool(index.waiting))
         _include(self.dispatchable, agent_id, bool(index.waiting))
+
+
+def _index(commands: Iterable[Command]) -> dict[str, CommandIndex]:
+    """Index open commands by their agents."""
+    indexes: dict[str, CommandIndex] = {}
+    for command in commands:
+        indexes.setdefault(command.agent_id, CommandIndex()).put(command)
+    return indexes
 
 
 def _include(members: set[str], agent_id: str, is_member: bool) -> None:  # noqa: FBT001 - the value to set

@@ -29,6 +29,11 @@ _HANDLERS: Final[dict[type, ResponseHandler]] = {
     m.Measurement: measurements.keep,
 }
 
+_LATE_IF_RESTARTED: Final = frozenset({m.Heartbeat, m.Goodbye})
+"""Responses that say nothing about an agent whose process has been replaced since."""
+_OWN_PRESENCE: Final = frozenset({m.Register, m.Goodbye})
+"""Responses whose handlers set the liveness of the agent themselves."""
+
 
 def decide_response(
     draft: Draft, policy: Policy, response: m.Response | m.Custom, raw: bytes, *, replayed: bool = False
@@ -37,38 +42,44 @@ def decide_response(
 
     A response whose id was seen before changes nothing, unless it is `replayed` from the dead letters.
     """
+    kind, agent_id, message_id = type(response), response.agent_id, response.id
     decision = Decision(response.kind)
-    ctx = DecisionContext(draft, policy, decision, "agent", response.id)
-    agent_id = response.agent_id
+    ctx = DecisionContext(draft, policy, decision, "agent", message_id)
     agent = draft.agent(agent_id)
     if agent is None:
-        registering_as = response.payload.type if isinstance(response, m.Register) else None
-        way: Way = "channel" if response.via == "channel" else "response"
-        admitted = membership.admit(ctx, agent_id, way, error_type="message_refused", registering_as=registering_as)
+        admitted = _admit(ctx, response)
         if isinstance(admitted, ErrorReply):
             _reject(ctx, response, admitted, raw)
             return decision
         agent = admitted
-    elif response.id is not None and not replayed and draft.has_seen(agent_id, response.id):
+    elif message_id is not None and not replayed and draft.has_seen(agent_id, message_id):
         draft.note_message(agent_id, None)
         decision.outcome = "duplicate"
         return decision
     if response.instance is not None:
         draft.activity(agent_id).set_instance(response.instance, draft.now)
-        if isinstance(response, m.Heartbeat | m.Goodbye) and agent.instance not in {"", response.instance}:
+        if kind in _LATE_IF_RESTARTED and agent.instance not in {"", response.instance}:
             decision.outcome = "late"  # another process has registered since: this one is not the agent any more
             _reply(ctx, response, agent)
             return decision
-    draft.note_message(agent_id, response.id)
-    if not isinstance(response, m.Heartbeat):
+    draft.note_message(agent_id, message_id)
+    if kind is not m.Heartbeat:
         draft.note_activity(agent_id)
     if response.via == "channel":
         ctx.via = "channel"
-    if agent.liveness in ABSENT and not isinstance(response, m.Register | m.Goodbye):
+    if agent.liveness in ABSENT and kind not in _OWN_PRESENCE:
         liveness.mark_returned(ctx, agent)
-    handler = policy.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[type(response)]
-    _reply(ctx, response, agent, handler(ctx, agent, response, raw))
+    handler = policy.handlers[response.type] if isinstance(response, m.Custom) else _HANDLERS[kind]
+    error = handler(ctx, agent, response, raw)
+    if response.reply:
+        _reply(ctx, response, agent, error)
     return decision
+
+
+def _admit(ctx: DecisionContext, response: m.Response | m.Custom) -> AgentRecord | ErrorReply:
+    registering_as = response.payload.type if isinstance(response, m.Register) else None
+    way: Way = "channel" if response.via == "channel" else "response"
+    return membership.admit(ctx, response.agent_id, way, error_type="message_refused", registering_as=registering_as)
 
 
 def _reply(

@@ -104,8 +104,10 @@ class DivergenceChecker(Service):
         seen = AgentObservation(
             agent=agent,
             activity=fleet.activity.get(agent.agent_id, _NO_ACTIVITY),
+            acted_at=fleet.acted_at.get(agent.agent_id, 0.0),
             window=window,
             heartbeat=self._heartbeats.get(agent.agent_id),
+            has_taken_command=bool(fleet.command_index(agent.agent_id).delivered),
         )
         return any(True for _ in changes(seen, self._policy.divergence))
 

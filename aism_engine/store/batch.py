@@ -28,9 +28,10 @@ _TYPES: Final = {
     **dict.fromkeys(("XADD", "XDEL"), "x"),
     **dict.fromkeys(("DEL", "PEXPIRE"), _ANY_TYPE),
     "HSET": "h",
-    "SET": "k",
+    "SET": "s",
 }
 """The type of the key that each command writes, as a letter of `commit.lua`."""
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
 _MAX_ARGUMENTS: Final = 1000
 """Maximum number of arguments of one write: the stack of a script holds about 8,000 values."""
 
@@ -80,13 +81,29 @@ class Batch:
         self._watch_decisions: list[int] = []
         self._writes: list[Argument] = []
         self._write_count = 0
-        self._strings: dict[int, str] = {}
-        self._records: dict[int, AgentRecord] = {}
-        """Records of agents: they are encoded when the batch is complete."""
-        self._events: dict[str, list[Argument]] = {}
+        self.states: dict[str, str] = {}
+        """States of agents to write, by agent id."""
+        self.records: dict[str, AgentRecord] = {}
+        """Records of agents to write, by agent id. They are encoded when the batch is complete."""
+        self._events: dict[fx.Channel, list[object]] = {"state_changes": [], "errors": [], "measurements": []}
+        self._translate(decisions)
+        self._string_names = [*map(keys.state, self.states), *map(keys.agent, self.records)]
+
+    def _translate(self, decisions: Sequence[Decision]) -> None:
+        """Translate all effects. Those of a state change are the most frequent: they are translated without a call."""
+        facts, records, states, events = self.facts, self.records, self.states, self._events
         for self._current, decision in enumerate(decisions):
             for effect in decision.effects:
-                _WRITERS[type(effect)](self, effect)
+                if type(effect) is fx.SaveAgent:
+                    records[effect.agent.agent_id] = effect.agent
+                elif type(effect) is fx.SetState:
+                    states[effect.agent_id] = effect.state
+                elif type(effect) is fx.Fact:
+                    facts.append(effect)
+                elif type(effect) is fx.Publish:
+                    events[effect.channel].append(effect.event)
+                else:
+                    _WRITERS[type(effect)](self, effect)
 
     def call(
         self, token: str, commit_id: str, previous_id: str, trim: SourceTrim | None
@@ -97,32 +114,36 @@ class Batch:
         trim = trim or SourceTrim(keys.response_queue, 0, "", "")
         if trim.oversized:
             self.key(keys.oversized, "l")  # so that its type is checked
-        records = zip(self._records, _encode_lines(self._records.values()), strict=True)
-        strings: dict[int, Argument] = {**self._strings, **dict(records)}
+        channels = [channel for channel, events in self._events.items() if events]
         arguments: list[Argument] = [
             *(token, commit_id, previous_id, "".join(self._types)),
             *(trim.messages, trim.oldest, trim.newest, self.bounds.oversized if trim.oversized else 0),
-            *(len(self._watch_decisions), self._write_count, len(strings), len(self._events)),
+            *(len(self._watch_decisions), self._write_count, len(self._string_names), len(channels)),
             *self._watches,
             *self._writes,
+            *self.states.values(),
+            *_encode_each(self.records.values()),
         ]
-        for pair in strings.items():
-            arguments += pair
-        for channel, messages in self._events.items():
-            arguments += (channel, len(messages), *messages)
-        return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self._key_numbers], arguments
+        for channel in channels:
+            events = self._events[channel]
+            arguments += (getattr(keys, channel), len(events), *_encode_each(events))
+        return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self.names], arguments
+
+    @property
+    def names(self) -> list[str]:
+        """The keys in the order of KEYS."""
+        return [*self._key_numbers, *self._string_names]
 
     def users_of_keys(self, numbers: Iterable[int]) -> dict[int, list[str]]:
         """Return, for each decision and for `SHARED`, which of the keys with these numbers it uses.
 
         A batch does not record which decision uses a key. Therefore each decision is translated again, alone.
         """
-        names = list(self._key_numbers)
+        names = self.names
         wanted = [names[number - 1] for number in numbers]
         used: dict[int, Collection[str]] = {SHARED: [getattr(self.keys, name) for name in _SHARED_KEYS]}
         for decision_number, decision in enumerate(self._decisions):
-            alone = Batch(self.keys, self.bounds, [decision])
-            used[decision_number] = alone._key_numbers
+            used[decision_number] = Batch(self.keys, self.bounds, [decision]).names
         return {user: found for user, keys in used.items() if (found := [key for key in wanted if key in keys])}
 
     def decision_of_watch(self, number: int) -> int:
@@ -164,20 +185,8 @@ class Batch:
         if expire_s is not None:
             self.write("PEXPIRE", name, int(expire_s * 1000))
 
-    def set_string(self, name: str, value: str) -> None:
-        self._strings[self.key(name, "s")] = value
-
-    def save_agent(self, agent: AgentRecord) -> None:
-        self._records[self.key(self.keys.agent(agent.agent_id), "s")] = agent
-
     def delete(self, name: str) -> None:
         self.write("DEL", name)
-        number = self._key_numbers[name]
-        self._strings.pop(number, None)
-        self._records.pop(number, None)
-
-    def publish(self, channel: str, message: bytes) -> None:
-        self._events.setdefault(channel, []).append(message)
 
     def _write_audit(self, token: str, commit_id: str) -> None:
         mentioned = {
@@ -199,6 +208,8 @@ def _forget_agent(batch: Batch, effect: fx.ForgetAgent) -> None:
     keys, agent_id = batch.keys, effect.agent_id
     for name in (keys.agent, keys.state, keys.metadata, keys.commands, keys.inbox, keys.mail, keys.agent_measurements):
         batch.delete(name(agent_id))
+    batch.states.pop(agent_id, None)
+    batch.records.pop(agent_id, None)
     batch.write("SREM", keys.index, agent_id)
     batch.write("ZREM", keys.heartbeats, agent_id)
 
@@ -231,9 +242,9 @@ def _add_dead_letter(batch: Batch, effect: fx.DeadLetter) -> None:
     batch.write("XADD", batch.keys.dead_letters, *bound, "*", *chain.from_iterable(fields.items()))
 
 
-def _encode_lines(records: Iterable[AgentRecord]) -> list[bytes]:
-    """Encode records in JSON: a line break in a text is escaped, so it separates records only."""
-    return msgspec.json.Encoder().encode_lines(records).splitlines()
+def _encode_each(values: Iterable[object]) -> list[bytes]:
+    """Encode each value in JSON, with one call for all. Line breaks in texts are escaped: they only separate values."""
+    return _encode_lines(values).splitlines()
 
 
 def _member(deadline: str) -> bytes:
@@ -242,9 +253,7 @@ def _member(deadline: str) -> bytes:
 
 
 _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
-    fx.SaveAgent: lambda batch, effect: batch.save_agent(effect.agent),
     fx.IndexAgent: lambda batch, effect: batch.write("SADD", batch.keys.index, effect.agent_id),
-    fx.SetState: lambda batch, effect: batch.set_string(batch.keys.state(effect.agent_id), effect.state),
     fx.SaveMetadata: lambda batch, effect: batch.set_hash(batch.keys.metadata(effect.agent_id), effect.fields),
     fx.SaveMeasurements: lambda batch, effect: batch.set_hash(
         batch.keys.agent_measurements(effect.agent_id), {name: repr(value) for name, value in effect.values.items()}
@@ -273,8 +282,6 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     fx.SendReply: _send_reply,
     fx.SetDeadline: lambda batch, effect: batch.write("ZADD", batch.keys.deadlines, repr(effect.at), effect.member),
     fx.ClearDeadline: lambda batch, effect: batch.write("ZREM", batch.keys.deadlines, _member(effect.member)),
-    fx.Publish: lambda batch, effect: batch.publish(getattr(batch.keys, effect.channel), effect.body),
-    fx.Fact: lambda batch, effect: batch.facts.append(effect),
     fx.DeadLetter: _add_dead_letter,
     fx.ExpectScore: lambda batch, effect: batch.watch(batch.keys.heartbeats, effect.agent_id, effect.score),
     fx.ExpectDeadline: lambda batch, effect: batch.watch(batch.keys.deadlines, _member(effect.member), effect.at),

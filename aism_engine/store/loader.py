@@ -41,7 +41,7 @@ async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet
     for agent in agents:
         agent.stay_until = deadlines.get(f"stay:{agent.agent_id}".encode(), 0.0)
     for agent_id, message_id in await _recent_message_ids(client, keys):
-        fleet.mark_seen(agent_id, message_id)
+        fleet.mark_seen(agent_id, [message_id])
     return LoadedFleet(fleet, ledger.decode() if ledger else "", len(agent_ids) - len(agents))
 
 

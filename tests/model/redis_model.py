@@ -148,11 +148,11 @@ class RedisModel:
         for _, effect in _numbered(attempt.decisions):
             if isinstance(effect, fx.Publish):
                 channel = getattr(keys, effect.channel)
-                published.setdefault(channel, []).append((channel, effect.body))
+                published.setdefault(channel, []).append((channel, msgspec.json.encode(effect.event)))
             elif type(effect) in _APPLY:
                 _APPLY[type(effect)](self, effect)
-        for messages in published.values():
-            self.published += messages
+        for channel in (keys.state_changes, keys.errors, keys.measurements):
+            self.published += published.get(channel, [])
         entry = self._entry(attempt)
         if entry is not None:
             self.values[keys.audit] = (*self.values.get(keys.audit, ()), entry)

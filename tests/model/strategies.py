@@ -43,6 +43,7 @@ records = st.builds(
     first_seen_at=scores,
     reason=texts,
 )
+events = st.sampled_from([{}, {"line": "break\n"}, AgentRecord(agent_id="ü", state="s", since=0.0, first_seen_at=0.0)])
 effects = st.one_of(
     st.builds(fx.SaveAgent, records),
     st.builds(fx.IndexAgent, agents),
@@ -65,7 +66,7 @@ effects = st.one_of(
     st.builds(fx.SendReply, st.none() | agents, ids, bodies, st.just(60.0)),
     st.builds(fx.SetDeadline, members, scores),
     st.builds(fx.ClearDeadline, members),
-    st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), bodies),
+    st.builds(fx.Publish, st.sampled_from(["state_changes", "errors", "measurements"]), events),
     facts,
     dead_letters,
     st.builds(fx.ExpectScore, agents, scores),

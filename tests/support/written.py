@@ -103,8 +103,8 @@ class Written:
                 self.deadlines[member] = at
             case fx.ClearDeadline(member):
                 self.deadlines.pop(member, None)
-            case fx.Publish(channel, body):
-                self.published.append((channel, json.loads(body)))
+            case fx.Publish(channel, event):
+                self.published.append((channel, json.loads(encode(event))))
             case fx.Fact():
                 self.facts.append(effect)
             case fx.DeadLetter():

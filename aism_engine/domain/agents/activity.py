@@ -24,8 +24,6 @@ class MissedDeadline(Struct, frozen=True):
 class Activity(Struct):
     """What an agent did since the fleet was loaded. Instants are unix seconds by Redis `TIME`; 0: never."""
 
-    acted_at: float = 0.0
-    """When it last took a command or sent any response other than a heartbeat."""
     command_response_at: float = 0.0
     """When it last sent a response about a command."""
     outcome_at: float = 0.0

@@ -151,6 +151,10 @@ def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
     return agent
 
 
+NO_CONTEXT: Final[dict[str, Any]] = {}
+"""The context of a state change that has none. Callers must not change it."""
+
+
 class AgentSnapshot(Struct, frozen=True):
     """What an agent has written itself: its metadata, state key and heartbeat; and whether it is recorded."""
 

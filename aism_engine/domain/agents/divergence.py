@@ -40,6 +40,8 @@ class AgentObservation(Struct, frozen=True, kw_only=True):
 
     agent: AgentRecord
     activity: Activity
+    acted_at: float = 0.0
+    """When it last took a command or sent any response other than a heartbeat; 0: not since the fleet was loaded."""
     window: ObservationWindow
     heartbeat: AbsentHeartbeat | None = None
     has_taken_command: bool = False
@@ -68,7 +70,7 @@ def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
 
     An agent that executes a command need not send anything: the command has timeouts of its own.
     """
-    agent, acted_at = seen.agent, seen.activity.acted_at
+    agent, acted_at = seen.agent, seen.acted_at
     if seen.declared_state not in limits.working_states:
         return "does not declare a working state"
     if seen.has_taken_command:
@@ -245,6 +247,7 @@ def decide_divergences(
     seen = AgentObservation(
         agent=agent,
         activity=draft.activity(agent_id),
+        acted_at=draft.acted_at(agent_id),
         window=window,
         heartbeat=heartbeat,
         has_taken_command=bool(draft.commands_of(agent_id).delivered),

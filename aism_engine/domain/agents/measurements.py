@@ -6,7 +6,6 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.decision import DecisionContext, ErrorReply
 from aism_engine.domain.protocol import messages as m
-from aism_engine.domain.protocol.codec import encode
 
 
 def keep(ctx: DecisionContext, agent: AgentRecord, response: m.Measurement, _raw: bytes) -> ErrorReply | None:
@@ -25,7 +24,7 @@ def keep(ctx: DecisionContext, agent: AgentRecord, response: m.Measurement, _raw
         # A published measurement has already reached everybody who subscribes to the channel.
         if ctx.policy.protocol.publish_events and response.via != "channel":
             event = {"agent_id": agent_id, "values": values, "timestamp": draft.at, "source": "engine"}
-            ctx.add(fx.Publish("measurements", encode(event)))
+            ctx.add(fx.Publish("measurements", event))
     if len(values) == len(response.payload):
         return None
     code, max_names = "too_many_measurements", ctx.policy.measurements.max_names

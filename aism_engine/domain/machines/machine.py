@@ -128,24 +128,24 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         if not self.on_unknown:
             force_setattr(self, "on_unknown", self.initial)
 
-    def check(
-        self, current: str, target: str, case: TransitionCase | Callable[[], TransitionCase] | None = None
-    ) -> Refusal | None:
+    def allows(self, current: str, target: str) -> bool:
+        """Return whether an agent in `current` may change to `target` whatever the case. Most transitions are such."""
+        targets = self._targets.get(current)
+        return targets is not None and targets.get(target) is False
+
+    def check(self, current: str, target: str, case: TransitionCase | None = None) -> Refusal | None:
         """Return why an agent in `current` may not change to `target`; None if it may, or if it is there already.
 
-        Without a case only `to` is checked. A callable case is called only if the transition has conditions, or
-        to explain why there is no such transition.
+        Without a case only `to` is checked.
         """
         if target == current:
             return None
         has_conditions = self._targets.get(current, {self.on_unknown: False}).get(target)
         if has_conditions is None:
-            if self.open and is_state_name(target):
-                return None
-            return self._refuse(current, target, (case() if callable(case) else case))
+            return None if self.open and is_state_name(target) else self._refuse(current, target, case)
         if case is None or not has_conditions:
             return None
-        return self._check_conditions(current, target, case() if callable(case) else case)
+        return self._check_conditions(current, target, case)
 
     def allowed(self, current: str, by: Actor | None = None) -> tuple[str, ...]:
         """Return the targets of `current` in the order of the file, for one actor or for any; `("*",)` if open.

@@ -49,11 +49,15 @@ def stay_end(state: State, agent: AgentRecord) -> float:
     return agent.since + state.max_stay if state.max_stay else 0.0
 
 
-def apply_state_rules(ctx: DecisionContext, agent: AgentRecord) -> None:
-    """Set the deadline of the stay and `waits_for` by the agent's current state."""
-    state = ctx.machine(agent).state(agent.state)
-    set_stay_deadline(ctx, agent, stay_end(state, agent))
+def apply_state_rules(ctx: DecisionContext, agent: AgentRecord, left_state: str | None = None) -> None:
+    """Set the deadline of the stay and `waits_for` by the agent's current state. Start the cooldown of the one left."""
+    machine = ctx.machine(agent)
+    state = machine.state(agent.state)
     agent.waits_for = state.waits_for
+    if state.max_stay or agent.stay_until:
+        set_stay_deadline(ctx, agent, stay_end(state, agent))
+    if left_state is not None and ((cooldown_s := machine.state(left_state).cooldown) or agent.cooldowns):
+        _start_cooldown(agent, left_state, cooldown_s, ctx.draft.now)
 
 
 def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
@@ -85,12 +89,8 @@ def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) ->
     ctx.add(fx.SetDeadline(member, until) if until else fx.ClearDeadline(member))
 
 
-def start_cooldown(ctx: DecisionContext, agent: AgentRecord, left_state: str) -> None:
-    """Start the cooldown of the state that an agent has left, and drop those that are over."""
-    now = ctx.draft.now
-    cooldown_s = ctx.machine(agent).state(left_state).cooldown
-    if not cooldown_s and not agent.cooldowns:
-        return
+def _start_cooldown(agent: AgentRecord, left_state: str, cooldown_s: float, now: float) -> None:
+    """Start the cooldown of the state that an agent has left, and drop the cooldowns that are over."""
     agent.cooldowns = {state: until for state, until in agent.cooldowns.items() if until > now}
     if cooldown_s:
         agent.cooldowns[left_state] = now + cooldown_s

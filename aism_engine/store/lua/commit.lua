@@ -4,13 +4,13 @@
 -- KEYS[2]   ledger: the id of the last commit
 -- KEYS[3]   source: the queue that the batch was peeked from
 -- KEYS[4]   oversized: the list that keeps messages too large to read
--- KEYS[5..] every key that is read, written or watched. The arguments refer to KEYS[5] as key 1.
+-- KEYS[5..] every key that is read, written or watched, the strings last. The arguments refer to KEYS[5] as key 1.
 --
 -- ARGV[1]   fencing token of the sender
 -- ARGV[2]   id of this commit
 -- ARGV[3]   id of the commit before it, '' for the first one
--- ARGV[4]   types: one letter for each of KEYS[5..]. s (string written by MSET), k (string written by SET), l (list), h (hash),
---           z (sorted set), x (stream), e (set), * (any type)
+-- ARGV[4]   types: one letter for each of KEYS[5..] but the strings: s (string), l (list), h (hash), z (sorted set), x (stream),
+--           e (set), * (any type)
 -- ARGV[5]   trim: number of messages to remove from the tail of the source; 0 for none
 -- ARGV[6]   digest of the oldest of them
 -- ARGV[7]   digest of the newest of them
@@ -18,12 +18,12 @@
 --           the maximum length of KEYS[4]
 -- ARGV[9]   number of watches
 -- ARGV[10]  number of writes
--- ARGV[11]  number of strings
+-- ARGV[11]  number of strings: that many keys at the end of KEYS
 -- ARGV[12]  number of channels
 -- ARGV[13..] in this order:
 --   watches   key, member, score that the member of the sorted set must have
 --   writes    command, key, number of arguments, arguments
---   strings   key, value
+--   strings   value of each, in the order of their keys
 --   channels  name, number of messages, messages
 --
 -- Four commands of a write are our own. RELEASE, WITHDRAW and FORWARD use data that is in the server already:
@@ -38,7 +38,7 @@
 --   FENCED       -1   another engine has taken the lease since
 --   OUT_OF_STEP  -2   the ledger is neither this commit nor the one before it: another engine wrote, or the server lost its latest writes
 --   SOURCE_MOVED -3   the tail of the source is not what was peeked
---   WRONG_TYPE   -4   details are the keys that have another type than ARGV[4] says
+--   WRONG_TYPE   -4   details are the keys that have another type than ARGV[4] says, and the strings that are no strings
 --   SCORE_MOVED  -5   details are the watches that failed, counted from 1
 --
 -- Redis does not roll back, so every check comes before the first write. The first write is the ledger's: a server that
@@ -48,7 +48,7 @@
 local code = {
   APPLIED = 1, REPLAYED = 2, FENCED = -1, OUT_OF_STEP = -2, SOURCE_MOVED = -3, WRONG_TYPE = -4, SCORE_MOVED = -5,
 }
-local type_names = {k = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
+local type_names = {s = 'string', l = 'list', h = 'hash', z = 'zset', x = 'stream', e = 'set'}
 local FIXED_KEYS = 4
 local CHUNK = 1000  -- unpack fails with more than about 8,000 values
 
@@ -72,6 +72,7 @@ local token, commit_id, previous_id, types = next_arguments(4)
 local trim, oldest_digest, newest_digest, keep = next_arguments(4)
 local watch_count, write_count, string_count, channel_count = next_arguments(4)
 trim, keep = tonumber(trim), tonumber(keep)
+local first_string = #KEYS - string_count + 1
 
 local last_id = redis.call('GET', ledger) or ''
 if last_id == commit_id then
@@ -92,27 +93,23 @@ if trim > 0 then
   end
 end
 
-local strings, string_numbers, wrong = {}, {}, {}
-for i = FIXED_KEYS + 1, #KEYS do
-  local number = i - FIXED_KEYS
+local wrong = {}
+for number = 1, #types do
   local type_code = string.sub(types, number, number)
-  if type_code == 's' then
-    strings[#strings + 1] = KEYS[i]
-    string_numbers[#string_numbers + 1] = number
-  elseif type_code ~= '*' then
-    local found = redis.call('TYPE', KEYS[i]).ok
+  if type_code ~= '*' then
+    local found = redis.call('TYPE', KEYS[FIXED_KEYS + number]).ok
     if found ~= type_names[type_code] and found ~= 'none' then
       wrong[#wrong + 1] = number
     end
   end
 end
-for first = 1, #strings, CHUNK do  -- one MGET is cheaper than a TYPE for each
-  local last = math.min(first + CHUNK - 1, #strings)
-  local values = redis.call('MGET', unpack(strings, first, last))
+for first = first_string, #KEYS, CHUNK do  -- one MGET is cheaper than a TYPE for each
+  local last = math.min(first + CHUNK - 1, #KEYS)
+  local values = redis.call('MGET', unpack(KEYS, first, last))
   for i = first, last do
     -- MGET returns nil for an absent key and for a key of another type.
-    if not values[i - first + 1] and redis.call('TYPE', strings[i]).ok ~= 'none' then
-      wrong[#wrong + 1] = string_numbers[i]
+    if not values[i - first + 1] and redis.call('TYPE', KEYS[i]).ok ~= 'none' then
+      wrong[#wrong + 1] = i - FIXED_KEYS
     end
   end
 end
@@ -177,13 +174,14 @@ for _ = 1, write_count do
 end
 
 -- The strings follow the other writes, because one of those may delete a key that is set again.
-for first = 1, string_count, CHUNK do
-  local pairs_of_chunk = {}
-  for i = 1, 2 * math.min(CHUNK, string_count - first + 1), 2 do
-    pairs_of_chunk[i] = next_key()
-    pairs_of_chunk[i + 1] = next_argument()
+for first = first_string, #KEYS, CHUNK do
+  local keys_and_values, last = {}, math.min(first + CHUNK - 1, #KEYS)
+  for i = first, last do
+    local n = 2 * (i - first)
+    keys_and_values[n + 1], keys_and_values[n + 2] = KEYS[i], ARGV[position + i - first + 1]
   end
-  try('MSET', unpack(pairs_of_chunk))
+  position = position + last - first + 1
+  try('MSET', unpack(keys_and_values))
 end
 
 -- Events come last: a subscriber that receives one finds the change written.

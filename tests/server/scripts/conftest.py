@@ -91,6 +91,6 @@ async def leader(server: EmbeddedServer, redis_client: Client, prefix: str) -> A
 CHANGE = (
     fx.SaveAgent(AGENT),
     fx.SetState("a", "inbox"),
-    fx.Publish("state_changes", b"{}"),
+    fx.Publish("state_changes", {}),
     FACT,
 )

@@ -136,9 +136,9 @@ async def test_events_are_published_in_order_and_after_the_writes(leader: Leader
     with Cli(leader.client.connection_pool.connection_kwargs["port"]) as subscriber:
         subscriber("SUBSCRIBE", leader.keys.state_changes)
         await leader.commit(
-            fx.Publish("state_changes", b"1"), fx.SetState("a", "inbox"), fx.Publish("state_changes", b"2\xff")
+            fx.Publish("state_changes", {"n": 1}), fx.SetState("a", "inbox"), fx.Publish("state_changes", {"n": "2\n"})
         )
-        assert [subscriber.read()[2] for _ in range(2)] == [b"1", b"2\xff"]
+        assert [subscriber.read()[2] for _ in range(2)] == [b'{"n":1}', b'{"n":"2\\n"}']
     assert await leader.state("a") == "inbox"
 
 

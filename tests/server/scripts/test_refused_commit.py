@@ -84,7 +84,7 @@ DEAD_LETTER = fx.DeadLetter(code="x", reason="y", source="z", raw=b"", digest="d
 
 def test_every_effect_has_a_writer() -> None:
     effects = {*fx.Effect.__subclasses__(), *fx.AgentEffect.__subclasses__()} - {fx.AgentEffect}
-    assert set(_WRITERS) == effects
+    assert set(_WRITERS) == effects - {fx.SaveAgent, fx.SetState, fx.Fact, fx.Publish}  # Batch translates these itself
 
 
 _TYPED: dict[str, tuple[str, Callable[[Keys], str], fx.Effect]] = {
