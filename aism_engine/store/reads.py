@@ -8,14 +8,12 @@ retries.
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from itertools import count
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from aism_engine.clock import Clock
 from aism_engine.domain.agents.agent import AgentSnapshot
-from aism_engine.domain.agents.silence import MILLISECONDS_FROM
 from aism_engine.domain.commands.command import Command
 from aism_engine.domain.commands.group import Group
 from aism_engine.domain.effects import DeadLetter
@@ -109,26 +107,24 @@ class FleetReader:
     async def heartbeats_outside(self, low: float, high: float, chunk: int) -> tuple[dict[str, float], float]:
         """Read the heartbeats whose score is before `low` or after `high`, in seconds or in milliseconds.
 
-        Scores from 1e11 on are milliseconds: in seconds, 1e11 is the year 5138. Recent heartbeats of correct clocks are
-        not read. Return also how many seconds the slowest page took.
+        The scores after `high` in seconds and those before `low` in milliseconds are one span. Recent heartbeats of
+        correct clocks are not read. Return also how many seconds the slowest round trip took.
         """
-        spans = (
-            ("-inf", f"({low}"),
-            (f"({high}", f"({MILLISECONDS_FROM}"),
-            (str(MILLISECONDS_FROM), f"({low * 1000}"),
-            (f"({high * 1000}", "+inf"),
-        )
+        spans = (("-inf", f"({low}"), (f"({high}", f"({low * 1000}"), (f"({high * 1000}", "+inf"))
         found, slowest_s = dict[str, float](), 0.0
-        for lower, upper in spans:
-            for offset in count(0, chunk):
-                began = self._clock.monotonic()
-                page = await self._client.zrangebyscore(
-                    self.keys.heartbeats, lower, upper, start=offset, num=chunk, withscores=True
-                )
-                slowest_s = max(slowest_s, self._clock.monotonic() - began)
-                found.update((text(member), score) for member, score in page)
-                if len(page) < chunk:
-                    break
+        unread = [(span, 0) for span in spans]
+        while unread:  # one round trip reads a page of each span
+            began = self._clock.monotonic()
+            pages = await self._client.execute_commands(
+                ("ZRANGEBYSCORE", self.keys.heartbeats, *span, "WITHSCORES", "LIMIT", offset, chunk)
+                for span, offset in unread
+            )
+            slowest_s = max(slowest_s, self._clock.monotonic() - began)
+            scores = [_scores(page) for page in pages]
+            for each in scores:
+                found.update(each)
+            spans_read = zip(unread, scores, strict=True)
+            unread = [(span, offset + chunk) for (span, offset), page in spans_read if len(page) == chunk]
         return found, slowest_s
 
     async def heartbeat_count(self) -> int:
@@ -236,6 +232,12 @@ class FleetReader:
         """Read several lengths in one round trip. The length of a key of the wrong type is None."""
         replies = await self._client.execute_commands(calls, raise_wrong_type=False)
         return [reply if isinstance(reply, int) else None for reply in replies]
+
+
+def _scores(page: Sequence[Any]) -> list[tuple[str, float]]:
+    """Decode members with scores: pairs in RESP3, a flat list in RESP2."""
+    pairs = page if page and isinstance(page[0], list) else zip(page[::2], page[1::2], strict=True)
+    return [(text(member), float(score)) for member, score in pairs]
 
 
 async def _unless_wrong_type(reply: Awaitable[T]) -> T | None:
