@@ -42,13 +42,14 @@ from aism_engine.services.request_consumer import REQUEST_HANDLER
 from aism_engine.services.response_consumer import RESPONSE_HANDLER
 from aism_engine.services.sampler import Sampler
 from aism_engine.services.timekeeper import Timekeeper
-from aism_engine.services.wakeup import Wakeups
+from aism_engine.services.wakeup import Wakeup, Wakeups, Watermark
 from aism_engine.settings import Settings
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import connect, server_address
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
+from aism_engine.store.queue_tail import QueueTail
 from aism_engine.store.scripts import CommitCode
 from aism_engine.store.store import Store
 from aism_engine.store.subscription import Subscription
@@ -103,8 +104,12 @@ class Engine:
         on_lag = self.metrics.event_loop_lag.observe
         monitor = LoopMonitor(clock=self._clock, notifier=self.notifier, has_progress=self.live, on_lag=on_lag)
         self._registrar = Registrar(context, settings.registrar)
+        waiting = self._connect("queues")
+        responses, requests, fanout = (
+            QueueTail(waiting, queue) for queue in (keys.response_queue, keys.request_queue, keys.fanout)
+        )
         self._response_consumer = QueueConsumer(
-            context, RESPONSE_HANDLER, settings.response_consumer, wakeups.responses, watermark=context.watermark
+            context, RESPONSE_HANDLER, settings.response_consumer, wakeups.responses, responses, context.watermark
         )
 
         # All components in start order. They stop in reverse, so the elector releases the lease after the last commit.
@@ -113,10 +118,8 @@ class Engine:
             monitor,
             Elector(context, Store(lease_client, keys, self._clock), settings.lease),
             self._response_consumer,
-            QueueConsumer(
-                context, REQUEST_HANDLER, settings.request_consumer, wakeups.requests, on_applied=wakeups.fanout.set
-            ),
-            QueueConsumer(context, FANOUT_HANDLER, settings.fanout, wakeups.fanout),
+            QueueConsumer(context, REQUEST_HANDLER, settings.request_consumer, wakeups.requests, requests),
+            QueueConsumer(context, FANOUT_HANDLER, settings.fanout, Wakeup(), fanout),
             Dispatcher(context, settings.dispatcher),
             Timekeeper(context, settings.timekeeper),
             Reconciler(context),
@@ -161,6 +164,7 @@ class Engine:
             policy=build_policy(settings, handlers),
             backoff=Backoff(FIRST_PAUSE_S, settings.redis.retry_backoff_max),
             wakeups=wakeups,
+            watermark=Watermark(wakeups.responses.set),
         )
 
     def _connect(self, purpose: str, *, timeout_s: float | None = None) -> Client:

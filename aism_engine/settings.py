@@ -85,14 +85,14 @@ class QueueSettings(Section, frozen=True):
 
     batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 128
     batch_bytes: Annotated[Bytes, "Maximum number of bytes read for one commit"] = 4_194_304
-    poll_interval: Annotated[Seconds, "Time between polls when nothing wakes the consumer"] = 0.25
+    poll_interval: Annotated[Seconds, "Time between polls while the server refuses to wait for messages"] = 0.25
 
 
 class ResponseConsumerSettings(QueueSettings, frozen=True):
     """Reads what agents send."""
 
     batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 512
-    poll_interval: Annotated[Seconds, "Time between polls when nothing wakes the consumer"] = 0.05
+    poll_interval: Annotated[Seconds, "Time between polls while the server refuses to wait for messages"] = 0.05
 
 
 class RequestConsumerSettings(QueueSettings, frozen=True):

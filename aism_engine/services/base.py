@@ -3,7 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import structlog
@@ -96,8 +96,8 @@ class ServiceContext:
     """The policy in force. A reload replaces it as a whole, between two decisions."""
     backoff: Backoff
     """Pauses while Redis is unavailable."""
-    wakeups: Wakeups = field(default_factory=Wakeups)
-    watermark: Watermark = field(default_factory=Watermark)
+    wakeups: Wakeups
+    watermark: Watermark
 
 
 class Service(ABC):

@@ -14,9 +14,11 @@ from aism_engine.domain.policy import Policy
 from aism_engine.domain.protocol.codec import MalformedError
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
+from aism_engine.services.queue_watch import QueueWatch
 from aism_engine.services.wakeup import Wakeup, Watermark
 from aism_engine.settings import QueueSettings
 from aism_engine.store.client import until_sent
+from aism_engine.store.queue_tail import QueueTail
 from aism_engine.store.store import Peek
 from aism_engine.store.writer import DecisionError, Failures, wrong_type
 
@@ -43,8 +45,9 @@ class QueueHandler(Generic[M]):
 class QueueConsumer(Service, Generic[M]):
     """Applies each message of a queue once, or dead-letters it.
 
-    While the queue is empty, the consumer sleeps until its wakeup is set or the poll interval is over. While the queue
-    is not empty, the consumer mutes its wakeup and prefetches the next batch during each commit.
+    While the queue is empty, the consumer sleeps until its wakeup is set: by its watch, or by a notification. The watch
+    usually knows the message, which is then applied without a peek. While the queue is not empty, the consumer mutes
+    its wakeup and prefetches the next batch during each commit.
     """
 
     def __init__(
@@ -53,19 +56,20 @@ class QueueConsumer(Service, Generic[M]):
         handler: QueueHandler[M],
         settings: QueueSettings,
         wakeup: Wakeup,
-        *,
+        tail: QueueTail,
         watermark: Watermark | None = None,
-        on_applied: Callable[[], None] = lambda: None,
     ) -> None:
-        """`watermark` is updated with how far the queue has been applied; `on_applied` is called after each commit."""
+        """`watermark` is updated with how far the queue has been applied."""
         super().__init__(context)
         self.name = handler.name
         self._handler = handler
         self._queue: str = getattr(context.store.keys, handler.source)
         self._settings = settings
         self._wakeup = wakeup
+        self._watch = QueueWatch(tail, wakeup)
+        self._watched: bytes | None = None
+        """The oldest message, if the watch has found it and nothing was read since."""
         self._watermark = watermark
-        self._on_applied = on_applied
         self._prefetched: asyncio.Future[tuple[Peek, list[M | MalformedError]]] | None = None
         self._prefetch_ledger = ""
         """Ledger id that the prefetched batch must carry to still be valid."""
@@ -74,11 +78,12 @@ class QueueConsumer(Service, Generic[M]):
         try:
             return await self._step()
         except (NotLeadingError, ServerUnavailableError):
-            await self.release()  # the prefetched batch follows one that was not applied
+            await self._drop_prefetched()  # it follows a batch that was not applied
             raise
 
     async def wait(self) -> None:
-        await self._wakeup.wait(self._settings.poll_interval)
+        max_bytes = self._policy.protocol.max_message_bytes
+        self._watched = await self._watch.wait(self._settings.poll_interval, max_bytes)
 
     async def _step(self) -> bool:
         started_at = self._clock.monotonic()
@@ -104,25 +109,28 @@ class QueueConsumer(Service, Generic[M]):
         lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
         if not decisions:  # the queue has changed: the messages that the prefetch skipped may not be this batch
-            await self.release()
+            await self._drop_prefetched()
         if self._watermark is not None:
             self._watermark.advance(len(decisions))
-        self._on_applied()
         self._record_step(started_at, decisions)
         return True
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _next_batch(self) -> tuple[Peek, list[M | MalformedError]]:
-        """Return the prefetched batch if it is valid, else a new one.
+        """Return the message that the watch has found, or the prefetched batch if it is valid, else a new one.
 
         The prefetched batch is invalid if another commit reached Redis before the peek of the prefetch.
         """
+        watched, self._watched = self._watched, None
+        if watched is not None:  # the commit checks that it is still the oldest one
+            return Peek(self._queue, [watched], "", 1), self._handler.decode(self._policy, [watched])
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             batch = await prefetched
             if batch[0].ledger == self._prefetch_ledger:
                 return batch
+        self._wakeup.clear()
         return await self._fetch(skip=0)
 
     async def _prefetch(self, skip: int) -> None:
@@ -146,6 +154,11 @@ class QueueConsumer(Service, Generic[M]):
         return peek._replace(length=peek.length - skip), self._handler.decode(self._policy, peek.messages)
 
     async def release(self) -> None:
+        self._watched = None
+        await self._watch.close()
+        await self._drop_prefetched()
+
+    async def _drop_prefetched(self) -> None:
         prefetched, self._prefetched = self._prefetched, None
         if prefetched is not None:
             prefetched.cancel()

@@ -52,6 +52,7 @@ class Reaper(Service):
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
+        self._context.watermark.request_peek()  # silence counts up to the last peek
         server_now = await self._store.read_time()
         # The clock is read after the reply: a pause of the process during the call counts as a blind spell.
         started_at = self._clock.monotonic()

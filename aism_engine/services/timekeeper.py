@@ -1,6 +1,7 @@
 """Acts on deadlines that are due."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.deadlines import KeyKind, decide_deadline
@@ -11,11 +12,13 @@ from aism_engine.services.base import Service, ServiceContext
 from aism_engine.settings import TimekeeperSettings
 from aism_engine.store.writer import Failure, decide_each
 
+_Due: TypeAlias = tuple[str, float]
+"""Member and instant of a deadline."""
 _BODY_BYTES: Final = 4_194_304
 """Limit of the command bodies that are read for one commit: an arbitrary number."""
 _NO_PROGRESS: Final = frozenset({"unchanged", "refused"})
 _BLIND_S: Final = 1.0
-"""Longest normal delay of a check, an arbitrary number. A longer delay is a blind spell."""
+"""Longest normal delay of a check: an arbitrary number."""
 
 
 class Timekeeper(Service):
@@ -29,19 +32,19 @@ class Timekeeper(Service):
     def __init__(self, context: ServiceContext, settings: TimekeeperSettings) -> None:
         super().__init__(context, settings.poll_interval)
         self._settings = settings
+        self._max_gap_s = settings.poll_interval + _BLIND_S
+        """A longer time between two checks is a blind spell."""
         self._checked_at = self._acts_from = float("-inf")
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
-        started_at = self._clock.monotonic()
-        now = await self._store.read_time()
-        if started_at - self._checked_at > self._settings.poll_interval + _BLIND_S:
+        started_at, now = self._clock.monotonic(), self._store.now
+        due = await self._store.due_deadlines(now, self._settings.batch)
+        if started_at - self._checked_at > self._max_gap_s:
             self._acts_from = self._clock.monotonic() + self._settings.grace
         self._checked_at = started_at
-        if started_at < self._acts_from:
-            return False
-        backlog_s = started_at - self._context.watermark.applied_until
-        due = await self._store.due_deadlines(now - backlog_s, self._settings.batch)
+        may_act = started_at >= self._acts_from
+        due = await self._answered(due, now, started_at) if due and may_act else []
         if not due:  # most steps
             self._record_step(started_at)
             return False
@@ -53,10 +56,22 @@ class Timekeeper(Service):
         self._record_step(started_at, decisions)
         return len(due) == self._settings.batch and any(each.outcome not in _NO_PROGRESS for each in decisions)
 
-    def _decide(self, draft: Draft, due: tuple[str, float]) -> Decision:
+    async def _answered(self, due: Sequence[_Due], now: float, at: float) -> list[_Due]:
+        """Return the deadlines for which all responses that were queued when they were due are applied.
+
+        `at` is the monotonic instant of `now`. After a blind spell return none: the next step defers all deadlines.
+        """
+        watermark = self._context.watermark
+        await watermark.refresh(at)
+        if self._clock.monotonic() - at > self._max_gap_s:
+            return []
+        until = now - (at - watermark.applied_until)
+        return [(member, due_at) for member, due_at in due if due_at <= until]
+
+    def _decide(self, draft: Draft, due: _Due) -> Decision:
         return decide_deadline(draft, self._policy, *due)
 
-    def _decide_failed(self, draft: Draft, due: tuple[str, float], failure: Failure) -> Decision:
+    def _decide_failed(self, draft: Draft, due: _Due, failure: Failure) -> Decision:
         if failure.code == "score_moved":
             return Decision("deadline", "unchanged")
         if failure.code != "wrong_type":

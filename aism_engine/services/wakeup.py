@@ -11,7 +11,7 @@ async def _nothing() -> None:
 
 
 class Wakeup:
-    """Wakes one service because there may be work. It is a hint: the service also polls.
+    """Wakes one service because there may be work. It is a hint: the service also checks by itself.
 
     The service mutes the wakeup while it is busy, so that notifications cost nothing then, and unmutes it before it
     sleeps. Notifications may be lost while it is muted, so the service must check for work once more after `unmute`.
@@ -27,8 +27,16 @@ class Wakeup:
         """Set the functions that turn the source of notifications off and on."""
         self._mute, self._unmute = mute, unmute
 
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
     def set(self) -> None:
         self._event.set()
+
+    def clear(self) -> None:
+        """Forget the notifications so far, because the service now checks for work."""
+        self._event.clear()
 
     async def mute(self) -> None:
         self.muted = True
@@ -52,7 +60,6 @@ class Wakeups:
 
     responses: Wakeup = field(default_factory=Wakeup)
     requests: Wakeup = field(default_factory=Wakeup)
-    fanout: Wakeup = field(default_factory=Wakeup)
     dispatcher: Wakeup = field(default_factory=Wakeup)
 
 
@@ -63,13 +70,17 @@ class Watermark:
     found 5 messages, then all of them are applied once 5 more messages have been applied.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, request_peek: Callable[[], None]) -> None:
+        """`request_peek` makes the consumer peek soon. An idle consumer seldom peeks by itself."""
+        self.request_peek = request_peek
         self._applied = 0
         self._pending: tuple[float, int] | None = None
         """A peek that found unread messages: its instant, and the value of `_applied` that covers all of them."""
         self.applied_until = float("-inf")
         """Monotonic instant: every message that was in the queue at this instant has been applied."""
-        self._moved = asyncio.Event()
+        self._observed_at = float("-inf")
+        """Monotonic instant of the last peek."""
+        self._observed = asyncio.Event()
 
     @property
     def has_unread(self) -> bool:
@@ -78,26 +89,33 @@ class Watermark:
 
     def observe(self, at: float, length: int) -> None:
         """Record the length of the queue at a monotonic instant."""
+        self._observed_at = at
         if length == 0:
             self._pending = None
-            self._move(at)
+            self.applied_until = at
         elif self._pending is None:
             self._pending = (at, self._applied + length)
+        self._observed.set()
 
     def advance(self, count: int) -> None:
         """Record that this many messages were applied."""
         self._applied += count
         if self._pending is not None and self._applied >= self._pending[1]:
-            at, _ = self._pending
+            self.applied_until, _ = self._pending
             self._pending = None
-            self._move(at)
+            self._observed.set()
+
+    async def refresh(self, at: float) -> None:
+        """Wait for a peek that began at this monotonic instant or later, so that `applied_until` is up to date."""
+        while self._observed_at < at:
+            await self._wait_observed()
 
     async def wait_until(self, at: float) -> None:
         """Wait until everything that was in the queue at this monotonic instant has been applied."""
         while self.applied_until < at:
-            self._moved.clear()
-            await self._moved.wait()
+            await self._wait_observed()
 
-    def _move(self, at: float) -> None:
-        self.applied_until = at
-        self._moved.set()
+    async def _wait_observed(self) -> None:
+        self.request_peek()
+        self._observed.clear()
+        await self._observed.wait()

@@ -9,7 +9,7 @@ import hiredis
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
@@ -75,6 +75,25 @@ class _PatchedConnection:
     async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
         with self._naming_closed_transport():
             return await super().read_response(*args, **options)  # type: ignore[misc]
+
+    async def read_bulk_string(self, max_bytes: int) -> bytes | None:
+        """Read a reply that is one string; None if it is null. Of one larger than `max_bytes`, return b"" and no more.
+
+        redis-py reads a reply whole, and the server accepts strings of 512 MB. Then the rest of the reply is unread,
+        and the caller must close the connection. The method can go when redis-py has a limit.
+        """
+        stream: asyncio.StreamReader = self._reader  # type: ignore[attr-defined]
+        try:
+            with self._naming_closed_transport():
+                header = await stream.readuntil(b"\r\n")
+                if header.startswith(b"-"):
+                    raise ResponseError(header[1:-2].decode(errors="replace"))
+                size = int(header[1:-2]) if header.startswith(b"$") else -1  # RESP3 has a null of its own
+                if 0 <= size <= max_bytes:
+                    return (await stream.readexactly(size + 2))[:-2]
+        except asyncio.IncompleteReadError as error:
+            raise RedisConnectionError("the server has closed the connection") from error
+        return None if size < 0 else b""
 
     @contextmanager
     def _naming_closed_transport(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ _CLOCK_WARNING_S: Final = 30.0
 _SLOW_S: Final = 0.005
 _VERY_SLOW_S: Final = 0.05
 _MIN_SENTINELS: Final = 3
-_SUBSCRIBE_COMMANDS: Final = frozenset({"SUBSCRIBE", "UNSUBSCRIBE"})
+_WAKING_COMMANDS: Final = frozenset({"SUBSCRIBE", "UNSUBSCRIBE", "BLMOVE"})
 """Without these the engine works by polling."""
 _MOST_TESTED_PROTOCOL: Final = 2
 
@@ -60,7 +60,7 @@ class EnvironmentFacts(Struct, frozen=True, kw_only=True):
 ENVIRONMENT_CHECKS: Final = Checks[EnvironmentFacts]()
 
 
-@ENVIRONMENT_CHECKS.add("A denied command stops the engine; if only subscribing is denied, the engine polls.")
+@ENVIRONMENT_CHECKS.add("A denied command stops the engine; if only subscribing or BLMOVE is denied, the engine polls.")
 def permissions(environment: EnvironmentFacts) -> CheckResult | None:
     denied = environment.denied
     if denied is None:
@@ -74,8 +74,8 @@ def permissions(environment: EnvironmentFacts) -> CheckResult | None:
     fix = f"ACL SETUSER <user> {' '.join(missing_rules(denied, environment.required))}"
     if all(command.name in EVAL_COMMANDS for command in denied):  # without scripts the others cannot be checked
         fix += "; then run the doctor again: more may be missing (docs/doctor.md lists all permissions)"
-    only_subscribing = all(command.name in _SUBSCRIBE_COMMANDS for command in denied)
-    return warning(summary, fix) if only_subscribing else danger(summary, fix)
+    can_poll = all(command.name in _WAKING_COMMANDS for command in denied)
+    return warning(summary, fix) if can_poll else danger(summary, fix)
 
 
 @ENVIRONMENT_CHECKS.add("Deadlines use the server's clock. Logs and heartbeats use local clocks.")

@@ -8,7 +8,7 @@ from aism_engine.store.keys import Keys
 
 SAMPLE: Final = "aism-doctor"
 """Placeholder for every id in a key; becomes `*` in an ACL rule."""
-_QUEUE: Final = "LLEN LINDEX LRANGE LTRIM LMOVE"
+_QUEUE: Final = "LLEN LINDEX LRANGE LTRIM LMOVE BLMOVE"
 _RECORD: Final = "HSET HGET HMGET PEXPIRE TYPE"
 KEY_USES: Final = {
     "epoch": ("string", "GET SET"),

@@ -34,6 +34,7 @@ _ARGUMENTS: Final = {
     1: "HDEL HGET HMGET LINDEX LPUSH MSET PEXPIRE SADD SET SISMEMBER SREM XDEL ZMSCORE ZREM ZSCAN ZSCORE",
     2: "GETRANGE HSET LRANGE LREM LTRIM XRANGE XREVRANGE XTRIM ZADD ZRANGE ZRANGEBYSCORE",
     3: "LMOVE XADD",
+    4: "BLMOVE",
 }
 """Commands by their number of arguments after the key. The server checks the number before the permission."""
 

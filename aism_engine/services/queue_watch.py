@@ -1,0 +1,81 @@
+"""Waits for the next message of a queue, without polling while the server can block."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.services.wakeup import Wakeup
+from aism_engine.store.queue_tail import QueueTail
+
+log = structlog.get_logger(component="queue_watch")
+
+_RECHECK_S: Final = 1.0
+"""Time between polls while the server blocks, an arbitrary number: a dead connection is noticed later."""
+_RETRY_S: Final = 5.0
+"""Pause after a failed call, an arbitrary number. The queue is polled meanwhile."""
+
+
+class QueueWatch:
+    """Sets the wakeup of a consumer when its queue has a message.
+
+    A call to the server blocks until then. It goes on when the consumer wakes up for another reason. While the call
+    fails, the consumer polls.
+    """
+
+    def __init__(self, tail: QueueTail, wakeup: Wakeup) -> None:
+        self._tail = tail
+        self._wakeup = wakeup
+        self._task: asyncio.Task[None] | None = None
+        self._message: bytes | None = None
+        self._blocks = False
+        """Whether the last call to the server blocked, or found a message."""
+        self._is_denied = False
+
+    async def wait(self, poll_interval_s: float, max_bytes: int) -> bytes | None:
+        """Wait until there may be a message. Return the oldest one of the queue if it is known.
+
+        `poll_interval_s` is the longest wait while the server cannot block. A message of more than `max_bytes` is not
+        returned.
+        """
+        self._take()
+        if not self._wakeup.is_set and (self._task is None or self._task.done()):
+            if self._task is not None:
+                self._task.result()  # raises a bug
+            self._task = asyncio.create_task(self._watch(max_bytes))
+        await self._wakeup.wait(max(poll_interval_s, _RECHECK_S) if self._blocks else poll_interval_s)
+        return self._take() or None
+
+    async def close(self) -> None:
+        """End the call to the server. Idempotent."""
+        task, self._task, self._blocks = self._task, None, False
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _take(self) -> bytes | None:
+        message, self._message = self._message, None
+        return message
+
+    async def _watch(self, max_bytes: int) -> None:
+        """Set the wakeup as soon as the queue has a message."""
+        while True:
+            try:
+                message = await self._tail.wait(max_bytes)
+            except ServerUnavailableError as error:
+                self._handle_failure(error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._blocks, self._is_denied = True, False
+            if message is not None:
+                self._message = message
+                self._wakeup.set()
+                return
+
+    def _handle_failure(self, error: ServerUnavailableError) -> None:
+        if error.outage == "noperm" and not self._is_denied:
+            self._is_denied = True
+            log.warning("watch_denied", detail=str(error), consequence="the queue is polled")
+        self._blocks = False
+        self._wakeup.set()  # the consumer polls from now on

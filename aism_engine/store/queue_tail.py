@@ -1,0 +1,50 @@
+"""Blocks until a queue has a message, so that an idle engine need not poll.
+
+`BLMOVE queue queue RIGHT RIGHT` moves the oldest message to the place where it already is, atomically: the queue is the
+same before and after. The message stays in the queue until the commit that applies it. So a lost reply, a second
+reader, or an engine that no longer leads does no harm.
+"""
+
+import asyncio
+from typing import Final
+
+from redis.exceptions import ResponseError
+
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.store.client import naming_outages, outage_of
+from aism_engine.store.client_type import Client
+
+_BLOCK_S: Final = 2.0
+"""Longest time that one call blocks. A dead connection is noticed after this time and the socket timeout."""
+
+
+class QueueTail:
+    """The end of a queue that is read next."""
+
+    def __init__(self, client: Client, queue: str) -> None:
+        self._client = client
+        self._queue = queue
+
+    async def wait(self, max_bytes: int) -> bytes | None:
+        """Wait for a message, and return the oldest one, or None if the queue stays empty for some seconds.
+
+        An empty result stands for a message of more than `max_bytes`, which is not read. Raises
+        `ServerUnavailableError` if the server cannot serve the call. If it does not know BLMOVE (an operator can rename
+        or disable it), the outage is `noperm` too.
+        """
+        pool = self._client.connection_pool
+        with naming_outages():
+            connection = await pool.get_connection()
+            is_read = False
+            try:
+                await connection.send_command("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", _BLOCK_S)
+                async with asyncio.timeout(_BLOCK_S + connection.socket_timeout):
+                    message: bytes | None = await connection.read_bulk_string(max_bytes)
+                is_read = message != b""
+            except ResponseError as error:
+                raise ServerUnavailableError(outage_of(error) or "noperm", str(error)) from error
+            finally:
+                if not is_read:  # the rest of the reply, or the reply to a cancelled call, may still arrive
+                    await connection.disconnect(nowait=True)
+                await pool.release(connection)
+        return message
