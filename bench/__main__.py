@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from bench import machine
+from bench import bullmq, machine
 from bench.harness import Options, progress
 from bench.table import Row, as_json, as_markdown, as_text
 
@@ -63,7 +63,7 @@ def measure(group: str, options: Options) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends engines and servers, too
-    header = machine.describe()
+    header = {**machine.describe(), **({"BullMQ": bullmq.describe()} if "responses" in given.only else {})}
     options = Options(given.runs, given.quick)
     rows = [row for group in given.only for row in measure(group, options)]
     print((as_markdown if given.markdown else as_text)(header, rows))

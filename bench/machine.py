@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import aism_engine
-from bench import bullmq
 from bench.harness import Client, connect, make_server
 
 LIBRARIES: Final = {"redis-py": "redis", "hiredis": "hiredis", "msgspec": "msgspec", "uvloop": "uvloop"}
@@ -27,7 +26,6 @@ def describe() -> Mapping[str, str]:
         "engine": aism_engine.__version__,
         **{name: version(package) for name, package in LIBRARIES.items()},
         "server": server_version,
-        "BullMQ": bullmq.describe(),
     }
 
 
