@@ -92,6 +92,8 @@ class FleetReader:
         Waiting messages are counted first, so that one released meanwhile counts twice and is never missed.
         """
         keys, ids = self.keys, list(agent_ids)
+        if not ids:
+            return {}
         lengths = await self.read_lengths(("LLEN", name(each)) for name in (keys.mail, keys.inbox) for each in ids)
         both = zip(ids, lengths[: len(ids)], lengths[len(ids) :], strict=True)
         return {agent_id: (waiting or 0) + (unread or 0) for agent_id, waiting, unread in both}
@@ -139,7 +141,10 @@ class FleetReader:
 
     async def commands(self, command_ids: Iterable[str]) -> dict[str, Command]:
         """Read command records without their large fields; a damaged one counts as absent."""
-        records = each_record(self._client, command_ids, self.keys.command, COMMANDS)
+        ids = list(command_ids)
+        if not ids:  # for most batches
+            return {}
+        records = each_record(self._client, ids, self.keys.command, COMMANDS)
         return {command.command_id: command async for command in records}
 
     async def groups(self, group_ids: Iterable[str]) -> dict[str, Group]:

@@ -1,16 +1,36 @@
 """Connections with patches for defects of redis-py 8.1 and CPython 3.11. Each patch says when it can go."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
-from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+
+class _ClosedTransport:
+    """Raises ConnectionError for what asyncio and uvloop raise when the peer has closed the connection.
+
+    redis-py#4287: asyncio of CPython 3.12 to 3.14.0 raises TypeError or AttributeError, and uvloop RuntimeError. While
+    the transport is open, these errors are bugs and are raised unchanged. The patch can go when redis-py 8.1 is no
+    longer used: a later release has the fix.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter | None) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, AttributeError | TypeError | RuntimeError) and (
+            self._writer is None or self._writer.transport.is_closing()
+        ):
+            raise RedisConnectionError(f"the connection was closed: {error}") from error
 
 
 class _PatchedConnection:
@@ -69,11 +89,11 @@ class _PatchedConnection:
             raise
 
     async def _send_packed_command(self, command: Any) -> None:  # noqa: ANN401
-        with self._naming_closed_transport():
+        with _ClosedTransport(self._writer):  # type: ignore[attr-defined]
             await super()._send_packed_command(command)  # type: ignore[misc]
 
     async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        with self._naming_closed_transport():
+        with _ClosedTransport(self._writer):  # type: ignore[attr-defined]
             return await super().read_response(*args, **options)  # type: ignore[misc]
 
     async def read_bulk_string(self, max_bytes: int) -> bytes | None:
@@ -84,7 +104,7 @@ class _PatchedConnection:
         """
         stream: asyncio.StreamReader = self._reader  # type: ignore[attr-defined]
         try:
-            with self._naming_closed_transport():
+            with _ClosedTransport(self._writer):  # type: ignore[attr-defined]
                 header = await stream.readuntil(b"\r\n")
                 if header.startswith(b"-"):
                     raise ResponseError(header[1:-2].decode(errors="replace"))
@@ -95,28 +115,33 @@ class _PatchedConnection:
             raise RedisConnectionError("the server has closed the connection") from error
         return None if size < 0 else b""
 
-    @contextmanager
-    def _naming_closed_transport(self) -> Iterator[None]:
-        """Raise ConnectionError for what asyncio and uvloop raise when the peer has closed the connection.
-
-        redis-py#4287: asyncio of CPython 3.12 to 3.14.0 raises TypeError or AttributeError, and uvloop RuntimeError.
-        While the transport is open, these errors are bugs and are raised unchanged. The patch can go when redis-py 8.1
-        is no longer used: a later release has the fix.
-        """
-        writer = self._writer  # type: ignore[attr-defined]
-        try:
-            yield
-        except (AttributeError, TypeError, RuntimeError) as error:
-            if writer is not None and not writer.transport.is_closing():
-                raise
-            raise RedisConnectionError(f"the connection was closed: {error}") from error
-
 
 PATCHED: Final[dict[type, type]] = {
     kind: type(f"Patched{kind.__name__}", (_PatchedConnection, kind), {})
     for kind in (Connection, SSLConnection, UnixDomainSocketConnection)
 }
 """The patched class for each class of connection."""
+
+
+class PatchedPool(ConnectionPool):
+    """A pool that does without redis-py's statistics and retries, which take longer than everything else here."""
+
+    async def get_connection(self, *_args: Any, **_options: Any) -> Any:  # noqa: ANN401 - redis-py's own signature
+        connection: Any = self.get_available_connection()  # type: ignore[no-untyped-call]
+        try:
+            if not connection.is_connected or await connection.can_read():
+                await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:  # noqa: ANN401
+        self._in_use_connections.remove(connection)
+        if connection.should_reconnect():
+            await connection.disconnect()
+        self._available_connections.append(connection)
+
 
 _FOLLOW_INTERVAL_S: Final = 1.0
 """Seconds between questions to a sentinel: an arbitrary number, less than a failover takes."""
@@ -141,7 +166,7 @@ class PrimaryTlsConnection(PrimaryConnection, SSLConnection):
     """The same with TLS."""
 
 
-class PrimaryPool(SentinelConnectionPool):
+class PrimaryPool(PatchedPool, SentinelConnectionPool):
     """A pool that follows a failover, even if its connections to the old primary still work.
 
     redis-py#3874: redis-py asks the sentinels only when it connects. A replaced primary that is still alive keeps
@@ -170,7 +195,7 @@ class PrimaryPool(SentinelConnectionPool):
     async def get_connection(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's own signature
         if self._follower is None or self._follower.done():
             self._follower = asyncio.create_task(self._follow())
-        return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+        return await super().get_connection(*args, **options)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002
         """Close the connections; if the pool is closed for good, also those to the sentinels."""

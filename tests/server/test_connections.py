@@ -286,3 +286,27 @@ async def test_a_task_that_is_cancelled_before_it_sends_ends(server: EmbeddedSer
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(read())
     await client.aclose()
+
+
+async def test_a_connection_of_the_pool_with_unread_data_is_replaced(server: EmbeddedServer) -> None:
+    """The rest of a reply must not be taken for the reply to the next command."""
+    client = connect(RedisSettings(url=server.url), "test")
+    await client.ping()
+    (connection,) = client.connection_pool._available_connections
+    await connection.send_command("ECHO", "late")
+    await eventually(connection.can_read)
+    assert await client.execute_command("ECHO", "next") == b"next"
+    await client.aclose()
+
+
+async def test_a_cancelled_command_leaves_no_reply_behind(server: EmbeddedServer, prefix: str) -> None:
+    client = connect(RedisSettings(url=server.url, socket_timeout=300.0), "test")
+    waiting = asyncio.create_task(client.execute_command("BLPOP", prefix, 300))
+    await eventually(lambda: client.connection_pool._in_use_connections)
+    (connection,) = client.connection_pool._in_use_connections
+    await eventually(lambda: connection.is_connected)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert await client.execute_command("ECHO", "next") == b"next"
+    assert not client.connection_pool._in_use_connections
+    await client.aclose()
