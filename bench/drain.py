@@ -32,6 +32,7 @@ from bench.harness import (
     beside,
     connect,
     cpu_s,
+    empty,
     poll,
     push,
     server_cpu_s,
@@ -79,7 +80,7 @@ def drain_by_peer(server: EmbeddedServer, backlog: Backlog, program: Callable[[s
 def drain_by_bullmq(server: EmbeddedServer, count: int, agents: int) -> Drained:
     """Let a worker of BullMQ process jobs that set states."""
     client = connect(server.url)
-    client.flushall()
+    empty(client)
     bullmq.add_jobs(server.url, count, agents)
     with bullmq.worker(server.url) as pid:
         return _measure(client, pid, count, *bullmq.QUEUES)
@@ -130,7 +131,7 @@ def _preload(
 ) -> Client:
     """Empty the server, prepare it, and fill the queue."""
     client = connect(server.url)
-    client.flushall()
+    empty(client)
     if prepare is not None:
         prepare(server)
     push(client, KEYS.response_queue, [*backlog.preamble, *backlog.responses])

@@ -70,6 +70,11 @@ def connect(url: str, *, timeout_s: float | None = TIMEOUT_S) -> Client:
     return redis.Redis.from_url(url, socket_timeout=timeout_s)
 
 
+def empty(client: Client) -> None:
+    """Delete all keys, and wait until the server has freed them: otherwise that slows down what is measured next."""
+    client.execute_command("FLUSHALL", "SYNC")
+
+
 class RawConnection:
     """One connection without redis-py: commands are sent at once, replies are read later."""
 
@@ -176,6 +181,7 @@ def interleave(options: Options, title: str, contestants: Mapping[str, Callable[
         for name in list(contestants)[:: 1 if run % 2 == 0 else -1]:
             progress(f"{title}: {name}, run {run + 1} of {options.runs}")
             results[name].append(contestants[name]())
+            progress(f"{title}: {results[name][-1]}")
     return results
 
 

@@ -22,6 +22,7 @@ from bench.harness import (
     RawConnection,
     beside,
     connect,
+    empty,
     interleave,
     make_server,
     median,
@@ -72,14 +73,14 @@ def make_pages(per_second: float, seconds: float) -> list[Page]:
 
 
 def load_engine(server: EmbeddedServer, pages: Sequence[Page]) -> Latency:
-    connect(server.url).flushall()
+    empty(connect(server.url))
     with EngineProcess(server.url) as engine:
         engine.wait_leading()
         return send_load(server.url, pages)
 
 
 def load_peer(server: EmbeddedServer, pages: Sequence[Page]) -> Latency:
-    connect(server.url).flushall()
+    empty(connect(server.url))
     with beside(peers.batches, server.url):
         return send_load(server.url, pages)
 

@@ -19,7 +19,7 @@ ONE_BY_ONE, BATCHES, BULLMQ = "BRPOP and SET, one by one", "SETs and LTRIM in MU
 
 def rows(options: Options) -> Iterator[Row]:
     count = options.size(200_000, 40_000)
-    backlog, short_backlog = state_changes(count, AGENTS), state_changes(count // 10, AGENTS)
+    backlog, short_backlog = state_changes(count, AGENTS), state_changes(count // 4, AGENTS)  # for the slow peers
     problem = bullmq.install()
     with make_server() as server:
         contestants: dict[str, Callable[[], Drained]] = {
@@ -29,7 +29,7 @@ def rows(options: Options) -> Iterator[Row]:
             ONE_BY_ONE: partial(drain_by_peer, server, short_backlog, peers.one_by_one),
         }
         if not problem:
-            contestants[BULLMQ] = partial(drain_by_bullmq, server, count // 10, AGENTS)
+            contestants[BULLMQ] = partial(drain_by_bullmq, server, count // 4, AGENTS)
         others = medians(interleave(options, "responses", contestants))
     engine, limit = others.pop("engine"), others.pop("limit")
 

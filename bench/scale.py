@@ -7,7 +7,7 @@ from functools import partial
 from aism_engine.store.embedded import EmbeddedServer
 from bench.drain import Drained, drain_by_engine
 from bench.engine_process import EngineProcess
-from bench.harness import KEYS, Options, connect, interleave, make_server, median, medians, wait_empty
+from bench.harness import KEYS, Options, connect, empty, interleave, make_server, median, medians, wait_empty
 from bench.responses import AGENTS
 from bench.table import Row
 from bench.workloads import state_changes, transition
@@ -56,7 +56,7 @@ def by_backlog(options: Options, server: EmbeddedServer) -> Iterator[Row]:
 def drain_short(server: EmbeddedServer) -> float:
     """Push short backlogs, each in one call, to an idle engine; return the median of the responses per second."""
     client = connect(server.url)
-    client.flushall()
+    empty(client)
     rates = []
     with EngineProcess(server.url) as engine:
         engine.wait_leading()
