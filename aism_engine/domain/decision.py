@@ -23,7 +23,7 @@ P = ParamSpec("P")
 Outcome: TypeAlias = Literal["applied", "unchanged", "refused", "duplicate", "late", "contradictory", "dead_lettered"]
 
 
-class Decision(Struct):
+class Decision(Struct, gc=False):
     """The result of one message, request, deadline or heartbeat. `kind`, `outcome` and `code` label the metrics."""
 
     kind: str

@@ -21,7 +21,7 @@ class MissedDeadline(Struct, frozen=True):
     at: float
 
 
-class Activity(Struct):
+class Activity(Struct, gc=False):
     """What an agent did since the fleet was loaded. Instants are unix seconds by Redis `TIME`; 0: never."""
 
     command_response_at: float = 0.0

@@ -37,7 +37,7 @@ class Hold(StrEnum):
     """New commands are refused; accepted ones are still dispatched."""
 
 
-class Held(Struct, kw_only=True, omit_defaults=True):
+class Held(Struct, kw_only=True, omit_defaults=True, gc=False):
     """The hold of an agent or of the fleet: which, since when, by whom, and why. Its fields are part of a record."""
 
     hold: Annotated[Hold, choice(Hold)] = Hold.NONE
@@ -62,7 +62,7 @@ class Divergence(Diverged, frozen=True, kw_only=True):
     since: str
 
 
-class AgentRecord(Held, kw_only=True, omit_defaults=True):
+class AgentRecord(Held, kw_only=True, omit_defaults=True, gc=False):
     """Record of one agent, the engine's authority on it. Instants are unix seconds by Redis `TIME`.
 
     It is stored in JSON. Containers are replaced, never changed in place: a draft shares them with the fleet.

@@ -74,7 +74,7 @@ class StatusChange(NamedTuple):
     age_s: float
 
 
-class Command(Struct, kw_only=True):
+class Command(Struct, kw_only=True, gc=False):
     """An open command in memory. Its record in Redis holds more. Instants are unix seconds by Redis `TIME`."""
 
     command_id: str

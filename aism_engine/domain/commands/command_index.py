@@ -9,7 +9,7 @@ from msgspec import Struct
 from aism_engine.domain.commands.command import RANKS, Command
 
 
-class CommandIndex(Struct):
+class CommandIndex(Struct, gc=False):
     """Ids of the open commands of one agent. Containers are replaced, never changed in place."""
 
     scheduled: frozenset[str] = frozenset()

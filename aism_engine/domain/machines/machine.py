@@ -9,7 +9,7 @@ They are not checked as transitions: an agent can be lost in any state.
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
@@ -130,8 +130,10 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
     def allows(self, current: str, target: str) -> bool:
         """Return whether an agent in `current` may change to `target` whatever the case. Most transitions are such."""
-        targets = self._targets.get(current)
-        return targets is not None and targets.get(target) is False
+        has_conditions = self._targets.get(current, _NO_TARGETS).get(target)
+        if has_conditions is None:
+            return self.open and _is_state_name(target) is not None
+        return not has_conditions
 
     def check(self, current: str, target: str, case: TransitionCase | None = None) -> Refusal | None:
         """Return why an agent in `current` may not change to `target`; None if it may, or if it is there already.
@@ -232,6 +234,9 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
 
 _PLAIN: Final = Transition()
+_NO_TARGETS: Final[Mapping[str, bool]] = {}
+_is_state_name: Final = lru_cache(maxsize=4096)(is_state_name)
+"""An open machine asks again and again for the same few names."""
 _DEFAULT: Final = State()
 
 
