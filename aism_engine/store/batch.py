@@ -32,6 +32,7 @@ _TYPES: Final = {
 }
 """The type of the key that each command writes, as a letter of `commit.lua`."""
 _encode_lines: Final = msgspec.json.Encoder().encode_lines
+"""Encodes values in JSON, each followed by a line break. A line break in a text is escaped."""
 _MAX_ARGUMENTS: Final = 1000
 """Maximum number of arguments of one write: the stack of a script holds about 8,000 values."""
 
@@ -121,12 +122,11 @@ class Batch:
             *(len(self._watch_decisions), self._write_count, len(self._string_names), len(channels)),
             *self._watches,
             *self._writes,
-            *self.states.values(),
-            *_encode_each(self.records.values()),
+            "\n".join([*self.states.values(), ""]).encode() + _encode_lines(self.records.values()),
         ]
         for channel in channels:
             events = self._events[channel]
-            arguments += (getattr(keys, channel), len(events), *_encode_each(events))
+            arguments += (getattr(keys, channel), _encode_lines(events))
         return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self.names], arguments
 
     @property
@@ -240,11 +240,6 @@ def _add_dead_letter(batch: Batch, effect: fx.DeadLetter) -> None:
     fields = {name: value for name, value in msgspec.structs.asdict(effect).items() if value is not None}
     bound = ("MAXLEN", "~", batch.bounds.dead_letters)
     batch.write("XADD", batch.keys.dead_letters, *bound, "*", *chain.from_iterable(fields.items()))
-
-
-def _encode_each(values: Iterable[object]) -> list[bytes]:
-    """Encode each value in JSON, with one call for all. Line breaks in texts are escaped: they only separate values."""
-    return _encode_lines(values).splitlines()
 
 
 def _member(deadline: str) -> bytes:

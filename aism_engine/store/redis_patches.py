@@ -1,6 +1,7 @@
 """Connections with patches for defects of redis-py 8.1 and CPython 3.11. Each patch says when it can go."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -10,6 +11,14 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+_LARGE_BYTES: Final = 16_384
+"""Larger arguments are sent without being copied: hiredis copies an argument of 350 kB in 0.27 ms."""
+
+
+def _pack_arguments(args: Sequence[Any]) -> bytes:
+    """Pack arguments without the count that begins a command."""
+    return hiredis.pack_command(tuple(args)).partition(b"\n")[2] if args else b""
 
 
 class _ClosedTransport:
@@ -67,7 +76,14 @@ class _PatchedConnection:
         name = args[0]
         if isinstance(name, str) and " " in name:
             args = (*name.split(), *args[1:])
-        return [hiredis.pack_command(args)]
+        large = [i for i, argument in enumerate(args) if type(argument) is bytes and len(argument) > _LARGE_BYTES]
+        if not large:
+            return [hiredis.pack_command(args)]
+        pieces, start = [b"*%d\r\n" % len(args)], 0
+        for i in large:
+            pieces += (_pack_arguments(args[start:i]), b"$%d\r\n" % len(args[i]), args[i], b"\r\n")
+            start = i + 1
+        return [*pieces, _pack_arguments(args[start:])]
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002, ARG002
         """Send a command in `asyncio.timeout`.
