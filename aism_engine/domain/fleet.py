@@ -104,7 +104,7 @@ class Fleet:
         self.token_buckets: dict[Pair, TokenBucket] = {}
         self.hops: dict[ThreadMember, int] = {}
         """Highest hop count of the messages that each agent received in each thread."""
-        self._recent: dict[str, bytearray] = {}
+        self._recent: dict[str, bytes] = {}
         """Hashes of the last message ids of each agent, oldest first, one after the other."""
         self._recent_bytes = recent_ids * _HASH_BYTES
         self._command_indexes = _index(self.commands.values())
@@ -138,18 +138,12 @@ class Fleet:
 
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message is one of the last ones of its agent."""
-        hashes = self._recent.get(agent_id)
-        return hashes is not None and _pack(hash(message_id)) in hashes
+        return _pack(hash(message_id)) in self._recent.get(agent_id, b"")
 
     def mark_seen(self, agent_id: str, message_ids: Iterable[str]) -> None:
         """Remember the ids of an agent's messages, oldest first. 64 hashes for each of 100,000 agents take 51 MB."""
-        hashes = self._recent.get(agent_id)
-        if hashes is None:
-            hashes = self._recent[agent_id] = bytearray()
-        for message_id in message_ids:
-            hashes += _pack(hash(message_id))
-        if (surplus := len(hashes) - self._recent_bytes) > 0:
-            del hashes[:surplus]
+        hashes = self._recent.get(agent_id, b"") + b"".join(map(_pack, map(hash, message_ids)))
+        self._recent[agent_id] = hashes[-self._recent_bytes :]
 
     def end(self, command: Command) -> None:
         """Remove a command from the open ones. It stays known for batches whose lookups were read before its end."""
@@ -172,7 +166,9 @@ class Fleet:
         """Add `change` to the counts of the agent's liveness and hold, and of its state and registered type."""
         self.liveness[agent.liveness] += change
         self.holds[agent.hold] += change
-        state, agent_type = agent.state, agent.registered_type
+        self._count_occupant(agent.state, agent.registered_type, change)
+
+    def _count_occupant(self, state: str, agent_type: str | None, change: int) -> None:
         by_type = self.occupants.get(state)
         if by_type is None:
             by_type = self.occupants[state] = {}
@@ -202,16 +198,19 @@ class Fleet:
         """Add an agent, or replace its record."""
         agent_id, old = agent.agent_id, self.agents.get(agent.agent_id)
         self.agents[agent_id] = agent
+        agent_type = agent.registered_type
         if old is None:
             self._count(agent, 1)
         elif (
-            old.state != agent.state
-            or old.hold is not agent.hold
+            old.hold is not agent.hold
             or old.liveness is not agent.liveness
-            or old.registered_type != agent.registered_type
+            or old.registered_type != agent_type
         ):
             self._count(old, -1)
             self._count(agent, 1)
+        elif old.state != agent.state:
+            self._count_occupant(old.state, agent_type, -1)
+            self._count_occupant(agent.state, agent_type, 1)
         if agent_id in self.waiting:
             self.dispatchable.add(agent_id)
         if old is None or old.liveness is not agent.liveness or old.lost_score != agent.lost_score:

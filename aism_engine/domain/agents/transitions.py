@@ -9,6 +9,7 @@ from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import NO_CONTEXT, AgentRecord
 from aism_engine.domain.commands.command import Status
+from aism_engine.domain.commands.command_index import NO_COMMANDS
 from aism_engine.domain.commands.lifecycle import end_command, find_command
 from aism_engine.domain.decision import DecisionContext, ErrorReply, agent_decision, transition_error
 from aism_engine.domain.machines import state_rules
@@ -73,7 +74,7 @@ def change_state(
         add(fx.Publish("state_changes", StateChange(agent_id, old_state, state, at, "engine", cause)))
     if agent.mail_waiting:
         release_mail(ctx, agent)
-    if source != "lost" and (command_ids := draft.commands_of(agent_id)):
+    if source != "lost" and (command_ids := draft.commands_of(agent_id)) is not NO_COMMANDS:
         _complete_transitions(ctx, agent, command_ids)
 
 
