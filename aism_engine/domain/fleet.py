@@ -201,11 +201,7 @@ class Fleet:
         agent_type = agent.registered_type
         if old is None:
             self._count(agent, 1)
-        elif (
-            old.hold is not agent.hold
-            or old.liveness is not agent.liveness
-            or old.registered_type != agent_type
-        ):
+        elif old.hold is not agent.hold or old.liveness is not agent.liveness or old.registered_type != agent_type:
             self._count(old, -1)
             self._count(agent, 1)
         elif old.state != agent.state:

@@ -146,12 +146,14 @@ end
 redis.call('SET', ledger, commit_id)
 
 local failed = {}
-local function try(command, ...)
-  local reply = redis.pcall(command, ...)
+local function check(reply, command)
   if type(reply) == 'table' and reply.err then
     failed[#failed + 1] = position
     redis.log(redis.LOG_WARNING, 'aism commit ' .. commit_id .. ': ' .. command .. ': ' .. tostring(reply.err))
   end
+end
+local function try(command, ...)
+  check(redis.pcall(command, ...), command)
 end
 
 local function overtake(list, body)
@@ -202,7 +204,7 @@ end
 for _ = 1, channel_count do
   local channel = next_argument()
   for message in each_line(next_argument()) do
-    try('PUBLISH', channel, message)
+    check(redis.pcall('PUBLISH', channel, message), 'PUBLISH')
   end
 end
 
