@@ -128,14 +128,6 @@ class Fleet:
         """Agents that have waiting commands, and have changed since the dispatcher last checked them."""
         self.waiting_for_human = {agent_id for agent_id, agent in self.agents.items() if agent.waits_for == "human"}
 
-    def count_shown_liveness(self) -> Counter[Liveness]:
-        """Count the agents by the liveness to display, without a walk over all of them."""
-        counts = self.liveness.copy()
-        silent = [agent for agent_id in self.silent if (agent := self.agents.get(agent_id)) is not None]
-        counts[Liveness.SILENT] = sum(agent.shown_liveness(is_silent=True) is Liveness.SILENT for agent in silent)
-        counts[Liveness.FRESH] -= counts[Liveness.SILENT]
-        return counts
-
     def has_seen(self, agent_id: str, message_id: str) -> bool:
         """Tell whether this message is one of the last ones of its agent."""
         return _pack(hash(message_id)) in self._recent.get(agent_id, b"")

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.liveness import decide_lost, decide_returned, decide_silent
-from aism_engine.domain.agents.silence import Assessment, Loss, Scan, ScoreRange, SilenceTracker
+from aism_engine.domain.agents.silence import Assessment, Loss, Scan, ScoreRange, SilenceTracker, Slices, sliced
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet
@@ -18,6 +18,7 @@ from aism_engine.services.base import Service, ServiceContext
 from aism_engine.store.records import chunks
 from aism_engine.store.writer import Decide, Failure, Failures, decide_each
 
+T = TypeVar("T")
 log = structlog.get_logger(component="reaper")
 
 _REST_FACTOR: Final = 9
@@ -58,6 +59,7 @@ class Reaper(Service):
         started_at = self._clock.monotonic()
         self._reset_after_blind_spell(started_at)
         score_range = ScoreRange(server_now, self._range_width_s)
+        absent = await self._in_slices(_lost_scores(fleet))  # before the scores are read: a different one is newer
         scores = await self._read_scores(score_range)
         scan = Scan(
             scores=await self._watched_scores(fleet, scores, score_range),
@@ -68,19 +70,20 @@ class Reaper(Service):
             # When an operator last confirmed the losses: `Scan` says what follows from it.
             confirmed_at=started_at - server_now + fleet.losses_confirmed_at,
         )
-        assessment = self._tracker.assess(
-            scan,
-            lambda agent_id: fleet.agents[agent_id].type,
-            lambda agent_id: started_at - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
+        assessment = await self._in_slices(
+            self._tracker.assess(
+                scan,
+                lambda agent_id: agent.type if (agent := fleet.agents.get(agent_id)) is not None else "",
+                lambda agent_id: started_at - server_now + fleet.last_message_at.get(agent_id, fleet.loaded_at),
+            )
         )
         self._report(assessment)
-        returned = await self._returned(fleet, scores)
+        returned = await self._returned(absent, scores)
         self._scan_s = self._clock.monotonic() - started_at
         decisions = await self._update_presence(fleet, [*assessment.losses, *returned], server_now)
-        silent = {agent_id: at + server_now - started_at for agent_id, at in assessment.silent_since.items()}
         for loss in assessment.losses:
-            silent.pop(loss.agent_id, None)
-        decisions += await self._update_silent(fleet, silent)
+            assessment.silent_since.pop(loss.agent_id, None)
+        decisions += await self._update_silent(fleet, assessment.silent_since, server_now - started_at)
         self._record_step(started_at, decisions)
         return False
 
@@ -113,8 +116,8 @@ class Reaper(Service):
         A score in the range is added if it was in the future at an earlier scan and has not changed: its agent has sent
         no heartbeat since then.
         """
-        watched = {agent_id: score for agent_id, score in scores.items() if _is_watched(fleet.agents.get(agent_id))}
-        if known := self._tracker.no_longer_ahead(watched, score_range):
+        watched = await self._in_slices(_watched(fleet, scores))
+        if known := await self._in_slices(self._tracker.no_longer_ahead(watched, score_range)):
             watched |= {
                 agent_id: score
                 for agent_id, score in (await self._store.heartbeat_scores(known)).items()
@@ -122,12 +125,18 @@ class Reaper(Service):
             }
         return watched
 
-    async def _returned(self, fleet: Fleet, scores: Mapping[str, float]) -> list[str]:
+    async def _returned(self, absent: Mapping[str, str | None], scores: Mapping[str, float]) -> list[str]:
         """Return the absent agents whose score has changed since they were lost or left."""
-        absent = {agent_id: fleet.agents[agent_id].lost_score for agent_id in fleet.absent}
-        found = {agent_id: scores.get(agent_id) for agent_id in absent}
-        found |= await self._store.heartbeat_scores([agent_id for agent_id, score in found.items() if score is None])
-        return [agent_id for agent_id, score in found.items() if score is not None and repr(score) != absent[agent_id]]
+        returned: list[str] = []
+        for some in sliced(absent.items()):
+            found = {agent_id: scores.get(agent_id) for agent_id, _ in some}
+            unread = [agent_id for agent_id, score in found.items() if score is None]
+            found |= await self._store.heartbeat_scores(unread)
+            for agent_id, lost_score in some:
+                if (score := found[agent_id]) is not None and repr(score) != lost_score:
+                    returned.append(agent_id)
+            await asyncio.sleep(0)
+        return returned
 
     # --- deciding and writing ---------------------------------------------------------------------------------------
 
@@ -158,26 +167,45 @@ class Reaper(Service):
             decisions += await self._write(fleet, decide_each("lost", some, decide_one, decide_failed))
         return decisions
 
-    async def _update_silent(self, fleet: Fleet, silent: Mapping[str, float]) -> list[Decision]:
-        """Write which agents have fallen silent since the last update, and which are silent no longer."""
+    async def _update_silent(self, fleet: Fleet, silent: Mapping[str, float], offset_s: float) -> list[Decision]:
+        """Write which agents have fallen silent since the last update, and which are silent no longer.
+
+        `silent` has instants of the monotonic clock; the server's clock is ahead of it by `offset_s`.
+        """
         decisions: list[Decision] = []
-        for some in chunks(list(silent.keys() ^ fleet.silent.keys()), self._settings.batch):
+        for some in chunks(await self._in_slices(_differing(silent, fleet.silent)), self._settings.batch):
 
             def decide(draft: Draft, failures: Failures, changed: Sequence[str] = some) -> list[Decision]:
                 if failures:  # the key has another type: silent agents cannot be listed, the rest continues
                     return [Decision("silent", "refused", failures[0][0])]
-                since = {agent_id: silent[agent_id] for agent_id in changed if agent_id in silent}
+                since = {agent_id: silent[agent_id] + offset_s for agent_id in changed if agent_id in silent}
                 return [decide_silent(draft, since, [agent_id for agent_id in changed if agent_id not in since])]
 
             decisions += await self._write(fleet, decide)
         return decisions
 
+    async def _in_slices(self, slices: Slices[T]) -> T:
+        """Run a computation. Other tasks run after each slice."""
+        while True:
+            started_at = self._clock.monotonic()
+            try:
+                next(slices)
+            except StopIteration as ended:
+                result: T = ended.value
+                return result
+            await asyncio.sleep(0)
+            self._excuse(started_at)
+
+    def _excuse(self, started_at: float) -> None:
+        """Do not count a normal step of a scan as time without observation: many would add up to a blind spell."""
+        if (took_s := self._clock.monotonic() - started_at) <= self._max_gap_s:
+            self._scanned_at += took_s
+
     async def _write(self, fleet: Fleet, decide: Decide) -> list[Decision]:
         """Commit one batch. All changes in one commit would delay other services."""
         started_at = self._clock.monotonic()
         decisions = await self._writer.commit(decide, fleet=fleet)
-        if (took_s := self._clock.monotonic() - started_at) <= self._max_gap_s:
-            self._scanned_at += took_s  # otherwise many normal commits would add up to a blind spell
+        self._excuse(started_at)
         return decisions
 
     # --- blind spells -----------------------------------------------------------------------------------------------
@@ -207,6 +235,34 @@ class Reaper(Service):
         if assessment.mode != self._mode:
             self._mode = assessment.mode
             log.warning("fleet_mode_changed", mode=assessment.mode, silent=len(assessment.silent_since))
+
+
+def _lost_scores(fleet: Fleet) -> Slices[dict[str, str | None]]:
+    """Return the last scores of all absent agents."""
+    found = dict[str, str | None]()
+    for some in sliced(list(fleet.absent)):
+        found.update((each, agent.lost_score) for each in some if (agent := fleet.agents.get(each)) is not None)
+        yield
+    return found
+
+
+def _watched(fleet: Fleet, scores: Mapping[str, float]) -> Slices[dict[str, float]]:
+    """Return the scores of watched agents."""
+    found = dict[str, float]()
+    for some in sliced(scores.items()):
+        found.update(each for each in some if _is_watched(fleet.agents.get(each[0])))
+        yield
+    return found
+
+
+def _differing(one: Mapping[str, float], other: Mapping[str, float]) -> Slices[list[str]]:
+    """Return the agents that only one of two mappings contains."""
+    found = list[str]()
+    for mine, others in ((one, other), (other, one)):
+        for some in sliced(list(mine)):
+            found += (agent_id for agent_id in some if agent_id not in others)
+            yield
+    return found
 
 
 def _is_watched(agent: AgentRecord | None) -> bool:

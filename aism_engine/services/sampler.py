@@ -1,6 +1,7 @@
 """The sampler: measures on a timer, so that a scrape of the metrics sends nothing to Redis."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Final, TypeAlias
@@ -60,7 +61,7 @@ class Sampler(Service):
             metrics.queue_depth.labels(queue).set(depth)
         leads = self._context.leadership.token is not None
         fleet = self._writer.fleet if leads else Fleet()  # only the leader reports the fleet
-        by_liveness = fleet.count_shown_liveness()  # a fresh agent that is silent counts as silent
+        by_liveness = await _count_shown_liveness(fleet)
         for liveness in Liveness:
             metrics.agents.labels(liveness.value).set(by_liveness[liveness])
         for hold in set(Hold) - {Hold.NONE}:
@@ -147,6 +148,17 @@ class Sampler(Service):
                 log.warning("clock_jumped", seconds=round(jumped_s, 3), consequence="deadlines ignore the jump")
             else:
                 log.info("clock_agrees")
+
+
+async def _count_shown_liveness(fleet: Fleet) -> Counter[Liveness]:
+    """Count the agents by the liveness to display: a fresh agent that is silent counts as silent."""
+    silent = 0
+    async for agents in agents_in_batches(fleet, fleet.silent):
+        silent += sum(agent.liveness is Liveness.FRESH for agent in agents)
+    counts = fleet.liveness.copy()
+    counts[Liveness.SILENT] += silent
+    counts[Liveness.FRESH] -= silent
+    return counts
 
 
 def _batches(measurements: Sequence[_AgentValues]) -> Iterator[Sequence[_AgentValues]]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
 from aism_engine.domain.agents.liveness import decide_first_heartbeat, decide_lost, decide_returned
-from aism_engine.domain.agents.silence import Scan, ScoreRange, SilenceTracker
+from aism_engine.domain.agents.silence import Scan, ScoreRange, SilenceTracker, finish
 from aism_engine.domain.policy import LivenessSettings
 from tests.support.model import World
 
@@ -59,10 +59,12 @@ class Life(World):
     def _scan(self, watched: dict[str, float]) -> None:
         score_range = ScoreRange(self.now, _LIMITS.silent_after)
         scores = {agent_id: score for agent_id, score in watched.items() if not score_range.contains(score)}
-        known = self._tracker.no_longer_ahead(scores, score_range)
+        known = finish(self._tracker.no_longer_ahead(scores, score_range))
         scores |= {agent_id: score for agent_id, score in watched.items() if known.get(agent_id) == score}
         scan = Scan(scores=scores, watched=len(watched), score_range=score_range, now=self.now, observed_until=self.now)
-        assessment = self._tracker.assess(scan, lambda _: "", lambda each: self.fleet.last_message_at.get(each, 0.0))
+        assessment = finish(
+            self._tracker.assess(scan, lambda _: "", lambda each: self.fleet.last_message_at.get(each, 0.0))
+        )
         self._silent = set(assessment.silent_since)
         for loss in assessment.losses:
             self.decide(decide_lost, loss.agent_id, loss.score, loss.silent_s)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from aism_engine.domain.agents.silence import Assessment, Loss, Scan, ScoreRange, SilenceTracker
+from aism_engine.domain.agents.silence import Assessment, Loss, Scan, ScoreRange, SilenceTracker, finish
 from aism_engine.domain.policy import LivenessLimits, LivenessSettings
 
 LIMITS = LivenessSettings()
@@ -40,7 +41,9 @@ class Tracker(SilenceTracker):
             now=now,
             **{"observed_until": now, **more},
         )
-        return self.assess(scan, lambda agent_id: agent_id, lambda agent_id: (responses or {}).get(agent_id, -math.inf))
+        return finish(
+            self.assess(scan, lambda agent_id: agent_id, lambda agent_id: (responses or {}).get(agent_id, -math.inf))
+        )
 
 
 def observing(**limits: LivenessLimits) -> Tracker:
@@ -131,7 +134,7 @@ def test_a_fast_clock_has_no_extra_grace_when_time_catches_up_with_it() -> None:
     assert (len(assessment.silent_since), assessment.ahead) == (0, 1)
     for now in range(2, 46):
         seen = {} if range_at(now).contains(score) else {"a": score}
-        seen |= tracker.no_longer_ahead(seen, range_at(now))
+        seen |= finish(tracker.no_longer_ahead(seen, range_at(now)))
         assert lost(tracker.scan(float(now), seen)) == []
     assert lost(tracker.scan(46.0, {"a": score})) == ["a"]
 
@@ -261,3 +264,18 @@ def test_a_fleet_of_wrong_clocks_is_not_silent() -> None:
         scores = {f"a{number}": -9000.0 + now for number in range(100)}
         assessment = tracker.scan(float(now), scores)
         assert (assessment.mode, len(assessment.silent_since)) == ("normal", 0)
+
+
+def test_a_large_fleet_is_assessed_in_slices() -> None:
+    """Other tasks run after each slice, whether the agents fall silent or come back."""
+    tracker, agents = SilenceTracker(LIMITS), 1000
+    for number, scores in enumerate((dict.fromkeys(map(str, range(agents)), SERVER - 100), {})):
+        scan = Scan(scores=scores, watched=agents, score_range=range_at(number), now=number, observed_until=number)
+        assessing = tracker.assess(scan, lambda _: "", lambda _: -math.inf)
+        progress = [0, *(_remembered(tracker) for _ in assessing), _remembered(tracker)]
+        assert max(after - before for before, after in pairwise(progress)) == 250
+        assert _remembered(tracker) == agents
+
+
+def _remembered(tracker: SilenceTracker) -> int:
+    return len(tracker._unchanged) + len(tracker._entered_at)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from aism_engine.domain.agents.silence import Scan, ScoreRange, SilenceTracker
+from aism_engine.domain.agents.silence import Scan, ScoreRange, SilenceTracker, finish
 from aism_engine.domain.policy import LivenessSettings
 
 _LIMITS: Final = LivenessSettings()
@@ -49,10 +49,10 @@ class World:
         score_range = ScoreRange(self.now, _LIMITS.silent_after)
         watched = {agent_id: score for agent_id, score in self.scores.items() if agent_id not in self.lost}
         scores = {agent_id: score for agent_id, score in watched.items() if not score_range.contains(score)}
-        known = self._tracker.no_longer_ahead(scores, score_range)
+        known = finish(self._tracker.no_longer_ahead(scores, score_range))
         scores |= {agent_id: score for agent_id, score in watched.items() if known.get(agent_id) == score}
         scan = Scan(scores=scores, watched=len(watched), score_range=score_range, now=self.now, observed_until=self.now)
-        assessment = self._tracker.assess(scan, lambda _: "", lambda _: -math.inf)
+        assessment = finish(self._tracker.assess(scan, lambda _: "", lambda _: -math.inf))
         self.lost |= dict.fromkeys((loss.agent_id for loss in assessment.losses), self.now)
 
 

@@ -23,14 +23,21 @@ at most `silent_after`. This loses no healthy agent, on the assumption that an a
 `lost_after - silent_after`.
 """
 
+import heapq
 import math
-from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from msgspec import Struct, field
 
 from aism_engine.domain.policy import LivenessSettings
 
+T = TypeVar("T")
+Slices: TypeAlias = Generator[None, None, T]
+"""A computation over the whole fleet. It yields every few milliseconds, so that other tasks can run, and returns T."""
+_SLICE: Final = 250
+"""Agents per slice: about 1 ms."""
 Mode: TypeAlias = Literal["normal", "partial", "full"]
 """How the brake limits losses. `normal`: no limit. `partial`: a number of losses per scan. `full`: no losses."""
 MILLISECONDS_FROM: Final = 1e11
@@ -40,6 +47,23 @@ MILLISECONDS_FROM: Final = 1e11
 def score_in_seconds(score: float) -> float:
     """Convert a score, which agents write in seconds or in milliseconds."""
     return score / 1000 if score >= MILLISECONDS_FROM else score
+
+
+def finish(slices: Slices[T]) -> T:
+    """Run a computation to its end without a pause."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+
+
+def sliced(items: Iterable[T]) -> Iterator[list[T]]:
+    """Split items into slices. They must not change meanwhile."""
+    iterator = iter(items)
+    while some := list(islice(iterator, _SLICE)):
+        yield some
 
 
 class ScoreRange(Struct, frozen=True):
@@ -74,7 +98,7 @@ class Scan(Struct, frozen=True, kw_only=True):
     """When an operator confirmed the losses: agents that have been silent since then are lost in any mode."""
 
 
-class Loss(Struct, frozen=True):
+class Loss(Struct, frozen=True, gc=False):
     agent_id: str
     score: float
     silent_s: float
@@ -92,7 +116,7 @@ class Assessment(Struct, frozen=True):
     """Number of agents that are not silent and whose clock is behind the server's."""
 
 
-class _Unchanged(Struct):
+class _Unchanged(Struct, gc=False):
     score: float
     since: float
 
@@ -113,18 +137,24 @@ class SilenceTracker:
         self._entered_at.clear()
         self._is_blind = True
 
-    def no_longer_ahead(self, scores: Mapping[str, float], score_range: ScoreRange) -> dict[str, float]:
+    def no_longer_ahead(self, scores: Mapping[str, float], score_range: ScoreRange) -> Slices[dict[str, float]]:
         """Return the last known scores that were in the future and are in the range now.
 
         `scores` are those outside the range. A scan reads no others, so the caller looks up whether these have changed.
         """
-        return {
-            agent_id: unchanged.score
-            for agent_id, unchanged in self._unchanged.items()
-            if agent_id not in scores and score_range.contains(unchanged.score)
-        }
+        found = dict[str, float]()
+        for some in sliced(self._unchanged.items()):
+            found.update(
+                (agent_id, unchanged.score)
+                for agent_id, unchanged in some
+                if agent_id not in scores and score_range.contains(unchanged.score)
+            )
+            yield
+        return found
 
-    def assess(self, scan: Scan, type_of: Callable[[str], str], last_response_at: Callable[[str], float]) -> Assessment:
+    def assess(
+        self, scan: Scan, type_of: Callable[[str], str], last_response_at: Callable[[str], float]
+    ) -> Slices[Assessment]:
         """Compare a scan with the one before it, and return the silent agents and those to mark as lost.
 
         An agent's silence counts from its last change of score or its last response, whichever came later.
@@ -133,7 +163,9 @@ class SilenceTracker:
         before, self._unchanged = self._unchanged, {}
         silent, losses, confirmed = dict[str, float](), list[Loss](), list[Loss]()
         ahead = behind = 0
-        for agent_id, score in scan.scores.items():
+        for number, (agent_id, score) in enumerate(scan.scores.items()):
+            if number % _SLICE == 0:
+                yield
             limits = self._settings.limits(type_of(agent_id))
             unchanged = before.pop(agent_id, None)
             if unchanged is None:
@@ -153,16 +185,26 @@ class SilenceTracker:
                 is_confirmed = since + limits.silent_after <= scan.confirmed_at
                 (confirmed if is_confirmed else losses).append(Loss(agent_id, score, silent_s))
         # The scores left in `before` were outside the range and are not any more: they entered it.
-        self._entered_at = {
-            agent_id: at for agent_id, at in self._entered_at.items() if now - at < score_range.width_s
-        } | dict.fromkeys(before, now)
+        yield from self._note_entered(before, now, score_range)
         self._is_blind = False
         mode = self._mode(len(silent), scan.watched)
         if mode == "full":
             losses = []
         elif mode == "partial":
-            losses = sorted(losses, key=lambda loss: -loss.silent_s)[: self._settings.brake_losses_per_scan]
+            losses = heapq.nlargest(self._settings.brake_losses_per_scan, losses, key=lambda loss: loss.silent_s)
         return Assessment(mode, silent, confirmed + losses, ahead, behind)
+
+    def _note_entered(self, entered: dict[str, _Unchanged], now: float, score_range: ScoreRange) -> Slices[None]:
+        """Note that these scores have entered the range, and forget earlier entries. Empties `entered`."""
+        for some in sliced(list(self._entered_at)):
+            for agent_id in some:
+                if now - self._entered_at[agent_id] >= score_range.width_s:
+                    del self._entered_at[agent_id]
+            yield
+        while entered:  # slice by slice, because freeing a large dictionary at once takes long
+            for _ in range(min(_SLICE, len(entered))):
+                self._entered_at[entered.popitem()[0]] = now
+            yield
 
     def _changed_at(self, agent_id: str, score: float, now: float, score_range: ScoreRange) -> float:
         """Estimate when a score last changed. The previous scan did not contain the score."""
