@@ -170,3 +170,20 @@ async def test_valid_and_invalid_messages_in_one_batch_keep_their_order(engine: 
     await eventually(engine.is_drained)
     assert [fact["new_state"] for fact in await engine.audit("state_changed")] == [f"s{n}" for n in range(200)]
     assert [code for code, _ in await engine.dead_lettered()] == ["invalid_json", "unknown_command"] * 200
+
+
+async def test_next_leader_loads_agents_with_deeply_nested_contexts(server: EmbeddedServer, prefix: str) -> None:
+    """The stack of a load is deeper than that of a decision, so what one can decode may be too deep for the other."""
+    agents = {f"a{levels}": nested(levels) for levels in range(440, 1000, 5)} | {
+        f"b{levels}": nested(levels) for levels in range(950, 1000)
+    }
+    template = '{"type":"state_transition","agent_id":"%s","id":"m","payload":{"target":"deep","context":{"x":%s}}}'
+    async with running_engine(server, prefix) as engine:
+        await engine.say(*((template % (agent_id, levels.decode())).encode() for agent_id, levels in agents.items()))
+        await eventually(engine.is_drained)
+        before = {agent_id: agent.state for agent_id, agent in engine.engine.writer.fleet.agents.items()}
+        assert before["a440"] == "deep"
+    async with running_engine(server, prefix) as engine:
+        fleet = engine.engine.writer.fleet
+        assert {agent_id: agent.state for agent_id, agent in fleet.agents.items()} == before
+        assert all(fleet.has_seen(agent_id, "m") for agent_id in before)

@@ -102,6 +102,7 @@ def test_missing_required_field_raises(name: str) -> None:
         ("since", "yesterday"),
         ("lost_score", 1.5),
         ("cooldowns", []),
+        ("codec", "yaml"),
     ],
 )
 def test_damaged_value_raises(name: str, value: object) -> None:
@@ -109,7 +110,7 @@ def test_damaged_value_raises(name: str, value: object) -> None:
         decode_agent("a", encode({**to_builtins(AGENT), name: value}))
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[]"])
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[]", b'{"context":{"x":' + b"[" * 9999])
 def test_a_record_that_is_not_json_raises(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_agent("a", raw)

@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from aism_engine.domain.records import INSTANT, TEXT, RecordTable, choice
 
@@ -73,7 +73,7 @@ class AgentRecord(Held, kw_only=True, omit_defaults=True, gc=False):
     registered: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
-    codec: str = "json"
+    codec: Annotated[str, Meta(pattern=r"\A(json|msgpack)\Z")] = "json"
     instance: str = ""
     """The process that registered last; empty if it gave no instance."""
     state: str
@@ -145,7 +145,10 @@ _DECODER: Final = msgspec.json.Decoder(AgentRecord)
 
 def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
     """Decode the record of an agent. Raises ValueError if it is damaged, or belongs to another agent."""
-    agent = _DECODER.decode(record)
+    try:
+        agent = _DECODER.decode(record)
+    except RecursionError as error:
+        raise ValueError(f"the record of agent {agent_id} is nested too deep") from error
     if agent.agent_id != agent_id or agent.liveness is Liveness.SILENT:
         raise ValueError(f"a damaged record of agent {agent_id}")
     return agent

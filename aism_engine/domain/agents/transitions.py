@@ -22,6 +22,11 @@ from aism_engine.durations import format_duration
 
 _CONTEXT_BYTES: Final = 4096
 """Largest context of a transition that is kept: an arbitrary number. A larger one is kept as digest and size."""
+_CONTEXT_CONTAINERS: Final = 500
+"""Largest number of lists and objects in a context that is kept. So it is never nested deeper than readers can decode.
+
+The limit of Python is 1,000, less the depth of the stack: a new leader has a deeper one than a decision.
+"""
 _JITTER_S: Final = 0.5
 """Two readings of the server's time may be out of order by this much."""
 
@@ -97,7 +102,8 @@ def _complete_transitions(ctx: DecisionContext, agent: AgentRecord, command_ids:
 def _kept_context(context: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is kept of the context of a transition: in the agent's record, and in the details of the fact."""
     encoded = encode(context)
-    if len(encoded) <= _CONTEXT_BYTES:
+    containers = encoded.count(b"[") + encoded.count(b"{")
+    if len(encoded) <= _CONTEXT_BYTES and containers <= _CONTEXT_CONTAINERS:
         return context, {"context": context}
     return {}, {"context_digest": message_digest(encoded), "context_size": len(encoded)}
 
