@@ -5,6 +5,7 @@ Decisions read no clock: the instant of a decision is the server's time, see sto
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Protocol
 
 
@@ -32,6 +33,7 @@ _LAST: Final = 253_402_300_799.0
 """The first and the last second that ISO 8601 can express: those of the years 1 and 9999."""
 
 
+@lru_cache(maxsize=1024)  # all decisions of a batch have one instant, and few different timeouts
 def iso(instant: float) -> str:
     """Format an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`.
 

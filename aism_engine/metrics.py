@@ -33,6 +33,11 @@ def start_at_zero(counter: Counter, values: Iterable[str]) -> None:
         counter.labels(value)
 
 
+def _observe_all(histogram: Histogram, values: Iterable[float]) -> None:
+    for value in values:
+        histogram.observe(value)
+
+
 class Metrics:
     """All metrics of one engine, in a registry of its own, so that two engines can run in one process.
 
@@ -171,16 +176,19 @@ class Metrics:
         self.commit_decisions.observe(len(decisions))
         for event, count in Tally(fact.event for fact in facts).items():
             self.audit_events.labels(event).inc(count)
-        for decision in decisions:
-            for change in decision.status_changes:
-                self._count_status_change(change)
+        self._count_status_changes([change for decision in decisions for change in decision.status_changes])
 
-    def _count_status_change(self, change: StatusChange) -> None:
-        self.status_changes.labels(self._command_types(change.type), change.after).inc()
-        if change.before and change.seconds is not None:
-            self.status_duration.labels(change.before, change.after).observe(change.seconds)
-        if change.after in ENDED:
-            self.command_duration.labels(change.after).observe(change.age_s)
+    def _count_status_changes(self, changes: Sequence[StatusChange]) -> None:
+        """Count the changes of one commit. A labelled metric is looked up once for all changes of one kind."""
+        by_kind: dict[tuple[str, str, str], list[StatusChange]] = {}
+        for change in changes:
+            by_kind.setdefault((change.type, change.before, change.after), []).append(change)
+        for (command_type, before, after), same in by_kind.items():
+            self.status_changes.labels(self._command_types(command_type), after).inc(len(same))
+            if before and (durations := [each.seconds for each in same if each.seconds is not None]):
+                _observe_all(self.status_duration.labels(before, after), durations)
+            if after in ENDED:
+                _observe_all(self.command_duration.labels(after), [each.age_s for each in same])
 
     def record_step(self, service: str, seconds: float | None, decisions: Sequence[Decision], at: float) -> None:
         """Count one step of a service and its decisions. `seconds` is None for a step that is not timed."""

@@ -1,6 +1,8 @@
-"""Truncated texts, digests of messages, and the order of names."""
+"""Truncated texts, digests of messages, and the order and the similarity of names."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from hashlib import sha1
 from typing import Final
 
@@ -31,3 +33,14 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     parts = _DIGITS.split(name)
     parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]  # every second part is a number
     return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)], name
+
+
+def similar(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are similar to one, in any case, the most similar first."""
+    folded = {each.casefold(): each for each in names}
+    return [folded[match] for match in get_close_matches(name.casefold(), folded)]
+
+
+def hint(name: str, names: Iterable[str]) -> str:
+    """Return a hint for an error message, empty if no name is similar."""
+    return "".join(f' (did you mean "{found}"?)' for found in similar(name, names)[:1])

@@ -13,10 +13,11 @@ from typing import Any, Final, NamedTuple, TypeAlias, get_args
 from msgspec import convert
 
 from aism_engine.domain.effects import Actor
-from aism_engine.domain.machines.machine import ANY, NAME_RULE, PREVIOUS, Kind, Machine, State, Transition, hint, walk
+from aism_engine.domain.machines.machine import ANY, NAME_RULE, PREVIOUS, Kind, Machine, State, Transition, walk
 from aism_engine.domain.machines.toml_lines import Path, line_numbers
 from aism_engine.domain.plain_words import in_plain_words
 from aism_engine.domain.protocol.names import is_state_name
+from aism_engine.domain.text import hint
 from aism_engine.durations import parse_duration
 from aism_engine.errors import ConfigError
 

@@ -8,7 +8,6 @@ They are not checked as transitions: an agent can be lost in any state.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -17,6 +16,7 @@ from msgspec.structs import force_setattr
 
 from aism_engine.domain.effects import Actor
 from aism_engine.domain.protocol.names import is_state_name
+from aism_engine.domain.text import hint, similar
 from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
 
@@ -144,7 +144,11 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return None
         has_conditions = self._targets.get(current, {self.on_unknown: False}).get(target)
         if has_conditions is None:
-            return None if self.open and is_state_name(target) else self._refuse(current, target, case)
+            return (
+                None
+                if self.open and is_state_name(target)
+                else self._refusals(current, target, None if case is None else case.by)
+            )
         if case is None or not has_conditions:
             return None
         return self._check_conditions(current, target, case)
@@ -204,9 +208,13 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return refuse("state_full", f"{target} has reached max_agents = {goal.max_agents}")
         return None
 
-    def _refuse(self, current: str, target: str, case: TransitionCase | None) -> Refusal:
+    @cached_property
+    def _refusals(self) -> Callable[[str, str, Actor | None], Refusal]:
+        """`_refuse`, which remembers its results: agents repeat what was refused, and a path takes long to find."""
+        return lru_cache(maxsize=1024)(self._refuse)
+
+    def _refuse(self, current: str, target: str, by: Actor | None) -> Refusal:
         """Return why there is no such transition."""
-        by = None if case is None else case.by
         allowed = self.allowed(current, by)
         if not is_state_name(target):
             requested = target if len(target) <= 64 else f"{target[:64]}…"  # noqa: PLR2004 - the longest name
@@ -293,13 +301,3 @@ def walk(starts: Iterable[str], targets_of: Callable[[str], Iterable[str]]) -> d
         came_from |= dict.fromkeys(new, state)
         queue += new
     return came_from
-
-
-def similar(name: str, names: Iterable[str]) -> list[str]:
-    folded = {each.casefold(): each for each in names}
-    return [folded[match] for match in get_close_matches(name.casefold(), folded)]
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """Return a hint for an error message, empty if no name is similar."""
-    return "".join(f' (did you mean "{found}"?)' for found in similar(name, names)[:1])
