@@ -122,11 +122,11 @@ class Batch:
             *(len(self._watch_decisions), self._write_count, len(self._string_names), len(channels)),
             *self._watches,
             *self._writes,
-            "\n".join([*self.states.values(), ""]).encode() + _encode_lines(self.records.values()),
+            _join_lines(self.states.values(), self.records.values()),
         ]
         for channel in channels:
             events = self._events[channel]
-            arguments += (getattr(keys, channel), _encode_lines(events))
+            arguments += (getattr(keys, channel), _join_lines((), events))
         return [keys.epoch, keys.ledger, trim.queue, keys.oversized, *self.names], arguments
 
     @property
@@ -240,6 +240,16 @@ def _add_dead_letter(batch: Batch, effect: fx.DeadLetter) -> None:
     fields = {name: value for name, value in msgspec.structs.asdict(effect).items() if value is not None}
     bound = ("MAXLEN", "~", batch.bounds.dead_letters)
     batch.write("XADD", batch.keys.dead_letters, *bound, "*", *chain.from_iterable(fields.items()))
+
+
+def _join_lines(texts: Collection[str], values: Collection[object]) -> bytes:
+    """Return texts, and values in JSON, each followed by a line break."""
+    lines = "\n".join([*texts, ""]).encode() + _encode_lines(values)
+    if lines.count(b"\n") == len(texts) + len(values):
+        return lines
+    # A handler can set any state, and use `msgspec.Raw`. Its line breaks would shift all later values to other keys.
+    each = chain((text.encode() for text in texts), map(msgspec.json.encode, values))
+    return b"".join(line.replace(b"\n", b" ") + b"\n" for line in each)
 
 
 def _member(deadline: str) -> bytes:

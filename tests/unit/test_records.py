@@ -103,6 +103,8 @@ def test_missing_required_field_raises(name: str) -> None:
         ("lost_score", 1.5),
         ("cooldowns", []),
         ("codec", "yaml"),
+        ("state", "in\nbox"),
+        ("lost_from", "in\nbox"),
     ],
 )
 def test_damaged_value_raises(name: str, value: object) -> None:

@@ -1,11 +1,13 @@
 """An agent: its record, its liveness, and the keys that it writes itself."""
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from aism_engine.domain.protocol.names import is_state_name
 from aism_engine.domain.records import INSTANT, TEXT, RecordTable, choice
 
 Via: TypeAlias = Literal["queue", "channel", "key"]
@@ -141,6 +143,8 @@ class AgentRecord(Held, kw_only=True, omit_defaults=True, gc=False):
 HELD_TABLE: Final = RecordTable(Held, "", renamed={"hold": "fleet"})
 """The hold of the whole fleet."""
 _DECODER: Final = msgspec.json.Decoder(AgentRecord)
+_is_state_name: Final = lru_cache(maxsize=1024)(is_state_name)
+"""A pattern in the type of a field would call a regular expression for each agent. A fleet has few states."""
 
 
 def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
@@ -149,7 +153,8 @@ def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
         agent = _DECODER.decode(record)
     except RecursionError as error:
         raise ValueError(f"the record of agent {agent_id} is nested too deep") from error
-    if agent.agent_id != agent_id or agent.liveness is Liveness.SILENT:
+    is_valid = agent.agent_id == agent_id and agent.liveness is not Liveness.SILENT
+    if not (is_valid and _is_state_name(agent.state) and _is_state_name(agent.lost_from or agent.state)):
         raise ValueError(f"a damaged record of agent {agent_id}")
     return agent
 
