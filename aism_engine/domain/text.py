@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from hashlib import sha1
 from typing import Final
 
-_HEAD_BYTES: Final = 4096
+DIGESTED_BYTES: Final = 4096
 """Bytes that a digest covers: SHA-1 of 20 MB stalls a server for 94 ms. Later bytes count only in the length."""
 _MAX_CHARACTERS: Final = 2000
 """An arbitrary number."""
@@ -25,7 +25,7 @@ def truncate_reason(reason: str | None) -> str | None:
 
 def message_digest(raw: bytes) -> str:
     """Return the SHA-1 of the first 4 KiB of a message and its length; `peek.lua` and `commit.lua` compute the same."""
-    return f"{sha1(raw[:_HEAD_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"
+    return f"{sha1(raw[:DIGESTED_BYTES], usedforsecurity=False).hexdigest()}:{len(raw)}"
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:

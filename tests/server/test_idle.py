@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, Literal
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from aism_engine.clock import SystemClock
+from aism_engine.domain.text import message_digest
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.services.queue_consumer import QueueConsumer
 from aism_engine.settings import RedisSettings
@@ -63,6 +65,39 @@ async def test_waiting_for_a_message_does_not_change_the_queue(
 
 async def _is_blocked(client: Any) -> bool:  # noqa: ANN401 - a client of redis-py
     return bool((await client.info("clients"))["blocked_clients"])
+
+
+async def test_an_old_reply_does_not_remove_another_message(
+    server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network delays the reply until the engine has applied the message, and the next one has the same digest."""
+    pad = {"x": "x" * 5000}
+    first, second = (
+        msgspec.json.encode(
+            {"type": "state_transition", "agent_id": "a", "payload": {"context": pad, "target": target}}
+        )
+        for target in ("first", "other")
+    )
+    assert message_digest(first) == message_digest(second)
+    delayed, original = asyncio.Event(), QueueTail.wait
+
+    async def wait(tail: QueueTail, max_bytes: int) -> bytes | None:
+        message = await original(tail, max_bytes)
+        if message == first:
+            await delayed.wait()
+        return message
+
+    monkeypatch.setattr(QueueTail, "wait", wait)
+    async with running_engine(server, prefix, liveness__scan_interval=3600.0, **_NEVER) as engine:
+        await engine.say(first)
+        await engine.call("PUBLISH", engine.keys.responses, "wake up")
+        await eventually(partial(engine.state_is, "a", "first"))
+        consumer = engine.engine._response_consumer
+        await eventually(lambda: not consumer._wakeup.is_set and consumer._watch._task is not None)
+        await engine.say(second)
+        delayed.set()
+        await eventually(engine.is_drained)
+        assert await engine.state("a") == "other"
 
 
 async def test_a_message_that_is_too_large_is_not_read(server: EmbeddedServer, prefix: str) -> None:
