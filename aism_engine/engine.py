@@ -35,6 +35,7 @@ from aism_engine.services.fanout import FANOUT_HANDLER
 from aism_engine.services.janitor import Janitor
 from aism_engine.services.listener import Listener
 from aism_engine.services.queue_consumer import QueueConsumer
+from aism_engine.services.queue_watch import QueueWatch
 from aism_engine.services.reaper import Reaper
 from aism_engine.services.reconciler import Reconciler
 from aism_engine.services.registrar import Registrar
@@ -47,6 +48,7 @@ from aism_engine.settings import Settings
 from aism_engine.store.batch import Bounds
 from aism_engine.store.client import connect, server_address
 from aism_engine.store.client_type import Client
+from aism_engine.store.doorbell import Doorbell
 from aism_engine.store.keys import Keys
 from aism_engine.store.leadership import Leadership
 from aism_engine.store.queue_tail import QueueTail
@@ -96,7 +98,7 @@ class Engine:
         self.store, self.writer = context.store, context.writer
 
         keys, wakeups = context.store.keys, context.wakeups
-        channels = (keys.responses, keys.requests, keys.state_changes, keys.measurements)
+        channels = (keys.state_changes, keys.measurements)
         lease_timeout_s = min(settings.redis.socket_timeout, settings.lease.ttl / 3)
         lease_client = self._connect("lease", timeout_s=lease_timeout_s)
         history = self._connect("history")
@@ -105,11 +107,13 @@ class Engine:
         monitor = LoopMonitor(clock=self._clock, notifier=self.notifier, has_progress=self.live, on_lag=on_lag)
         self._registrar = Registrar(context, settings.registrar)
         waiting = self._connect("queues")
-        responses, requests, fanout = (
-            QueueTail(waiting, queue) for queue in (keys.response_queue, keys.request_queue, keys.fanout)
+        responses = QueueWatch(
+            QueueTail(waiting, keys.response_queue), Doorbell(waiting, keys.responses), wakeups.responses
         )
+        requests = QueueWatch(QueueTail(waiting, keys.request_queue), Doorbell(waiting, keys.requests), Wakeup())
+        fanout = QueueWatch(QueueTail(waiting, keys.fanout), None, Wakeup())
         self._response_consumer = QueueConsumer(
-            context, RESPONSE_HANDLER, settings.response_consumer, wakeups.responses, responses, context.watermark
+            context, RESPONSE_HANDLER, settings.response_consumer, responses, context.watermark
         )
 
         # All components in start order. They stop in reverse, so the elector releases the lease after the last commit.
@@ -118,8 +122,8 @@ class Engine:
             monitor,
             Elector(context, Store(lease_client, keys, self._clock), settings.lease),
             self._response_consumer,
-            QueueConsumer(context, REQUEST_HANDLER, settings.request_consumer, wakeups.requests, requests),
-            QueueConsumer(context, FANOUT_HANDLER, settings.fanout, Wakeup(), fanout),
+            QueueConsumer(context, REQUEST_HANDLER, settings.request_consumer, requests),
+            QueueConsumer(context, FANOUT_HANDLER, settings.fanout, fanout),
             Dispatcher(context, settings.dispatcher),
             Timekeeper(context, settings.timekeeper),
             Reconciler(context),

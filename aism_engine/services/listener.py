@@ -1,4 +1,4 @@
-"""Reads the pub/sub channels: wakes up the queue consumers, and pushes publications to the response queue."""
+"""Reads what agents only publish, and pushes it to the response queue."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _DENIED_PAUSE_S: Final = 5.0
 
 
 class Listener(Service):
-    """Subscribes to the channels. If messages of a channel are lost, wakeups are late, and publications are lost.
+    """Subscribes to state changes and measurements. What is published while the listener is not subscribed is lost.
 
     A published state change or measurement becomes a message on the response queue, marked `via: channel`. From there
     it is applied exactly once, after everything that the agent pushed before. The consumer dead-letters a malformed
@@ -55,20 +55,16 @@ class Listener(Service):
         """Measurements in the current window, including the engine's own; a long one counts several times."""
         self._is_rate_limited = False
         self._malformed_left = 0
-        keys, wakeups = self._store.keys, context.wakeups
-        self._wakeups = {keys.responses.encode(): wakeups.responses, keys.requests.encode(): wakeups.requests}
+        keys = self._store.keys
         self._measurements = keys.measurements
         self._measurements_raw = keys.measurements.encode()
         self._confirmed = asyncio.Event()
         self._pushes = 0
         """Number of pushes so far. Redis refuses a push that arrives after a later one."""
         self._is_denied = False
-        # A busy consumer needs no wakeups, and each event that the engine itself publishes would cost 20 µs to read.
-        for wakeup, channels in (
-            (wakeups.responses, (keys.responses, keys.state_changes, keys.measurements)),
-            (wakeups.requests, (keys.requests,)),
-        ):
-            wakeup.connect(partial(subscription.leave, channels), partial(self._join, channels))
+        # A busy consumer leaves the channels: each event that the engine itself publishes would cost 20 µs to read.
+        channels = (keys.state_changes, keys.measurements)
+        context.wakeups.responses.connect(partial(subscription.leave, channels), partial(self._join, channels))
 
     async def run_once(self) -> bool:
         started_at = self._clock.monotonic()
@@ -96,10 +92,6 @@ class Listener(Service):
     def _handle(self, channel: bytes | None, data: bytes, publications: Publications) -> None:
         if channel is None:  # a confirmation: messages may have been lost before it
             self._confirmed.set()
-            for wakeup in self._wakeups.values():
-                wakeup.set()
-        elif channel in self._wakeups:
-            self._wakeups[channel].set()
         elif channel == self._measurements_raw:
             self._handle_measurement(data, publications)
         elif _OWN_SOURCE not in data:
@@ -163,7 +155,7 @@ class Listener(Service):
         """Continue without pub/sub, which is only a hint: the server serves everything else."""
         if not self._is_denied:
             self._is_denied = True
-            log.warning("subscribe_denied", detail=str(error), consequence="queues are polled; publications are lost")
+            log.warning("subscribe_denied", detail=str(error), consequence="publications are lost")
         await asyncio.sleep(_DENIED_PAUSE_S)
 
     async def _join(self, channels: Sequence[str]) -> None:

@@ -16,10 +16,9 @@ from aism_engine.domain.text import DIGESTED_BYTES
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.services.base import Service, ServiceContext
 from aism_engine.services.queue_watch import QueueWatch
-from aism_engine.services.wakeup import Wakeup, Watermark
+from aism_engine.services.wakeup import Watermark
 from aism_engine.settings import QueueSettings
 from aism_engine.store.client import until_sent
-from aism_engine.store.queue_tail import QueueTail
 from aism_engine.store.store import Peek
 from aism_engine.store.writer import DecisionError, Failures, wrong_type
 
@@ -56,8 +55,7 @@ class QueueConsumer(Service, Generic[M]):
         context: ServiceContext,
         handler: QueueHandler[M],
         settings: QueueSettings,
-        wakeup: Wakeup,
-        tail: QueueTail,
+        watch: QueueWatch,
         watermark: Watermark | None = None,
     ) -> None:
         """`watermark` is updated with how far the queue has been applied."""
@@ -66,8 +64,8 @@ class QueueConsumer(Service, Generic[M]):
         self._handler = handler
         self._queue: str = getattr(context.store.keys, handler.source)
         self._settings = settings
-        self._wakeup = wakeup
-        self._watch = QueueWatch(tail, wakeup)
+        self._watch = watch
+        self._wakeup = watch.wakeup
         self._watched: bytes | None = None
         """The oldest message, if the watch has found it and nothing was read since."""
         self._watermark = watermark

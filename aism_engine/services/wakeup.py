@@ -59,7 +59,6 @@ class Wakeups:
     """The wakeups that services set for each other, named after the service or the queue that they wake."""
 
     responses: Wakeup = field(default_factory=Wakeup)
-    requests: Wakeup = field(default_factory=Wakeup)
     dispatcher: Wakeup = field(default_factory=Wakeup)
 
 

@@ -112,6 +112,15 @@ class _PatchedConnection:
         with _ClosedTransport(self._writer):  # type: ignore[attr-defined]
             return await super().read_response(*args, **options)  # type: ignore[misc]
 
+    async def read_bytes(self) -> bytes:
+        """Wait for bytes from the server, and return what has arrived, unparsed."""
+        stream: asyncio.StreamReader = self._reader  # type: ignore[attr-defined]
+        with _ClosedTransport(self._writer):  # type: ignore[attr-defined]
+            found = await stream.read(1 << 16)
+        if not found:
+            raise RedisConnectionError("the server has closed the connection")
+        return found
+
     async def read_bulk_string(self, max_bytes: int) -> bytes | None:
         """Read a reply that is one string; None if it is null. Of one larger than `max_bytes`, return b"" and no more.
 

@@ -15,6 +15,7 @@ from aism_engine.errors import ServerUnavailableError
 from aism_engine.services.queue_consumer import QueueConsumer
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client import connect
+from aism_engine.store.doorbell import Doorbell
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from aism_engine.store.queue_tail import QueueTail
@@ -178,3 +179,39 @@ async def test_heartbeats_outside_a_range_are_read_in_pages(
     found, _ = await FleetReader(client, keys, SystemClock()).heartbeats_outside(now - 15, now, 2)
     assert found == outside
     await client.aclose()
+
+
+async def test_a_doorbell_rings_for_its_subscription_and_for_messages(server: EmbeddedServer, prefix: str) -> None:
+    """It can ring once for several messages, and says when its connection ends."""
+    client, rung = connect(RedisSettings(url=server.url), prefix), asyncio.Event()
+    listening = asyncio.create_task(Doorbell(client, prefix).listen(rung.set))
+    await rung.wait()
+    async with plain_client(server) as other:
+        for message in (b"", b"x" * 1_000_000):
+            rung.clear()
+            assert await other.publish(prefix, message) == 1
+            await rung.wait()
+        (own,) = [each for each in await other.client_list() if each["name"] == f"aism-{prefix}"]
+        await other.client_kill_filter(_id=own["id"])
+    with pytest.raises(ServerUnavailableError) as ended:
+        await listening
+    assert ended.value.outage == "connection"
+    await client.aclose()
+
+
+async def test_a_doorbell_that_the_server_refuses_names_the_outage(own: OwnServer, prefix: str) -> None:
+    client = connect(RedisSettings(url=own.url), "test")
+    await client.execute_command("ACL", "SETUSER", "default", "-subscribe")
+    with pytest.raises(ServerUnavailableError) as refused:
+        await Doorbell(client, prefix).listen(lambda: None)
+    assert refused.value.outage == "noperm"
+    await client.aclose()
+
+
+async def test_a_notification_wakes_an_engine_that_may_not_block(own: OwnServer, prefix: str) -> None:
+    async with plain_client(own) as operator:
+        await operator.execute_command("ACL", "SETUSER", "default", "-blmove")
+        async with running_engine(own, prefix, **_NEVER) as engine:
+            await engine.say({"type": "state_transition", "agent_id": "a", "payload": {"target": "rung"}})
+            await engine.call("PUBLISH", engine.keys.responses, "")
+            await eventually(partial(engine.state_is, "a", "rung"))

@@ -222,7 +222,7 @@ async def test_subscription_without_channels_waits_for_a_channel(server: Embedde
 
 
 async def test_engine_works_without_the_permission_to_subscribe(own: OwnServer, prefix: str) -> None:
-    """It polls the queues, and does not count this as an outage."""
+    """A push wakes it in another way, and it does not count this as an outage."""
     async with visitor(own) as operator:
         await operator.execute_command("ACL", "SETUSER", "default", "-subscribe")
         with capture_logs() as logs:

@@ -46,7 +46,7 @@ class RecordingWakeup(Wakeup):
 
 async def watched(outcomes: Sequence[Any], waits: int = 1) -> tuple[list[bytes | None], Tail, list[float]]:
     tail, wakeup = Tail(*outcomes), RecordingWakeup()
-    watch = QueueWatch(tail, wakeup)  # type: ignore[arg-type]
+    watch = QueueWatch(tail, None, wakeup)  # type: ignore[arg-type]
     found = [await watch.wait(0.05, 1024) for _ in range(waits)]
     await watch.close()
     return found, tail, wakeup.timeouts
@@ -64,10 +64,10 @@ async def test_a_message_that_is_too_large_only_wakes() -> None:
 
 async def test_the_poll_interval_counts_only_while_the_server_does_not_block() -> None:
     """The first wait does not know yet whether the server blocks."""
-    assert (await watched([b"1", b"2", DENIED, b"3"], waits=3))[2] == [0.05, 1.0, 1.0]
-    assert (await watched([b"1", DENIED], waits=2))[2] == [0.05, 1.0]
+    assert (await watched([b"1", b"2", DENIED, b"3"], waits=3))[2] == [0.05, 2.0, 2.0]
+    assert (await watched([b"1", DENIED], waits=2))[2] == [0.05, 2.0]
     tail, wakeup = Tail(b"1", DENIED), RecordingWakeup()
-    watch = QueueWatch(tail, wakeup)  # type: ignore[arg-type]
+    watch = QueueWatch(tail, None, wakeup)  # type: ignore[arg-type]
     for _ in range(2):
         await watch.wait(0.05, 1024)
     wakeup.set()
@@ -91,7 +91,7 @@ async def test_an_outage_is_left_to_the_next_peek() -> None:
 
 async def test_other_wakeups_do_not_repeat_the_call() -> None:
     tail, wakeup = Tail(), Wakeup()
-    watch = QueueWatch(tail, wakeup)  # type: ignore[arg-type]
+    watch = QueueWatch(tail, None, wakeup)  # type: ignore[arg-type]
     for _ in range(3):
         waiting = asyncio.create_task(watch.wait(NEVER_S, 1024))
         while not tail.calls:  # noqa: ASYNC110 - the call starts in another task
@@ -103,7 +103,7 @@ async def test_other_wakeups_do_not_repeat_the_call() -> None:
 
 
 async def test_a_bug_is_raised_in_the_consumer() -> None:
-    watch = QueueWatch(Tail(ValueError("a bug")), Wakeup())  # type: ignore[arg-type]
+    watch = QueueWatch(Tail(ValueError("a bug")), None, Wakeup())  # type: ignore[arg-type]
     await watch.wait(0.0, 1024)
     await asyncio.sleep(0)
     with pytest.raises(ValueError, match="a bug"):

@@ -1,0 +1,36 @@
+"""A channel of which only the arrival of messages matters.
+
+The listener parses each message, which takes longer than a commit is prepared. A notification needs no parsing.
+"""
+
+from collections.abc import Callable
+
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.store.client import naming_outages
+from aism_engine.store.client_type import Client
+
+
+class Doorbell:
+    """Notifications of one channel."""
+
+    def __init__(self, client: Client, channel: str) -> None:
+        self._client = client
+        self._channel = channel
+
+    async def listen(self, ring: Callable[[], None]) -> None:
+        """Subscribe, and call `ring` after the subscription and for messages that arrive. Messages can be lost.
+
+        Raises `ServerUnavailableError` when the connection ends or the server refuses the subscription.
+        """
+        pool = self._client.connection_pool
+        with naming_outages():
+            connection = await pool.get_connection()
+            try:
+                await connection.send_command("SUBSCRIBE", self._channel)
+                while True:
+                    if (await connection.read_bytes()).startswith(b"-"):
+                        raise ServerUnavailableError("noperm", f"the server refuses SUBSCRIBE {self._channel}")
+                    ring()
+            finally:
+                await connection.disconnect(nowait=True)
+                await pool.release(connection)
