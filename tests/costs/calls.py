@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import CO_COROUTINE
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -21,7 +22,8 @@ _FEW: Final = 64
 class Calls:
     """How often each function of the engine was called, and how often it called C functions.
 
-    A step of a generator or of a coroutine counts as a call.
+    Each step of a generator counts as a call. The steps of coroutines are not counted, because it depends on the
+    machine how often they wait. What they call is counted.
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,7 @@ class Calls:
         if not name:
             return
         if event == "call":
-            self.python[name] += code.co_name not in _COMPREHENSIONS
+            self.python[name] += code.co_name not in _COMPREHENSIONS and not code.co_flags & CO_COROUTINE
         elif event == "c_call":
             self.c[name] += called not in _INLINED
 

@@ -79,5 +79,16 @@ def test_each_step_of_a_generator_counts() -> None:
     assert counted(source) == {"example:work": [100, 100], "example:work.<genexpr>": [400, 0]}
 
 
+def test_steps_of_a_coroutine_are_not_counted_but_its_calls_are() -> None:
+    source = """
+from types import coroutine
+@coroutine
+def wait(times): yield from range(times)
+async def load(text): await wait(len(text))
+def work(): list(load('abc').__await__())
+"""
+    assert counted(source) == {"example:work": [100, 0], "example:load": [0, 100], "example:wait": [400, 0]}
+
+
 def test_functions_outside_the_engine_are_not_counted() -> None:
     assert counted("def work(): return len('a')", "json") == {}
