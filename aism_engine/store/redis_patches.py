@@ -83,7 +83,8 @@ class _PatchedConnection:
         for i in large:
             pieces += (_pack_arguments(args[start:i]), b"$%d\r\n" % len(args[i]), args[i], b"\r\n")
             start = i + 1
-        return [*pieces, _pack_arguments(args[start:])]
+        pieces.append(_pack_arguments(args[start:]))
+        return [piece for piece in pieces if piece]  # asyncio of CPython 3.12 never stops to send an empty last piece
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002, ARG002
         """Send a command in `asyncio.timeout`.

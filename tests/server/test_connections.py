@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import hiredis
 import pytest
 
 from aism_engine import Agent, Operator, Task
@@ -285,6 +286,18 @@ async def test_a_task_that_is_cancelled_before_it_sends_ends(server: EmbeddedSer
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(read())
+    await client.aclose()
+
+
+async def test_no_piece_of_a_packed_command_is_empty(server: EmbeddedServer) -> None:
+    """From CPython 3.12 on asyncio tries for ever to send an empty last piece, and the connection cannot be closed."""
+    client, large = connect(RedisSettings(url=server.url), "test"), b"x" * 20_000
+    connection = client.connection_pool.make_connection()
+    commands: list[Any] = [("SET", "key", large), ("MSET", large, large, large, large), ("SET", large, "value")]
+    for command in commands:
+        pieces = connection.pack_command(*command)
+        assert b"".join(pieces) == hiredis.pack_command(command)
+        assert all(pieces)
     await client.aclose()
 
 
