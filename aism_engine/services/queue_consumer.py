@@ -20,7 +20,7 @@ from aism_engine.services.wakeup import Watermark
 from aism_engine.settings import QueueSettings
 from aism_engine.store.client import until_sent
 from aism_engine.store.store import Peek
-from aism_engine.store.writer import DecisionError, Failures, wrong_type
+from aism_engine.store.writer import DecisionError, Failures
 
 M = TypeVar("M")
 
@@ -201,7 +201,7 @@ class QueueConsumer(Service, Generic[M]):
             for number, failure in failures.items()
             if (agent_id := agent_ids[number]) is not None
             and agent_id not in self._writer.fleet.agents
-            and failure in {wrong_type(keys.agent(agent_id)), wrong_type(keys.state(agent_id))}
+            and not {keys.agent(agent_id), keys.state(agent_id)}.isdisjoint(failure.keys)
         }
         extended = {number: failed_agents[each] for number, each in enumerate(agent_ids) if each in failed_agents}
         return extended | dict(failures)

@@ -272,9 +272,13 @@ async def test_engine_starts_with_damaged_records(server: EmbeddedServer, prefix
         await eventually(partial(engine.state_is, "a", "anything"))
 
 
-async def test_unknown_agent_whose_record_cannot_be_written_does_not_delay_others(engine: Running) -> None:
+@pytest.mark.parametrize("wrong", [("agent",), ("state",), ("agent", "state")])
+async def test_unknown_agent_whose_record_cannot_be_written_does_not_delay_others(
+    engine: Running, wrong: tuple[str, ...]
+) -> None:
     """All its messages of a batch are dead-lettered together."""
-    await engine.call("LPUSH", engine.keys.agent("a"), "x")
+    for each in wrong:
+        await engine.call("LPUSH", getattr(engine.keys, each)("a"), "x")
     heartbeats = [{"type": "heartbeat", "agent_id": "a", "id": f"m{number}"} for number in range(200)]
     await engine.say(*heartbeats, {"type": "heartbeat", "agent_id": "b", "id": "m"})
     await eventually(lambda: engine.record("b"))
