@@ -11,7 +11,7 @@ import msgspec
 from aism_engine.domain.agents.agent import HELD_TABLE, Held, decode_agent
 from aism_engine.domain.commands.command import COMMAND_TABLE
 from aism_engine.domain.commands.group import GROUP_TABLE
-from aism_engine.domain.protocol.names import is_measurement_name
+from aism_engine.domain.protocol.names import MAX_MEASUREMENT_NAME, is_measurement_name
 from aism_engine.domain.records import RecordTable
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
@@ -138,7 +138,7 @@ def _measurements_of(packed: bytes) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     for raw_name, value in zip(values[::2], values[1::2], strict=True):
-        if name := _measurement_name(raw_name):
+        if len(raw_name) <= MAX_MEASUREMENT_NAME and (name := _measurement_name(raw_name)):
             try:
                 number = float(value)
             except ValueError:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aism_engine.domain.machines.machine import ACTORS, Kind, Machine, State, Transition, TransitionCase
+from aism_engine.domain.protocol.names import is_cached_state_name
 from aism_engine.errors import ConfigError
 from tests.support.machines import parse, parse_all
 
@@ -382,3 +383,16 @@ def kinds_of(value: object) -> set[str]:
         dict: {"object"},
     }
     return kinds.get(type(value), set())
+
+
+@pytest.mark.parametrize("open_", [False, True])
+def test_texts_that_are_no_names_are_not_remembered(*, open_: bool) -> None:
+    """Operators can send any text as a target, so a cache of such texts would not be bounded in bytes."""
+    machine = Machine(name="m", states={"idle": State()}, initial="idle", open=open_)
+    refusals: Any = machine._refusals
+    kept = is_cached_state_name.cache_info().currsize
+    for number in range(10):
+        target = f"{number}" * 1000
+        assert not machine.allows("idle", target)
+        assert getattr(machine.check("idle", target), "code", None) == "unknown_state"
+    assert (is_cached_state_name.cache_info().currsize, refusals.cache_info().currsize) == (kept, 0)

@@ -1,13 +1,12 @@
 """An agent: its record, its liveness, and the keys that it writes itself."""
 
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from aism_engine.domain.protocol.names import is_state_name
+from aism_engine.domain.protocol.names import MAX_STATE_NAME, is_cached_state_name
 from aism_engine.domain.records import INSTANT, TEXT, RecordTable, choice
 
 Via: TypeAlias = Literal["queue", "channel", "key"]
@@ -143,8 +142,6 @@ class AgentRecord(Held, kw_only=True, omit_defaults=True, gc=False):
 HELD_TABLE: Final = RecordTable(Held, "", renamed={"hold": "fleet"})
 """The hold of the whole fleet."""
 _DECODER: Final = msgspec.json.Decoder(AgentRecord)
-_is_state_name: Final = lru_cache(maxsize=1024)(is_state_name)
-"""A pattern in the type of a field would call a regular expression for each agent. A fleet has few states."""
 
 
 def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
@@ -154,7 +151,9 @@ def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
     except RecursionError as error:
         raise ValueError(f"the record of agent {agent_id} is nested too deep") from error
     is_valid = agent.agent_id == agent_id and agent.liveness is not Liveness.SILENT
-    if not (is_valid and _is_state_name(agent.state) and _is_state_name(agent.lost_from or agent.state)):
+    # A pattern in the types of these fields would take longer: a fleet has few states, which are cached.
+    states = (agent.state, agent.lost_from or agent.state)
+    if not (is_valid and all(len(each) <= MAX_STATE_NAME and is_cached_state_name(each) for each in states)):
         raise ValueError(f"a damaged record of agent {agent_id}")
     return agent
 

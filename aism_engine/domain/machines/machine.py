@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
 from aism_engine.domain.effects import Actor
-from aism_engine.domain.protocol.names import is_state_name
+from aism_engine.domain.protocol.names import MAX_STATE_NAME, is_cached_state_name, is_state_name
 from aism_engine.domain.text import hint, similar
 from aism_engine.durations import format_duration
 from aism_engine.errors import ConfigError
@@ -132,7 +132,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         """Return whether an agent in `current` may change to `target` whatever the case. Most transitions are such."""
         has_conditions = self._targets.get(current, _NO_TARGETS).get(target)
         if has_conditions is None:
-            return self.open and _is_state_name(target) is not None
+            return self.open and len(target) <= MAX_STATE_NAME and is_cached_state_name(target) is not None
         return not has_conditions
 
     def check(self, current: str, target: str, case: TransitionCase | None = None) -> Refusal | None:
@@ -144,11 +144,9 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             return None
         has_conditions = self._targets.get(current, {self.on_unknown: False}).get(target)
         if has_conditions is None:
-            return (
-                None
-                if self.open and is_state_name(target)
-                else self._refusals(current, target, None if case is None else case.by)
-            )
+            is_name = is_state_name(target) is not None
+            refuse = self._refusals if is_name else self._refuse  # other texts may be long, and are not kept
+            return None if self.open and is_name else refuse(current, target, None if case is None else case.by)
         if case is None or not has_conditions:
             return None
         return self._check_conditions(current, target, case)
@@ -217,7 +215,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         """Return why there is no such transition."""
         allowed = self.allowed(current, by)
         if not is_state_name(target):
-            requested = target if len(target) <= 64 else f"{target[:64]}…"  # noqa: PLR2004 - the longest name
+            requested = target if len(target) <= MAX_STATE_NAME else f"{target[:MAX_STATE_NAME]}…"
             message = f"{requested!r} is not a state name: expected {NAME_RULE}"
             return Refusal("unknown_state", message, current, requested, allowed)
         if target not in self.states:
@@ -243,7 +241,6 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
 _PLAIN: Final = Transition()
 _NO_TARGETS: Final[Mapping[str, bool]] = {}
-_is_state_name: Final = lru_cache(maxsize=4096)(is_state_name)
 """An open machine asks again and again for the same few names."""
 _DEFAULT: Final = State()
 

@@ -4,7 +4,7 @@ A module of its own, because the agent's command-line tool pays for each import 
 """
 
 import re
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 IDENTIFIER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -12,7 +12,9 @@ IDENTIFIER: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 TYPE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Name of a type, a label, a capability or an error code."""
 STATE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
+MAX_STATE_NAME: Final = 64
 MEASUREMENT_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}"
+MAX_MEASUREMENT_NAME: Final = 64
 DEAD_LETTER_ID: Final = r"[0-9]{1,19}-[0-9]{1,19}"
 """Id of an entry of a stream. Each number of at most 19 digits has 64 bits, so Redis accepts all of these ids."""
 PREFIX: Final = r"[A-Za-z0-9._{}:-]{1,64}"
@@ -35,3 +37,5 @@ def check_agent_id(agent_id: str) -> str:
 is_type_name: Final = partial(re.fullmatch, TYPE_NAME)
 is_state_name: Final = partial(re.fullmatch, STATE_NAME)
 is_measurement_name: Final = partial(re.fullmatch, MEASUREMENT_NAME)
+is_cached_state_name: Final = lru_cache(maxsize=4096)(is_state_name)
+"""The same for names of at most `MAX_STATE_NAME` characters: a cache of longer texts would not be bounded in bytes."""
