@@ -59,19 +59,19 @@ class Registrar(Service):
         # Heartbeats that the engine has removed count too: one removed and one new must not leave the number the same.
         heartbeats = await self._store.heartbeat_count() + fleet.forgotten
         is_full_pass, self._commit_s = started_at >= self._next_full_pass_at, 0.0
-        decisions = await self._watch(fleet)
+        await self._watch(fleet)
         interval_s = self._settings.metadata_interval
         if is_full_pass or (heartbeats != self._heartbeats and started_at >= self._next_heartbeats_at):
             self._heartbeats = heartbeats
-            decisions += await self._read_heartbeats(fleet)
+            await self._read_heartbeats(fleet)
             rest_s = min(interval_s, self._read_s(started_at) / _HEARTBEATS_SHARE)
             self._next_heartbeats_at = self._clock.monotonic() + rest_s
         if is_full_pass:
-            decisions += await self._read_snapshots(fleet)
-            decisions += await self._repair_states(fleet)
+            await self._read_snapshots(fleet)
+            await self._repair_states(fleet)
             rest_s = min(_MAX_REST_INTERVALS * interval_s, self._read_s(started_at) / _FULL_PASS_SHARE)
             self._next_full_pass_at = started_at + max(interval_s, rest_s)
-        self._record_step(started_at, decisions)
+        self._record_step(started_at)
         return False
 
     async def wait(self) -> None:
@@ -88,7 +88,7 @@ class Registrar(Service):
     def _read_s(self, started_at: float) -> float:
         return self._clock.monotonic() - started_at - self._commit_s
 
-    async def _watch(self, fleet: Fleet) -> list[Decision]:
+    async def _watch(self, fleet: Fleet) -> None:
         """Look up the heartbeats of the next agents that are not watched yet.
 
         The number of heartbeats does not change for all of these agents: an agent that registers again may already have
@@ -99,10 +99,9 @@ class Registrar(Service):
         self._unwatched = self._unwatched[self._settings.batch :]
         scores = await self._store.heartbeat_scores(agent_ids)
         found = {agent_id: score for agent_id, score in scores.items() if score is not None}
-        return await self._commit(fleet, found, partial(decide_first_heartbeat, scores=found))
+        await self._commit(fleet, found, partial(decide_first_heartbeat, scores=found))
 
-    async def _read_heartbeats(self, fleet: Fleet) -> list[Decision]:
-        decisions: list[Decision] = []
+    async def _read_heartbeats(self, fleet: Fleet) -> None:
         invalid, example, cursor = 0, "", 0
         missing = {agent.agent_id for agent in fleet.agents.values() if agent.liveness is Liveness.FRESH}
         while True:
@@ -116,32 +115,28 @@ class Registrar(Service):
                 elif agent is None or agent.awaits_heartbeat:
                     new[member] = score
             lookups = Lookups(await self._store.snapshots([member for member in new if member not in fleet.agents]))
-            decisions += await self._commit(fleet, new, partial(decide_first_heartbeat, scores=new), lookups)
+            await self._commit(fleet, new, partial(decide_first_heartbeat, scores=new), lookups)
             if cursor == 0:
                 break
         if invalid and invalid != self._invalid:
             log.warning("invalid_heartbeat_members", count=invalid, first=example[:80])
         self._show_invalid(invalid)
-        return decisions + await self._unwatch_removed(fleet, sorted(missing))
+        await self._unwatch_removed(fleet, sorted(missing))
 
-    async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> list[Decision]:
+    async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> None:
         """Stop watching agents whose heartbeat was removed: without a score, silence cannot be measured."""
-        decisions: list[Decision] = []
         for agent_ids in chunks(missing, self._settings.batch):
             scores = await self._store.heartbeat_scores(agent_ids)
             removed = [agent_id for agent_id, score in scores.items() if score is None]
-            decisions += await self._commit(fleet, removed, decide_heartbeat_removed)
-        if decisions:
-            self._heartbeats = -1  # read again: if an agent adds its heartbeat again, the number may be the same
-        return decisions
+            if await self._commit(fleet, removed, decide_heartbeat_removed):
+                self._heartbeats = -1  # read again: if an agent adds its heartbeat again, the number may be the same
 
     def _show_invalid(self, count: int) -> None:
         self._invalid = count
         self._context.metrics.invalid_heartbeat_members.set(count)
 
-    async def _read_snapshots(self, fleet: Fleet) -> list[Decision]:
+    async def _read_snapshots(self, fleet: Fleet) -> None:
         """Compare what agents wrote to their own keys with their records."""
-        decisions: list[Decision] = []
         for agent_ids in chunks(list(fleet.agents), self._settings.batch):
             read_at = await self._writer.wait_idle()
             lookups = Lookups(await self._store.snapshots(agent_ids))
@@ -150,17 +145,14 @@ class Registrar(Service):
                 for agent_id, seen in lookups.snapshots.items()
                 if (agent := fleet.agents.get(agent_id)) and not _agrees(agent, seen)
             }
-            decisions += await self._commit(fleet, changed, partial(decide_snapshot, read_at=read_at), lookups)
-        return decisions
+            await self._commit(fleet, changed, partial(decide_snapshot, read_at=read_at), lookups)
 
-    async def _repair_states(self, fleet: Fleet) -> list[Decision]:
+    async def _repair_states(self, fleet: Fleet) -> None:
         """Repair agents that contradict their machine, which may have changed since they entered their state."""
-        decisions: list[Decision] = []
         now = self._store.now
         async for agents in agents_in_batches(fleet, fleet.agents, self._settings.batch):
             to_repair = [agent.agent_id for agent in agents if needs_repair(self._policy, agent, now)]
-            decisions += await self._commit(fleet, to_repair, decide_state_repair)
-        return decisions
+            await self._commit(fleet, to_repair, decide_state_repair)
 
     async def _commit(
         self,
@@ -168,11 +160,14 @@ class Registrar(Service):
         agent_ids: Collection[str],
         decide_one: Callable[[Draft, Policy, str], Decision],
         lookups: Lookups | None = None,
-    ) -> list[Decision]:
+    ) -> bool:
+        """Commit, and count what has changed: a pass has too many decisions to count at its end. Return if any has."""
         started_at = self._clock.monotonic()
         decisions = await self._commit_each(fleet, "registrar", sorted(agent_ids), decide_one, lookups)
         self._commit_s += self._clock.monotonic() - started_at
-        return [decision for decision in decisions if decision.outcome != "unchanged"]
+        changed = [decision for decision in decisions if decision.outcome != "unchanged"]
+        self._context.metrics.record_step(self.name, None, changed, self._clock.wall())
+        return bool(changed)
 
 
 def _agrees(agent: AgentRecord, seen: AgentSnapshot) -> bool:
