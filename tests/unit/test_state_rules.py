@@ -337,6 +337,7 @@ def test_every_agent_is_always_in_a_state_that_its_machine_allows(
         states = [each.state for each in world.fleet.agents.values()]
         assert set(states) <= set(machine.states)
         assert states.count("work") <= 2
+    assert {each: world.record(each) for each in world.fleet.agents} == world.fleet.agents
     loaded = world.reloaded()
     assert {a: (x.state, x.cooldowns, x.stay_until) for a, x in loaded.agents.items()} == {
         a: (x.state, x.cooldowns, x.stay_until) for a, x in world.fleet.agents.items()

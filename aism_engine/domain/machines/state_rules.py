@@ -81,12 +81,13 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
 
 
 def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
-    """Write the deadline of an agent's stay; 0 clears it."""
+    """Write the deadline of an agent's stay, which is in its record too; 0 clears it."""
     if until == agent.stay_until:
         return
     agent.stay_until = until
     member = f"stay:{agent.agent_id}"
     ctx.add(fx.SetDeadline(member, until) if until else fx.ClearDeadline(member))
+    ctx.add(fx.SaveAgent(agent))
 
 
 def _start_cooldown(agent: AgentRecord, left_state: str, cooldown_s: float, now: float) -> None:
