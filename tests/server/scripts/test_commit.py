@@ -3,6 +3,7 @@
 import pytest
 
 from aism_engine.domain import effects as fx
+from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.protocol.codec import encode
 from aism_engine.domain.text import message_digest
 from aism_engine.store.batch import SourceTrim
@@ -175,11 +176,26 @@ async def test_an_oversized_message_moves_whole_to_a_bounded_list(leader: Leader
 @pytest.mark.parametrize("count", [999, 1000, 1001, 2500, 9000])
 async def test_a_large_batch_is_written_whole_or_not_at_all(leader: Leader, count: int) -> None:
     """The counts lie around the 1,000 keys of a chunk and above the 7,999 values that Lua can unpack."""
-    effects = [effect for n in range(count) for effect in (fx.SetState(f"a{n}", "x"), fx.IndexAgent(f"a{n}"))]
+    agents = [AgentRecord(agent_id=f"a{n}", state=f"s{n}", since=n, first_seen_at=n) for n in range(count)]
+    effects: list[fx.Effect] = [
+        effect
+        for agent in agents
+        for effect in (
+            fx.SetState(agent.agent_id, agent.state),
+            fx.IndexAgent(agent.agent_id),
+            fx.SaveAgent(agent),
+            fx.SaveMetadata(agent.agent_id, {"type": agent.state}),
+        )
+    ]
     last = leader.keys.state(f"a{count - 1}")
     await leader.call("HSET", last, "not", "a string")
     assert await leader.refusal(*effects) == CommitCode.WRONG_TYPE
     await leader.call("DEL", last)
     assert (await leader.commit(*effects)).code == CommitCode.APPLIED
     assert await leader.call("SCARD", leader.keys.index) == count
-    assert [await leader.state(f"a{n}") for n in (0, count // 2, count - 1)] == ["x"] * 3
+    keys = leader.keys
+    for key, expected in (
+        (keys.state, [agent.state.encode() for agent in agents]),
+        (keys.agent, [encode(agent) for agent in agents]),
+    ):
+        assert await leader.call("MGET", *(key(agent.agent_id) for agent in agents)) == expected
