@@ -116,9 +116,10 @@ class NamingRedis(Redis):
         for command in commands:
             pipeline.execute_command(*command)
         with naming_outages():
-            replies: list[Any] = await pipeline.execute(raise_on_error=raise_wrong_type)
+            # redis-py would raise the first error itself, with a text that begins with the command, not with its code.
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
             for reply in replies:
-                if isinstance(reply, Exception) and outage_of(reply) != "wrong_type":
+                if isinstance(reply, Exception) and (raise_wrong_type or outage_of(reply) != "wrong_type"):
                     raise reply
         return replies
 
