@@ -101,6 +101,28 @@ async def test_an_old_reply_does_not_remove_another_message(
         assert await engine.state("a") == "other"
 
 
+async def test_two_engines_that_wait_for_a_queue_both_find_its_oldest_message(
+    server: EmbeddedServer, prefix: str
+) -> None:
+    """An engine that no longer leads may still wait, and may stop at any time. The queue does not change."""
+    client = connect(RedisSettings(url=server.url), "test")
+    tail = QueueTail(client, prefix)
+    async with plain_client(server) as other:
+        before = await other.info("clients")
+        stopped, *waiting = [asyncio.create_task(tail.wait(1024)) for _ in range(3)]
+        await eventually(partial(_blocks, other, before["blocked_clients"] + 3))
+        stopped.cancel()
+        await other.lpush(prefix, b"1", b"2", b"3")
+        assert await asyncio.gather(*waiting) == [b"1", b"1"]
+        assert await other.lrange(prefix, 0, -1) == [b"3", b"2", b"1"]
+    await asyncio.gather(stopped, return_exceptions=True)
+    await client.aclose()
+
+
+async def _blocks(client: Any, count: int) -> bool:  # noqa: ANN401 - a client of redis-py
+    return bool((await client.info("clients"))["blocked_clients"] == count)
+
+
 async def test_a_message_that_is_too_large_is_not_read(server: EmbeddedServer, prefix: str) -> None:
     client = connect(RedisSettings(url=server.url), "test")
     tail = QueueTail(client, prefix)
