@@ -4,4 +4,5 @@ import gc
 
 from aism_engine.terminal import GC_THRESHOLD
 
-gc.set_threshold(GC_THRESHOLD)  # before the imports of the command
+# Set here, because the imports of each command already create many objects.
+gc.set_threshold(GC_THRESHOLD)

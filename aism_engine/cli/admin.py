@@ -64,7 +64,8 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
     def read(self, act: Callable[[AdminClient], Coroutine[Any, Any, T]]) -> T:
         """Run `act`, which only reads, with a client of the fleet. Says on standard error if no engine leads.
 
-        Importing redis-py and asyncio takes longer than most reads, so only a client of sentinels uses them.
+        Importing redis-py and asyncio takes longer than most reads. They are used only if the settings name sentinels,
+        which the blocking client does not support.
         """
         server = self.settings().redis
         if server.sentinels:
@@ -186,7 +187,8 @@ async def send_request(
 ) -> dict[str, Any]:
     """Send a request to the engine and return its reply. Raises FailedError, or TimedOutError without a reply.
 
-    With `--json` a refusal is printed as well. Ctrl-C leaves the request in its queue, and says so.
+    A refusal raises FailedError. With `--json` its reply is also printed. At Ctrl-C a notice says that the request
+    stays in its queue.
     """
     import asyncio  # noqa: PLC0415  slow to import
 

@@ -125,7 +125,7 @@ def cancel(record_id: _Id, *, request: RequestOptions, fleet: FleetOptions, outp
         return {"group_id" if is_group else "command_id": record_id}
 
     found = fleet.send("cancel", payload, request, output)
-    group = f"group {record_id}: {found.get('succeeded')} of {found.get('total')} commands cancelled, others had ended"
+    group = f"group {record_id}: {found.get('succeeded')} of {found.get('total')} open commands cancelled"
     output.print(found, group if "total" in found else f"{record_id} is cancelled")
 
 

@@ -183,9 +183,10 @@ def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, 
 
 
 def _stream_id(milliseconds: float) -> str:
-    """Return the id for a time: as a start the first id of that millisecond, as an end the last one.
+    """Return a time as an incomplete stream id, which consists of milliseconds only.
 
-    Redis has no ids for times before 1970.
+    Redis completes the start of a range to the first id of that millisecond, and the end of a range to the last id.
+    A time before 1970 becomes 0, the lowest id of Redis.
     """
     return f"{max(0.0, milliseconds):.0f}"
 

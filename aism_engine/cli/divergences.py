@@ -1,4 +1,4 @@
-"""`aism-engine divergences`: lists agents whose declared and measured state disagree."""
+"""`aism-engine divergences`: lists what agents declare that contradicts what the engine measures."""
 
 from typing import Annotated
 

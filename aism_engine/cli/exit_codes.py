@@ -8,7 +8,7 @@ from aism_engine.terminal import EXIT_CODES, ExitCode, print_error_line
 
 
 class FailedError(AismError):
-    """The command cannot do what was asked: the engine refused it, or what it names does not exist."""
+    """The command has failed, for example because the engine refused a request, or because an id does not exist."""
 
 
 class TimedOutError(AismError):
@@ -25,7 +25,7 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
 
 
 def report_error(error: Exception) -> ExitCode:
-    """Print an error of ours and return its exit code. Any other exception is a bug and is raised again."""
+    """Print an AismError or an OSError, and return its exit code. Any other exception is a bug and is raised again."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if code is None:
         raise error

@@ -126,6 +126,7 @@ class _Source:
                 await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
     async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
+        """Return which of these entries were read before, as far as this is known: those in the archive."""
         return self._archive.known(entries) if self._archive is not None else set()
 
 

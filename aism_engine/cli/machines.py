@@ -89,8 +89,8 @@ def show(name: _Name, *, config: options.Config = None, output: Output) -> None:
 def graph(name: _Name, *, config: options.Config = None) -> None:
     """Print one machine as a Mermaid diagram.
 
-    The label of a transition names its conditions. The label `max_stay` marks the transition that the engine makes
-    when an agent has stayed in the state for that time.
+    The label of a transition names its conditions. A label like `max_stay 10m` marks the transition that the engine
+    makes when an agent has been in the state for 10 minutes.
 
     \b
     Example:

@@ -57,8 +57,8 @@ The lines stand here so that the help can be printed without importing the comma
 """
 
 
-def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
-    """Build the command line. Only the command `first` is imported, or all commands if `complete`.
+def build(first: str = "", *, import_all: bool = False) -> options.CommandGroup:
+    """Build the command line. Only the command `first` is imported, or all commands if `import_all`.
 
     The others have only their line in the help: importing all takes half a second, and container health checks call
     `health` every few seconds.
@@ -66,10 +66,10 @@ def build(first: str = "", *, complete: bool = False) -> options.CommandGroup:
     app = options.CommandGroup(
         add_completion=True, help="AISM Engine: coordinates agents over Redis and records what they do."
     )
-    for name in (first,) if first in COMMANDS and not complete else COMMANDS:
+    for name in (first,) if first in COMMANDS and not import_all else COMMANDS:
         place, summary = COMMANDS[name]
         module, _, attribute = place.partition(":")
-        if not complete and name != first:
+        if not import_all and name != first:
             app.command(name, help=summary)(lambda: None)
             continue
         found = getattr(import_module(f"aism_engine.cli.{module}"), attribute)

@@ -40,7 +40,8 @@ class _ConvertsSimply:
         for parameter in self.get_params(context):  # type: ignore[attr-defined]
             parameter.process_value = partial(_process_value, parameter, parameter.process_value)
             if parameter.param_type_name == "argument":
-                parameter.display_type_rich = lambda **_: None  # without a Python type such as <list[str]> in the help
+                # The help of an argument would also show its Python type, such as <list[str]>.
+                parameter.display_type_rich = lambda **_: None
         rest: list[str] = super().parse_args(context, args)  # type: ignore[misc]
         return rest
 

@@ -235,7 +235,8 @@ class Screen:
         command_lines = ["", *table_lines(commands, _COMMAND_COLUMNS)] if commands else []
         selected = self._selected_row
         needs = {section: len(rows) + 1 for section, rows in sections.items()}
-        if None in needs:  # agents without a problem get the lines that are left, and some if one of them is selected
+        if None in needs:
+            # Agents without a problem get the lines that are left. If one of them is selected, they also get a share.
             needs[None] = _LEAST_LINES if selected is not None and selected.section is None else 0
         first = list(needs).index(selected.section) if selected else 0
         *budgets, for_commands = _share(room - 1, [*needs.values(), len(command_lines)], first)
@@ -254,14 +255,15 @@ class Screen:
             if 1 < budget <= len(rows):
                 command = "aism-engine agents list" + (f" --problem {section}" if section else "")
                 lines.append(Text(f"… and {len(rows) - len(shown)} more: {command}", style=colour))
-        gap = [Text()] * (room - len(lines) - for_commands if keys else 0)  # the commands stay where they are
+        gap = [Text()] * (room - len(lines) - for_commands if keys else 0)  # keeps the commands at the bottom
         return [*lines, *gap, *(Text(line) for line in command_lines[:for_commands])]
 
 
 def _visible(rows: Sequence[Row], lines: int, selected: Row | None) -> Sequence[Row]:
-    """Return the rows of a section that fit into `lines` lines, and end with `selected` if it would be cut.
+    """Return the rows of a section that fit into `lines` lines.
 
-    The title takes one of the lines. If rows are left out, the line that counts them takes another.
+    These are the first rows. If `selected` is a later row, they are the rows up to `selected`. The title takes one of
+    the lines. If rows are left out, the line that counts them takes another.
     """
     count = max(0, lines - (1 if len(rows) < lines else 2))
     at = next((at for at, row in enumerate(rows) if row is selected), 0)

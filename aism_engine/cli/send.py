@@ -57,7 +57,10 @@ def send(
     ttl: Annotated[float | None, options.duration("Expire this long after acceptance, as in 10m.")] = None,
     ack_timeout: Annotated[float | None, options.duration("Deliver again if no ack comes within this time.")] = None,
     timeout: Annotated[
-        float | None, options.duration("Longest time from ack to outcome; then the command fails.")
+        float | None,
+        options.duration(
+            "Fail after this long without an outcome or progress. Starts at the ack, without acks at the delivery."
+        ),
     ] = None,
     max_attempts: Annotated[int | None, options.number("Give up after N deliveries.", 1, MAX_ATTEMPTS)] = None,
     priority: Annotated[Priority, typer.Option(help="Order of delivery among waiting commands.")] = "normal",
@@ -68,7 +71,12 @@ def send(
     start_in: Annotated[float | None, options.duration("Deliver no earlier than this long from now.", "--in")] = None,
     request_id: Annotated[
         str | None,
-        options.parsed(values.identifier, "ID", "Id of the command. A repeated request has no effect.", "--id"),
+        options.parsed(
+            values.identifier,
+            "ID",
+            "Id of the command or group. The same request again under this id has no effect.",
+            "--id",
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome, not only for acceptance.")] = False,
     wait_for: Annotated[

@@ -36,8 +36,8 @@ def tail(
     Events are the facts of the audit, such as state_changed, agent_lost, command_queued or command_succeeded, and
     events that are only published: error, measurement and state_declared.
 
-    After an outage of Redis the facts continue behind the last one that was printed. If the server has lost facts, or
-    has trimmed facts that were not printed yet, a line between the events says so.
+    After an outage of Redis the output continues with the fact after the last printed one. If the server has lost
+    facts, or has trimmed facts that were not printed yet, a line between the events says so.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def tail(
                 if remaining == 0:
                     return
 
-    fleet.watch(follow, "facts follow when one leads")
+    fleet.watch(follow, "new facts are printed when one leads")
 
 
 def format_item(item: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:

@@ -35,7 +35,7 @@ async def test_the_help_has_an_example_and_the_exit_codes(cli: Call, command: li
 
 
 def test_the_list_of_commands_is_complete() -> None:
-    app = main.build(complete=True)
+    app = main.build(import_all=True)
     names = [[command.name or command.callback.__name__] for command in app.registered_commands if command.callback]
     for group in app.registered_groups:
         assert group.typer_instance is not None

@@ -82,7 +82,7 @@ async def test_a_command_that_runs_says_when_that_changes(
     assert tail.stderr is not None
     await eventually(partial(_is_subscribed, redis_client, keys))
     await redis_client.delete(keys.lease)
-    assert tail.stderr.readline().startswith("warning: no engine has led for 5h: facts follow when one leads.")
+    assert tail.stderr.readline().startswith("warning: no engine has led for 5h: new facts are printed when one leads.")
     await redis_client.set(keys.lease, "2:me")
     assert tail.stderr.readline() == "an engine leads again\n"
     tail.send_signal(signal.SIGINT)
