@@ -56,8 +56,8 @@ class AuditRetention:
         Returns the script's code, how many entries were trimmed, and whether another call may trim more.
 
         The script compares the fencing token, so that a former leader with other settings trims nothing. Cursors move
-        forward, so a `before` that is a moment old keeps too many entries, not too few. An archive finds a gap only if
-        its cursor moves back between the reading of the cursors and the trimming.
+        forward, so a `before` that is a moment old keeps too many entries, not too few. This method trims an entry that
+        a live archive needs only if the cursor of the archive moves back after `before` was read.
         """
         arguments: list[Argument] = [token, keep, _TRIM_ENTRIES, before or ""]
         code, removed, more = await TRIM_AUDIT(self._client, [self._keys.epoch, self._keys.audit], arguments)

@@ -93,7 +93,7 @@ class EventStream:
         return set(entries).intersection(self._known)
 
     def _published(self, channel: bytes | None, data: bytes) -> dict[str, Any] | None:
-        """Decode a published event; None for a change by the engine, which the audit has as well."""
+        """Decode a published event; None if it is not a JSON object, or is a state change that the audit reports."""
         kind, event = self._kinds[channel.decode()] if channel else "", _object(data)
         if event is None or (kind == "state_declared" and event.get("source") == "engine"):
             return None
@@ -101,7 +101,7 @@ class EventStream:
 
 
 def _missed(read: _Read) -> str:
-    """Return what to append to the report that Redis is back: which events the outage has lost."""
+    """Return the end of the report `Redis is back after ...`: which events were lost in the outage."""
     empty = "" if read[1].first else ". The audit is empty: the server has lost its data"
     return f"; errors, measurements and declared states published meanwhile are missing{empty}"
 

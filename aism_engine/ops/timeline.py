@@ -1,9 +1,11 @@
 """Reconstructs one agent at an instant from the recorded facts about it.
 
-The state in a fact holds from its instant until the next fact. The `old_state` of a fact held from the fact before it
-until its instant. Facts may be missing: those older than the oldest entry that is kept, and those in a gap. The `basis`
-of an answer is `recorded` if no missing fact can change it, `inferred` if a missing fact can change it, and `unknown`
-if nothing is recorded.
+A fact can name two states of the agent: `new_state` holds from this fact until the next one, and `old_state` from the
+previous fact until this one.
+
+Facts may be missing: those older than the oldest entry that is kept, and those in a gap. The `basis` of an answer is
+`recorded` if no missing fact can change it, `inferred` if a missing fact can change it, and `unknown` if nothing is
+recorded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -48,7 +50,7 @@ class OpenCommand(Struct, frozen=True):
 
 
 class AgentAtInstant(Struct, frozen=True, kw_only=True):
-    """An agent as it was at `at`. `since` is None if it is not recorded when the state began."""
+    """An agent as it was at `at`. `since` is when the state began; None if that is not recorded."""
 
     agent_id: str
     at: str
@@ -82,7 +84,7 @@ class Timeline:
     def add(self, line: AuditLine) -> None:
         if line.gap is not None:
             self._gaps.append((line.gap.after, line.gap.before))
-        if line.rollback is not None:  # the agent was again as it was before the facts that the server lost
+        if line.rollback is not None:  # the server lost the later facts, so their changes are undone
             last = entry_order(line.rollback.after)
             self._facts = [each for each in self._facts if each.entry <= last]
         for fact in facts_of(line):
@@ -192,7 +194,7 @@ class _Evidence(NamedTuple):
                 yield OpenCommand(command_id, following.fact.type, None, None, self._basis(at, following.at))
         ids = {each.fact.command_id for each in (*self.past, *self.future)}
         for each in self.now.commands if self.now else ():
-            # Every fact about such a command is older than the oldest entry.
+            # All facts about this command are missing. The record shows that it was accepted and is still open.
             if each.command_id not in ids and each.accepted_at <= at:
                 known = each.status if self._basis(at, float("inf")) == "recorded" else None
                 yield OpenCommand(each.command_id, each.type, known, iso(each.accepted_at), "recorded")

@@ -93,7 +93,7 @@ class Overview(Struct, frozen=True, kw_only=True):
 
     @property
     def problems(self) -> dict[Problem, list[AgentView]]:
-        """The agents that have each problem, for all problems."""
+        """The agents with each problem: an empty list for a problem that no agent has."""
         found: dict[Problem, list[AgentView]] = {problem: [] for problem in Problem}
         for view in self.agents:
             for problem in view.problems:

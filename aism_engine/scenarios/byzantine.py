@@ -24,7 +24,7 @@ _SETTINGS: Final = {
 _MIN_DURATION_S: Final = 3 * _IDLE_AFTER_S
 """Long enough for a false accusation to show."""
 _MAX_DURATION_S: Final = 120.0
-"""After this time the liar counts as undetected. A slow machine needs longer than `_MIN_DURATION_S`."""
+"""Longest further wait on a slow machine. If it ends without a detection, the liar counts as undetected."""
 _MEASURING, _LIAR = "measuring", "liar"
 
 Behaviour: TypeAlias = Callable[[AgentClient], Coroutine[Any, Any, Any]]
@@ -77,7 +77,7 @@ async def run() -> ByzantineResult:
 
 
 async def _wait_detected(environment: ScenarioEnvironment) -> None:
-    """Wait for `_MIN_DURATION_S`, and until the liar is detected."""
+    """Wait for `_MIN_DURATION_S`, and then for at most `_MAX_DURATION_S` until the liar is detected."""
     errors = environment.subscribe(environment.keys.errors)
     await asyncio.sleep(_MIN_DURATION_S)
     with suppress(TimeoutError):

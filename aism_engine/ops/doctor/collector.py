@@ -133,7 +133,7 @@ class FactCollector:
     async def _fleet(self, max_agents: int, report: Report | None) -> FleetFacts:
         """Read whether an engine leads, and which of at most `max_agents` agents are lost.
 
-        What a denied command or a key of the wrong type hides is left out: other checks report both.
+        A value stays None if its command is denied or its key has the wrong type. Other checks report these causes.
         """
         facts, inspector = FleetFacts(), Inspector(self._client, self._keys)
         with skipping_reported_errors():

@@ -72,7 +72,8 @@ def permissions(environment: EnvironmentFacts) -> CheckResult | None:
         examples.add(command)
     summary = f"the user may not send: {examples}"
     fix = f"ACL SETUSER <user> {' '.join(missing_rules(denied, environment.required))}"
-    if all(command.name in EVAL_COMMANDS for command in denied):  # without scripts the others cannot be checked
+    # If the user may use neither scripts nor MULTI, only the script commands are known to be denied.
+    if all(command.name in EVAL_COMMANDS for command in denied):
         fix += "; then run the doctor again: more may be missing (docs/doctor.md lists all permissions)"
     can_poll = all(command.name in _WAKING_COMMANDS for command in denied)
     return warning(summary, fix) if can_poll else danger(summary, fix)

@@ -1,4 +1,4 @@
-"""Checks of the keys under the prefix: does the engine know all of them, and do they belong together?"""
+"""Checks of the keys under the prefix: does the engine know all of them, and do indexes and records agree?"""
 
 from typing import Final
 
@@ -18,9 +18,9 @@ class KeyspaceFacts(Struct, kw_only=True):
     truncated: bool = False
     """Whether the scan ended at its limit. Then the keys that it did not reach may have problems, too."""
     fleets_above: list[str] = []
-    """Prefixes of other fleets with which this prefix begins."""
+    """Prefixes of other fleets that are the start of this prefix: `aism`, if this prefix is `aism:b`."""
     fleets_below: Examples = field(default_factory=Examples)
-    """Prefixes of other fleets that begin with this prefix."""
+    """Prefixes of other fleets that begin with this prefix: `aism:b`, if this prefix is `aism`."""
     other_databases: list[int] = []
     """Other databases of the server that hold a fleet of this prefix."""
     foreign: Examples = field(default_factory=Examples)

@@ -1,4 +1,4 @@
-"""Scans the keys under a prefix for keys that no engine wrote, and for records that do not belong together.
+"""Scans the keys under a prefix: finds unknown keys, wrong types, missing expiries, and references to missing records.
 
 The fleet may be working meanwhile. So when a record is missing, the scan reads the reference to it again, and then the
 record: the reference is broken only if it still exists and the record is still missing. All scans are bounded.
@@ -55,7 +55,8 @@ class KeyspaceScan:
         parts = self._keys.prefix.split(":")
         for length in range(1, len(parts)):
             head = ":".join(parts[:length])
-            with skipping_reported_errors():  # a user that may not read these keys cannot collide with them
+            # The check is skipped if the ACL denies the key: then this user cannot write keys of that fleet.
+            with skipping_reported_errors():
                 if (await self._replies([("EXISTS", Keys(head).epoch)]))[0] == 1:
                     self._facts.fleets_above.append(head)
 
@@ -156,10 +157,10 @@ class KeyspaceScan:
                 yield member
 
     async def _broken(self, checks: Mapping[str, tuple[RedisCommand, RedisCommand]]) -> list[str]:
-        """Return the members whose record is missing although something refers to it.
+        """Return the members whose reference is broken: the reference exists, but its target does not.
 
-        The two commands of a check ask for the record and for the reference. The record is read again after the
-        reference, because the engine may have written both meanwhile.
+        A check has two commands. The first asks whether the target exists, the second whether the reference exists. The
+        first is then sent again, because the engine may have written both between the two reads.
         """
         members = list(checks)
         for step, should_exist in ((0, False), (1, True), (0, False)):

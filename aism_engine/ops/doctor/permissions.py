@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 EVAL_COMMANDS: Final = frozenset({"EVAL", "EVALSHA"})
 _REPORTED_OUTAGES: Final = frozenset({"noperm", "wrong_type", "cluster", "clusterdown"})
-"""Outages that are a finding, and not the end of the doctor."""
+"""Outages that a check reports as a finding. At any other outage the doctor stops."""
 _DIGEST: Final = "0" * 40
 _PROBED: Final = (
     "SET MSET MGET PEXPIRE DEL HSET HGET LPUSH LLEN LINDEX LREM LTRIM LMOVE SADD SREM ZADD ZSCORE ZREM XADD XDEL TYPE"
@@ -105,7 +105,8 @@ async def denied_commands(client: Client, commands: Sequence[RequiredCommand]) -
     except ServerUnavailableError as error:
         if error.outage != "noperm" or may_call_scripts:
             raise
-        return [command for command in commands if command.name in EVAL_COMMANDS]  # the others are not known
+        # It is unknown whether the user may send the other commands: neither way to ask is allowed.
+        return [command for command in commands if command.name in EVAL_COMMANDS]
 
 
 def missing_rules(denied: Iterable[RequiredCommand], required: Iterable[RequiredCommand]) -> list[str]:
@@ -131,7 +132,7 @@ def missing_rules(denied: Iterable[RequiredCommand], required: Iterable[Required
 
 @contextmanager
 def skipping_reported_errors() -> Iterator[None]:
-    """End the block at an error that a check reports. Other outages raise ServerUnavailableError."""
+    """Suppress a ResponseError, and an outage that a check reports. Other outages raise ServerUnavailableError."""
     try:
         yield
     except ResponseError:

@@ -23,7 +23,10 @@ CONFIG_NAMES: Final = (
 _NEARLY_FULL: Final = 0.8
 _MAX_REPLICA_LAG_S: Final = 10
 _MIN_NORMAL_BYTES: Final = 64 * 1024 * 1024
-"""Lowest sufficient limit for the class `normal`, to which the engine belongs: a few times its largest reply."""
+"""Lowest sufficient limit for the client class `normal`, which includes the engine.
+
+It is a few times the largest reply that the engine reads.
+"""
 _MIN_PUBSUB_HARD_BYTES: Final = 32 * 1024 * 1024
 _MIN_PUBSUB_SOFT_BYTES: Final = 8 * 1024 * 1024
 """The server's own defaults, enough for some hundred thousand events."""
@@ -86,7 +89,7 @@ def persistence(server: ServerFacts) -> CheckResult | None:
         return danger("the server persists nothing: no append-only file and no snapshots", fix)
     unsaved = server.info.get("rdb_changes_since_last_save")
     loss = "" if unsaved is None else f"; a crash now loses {plural(int(unsaved), 'change')}"
-    kept = "the server writes snapshots only" if save else "the server writes no append-only file, at most snapshots"
+    kept = "the server writes snapshots only" if save else "the server writes no append-only file"
     return danger(f"{kept}{loss}", fix)
 
 
