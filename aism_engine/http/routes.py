@@ -75,7 +75,7 @@ def _reply(request: Request, text: str, reply: LivezReply, *, json_by_default: b
 
 
 def _quality(accept: str, kind: str, subtype: str) -> float:
-    """Return the quality (0 to 1) of a media type. The most specific range of the header that matches counts."""
+    """Return the quality (0 to 1) of a media type: that of the most specific media range that matches it."""
     found = {}
     for each in accept.lower().split(","):
         name, *parameters = (part.strip() for part in each.split(";"))

@@ -91,7 +91,7 @@ class Batch:
         self._string_names = [*map(keys.state, self.states), *map(keys.agent, self.records)]
 
     def _translate(self, decisions: Sequence[Decision]) -> None:
-        """Translate all effects. Those of a state change are the most frequent: they are translated without a call."""
+        """Translate all effects. Effects of a state change are the most frequent: no function is called for them."""
         facts, records, states, events = self.facts, self.records, self.states, self._events
         for self._current, decision in enumerate(decisions):
             for effect in decision.effects:
@@ -162,6 +162,7 @@ class Batch:
         return number
 
     def watch(self, name: str, member: str | bytes, score: float) -> None:
+        """Add a precondition: the commit is refused unless the member of the sorted set `name` has this score."""
         self._watches += (self.key(name, "z"), member, repr(score))
         self._watch_decisions.append(self._current)
 
@@ -253,7 +254,7 @@ def _join_lines(texts: Collection[str], values: Collection[object]) -> bytes:
 
 
 def _member(deadline: str) -> bytes:
-    """Encode a deadline to the bytes that were read. Surrogates stand for bytes that were not valid UTF-8."""
+    """Encode the name of a deadline to the bytes in Redis. `due_deadlines` decodes invalid UTF-8 to surrogates."""
     return deadline.encode(errors="surrogateescape")
 
 

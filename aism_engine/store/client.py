@@ -78,7 +78,7 @@ def naming_outages() -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    """Describe an error by its cause, and by the address in the message that redis-py wraps around the cause."""
+    """Describe an error by its cause and its address. Only the message of redis-py contains the address."""
     if isinstance(error, InvalidResponse):
         return NOT_REDIS
     cause = error.__cause__ or error.__context__
@@ -89,7 +89,7 @@ def _describe(error: BaseException) -> str:
 
 
 class NamingRedis(Redis):
-    """A client whose commands raise `ServerUnavailableError` while the server cannot serve."""
+    """A client that names outages: its commands raise `ServerUnavailableError` while the server cannot serve."""
 
     is_blocking = False
 

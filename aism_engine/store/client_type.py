@@ -1,4 +1,4 @@
-"""The type of a client, for annotations: a module that needs only that does not import redis-py."""
+"""The type of a client, for annotations. It is in a module of its own, so that annotations do not import redis-py."""
 
 from typing import Any, TypeAlias
 

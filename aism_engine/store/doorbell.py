@@ -1,6 +1,6 @@
 """A channel of which only the arrival of messages matters.
 
-The listener parses each message, which takes longer than a commit is prepared. A notification needs no parsing.
+A `Subscription` parses each message, which takes longer than preparing a commit. A notification needs no parsing.
 """
 
 from collections.abc import Callable

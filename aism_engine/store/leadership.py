@@ -1,8 +1,8 @@
 """Whether this engine leads. The elector sets it, the writer ends it when a commit is fenced; all others only read it.
 
-A holder trusts its lease until `trusted_until`: the monotonic instant before the renewal was sent, plus the time to
-live. After that it stops acting. This only saves work: a stale leader is harmless because every commit compares its
-fencing token.
+A holder trusts its lease until `trusted_until`. The elector reads the monotonic clock before it sends a renewal, and
+adds the time to live. After `trusted_until` the holder stops acting. This only saves work: a stale leader is harmless
+because every commit compares its fencing token.
 """
 
 import asyncio

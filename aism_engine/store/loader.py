@@ -28,7 +28,10 @@ class LoadedFleet(NamedTuple):
 
 
 async def load_fleet(client: Client, keys: Keys, recent_ids: int) -> LoadedFleet:
-    """Load agents, open commands, groups and recent message ids. Raises `ServerUnavailableError`."""
+    """Load agents, open commands, groups and recent message ids. Raises `ServerUnavailableError`.
+
+    `recent_ids` is the number of message ids that the fleet remembers per agent, to recognize duplicates.
+    """
     ledger = await client.get(keys.ledger)
     agent_ids = [text(member) for member in await client.smembers(keys.index)]
     deadlines = dict(await client.zrange(keys.deadlines, 0, -1, withscores=True))

@@ -29,8 +29,8 @@ class QueueTail:
         """Wait for a message, and return the oldest one, or None if the queue stays empty for some seconds.
 
         An empty result stands for a message of more than `max_bytes`, which is not read. Raises
-        `ServerUnavailableError` if the server cannot serve the call. If it does not know BLMOVE (an operator can rename
-        or disable it), the outage is `noperm` too.
+        `ServerUnavailableError` if the server cannot serve the call. The outage is `noperm` if the ACL refuses BLMOVE,
+        or if the server does not know BLMOVE, because an operator has renamed or disabled it.
         """
         pool = self._client.connection_pool
         with naming_outages():

@@ -107,10 +107,11 @@ class FleetReader:
         return found
 
     async def heartbeats_outside(self, low: float, high: float, chunk: int) -> tuple[dict[str, float], float]:
-        """Read the heartbeats whose score is before `low` or after `high`, in seconds or in milliseconds.
+        """Read the heartbeats whose score is before `low` or after `high`, which are in seconds.
 
-        The scores after `high` in seconds and those before `low` in milliseconds are one span. Recent heartbeats of
-        correct clocks are not read. Return also how many seconds the slowest round trip took.
+        An agent may write its score in seconds or in milliseconds. So the scores between `low` and `high`, and those
+        between `1000 * low` and `1000 * high`, are recent and not read. All scores outside these two ranges are read.
+        Return also how many seconds the slowest round trip took.
         """
         spans = (("-inf", f"({low}"), (f"({high}", f"({low * 1000}"), (f"({high * 1000}", "+inf"))
         found, slowest_s = dict[str, float](), 0.0
@@ -183,8 +184,9 @@ class FleetReader:
     async def scan_without_deadline(self, cursor: int, chunk: int) -> tuple[int, set[str], set[str]]:
         """Scan a page of all keys for open commands and groups without a deadline.
 
-        A cursor of 0 begins the scan; a returned cursor of 0 ends it. Raises `ServerUnavailableError`. If the server
-        does not know SCAN (an operator can rename or disable it), the outage is `noperm` too.
+        A cursor of 0 begins the scan; a returned cursor of 0 ends it. Raises `ServerUnavailableError`. The outage is
+        `noperm` if the ACL refuses SCAN, or if the server does not know SCAN, because an operator has renamed or
+        disabled it.
         """
         from aism_engine.store.redis_exceptions import ResponseError  # noqa: PLC0415  slow to import
 

@@ -35,7 +35,10 @@ NO_VALUE: Final = msgspec.msgpack.encode([""])
 
 
 async def read_records(client: Client, keys: Iterable[str], fields: Sequence[str]) -> list[bytes]:
-    """Read some fields of each hash, or names and values of all fields; each packed as read_records.lua says."""
+    """Read the named fields of each hash; if `fields` is empty, the names and values of all its fields.
+
+    Returns one packed record for each hash, in the format of read_records.lua.
+    """
     keys = list(keys)
     found: list[bytes] = await READ_RECORDS(client, keys, [_FIELD_BYTES, *fields]) if keys else []
     return found

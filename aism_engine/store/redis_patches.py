@@ -84,7 +84,8 @@ class _PatchedConnection:
             pieces += (_pack_arguments(args[start:i]), b"$%d\r\n" % len(args[i]), args[i], b"\r\n")
             start = i + 1
         pieces.append(_pack_arguments(args[start:]))
-        return [piece for piece in pieces if piece]  # asyncio of CPython 3.12 never stops to send an empty last piece
+        # asyncio of CPython 3.12 and later tries forever to send an empty last piece.
+        return [piece for piece in pieces if piece]
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002, ARG002
         """Send a command in `asyncio.timeout`.
@@ -123,10 +124,11 @@ class _PatchedConnection:
         return found
 
     async def read_bulk_string(self, max_bytes: int) -> bytes | None:
-        """Read a reply that is one string; None if it is null. Of one larger than `max_bytes`, return b"" and no more.
+        """Read a reply that is one string; None if it is null.
 
-        redis-py reads a reply whole, and the server accepts strings of 512 MB. Then the rest of the reply is unread,
-        and the caller must close the connection. The method can go when redis-py has a limit.
+        If the string is larger than `max_bytes`, the method returns b"" and leaves the string unread. The caller must
+        then close the connection. redis-py reads a reply whole, and the server accepts strings of 512 MB. The method
+        can go when redis-py has a limit.
         """
         stream: asyncio.StreamReader = self._reader  # type: ignore[attr-defined]
         try:

@@ -29,8 +29,9 @@ class Peek(NamedTuple):
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    It shows whether a prefetch is valid. A prefetch skips as many messages as the current batch has. If a commit has
-    changed the queue before the peek, the prefetch has skipped wrong messages.
+    A prefetch skips the messages of the current batch, which are in the queue until the batch is committed. If the id
+    is not the one that the prefetch expects, a commit came first and may have shortened the queue. Then the prefetch
+    has skipped messages of the next batch, and is invalid.
     """
 
     @property

@@ -120,6 +120,11 @@ class Writer:
         recent_ids: int,
         on_dispatchable: Callable[[], None] = lambda: None,
     ) -> None:
+        """`recent_ids` is the number of message ids that the fleet remembers per agent.
+
+        `on_dispatchable` is called after each load, and after a commit if `fleet.dispatchable` has agents. It wakes up
+        the dispatcher.
+        """
         self.fleet = Fleet()
         """The fleet as last committed. Callers must not change it."""
         self.ledger = ""

@@ -4,7 +4,8 @@
 -- KEYS[2]   ledger: the id of the last commit
 -- KEYS[3]   source: the queue that the batch was peeked from
 -- KEYS[4]   oversized: the list that keeps messages too large to read
--- KEYS[5..] every key that is read, written or watched, the strings last. The arguments refer to KEYS[5] as key 1.
+-- KEYS[5..] every key that is read, written or watched. The arguments refer to KEYS[5] as key 1. The last of these keys are
+--           the strings: the states and records of agents, which are set to the values in ARGV.
 --
 -- ARGV[1]   fencing token of the sender
 -- ARGV[2]   id of this commit

@@ -12,8 +12,9 @@
 -- message returned is its head. An oversized message ends a batch and is never part of one.
 --
 -- No command returns the size of a list element, and an LRANGE of 512 messages of 1 MB would be 512 MB. The script therefore
--- reads in chunks of up to 8 messages: no more than it has read before, and no more than fit into the bytes left if they have
--- the average size of those before, plus one.
+-- reads in chunks. The first chunk has one message. A later chunk has at most 8 messages, and at most as many as the script has
+-- read before. It also has at most one message more than would fit into the remaining bytes, if each message had the average
+-- size of those read before.
 --#include digest
 
 local HEAD_BYTES, CHUNK_MESSAGES = 4096, 8

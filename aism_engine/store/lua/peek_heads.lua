@@ -1,5 +1,6 @@
--- Read the head (the first bytes) of the oldest command of each list. A `cancel` does not count: it is pushed to the end that is
--- popped next, so it does not show which commands were popped.
+-- Read the head (the first bytes) of the oldest command of each list. The engine compares it with the commands that it pushed,
+-- and so detects which of them the agent has popped. A `cancel` is skipped: it is pushed to the end that is popped next, ahead
+-- of older commands, so its position does not show what was popped.
 --
 -- KEYS[1..]  lists
 -- ARGV[1]    maximum bytes of a head

@@ -6,8 +6,8 @@
 -- ARGV[1..]  ids of the agents
 --
 -- Returns for each agent {type, labels, state, score, recorded}: '' for a value that is absent, of another type, or too long.
--- `recorded` is 0 if the agent has no complete record, or is not in the index. Otherwise it is 1. A record or an index of the
--- wrong type does not show that the agent is missing, so it does not make `recorded` 0.
+-- `recorded` is 0 if the record of the agent is absent or empty, or if the agent is not in the index. Otherwise it is 1. A record
+-- or an index of the wrong type does not show that the agent is missing, so it does not make `recorded` 0.
 
 local max_bytes = {type = 64, labels = 65536, state = 64, score = 64}
 local heartbeats, index = KEYS[1], KEYS[2]
