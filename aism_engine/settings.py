@@ -85,14 +85,14 @@ class QueueSettings(Section, frozen=True):
 
     batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 128
     batch_bytes: Annotated[Bytes, "Maximum number of bytes read for one commit"] = 4_194_304
-    poll_interval: Annotated[Seconds, "Time between polls while the server refuses to wait for messages"] = 0.25
+    poll_interval: Annotated[Seconds, "Time between polls while the blocking read (BLMOVE) is denied or fails"] = 0.25
 
 
 class ResponseConsumerSettings(QueueSettings, frozen=True):
     """Reads what agents send."""
 
     batch_messages: Annotated[Count, "Maximum number of messages in one commit"] = 512
-    poll_interval: Annotated[Seconds, "Time between polls while the server refuses to wait for messages"] = 0.05
+    poll_interval: Annotated[Seconds, "Time between polls while the blocking read (BLMOVE) is denied or fails"] = 0.05
 
 
 class RequestConsumerSettings(QueueSettings, frozen=True):
@@ -132,13 +132,13 @@ class RetentionSettings(Section, frozen=True):
     trim_interval: Annotated[Seconds, "Time between runs of the janitor"] = 5.0
     audit_entries: Annotated[Count, "Number of audit entries that are kept"] = 1_000_000
     audit_entries_max: Annotated[
-        Count, "Maximum number of audit entries, kept while an archive is behind; at least audit_entries"
+        Count, "Maximum number of audit entries while an archive is behind; at least audit_entries"
     ] = 2_000_000
     dead_letter_entries: Annotated[Count, "Number of dead letters that are kept"] = 10_000
     dead_letter_ttl: Annotated[Seconds, "Time until a dead letter is removed"] = 2_592_000.0
     oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
     absent_agent_ttl: Annotated[
-        Seconds, "Time without a sign of life until an agent is forgotten, unless its liveness is fresh"
+        Seconds, "Time without a sign of life until an agent that is not fresh is forgotten"
     ] = 604_800.0
     archive_ttl: Annotated[
         Seconds, "Time without a report from an archive until the audit is no longer kept for it"

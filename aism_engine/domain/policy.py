@@ -146,7 +146,9 @@ class DivergenceSettings(Section, frozen=True):
     unfinished_commands: Annotated[SmallCount, "Number of consecutive commands that counts as evidence"] = 3
     duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
     instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that counts as evidence"] = 3
-    switch_window: Annotated[Seconds, "Time for which a return counts; without one, the divergence closes"] = 300.0
+    switch_window: Annotated[
+        Seconds, "Time for which a return counts; the divergence closes when no return counts any more"
+    ] = 300.0
     context_too_large: Annotated[bool, "Rule: measures too large a context and does not condense it"] = True
     context_measurement: Annotated[Name, "Measurement that reports the context size"] = "context_tokens"
     context_limit: Annotated[Limit, "Largest context, in the unit of that measurement"] = 150_000.0
