@@ -86,6 +86,7 @@ async def archive_audit(url: str, archive: ArchiveWriter) -> tuple[int, float]:
     """Append the whole audit to an archive and sync it; return the bytes and the seconds."""
 
     async def none_known(_: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return which entries were read before. Called only after a rollback of the server, which does not occur."""
         return set()
 
     client, started_at = connect_url(url, "bench", timeout_s=TIMEOUT_S), time.perf_counter()

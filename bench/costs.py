@@ -1,4 +1,7 @@
-"""Measures what a promise costs: the same engine with and without it. Only events can be switched off."""
+"""Measures what publishing events costs: the same engine with and without it.
+
+The other guarantees of the engine cannot be switched off.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -43,12 +43,12 @@ TOKEN: Final = "1:bench"  # noqa: S105  a fencing token is not a secret
 
 
 class Backlog(NamedTuple):
-    """Responses in a queue. Those of `preamble` come first and are not counted: they make the agents known."""
+    """Responses in a queue. Those of `preamble` come first and make the agents known. Only the limit counts them."""
 
     responses: Sequence[bytes]
     preamble: Sequence[bytes] = ()
     prepare: Callable[[EmbeddedServer], None] | None = None
-    """Fills the server with what the responses are about, for the engine. The peers need only the responses."""
+    """Writes to the server what the responses refer to, such as commands. Only the engine needs this, not the peers."""
 
 
 class Drained(NamedTuple):

@@ -1,6 +1,6 @@
 """What the benchmarks share: servers, programs beside them, clients, CPU clocks, and runs that alternate.
 
-The benchmarks block: they only wait for the programs that they measure.
+The benchmarks use blocking calls, because they only wait for the programs that they measure.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from aism_engine.store.embedded import EmbeddedServer, bundled_binary
 from aism_engine.store.keys import Keys
 
 Client: TypeAlias = Any
-"""A `redis.Redis`. redis-py annotates replies for clients with and without decoding; this one does not decode."""
+"""A `redis.Redis` whose replies are bytes. Its type is `Any`, because redis-py annotates them as bytes or text."""
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 T = TypeVar("T")
 N = TypeVar("N", bound=NamedTuple)
@@ -174,7 +174,8 @@ def cpu_share(pid: int, seconds: float) -> float:
 def interleave(options: Options, title: str, contestants: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
     """Measure all contestants once in each run, so that other load on the machine affects all of them.
 
-    The order alternates: what one leaves behind (caches, memory of the server) is not always met by the same next one.
+    Every second run has the reverse order, because each contestant leaves caches and server memory in another state for
+    the next one.
     """
     results: dict[str, list[T]] = {name: [] for name in contestants}
     for run in range(options.runs):
@@ -199,7 +200,7 @@ def sample(turns: int, probes: Mapping[str, Callable[[], float]], pause_s: float
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Return the smallest value that is not exceeded by `percent` percent of the values."""
+    """Return the smallest of the values such that at least `percent` percent of the values are not larger."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 

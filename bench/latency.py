@@ -80,7 +80,7 @@ class EventProbe:
         self._sender, self._subscriber = RawConnection(url), RawConnection(url)
         self._subscriber.call(*(("SUBSCRIBE", channel) for channel in (KEYS.state_changes, peers.BARE_EVENTS)))
         self._numbers: dict[str, Iterator[int]] = defaultdict(count)
-        """Next number in each queue: there, each message changes the state."""
+        """Next number for each queue. Numbers are counted per queue, so that each message changes the state there."""
 
     def measure(self, queue: str, *publish: Command) -> float:
         """Push a state change, and return the seconds until the subscriber has one event."""

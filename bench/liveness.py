@@ -17,7 +17,7 @@ from bench.table import Row
 
 FEW: Final = 10
 SETTLE_S: Final = 5.0
-"""Time beyond `silent_after` or `lost_after`, after which the engine has seen the change of every agent."""
+"""Extra wait after `silent_after` or `lost_after`, so that the engine has noticed the change of every agent."""
 LAG: Final = 'aism_event_loop_lag_seconds_bucket{le="'
 
 

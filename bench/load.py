@@ -1,9 +1,9 @@
 """Measures the latency of a busy engine: at 80 % of the rate that it reached with a backlog.
 
-A sender pushes pages of responses on a schedule that does not wait for anybody, as a fleet does. The first response of
-each page asks for a reply. Its latency is the time from the instant at which it was due until the agent has popped the
-reply, so that a stall counts for every message that was due meanwhile. The peer, a bare consumer of batches, gets the
-same load.
+A sender pushes pages of responses on a fixed schedule. Like the agents of a fleet, it does not wait for replies. The
+first response of each page asks for a reply. Its latency is the time from the instant at which it was due until the
+agent has popped the reply, so that a stall counts for every message that was due meanwhile. The peer, a bare consumer
+of batches, gets the same load.
 """
 
 import threading

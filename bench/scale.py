@@ -15,7 +15,7 @@ from bench.workloads import state_changes, transition
 SHORT = 1000
 """Responses in the short backlog."""
 REPEATS = 20
-"""Short backlogs in one run: one lasts for few milliseconds."""
+"""Short backlogs in one run. One run needs many, because a short backlog lasts for only a few milliseconds."""
 
 
 def rows(options: Options) -> Iterator[Row]:

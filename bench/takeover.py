@@ -5,7 +5,7 @@ The server has an append-only file. The fleet has registered agents that send he
 leader was killed (kill -9), some agents send measurements. All times are observed in Redis: when the lease has a new
 holder, when the ledger changes, and when the queue is empty. Then the next standby is started.
 
-The limit of the load is what this client needs to read the same records, without decoding them.
+The limit is the time that this client takes to read the records of all agents, without decoding them.
 """
 
 import time

@@ -17,7 +17,7 @@ from redis import Redis
 AGENT_ID = sys.argv[1] if len(sys.argv) > 1 else f"scribe-{os.getpid()}"
 COMMANDS = f"aism:agent:{AGENT_ID}:commands"
 INSTANCE = uuid.uuid4().hex
-"""Tells the engine that a new process has started, so that the engine sends again what the process before had taken."""
+"""Identifies this process. If it is new, the engine delivers again the commands that the previous process had taken."""
 redis = Redis.from_url(os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0", decode_responses=True)
 
 

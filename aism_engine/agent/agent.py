@@ -13,11 +13,11 @@ The agent registers, sends heartbeats, takes only as many commands as it can wor
 outcomes: what a handler returns is the result, what it raises is the error. A cancelled command cancels its handler.
 
 Guaranteed: messages are sent in order, and again under the same id until Redis has accepted them. While Redis is away,
-they wait in memory. When `outbox` messages wait, a handler that sends another one waits, and the agent takes no further
-commands. A command that is delivered again is not executed again by the same process. A stop takes at most
-`stop_timeout_s`, unless a handler goes on after it was cancelled, as a plain function may. Not guaranteed: that a
-command is executed only once. If the process dies after the work and before the outcome was sent, the engine delivers
-the command again.
+they wait in memory, in a queue whose size is the parameter `outbox`. While the queue is full, a handler that sends
+another message waits, and the agent takes no further commands. A command that is delivered again is not executed again
+by the same process. A stop takes at most `stop_timeout_s`, unless a handler goes on after it was cancelled, as a plain
+function may. Not guaranteed: that a command is executed only once. If the process dies after the work and before the
+outcome was sent, the engine delivers the command again.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ log = structlog.get_logger(component="agent")
 _POLL_INTERVAL_S: Final = 1.0
 """Longest wait for a command or for a free slot."""
 _SENDING_SHARE: Final = 0.1
-"""Share of `stop_timeout_s` that a stop keeps for the messages to be sent: an arbitrary number."""
+"""Share of `stop_timeout_s` that is reserved for sending the last messages: an arbitrary number."""
 _UNSENT: Final = "the messages are lost; commands without an outcome are delivered again when the agent registers again"
 
 StartHandler: TypeAlias = Callable[["Agent"], object]
@@ -57,7 +57,7 @@ class Agent(Verbs):
     """One agent in one process. It works on at most `concurrency` commands at a time.
 
     `main` runs it as a program of its own, `run` inside another program. `async with agent:` runs it for one block.
-    The methods `transition`, `message` and `measure` come from `Verbs`.
+    The methods `transition`, `message` and `measure` are inherited from `Verbs`, the base class of `Task` as well.
     """
 
     def __init__(  # noqa: PLR0913  each is a setting with a default

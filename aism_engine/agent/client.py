@@ -130,7 +130,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
     async def transition(
         self, target: str, *, context: Mapping[str, Any] | None = None, command_id: str | None = None
     ) -> Reply:
-        """Declare a new state; with `command_id`, also as the outcome of the command that requested it."""
+        """Declare a new state. With `command_id`, this is also the outcome of the command that asked for the state."""
         return await self.call("state_transition", {"target": target, "context": context or {}}, command_id)
 
     def build_message(

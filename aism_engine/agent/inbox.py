@@ -28,6 +28,7 @@ class Message(Struct, frozen=True, kw_only=True):
     content: Any
     thread_id: str | None
     verbs: Verbs
+    """Methods of the agent that received the message."""
 
     def reply(self, content: object) -> Awaitable[None]:
         """Send a message back to the sender, in the same thread. Raises as `Agent.message` does."""

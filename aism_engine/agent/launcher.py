@@ -91,7 +91,7 @@ def _report(control_fd: int, line: str) -> None:
         os.write(control_fd, f"{line}\n".encode())
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------
+# --- ending the descendants -------------------------------------------------------------------------------------------
 
 
 def end_descendants(program: int, kill_after_s: float, woken_fd: int) -> int:

@@ -1,4 +1,4 @@
-"""What an agent does while Redis is not available: it tries again, and logs the begin and the end of the outage."""
+"""What an agent does while Redis is not available: it tries again, and logs the start and the end of the outage."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -41,7 +41,7 @@ class Outages:
                     self._failing[key] = error.outage
                     await asyncio.sleep(_BACKOFF.pause_s(failures))
         except asyncio.CancelledError:
-            self._failing.pop(key, None)  # the outage is not over
+            self._failing.pop(key, None)  # keeps `finally` from logging the end of an outage that goes on
             raise
         finally:
             if self._failing.pop(key, None) and not self._failing:

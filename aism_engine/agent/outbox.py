@@ -17,7 +17,10 @@ _MESSAGES_PER_PUSH: Final = 100
 
 
 class Outbox:
-    """Sends messages in order, and repeats each until Redis accepts it. `put` waits while `size` messages wait."""
+    """Sends messages in order, and repeats each until Redis accepts it.
+
+    The queue holds at most `size` messages. While it is full, `put` waits.
+    """
 
     def __init__(self, client: AgentClient, outages: Outages, size: int) -> None:
         self._client = client
@@ -76,7 +79,7 @@ class Outbox:
         return reply.state or ""
 
     async def refresh_state(self) -> None:
-        """Read the state again, unless a reply tells it meanwhile."""
+        """Read the state again, and keep it unless a reply has brought a newer state meanwhile."""
         replies = self._replies
         state = await self._client.state()
         if replies == self._replies:

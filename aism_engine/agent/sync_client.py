@@ -72,8 +72,8 @@ class SyncAgentClient:
     def pop(self, key: str, wait_s: float, code: str = "malformed_reply") -> dict[str, Any] | None:
         """Pop the oldest message of a list, waiting at most `wait_s` for one. `put_back` undoes it.
 
-        An entry that is no message is skipped, and reported to the engine as an error with this code. Reconnects after
-        an outage until the time is over.
+        An entry that is no message is skipped, and reported to the engine as an error with this code. During an outage,
+        this method tries to reconnect until `wait_s` has passed.
         """
         ends_at, failures = time.monotonic() + wait_s, 0
         while True:
@@ -95,7 +95,7 @@ class SyncAgentClient:
                 self._push("error", {"code": code, "message": "expected an object in JSON or MessagePack"})
 
     def put_back(self) -> None:
-        """Undo the last pop: push the message back to the end of its list that is popped next."""
+        """Undo the last pop: push the message back to its list, as the one that is popped next."""
         if self._taken is not None:
             key, raw = self._taken
             self._retry(lambda redis: redis.call("RPUSH", key, raw))

@@ -15,7 +15,7 @@ from aism_engine.errors import RefusalError
 log = structlog.get_logger(component="agent")
 
 _REMEMBERED_OUTCOMES: Final = 1000
-"""Outcomes that are kept for commands that are delivered again: an arbitrary number."""
+"""Number of outcomes that are kept, to send them again if their command is delivered again: an arbitrary number."""
 _MAX_MESSAGE_BYTES: Final = 1_000_000
 """Just below the default of protocol.max_message_bytes, 1 MiB: the engine refuses larger messages."""
 
@@ -116,7 +116,7 @@ class TaskRunner:
         try:
             task.expires_at = await self._client.local_deadline(command)
             return "result", _as_object(await self._caller.call(handler, task)), True
-        except (CommandFailedError, RefusalError) as error:  # the latter from a verb that the handler has used
+        except (CommandFailedError, RefusalError) as error:  # methods of the task raise RefusalError
             retryable = isinstance(error, CommandFailedError) and error.retryable
             return "error", _error(error.code, error.message, retryable=retryable), not retryable
         except BaseException as error:  # noqa: BLE001  a handler may raise SystemExit as well: the agent must live on

@@ -165,4 +165,4 @@ COMMANDS: Final[Mapping[str, tuple[str, Call, *tuple[Argument, ...]]]] = {
         ),
     ),
 }
-"""The help of each command, what it calls, and its arguments. The first of two words names a group."""
+"""The help, the call and the arguments of each command. In a name of two words, the first word is the group."""
