@@ -195,7 +195,7 @@ def test_every_commit_is_read_from_the_append_only_file(tmp_path: Path) -> None:
 
     def commit(number: int, epoch: int) -> list[str]:
         audit = f"XADD {KEYS.audit} MAXLEN ~ 10 * commit x epoch {epoch} facts []"
-        return [f"SET {KEYS.ledger} commit-{number}", f"HSET {KEYS.agent('a')} state x", audit]
+        return [f"SET {KEYS.ledger} commit-{number}", f"MSET {KEYS.agent('a')} x", audit]
 
     (tmp_path / "appendonlydir").mkdir()
     write(2, "SELECT 0", f"SET {KEYS.epoch} 7:me", "MULTI", *commit(1, 7), "EXEC", f"SET {KEYS.ledger} commit-2")
