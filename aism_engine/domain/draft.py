@@ -150,7 +150,7 @@ class Draft:
         yield from (each for each in changed.values() if each and each.agent_id not in self._fleet.agents)
 
     def occupants(self, state: str, belongs: Callable[[str | None], bool]) -> int:
-        """Count the agents in a state. `belongs` tells whether to count an agent of a registered type."""
+        """Count the agents in a state. `belongs` gets an agent's `registered_type` and tells whether to count it."""
         committed = self._fleet.agents
         count = sum(count for each, count in self._fleet.occupants.get(state, {}).items() if belongs(each))
         for agent_id, agent in self._agents.items():

@@ -18,7 +18,7 @@ ResponseHandler: TypeAlias = Callable[[DecisionContext, AgentRecord, Any, bytes]
 
 _HANDLERS: Final[dict[type, ResponseHandler]] = {
     m.Register: membership.register,
-    m.Heartbeat: lambda *_: None,  # `decide_response` counts every response as a sign of life
+    m.Heartbeat: lambda *_: None,  # `decide_response` has recorded the sign of life
     m.Goodbye: liveness.goodbye,
     m.Ack: outcome.ack,
     m.Progress: outcome.progress,
@@ -30,7 +30,7 @@ _HANDLERS: Final[dict[type, ResponseHandler]] = {
 }
 
 _LATE_IF_RESTARTED: Final = frozenset({m.Heartbeat, m.Goodbye})
-"""Responses that say nothing about an agent whose process has been replaced since."""
+"""Responses about one process of an agent. They are late if another process has registered since."""
 _OWN_PRESENCE: Final = frozenset({m.Register, m.Goodbye})
 """Responses whose handlers set the liveness of the agent themselves."""
 
@@ -40,7 +40,7 @@ def decide_response(
 ) -> Decision:
     """Decide on a response. `raw` is kept if it has to be dead-lettered.
 
-    A response whose id was seen before changes nothing, unless it is `replayed` from the dead letters.
+    A response whose id was seen before is only a sign of life, unless it is `replayed` from the dead letters.
     """
     kind, agent_id, message_id = type(response), response.agent_id, response.id
     decision = Decision(response.kind)

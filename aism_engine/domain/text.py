@@ -36,7 +36,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def similar(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that are similar to one, in any case, the most similar first."""
+    """Return the names that are similar to `name` if case is ignored, the most similar first."""
     folded = {each.casefold(): each for each in names}
     return [folded[match] for match in get_close_matches(name.casefold(), folded)]
 

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 _MAX_EVENTS: Final = 16
-"""Maximum number of repeated events to remember: the largest value of `policy.SmallCount`, the type of thresholds."""
+"""Maximum number of repeated events to remember. Thresholds are `policy.SmallCount`, so none is larger."""
 _EARLIER_INSTANCES: Final = 4
 """Maximum number of earlier instances to remember per agent: an arbitrary number."""
 

@@ -12,15 +12,16 @@ outside the `ScoreRange`: those from before it, and those in the future. A score
 and is outside it now tells when it last changed:
 - In the future: the score has changed since the last scan, because the range only moves forward. The agent's clock is
   fast. The tracker remembers the score until it changes, even while the range contains it.
-- Before the range: if the agent's clock is accurate, the score was the newest in the range when the agent wrote it, so
-  the score last changed `width_s` ago. If the clock is slow, the score was already old when the agent wrote it, so it
-  leaves the range in less than `width_s`. If the agent's earlier score had left the range too, the tracker saw the new
-  score enter it. If that was less than `width_s` ago, the tracker takes the time of the entry as the last change.
+- Before the range, and the agent's clock is accurate: the score was the newest in the range when the agent wrote it.
+  The agent wrote it `width_s` ago, and the tracker takes that instant as the time of the last change.
+- Before the range, and the agent's clock is slow: the score was already old when the agent wrote it. The agent
+  wrote it less than `width_s` ago. If the agent's previous score was before the range too, the tracker saw this score
+  enter the range. If that was less than `width_s` ago, the tracker takes that instant as the time of the last change.
 
 When an agent's score falls behind the range for the first time, the tracker has seen no entry and does not know whether
 the agent's clock is slow. It takes the clock as accurate. If the clock is slow, the engine overestimates the silence by
-at most `silent_after`. This loses no healthy agent, on the assumption that an agent sends a heartbeat at least once in
-`lost_after - silent_after`.
+at most `width_s`, which is the smallest `silent_after` of all agent types. This loses no healthy agent, on the
+assumption that an agent sends a heartbeat at least once in `lost_after - silent_after`.
 """
 
 import heapq
@@ -39,7 +40,10 @@ Slices: TypeAlias = Generator[None, None, T]
 _SLICE: Final = 250
 """Agents per slice: about 1 ms."""
 Mode: TypeAlias = Literal["normal", "partial", "full"]
-"""How the brake limits losses. `normal`: no limit. `partial`: a number of losses per scan. `full`: no losses."""
+"""The fleet mode, by which the brake limits losses.
+
+`normal`: no limit. `partial`: a number of losses per scan. `full`: no losses.
+"""
 MILLISECONDS_FROM: Final = 1e11
 """A score from here on is in milliseconds: as seconds it would be the year 5138."""
 
@@ -140,7 +144,8 @@ class SilenceTracker:
     def no_longer_ahead(self, scores: Mapping[str, float], score_range: ScoreRange) -> Slices[dict[str, float]]:
         """Return the last known scores that were in the future and are in the range now.
 
-        `scores` are those outside the range. A scan reads no others, so the caller looks up whether these have changed.
+        `scores` are those that the scan has read, all outside the range. It has not read the present scores of the
+        returned agents: the caller looks up whether they have changed.
         """
         found = dict[str, float]()
         for some in sliced(self._unchanged.items()):

@@ -23,9 +23,10 @@ from aism_engine.durations import format_duration
 _CONTEXT_BYTES: Final = 4096
 """Largest context of a transition that is kept: an arbitrary number. A larger one is kept as digest and size."""
 _CONTEXT_CONTAINERS: Final = 500
-"""Largest number of lists and objects in a context that is kept. So it is never nested deeper than readers can decode.
+"""Largest number of lists and objects in a context that is kept. It limits the nesting, so that readers can decode it.
 
-The limit of Python is 1,000, less the depth of the stack: a new leader has a deeper one than a decision.
+Python allows a nesting of 1,000, less the depth of the call stack. The stack is deeper when a new leader loads the
+record than when a decision writes it.
 """
 _JITTER_S: Final = 0.5
 """Two readings of the server's time may be out of order by this much."""
@@ -158,7 +159,7 @@ def end_stay(ctx: DecisionContext, agent: AgentRecord) -> None:
     until = state_rules.stay_end(state, agent)
     if not until or ctx.draft.now < until - ROUNDING_S:
         ctx.decision.outcome = "unchanged"
-        agent.stay_until = -1.0  # so that the deadline is written again, whatever is stored
+        agent.stay_until = -1.0  # differs from every deadline: the deadline is written even if it has not changed
         state_rules.set_stay_deadline(ctx, agent, until)
         return
     reason = f"in {agent.state} for longer than {format_duration(state.max_stay)}"

@@ -31,8 +31,8 @@ def decide_deadline(
 ) -> Decision:
     """Decide on one due deadline. `member` is `{kind}:{id}`, and `at` is its instant, both as they were read.
 
-    `wrong_type_keys` have the wrong type. The effects that use them are left out. A command ends if its record or its
-    agent's list is one of them.
+    `wrong_type_keys` are the keys that have another Redis type than the engine expects. The effects that use them are
+    left out. A command ends if its record or its agent's list is one of them.
     """
     ctx = DecisionContext(draft, policy, Decision("deadline"), "engine", member)
     ctx.add(fx.ExpectDeadline(member, at))

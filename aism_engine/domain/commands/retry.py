@@ -56,10 +56,10 @@ def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
     """Send the taken commands again, without counting the attempt. Without the capability `ack`, fail them instead.
 
     Only a registration under another `instance` proves that the earlier process is gone. Acknowledged commands were
-    taken by the earlier process. Delivered commands were taken by either process, because the new one may pop a command
-    as soon as it has pushed its registration. Responses that were pushed before `applied_until` are applied. This
-    registration is not applied yet, so it was pushed later. Hence a command that was delivered before `applied_until`
-    was taken by the earlier process. Any other delivered command is left alone.
+    taken by the earlier process. A delivered command may have been taken by the new process, which can pop commands as
+    soon as it has pushed its registration. It was taken by the earlier process if it was delivered before
+    `applied_until`: responses from before that instant are applied, and this registration is not applied yet, so it was
+    pushed later. Any other delivered command is left alone.
     """
     delivered = ctx.draft.commands_of(agent.agent_id).delivered
     taken = [command for each in delivered if (command := ctx.draft.command(each)) is not None]

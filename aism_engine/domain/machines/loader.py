@@ -22,6 +22,7 @@ from aism_engine.durations import parse_duration
 from aism_engine.errors import ConfigError
 
 ENTRIES: Final = ("initial", "on_register", "on_lost", "on_return", "on_goodbye", "on_unknown")
+"""Keys of `[machine]` that name the state of a new agent, or the state to which the engine moves an agent."""
 MACHINE_KEYS: Final = {"name": str, "version": int, "extends": str, "open": bool, **dict.fromkeys(ENTRIES, str)}
 STATE_KEYS: Final[Mapping[str, Any]] = {**State.__annotations__, "transitions": dict[str, dict[str, Any]]}
 TRANSITION_KEYS: Final[Mapping[str, Any]] = {"requires": dict[str, str], "by": tuple[str, ...]}

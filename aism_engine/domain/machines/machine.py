@@ -129,7 +129,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             force_setattr(self, "on_unknown", self.initial)
 
     def allows(self, current: str, target: str) -> bool:
-        """Return whether an agent in `current` may change to `target` whatever the case. Most transitions are such."""
+        """Return whether an agent in `current` may change to `target` unconditionally, as most transitions allow."""
         has_conditions = self._targets.get(current, _NO_TARGETS).get(target)
         if has_conditions is None:
             return self.open and len(target) <= MAX_STATE_NAME and is_cached_state_name(target) is not None
@@ -241,7 +241,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
 _PLAIN: Final = Transition()
 _NO_TARGETS: Final[Mapping[str, bool]] = {}
-"""An open machine asks again and again for the same few names."""
+"""The targets of a state that is not in `states`. An open machine has no `states`."""
 _DEFAULT: Final = State()
 
 

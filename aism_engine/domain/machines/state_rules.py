@@ -36,7 +36,7 @@ def _occupants(ctx: DecisionContext, agent: AgentRecord, state: str) -> int:
 
 
 def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
-    """Return the state that a lost agent returns to, by `on_return`; its current state if that is full or unknown."""
+    """Return the state that `on_return` gives a lost agent, or the agent's current state if that is full or unknown."""
     machine = ctx.machine(agent)
     state = (agent.lost_from or agent.state) if machine.on_return == PREVIOUS else machine.on_return
     max_agents = machine.state(state).max_agents
@@ -50,7 +50,7 @@ def stay_end(state: State, agent: AgentRecord) -> float:
 
 
 def apply_state_rules(ctx: DecisionContext, agent: AgentRecord, left_state: str | None = None) -> None:
-    """Set the deadline of the stay and `waits_for` by the agent's current state. Start the cooldown of the one left."""
+    """Set the deadline of the stay and `waits_for` for the current state. Start the cooldown of `left_state`."""
     machine = ctx.machine(agent)
     state = machine.state(agent.state)
     agent.waits_for = state.waits_for

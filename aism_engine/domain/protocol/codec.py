@@ -80,7 +80,7 @@ def _is_msgpack(raw: bytes) -> bool:
 
 
 def decode_as(form: type[T], raw: bytes) -> T:
-    """Decode a message of any form from either format. Raises ValueError or RecursionError for anything else."""
+    """Decode JSON or MessagePack to the type `form`. Raises ValueError or RecursionError if that is not possible."""
     if _is_msgpack(raw):
         return msgspec.msgpack.decode(raw, type=form)
     return msgspec.json.decode(raw, type=form)

@@ -38,4 +38,7 @@ is_type_name: Final = partial(re.fullmatch, TYPE_NAME)
 is_state_name: Final = partial(re.fullmatch, STATE_NAME)
 is_measurement_name: Final = partial(re.fullmatch, MEASUREMENT_NAME)
 is_cached_state_name: Final = lru_cache(maxsize=4096)(is_state_name)
-"""The same for names of at most `MAX_STATE_NAME` characters: a cache of longer texts would not be bounded in bytes."""
+"""`is_state_name` with a cache. Callers must refuse texts longer than `MAX_STATE_NAME` first.
+
+The cache is bounded in entries only: with longer texts, its size in bytes would have no bound.
+"""
