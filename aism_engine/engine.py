@@ -60,7 +60,10 @@ from aism_engine.store.writer import Writer
 log = structlog.get_logger(component="engine")
 
 _STUCK_S: Final = 30.0
-"""A leader that starts no step for this long is stuck: no step waits for longer than `lease.ttl` and a few timeouts."""
+"""A leader whose response consumer starts no step for this long is stuck.
+
+No step waits for longer than the sum of `lease.ttl` and a few timeouts.
+"""
 
 
 class Engine:
@@ -106,12 +109,14 @@ class Engine:
         on_lag = self.metrics.event_loop_lag.observe
         monitor = LoopMonitor(clock=self._clock, notifier=self.notifier, has_progress=self.live, on_lag=on_lag)
         self._registrar = Registrar(context, settings.registrar)
-        waiting = self._connect("queues")
+        queues_client = self._connect("queues")
         responses = QueueWatch(
-            QueueTail(waiting, keys.response_queue), Doorbell(waiting, keys.responses), wakeups.responses
+            QueueTail(queues_client, keys.response_queue), Doorbell(queues_client, keys.responses), wakeups.responses
         )
-        requests = QueueWatch(QueueTail(waiting, keys.request_queue), Doorbell(waiting, keys.requests), Wakeup())
-        fanout = QueueWatch(QueueTail(waiting, keys.fanout), None, Wakeup())
+        requests = QueueWatch(
+            QueueTail(queues_client, keys.request_queue), Doorbell(queues_client, keys.requests), Wakeup()
+        )
+        fanout = QueueWatch(QueueTail(queues_client, keys.fanout), None, Wakeup())
         self._response_consumer = QueueConsumer(
             context, RESPONSE_HANDLER, settings.response_consumer, responses, context.watermark
         )

@@ -25,7 +25,7 @@ _HINTS: Final = {
     "noauth": "Write user and password into the URL, before the host, as in USER:PASSWORD@HOST.",
     "noperm": "aism-engine doctor lists the missing permissions.",
     "not_redis": "Another program answers at this address: name a Redis server with --redis URL or AISM_REDIS_URL.",
-    "tls": "Does this port use TLS? Name the authority of its certificate in the URL: ?ssl_ca_certs=FILE.",
+    "tls": "Does this port use TLS? Name the file of its CA certificate in the URL: ?ssl_ca_certs=FILE.",
     "wrong_type": "aism-engine doctor names the key.",
 }
 _DEFAULT_HINT: Final = "Is the server running? Name it with --redis URL or AISM_REDIS_URL."

@@ -122,7 +122,11 @@ class LogWriter(logging.Handler):
         raise structlog.DropEvent
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Log a record of `logging`, without the lock of `Handler`: a finalizer may log while another lock is held."""
+        """Log a record of `logging`.
+
+        This method does not take the lock of `Handler`: a finalizer may log while its thread holds another lock, and
+        the two locks together could cause a deadlock.
+        """
         level = logging.getLevelName(min(record.levelno // 10 * 10, logging.CRITICAL)).lower()
         try:
             event = record.getMessage().rstrip()
@@ -185,7 +189,8 @@ class LogWriter(logging.Handler):
     def _write(self, line: str) -> bool:
         """Write a line. Return False if the reader has gone, the stream is closed, or the file cannot be opened.
 
-        It bypasses the buffer of the stream: a write that blocks in there holds a lock that Python needs to exit.
+        The line is not written to the buffer of the stream: if that write blocked, it would hold a lock that Python
+        needs to exit.
         """
         try:
             stream = self._stream()
@@ -208,7 +213,7 @@ class LogWriter(logging.Handler):
         if not isinstance(self._output, WatchedFileHandler):
             return self._output
         self._output.reopenIfNeeded()
-        if self._output.stream is None:  # it could not be opened for the line before
+        if self._output.stream is None:  # the file could not be opened for the previous line
             self._output = WatchedFileHandler(self._output.baseFilename, encoding="utf-8")
         return cast("TextIO", self._output.stream)
 

@@ -37,7 +37,7 @@ class BoundedLabel(Generic[T]):
 
 
 class CountGauge:
-    """A gauge with two labels. `set` gets the counts of all pairs at once; a pair that they lack becomes 0.
+    """A gauge with two labels. `set` gets the counts of all pairs at once; an exported pair without a count becomes 0.
 
     Fifty types in fifty states would be 2,500 series. The first pairs keep their labels, all others count as the pair
     `other`, `other`.
@@ -78,8 +78,10 @@ class MeasurementStats:
         self._gauges = {"count": count, "mean": mean, "minimum": low, "maximum": high}
         self._exported: set[_Pair] = set()
         self._stats: dict[_Pair, _Stats] = {}
-        self._most_common: _MostCommon | None = None  # only if the latest export had too many pairs
-        self._chosen: frozenset[_Pair] | None = None  # the pairs that keep their labels, if there were too many
+        self._most_common: _MostCommon | None = None
+        """Counts the agents that have each pair; None if the latest export had at most `limit` pairs."""
+        self._chosen: frozenset[_Pair] | None = None
+        """The pairs that keep their labels; None: the first `limit` pairs of this export keep them."""
         self._has_too_many = False
 
     def add(self, kind: str, values: Mapping[str, float]) -> None:
@@ -113,7 +115,7 @@ class MeasurementStats:
             for name, gauge in self._gauges.items():
                 if name == "count" or labels[1] != OTHER:
                     gauge.labels(*labels).set(getattr(pair_stats, name))
-        self._chosen = self._most_common.first() if self._most_common is not None and self._has_too_many else None
+        self._chosen = self._most_common.most_common() if self._most_common is not None and self._has_too_many else None
         self._most_common = _MostCommon(self._limit) if self._has_too_many else None
         self._has_too_many = False
 
@@ -134,7 +136,8 @@ class _MostCommon:
             repeated = Counter({pair: count for pair, count in self._counts.items() if count > 1})
             self._counts = Counter(dict(repeated.most_common(self.MEMORY * self._limit // 2)))
 
-    def first(self) -> frozenset[_Pair]:
+    def most_common(self) -> frozenset[_Pair]:
+        """Return the `limit` most common pairs."""
         ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
         return frozenset(pair for pair, _ in ranked[: self._limit])
 

@@ -21,6 +21,7 @@ _LONG_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 
 """Histogram buckets for the work of agents."""
 _COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 FLEET_MODES: Final = ("normal", "partial", "full")
+"""Modes of the brake, which limits losses: see `Mode` in domain/agents/silence.py."""
 
 # By default the client also exports the time at which each counter was created. That is a fifth of the size of a
 # scrape, and no alert or panel reads it.

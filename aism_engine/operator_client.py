@@ -135,7 +135,8 @@ class Operator:
         """Wait until a command has ended, or a group is decided.
 
         Raises TimeoutError after `timeout_s`. Without `timeout_s`, it raises TimeoutError only if the command has
-        expired and no engine can record that. If no engine leads or Redis is not available, the TimeoutError says so.
+        expired and no engine can record that. An outage of Redis that begins during the wait does not end the wait. If
+        no engine leads or Redis is not available at the timeout, the TimeoutError says so.
         """
         return _outcome(id, await self._connected().wait(id, timeout_s=timeout_s))
 

@@ -9,7 +9,8 @@ _PARAMETER = re.compile(r"([?&]password=)[^&\s]*", re.IGNORECASE)
 def redacted(text: str) -> str:
     """Replace the password of every URL in `text` by `***`, both in `user:password@` and in `?password=`.
 
-    In doubt it hides too much: a password may contain anything but white space, so it ends at the last `@`.
+    A password may contain anything but white space, so the last `@` counts as its end. This may hide more than the
+    password.
     """
     return _PARAMETER.sub(r"\1***", _USERINFO.sub(_hide, text)) if "://" in text else text
 

@@ -23,7 +23,7 @@ _OPTIONS: Final = ("db", "username", "password", *_TLS)
 class ServerUrl(NamedTuple):
     """A server and how to log in. `path` is that of a Unix socket; if it is empty, `host` and `port` count.
 
-    A user without a password is a user of the ACL with `nopass`.
+    A username without a password belongs to an ACL user that is defined with `nopass`.
     """
 
     path: str
@@ -70,7 +70,10 @@ def parse_url(url: str) -> ServerUrl:
 
 
 def tls_context(tls: dict[str, str | bool]) -> "SSLContext":
-    """Build what redis-py builds from the same options. The authorities of the system are always trusted as well."""
+    """Build the context that redis-py would build from these options.
+
+    The context always trusts the CA certificates of the system as well.
+    """
     import ssl  # noqa: PLC0415  it is slow to import, and few need it
 
     context = ssl.create_default_context()

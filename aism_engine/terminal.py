@@ -70,7 +70,7 @@ class _Output:
     """Standard output that raises OutputError, so that no library handles a closed pipe in its own way."""
 
     buffer = None
-    """Hidden: libraries write to it when the encoding is ASCII."""
+    """None, so that no library writes to the buffer and bypasses `write`: some do if the encoding is ASCII."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -93,7 +93,8 @@ def run(
         atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     gc.set_threshold(GC_THRESHOLD)
-    output, sys.stderr = sys.stdout or _discard(), sys.stderr or _discard()  # one that is closed from the start is None
+    # A stream that was closed before Python started is None.
+    output, sys.stderr = sys.stdout or _discard(), sys.stderr or _discard()
     for stream in (output, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -128,9 +129,10 @@ def invalid_argument(arguments: Sequence[str]) -> str | None:
 
 
 def words_to_complete() -> list[str]:
-    """Return the words of the command line that a shell completes, from the variables of typer's scripts.
+    """Return the words of the command line that is being completed. typer's completion scripts pass them in variables.
 
-    Bash splits a word at `:` and `=`. The parts are joined again, also in the variables, which typer reads.
+    Bash splits a word at `:` and `=`. This function joins the parts again. It also changes the variables, because typer
+    reads them later.
     """
     if "COMP_WORDS" not in os.environ:
         return os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:]

@@ -145,7 +145,11 @@ class Archiver(Service):
             return False
 
     async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
-        """Return which of these entries are in the archive. After a rollback, the tail continues after the last one."""
+        """Return which of these entries are in the archive.
+
+        In a rollback, the server loses entries that were already read. The tail then continues after the last entry
+        that the archive and the server have in common.
+        """
         try:
             return await _in_thread(ArchiveReader(self._path).known, entries)
         except OSError as error:

@@ -24,7 +24,7 @@ from aism_engine.services.base import Service, ServiceContext, agents_in_batches
 log = structlog.get_logger(component="divergence_checker")
 
 _BATCH: Final = 250
-"""Agents that are checked between two runs of other tasks: a few milliseconds."""
+"""Agents per batch. A batch takes a few milliseconds; other tasks run between two batches."""
 _NO_ACTIVITY: Final = Activity()
 
 
@@ -95,10 +95,11 @@ class DivergenceChecker(Service):
                 self._open.update((rule, agent.type) for rule in agent.divergences)
         return decisions
 
-    async def _observe_heartbeats(self, absent: Sequence[AgentRecord]) -> None:
+    async def _observe_heartbeats(self, agents: Sequence[AgentRecord]) -> None:
+        """Observe the heartbeats of agents that declare one of `divergence.absent_states`."""
         asked_at = self._store.now
-        scores = await self._store.heartbeat_scores([agent.agent_id for agent in absent])
-        for agent in absent:
+        scores = await self._store.heartbeat_scores([agent.agent_id for agent in agents])
+        for agent in agents:
             if (score := scores[agent.agent_id]) is not None:
                 observe_heartbeat(self._heartbeats, agent.agent_id, score, asked_at, self._store.now, agent.since)
 

@@ -19,7 +19,7 @@ log = structlog.get_logger(component="listener")
 _OWN_SOURCE: Final = b'"source":"engine"'
 _READ_S: Final = 1.0
 _CONFIRMATION_S: Final = 0.1
-"""Longest wait for the confirmation of a subscription. After it, the poll finds what was missed."""
+"""Longest wait for the confirmation of a subscription. Messages published before the confirmation may be lost."""
 _WINDOW_S: Final = 1.0
 """Window of the rate limits."""
 _MALFORMED_PER_WINDOW: Final = 1
@@ -90,7 +90,7 @@ class Listener(Service):
         await self._subscription.close()  # the server would buffer unread messages, then close the connection
 
     def _handle(self, channel: bytes | None, data: bytes, publications: Publications) -> None:
-        if channel is None:  # a confirmation: messages may have been lost before it
+        if channel is None:  # the server confirms a subscription
             self._confirmed.set()
         elif channel == self._measurements_raw:
             self._handle_measurement(data, publications)
@@ -112,7 +112,8 @@ class Listener(Service):
     # --- the rate limit of measurements -------------------------------------------------------------------------------
 
     def _handle_measurement(self, data: bytes, publications: Publications) -> None:
-        # A long measurement counts several times, but needs room for only one: it may exceed the limit.
+        # A long measurement counts several times. It is accepted while the count is below the limit, so the count may
+        # then exceed the limit.
         has_room = self._measurements_read < self._limit
         self._measurements_read += 1 + len(data) // _MEASUREMENT_BYTES
         if _OWN_SOURCE in data:
@@ -135,7 +136,7 @@ class Listener(Service):
             self._is_rate_limited = False
             log.info("measurements_rate_limit_ended")
         self._window_started_at, self._measurements_read, self._malformed_left = now, 0, _MALFORMED_PER_WINDOW
-        if not self._context.wakeups.responses.muted:  # `unmute` joins the channel otherwise
+        if not self._context.wakeups.responses.muted:  # if muted, `unmute` joins the channel later
             await self._subscription.join((self._measurements,))
 
     async def _limit_rate(self, batch: Sequence[bytes]) -> None:
@@ -152,7 +153,7 @@ class Listener(Service):
     # --- subscribing --------------------------------------------------------------------------------------------------
 
     async def _pause_denied(self, error: ServerUnavailableError) -> None:
-        """Continue without pub/sub, which is only a hint: the server serves everything else."""
+        """Log the denial once, and pause. Only publications are lost: the server serves everything else."""
         if not self._is_denied:
             self._is_denied = True
             log.warning("subscribe_denied", detail=str(error), consequence="publications are lost")

@@ -83,8 +83,9 @@ class QueueConsumer(Service, Generic[M]):
     async def wait(self) -> None:
         max_bytes = self._policy.protocol.max_message_bytes
         found = await self._watch.wait(self._settings.poll_interval, max_bytes)
-        # The reply of the watch may be so old that the message has been applied. A digest that covers the whole message
-        # shows this to the commit. A longer message could have the digest of the next one, and is peeked.
+        # The message that the watch returns may have been applied meanwhile. The commit detects this by the digest, if
+        # the digest covers the whole message. The digest of a longer message could equal that of the next message, so
+        # the consumer peeks at the queue instead.
         self._watched = found if found is not None and len(found) <= DIGESTED_BYTES else None
 
     async def _step(self) -> bool:
@@ -186,7 +187,7 @@ class QueueConsumer(Service, Generic[M]):
         return dead_letter_oversized(draft, self._policy, peek.messages[0], peek.oversized, size, self._handler.source)
 
     def _refuse(self, messages: Sequence[M | MalformedError], failures: Failures) -> list[M | MalformedError]:
-        """Replace the messages whose decisions could not be committed by the reason."""
+        """Replace each message whose decision cannot be committed with a MalformedError that holds the reason."""
         refused = list(messages)
         for number, failure in self._fail_unknown_agents(failures, messages).items():
             ids = getattr(messages[number], "agent_id", None), getattr(messages[number], "id", None)

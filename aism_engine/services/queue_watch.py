@@ -14,7 +14,10 @@ from aism_engine.store.queue_tail import QueueTail
 log = structlog.get_logger(component="queue_watch")
 
 _RECHECK_S: Final = 2.0
-"""Time between polls while the server blocks, an arbitrary number: a dead connection is noticed later."""
+"""Time between polls while the server blocks; an arbitrary number.
+
+The poll finds a message even if the connection of the blocking call is dead, which is noticed later.
+"""
 _RETRY_S: Final = 5.0
 """Pause after a failed call, an arbitrary number. The queue is polled meanwhile."""
 
@@ -46,11 +49,11 @@ class QueueWatch:
         self._take()
         if self._doorbell is not None and (self._listening is None or self._listening.done()):
             if self._listening is not None:
-                self._listening.result()  # raises a bug
+                self._listening.result()  # raises the exception that ended the task: a bug
             self._listening = asyncio.create_task(self._listen(self._doorbell))
         if not self.wakeup.is_set and (self._task is None or self._task.done()):
             if self._task is not None:
-                self._task.result()  # raises a bug
+                self._task.result()  # raises the exception that ended the task: a bug
             self._task = asyncio.create_task(self._watch(max_bytes))
         await self.wakeup.wait(max(poll_interval_s, _RECHECK_S) if self._blocks else poll_interval_s)
         return self._take() or None

@@ -53,13 +53,14 @@ class Reaper(Service):
 
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
-        self._context.watermark.request_peek()  # silence counts up to the last peek
+        self._context.watermark.request_peek()  # silence is measured only up to the last peek
         server_now = await self._store.read_time()
         # The clock is read after the reply: a pause of the process during the call counts as a blind spell.
         started_at = self._clock.monotonic()
         self._reset_after_blind_spell(started_at)
         score_range = ScoreRange(server_now, self._range_width_s)
-        absent = await self._in_slices(_lost_scores(fleet))  # before the scores are read: a different one is newer
+        # These are collected before the scores are read, so that a score that differs from them is newer.
+        absent = await self._in_slices(_lost_scores(fleet))
         scores = await self._read_scores(score_range)
         scan = Scan(
             scores=await self._watched_scores(fleet, scores, score_range),
@@ -194,10 +195,13 @@ class Reaper(Service):
                 result: T = ended.value
                 return result
             await asyncio.sleep(0)
-            self._excuse(started_at)
+            self._exclude_from_gap(started_at)
 
-    def _excuse(self, started_at: float) -> None:
-        """Do not count a normal step of a scan as time without observation: many would add up to a blind spell."""
+    def _exclude_from_gap(self, started_at: float) -> None:
+        """Exclude the time of a normal step from the time since the last scan.
+
+        Otherwise the steps of one long scan would add up to a blind spell.
+        """
         if (took_s := self._clock.monotonic() - started_at) <= self._max_gap_s:
             self._scanned_at += took_s
 
@@ -205,7 +209,7 @@ class Reaper(Service):
         """Commit one batch. All changes in one commit would delay other services."""
         started_at = self._clock.monotonic()
         decisions = await self._writer.commit(decide, fleet=fleet)
-        self._excuse(started_at)
+        self._exclude_from_gap(started_at)
         return decisions
 
     # --- blind spells -----------------------------------------------------------------------------------------------

@@ -91,8 +91,8 @@ class Registrar(Service):
     async def _watch(self, fleet: Fleet) -> None:
         """Look up the heartbeats of the next agents that are not watched yet.
 
-        The number of heartbeats does not change for all of these agents: an agent that registers again may already have
-        a heartbeat.
+        An agent that registers again may already have a heartbeat. Then the number of heartbeats does not change, and
+        only the next full pass would find it.
         """
         self._unwatched = self._unwatched or list(fleet.awaiting_heartbeat)
         agent_ids = [each for each in self._unwatched[: self._settings.batch] if each in fleet.awaiting_heartbeat]
@@ -129,7 +129,8 @@ class Registrar(Service):
             scores = await self._store.heartbeat_scores(agent_ids)
             removed = [agent_id for agent_id, score in scores.items() if score is None]
             if await self._commit(fleet, removed, decide_heartbeat_removed):
-                self._heartbeats = -1  # read again: if an agent adds its heartbeat again, the number may be the same
+                # Force another pass: if an agent adds its heartbeat again, the number may be the same as before.
+                self._heartbeats = -1
 
     def _show_invalid(self, count: int) -> None:
         self._invalid = count
@@ -161,7 +162,10 @@ class Registrar(Service):
         decide_one: Callable[[Draft, Policy, str], Decision],
         lookups: Lookups | None = None,
     ) -> bool:
-        """Commit, and count what has changed: a pass has too many decisions to count at its end. Return if any has."""
+        """Commit, count the decisions that changed something, and return whether there are any.
+
+        A pass has too many decisions to count all of them at its end.
+        """
         started_at = self._clock.monotonic()
         decisions = await self._commit_each(fleet, "registrar", sorted(agent_ids), decide_one, lookups)
         self._commit_s += self._clock.monotonic() - started_at
