@@ -72,7 +72,7 @@ async def test_a_wait_ends_with_the_command(fleet: Call, engine: Running) -> Non
 
 
 @pytest.mark.parametrize("kind", ["command", "group"])
-async def test_a_wait_ends_when_no_engine_can_end_what_has_expired(
+async def test_a_wait_for_an_expired_command_ends_if_no_engine_leads(
     fleet: Call, redis_client: Redis, prefix: str, kind: str
 ) -> None:
     """The engine is given some time to lead again."""
