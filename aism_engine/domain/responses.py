@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from aism_engine.domain import mail
-from aism_engine.domain.agents import liveness, measurements, membership, transitions
+from aism_engine.domain.agents import liveness, measurements, membership, state_changes
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord
 from aism_engine.domain.commands import outcome
 from aism_engine.domain.dead_letters import add_dead_letter
@@ -24,7 +24,7 @@ _HANDLERS: Final[dict[type, ResponseHandler]] = {
     m.Progress: outcome.progress,
     m.Result: outcome.result,
     m.Error: outcome.error,
-    m.StateTransition: transitions.state_transition,
+    m.StateTransition: state_changes.state_transition,
     m.Message: mail.send,
     m.Measurement: measurements.keep,
 }

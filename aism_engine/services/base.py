@@ -18,8 +18,8 @@ from aism_engine.domain.policy import Policy
 from aism_engine.errors import NotLeadingError, ServerUnavailableError
 from aism_engine.metrics import Metrics, start_at_zero
 from aism_engine.services.wakeup import Wakeups, Watermark
-from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.leadership import Leadership
+from aism_engine.store.outages import OUTAGE_NAMES
 from aism_engine.store.records import CHUNK, chunks
 from aism_engine.store.store import Store
 from aism_engine.store.writer import Writer, decide_each

@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from aism_engine.domain.commands.delivery import command_id_of, decide_deliveries, decide_dispatch
-from aism_engine.domain.commands.lifecycle import may_dispatch
+from aism_engine.domain.commands.delivery import command_id_of, decide_deliveries, decide_dispatch, may_dispatch
 from aism_engine.domain.decision import Decision, DecisionContext
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet

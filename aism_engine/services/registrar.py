@@ -8,7 +8,7 @@ import structlog
 
 from aism_engine.domain.agents.agent import AgentRecord, AgentSnapshot, Liveness
 from aism_engine.domain.agents.liveness import decide_first_heartbeat, decide_heartbeat_removed
-from aism_engine.domain.agents.transitions import decide_snapshot, decide_state_repair
+from aism_engine.domain.agents.state_changes import decide_snapshot, decide_state_repair
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.draft import Draft
 from aism_engine.domain.fleet import Fleet, Lookups

@@ -1,4 +1,4 @@
-"""Connections to Redis, one client per purpose, and a name for every outage.
+"""Connections to Redis, one client per purpose.
 
 No client retries. By default redis-py sends a command again when its reply is lost, and could push a message twice.
 Only the writer sends a commit again: under the same id, and while this engine leads. All timeouts and retries are set
@@ -6,86 +6,24 @@ explicitly.
 """
 
 import asyncio
-import re
-import ssl
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, InvalidResponse, NoScriptError, ReadOnlyError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aism_engine.errors import ServerUnavailableError
 from aism_engine.redact import redacted
 from aism_engine.server_url import parse_url
 from aism_engine.settings import RedisSettings
 from aism_engine.store.client_type import Client
-from aism_engine.store.redis_error_codes import (
-    NOT_REDIS,
-    REPLY_OUTAGES,
-    MissingScriptError,
-    describe_connection_error,
-    outage_of_reply,
-)
+from aism_engine.store.outages import naming_outages, outage_of
 from aism_engine.store.redis_patches import PATCHED, PatchedPool, PrimaryConnection, PrimaryPool, PrimaryTlsConnection
 
-_BY_CLASS: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (MasterNotFoundError, "no_primary"),
-    (AuthenticationError, "noauth"),
-    (ssl.SSLEOFError, "connection"),
-    (ssl.SSLError, "tls"),
-    (RedisTimeoutError, "timeout"),
-    (TimeoutError, "timeout"),
-    (ConnectionRefusedError, "refused"),
-    (RedisConnectionError, "connection"),
-    (OSError, "connection"),
-    (InvalidResponse, "not_redis"),
-)
-_ADDRESS: Final = re.compile(r"(?:connecting to|reading from) (\S*[:/]\S*?)\.?( |$)")
 _SEND_ITERATIONS: Final = 3
 """Iterations of the event loop that redis-py needs to send a request."""
-OUTAGE_NAMES: Final = tuple(sorted(REPLY_OUTAGES.union(name for _, name in _BY_CLASS)))
-
-
-def outage_of(error: BaseException) -> str | None:
-    """Return the name of the outage that an error means; None if it means a bug."""
-    if isinstance(error, RedisError) and (name := outage_of_reply(str(error), error.status_code)):
-        return name
-    cause = error.__cause__ or error.__context__  # redis-py wraps the error of the socket or of the server
-    if isinstance(cause, ConnectionRefusedError | TimeoutError | ReadOnlyError | ssl.SSLError):
-        error = cause
-    return next((name for kind, name in _BY_CLASS if isinstance(error, kind)), None)
-
-
-@contextmanager
-def naming_outages() -> Iterator[None]:
-    """Turn the error of a connection into `ServerUnavailableError` if it means an outage; raise others unchanged."""
-    try:
-        yield
-    except NoScriptError as error:
-        raise MissingScriptError(str(error)) from error
-    except (RedisError, OSError) as error:
-        outage = outage_of(error)
-        if outage is None:
-            raise
-        raise ServerUnavailableError(outage, _describe(error)) from error
-
-
-def _describe(error: BaseException) -> str:
-    """Describe an error by its cause and its address. Only the message of redis-py contains the address."""
-    if isinstance(error, InvalidResponse):
-        return NOT_REDIS
-    cause = error.__cause__ or error.__context__
-    if not isinstance(cause, OSError) or not (text := describe_connection_error(cause)):
-        return str(error)
-    address = _ADDRESS.search(str(error))
-    return f"{address[1]}: {text}" if address else text
 
 
 class NamingRedis(Redis):

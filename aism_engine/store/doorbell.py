@@ -6,8 +6,8 @@ A `Subscription` parses each message, which takes longer than preparing a commit
 from collections.abc import Callable
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import naming_outages
 from aism_engine.store.client_type import Client
+from aism_engine.store.outages import naming_outages
 
 
 class Doorbell:

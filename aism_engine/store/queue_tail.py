@@ -11,8 +11,8 @@ from typing import Final
 from redis.exceptions import ResponseError
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import naming_outages, outage_of
 from aism_engine.store.client_type import Client
+from aism_engine.store.outages import naming_outages, outage_of
 
 _BLOCK_S: Final = 2.0
 """Longest time that one call blocks. A dead connection is noticed after this time and the socket timeout."""

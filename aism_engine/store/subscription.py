@@ -6,8 +6,8 @@ from contextlib import suppress
 from typing import Any
 
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import naming_outages
 from aism_engine.store.client_type import Client
+from aism_engine.store.outages import naming_outages
 
 
 class Subscription:

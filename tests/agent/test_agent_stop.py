@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 
 from aism_engine.agent.agent import Task, run_until_signal
 from aism_engine.errors import ServerUnavailableError
-from aism_engine.store.client import OUTAGE_NAMES
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
+from aism_engine.store.outages import OUTAGE_NAMES
 from tests.agent.agents import ID, build_agent, has_left, leave_no_time, running, send, wait_for_status
 from tests.support.engine import Running, eventually, plain_client, running_engine
 

@@ -15,7 +15,7 @@ from aism_engine.cli.exit_codes import ExitCode
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
-from aism_engine.domain.agents.transitions import StateChange, change_state, enter
+from aism_engine.domain.agents.state_changes import StateChange, change_state, enter
 from aism_engine.domain.commands import deadlines, lifecycle
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
 from aism_engine.domain.dead_letters import add_dead_letter

@@ -15,7 +15,8 @@ import pytest
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import connect, naming_outages
+from aism_engine.store.client import connect
+from aism_engine.store.outages import naming_outages
 from tests.support.engine import Reader, Running, eventually, launched, plain_client
 from tests.support.faults import Load
 from tests.support.sentinels import MASTER, SentinelSetup

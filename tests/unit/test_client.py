@@ -9,7 +9,8 @@ from redis._parsers.base import BaseParser
 
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.settings import RedisSettings
-from aism_engine.store.client import connect, naming_outages, outage_of, server_address
+from aism_engine.store.client import connect, server_address
+from aism_engine.store.outages import naming_outages, outage_of
 
 _parsed: Final[Any] = BaseParser.parse_error
 _62 = "Error running script (call to f_83c3f68e704422a76a586eb2d9fccf45d0b27ac1): @user_script:54: "

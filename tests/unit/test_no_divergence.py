@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from aism_engine.domain.agents.activity import AbsentHeartbeat, observe_heartbeat
 from aism_engine.domain.agents.agent import AgentSnapshot
-from aism_engine.domain.agents.transitions import decide_snapshot
+from aism_engine.domain.agents.state_changes import decide_snapshot
 from tests.support.divergence import LONG, CheckedWorld
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aism_engine.domain.agents.agent import AgentSnapshot
 from aism_engine.domain.agents.liveness import decide_lost, decide_returned
-from aism_engine.domain.agents.transitions import decide_state_repair
+from aism_engine.domain.agents.state_changes import decide_state_repair
 from aism_engine.domain.decision import Decision
 from aism_engine.domain.machines.machine import Machine, Machines, TransitionCase
 from tests.support.machines import parse

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from aism_engine.domain.agents.agent import AgentSnapshot
-from aism_engine.domain.agents.transitions import decide_snapshot
+from aism_engine.domain.agents.state_changes import decide_snapshot
 from aism_engine.domain.decision import Decision
 from tests.support.model import AT, NOW, World, registered_world
 

@@ -9,7 +9,7 @@ from typing import Any
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
-from aism_engine.domain.agents.transitions import enter
+from aism_engine.domain.agents.state_changes import enter
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import stop_command
 from aism_engine.domain.decision import Decision, DecisionContext, agent_decision

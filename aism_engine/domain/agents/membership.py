@@ -4,7 +4,7 @@ from typing import Any
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import ABSENT, AgentRecord, AgentSnapshot, Liveness
-from aism_engine.domain.agents.transitions import change_state, save_metadata
+from aism_engine.domain.agents.state_changes import change_state, save_metadata
 from aism_engine.domain.commands.command import Status
 from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.commands.retry import release_taken

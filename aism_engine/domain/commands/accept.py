@@ -1,4 +1,7 @@
-"""Acceptance of commands: which agents a `send` addresses, whether they may get the command, and its first status."""
+"""Acceptance of commands: which agents a `send` addresses, whether they may get the command, and its first status.
+
+`accept_group` splits a request for many agents into targets; fanout.py decides on each of them.
+"""
 
 from typing import Any
 from zlib import crc32
@@ -8,8 +11,9 @@ from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.domain.agents.membership import admit
 from aism_engine.domain.commands.command import COMMAND_TABLE, Command, Status
+from aism_engine.domain.commands.delivery import may_dispatch
 from aism_engine.domain.commands.group import GROUP_TABLE, Group, quorum
-from aism_engine.domain.commands.lifecycle import may_dispatch, record_command
+from aism_engine.domain.commands.lifecycle import record_command
 from aism_engine.domain.commands.selector import Selector
 from aism_engine.domain.decision import DecisionContext, ErrorReply, transition_error
 from aism_engine.domain.machines.machine import TransitionCase

@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 from aism_engine.clock import ROUNDING_S
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents.transitions import end_stay
+from aism_engine.domain.agents.state_changes import end_stay
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.domain.commands.lifecycle import advance, count_in_group, stop_with_error
 from aism_engine.domain.commands.retry import next_attempt, retry

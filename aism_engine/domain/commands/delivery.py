@@ -5,7 +5,7 @@ from typing import Final
 
 from aism_engine.domain import effects as fx
 from aism_engine.domain.agents.agent import AgentRecord
-from aism_engine.domain.commands.lifecycle import advance, may_dispatch
+from aism_engine.domain.commands.lifecycle import advance
 from aism_engine.domain.decision import DecisionContext, agent_decision
 
 _HEAD: Final = re.compile(
@@ -21,6 +21,12 @@ def command_id_of(head: bytes) -> str | None:
     """Read the command id from the head of a body that the engine has written. Return None for anything else."""
     found = _HEAD.match(head)
     return None if found is None else found["id"].decode()
+
+
+def may_dispatch(ctx: DecisionContext, agent: AgentRecord) -> bool:
+    """Tell whether one more command may be pushed to the agent's list now: it has credit, and no pause holds it."""
+    in_flight = ctx.draft.commands_of(agent.agent_id).in_flight(acks=agent.acks)
+    return in_flight < ctx.policy.commands.max_in_flight and not ctx.draft.is_paused(agent)
 
 
 @agent_decision("dispatch")

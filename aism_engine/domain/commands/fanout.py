@@ -1,4 +1,7 @@
-"""Fan-out: the decision on one target of a request for many agents or commands."""
+"""Fan-out: the decision on one target of a request for many agents or commands.
+
+`accept_group` in accept.py has split the request into its targets.
+"""
 
 from typing import Any
 

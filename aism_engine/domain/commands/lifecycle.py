@@ -125,12 +125,6 @@ def count_in_group(ctx: DecisionContext, group_id: str, outcome: str, members: i
         ctx.record(event, type=group.kind, details={"group_id": group_id, **group.counts})
 
 
-def may_dispatch(ctx: DecisionContext, agent: AgentRecord) -> bool:
-    """Tell whether one more command may be pushed to the agent's list now."""
-    in_flight = ctx.draft.commands_of(agent.agent_id).in_flight(acks=agent.acks)
-    return in_flight < ctx.policy.commands.max_in_flight and not ctx.draft.is_paused(agent)
-
-
 def find_command(ctx: DecisionContext, agent: AgentRecord, response: m.Response, raw: bytes) -> Command | ErrorReply:
     """Return the command that a response is about.
 

@@ -5,7 +5,7 @@ attempt, the list then holds no copy. In a later attempt it may still hold one, 
 """
 
 from aism_engine.domain import effects as fx
-from aism_engine.domain.agents import transitions
+from aism_engine.domain.agents import state_changes
 from aism_engine.domain.agents.agent import AgentRecord
 from aism_engine.domain.commands.command import Command, Status
 from aism_engine.domain.commands.lifecycle import advance, end_command, find_command
@@ -57,11 +57,11 @@ def result(ctx: DecisionContext, agent: AgentRecord, response: m.Result, raw: by
     ctx.add(fx.SaveCommand(command.command_id, kept))
     refusal = None
     if command.target is not None:
-        refusal = transitions.declare(ctx, agent, command.target, by="operator", context=response.payload)
+        refusal = state_changes.declare(ctx, agent, command.target, by="operator", context=response.payload)
     ctx.decision.outcome = "applied"
     if refusal is not None:
         end_command(ctx, command, Status.FAILED, code=refusal.code, reason=refusal.message)
-        return transitions.refuse(ctx, agent, refusal)
+        return state_changes.refuse(ctx, agent, refusal)
     end_command(ctx, command, Status.SUCCEEDED, withdraw_queued=command.attempt > 1)
     return None
 

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple, TypeVar
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.known_keys import KEY_USES, SAMPLE, sample_key
 from aism_engine.store.batch import Argument
-from aism_engine.store.client import naming_outages
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
+from aism_engine.store.outages import naming_outages
 from aism_engine.store.redis_exceptions import NoPermissionError, ResponseError
 from aism_engine.store.scripts import ACL_DRY_RUN
 
