@@ -206,7 +206,7 @@ class Draft:
 
     @property
     def silent_count(self) -> int:
-        """Number of agents that Redis shows as silent."""
+        """Number of agents that are marked as silent in the committed fleet, without the changes of this batch."""
         return len(self._fleet.silent)
 
     def unread_mail(self, agent_id: str) -> int:

@@ -4,8 +4,8 @@ Only a message to an unknown recipient is dead-lettered. Any other refused messa
 and a loop of messages would push all other dead letters out. An accepted message is never dropped: `mail.max_unread`
 counts the inbox and the waiting messages together, so waiting messages always fit into the inbox.
 
-Two limits end loops of messages. Both are counted in memory and start afresh with a new leader: a takeover allows a
-loop some more messages, never an unlimited number.
+Two limits end or slow down loops of messages. Both are counted in memory and start afresh with a new leader: a takeover
+allows a loop some more messages, never an unlimited number.
 
 - Hops end a loop within a thread. The hop count of a message is one more than the highest hop count that its sender
   received in the thread. An agent that writes to many others at once adds one hop only.

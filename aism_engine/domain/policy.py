@@ -74,8 +74,10 @@ class CommandsSettings(Section, frozen=True):
     timeout: Annotated[Seconds, "Execution time after which the command fails"] = 3600.0
     extend_on_progress: Annotated[bool, "Whether a progress message restarts the execution timeout"] = True
     max_attempts: Annotated[Count, "Maximum number of deliveries to an agent that acknowledges commands"] = 5
-    backoff_initial: Annotated[Seconds, "Longest pause before the second attempt"] = 1.0
-    backoff_max: Annotated[Seconds, "Longest pause before any attempt"] = 60.0
+    backoff_initial: Annotated[
+        Seconds, "Upper limit of the random pause before the second attempt; doubles with each attempt"
+    ] = 1.0
+    backoff_max: Annotated[Seconds, "Upper limit of the random pause before any attempt"] = 60.0
     on_lost: Annotated[OnLost, "When the agent is lost: hold the command until its ttl, or fail it"] = "hold"
 
 
@@ -147,7 +149,8 @@ class DivergenceSettings(Section, frozen=True):
     duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
     instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that counts as evidence"] = 3
     switch_window: Annotated[
-        Seconds, "Time for which a return counts; the divergence closes when no return counts any more"
+        Seconds,
+        "Time for which a return to an earlier instance counts; after this time without one, the divergence closes",
     ] = 300.0
     context_too_large: Annotated[bool, "Rule: measures too large a context and does not condense it"] = True
     context_measurement: Annotated[Name, "Measurement that reports the context size"] = "context_tokens"

@@ -53,7 +53,10 @@ class Activity(Struct, gc=False):
         self.unfinished = _with_missed(self.unfinished, acked_at, now)
 
     def set_instance(self, instance: str, now: float) -> None:
-        """Note the instance that sent a response. A new instance means a restart; an earlier one is still running."""
+        """Note the instance that sent a response.
+
+        A new instance means that the agent has restarted. An earlier instance that responds again is still running.
+        """
         if instance == self.instance:
             return
         if instance in self.earlier_instances:

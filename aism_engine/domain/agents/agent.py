@@ -151,7 +151,8 @@ def decode_agent(agent_id: str, record: bytes) -> AgentRecord:
     except RecursionError as error:
         raise ValueError(f"the record of agent {agent_id} is nested too deep") from error
     is_valid = agent.agent_id == agent_id and agent.liveness is not Liveness.SILENT
-    # A pattern in the types of these fields would take longer: a fleet has few states, which are cached.
+    # The names of states are checked here, and not by a pattern in the types of the fields: a fleet has few states, so
+    # most checks are answered by the cache, and are faster.
     states = (agent.state, agent.lost_from or agent.state)
     if not (is_valid and all(len(each) <= MAX_STATE_NAME and is_cached_state_name(each) for each in states)):
         raise ValueError(f"a damaged record of agent {agent_id}")

@@ -15,8 +15,9 @@ and is outside it now tells when it last changed:
 - Before the range, and the agent's clock is accurate: the score was the newest in the range when the agent wrote it.
   The agent wrote it `width_s` ago, and the tracker takes that instant as the time of the last change.
 - Before the range, and the agent's clock is slow: the score was already old when the agent wrote it. The agent
-  wrote it less than `width_s` ago. If the agent's previous score was before the range too, the tracker saw this score
-  enter the range. If that was less than `width_s` ago, the tracker takes that instant as the time of the last change.
+  wrote it less than `width_s` ago. If the agent's previous score was before the range too, the first scan that no
+  longer read the previous score showed that this score had entered the range. If that scan was less than `width_s` ago,
+  the tracker takes its instant as the time of the last change.
 
 When an agent's score falls behind the range for the first time, the tracker has seen no entry and does not know whether
 the agent's clock is slow. It takes the clock as accurate. If the clock is slow, the engine overestimates the silence by

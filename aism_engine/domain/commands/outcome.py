@@ -1,7 +1,8 @@
 """The responses of an agent about its commands: ack, progress, result, error.
 
-A response proves that the agent has taken the command, even if the engine has not seen it leave the list. In the first
-attempt, the list then holds no copy. In a later attempt it may still hold one, which is withdrawn.
+A response proves that the agent has taken the command, even if the engine has not seen it leave the list. If the
+command was pushed only once, the list holds no copy of it. If it was pushed again, the response may be about an earlier
+attempt: the list may still hold the latest copy, which is withdrawn.
 """
 
 from aism_engine.domain import effects as fx

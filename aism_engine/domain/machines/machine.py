@@ -145,7 +145,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
         has_conditions = self._targets.get(current, {self.on_unknown: False}).get(target)
         if has_conditions is None:
             is_name = is_state_name(target) is not None
-            refuse = self._refusals if is_name else self._refuse  # other texts may be long, and are not kept
+            refuse = self._refusals if is_name else self._refuse  # only names are cached: other texts may be long
             return None if self.open and is_name else refuse(current, target, None if case is None else case.by)
         if case is None or not has_conditions:
             return None

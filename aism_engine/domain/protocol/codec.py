@@ -1,7 +1,7 @@
 """Decoding and encoding of messages in JSON or MessagePack. The first byte tells which.
 
 `decode_responses` decodes a batch, because the names of many messages are checked faster together than one by one.
-No function raises anything but `MalformedError`, whatever the bytes are.
+Except for `decode_as`, the functions that decode raise only `MalformedError`, whatever the bytes are.
 """
 
 from collections.abc import Callable, Container, Iterator, Sequence
