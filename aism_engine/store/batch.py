@@ -30,7 +30,10 @@ _TYPES: Final = {
     "HSET": "h",
     "SET": "s",
 }
-"""The type of the key that each command writes, as a letter of `commit.lua`."""
+"""The type of the key that each command writes, as a letter of `commit.lua`.
+
+RELEASE, WITHDRAW, FORWARD and OVERTAKE are not commands of Redis: `commit.lua` defines them.
+"""
 _encode_lines: Final = msgspec.json.Encoder().encode_lines
 """Encodes values in JSON, each followed by a line break. A line break in a text is escaped."""
 _MAX_ARGUMENTS: Final = 1000
@@ -67,8 +70,9 @@ class Batch:
     ) -> None:
         """Translate all effects of the decisions, in order.
 
-        `message_ids` are agent and id of the messages that the decisions are about. The audit entry lists those that no
-        fact mentions. So it contains the ids of all messages, and the next leader recognizes a duplicate of each.
+        `message_ids` has a pair (agent id, message id) for each message that the decisions are about. The audit entry
+        lists the pairs that no fact mentions. So it contains the ids of all messages, and the next leader recognizes a
+        duplicate of each.
         """
         self.keys = keys
         self.bounds = bounds
@@ -248,7 +252,7 @@ def _join_lines(texts: Collection[str], values: Collection[object]) -> bytes:
     lines = "\n".join([*texts, ""]).encode() + _encode_lines(values)
     if lines.count(b"\n") == len(texts) + len(values):
         return lines
-    # A handler can set any state, and use `msgspec.Raw`. Its line breaks would shift all later values to other keys.
+    # A state or a `msgspec.Raw` of a handler may contain line breaks. They would shift all later values to other keys.
     each = chain((text.encode() for text in texts), map(msgspec.json.encode, values))
     return b"".join(line.replace(b"\n", b" ") + b"\n" for line in each)
 

@@ -1,4 +1,4 @@
-"""What the lease says about the leader, for everyone who only reads. Quick to import: `aism` uses it too."""
+"""Reads from the lease whether an engine leads, without taking it. Quick to import, because `aism` uses it too."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self

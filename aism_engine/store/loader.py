@@ -15,7 +15,7 @@ _AUDIT_PAGE: Final = 100
 _MIN_MESSAGE_IDS: Final = 10_000
 """Minimum number of message ids that a new leader reads, if the audit has that many: an arbitrary number.
 
-An audit entry of a busy fleet has hundreds of them, an entry of a quiet fleet has one.
+The limit counts ids and not audit entries: an entry of a busy fleet has hundreds of ids, an entry of a quiet fleet one.
 """
 
 

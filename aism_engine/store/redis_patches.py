@@ -176,7 +176,9 @@ _FOLLOW_INTERVAL_S: Final = 1.0
 
 
 class PrimaryConnection(_PatchedConnection, SentinelManagedConnection):
-    """A connection to the primary that the sentinels name, if the server itself says that it is one.
+    """A connection to the primary that the sentinels name.
+
+    Connecting fails if that server itself says that it is not a primary.
 
     redis-py#3560: redis-py checks with PING, which a demoted primary answers too. The patch can go when redis-py asks
     ROLE.

@@ -23,15 +23,18 @@ class Peek(NamedTuple):
     queue: str
     messages: list[bytes]
     oversized: str
-    """If the oldest message is too large to read: its digest, and `messages` has only its head. Otherwise empty."""
+    """Digest of the oldest message if that is too large to read; otherwise empty.
+
+    Then `messages` has one element: the first 4 KiB of that message.
+    """
     length: int
     """Length of the whole queue."""
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    A prefetch skips the messages of the current batch, which are in the queue until the batch is committed. If the id
-    is not the one that the prefetch expects, a commit came first and may have shortened the queue. Then the prefetch
-    has skipped messages of the next batch, and is invalid.
+    A prefetch is a peek that skips the messages of the current batch, because they stay in the queue until the batch is
+    committed. If a commit reaches the server before the prefetch, the queue may be shorter, and the prefetch skips
+    messages of the next batch. The caller detects this by an id that it does not expect, and drops the prefetch.
     """
 
     @property
@@ -50,7 +53,7 @@ class Store(FleetReader):
 
     def __init__(self, client: Client, keys: Keys, clock: Clock) -> None:
         super().__init__(client, keys, clock)
-        scripts.load_all()  # an upgrade may replace the files before a standby leads
+        scripts.load_all()  # now, because an upgrade may replace the files before this engine first calls a script
         self.lease_left_s = 0.0
 
     # --- commit path --------------------------------------------------------------------------------------------------

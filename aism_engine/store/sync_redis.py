@@ -1,6 +1,6 @@
-"""A blocking connection to Redis, for a command-line tool that makes a single call.
+"""A blocking connection to Redis, for `aism` and for the subcommands of `aism-engine` that only read.
 
-Importing redis-py takes ten times as long as such a call. This module needs only a socket, and hiredis for the
+Importing redis-py takes ten times as long as one call. This module needs only a socket, and hiredis for the
 protocol. It retries nothing, and gives every outage a name.
 """
 

@@ -38,9 +38,15 @@ from aism_engine.store.store import CommitReply, Store
 log = structlog.get_logger(component="writer")
 
 _UNKNOWN_OUTCOME: Final = frozenset({"connection", "timeout", "refused"})
-"""Outages after which it is unknown whether the server applied a commit."""
+"""Outages in which a commit gets no reply, so it is sent again. The server may have applied it.
+
+The outage `refused` is a refused connection: that attempt did not reach the server, but an earlier one may have.
+"""
 _MAX_ATTEMPTS: Final = 3
-"""How often one commit is sent: an arbitrary number. Then the fleet is loaded again, which is as safe, but slow."""
+"""Maximum number of times that one commit is sent: an arbitrary number.
+
+After the last attempt the fleet is loaded again. That is as safe as another attempt, but slower.
+"""
 _RESEND_AFTER_S: Final = 0.1
 
 T = TypeVar("T")
@@ -236,8 +242,8 @@ class Writer:
     async def _send(self, batch: Batch, token: str, commit_id: str, trim: SourceTrim | None) -> CommitReply:
         """Send a commit; send it again if there is no reply.
 
-        A refusal (OOM, READONLY, …) is a reply: nothing was written. Without any reply the outcome stays unknown, and
-        the next load of the fleet shows it.
+        An error such as OOM or READONLY is a reply: nothing was written. Without any reply the outcome stays unknown,
+        and the next load of the fleet shows it.
         """
         keys, arguments = batch.call(token, commit_id, self.ledger, trim)
         attempts_left, unknown = _MAX_ATTEMPTS, False

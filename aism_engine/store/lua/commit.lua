@@ -29,8 +29,9 @@
 --
 -- Many values in one argument cost the sender a fraction of what many arguments cost.
 --
--- Four commands of a write are our own. RELEASE, WITHDRAW and FORWARD use data that is in the server already:
---   RELEASE list, record                 push the body
+-- Four commands of a write are our own. RELEASE, WITHDRAW and FORWARD use data that is in the server already. For RELEASE
+-- and WITHDRAW, the body is the field `body` of the record:
+--   RELEASE list, record                 push the body to the list
 --   WITHDRAW list, record[, notice]      remove the body from the list; if the list does not contain it, OVERTAKE with the notice
 --   FORWARD list, waiting                move every element of `waiting` to the list, oldest first
 --   OVERTAKE list, body                  push the body to the end of the list that is popped next
@@ -41,7 +42,7 @@
 --   FENCED       -1   another engine has taken the lease since
 --   OUT_OF_STEP  -2   the ledger is neither this commit nor the one before it: another engine wrote, or the server lost its latest writes
 --   SOURCE_MOVED -3   the tail of the source is not what was peeked
---   WRONG_TYPE   -4   details are the keys that have another type than ARGV[4] says, and the strings that are no strings
+--   WRONG_TYPE   -4   details are the keys of another type than ARGV[4] says, and the keys of strings that hold another type
 --   SCORE_MOVED  -5   details are the watches that failed, counted from 1
 --
 -- Redis does not roll back, so every check comes before the first write. The first write is the ledger's: a server that

@@ -8,13 +8,13 @@
 -- ARGV[4]  skip: number of oldest messages to leave out
 --
 -- Returns {seconds, microseconds, length, oversized, ledger, messages}: Redis TIME, the length of the queue, the ledger,
--- and the messages, oldest first. `oversized` is '' or, if the oldest message exceeds ARGV[3], its digest; then the only
--- message returned is its head. An oversized message ends a batch and is never part of one.
+-- and the messages, oldest first. `oversized` is '' or, if the oldest message exceeds ARGV[3], its digest; then the
+-- only element of `messages` is the first 4 KiB of that message. If a later message exceeds ARGV[3], only the messages before it
+-- are returned.
 --
 -- No command returns the size of a list element, and an LRANGE of 512 messages of 1 MB would be 512 MB. The script therefore
--- reads in chunks. The first chunk has one message. A later chunk has at most 8 messages, and at most as many as the script has
--- read before. It also has at most one message more than would fit into the remaining bytes, if each message had the average
--- size of those read before.
+-- reads in chunks. The first chunk has one message. A later chunk has at most the smallest of three numbers: 8; the number of
+-- messages read so far; one more than the number of messages of average size that fit into the remaining bytes.
 --#include digest
 
 local HEAD_BYTES, CHUNK_MESSAGES = 4096, 8

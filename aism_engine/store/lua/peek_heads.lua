@@ -7,8 +7,8 @@
 --
 -- Returns for each list the head of its oldest command: '' if the list has none, false if the key is not a list.
 
--- Maximum number of cancels that are skipped in one list. If a list has more, the head of a cancel is returned, and the engine
--- detects no deliveries. An agent that leaves so many cancels in its list pops nothing.
+-- Maximum number of elements that are examined in one list. If all of them are cancels, the head of a cancel is returned, and
+-- the engine detects no deliveries. An agent that leaves so many cancels in its list pops nothing.
 local MAX_CANCELS = 100
 local max_bytes = tonumber(ARGV[1])
 local CANCELS = {  -- the first two fields of a `cancel`: in JSON; in MessagePack with an id of up to 31 bytes; with a longer id

@@ -1,4 +1,5 @@
--- Try every command that a commit may need, so that a missing permission shows before the first commit and not within one.
+-- Try the commands that a commit needs, so that a missing permission shows before the first commit and not within one. GET is
+-- not tried: an engine needs it to take the lease.
 --
 -- KEYS[1]    probe: a key used for nothing else, absent before and after
 -- ARGV[1..]  channels that a commit publishes to
