@@ -33,7 +33,7 @@ _LAST: Final = 253_402_300_799.0
 """The first and the last second that ISO 8601 can express: those of the years 1 and 9999."""
 
 
-@lru_cache(maxsize=1024)  # all decisions of a batch have one instant, and few different timeouts
+@lru_cache(maxsize=1024)  # the decisions of a batch format few distinct instants
 def iso(instant: float) -> str:
     """Format an instant (unix seconds) as ISO 8601 in UTC with milliseconds: `2026-11-22T22:01:34.125Z`.
 

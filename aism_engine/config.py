@@ -212,7 +212,7 @@ def _convert_table(kind: Any, raw: object, where: str, problems: list[str], *, s
 
 
 def _kinds_of_table(kind: Any, table: Mapping[str, object]) -> dict[str, Any]:  # noqa: ANN401  a type form
-    """Return the type of each value that a table may have. The names of a dict are free: those of `table` are used."""
+    """Return the type of each value, by name. A dict may have any names, so its names are those in `table`."""
     if get_origin(kind) is dict:
         return dict.fromkeys(table, get_args(kind)[1])
     return {field.name: field.type for field in fields(kind)}

@@ -157,7 +157,7 @@ def print_line(text: str) -> None:
 
 
 def print_error_line(text: str) -> None:
-    """Print a line on standard error, without control characters. A standard error that is closed is no error."""
+    """Print a line on standard error, without control characters. If standard error is closed, print nothing."""
     with suppress(OSError, ValueError):
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201  all messages are printed here
 

@@ -36,11 +36,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PUBLISH_EVERY_S: Final = 60.0
-"""Longest time between two reports of the position: the janitor forgets an archive that has not reported for long."""
+"""Longest time between two publications of the cursor: after `retention.archive_ttl` without one, the janitor forgets
+the archive.
+"""
 _COMPRESSION_PAUSE_S: Final = 60.0
 """Pause after a failed compression."""
 _BACKOFF: Final = Backoff(1.0, 30.0)
-"""Pauses after errors. Each attempt reads up to 32 MiB of the newest file, so attempts must be rare on a full disk."""
+"""Pauses after errors. Each attempt opens the archive again, which reads up to 32 MiB of the newest file. So attempts
+must be rare while an error, such as a full disk, lasts.
+"""
 
 
 class Archiver(Service):
@@ -188,7 +192,7 @@ class Archiver(Service):
             self._error = None
 
     async def release(self) -> None:
-        """Sync and close the archive, and publish its final position."""
+        """Sync and close the archive, and publish its final cursor."""
         archive, self._archive = self._archive, None
         if archive is None:
             return
@@ -197,14 +201,14 @@ class Archiver(Service):
         except ArchiveError as error:
             log.warning("archive_not_closed", cause=error.cause, detail=error.detail)
             return
-        with suppress(ServerUnavailableError, TimeoutError):  # the next start publishes the position
+        with suppress(ServerUnavailableError, TimeoutError):  # the next start publishes the cursor
             async with asyncio.timeout(1):
                 await self._publish(archive)
         log.info("archive_closed", cursor=archive.cursor.id)
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread. A cancelled caller waits for its end, so that two threads never use one archive."""
+    """Run `work` in a thread. A cancelled caller waits until `work` has ended: two threads never use one archive."""
     running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(running)

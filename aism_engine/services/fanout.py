@@ -45,7 +45,7 @@ def _decode(raw: bytes) -> FanoutTarget | MalformedError:
 
 
 def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
-    """Refuse a target whose keys have the wrong type; dead-letter what is not a target."""
+    """Refuse a target whose decision raised or used a Redis key of the wrong type; dead-letter what is not a target."""
     decision = Decision("fanout_target")
     target = _decode(raw)
     if isinstance(target, MalformedError):

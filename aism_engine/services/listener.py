@@ -1,4 +1,4 @@
-"""Reads what agents only publish, and pushes it to the response queue."""
+"""Subscribes to what agents publish on channels, and pushes it to the response queue."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,7 +25,9 @@ _WINDOW_S: Final = 1.0
 _MALFORMED_PER_WINDOW: Final = 1
 """Malformed measurements that are dead-lettered per window: enough for the publisher to notice."""
 _MEASUREMENT_BYTES: Final = 1024
-"""Each full piece of this size counts as one more measurement: it costs about as much to read and decode."""
+"""A measurement counts once, and once more for each full 1024 bytes: reading and decoding these costs about as much as
+a short measurement.
+"""
 _DENIED_PAUSE_S: Final = 5.0
 """Pause between attempts to subscribe while an ACL forbids it: an arbitrary number."""
 
@@ -62,7 +64,8 @@ class Listener(Service):
         self._pushes = 0
         """Number of pushes so far. Redis refuses a push that arrives after a later one."""
         self._is_denied = False
-        # A busy consumer leaves the channels: each event that the engine itself publishes would cost 20 µs to read.
+        # While the response consumer is busy, the listener unsubscribes, and what agents publish is lost. Otherwise
+        # each event that the engine itself publishes would cost 20 µs to read.
         channels = (keys.state_changes, keys.measurements)
         context.wakeups.responses.connect(partial(subscription.leave, channels), partial(self._join, channels))
 

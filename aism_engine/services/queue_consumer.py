@@ -111,7 +111,7 @@ class QueueConsumer(Service, Generic[M]):
         decoded = [message for message in messages if type(message) is not MalformedError]
         lookups = await self._handler.look_up(self._context, fleet, decoded)
         decisions = await self._writer.commit(decide, fleet=fleet, lookups=lookups, trim=peek.trim)
-        if not decisions:  # the queue has changed: the messages that the prefetch skipped may not be this batch
+        if not decisions:  # the queue had changed, so the messages that the prefetch skipped are not applied yet
             await self._drop_prefetched()
         if self._watermark is not None:
             self._watermark.advance(len(decisions))
@@ -140,7 +140,7 @@ class QueueConsumer(Service, Generic[M]):
         """Start to read the next batch while the current one is decided and committed."""
         self._prefetch_ledger = self._writer.ledger
         self._prefetched = asyncio.ensure_future(self._fetch(skip))
-        await until_sent()  # before the commit is sent
+        await until_sent()  # so that the peek is sent before the commit
 
     async def _fetch(self, skip: int) -> tuple[Peek, list[M | MalformedError]]:
         """Peek and decode. The oldest `skip` messages are left out: they are the current batch."""

@@ -25,8 +25,8 @@ _RETRY_S: Final = 5.0
 class QueueWatch:
     """Sets the wakeup of a consumer when its queue has a message.
 
-    A call to the server blocks until then. It goes on when the consumer wakes up for another reason. While the call
-    fails, the consumer polls. The doorbell, if the queue has one, is a second hint.
+    A call to the server blocks until then. If the consumer wakes up for another reason, the call keeps blocking. While
+    the call fails, the consumer polls. The doorbell, if the queue has one, is a second hint.
     """
 
     def __init__(self, tail: QueueTail, doorbell: Doorbell | None, wakeup: Wakeup) -> None:

@@ -112,7 +112,7 @@ class Reaper(Service):
     async def _watched_scores(
         self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
     ) -> dict[str, float]:
-        """Return the scores of watched agents: those of `scores`, and some that are in the range.
+        """Return the scores of watched agents, which are the fresh ones: those of `scores`, and some in the range.
 
         A score in the range is added if it was in the future at an earlier scan and has not changed: its agent has sent
         no heartbeat since then.

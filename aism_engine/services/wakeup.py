@@ -56,7 +56,7 @@ class Wakeup:
 
 @dataclass(frozen=True)
 class Wakeups:
-    """The wakeups that services set for each other, named after the service or the queue that they wake."""
+    """The wakeups that services set for each other, each named after the service that it wakes, or after its queue."""
 
     responses: Wakeup = field(default_factory=Wakeup)
     dispatcher: Wakeup = field(default_factory=Wakeup)
