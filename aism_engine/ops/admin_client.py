@@ -1,7 +1,8 @@
 """Client for operators: reads the engine's records, sends requests, receives events. Writes nothing but requests.
 
 All methods raise `ServerUnavailableError` while the server cannot serve. `request`, `wait` and `events` raise it
-only at their start: later they wait until the server serves again.
+only at their start: later they wait until the server serves again. `request` also raises it later if the user may not
+read the reply (`noperm`).
 """
 
 import getpass
@@ -73,7 +74,8 @@ class AdminClient(Inspector):
     ) -> dict[str, Any]:
         """Send a request and return the engine's reply. Raises NoReplyError, or MalformedError if it cannot be encoded.
 
-        Raises ServerUnavailableError if Redis cannot take the request. During a later outage it waits.
+        Raises ServerUnavailableError if Redis cannot take the request, or if the user may not read the reply. During
+        any later outage it waits.
         """
         import asyncio  # noqa: PLC0415  slow to import
 

@@ -61,9 +61,9 @@ def entry_day(entry_id: str) -> str:
 
 
 class Cursor(NamedTuple):
-    """The last entry that was read. Without a commit it is only an id to read after: there may be no such entry.
+    """The last entry that was read. If `commit` is empty, reading starts after `id`, even if no such entry exists.
 
-    `number` is how many entries had ever been written by then, None if the server does not count.
+    `number` is the position of the entry, counted from the first one ever written; None if it is unknown.
     """
 
     id: str = BEGINNING

@@ -51,13 +51,13 @@ class AuditRetention:
         await self._client.hdel(self._keys.archives, archive)
 
     async def trim_audit(self, token: str, keep: int, before: str | None) -> tuple[TrimCode, int, bool]:
-        """Trim some entries, down to `keep`, but not the entry `before` nor any after it.
+        """Trim some of the oldest entries. At least `keep` entries remain, and all entries from the id `before` on.
 
         Returns the script's code, how many entries were trimmed, and whether another call may trim more.
 
         The script compares the fencing token, so that a former leader with other settings trims nothing. Cursors move
-        forward, so a `before` that is a moment old keeps too many entries, not too few. This method trims an entry that
-        a live archive needs only if the cursor of the archive moves back after `before` was read.
+        forward, so a `before` that is a moment old keeps too many entries, not too few. Exception: if the cursor of a
+        live archive moves back after `before` was read, this method may trim entries that this archive still needs.
         """
         arguments: list[Argument] = [token, keep, _TRIM_ENTRIES, before or ""]
         code, removed, more = await TRIM_AUDIT(self._client, [self._keys.epoch, self._keys.audit], arguments)

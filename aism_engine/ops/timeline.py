@@ -40,7 +40,11 @@ _WITH_TYPE: Final = frozenset({"agent_first_seen", "agent_registered", "metadata
 
 
 class OpenCommand(Struct, frozen=True):
-    """A command that had not ended. `status` is None if it is not recorded; `since` is when the status began."""
+    """A command that had not ended. `status` is None if it is not recorded.
+
+    `since` is when the status began, None if that is not recorded. If all facts about the command are missing, `since`
+    is when the command was accepted.
+    """
 
     command_id: str
     type: str | None

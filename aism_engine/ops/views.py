@@ -33,7 +33,10 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     agent: AgentRecord
     heartbeat_age_s: float | None = None
-    """Time since its last heartbeat, by the agent's clock; None without one, or if its score is not a timestamp."""
+    """Age of its last heartbeat: Redis `TIME` minus the timestamp that the agent wrote.
+
+    None if there is no heartbeat, or if its score is not a timestamp.
+    """
     queued: int | None = None
     """Commands in its list that it has not taken yet; None if the key is not a list."""
     commands: list[Command] = field(default_factory=list)

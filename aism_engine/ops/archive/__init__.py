@@ -14,7 +14,8 @@ Guaranteed:
 - The archive continues after its last complete line. A line torn by a kill -9 is cut off, and its entry is read
   again from the audit.
 - One engine writes to a directory. A second engine finds it locked.
-- `synced` is the last entry that survives a power loss. The audit is trimmed only up to that entry.
+- `synced` is the last entry that survives a power loss. While an archive reports to Redis, the audit is trimmed only up
+  to that entry, unless it has more entries than `retention.audit_entries_max`.
 
 What can fail: an OSError in a write or sync closes the archive and cuts off what was not synced, since it is unknown
 how much of it reached the disk. The audit still holds those entries. Damage with complete lines after it is moved to a

@@ -35,7 +35,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 class CheckResult(NamedTuple):
-    """What a check found. Its code and reason are those of the check."""
+    """What a check found. `Checks.run` adds the code and the reason of the check, and makes a `Finding` of them."""
 
     severity: Severity
     summary: str

@@ -20,7 +20,9 @@ class FleetFacts(Struct, kw_only=True):
 FLEET_CHECKS: Final = Checks[FleetFacts]()
 
 
-@FLEET_CHECKS.add("Without a leader no message is applied, no command is sent or ends, and no agent is found lost.")
+@FLEET_CHECKS.add(
+    "Without a leader no message is applied, no command is dispatched or ended, and no agent is marked as lost."
+)
 def leader(fleet: FleetFacts) -> CheckResult | None:
     lease = fleet.lease
     if lease is None:

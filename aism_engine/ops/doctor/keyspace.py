@@ -93,14 +93,14 @@ def orphaned_agents(keyspace: KeyspaceFacts) -> CheckResult | None:
     )
 
 
-@KEYSPACE_CHECKS.add("Nothing ends such a command until an engine has restored its deadline.")
+@KEYSPACE_CHECKS.add("Nothing ends such a command or group until an engine has restored its deadline.")
 def orphaned_commands(keyspace: KeyspaceFacts) -> CheckResult | None:
     fix = "Run an engine that may use SCAN: it restores the deadlines, and checks about 500 keys a second."
     found = keyspace.commands_without_deadline
     if keyspace.truncated and not found.count:
-        return note("not all keys were scanned: there may be open commands without a deadline")
-    return _problem(Severity.DANGER, found, "open command", "without a deadline", fix) or ok(
-        "every open command has a deadline"
+        return note("not all keys were scanned: there may be open commands or groups without a deadline")
+    return _problem(Severity.DANGER, found, "missing deadline", "of open commands and groups", fix) or ok(
+        "every open command and group has a deadline"
     )
 
 

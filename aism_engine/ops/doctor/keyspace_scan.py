@@ -1,7 +1,7 @@
 """Scans the keys under a prefix: finds unknown keys, wrong types, missing expiries, and references to missing records.
 
-The fleet may be working meanwhile. So when a record is missing, the scan reads the reference to it again, and then the
-record: the reference is broken only if it still exists and the record is still missing. All scans are bounded.
+The fleet may be working meanwhile. So when a record is missing, the scan reads its reference again, and after that the
+record again. The reference is broken only if it still exists and the record is still missing. All scans are bounded.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -32,11 +32,12 @@ _NO_KEY: Final = -2
 class KeyspaceScan:
     """One scan of one fleet's keys.
 
-    Raises `ServerUnavailableError`, `noperm`, if SCAN is denied, or ResponseError if the server does not have it.
+    Raises `ServerUnavailableError` with the outage `noperm` if SCAN is denied. Raises ResponseError if the server does
+    not support SCAN.
     """
 
     def __init__(self, client: Client, keys: Keys, *, max_keys: int, report: Report | None = None) -> None:
-        """`max_keys` bounds the keys of the server that are scanned, and the members of each index."""
+        """`max_keys` limits how many keys of the server are scanned, and how many members of each index."""
         self._client = client
         self._keys = keys
         self._max_keys = max_keys
@@ -55,7 +56,7 @@ class KeyspaceScan:
         parts = self._keys.prefix.split(":")
         for length in range(1, len(parts)):
             head = ":".join(parts[:length])
-            # The check is skipped if the ACL denies the key: then this user cannot write keys of that fleet.
+            # If the ACL denies this key, the check is skipped: the user has no access to that fleet's keys either.
             with skipping_reported_errors():
                 if (await self._replies([("EXISTS", Keys(head).epoch)]))[0] == 1:
                     self._facts.fleets_above.append(head)
@@ -149,11 +150,14 @@ class KeyspaceScan:
         (count,) = await self._replies([("ZCARD", keys.heartbeats)])
         facts.heartbeats = count if isinstance(count, int) else 0
 
-    async def _dangling(self, scan: str, key: str, record: Callable[[str], RedisCommand]) -> AsyncIterator[str]:
-        """Yield the members of an index that have no record."""
+    async def _dangling(self, scan: str, key: str, find_target: Callable[[str], RedisCommand]) -> AsyncIterator[str]:
+        """Yield the members of a set or sorted set whose target does not exist.
+
+        `find_target` returns the command that asks whether the target of a member exists.
+        """
         lookup = "SISMEMBER" if scan == "SSCAN" else "ZSCORE"
         async for page in self._pages(scan, key):
-            for member in await self._broken({member: (record(member), (lookup, key, member)) for member in page}):
+            for member in await self._broken({member: (find_target(member), (lookup, key, member)) for member in page}):
                 yield member
 
     async def _broken(self, checks: Mapping[str, tuple[RedisCommand, RedisCommand]]) -> list[str]:

@@ -85,7 +85,8 @@ def required_commands(keys: Keys, *, sentinels: bool = False) -> list[RequiredCo
 async def denied_commands(client: Client, commands: Sequence[RequiredCommand]) -> list[RequiredCommand]:
     """Return those of the commands that the user may not send.
 
-    Raises ServerUnavailableError, `noperm`, if a server before 7.0 allows the user scripts, but not MULTI.
+    Raises ServerUnavailableError with the outage `noperm` if the server is older than Redis 7.0, and the user may call
+    scripts but may not send MULTI.
     """
     arguments: list[Argument] = []
     for command in commands:

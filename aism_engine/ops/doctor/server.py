@@ -168,7 +168,8 @@ def replicas(server: ServerFacts) -> CheckResult | None:
         return danger("there is no replica, so the sentinels cannot fail over", "Repair or add a replica.")
     needed = int(server.reported("min-replicas-to-write"))
     if needed > 0:
-        return ok(f"{plural(connected, 'replica')}; the primary accepts writes only while {needed} can follow")
+        condition = f"only while at least {plural(needed, 'replica')} can be reached (min-replicas-to-write)"
+        return ok(f"{plural(connected, 'replica')}; the primary accepts writes {condition}")
     summary = f"{plural(connected, 'replica')}; the primary accepts writes without any (min-replicas-to-write is 0)"
     return danger(summary, fix) if server.watched else warning(summary, fix)
 
