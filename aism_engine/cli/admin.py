@@ -1,4 +1,4 @@
-"""How commands read a fleet, send requests to its engine, and wait for outcomes."""
+"""What subcommands of the CLI share: they read a fleet, send requests to its engine, and wait for outcomes."""
 
 import signal
 import time
@@ -62,10 +62,10 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
         return load_settings(self.config, overrides={**flags, **overrides}).settings
 
     def read(self, act: Callable[[AdminClient], Coroutine[Any, Any, T]]) -> T:
-        """Run `act`, which only reads, with a client of the fleet. Says on standard error if no engine leads.
+        """Run `act`, which only reads, with a client of the fleet. If no engine leads, print a warning.
 
-        Importing redis-py and asyncio takes longer than most reads. They are used only if the settings name sentinels,
-        which the blocking client does not support.
+        A blocking client is used, because importing redis-py and asyncio takes longer than most reads. It does not
+        support sentinels: if the settings name any, `call_fleet` is used instead.
         """
         server = self.settings().redis
         if server.sentinels:
@@ -96,7 +96,7 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
     def send(self, kind: str, payload: Payload, request: RequestOptions, output: Output) -> dict[str, Any]:
         """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`.
 
-        `payload` may be a function that returns the payload, and may read the fleet for it.
+        `payload` is the payload, or a function that reads the fleet and returns the payload.
         """
         ends_at = time.monotonic() + request.timeout_s
 
@@ -185,10 +185,10 @@ async def send_request(
     *,
     request_id: str | None = None,
 ) -> dict[str, Any]:
-    """Send a request to the engine and return its reply. Raises FailedError, or TimedOutError without a reply.
+    """Send a request to the engine and return its reply. Raises TimedOutError if no reply arrives in time.
 
-    A refusal raises FailedError. With `--json` its reply is also printed. At Ctrl-C a notice says that the request
-    stays in its queue.
+    If the engine refuses the request, raises FailedError. With `--json`, also prints the reply of the refusal. At
+    Ctrl-C, prints a notice that the request stays in its queue.
     """
     import asyncio  # noqa: PLC0415  slow to import
 

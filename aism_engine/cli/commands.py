@@ -93,9 +93,9 @@ def wait(
 ) -> ExitCode:
     """Wait until a command has ended, or a group is decided. Exit code 0 means that it has succeeded.
 
-    A group is decided when it has succeeded or failed; some of its commands may still be open. Without --timeout the
-    wait ends with the command, which expires at the latest after its --ttl. On a terminal a line shows its status, its
-    attempt, and what its agent reported last. Ctrl-C ends the wait, not the command.
+    A group is decided when it has succeeded or failed; some of its commands may still be open. Without --timeout,
+    it waits as long as the command may run: a command expires when its time to live (--ttl of send) is over. On a
+    terminal a line shows the status, the attempt, and the agent's latest report. Ctrl-C ends the wait, not the command.
 
     \b
     Example:

@@ -32,9 +32,7 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
         str | None, typer.Option(metavar="SOURCE", help="Only from response_queue, request_queue, fanout or commands.")
     ] = None
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only of this agent.")] = None
-    since: Annotated[float | None, options.time_or_age("Only those since this ISO time, or since an age like 2h.")] = (
-        None
-    )
+    since: Annotated[float | None, options.time_or_age("Only those since this time: ISO, or an age like 2h.")] = None
     until: Annotated[
         float | None, options.time_or_age("Only those before this ISO time, or older than an age like 30d.")
     ] = None
@@ -59,7 +57,10 @@ class Filter(options.OptionSet, frozen=True, kw_only=True):
 
 
 class Selection(Filter, frozen=True, kw_only=True):
-    """Ids, a filter that is not empty, or --all, so that a forgotten option does not change every dead letter."""
+    """Selects the dead letters to change: by ids, by options of the filter, or by --all.
+
+    Exactly one of the three must be given, so that a forgotten option does not select every dead letter.
+    """
 
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters.")] = None
     all_: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False
@@ -136,7 +137,7 @@ def replay(
 
     async def act(admin: AdminClient) -> list[dict[str, Any]]:
         found, outcomes = await selected.read(admin, progress), []
-        # The engine refuses an id without a dead letter, with a reason that is printed.
+        # Ids that were not found are sent as well: the engine refuses each with a reason, which is printed.
         ids = sorted({*found, *(selected.ids or ())}, key=entry_order)
         for dead_letter_id in ids:
             payload = {"dead_letter_id": dead_letter_id}

@@ -58,7 +58,8 @@ def dev(
 ) -> ExitCode:
     """Try the engine with simulated agents on a bundled server.
 
-    Shows the fleet on a terminal, as top does, and logs elsewhere. Ctrl-C stops everything and prints a summary.
+    On a terminal, shows the fleet as top does; otherwise, prints log lines. Ctrl-C stops everything and prints a
+    summary.
     While it runs, other commands can use its server: give them the URL from the screen or the log, as --redis URL.
 
     \b

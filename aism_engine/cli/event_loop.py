@@ -1,4 +1,4 @@
-"""Runs a command that contains an engine, on uvloop if installed. The process ends even if a task hangs."""
+"""Runs `run`, `dev` and `scenario` in an event loop, uvloop if installed. The process ends even if a task hangs."""
 
 import asyncio
 import gc
@@ -19,7 +19,8 @@ _CANCEL_TIMEOUT_S: Final = 1.0
 def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> ExitCode:
     """Run `main`, write the remaining log lines, and return the exit code.
 
-    A task that does not end when cancelled does not keep the process alive, as it would with `asyncio.Runner` alone.
+    Cancels the tasks that remain. If one of them does not end, exits the process without waiting longer;
+    `asyncio.Runner` alone would wait forever.
     """
     tune_garbage_collector()
     runner = asyncio.Runner(loop_factory=_loop_factory())
@@ -43,8 +44,8 @@ def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exi
 def tune_garbage_collector() -> None:
     """Make garbage collection rare: a fleet is a million long-lived objects.
 
-    With Python's default thresholds loading takes a quarter longer, and with 100,000 agents each full collection stalls
-    the event loop for 160 to 350 ms. Nearly all other objects are freed by reference counting.
+    With Python's default thresholds, loading a fleet takes a quarter longer. With 100,000 agents, each full collection
+    stalls the event loop for 160 to 350 ms. Nearly all other objects are freed by reference counting.
     """
     gc.set_threshold(50_000, 5, 400)
 

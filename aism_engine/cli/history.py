@@ -43,9 +43,7 @@ def history(
         str, typer.Argument(metavar="AGENT|COMMAND", parser=values.identifier, help="Id of an agent or of a command.")
     ],
     *,
-    since: Annotated[
-        float | None, options.time_or_age("Only facts since this ISO time, or since an age like 2h.")
-    ] = None,
+    since: Annotated[float | None, options.time_or_age("Only facts since this time: ISO, or an age like 2h.")] = None,
     until: Annotated[float | None, options.time_or_age("Only facts until this ISO time, or an age like 1h.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
@@ -59,9 +57,9 @@ def history(
 ) -> None:
     """Show what is recorded about an agent or a command.
 
-    Prints one fact a line, or with --at the agent as it was at an instant. The archive and the audit in Redis are read
-    as one log. Where entries are missing, a line says so. With --at, the basis `inferred` means that missing entries
-    could change the answer.
+    Prints one fact a line. With --at, prints the agent as it was at that instant. The archive and the audit in Redis
+    are read as one log. Where entries are missing, a line says so. With --at, the basis `inferred` means that missing
+    entries could change the answer.
 
     \b
     Example:
@@ -126,7 +124,7 @@ class _Source:
                 await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
     async def _find_known(self, entries: Collection[EntryKey]) -> set[EntryKey]:
-        """Return which of these entries were read before, as far as this is known: those in the archive."""
+        """Return which of these entries were read before: those in the archive. Without an archive, none are."""
         return self._archive.known(entries) if self._archive is not None else set()
 
 

@@ -41,7 +41,7 @@ class Keyboard:
         self._saved: list[Any] | None = None
 
     @property
-    def is_read(self) -> bool:
+    def is_reading(self) -> bool:
         return self._saved is not None
 
     def __enter__(self) -> Self:

@@ -96,7 +96,7 @@ def field_lines(fields: Fields, tables: Mapping[str, Columns] = {}) -> list[str]
 def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
     """Write aligned columns as plain text, without those that are empty in all rows.
 
-    A heading is the name of its field, without its suffix.
+    A heading is the name of its field in capitals, without a suffix `_id`, `_at` or `_s`.
     """
     headings = [_SUFFIX.sub("", name).replace("_", " ").upper() for name in columns]
     named = zip(headings, columns, strict=True)

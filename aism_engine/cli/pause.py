@@ -29,7 +29,10 @@ _HELP: Final = {
     Example:
       aism-engine drain architect-a1b2c3
     """,
-    "resume": """End a pause or a drain. A hold of the whole fleet and one of an agent end separately.
+    "resume": """End a pause or a drain.
+
+    With --all, this ends only a pause or drain of the whole fleet. Agents that were paused or drained by id or with
+    --select stay so until they are resumed by id or with --select.
 
     \b
     Example:
@@ -71,7 +74,7 @@ pause, drain, resume = map(_build_command, _HELP)
 
 def _format_hold(reply: dict[str, Any]) -> str:
     if "agent_id" not in reply:
-        held = f"; {reply['held_agents']} agents have a hold of their own" if reply["held_agents"] else ""
+        held = f"; agents with a pause or drain of their own: {reply['held_agents']}" if reply["held_agents"] else ""
         return f"the fleet {HOLD_TEXTS[reply['hold']]}{held}"
     fleet = f"; but the fleet {HOLD_TEXTS[reply['fleet_hold']]}" if reply["fleet_hold"] else ""
     return f"agent {reply['agent_id']} {HOLD_TEXTS[reply['hold']]}, with {reply['open']} open commands{fleet}"

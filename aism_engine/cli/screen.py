@@ -1,8 +1,8 @@
 """The screen of `aism-engine top` and `aism-engine dev`: an overview of a fleet, or one of its agents.
 
 The overview has one section for each problem, with the agents that have it, and one for the agents without a problem.
-Sections are cut to fit the height. `Screen` reacts to keys, and holds the selection, the order and the scrolling that
-they change. It does not write to the terminal.
+Sections are cut to fit the height. Keys change the selection, the sort order and the scroll position, which `Screen`
+keeps. `Screen` does not write to the terminal.
 """
 
 import textwrap
@@ -103,7 +103,8 @@ _SORTS: Final[dict[str, Callable[[Row], Any] | None]] = {
 class Screen:
     """Draws an overview, one agent, or the help, as lines for a terminal of a given size.
 
-    `head` returns lines to draw above the overview. `slowest` is how many of the slowest commands to list.
+    `head` returns lines to draw above the overview. `slowest` is the number of commands to list that have been open
+    longest.
     """
 
     def __init__(self, head: Callable[[], Sequence[str]], slowest: int) -> None:

@@ -54,12 +54,13 @@ def send(
     payload: Annotated[
         dict[str, Any] | None, options.parsed(values.json_object, "JSON", "Payload. Default: {}.")
     ] = None,
-    ttl: Annotated[float | None, options.duration("Expire this long after acceptance, as in 10m.")] = None,
+    ttl: Annotated[float | None, options.duration("Expire this long after acceptance, or after --at or --in.")] = None,
     ack_timeout: Annotated[float | None, options.duration("Deliver again if no ack comes within this time.")] = None,
     timeout: Annotated[
         float | None,
         options.duration(
-            "Fail after this long without an outcome or progress. Starts at the ack, without acks at the delivery."
+            "Fail after this long without an outcome or progress. Counted from the ack, or from the delivery if the "
+            "agent sends no acks."
         ),
     ] = None,
     max_attempts: Annotated[int | None, options.number("Give up after N deliveries.", 1, MAX_ATTEMPTS)] = None,

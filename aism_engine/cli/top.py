@@ -35,16 +35,16 @@ _LINES_IN_A_PIPE: Final = 100
 def top(
     *,
     interval: Annotated[float, options.duration("Time between two refreshes. Default: 2s.")] = 2.0,
-    slowest: Annotated[int, options.number("Number of slowest commands to list.", 0)] = 10,
+    slowest: Annotated[int, options.number("Number of commands to list that have been open longest.", 0)] = 10,
     once: Annotated[bool, typer.Option("--once", help="Print one overview and exit.")] = False,
     fleet: FleetOptions,
     output: Output,
 ) -> None:
     """Watch an overview of the fleet until Ctrl-C.
 
-    Shows states, liveness, queues, rates, the commands that have been open longest, and by name the agents that are
-    lost, silent, stuck, diverging, waiting for a human, or held. Rates are averages of the last ten seconds. On a
-    terminal, the key ? lists the keys that sort the agents and show one. With --json each refresh is one line.
+    Shows states, liveness, queues, rates, and the commands that have been open longest. Lists the agents that are lost,
+    silent, stuck, diverging, waiting for a human, or held. Rates are averages of the last ten seconds. On a terminal,
+    press ? to see the keys, for example to sort the agents or to show one agent. With --json each refresh is one line.
 
     \b
     Example:
@@ -110,7 +110,7 @@ async def show_live(
             while screen.press(event := await events.get()):
                 if event == "enter":
                     refresh_wanted.set()
-                lines = screen.draw(console.width, console.height, keys=keyboard.is_read)
+                lines = screen.draw(console.width, console.height, keys=keyboard.is_reading)
                 live.update(Text("\n", no_wrap=True).join(lines), refresh=True)
         finally:
             refreshing.cancel()

@@ -93,7 +93,7 @@ async def test_holds_of_agents_and_of_the_fleet_add_up(fleet: Call, engine: Runn
     assert (await fleet("pause", "w-0")).out == "agent w-0 is paused, with 0 open commands\n"
     paused = await fleet("pause", "--select", "label.team=a", "--reason", "quota", "--timeout", "1h")
     assert (paused.code, paused.out) == (0, "pause: succeeded (2 succeeded, of 2)\n")
-    assert (await fleet("pause", "--all")).out == "the fleet is paused; 2 agents have a hold of their own\n"
+    assert (await fleet("pause", "--all")).out == "the fleet is paused; agents with a pause or drain of their own: 2\n"
     await fleet("send", "w-0", "work", "--id", "c-0")
     await fleet("send", "w-1", "work", "--id", "c-1")
     resumed = await fleet("resume", "w-0")

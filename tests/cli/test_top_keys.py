@@ -25,7 +25,7 @@ import asyncio
 from aism_engine.cli.keyboard import Keyboard
 async def main():
     with Keyboard(asyncio.Queue(), handle_sigterm=True) as keyboard:
-        raise RuntimeError("a bug" if keyboard.is_read else "no keyboard")
+        raise RuntimeError("a bug" if keyboard.is_reading else "no keyboard")
 asyncio.run(main())
 """
 
