@@ -38,7 +38,7 @@ ON_DEMAND: Final = ("codecs",)
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     names = ", ".join((*GROUPS, *ON_DEMAND))
-    parser.add_argument("--only", metavar="ROW[,ROW]", help=f"groups of rows: {names}; default: all but codecs")
+    parser.add_argument("--only", metavar="GROUP[,GROUP]", help=f"groups of rows: {names}; default: all but codecs")
     parser.add_argument("--runs", metavar="N", type=int, default=3, help="runs of each contestant; default: 3")
     parser.add_argument("--quick", action="store_true", help="a tenth of the size: shows that all works, not how fast")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to a file, too")
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.only = tuple(given.only.split(",")) if given.only else GROUPS
     if unknown := set(given.only).difference(GROUPS, ON_DEMAND):
-        parser.error(f"--only: there is no row {', '.join(sorted(unknown))}. Choose from: {names}")
+        parser.error(f"--only: there is no group {', '.join(sorted(unknown))}. Choose from: {names}")
     if given.runs < 1:
         parser.error("--runs: expected at least 1")
     return given

@@ -2,8 +2,8 @@
 
 Messages to the engine are encoded from a dict, and decoded in batches of 512 with all checks of the engine
 (`decode_responses`, `decode_requests`). Commands are encoded from a struct, and decoded without checks, as agents do.
-The limit of decoding is decoding without checks. The shortest of several rounds counts, because other load can only
-make a round longer.
+The limit with which decoding is compared is the same decoding without checks. The shortest of several rounds counts,
+because other load can only make a round longer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ FINDINGS: Final = [
     }
     for number in range(50)
 ]
-"""A large payload of text and numbers, about 160 bytes each."""
+"""A large payload of text and numbers. Each finding has about 160 bytes."""
 REGISTRATION: Final = {"type": "architect", "labels": {"team": "core", "zone": "b"}, "capabilities": ["ack"]}
 RESPONSES: Final[list[tuple[str, str, dict[str, Any], bool]]] = [
     ("register", "register", REGISTRATION, False),

@@ -1,7 +1,8 @@
 """Measures how fast a consumer drains a preloaded queue: an engine, the limit, or a peer.
 
-All are measured in the same way, from outside: from the first poll that finds the queue shorter than it was, until it
-is empty. What the consumer needs for its start is not counted.
+The engine and the peers are measured from outside: from the first poll that finds fewer messages in the queue than the
+backlog has responses, until the queue is empty. The start of the consumer and the preamble of the backlog are not
+counted.
 
 The limit is what the server can do: each call of `commit.lua` is decided, built and packed beforehand, and all calls
 are sent without waiting for replies. It leaves out peeking, deciding and packing, so no engine can reach it.
@@ -43,7 +44,10 @@ TOKEN: Final = "1:bench"  # noqa: S105  a fencing token is not a secret
 
 
 class Backlog(NamedTuple):
-    """Responses in a queue. Those of `preamble` come first and make the agents known. Only the limit counts them."""
+    """Responses in a queue. Those of `preamble` come first and make the agents known.
+
+    The rate of the limit includes the preamble. The rates of the engine and the peers do not.
+    """
 
     responses: Sequence[bytes]
     preamble: Sequence[bytes] = ()

@@ -85,13 +85,13 @@ class RawConnection:
         self._replies = hiredis.Reader()
 
     def send(self, *commands: Command) -> None:
-        packed = (hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # of any length
+        packed = (hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # annotated as a 1-tuple
         self.send_packed(b"".join(packed))
 
     def send_packed(self, data: bytes) -> None:
         self._socket.sendall(data)
 
-    def read(self) -> Any:  # noqa: ANN401  a reply is what the command makes it
+    def read(self) -> Any:  # noqa: ANN401  the type of a reply depends on the command
         while (reply := self._replies.gets()) is False:
             self._replies.feed(self._socket.recv(1 << 16))
         if isinstance(reply, Exception):

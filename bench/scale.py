@@ -28,7 +28,7 @@ def by_agents(options: Options, server: EmbeddedServer) -> Iterator[Row]:
     """Compare fleets of three sizes, with the same number of responses.
 
     With 100 agents a commit of 512 responses has five of each agent, whose record is written once. From 512 agents on,
-    each response of a commit writes another record.
+    all responses of a commit are from different agents, so the commit writes one record for each response.
     """
     many, count = options.size(100_000, 10_000), options.size(200_000, 40_000)
     contestants: dict[str, Callable[[], Drained]] = {

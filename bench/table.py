@@ -23,7 +23,7 @@ class Row(NamedTuple):
     figure: float
     unit: str
     limit: float | None = None
-    """What no engine can be better than."""
+    """The best figure that is possible: no engine can exceed it."""
     peers: Mapping[str, float | str] = {}
     """Figure of each peer, or why it was not measured."""
     note: str = ""

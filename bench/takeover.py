@@ -78,7 +78,7 @@ def responses(agents: int) -> Iterator[dict[str, Any]]:
 
 
 def populate(client: Client, agents: int, commands: int) -> None:
-    """Add the fleet and its open commands, each for another agent."""
+    """Add the fleet and its open commands, each for a different agent."""
     push(client, KEYS.response_queue, responses(agents))
     wait_empty(client, KEYS.response_queue)
     payloads = ({"agent_id": agent_id(number), "command": {"type": "w"}} for number in range(commands))

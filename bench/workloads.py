@@ -46,7 +46,7 @@ def transition(number: int, agents: int, **fields: Any) -> bytes:  # noqa: ANN40
 
 
 def registrations(agents: int) -> list[bytes]:
-    """Return responses that register agents: each has the state bootstrap then."""
+    """Return responses that register agents. A registered agent starts in the state `bootstrap`."""
     payload = {"type": "architect", "labels": {"team": "a"}, "capabilities": ["ack"]}
     return [response(10**9 + number, "register", number, payload) for number in range(agents)]
 
@@ -130,7 +130,10 @@ def _result(number: int, agent: int, command_id: str) -> bytes:
 
 
 def send_commands(server: EmbeddedServer, agents: int, commands: int) -> None:
-    """Register agents, send them commands in turn, and take the commands from their lists. An engine applies this."""
+    """Register agents, send them commands in turn, and take the commands from their lists.
+
+    The function starts an engine that applies the registrations and the requests, and kills it afterwards.
+    """
     client = connect(server.url)
     with EngineProcess(server.url):
         push(client, KEYS.response_queue, registrations(agents))

@@ -81,7 +81,7 @@ def test_all_groups_but_the_ones_on_demand_run_by_default() -> None:
 def test_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--only", "latency,speed"])
-    assert "there is no row speed" in capsys.readouterr().err
+    assert "there is no group speed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("group", [*GROUPS, *ON_DEMAND])
