@@ -74,9 +74,10 @@ class Agent(Verbs):
         stop_timeout_s: float = 10.0,
         outbox: int = 1000,
     ) -> None:
-        """Server and prefix default to AISM_REDIS_URL and AISM_REDIS__PREFIX. Raises ValueError for an invalid id.
+        """Server and prefix default to AISM_REDIS__URL, or else AISM_REDIS_URL, and to AISM_REDIS__PREFIX.
 
-        After nine tenths of `stop_timeout_s`, a stop cancels the handlers. The rest is for unsent messages.
+        Raises ValueError for an invalid id. After nine tenths of `stop_timeout_s`, a stop cancels the handlers. The
+        rest is for unsent messages.
         """
         default_url, default_prefix = default_server()
         url, prefix = url or default_url, prefix or default_prefix
@@ -131,7 +132,7 @@ class Agent(Verbs):
         except ServerUnavailableError:  # it is logged
             sys.exit(ExitCode.UNAVAILABLE)
         except AismError as error:
-            log.error("agent_failed", reason=str(error))  # noqa: TRY400  the reason is for people
+            log.error("agent_failed", reason=str(error))  # noqa: TRY400  no traceback: the reason says enough
             sys.exit(ExitCode.REFUSED)
 
     async def run(self, stopping: asyncio.Event) -> None:

@@ -12,14 +12,17 @@ T = TypeVar("T")
 
 
 def default_server() -> tuple[str, str]:
-    """Return the URL of the server and the prefix of the keys, from the environment or their defaults."""
+    """Return the URL of the server and the prefix of the keys, from the environment or their defaults.
+
+    AISM_REDIS_URL is short for AISM_REDIS__URL, which wins if both are set.
+    """
     url = os.environ.get("AISM_REDIS__URL") or os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:6379/0"
     return url, os.environ.get("AISM_REDIS__PREFIX") or "aism"
 
 
 def add_server_options(parser: argparse.ArgumentParser, *, with_defaults: bool = True) -> None:
     url, prefix = default_server() if with_defaults else (argparse.SUPPRESS, argparse.SUPPRESS)
-    url_help = "Redis server; default: AISM_REDIS_URL, then localhost"
+    url_help = "Redis server; default: AISM_REDIS__URL, then AISM_REDIS_URL, then localhost"
     prefix_help = "prefix of every key: names the fleet; default: AISM_REDIS__PREFIX, then aism"
     parser.add_argument("--redis", metavar="URL", default=url, help=url_help)
     parser.add_argument("--prefix", metavar="NAME", type=parsed(values.prefix), default=prefix, help=prefix_help)

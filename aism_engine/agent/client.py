@@ -4,8 +4,8 @@ Every message has an id of its own. If Redis does not confirm a message, `send` 
 a few times: the engine ignores the second copy. A command is popped once: if the reply to the pop is lost, the command
 is lost too, unless the agent registered with the capability `ack`. Then the engine delivers it again.
 
-Every method raises `ServerUnavailableError` while Redis is not available, and `MalformedError` for a message that the
-engine would refuse.
+A method that calls Redis raises `ServerUnavailableError` while Redis is not available, except `local_deadline`. A
+method that builds a message raises `MalformedError` if the engine would refuse the message.
 """
 
 import asyncio

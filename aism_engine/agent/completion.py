@@ -15,7 +15,7 @@ _BY_TYPER: Final = {"help", "install_completion", "show_completion"}
 
 def complete(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Print or install the completion script of a shell, or print the completions of a command line."""
-    words_to_complete()  # joins the parts of words that Bash has split, in the variables that typer reads
+    words_to_complete()  # Bash splits words at `:` and `=`; this joins them in the variables that typer reads
     app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
     _add_commands(app, parser)
     return int(app(arguments, prog_name="aism", standalone_mode=False) or 0)

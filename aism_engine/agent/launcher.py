@@ -3,9 +3,11 @@
     python launcher.py CONTROL KILL_AFTER_S PROGRAM [ARGUMENT ...]
 
 CONTROL is the file descriptor of a socket to the agent. When the agent shuts down its side, or dies, the program must
-end. The launcher writes one line when the program has ended: `exit CODE` or `signal NUMBER`. If the program cannot be
-started, it writes only `error ERRNO`. Then it ends what the program has left behind, and writes
-`left COUNT`, the number of processes that it could not end.
+end. The launcher reports to the agent by lines on this socket:
+
+- `error ERRNO`: the program could not be started. No other line follows.
+- `exit CODE` or `signal NUMBER`: the program has ended. This line is not written if the agent has asked for the end.
+- `left COUNT`: the launcher has ended the program and all its descendants, except COUNT that it could not end.
 
 The launcher is the subreaper of the program: descendants that leave the process group and lose their parent become
 children of the launcher, so it finds and reaps all of them. It gives the program the default action for every signal.

@@ -20,7 +20,7 @@ class Outages:
 
     def __init__(self) -> None:
         self._failing: dict[object, str] = {}
-        """The outage that each failing call met last."""
+        """Name of the latest outage of each failing call. The key is an object that stands for the call."""
 
     @property
     def current(self) -> str | None:

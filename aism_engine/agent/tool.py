@@ -81,7 +81,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _call(options: argparse.Namespace) -> int:
     try:
         if hasattr(options, "wait"):
-            check_output()  # a message that is taken must be printed
+            check_output()  # take no message while standard output is closed: it could not be printed
         with closing(SyncAgentClient(options.agent, options.redis, options.prefix)) as client:
             try:
                 result = options.call(client, options)

@@ -60,7 +60,7 @@ _argument = partial(methodcaller, "add_argument")
 _REPEATABLE: Final[Mapping[str, Any]] = {"action": "append", "default": []}
 _TYPE = _argument("--type", required=True, type=types.type_name, help="type of the agent; determines its state machine")
 _LABEL = _argument(
-    "--label", metavar="NAME=VALUE", type=types.label, help="for selectors of operators; repeatable", **_REPEATABLE
+    "--label", metavar="NAME=VALUE", type=types.label, help="lets operators select you; repeatable", **_REPEATABLE
 )
 _REASON = _argument("--reason", metavar="TEXT", help="recorded in the audit")
 _WAIT = _argument(
