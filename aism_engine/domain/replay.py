@@ -46,7 +46,7 @@ def _send_again(ctx: DecisionContext, request: m.Replay, dead_letter: fx.DeadLet
     """Send a dead-lettered command under a new id, linked to the old one. Its options are kept if its record exists."""
     try:
         body = decode_as(m.CommandMessage, dead_letter.raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ErrorReply(_REPLAY_REFUSED, "invalid_message", explain(error))
     agent = find_agent(ctx, dead_letter.agent_id or "", _REPLAY_REFUSED)
     if isinstance(agent, ErrorReply):

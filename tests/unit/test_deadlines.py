@@ -61,3 +61,17 @@ def test_expiry_is_decided_from_the_fleet_and_not_from_a_stale_record(world: Wor
     world.respond("result", command_id="c1")
     decision = decide_deadline(Draft(world.fleet, world.now, stale), world.policy, "command:c1", NOW + 3600)
     assert decision.outcome == "late"
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"[" * 100_000])
+def test_command_whose_body_cannot_be_sent_again_fails_with_that_reason(world: World, body: bytes) -> None:
+    """Another client has damaged its record. Otherwise its deadline would be due for ever."""
+    world.respond("register", type="scribe", capabilities=["ack"])
+    world.send("c1")
+    world.pop()
+    world.poll_list()
+    world.command_records["c1"]["body"] = body
+    world.pass_time(30)  # the ack timeout
+    world.pass_time(1)  # the pause before the second attempt
+    assert (world.status("c1"), world.command_records["c1"]["code"]) == ("failed", "record_damaged")
+    assert world.deadlines == {}

@@ -37,19 +37,26 @@ def next_attempt(ctx: DecisionContext, agent: AgentRecord, command: Command) -> 
     body = ctx.draft.lookups.bodies.get(command.command_id)
     if body is None:
         ctx.decision.outcome = "unchanged"  # the command had another status when the bodies were looked up
-    elif not body:
-        stop_with_error(
-            ctx, command, Status.FAILED, "record_damaged", "cannot be sent again: the body in its record is missing"
-        )
+    elif (message := _decode_body(body)) is None:
+        reason = "cannot be sent again: the body in its record is missing or damaged"
+        stop_with_error(ctx, command, Status.FAILED, "record_damaged", reason)
     elif not command.has_attempts_left:
         attempts = f"{command.attempt} attempts" if command.attempt > 1 else "1 attempt"
         reason = f"did not succeed in {attempts}, with {command.failures} errors"
         stop_with_error(ctx, command, Status.DEAD, "attempts_exhausted", reason)
         add_dead_letter(ctx, "attempts_exhausted", reason, body, "commands", agent.agent_id)
     else:
-        message = decode_as(dict[str, Any], body) | {"attempt": command.attempt + 1}
-        ctx.add(fx.SaveCommand(command.command_id, {"body": encode(message, agent.codec)}))
+        again = encode(message | {"attempt": command.attempt + 1}, agent.codec)
+        ctx.add(fx.SaveCommand(command.command_id, {"body": again}))
         advance(ctx, command, command.wait)
+
+
+def _decode_body(body: bytes) -> dict[str, Any] | None:
+    """Decode the body in a command's record; None if another client has damaged it."""
+    try:
+        return decode_as(dict[str, Any], body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
