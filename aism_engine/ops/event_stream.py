@@ -1,8 +1,9 @@
 """The events of a fleet as they happen: the facts of the audit, and the messages of three channels.
 
 Guaranteed: every fact after the start comes once and in order, also across outages of the server, or an item says what
-is missing. Not guaranteed: the messages of the channels. They are lost while there is no connection, and can be lost
-while much of the audit is unread.
+is missing. Not guaranteed: the messages of the channels. A message that is published while there is no connection is
+lost. The channels are read only after the audit has been read to its end. If that takes long, the server may disconnect
+the subscription, and then its unread messages are lost.
 """
 
 from collections import deque

@@ -47,7 +47,10 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
     @property
     def silent_since(self) -> float | None:
-        """`marked_silent_at` of a silent agent; None for others. The record of a silent agent has liveness `fresh`."""
+        """`marked_silent_at` if the agent is silent, else None.
+
+        The record does not say that an agent is silent: its `liveness` is then `fresh`.
+        """
         return self.marked_silent_at if self.agent.liveness is Liveness.FRESH else None
 
     @property

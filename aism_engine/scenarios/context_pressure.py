@@ -23,7 +23,7 @@ _ROUNDS: Final = 3
 _MAX_EVENTS: Final = 1000
 _SETTINGS: Final = {
     "divergence.poll_interval": 0.2,
-    "divergence.context_evidence_after": 0.1,
+    "divergence.context_evidence_after": 0.1,  # time above the limit after which the divergence is published
     "divergence.context_limit": float(LIMIT),
     "divergence.idle_evidence_after": 3600.0,
 }

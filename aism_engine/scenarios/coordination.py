@@ -75,7 +75,7 @@ async def _run_process(environment: ScenarioEnvironment, name: str, kill_at: int
 
 
 async def _count_collisions(environment: ScenarioEnvironment) -> int:
-    """Count in the audit how often an agent began to count while another one did."""
+    """Count in the audit how often an agent entered `counting` while another agent was in that state."""
     counting: set[str] = set()
     collisions = 0
     for fact in await environment.facts("state_changed"):

@@ -18,8 +18,9 @@ Guaranteed:
   to that entry, unless it has more entries than `retention.audit_entries_max`.
 
 What can fail: an OSError in a write or sync closes the archive and cuts off what was not synced, since it is unknown
-how much of it reached the disk. The audit still holds those entries. Damage with complete lines after it is moved to a
-file `damaged-*.jsonl`. If a day cannot be compressed, its plain file stays.
+how much of it reached the disk. The audit still holds those entries. If complete lines follow a damaged line, the file
+is cut off at the damaged line, and the rest is kept in a file `damaged-*.jsonl`. If a day cannot be compressed, its
+plain file stays.
 
 Not guaranteed:
 

@@ -21,7 +21,7 @@ from aism_engine.ops.doctor.findings import Finding, Severity
 from aism_engine.ops.doctor.fleet import FLEET_CHECKS, FleetFacts
 from aism_engine.ops.doctor.keyspace import KEYSPACE_CHECKS, KeyspaceFacts
 from aism_engine.ops.doctor.keyspace_scan import KeyspaceScan
-from aism_engine.ops.doctor.permissions import denied_commands, required_commands, skipping_reported_errors
+from aism_engine.ops.doctor.permissions import denied_commands, required_commands, skipping_errors_reported_elsewhere
 from aism_engine.ops.doctor.server import CONFIG_NAMES, SERVER_CHECKS, ServerFacts
 from aism_engine.ops.inspector import Inspector, Report
 from aism_engine.settings import RedisSettings
@@ -136,11 +136,11 @@ class FactCollector:
         A value stays None if its command is denied or its key has the wrong type. Other checks report these causes.
         """
         facts, inspector = FleetFacts(), Inspector(self._client, self._keys)
-        with skipping_reported_errors():
+        with skipping_errors_reported_elsewhere():
             lease = await inspector.lease()
             facts.lease = lease if lease.token != "" else None
         if max_agents:
-            with skipping_reported_errors():
+            with skipping_errors_reported_elsewhere():
                 records = await inspector.agent_records(max_agents, report)
                 facts.agents = len(records)
                 for agent in records:
@@ -185,7 +185,7 @@ class FactCollector:
     async def _commits_s(self) -> list[float]:
         """Time the commit script with a token that nobody holds, so that it is fenced before it writes."""
         durations_s = []
-        with skipping_reported_errors():
+        with skipping_errors_reported_elsewhere():
             for _ in range(_COMMITS):
                 batch = Batch(self._keys, Bounds(1, 1, 1), [])
                 keys, arguments = batch.call(f"doctor:{uuid4()}", str(uuid4()), "", None)

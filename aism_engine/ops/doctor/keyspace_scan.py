@@ -12,7 +12,7 @@ from aism_engine.domain.protocol.names import is_identifier
 from aism_engine.errors import ServerUnavailableError
 from aism_engine.ops.doctor.keyspace import KeyspaceFacts
 from aism_engine.ops.doctor.known_keys import KnownKey, classify
-from aism_engine.ops.doctor.permissions import skipping_reported_errors
+from aism_engine.ops.doctor.permissions import skipping_errors_reported_elsewhere
 from aism_engine.ops.inspector import Report
 from aism_engine.store.client_type import Client
 from aism_engine.store.keys import Keys
@@ -57,7 +57,7 @@ class KeyspaceScan:
         for length in range(1, len(parts)):
             head = ":".join(parts[:length])
             # If the ACL denies this key, the check is skipped: the user has no access to that fleet's keys either.
-            with skipping_reported_errors():
+            with skipping_errors_reported_elsewhere():
                 if (await self._replies([("EXISTS", Keys(head).epoch)]))[0] == 1:
                     self._facts.fleets_above.append(head)
 

@@ -132,8 +132,11 @@ def missing_rules(denied: Iterable[RequiredCommand], required: Iterable[Required
 
 
 @contextmanager
-def skipping_reported_errors() -> Iterator[None]:
-    """Suppress a ResponseError, and an outage that a check reports. Other outages raise ServerUnavailableError."""
+def skipping_errors_reported_elsewhere() -> Iterator[None]:
+    """End the block at an error that a check of the doctor reports anyway: a ResponseError or a reported outage.
+
+    Any other outage raises ServerUnavailableError.
+    """
     try:
         yield
     except ResponseError:
