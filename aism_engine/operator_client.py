@@ -69,7 +69,10 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class Operator:
-    """Operator of one fleet. Server and prefix default to AISM_REDIS_URL and AISM_REDIS__PREFIX."""
+    """Operator of one fleet.
+
+    Server and prefix default to AISM_REDIS__URL, or else AISM_REDIS_URL, and to AISM_REDIS__PREFIX.
+    """
 
     def __init__(self, *, url: str | None = None, prefix: str | None = None, reply_timeout_s: float = 30.0) -> None:
         default_url, default_prefix = default_server()

@@ -94,9 +94,10 @@ class FleetOptions(options.OptionSet, frozen=True, kw_only=True):
             self.call(act, consequence)
 
     def send(self, kind: str, payload: Payload, request: RequestOptions, output: Output) -> dict[str, Any]:
-        """Send a request; return its reply, or its outcome if it is for many agents. Raises as `send_request`.
+        """Send a request; return its reply, or its outcome if it is for many agents.
 
-        `payload` is the payload, or a function that reads the fleet and returns the payload.
+        `payload` is the payload, or a function that reads the fleet and returns the payload. Raises FailedError if the
+        engine refuses the request, and TimedOutError if the reply or the outcome does not arrive in time.
         """
         ends_at = time.monotonic() + request.timeout_s
 
@@ -165,7 +166,10 @@ async def _reporting_leader(admin: AdminClient, consequence: str) -> AsyncIterat
 
 
 async def _report_leader(admin: AdminClient, consequence: str, *, led: bool) -> bool:
-    """Return whether an engine leads. Print a notice if this differs from `led`, the result of the previous call."""
+    """Return whether an engine leads. Print a notice if this differs from `led`.
+
+    `led` is the result of the previous call. The first call passes True, so that it reports only a missing leader.
+    """
     try:
         lease = await admin.lease()
     except ServerUnavailableError:
@@ -283,6 +287,9 @@ def outcome_exit_code(outcome: Mapping[str, Any]) -> ExitCode:
 
 
 def _public(record: Mapping[str, str], table: RecordTable[Any]) -> dict[str, Any]:
-    """Return the fields for people in a fixed order: the outcome, the fields of `table`, all others by name."""
+    """Return the fields of a record that have a value and are not internal, in a fixed order.
+
+    The order is: status, code, reason, the other fields of `table`, all others sorted by name.
+    """
     ordered = dict.fromkeys(("status", "code", "reason", *table.fields, *sorted(record)))
     return {name: record[name] for name in ordered if record.get(name) and name not in _INTERNAL_FIELDS}

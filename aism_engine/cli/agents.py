@@ -88,9 +88,9 @@ def forget(agent_id: _AgentId, *, request: RequestOptions, fleet: FleetOptions, 
 def confirm_losses(*, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
     """Confirm that the agents that are silent now are gone.
 
-    If much of a fleet falls silent at once, the engine suspects its own connection and delays losses. After this
-    command it marks the agents that are silent now as lost when liveness.lost_after has passed, however many they are.
-    Agents that fall silent later are not affected.
+    If much of a fleet falls silent at once, the engine suspects its own connection and delays losses. This command
+    confirms the losses of the agents that are silent now: the engine marks each of them as lost, without delay, when
+    its silence has lasted for liveness.lost_after. Agents that fall silent later are not affected.
 
     \b
     Example:

@@ -122,5 +122,5 @@ async def _run(
     stopping.set()
     await engine_task
     for task in ended:
-        task.result()  # raises what has failed
+        task.result()  # raises the exception of a failed task
     return summarize(engine.metrics, seconds)

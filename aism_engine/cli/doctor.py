@@ -22,7 +22,7 @@ from aism_engine.terminal import print_line, printable
 
 _WIDTH: Final = 110
 _UNBROKEN: Final[dict[str, Any]] = {"break_long_words": False, "break_on_hyphens": False}
-"""Commands must stay whole, so that they can be copied."""
+"""Words of a shell command in a text must not be broken, so that the command can be copied."""
 
 
 def doctor(

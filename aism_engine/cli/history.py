@@ -47,7 +47,7 @@ def history(
     until: Annotated[float | None, options.time_or_age("Only facts until this ISO time, or an age like 1h.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with new facts, until Ctrl-C.")] = False,
     at: Annotated[
-        float | None, options.time_or_age("Show the agent as it was at this ISO time, or an age like 2h ago.")
+        float | None, options.time_or_age("Show the agent as it was at this time: ISO, or an age like 2h.")
     ] = None,
     archive: Annotated[
         str | None, typer.Option("--archive", metavar="DIR", help="Archive to read. Default: that of the settings.")

@@ -156,10 +156,20 @@ duration = partial(parsed, values.duration, "DURATION")
 time_or_age = partial(parsed, parse_time_or_age, "TIME")
 
 Redis: TypeAlias = Annotated[
-    str | None, typer.Option("--redis", metavar="URL", help="Redis server. Default: AISM_REDIS_URL, then localhost.")
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        help="Redis server. Default: AISM_REDIS__URL, then AISM_REDIS_URL, then the file of --config, then localhost.",
+    ),
 ]
 Prefix: TypeAlias = Annotated[
-    str | None, typer.Option("--prefix", metavar="NAME", help="Prefix of the keys of the fleet. Default: aism.")
+    str | None,
+    typer.Option(
+        "--prefix",
+        metavar="NAME",
+        help="Prefix of the keys of the fleet. Default: AISM_REDIS__PREFIX, then the file of --config, then aism.",
+    ),
 ]
 Config: TypeAlias = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings in TOML; see config/engine.toml.")

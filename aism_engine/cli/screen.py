@@ -103,7 +103,7 @@ _SORTS: Final[dict[str, Callable[[Row], Any] | None]] = {
 class Screen:
     """Draws an overview, one agent, or the help, as lines for a terminal of a given size.
 
-    `head` returns lines to draw above the overview. `slowest` is the number of commands to list that have been open
+    `head` returns lines to draw above the overview. `slowest` limits the list of the commands that have been open
     longest.
     """
 

@@ -75,7 +75,7 @@ def send(
         options.parsed(
             values.identifier,
             "ID",
-            "Id of the command or group. The same request again under this id has no effect.",
+            "Id of the command or group. If the same request is sent again under this id, it has no second effect.",
             "--id",
         ),
     ] = None,

@@ -35,7 +35,7 @@ _LINES_IN_A_PIPE: Final = 100
 def top(
     *,
     interval: Annotated[float, options.duration("Time between two refreshes. Default: 2s.")] = 2.0,
-    slowest: Annotated[int, options.number("Number of commands to list that have been open longest.", 0)] = 10,
+    slowest: Annotated[int, options.number("List the N commands that have been open longest.", 0)] = 10,
     once: Annotated[bool, typer.Option("--once", help="Print one overview and exit.")] = False,
     fleet: FleetOptions,
     output: Output,
