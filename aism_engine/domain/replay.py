@@ -26,7 +26,7 @@ def replay(ctx: DecisionContext, request: m.Replay, _raw: bytes) -> dict[str, An
     if dead_letter is None:
         return ErrorReply(_REPLAY_REFUSED, "unknown_dead_letter", f"there is no dead letter {dead_letter_id}")
     if dead_letter.size != len(dead_letter.raw):
-        message = f"only {len(dead_letter.raw)} of its {dead_letter.size} bytes are in the dead letter"
+        message = f"the dead letter holds only the first {len(dead_letter.raw)} of {dead_letter.size} bytes"
         return ErrorReply(_REPLAY_REFUSED, "truncated", message)
     if dead_letter.source == "commands":
         reply = _send_again(ctx, request, dead_letter)

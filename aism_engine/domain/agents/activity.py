@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 _MAX_EVENTS: Final = 16
-"""Maximum number of repeated events to remember. Thresholds are `policy.SmallCount`, so none is larger."""
+"""Maximum number of repeated events to remember. Their thresholds are not larger: see `policy.SmallCount`."""
 _EARLIER_INSTANCES: Final = 4
 """Maximum number of earlier instances to remember per agent: an arbitrary number."""
 
@@ -89,10 +89,13 @@ def _with_missed(missed: tuple[MissedDeadline, ...], since: float, now: float) -
 
 
 class AbsentHeartbeat(Struct):
-    """The heartbeat of one agent that declared itself absent. Instants are unix seconds by Redis `TIME`."""
+    """The heartbeat of one agent that has declared a state of `divergence.absent_states`.
+
+    Instants are unix seconds by Redis `TIME`.
+    """
 
     absent_since: float
-    """When the agent declared its absence."""
+    """When the agent entered that state."""
     score: float
     read_at: float
     span: tuple[float, float] | None = None

@@ -101,7 +101,10 @@ class AgentRecord(Held, kw_only=True, omit_defaults=True, gc=False):
     waits_for: str = ""
     """Who must act in the current state: `human`, `agent`, or empty."""
     stay_until: float = 0.0
-    """Deadline of the stay, as last written to the sorted set of deadlines; 0: none. A load reads it from that set."""
+    """Deadline of the stay, as last written to the sorted set of deadlines; 0: none.
+
+    When the engine loads the fleet, it takes the deadline from that set.
+    """
     divergences: dict[str, Divergence] = field(default_factory=dict)
     """Open divergences, by rule."""
     mail_waiting: int = 0

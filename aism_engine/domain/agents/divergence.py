@@ -89,7 +89,7 @@ def idle_at_work(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
 
 
 def heartbeat_while_absent(seen: AgentObservation, limits: DivergenceSettings) -> Verdict:
-    """The agent declares that it is absent, but its heartbeat continues for longer than a restart takes."""
+    """The agent declares an absent state, but its heartbeat continues for longer than a restart takes."""
     agent, heartbeat = seen.agent, seen.heartbeat
     if seen.declared_state not in limits.absent_states:
         return "does not declare an absent state"
@@ -115,7 +115,7 @@ def forbidden_state(seen: AgentObservation, limits: DivergenceSettings) -> Verdi
     if agent.declared is None:
         return "has declared no state since it registered"
     if agent.declared_via in {None, "queue"}:
-        return "has declared a state in a response since"
+        return "has declared its latest state in a response"
     if agent.declared == agent.state or agent.since > agent.declared_at:
         return "has changed its state"
     if seen.seconds_since(agent.declared_at) < limits.forbidden_evidence_after:
@@ -224,7 +224,7 @@ def may_have_changes(agent: AgentRecord, activity: Activity | None, limits: Dive
 
 
 def changes(seen: AgentObservation, limits: DivergenceSettings) -> Iterator[tuple[str, Diverged | str]]:
-    """Yield the rules whose divergence is to be opened or closed. All divergences of an absent agent are closed."""
+    """Yield the rules whose divergence is to be opened or closed. All those of a lost or left agent are closed."""
     agent = seen.agent
     if agent.liveness in ABSENT:
         yield from ((rule, f"the agent is {agent.liveness}") for rule in agent.divergences)

@@ -15,14 +15,14 @@ and is outside it now tells when it last changed:
 - Before the range, and the agent's clock is accurate: the score was the newest in the range when the agent wrote it.
   The agent wrote it `width_s` ago, and the tracker takes that instant as the time of the last change.
 - Before the range, and the agent's clock is slow: the score was already old when the agent wrote it. The agent
-  wrote it less than `width_s` ago. If the agent's previous score was before the range too, the first scan that no
-  longer read the previous score showed that this score had entered the range. If that scan was less than `width_s` ago,
-  the tracker takes its instant as the time of the last change.
+  wrote it less than `width_s` ago. If an older score of the agent was before the range too, the tracker noticed when
+  the agent replaced the older score: the next scan read no score of this agent. The tracker takes the instant of that
+  scan as the time of the last change, unless the scan was more than `width_s` ago.
 
-When an agent's score falls behind the range for the first time, the tracker has seen no entry and does not know whether
-the agent's clock is slow. It takes the clock as accurate. If the clock is slow, the engine overestimates the silence by
-at most `width_s`, which is the smallest `silent_after` of all agent types. This loses no healthy agent, on the
-assumption that an agent sends a heartbeat at least once in `lost_after - silent_after`.
+When an agent's score falls before the range for the first time, the tracker never noticed a replaced score, and does
+not know whether the agent's clock is slow. It takes the clock as accurate. If the clock is slow, the engine
+overestimates the silence by at most `width_s`, which is the smallest `silent_after` of all agent types. This loses no
+healthy agent, on the assumption that an agent sends a heartbeat at least once in `lost_after - silent_after`.
 """
 
 import heapq

@@ -51,17 +51,17 @@ def decide_deadline(
     return ctx.decision
 
 
-def _command_due(ctx: DecisionContext, command: Command, now: float, wrong_type_keys: AbstractSet[KeyKind]) -> None:
-    """Act on the due deadline of a command."""
+def _command_due(ctx: DecisionContext, command: Command, at: float, wrong_type_keys: AbstractSet[KeyKind]) -> None:
+    """Act on the due deadline of a command. `at` is its instant, plus a tolerance for float rounding."""
     decision = ctx.decision
     agent = ctx.draft.agent(command.agent_id)
     if damaged := wrong_type_keys - {"group"}:
         reason = f"cannot continue: wrong Redis type of its {' and '.join(sorted(damaged))}"
         _end(ctx, command, Status.EXPIRED, "expired", reason)
-    elif now >= command.expires_at or agent is None:
+    elif at >= command.expires_at or agent is None:
         reason = "cannot continue: its agent is unknown" if agent is None else "did not end within its time to live"
         _end(ctx, command, Status.EXPIRED, "expired", reason)
-    elif not command.step_at or now < command.step_at:
+    elif not command.step_at or at < command.step_at:
         decision.outcome = "unchanged"
         ctx.add(fx.SetDeadline(command.deadline, command.due_at))
     elif command.status is Status.SCHEDULED:

@@ -28,7 +28,7 @@ class Group(Struct, kw_only=True):
     needed: Annotated[int, INTEGER]
     status: Annotated[GroupStatus, choice(get_args(GroupStatus))] = "open"
     cancel_requested: Annotated[bool, FLAG] = False
-    """Whether the group was cancelled: members that are not accepted yet will not be."""
+    """Whether the group was cancelled. Targets still in the fan-out queue are then counted as cancelled."""
     succeeded: Annotated[int, INTEGER] = 0
     failed: Annotated[int, INTEGER] = 0
     expired: Annotated[int, INTEGER] = 0
@@ -87,5 +87,5 @@ def quorum(text: str | None, total: int) -> int:
             raise ValueError(f"a quorum of {text}: expected 1% to 100%")
         return -(-share * total // 100)
     if not 1 <= int(text) <= total:
-        raise ValueError(f"a quorum of {text}: there are {total} targets")
+        raise ValueError(f"a quorum of {text}: expected 1 to {total}, the number of targets")
     return int(text)

@@ -69,7 +69,7 @@ class Selector(Struct, frozen=True):
         return all(requirement.holds(agent) for requirement in self.requirements)
 
     def selects(self, agent: AgentRecord) -> bool:
-        """Return whether it addresses an agent. A lost or left agent is addressed only if it names liveness."""
+        """Return whether the selector addresses an agent: a lost or left one only if the selector names `liveness`."""
         return self.matches(agent) and (self.names_liveness or agent.liveness not in ABSENT)
 
     @property
@@ -78,7 +78,10 @@ class Selector(Struct, frozen=True):
 
 
 class _Tokens:
-    """The words and symbols of a text, one at a time. `word` or `symbol` is empty; at the end of the text, both are."""
+    """The words and symbols of a text, one at a time.
+
+    A word is in `word`, a symbol in `symbol`; the other one is empty. At the end of the text, both are empty.
+    """
 
     def __init__(self, text: str) -> None:
         self._found = _TOKEN.finditer(text)

@@ -129,7 +129,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
             force_setattr(self, "on_unknown", self.initial)
 
     def allows(self, current: str, target: str) -> bool:
-        """Return whether an agent in `current` may change to `target` unconditionally, as most transitions allow."""
+        """Return whether a transition is allowed and has no conditions. If not, `check` decides."""
         has_conditions = self._targets.get(current, _NO_TARGETS).get(target)
         if has_conditions is None:
             return self.open and len(target) <= MAX_STATE_NAME and is_cached_state_name(target) is not None
@@ -208,7 +208,7 @@ class Machine(Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _refusals(self) -> Callable[[str, str, Actor | None], Refusal]:
-        """`_refuse`, which remembers its results: agents repeat what was refused, and a path takes long to find."""
+        """`_refuse` with a cache, because agents repeat refused transitions, and the search for a path is slow."""
         return lru_cache(maxsize=1024)(self._refuse)
 
     def _refuse(self, current: str, target: str, by: Actor | None) -> Refusal:

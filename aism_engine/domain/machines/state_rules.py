@@ -81,7 +81,7 @@ def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
 
 
 def set_stay_deadline(ctx: DecisionContext, agent: AgentRecord, until: float) -> None:
-    """Write the deadline of an agent's stay, which is in its record too; 0 clears it."""
+    """Write the deadline of an agent's stay to the index of deadlines and to the agent's record; 0: no deadline."""
     if until == agent.stay_until:
         return
     agent.stay_until = until

@@ -1,4 +1,4 @@
-"""Patterns of identifiers and names. An identifier becomes part of a key, so nothing else is accepted.
+"""Patterns of identifiers and names. Identifiers become parts of Redis keys, so other texts are refused.
 
 A module of its own, because the agent's command-line tool pays for each import at each call.
 """
@@ -16,7 +16,7 @@ MAX_STATE_NAME: Final = 64
 MEASUREMENT_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}"
 MAX_MEASUREMENT_NAME: Final = 64
 DEAD_LETTER_ID: Final = r"[0-9]{1,19}-[0-9]{1,19}"
-"""Id of an entry of a stream. Each number of at most 19 digits has 64 bits, so Redis accepts all of these ids."""
+"""Id of an entry of a stream. Every number of at most 19 digits fits in 64 bits, so Redis accepts all of these ids."""
 PREFIX: Final = r"[A-Za-z0-9._{}:-]{1,64}"
 """First part of the keys of a fleet."""
 
