@@ -71,8 +71,8 @@ class Batch:
         """Translate all effects of the decisions, in order.
 
         `message_ids` has a pair (agent id, message id) for each message that the decisions are about. The audit entry
-        lists the pairs that no fact mentions. So it contains the ids of all messages, and the next leader recognizes a
-        duplicate of each.
+        must contain each pair, so that the next leader recognizes a duplicate of each message. Some facts contain a
+        pair already; the entry lists the others.
         """
         self.keys = keys
         self.bounds = bounds
@@ -156,7 +156,7 @@ class Batch:
     # --- building blocks of the effects -------------------------------------------------------------------------------
 
     def key(self, name: str, type_code: str) -> int:
-        """Number a key. `type_code` is one of the letters that `commit.lua` lists."""
+        """Return the number of a key. A new key gets the next number. `type_code`: see ARGV[4] of `commit.lua`."""
         number = self._key_numbers.get(name)
         if number is None:
             number = self._key_numbers[name] = len(self._key_numbers) + 1

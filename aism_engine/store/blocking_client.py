@@ -45,7 +45,7 @@ class BlockingClient:
         return self._redis.call(*_flat(words))
 
     async def execute_commands(self, commands: Iterable[Iterable[Any]], *, raise_wrong_type: bool = True) -> list[Any]:
-        """Send commands at once, as `NamingRedis.execute_commands`."""
+        """Send commands in one pipeline, as `NamingRedis.execute_commands`."""
         replies = self._redis.replies([_flat(words) for words in commands])
         for reply in replies:
             if isinstance(reply, Exception) and (raise_wrong_type or getattr(reply, "outage", "") != "wrong_type"):

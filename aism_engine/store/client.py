@@ -34,7 +34,8 @@ class NamingRedis(Redis):
     async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
         """Send one command, and return its reply.
 
-        redis-py adds retries and statistics of its own to each call, which take a third of its time. We use neither.
+        The method of redis-py also retries and keeps statistics. Both together take a third of the time of a call, and
+        we use neither.
         """
         with naming_outages():
             pool: Any = self.connection_pool
@@ -46,7 +47,7 @@ class NamingRedis(Redis):
                 await pool.release(connection)
 
     async def execute_commands(self, commands: Iterable[Sequence[Any]], *, raise_wrong_type: bool = True) -> list[Any]:
-        """Send commands at once, and return their replies. Raises the first error.
+        """Send commands in one pipeline, and return their replies. Raises the first error.
 
         With `raise_wrong_type` False, the error about a key of the wrong type is the reply instead.
         """
@@ -54,7 +55,7 @@ class NamingRedis(Redis):
         for command in commands:
             pipeline.execute_command(*command)
         with naming_outages():
-            # redis-py would raise the first error itself, with a text that begins with the command, not with its code.
+            # If redis-py raised the first error, its text would begin with the command instead of the error code.
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             for reply in replies:
                 if isinstance(reply, Exception) and (raise_wrong_type or outage_of(reply) != "wrong_type"):

@@ -27,8 +27,9 @@ _LOG_LINES = 20  # number of log lines in an error
 _PORT_ATTEMPTS = 5  # arbitrary; an attempt fails only if another process binds the free port first
 _POLL_INTERVAL_S = 0.005
 _STOP_TIMEOUT_S = 3.0  # then the server is killed; `aism-engine dev` promises to end within 5 s
-# A small interpreter that becomes the program, with the same process id. A `preexec_fn` needs no interpreter, but it is
-# not safe in a process with threads: Python 3.12 and later warn about it.
+# The code of a small Python process. It asks the kernel to be killed when its parent ends, and then executes the server
+# under the same process id. A `preexec_fn` would need no such process, but it is not safe in a process with threads.
+# Python 3.12 and later warn about it.
 _BOOTSTRAP: Final = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]

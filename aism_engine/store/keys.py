@@ -17,6 +17,8 @@ class Keys:
         self.request_queue = f"{prefix}:engine:request_queue"
         self.requests = f"{prefix}:engine:requests"
         self.request_reply: KeyOf = lambda request_id: f"{prefix}:engine:replies:{request_id}"
+        # The reply to a decided request, kept for a repetition of that request. `request_reply` is the list that the
+        # sender pops.
         self.saved_reply: KeyOf = lambda request_id: f"{prefix}:engine:request:{request_id}"
 
         self.state_changes = f"{prefix}:events:state_changes"
@@ -51,6 +53,7 @@ class Keys:
 
         self.lease = f"{prefix}:engine:lease"
         self.epoch = f"{prefix}:engine:epoch"
+        # When an engine last took or renewed the lease.
         self.led_at = f"{prefix}:engine:led_at"
         self.ledger = f"{prefix}:engine:ledger"
         self.publication_cursor = f"{prefix}:engine:publication_cursor"

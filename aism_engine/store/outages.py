@@ -51,7 +51,10 @@ def outage_of(error: BaseException) -> str | None:
 
 @contextmanager
 def naming_outages() -> Iterator[None]:
-    """Turn the error of a connection into `ServerUnavailableError` if it means an outage; raise others unchanged."""
+    """Turn an error that means an outage into `ServerUnavailableError`, and NOSCRIPT into `MissingScriptError`.
+
+    Other errors are raised unchanged.
+    """
     try:
         yield
     except NoScriptError as error:

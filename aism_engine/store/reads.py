@@ -212,7 +212,10 @@ class FleetReader:
     # --- requests, dead letters, sizes --------------------------------------------------------------------------------
 
     async def saved_replies(self, request_ids: Sequence[str]) -> dict[str, bytes]:
-        """Read the saved replies to requests that were decided before: a digest of the request, a space, the reply."""
+        """Read the saved replies to requests that were decided before.
+
+        The format of each value is: a digest of the request, a space, the reply.
+        """
         if not request_ids:
             return {}
         return _present(request_ids, await self._client.mget(map(self.keys.saved_reply, request_ids)))

@@ -22,7 +22,10 @@ _TEXTS: Final = {
 REPLY_OUTAGES: Final = frozenset({*_OUTAGES.values(), *_TEXTS.values()})
 NOT_REDIS: Final = "the reply is not one of a Redis server"
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
-"""The error code of a command in a script, which before Redis 7.0 follows the line number."""
+"""Finds the error code of a command that failed in a script. Before Redis 7.0 the script's own error reply contains it.
+
+There it follows the name `@user_script` and the number of a line.
+"""
 _DENIED_IN_SCRIPT: Final = re.compile(
     r"(^|@user_script: ?\d+: )(ACL failure in script|The user executing the script can't)\b"
 )

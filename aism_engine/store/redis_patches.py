@@ -152,7 +152,7 @@ PATCHED: Final[dict[type, type]] = {
 
 
 class PatchedPool(ConnectionPool):
-    """A pool that does without redis-py's statistics and retries, which take longer than everything else here."""
+    """A pool without the statistics and retries of redis-py, which take longer than the rest of the pool's work."""
 
     async def get_connection(self, *_args: Any, **_options: Any) -> Any:  # noqa: ANN401 - redis-py's own signature
         connection: Any = self.get_available_connection()  # type: ignore[no-untyped-call]

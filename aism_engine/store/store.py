@@ -32,9 +32,10 @@ class Peek(NamedTuple):
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    A prefetch is a peek that skips the messages of the current batch, because they stay in the queue until the batch is
-    committed. If a commit reaches the server before the prefetch, the queue may be shorter, and the prefetch skips
-    messages of the next batch. The caller detects this by an id that it does not expect, and drops the prefetch.
+    The caller uses it to check a prefetch. A prefetch is a peek that skips the messages of the current batch, which
+    stay in the queue until that batch is committed. If the server applies a commit before the prefetch, the skipped
+    messages may be others, which no peek has read. Then this id is not the one that the caller expects, and the caller
+    drops the prefetch.
     """
 
     @property

@@ -79,7 +79,8 @@ class Subscription:
     async def close(self) -> None:
         pubsub, self._pubsub, self._empty_reads = self._pubsub, None, 0
         if pubsub is not None:
-            async with self._sync_lock:  # redis-py raises AttributeError in a task that is subscribing meanwhile
+            # Without the lock, closing makes redis-py raise AttributeError in another task that is subscribing.
+            async with self._sync_lock:
                 await pubsub.aclose()
 
     async def _check_alive(self, *, silent: bool) -> None:

@@ -40,12 +40,12 @@ class SyncRedis:
         self._socket: socket.socket | None = None
         self._connect()
 
-    def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - a reply is what the command makes it
+    def call(self, *words: Word, wait_s: float = 0.0) -> Any:  # noqa: ANN401 - the type of a reply depends on the command
         """Send one command. `wait_s` is how long the command itself may block."""
         return self.calls([words], wait_s=wait_s)[0]
 
     def calls(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
-        """Send several commands at once, and return their replies. Raises the first error."""
+        """Send several commands in one pipeline, and return their replies. Raises the first error."""
         replies = self.replies(commands, wait_s=wait_s)
         for reply in replies:
             if isinstance(reply, Exception):
@@ -53,7 +53,7 @@ class SyncRedis:
         return replies
 
     def replies(self, commands: Sequence[Sequence[Word]], *, wait_s: float = 0.0) -> list[Any]:
-        """Send several commands at once, and return their replies. A reply may be an error.
+        """Send several commands in one pipeline, and return their replies. A reply may be an error.
 
         After an error of the connection the next call connects again: it must not read the replies that are left.
         """

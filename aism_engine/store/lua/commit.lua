@@ -34,7 +34,7 @@
 --   RELEASE list, record                 push the body to the list
 --   WITHDRAW list, record[, notice]      remove the body from the list; if the list does not contain it, OVERTAKE with the notice
 --   FORWARD list, waiting                move every element of `waiting` to the list, oldest first
---   OVERTAKE list, body                  push the body to the end of the list that is popped next
+--   OVERTAKE list, body                  push the body to the tail of the list, so that the agent pops it next
 --
 -- Returns {code, details}:
 --   APPLIED       1   written; details are positions in ARGV of writes that failed, which only a bug can cause

@@ -8,7 +8,8 @@
 -- Returns for each list the head of its oldest command: '' if the list has none, false if the key is not a list.
 
 -- Maximum number of elements that are examined in one list. If all of them are cancels, the head of a cancel is returned, and
--- the engine detects no deliveries. An agent that leaves so many cancels in its list pops nothing.
+-- the engine detects no deliveries. An agent pops cancels first, so an agent with that many cancels in its list is not popping,
+-- and has no new deliveries.
 local MAX_CANCELS = 100
 local max_bytes = tonumber(ARGV[1])
 local CANCELS = {  -- the first two fields of a `cancel`: in JSON; in MessagePack with an id of up to 31 bytes; with a longer id
