@@ -25,7 +25,7 @@ class SystemClock:
 
 
 ROUNDING_S: Final = 0.002
-"""Largest error of an instant that was written and read back: `iso` has milliseconds."""
+"""Tolerance for comparing an instant with its text: `iso` truncates it to milliseconds."""
 
 
 _FIRST: Final = -62_135_596_800.0

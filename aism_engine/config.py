@@ -57,8 +57,8 @@ def load_settings(
 ) -> LoadedSettings:
     """Load the settings from all sources.
 
-    `overrides` are the flags: dotted keys to values or their text; None means that the flag was not given. Raises
-    ConfigError with every problem of every source.
+    `overrides` maps the dotted key of each flag to its value, which may be text as in the environment, or to None if
+    the flag was not given. Raises ConfigError with every problem of every source.
     """
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}

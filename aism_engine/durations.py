@@ -21,7 +21,11 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration so that `parse_duration` returns the same number: in the largest unit that needs no fraction."""
+    """Write a duration so that `parse_duration` returns the same number.
+
+    A whole number of seconds is written in the largest unit that needs no fraction: `90s`, `2m`, `1h`. Other durations
+    are written in seconds, or in milliseconds if they are shorter than a second and that is exact.
+    """
     if seconds == 0:
         return "0s"
     for unit, length in _UNITS.items():

@@ -1,4 +1,4 @@
-"""Rate limit of the log: repetitions of an event are counted and reported, so that they hide no other line."""
+"""Rate limit of the log: suppresses and counts the repetitions of an event, so that they hide no other line."""
 
 import threading
 import time

@@ -14,7 +14,10 @@ from prometheus_client import Gauge
 
 OTHER: Final = "other"
 PAIRS_PER_VALUE: Final = 8
-"""Pairs for each value of a label: agents of each type can be in each of the eight states of the machine `journey`."""
+"""A gauge over pairs keeps this many pairs for each value that a label keeps.
+
+The number is that of the states of the machine `journey`: agents of each type can be in each of these states.
+"""
 _Pair: TypeAlias = tuple[str, str]
 _OTHER_PAIR: Final = (OTHER, OTHER)
 T = TypeVar("T", bound=Hashable)
@@ -37,7 +40,7 @@ class BoundedLabel(Generic[T]):
 
 
 class CountGauge:
-    """A gauge with two labels. `set` gets the counts of all pairs at once; an exported pair without a count becomes 0.
+    """A gauge with two labels. `set` takes the counts of all pairs; an exported pair that is not among them becomes 0.
 
     Fifty types in fifty states would be 2,500 series. The first pairs keep their labels, all others count as the pair
     `other`, `other`.
@@ -66,8 +69,9 @@ class CountGauge:
 class MeasurementStats:
     """Statistics of what agents measure, by agent type and name of the measurement: count, mean, minimum, maximum.
 
-    If there are more pairs than `limit`, the pairs that most agents have keep their labels, so that nobody can take all
-    of them by inventing names. Of `other` only the count is exported: its values have nothing in common.
+    If there are more than `limit` pairs, those with the most agents keep their labels. An agent that invents names can
+    therefore not displace the names that many agents use. Of `other` only the count is exported: its values have
+    nothing in common.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class RetentionSettings(Section, frozen=True):
     dead_letter_ttl: Annotated[Seconds, "Time until a dead letter is removed"] = 2_592_000.0
     oversized_messages: Annotated[Count, "Number of oversized messages that are kept whole"] = 16
     absent_agent_ttl: Annotated[
-        Seconds, "Time without a sign of life until an agent that is not fresh is forgotten"
+        Seconds, "Time without a sign of life until a lost, left or unknown agent is forgotten"
     ] = 604_800.0
     archive_ttl: Annotated[
         Seconds, "Time without a report from an archive until the audit is no longer kept for it"

@@ -1,4 +1,7 @@
-"""Values that people write as arguments of both tools. Each function raises ValueError, with words for people."""
+"""Parses values that people write as arguments of `aism` and `aism-engine`.
+
+Each function raises ValueError with a message for people.
+"""
 
 import json
 import re
@@ -19,7 +22,7 @@ from aism_engine.durations import EXPECTED_DURATION, MAX_DURATION_S, format_dura
 
 _MAX_SHOWN: Final = 80
 _MAX_DEPTH: Final = 100
-"""Far less than the depth that the decoder of the engine refuses: an arbitrary number."""
+"""Maximum depth of a JSON object: an arbitrary number. The decoder of the engine accepts far deeper objects."""
 
 
 def shown(text: str) -> str:

@@ -45,7 +45,11 @@ def _decode(raw: bytes) -> FanoutTarget | MalformedError:
 
 
 def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
-    """Refuse a target whose decision raised or used a Redis key of the wrong type; dead-letter what is not a target."""
+    """Decide on a message that cannot be applied.
+
+    A message that cannot be decoded is dead-lettered. A target is refused: its decision raised an exception, or its
+    commit failed on a Redis key of the wrong type.
+    """
     decision = Decision("fanout_target")
     target = _decode(raw)
     if isinstance(target, MalformedError):

@@ -64,8 +64,9 @@ class Listener(Service):
         self._pushes = 0
         """Number of pushes so far. Redis refuses a push that arrives after a later one."""
         self._is_denied = False
-        # While the response consumer is busy, the listener unsubscribes, and what agents publish is lost. Otherwise
-        # each event that the engine itself publishes would cost 20 µs to read.
+        # The response consumer mutes its wakeup when its queue holds more than one batch, and the listener unsubscribes
+        # until it is unmuted. What agents publish meanwhile is lost. Otherwise the listener would also read each event
+        # that the engine itself publishes on these channels, which costs 20 µs.
         channels = (keys.state_changes, keys.measurements)
         context.wakeups.responses.connect(partial(subscription.leave, channels), partial(self._join, channels))
 

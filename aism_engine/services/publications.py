@@ -85,7 +85,8 @@ class Publications:
         return self.messages
 
     def _flush(self) -> None:
-        # Measurements get no id: ids detect messages that an agent pushes twice, and publications are queued once.
+        # Only state changes get an id, which becomes the `cause` of their events. No publication needs an id to be
+        # recognised as a duplicate, because each is queued once.
         self.messages += (_message("measurement", agent_id, values) for agent_id, values in self._pending)
         self._pending.clear()
         self._latest.clear()

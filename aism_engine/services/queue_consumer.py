@@ -46,8 +46,9 @@ class QueueConsumer(Service, Generic[M]):
     """Applies each message of a queue once, or dead-letters it.
 
     While the queue is empty, the consumer sleeps until its wakeup is set: by its watch, or by a notification. The watch
-    usually knows the message, which is then applied without a peek. While the queue is not empty, the consumer mutes
-    its wakeup and prefetches the next batch during each commit.
+    usually knows the message, which is then applied without a peek. While the queue holds more than one batch, the
+    consumer prefetches the next batch during each commit. It also mutes its wakeup then, and unmutes it when the queue
+    is empty: see `Wakeup`.
     """
 
     def __init__(

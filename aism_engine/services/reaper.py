@@ -24,7 +24,10 @@ log = structlog.get_logger(component="reaper")
 _REST_FACTOR: Final = 9
 """Rest after a scan, in multiples of its duration, so that scans take at most a tenth of the time."""
 _MAX_REST_SHARE: Final = 0.1
-"""Longest rest, as a share of `lost_after`. If the process is suspended during a scan, the scan seems to take long."""
+"""Longest rest, as a share of `lost_after`.
+
+The limit is needed if the process is suspended during a scan: the measured duration of the scan is then far too long.
+"""
 
 
 class Reaper(Service):
@@ -112,10 +115,10 @@ class Reaper(Service):
     async def _watched_scores(
         self, fleet: Fleet, scores: Mapping[str, float], score_range: ScoreRange
     ) -> dict[str, float]:
-        """Return the scores of watched agents, which are the fresh ones: those of `scores`, and some in the range.
+        """Return the scores of watched agents that are outside the range, and some that are inside it.
 
-        A score in the range is added if it was in the future at an earlier scan and has not changed: its agent has sent
-        no heartbeat since then.
+        `scores` are those outside. A score inside is returned if it was in the future at an earlier scan and has not
+        changed: its agent has sent no heartbeat since then.
         """
         watched = await self._in_slices(_watched(fleet, scores))
         if known := await self._in_slices(self._tracker.no_longer_ahead(watched, score_range)):
@@ -270,4 +273,5 @@ def _differing(one: Mapping[str, float], other: Mapping[str, float]) -> Slices[l
 
 
 def _is_watched(agent: AgentRecord | None) -> bool:
+    """Return whether an agent can become lost: it has a heartbeat, and is neither lost nor left."""
     return agent is not None and agent.liveness is Liveness.FRESH

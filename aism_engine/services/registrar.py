@@ -27,11 +27,16 @@ _HEARTBEATS_SHARE: Final = 0.1
 _FULL_PASS_SHARE: Final = 0.01
 """Largest share of the time for full passes."""
 _MAX_REST_INTERVALS: Final = 10
-"""Longest rest, in multiples of `metadata_interval`. If the process is suspended, the pass seems to take long."""
+"""Longest rest, in multiples of `metadata_interval`.
+
+The limit is needed if the process is suspended during a pass: the measured duration of the pass is then far too long.
+"""
 
 
 class Registrar(Service):
-    """Passes over the heartbeats when their number has changed, and over all agents once in `metadata_interval`.
+    """Reads all heartbeats when their number has changed.
+
+    A full pass, once in `metadata_interval`, reads all heartbeats and also the keys of all agents.
 
     Each step looks up the heartbeats of up to `batch` agents that are not watched yet. An agent is watched, and can be
     lost, once the engine has found its heartbeat. In a large fleet full passes are less frequent, so that they take at
@@ -56,7 +61,8 @@ class Registrar(Service):
     async def run_once(self) -> bool:
         fleet = await self._writer.loaded()
         started_at = self._clock.monotonic()
-        # Heartbeats that the engine has removed count too: one removed and one new must not leave the number the same.
+        # The engine removes the heartbeat of an agent that it forgets. The number of forgotten agents is added, so that
+        # the sum changes even if one heartbeat was removed and another one is new.
         heartbeats = await self._store.heartbeat_count() + fleet.forgotten
         is_full_pass, self._commit_s = started_at >= self._next_full_pass_at, 0.0
         await self._watch(fleet)
