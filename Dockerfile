@@ -26,7 +26,7 @@ COPY aism_engine/ aism_engine/
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
  && /build/bin/pip --python /opt/aism/bin/python install --no-deps /dist/*.whl
 
-# `install` sets the file mode, which does not depend on the umask of the checkout.
+# `install` sets the file mode, so that it does not depend on the umask of the checkout.
 RUN install -D -m 644 config/engine.toml /etc/aism/engine.toml
 
 

@@ -64,6 +64,6 @@ def _node() -> str:
 
 
 def _modules() -> Path:
-    """Return the directory of the packages. A change of their versions gives another one."""
+    """Return the directory of the packages. Each combination of versions has a directory of its own."""
     cache_directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache_directory / "aism-bench" / "-".join(PACKAGES)

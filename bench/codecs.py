@@ -2,7 +2,7 @@
 
 Messages to the engine are encoded from a dict, and decoded in batches of 512 with all checks of the engine
 (`decode_responses`, `decode_requests`). Commands are encoded from a struct, and decoded without checks, as agents do.
-The limit with which decoding is compared is the same decoding without checks. The shortest of several rounds counts,
+The limit of decoding is the time of decoding the same messages without checks. The shortest of several rounds counts,
 because other load can only make a round longer.
 """
 

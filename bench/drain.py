@@ -30,12 +30,12 @@ from bench.harness import (
     KEYS,
     Client,
     RawConnection,
-    beside,
     connect,
     cpu_s,
     empty,
     poll,
     push,
+    run_in_process,
     server_cpu_s,
     wait_empty,
 )
@@ -77,7 +77,7 @@ def drain_by_engine(server: EmbeddedServer, backlog: Backlog, **settings: object
 def drain_by_peer(server: EmbeddedServer, backlog: Backlog, program: Callable[[str], None]) -> Drained:
     """Let a program of `peers.py` apply a backlog."""
     client = _preload(server, backlog)
-    with beside(program, server.url) as pid:
+    with run_in_process(program, server.url) as pid:
         return _measure(client, pid, len(backlog.responses), KEYS.response_queue)
 
 

@@ -135,7 +135,7 @@ def wait_empty(client: Client, *queues: str, interval_s: float = 0.005) -> None:
 
 
 @contextmanager
-def beside(program: Callable[..., None], *arguments: object) -> Iterator[int]:
+def run_in_process(program: Callable[..., None], *arguments: object) -> Iterator[int]:
     """Run a function in a process of its own, and kill it in the end. Yields the process id."""
     process = get_context("spawn").Process(target=program, args=arguments, daemon=True)
     process.start()
@@ -174,8 +174,9 @@ def cpu_share(pid: int, seconds: float) -> float:
 def interleave(options: Options, title: str, contestants: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
     """Measure all contestants once in each run, so that other load on the machine affects all of them.
 
-    Every second run has the reverse order, because each contestant leaves caches and server memory in another state for
-    the next one.
+    A contestant is one side of a comparison: the engine, its limit, a peer, or the engine with other settings. Every
+    second run has the reverse order, because each contestant leaves caches and server memory in another state for the
+    next one.
     """
     results: dict[str, list[T]] = {name: [] for name in contestants}
     for run in range(options.runs):
@@ -200,7 +201,7 @@ def sample(turns: int, probes: Mapping[str, Callable[[], float]], pause_s: float
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Return the smallest of the values such that at least `percent` percent of the values are not larger."""
+    """Return the percentile by the nearest-rank method: always one of the values, never interpolated."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 

@@ -22,10 +22,10 @@ from bench.harness import (
     Command,
     Options,
     RawConnection,
-    beside,
     make_server,
     percentile,
     progress,
+    run_in_process,
     sample,
 )
 from bench.table import Row
@@ -43,7 +43,7 @@ EVENT: Final[Command] = ("PUBLISH", peers.BARE_EVENTS, b"{}")
 
 def rows(options: Options) -> Iterator[Row]:
     turns = options.size(1000, 100)
-    with make_server() as server, EngineProcess(server.url) as engine, beside(peers.consume, server.url):
+    with make_server() as server, EngineProcess(server.url) as engine, run_in_process(peers.consume, server.url):
         engine.wait_leading()
         event, command = EventProbe(server.url), CommandProbe(server.url)
         event.measure(KEYS.response_queue, WAKE_RESPONSES)  # the engine knows the agent from now on

@@ -1,7 +1,7 @@
 """Measures an engine that only observes a fleet: its share of a core, and how long its event loop was held.
 
-Each agent sends a heartbeat every ten seconds, spread evenly. Then all fall silent at once, which the engine takes for
-its own blindness: it marks no agent as lost. The agents run in another process.
+Each agent sends a heartbeat every ten seconds, spread evenly. Then all agents fall silent at once. This puts the fleet
+into the mode `full`, in which the engine marks no agent as lost. The agents run in another process.
 """
 
 import time
@@ -12,7 +12,7 @@ from aism_engine.domain.policy import LivenessSettings
 from aism_engine.store.embedded import EmbeddedServer
 from bench import peers
 from bench.engine_process import EngineProcess
-from bench.harness import KEYS, Options, beside, connect, cpu_share, make_server, poll, progress
+from bench.harness import KEYS, Options, connect, cpu_share, make_server, poll, progress, run_in_process
 from bench.table import Row
 
 FEW: Final = 10
@@ -28,7 +28,7 @@ def rows(options: Options) -> Iterator[Row]:
     for agents in (FEW, many):
         with make_server() as server, EngineProcess(server.url) as engine:
             engine.wait_leading()
-            with beside(peers.send_heartbeats, server.url, agents):
+            with run_in_process(peers.send_heartbeats, server.url, agents):
                 progress(f"liveness: {agents:,} agents join")
                 wait_admitted(server, agents)
                 time.sleep(liveness.silent_after + SETTLE_S)

@@ -20,7 +20,6 @@ from bench.harness import (
     KEYS,
     Options,
     RawConnection,
-    beside,
     connect,
     empty,
     interleave,
@@ -28,6 +27,7 @@ from bench.harness import (
     median,
     medians,
     percentile,
+    run_in_process,
 )
 from bench.responses import AGENTS
 from bench.table import Row
@@ -81,7 +81,7 @@ def load_engine(server: EmbeddedServer, pages: Sequence[Page]) -> Latency:
 
 def load_peer(server: EmbeddedServer, pages: Sequence[Page]) -> Latency:
     empty(connect(server.url))
-    with beside(peers.batches, server.url):
+    with run_in_process(peers.batches, server.url):
         return send_load(server.url, pages)
 
 

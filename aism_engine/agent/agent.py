@@ -74,7 +74,7 @@ class Agent(Verbs):
         stop_timeout_s: float = 10.0,
         outbox: int = 1000,
     ) -> None:
-        """Server and prefix default to AISM_REDIS__URL, or else AISM_REDIS_URL, and to AISM_REDIS__PREFIX.
+        """The default of `url` is AISM_REDIS__URL, or else AISM_REDIS_URL; that of `prefix` is AISM_REDIS__PREFIX.
 
         Raises ValueError for an invalid id. After nine tenths of `stop_timeout_s`, a stop cancels the handlers. The
         rest is for unsent messages.

@@ -183,7 +183,7 @@ class AgentClient(AbstractAsyncContextManager["AgentClient"]):
         return await self._next(CommandMessage, self._keys.commands(self.agent_id), wait_s, "malformed_command")
 
     async def next_message(self, wait_s: float) -> InboxMessage | None:
-        """Take the oldest message of another agent, waiting at most `wait_s`. Malformed ones are skipped."""
+        """Take the oldest message of another agent, as `next_command` takes a command."""
         return await self._next(InboxMessage, self._keys.inbox(self.agent_id), wait_s, "malformed_message")
 
     async def _next(self, form: type[T], key: str, wait_s: float, code: str) -> T | None:

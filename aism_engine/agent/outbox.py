@@ -40,11 +40,11 @@ class Outbox:
         return self._queue.qsize() + len(self._sending)
 
     def open(self) -> None:
-        """Allow calls, from now on and from any thread: the agent has registered."""
+        """Allow `call` from now on, and calls from other threads: the agent has registered."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """Allow no more calls: the agent has left."""
+        """Refuse `call` from now on: the agent is about to say goodbye. `send` still works."""
         self._loop = None
 
     async def run(self) -> None:

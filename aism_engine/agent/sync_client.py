@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(0.1, 0.5)
-"""Pauses between attempts of an idempotent call."""
+"""Pauses between attempts of a call."""
 _MAX_BLOCK_S: Final = 2.0
 """Longest blocking pop: after that time a connection that died silently is noticed."""
 
@@ -95,7 +95,10 @@ class SyncAgentClient:
                 self._push("error", {"code": code, "message": "expected an object in JSON or MessagePack"})
 
     def put_back(self) -> None:
-        """Undo the last pop: push the message back to its list, as the one that is popped next."""
+        """Undo the last pop: push the message back to its list, as the one that is popped next.
+
+        If Redis does not confirm the push, the message is pushed again, and may then be in the list twice.
+        """
         if self._taken is not None:
             key, raw = self._taken
             self._retry(lambda redis: redis.call("RPUSH", key, raw))
@@ -132,7 +135,7 @@ class SyncAgentClient:
         return self._connection
 
     def _retry(self, call: Callable[[SyncRedis], T]) -> T:
-        """Repeat an idempotent call a few times while Redis is not available."""
+        """Repeat a call a few times while Redis is not available. Redis may execute it more than once."""
         for attempt in range(1, _ATTEMPTS):
             try:
                 return call(self._connect())
@@ -143,7 +146,10 @@ class SyncAgentClient:
 
 
 def _decode(raw: bytes) -> dict[str, Any] | None:
-    """Decode JSON, or MessagePack if the agent registered with that codec elsewhere; None for anything else."""
+    """Decode an object in JSON or in MessagePack; return None for anything else.
+
+    `aism register` always chooses JSON. Another program may have registered the agent with the codec `msgpack`.
+    """
     try:
         if raw[:1] == b"{":
             message = json.loads(raw)

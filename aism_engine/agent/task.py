@@ -46,7 +46,7 @@ class Verbs:
         return self._outbox.from_any_thread(self._outbox.call("state_transition", payload))
 
     def message(self, to: str, content: object, *, thread_id: str | None = None) -> Awaitable[None]:
-        """Send a message to another agent; its inbox handler gets it when its state accepts messages.
+        """Send a message to another agent. The engine delivers it when the state of the receiver accepts messages.
 
         Raises RefusalError, for example if the inbox is full, and TimeoutError if the engine does not reply.
         """

@@ -1,7 +1,8 @@
 """`aism`: the command line tool for agents that work through a shell.
 
-Each call sends one message or reads one thing. It waits for the engine's reply, prints JSON on standard output and an
-error as one line on standard error. It must start fast, so nothing here imports redis-py or msgspec.
+Each call sends one message or reads one thing, except `aism run`, which runs an agent until a signal stops it. A call
+waits for the engine's reply, prints JSON on standard output and an error as one line on standard error. It must start
+fast, so redis-py and msgspec are imported only by the calls that need them.
 """
 
 import argparse
