@@ -68,8 +68,8 @@ class Registrar(Service):
         await self._watch(fleet)
         interval_s = self._settings.metadata_interval
         if is_full_pass or (heartbeats != self._heartbeats and started_at >= self._next_heartbeats_at):
-            self._heartbeats = heartbeats
             await self._read_heartbeats(fleet)
+            self._heartbeats = heartbeats  # not before: a pass that an outage interrupts is made again
             rest_s = min(interval_s, self._read_s(started_at) / _HEARTBEATS_SHARE)
             self._next_heartbeats_at = self._clock.monotonic() + rest_s
         if is_full_pass:

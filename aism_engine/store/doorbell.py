@@ -27,10 +27,11 @@ class Doorbell:
             connection = await pool.get_connection()
             try:
                 await connection.send_command("SUBSCRIBE", self._channel)
+                if (await connection.read_bytes()).startswith(b"-"):
+                    raise ServerUnavailableError("noperm", f"the server refuses SUBSCRIBE {self._channel}")
                 while True:
-                    if (await connection.read_bytes()).startswith(b"-"):
-                        raise ServerUnavailableError("noperm", f"the server refuses SUBSCRIBE {self._channel}")
                     ring()
+                    await connection.read_bytes()  # may begin within a message, with any byte
             finally:
                 await connection.disconnect(nowait=True)
                 await pool.release(connection)

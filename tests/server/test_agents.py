@@ -6,6 +6,9 @@ from functools import partial
 import pytest
 
 from aism_engine.clock import ROUNDING_S, from_iso
+from aism_engine.domain.fleet import Fleet
+from aism_engine.errors import ServerUnavailableError
+from aism_engine.services.registrar import Registrar
 from aism_engine.store.embedded import EmbeddedServer
 from aism_engine.store.keys import Keys
 from tests.support.engine import Running, eventually, running_engine
@@ -253,3 +256,23 @@ async def test_prefix_in_braces_puts_the_fleet_into_one_slot(server: EmbeddedSer
         await engine.say({"type": "register", "agent_id": "a", "payload": {"type": "scribe"}})
         await eventually(lambda: engine.state("a"))
         assert await agent("GET", "{fleet-7}:agent:a:state") == b"bootstrap"
+
+
+async def test_a_pass_over_the_heartbeats_that_an_outage_interrupts_is_made_again(
+    server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise an agent that only sends heartbeats would have to wait for the next full pass."""
+    async with running_engine(server, prefix, registrar__metadata_interval=3600.0) as engine:
+        registrar = next(part for part in engine.engine.components if isinstance(part, Registrar))
+        await eventually(lambda: registrar._next_full_pass_at > float("-inf"))
+        read, failures = registrar._read_heartbeats, ["timeout"]
+
+        async def read_after_an_outage(fleet: Fleet) -> None:
+            if failures:
+                raise ServerUnavailableError(failures.pop(), "interrupted")
+            await read(fleet)
+
+        monkeypatch.setattr(registrar, "_read_heartbeats", read_after_an_outage)
+        await engine.call("ZADD", engine.keys.heartbeats, await engine.now(), "b")
+        await eventually(lambda: engine.record("b"))
+        assert failures == []
