@@ -1,4 +1,4 @@
-"""The table of the benchmarks,, and the options of `python -m bench`."""
+"""The table of the benchmarks, and the options of `python -m bench`."""
 
 from importlib import import_module
 from itertools import count
