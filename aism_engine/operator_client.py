@@ -71,7 +71,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class Operator:
     """Operator of one fleet.
 
-    Server and prefix default to AISM_REDIS__URL, or else AISM_REDIS_URL, and to AISM_REDIS__PREFIX.
+    `url` defaults to AISM_REDIS__URL, then AISM_REDIS_URL, then localhost. `prefix` defaults to AISM_REDIS__PREFIX,
+    then `aism`.
     """
 
     def __init__(self, *, url: str | None = None, prefix: str | None = None, reply_timeout_s: float = 30.0) -> None:
@@ -114,7 +115,10 @@ class Operator:
         command_id: str | None = None,
         **options: Unpack[Options],
     ) -> str:
-        """Send a command to the least busy agent that a selector matches; otherwise as `send`."""
+        """Send a command to the least busy agent that a selector matches.
+
+        The returned id, the effect of `command_id` and the errors are those of `send`.
+        """
         return await self._send({"select": select, "any": True}, type, payload, command_id, options)
 
     async def send_all(
@@ -127,9 +131,10 @@ class Operator:
         group_id: str | None = None,
         **options: Unpack[Options],
     ) -> str:
-        """Send a command to all agents that a selector matches, and return the id of the group; otherwise as `send`.
+        """Send a command to all agents that a selector matches, and return the id of the group.
 
-        `quorum` is how many have to succeed, such as 3 or "80%"; by default all.
+        `quorum` is how many have to succeed, such as 3 or "80%"; by default all. With a `group_id` of your own, sending
+        again has no second effect. The errors are those of `send`.
         """
         given = {**options} if quorum is None else {**options, "quorum": str(quorum)}
         return await self._send({"select": select}, type, payload, group_id, given)

@@ -48,7 +48,7 @@ must be rare while an error, such as a full disk, lasts.
 
 
 class Archiver(Service):
-    """Copies the audit to the archive, starting after its last entry."""
+    """Copies the audit to the archive, starting after the last entry of the archive."""
 
     name = "archiver"
     times_idle_steps = True

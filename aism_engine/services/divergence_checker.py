@@ -38,7 +38,7 @@ class DivergenceChecker(Service):
         super().__init__(context, settings.poll_interval)
         self._settings = settings
         self._heartbeats: dict[str, AbsentHeartbeat] = {}
-        """Heartbeats of fresh agents that declared one of the states in `divergence.absent_states`, by agent id."""
+        """Heartbeats of agents that are fresh although they declare one of `divergence.absent_states`, by agent id."""
         self._fleet: Fleet | None = None
         self._checked_at = float("-inf")
         self._observed_from = 0.0

@@ -47,8 +47,8 @@ def _decode(raw: bytes) -> FanoutTarget | MalformedError:
 def _dead_letter(draft: Draft, policy: Policy, error: MalformedError, raw: bytes) -> Decision:
     """Decide on a message that cannot be applied.
 
-    A message that cannot be decoded is dead-lettered. A target is refused: its decision raised an exception, or its
-    commit failed on a Redis key of the wrong type.
+    A message that cannot be decoded is dead-lettered. A target is refused if its decision raised an exception, or if
+    its commit failed on a Redis key of the wrong type.
     """
     decision = Decision("fanout_target")
     target = _decode(raw)

@@ -64,9 +64,9 @@ class Listener(Service):
         self._pushes = 0
         """Number of pushes so far. Redis refuses a push that arrives after a later one."""
         self._is_denied = False
-        # The response consumer mutes its wakeup when its queue holds more than one batch, and the listener unsubscribes
-        # until it is unmuted. What agents publish meanwhile is lost. Otherwise the listener would also read each event
-        # that the engine itself publishes on these channels, which costs 20 µs.
+        # The response consumer mutes its wakeup when its queue holds more than one batch. The listener is unsubscribed
+        # while the wakeup is muted, and what agents publish meanwhile is lost. If the listener stayed subscribed, it
+        # would also read each event that the engine itself publishes on these channels, at a cost of 20 µs per event.
         channels = (keys.state_changes, keys.measurements)
         context.wakeups.responses.connect(partial(subscription.leave, channels), partial(self._join, channels))
 

@@ -85,8 +85,8 @@ class Publications:
         return self.messages
 
     def _flush(self) -> None:
-        # Only state changes get an id, which becomes the `cause` of their events. No publication needs an id to be
-        # recognised as a duplicate, because each is queued once.
+        # Only state changes get an id, which becomes the `cause` of their events. Ids are not needed to detect
+        # duplicates, because each publication is queued once.
         self.messages += (_message("measurement", agent_id, values) for agent_id, values in self._pending)
         self._pending.clear()
         self._latest.clear()

@@ -145,7 +145,7 @@ class Reaper(Service):
     # --- deciding and writing ---------------------------------------------------------------------------------------
 
     async def _update_presence(self, fleet: Fleet, changes: Sequence[Loss | str], read_at: float) -> list[Decision]:
-        """Write which agents are lost, and which ones (by agent id) have returned."""
+        """Commit the changes: a `Loss` marks its agent as lost, and an agent id brings that agent back."""
 
         def decide_one(draft: Draft, change: Loss | str) -> Decision:
             if isinstance(change, str):

@@ -57,7 +57,7 @@ class Timekeeper(Service):
         return len(due) == self._settings.batch and any(each.outcome not in _NO_PROGRESS for each in decisions)
 
     async def _answered(self, due: Sequence[_Due], now: float, at: float) -> list[_Due]:
-        """Return the deadlines for which all responses that were queued when they were due are applied.
+        """Return the deadlines that may be acted on: all responses queued up to the instant of a deadline are applied.
 
         `at` is the monotonic instant of `now`. After a blind spell return none: the next step defers all deadlines.
         """

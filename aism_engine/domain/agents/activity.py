@@ -91,7 +91,8 @@ def _with_missed(missed: tuple[MissedDeadline, ...], since: float, now: float) -
 class AbsentHeartbeat(Struct):
     """The heartbeat of one agent that has declared a state of `divergence.absent_states`.
 
-    Instants are unix seconds by Redis `TIME`.
+    The agent declares that it is absent, but the engine measures that it is fresh. Instants are unix seconds by
+    Redis `TIME`.
     """
 
     absent_since: float
