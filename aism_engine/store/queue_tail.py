@@ -28,9 +28,10 @@ class QueueTail:
     async def wait(self, max_bytes: int) -> bytes | None:
         """Wait for a message, and return the oldest one, or None if the queue stays empty for some seconds.
 
-        An empty result stands for a message of more than `max_bytes`, which is not read. Raises
-        `ServerUnavailableError` if the server cannot serve the call. The outage is `noperm` if the ACL refuses BLMOVE,
-        or if the server does not know BLMOVE, because an operator has renamed or disabled it.
+        A message of more than `max_bytes` is not read: the method returns b"", as for an empty message.
+
+        Raises `ServerUnavailableError` if the server cannot serve the call. The outage is `noperm` if the ACL refuses
+        BLMOVE, or if the server does not know BLMOVE, because an operator has renamed or disabled it.
         """
         pool = self._client.connection_pool
         with naming_outages():

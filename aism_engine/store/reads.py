@@ -170,7 +170,11 @@ class FleetReader:
         return found
 
     async def list_heads(self, agent_ids: Sequence[str]) -> dict[str, bytes]:
-        """Read the head of each agent's next command: empty if there is none, absent if the key is not a list."""
+        """Read the first bytes of the oldest command in each agent's list, as peek_heads.lua describes.
+
+        Cancels are skipped. The value is empty if the list has no other command. If the key is not a list, the agent is
+        absent from the result.
+        """
         if not agent_ids:
             return {}
         found = await PEEK_HEADS(self._client, [self.keys.commands(agent_id) for agent_id in agent_ids], [_HEAD_BYTES])

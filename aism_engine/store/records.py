@@ -22,7 +22,7 @@ CHUNK: Final = 1000
 _FIELD_BYTES: Final = 65_536
 """Maximum length of a field that is read: labels may be long, and any client may have written anything."""
 _RECORD_BYTES: Final = 4 * _FIELD_BYTES
-"""Maximum length of the record of an agent: its labels, divergences and the context of its last state change."""
+"""Maximum length of the record of an agent. Labels, divergences and the context of a transition can make it long."""
 MEASUREMENTS_CHUNK: Final = 250
 """Number of agents whose measurements one call reads.
 
@@ -101,8 +101,8 @@ async def each_record(
 async def read_fleet_hold(client: Client, keys: Keys) -> Held:
     """Read the hold of the whole fleet.
 
-    If only `held_at`, `held_by` or `hold_reason` is damaged, the hold is returned without all three. If the mode of the
-    hold is damaged, no hold is returned.
+    If `held_at`, `held_by` or `hold_reason` is damaged, only the mode of the hold is returned. If the mode is damaged,
+    no hold is returned.
     """
     mode, *rest = [text(value or b"") for value in await client.hmget(keys.holds, HELD_TABLE.fields)]
     for values in (rest, [""] * len(rest)):
@@ -121,7 +121,10 @@ def pairs(values: Any) -> dict[bytes, bytes]:  # noqa: ANN401  redis-py returns 
 
 
 def text(value: bytes) -> str:
-    """Decode a name that any client may have written. A name that is not UTF-8 is escaped, and so is no valid id."""
+    """Decode a name that any client may have written.
+
+    Bytes that are not UTF-8 are escaped with a backslash. No valid id contains a backslash.
+    """
     return value.decode(errors="backslashreplace")
 
 

@@ -20,7 +20,7 @@ _TEXTS: Final = {
 }
 """Beginnings of error replies to SELECT and AUTH, whose code is only ERR."""
 REPLY_OUTAGES: Final = frozenset({*_OUTAGES.values(), *_TEXTS.values()})
-NOT_REDIS: Final = "the reply is not one of a Redis server"
+NOT_REDIS: Final = "the reply does not come from a Redis server"
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+)\b")
 """Finds the error code of a command that failed in a script. Before Redis 7.0 the script's own error reply contains it.
 

@@ -32,10 +32,10 @@ class Peek(NamedTuple):
     ledger: str = ""
     """Id of the last commit before the peek.
 
-    The caller uses it to check a prefetch. A prefetch is a peek that skips the messages of the current batch, which
-    stay in the queue until that batch is committed. If the server applies a commit before the prefetch, the skipped
-    messages may be others, which no peek has read. Then this id is not the one that the caller expects, and the caller
-    drops the prefetch.
+    The caller uses it to check a prefetch. A prefetch is a peek that skips the messages of the current batch, because
+    they are in the queue until the batch is committed. If the server applies a commit before the prefetch, the batch
+    may have left the queue already. The prefetch then skips newer messages, which no peek has returned. In that case
+    this id differs from the id that the caller expects, and the caller drops the prefetch.
     """
 
     @property

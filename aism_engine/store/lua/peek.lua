@@ -3,7 +3,7 @@
 -- KEYS[1]  queue: a list, pushed at its head and read from its tail
 -- KEYS[2]  ledger: the id of the last commit
 -- ARGV[1]  maximum number of messages
--- ARGV[2]  maximum bytes of all messages; the first message is returned whatever its size
+-- ARGV[2]  maximum bytes of all messages. The first message may exceed this maximum, but not ARGV[3].
 -- ARGV[3]  maximum bytes of one message
 -- ARGV[4]  skip: number of oldest messages to leave out
 --
