@@ -128,8 +128,10 @@ def call_fleet(server: RedisSettings, act: Callable[[AdminClient], Awaitable[T]]
 def _cancel_at_interrupt() -> None:
     """Let the event loop cancel this task at Ctrl-C, between two steps of the task.
 
-    `asyncio.run` would cancel it during a step. If the step then begins a timeout of 0, as a read of published messages
-    does, `asyncio.timeout` discards the cancellation, and the command goes on. A second Ctrl-C ends the process.
+    `asyncio.run` would cancel the task in the middle of a step. If the task enters `asyncio.timeout(0)` in that step,
+    as redis-py does to read published messages, the timeout discards the cancellation, and the command goes on.
+
+    A second Ctrl-C ends the process.
     """
     import asyncio  # noqa: PLC0415  slow to import
 
@@ -258,9 +260,9 @@ async def _causes(admin: AdminClient, record_id: str) -> str:
 
 
 def format_progress(outcome: Mapping[str, Any], waited_s: float, problem: str) -> str:
-    """Write on one line how far a command or a group is, or why it cannot end now.
+    """Return the progress of a command or a group as one line. `problem`, if any, says why it cannot end now.
 
-    The result may be wider than a terminal: `ProgressLine` cuts it.
+    The line may be wider than a terminal: `ProgressLine` cuts it.
     """
     waited = format_age(waited_s)
     if problem or "command_id" not in outcome:
@@ -271,7 +273,7 @@ def format_progress(outcome: Mapping[str, Any], waited_s: float, problem: str) -
 
 
 def format_outcome(outcome: Mapping[str, Any]) -> str:
-    """Write an outcome on one line: status, code, reason and result; for a group the counts."""
+    """Return an outcome as one line: status, code, reason and result; for a group the counts."""
     if "command_id" not in outcome:
         counts = ", ".join(f"{outcome[name]} {name}" for name in OUTCOMES if outcome[name])
         return f"{outcome['status']} ({counts or 'none ended'}, of {outcome['total']})"

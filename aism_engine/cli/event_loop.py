@@ -13,7 +13,7 @@ from aism_engine.logs import LogWriter
 from aism_engine.terminal import OutputError
 
 _CANCEL_TIMEOUT_S: Final = 1.0
-"""Longest wait for tasks that are left. The supervisor has waited for them before, within its own timeout."""
+"""Longest wait for tasks that still run after `main` has ended. The supervisor has already waited for its own tasks."""
 
 
 def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> ExitCode:
@@ -27,7 +27,7 @@ def run_in_event_loop(main: Coroutine[Any, Any, None], writer: LogWriter) -> Exi
     code = ExitCode.DONE
     try:
         runner.run(main)
-    except Exception as error:  # noqa: BLE001  report_error raises bugs again
+    except Exception as error:  # noqa: BLE001  report_error re-raises bugs
         code = report_error(error)
     finally:
         stuck = _cancel_remaining(runner.get_loop())

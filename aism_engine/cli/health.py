@@ -30,8 +30,8 @@ def health(
     """Check whether an engine is ready.
 
     The exit code is 1 if a check fails or no engine answers. A standby is ready. The address comes from the settings,
-    so in a container the command checks the engine of the same container. --live passes while Redis is down, because
-    restarting the engine would not help.
+    so in a container the command checks the engine of the same container. --live shows whether a restart of the engine
+    would help, so it passes while Redis is down.
 
     \b
     Example:

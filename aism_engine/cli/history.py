@@ -89,7 +89,7 @@ def history(
 
 
 class _Source:
-    """The archive and the audit as one log, reduced to lines that contain an id, and notes of missing entries."""
+    """Reads the archive and the audit as one log. Yields lines that contain `name`, and notes of missing entries."""
 
     def __init__(self, name: str, archive: ArchiveReader | None, progress: ProgressLine) -> None:
         self.name = name
@@ -186,7 +186,7 @@ def _time_of(fact: dict[str, Any]) -> float:
 async def _reconstruct(admin: AdminClient, source: _Source, at: float) -> AgentAtInstant:
     """Reconstruct the agent at an instant.
 
-    Reads the current records first, so that a change in the meantime is among the facts.
+    Reads the current record before the facts, so that the facts include every change made after that.
     """
     timeline, now = Timeline(source.name), await admin.agent(source.name)
     async with aclosing(source.lines(admin, _Period())) as lines:

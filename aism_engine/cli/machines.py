@@ -123,7 +123,7 @@ def _applies_to(machines: Machines, machine: Machine) -> list[str]:
 
 
 def _conditions(machine: Machine, name: str) -> Iterator[str]:
-    """Write the settings of a state that are not the defaults, and the conditions of its transitions."""
+    """Yield the settings of a state that are not the defaults, and the conditions of its transitions."""
     state, default = machine.state(name), State()
     for field in sorted(set(State.__struct_fields__) - {"description", "to", "transitions"}):
         if (value := getattr(state, field)) != getattr(default, field):

@@ -58,10 +58,10 @@ The lines stand here so that the help can be printed without importing the comma
 
 
 def build(first: str = "", *, import_all: bool = False) -> options.CommandGroup:
-    """Build the command line. Only the command `first` is imported, or all commands if `import_all`.
+    """Build the command line with only the command `first`, or with all commands if `import_all`.
 
-    The others have only their line in the help: importing all takes half a second, and container health checks call
-    `health` every few seconds.
+    If `first` is not a command, the result lists all commands with their lines in the help, but imports none of them.
+    Importing all takes half a second, and container health checks call `health` every few seconds.
     """
     app = options.CommandGroup(
         add_completion=True, help="AISM Engine: coordinates agents over Redis and records what they do."
@@ -103,7 +103,7 @@ def _run(arguments: Sequence[str]) -> int:
             message += f". Choose from: {', '.join(map(repr, context.command.commands))}"
         print_error(f"{message}. See {command} --help")
         return ExitCode.USAGE
-    except Exception as error:  # noqa: BLE001  report_error raises bugs again
+    except Exception as error:  # noqa: BLE001  report_error re-raises bugs
         return report_error(error)
 
 

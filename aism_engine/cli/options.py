@@ -30,10 +30,10 @@ class OptionSet(Struct, frozen=True, kw_only=True):
     """Options that several commands share: each field is one option. A command takes the set as one parameter."""
 
 
-class _ConvertsSimply:
-    """Mixin for commands: values that are simple to convert are not converted by typer.
+class _FastConversion:
+    """Mixin for commands: converts simple values with `_process_value` instead of typer.
 
-    typer imports pydantic even for a missing value, and that takes longer than most commands.
+    Typer imports pydantic even for a missing value, and that takes longer than most commands.
     """
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:  # noqa: ANN401  as in typer
@@ -46,11 +46,11 @@ class _ConvertsSimply:
         return rest
 
 
-class _Command(_ConvertsSimply, TyperCommand):
+class _Command(_FastConversion, TyperCommand):
     pass
 
 
-class _Group(_ConvertsSimply, TyperGroup):
+class _Group(_FastConversion, TyperGroup):
     pass
 
 
@@ -121,7 +121,7 @@ def parse_address(text: str) -> dict[str, str]:
 
 
 def parse_time(text: str, expected: str = "a time like 2026-11-23T02:00:00Z") -> float:
-    """Parse an ISO time like `2026-11-23T02:00:00Z`, by default in local time, into unix seconds."""
+    """Parse an ISO time like `2026-11-23T02:00:00Z` into unix seconds. A time without a UTC offset is local."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):

@@ -83,7 +83,7 @@ def fields_as_json(record: Struct, *names: str) -> dict[str, Any]:
 
 
 def field_lines(fields: Fields, tables: Mapping[str, Columns] = {}) -> list[str]:
-    """Write an object as plain text: one field a line, and then each of its lists that `tables` names."""
+    """Return an object as lines of text: one for each field, then a table for each of its lists that `tables` names."""
     width = max(map(len, fields))
     shown = {name: _format(name, field) for name, field in fields.items()}
     shown |= {name: f"{fields[name]} ({text})" for name, text in shown.items() if _is_instant(name) and fields[name]}
@@ -94,7 +94,7 @@ def field_lines(fields: Fields, tables: Mapping[str, Columns] = {}) -> list[str]
 
 
 def table_lines(rows: Sequence[Fields], columns: Columns) -> list[str]:
-    """Write aligned columns as plain text, without those that are empty in all rows.
+    """Return a table as lines of text, without the columns that are empty in all rows.
 
     A heading is the name of its field in capitals, without a suffix `_id`, `_at` or `_s`.
     """
@@ -111,7 +111,7 @@ def _is_instant(name: str) -> bool:
 
 
 def format_distance(instant: str) -> str:
-    """Write how far an instant is from now: `2m ago`, `in 3h`. Returns an instant of a damaged record as it is."""
+    """Return how far an instant is from now: `2m ago`, `in 3h`. An instant that is not valid is returned unchanged."""
     try:
         passed_s = time.time() - from_iso(instant)
     except ValueError:
@@ -120,7 +120,7 @@ def format_distance(instant: str) -> str:
 
 
 def _format(name: str, value: object) -> str:
-    """Write a field on one line: an instant as its distance from now, a timeout as a duration."""
+    """Return a field as one line of text: an instant as its distance from now, a timeout as a duration."""
     text = str(value)
     match value:
         case None | "" | () | []:
@@ -141,7 +141,7 @@ def _format(name: str, value: object) -> str:
 
 
 def _format_number(value: float) -> str:
-    """Write a number with at most three decimals, or with an exponent if it is too long for a column."""
+    """Return a number as text with at most three decimals, or with an exponent if it is too long for a column."""
     return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < _LARGE else f"{value:g}"
 
 

@@ -1,4 +1,4 @@
-"""`aism-engine pause`, `drain` and `resume`: hold back commands from an agent, a selection or the whole fleet."""
+"""`aism-engine pause`, `drain` and `resume`: start or end a hold of an agent, a selection or the whole fleet."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Final

@@ -31,7 +31,7 @@ async def read_causes(admin: AdminClient, outcome: Mapping[str, Any]) -> dict[st
 
 
 def format_causes(outcome: Mapping[str, Any], causes: Mapping[str, Any]) -> dict[str, str]:
-    """Write each cause on one line, the first missing members by name."""
+    """Return one line of text for each cause. Lists the first `_NAMES` missing members, and counts the others."""
     texts = {}
     if holds := causes.get("holds"):
         subjects = {"agent": f"agent {outcome.get('agent_id')}", "fleet": "the fleet"}
@@ -48,7 +48,7 @@ def held_as_json(held: Held) -> dict[str, Any]:
 
 
 def format_hold(of: str, hold: Mapping[str, Any]) -> str:
-    """Write a hold on one line: what is held, since when, by whom, and why."""
+    """Return a hold as one line: what is held, since when, by whom, and why."""
     text = f"{of} {HOLD_TEXTS[hold['hold'] or '']}"
     since = format_distance(hold["held_at"]) if hold["held_at"] else ""
     known = ", ".join(filter(None, (since, hold["held_by"] and f"by {hold['held_by']}")))

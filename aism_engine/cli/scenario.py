@@ -32,7 +32,7 @@ def scenario(
     \b
     ping-pong         two agents increment a counter in turns, 1,000 times, synchronized only by their states
     coordination      three agents count to 100 together; one is killed half way
-    byzantine         one of ten agents declares that it works, and does not
+    byzantine         one of ten agents declares that it works, but does nothing
     context-pressure  six agents condense their context when the engine advises it
 
     The exit code is 1 if the result is not the expected one. docs/scenarios.md explains each field.

@@ -65,7 +65,7 @@ def tail(
 
 
 def format_item(item: dict[str, Any], time_format: str = "%H:%M:%S.%f") -> str:
-    """Write an event, or a note of missing entries, on one line. The time is local, or `-` if it is not valid."""
+    """Return an event, or a note of missing entries, as one line. The time is local, or `-` if it is not valid."""
     if gap := item.get("gap"):
         count = "an unknown number of" if gap.entries is None else gap.entries
         between = f"{iso(entry_time(gap.after))} and {iso(entry_time(gap.before))}"
