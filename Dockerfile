@@ -49,7 +49,7 @@ COPY --from=builder /etc/aism /etc/aism
 COPY --from=builder /opt/aism /opt/aism
 
 # Without an archive the engine writes no files, so the root file system can be read-only. It listens on all addresses,
-# because nothing outside a container can reach its loopback. A DNS lookup ends after 2 s, as long as
+# because nothing outside a container can reach its loopback. A DNS lookup without a reply ends after 2 s, the default of
 # redis.connect_timeout. The default of the C library, 5 s per attempt, would delay each reconnection to Redis.
 ENV PATH=/opt/aism/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

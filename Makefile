@@ -1,4 +1,4 @@
-# All targets run in .venv, which is made from the hash-locked requirements. Nothing else has to be installed or started.
+# The targets use .venv, which is made from the hash-locked requirements. Only `lock` needs another program, uv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,7 +1,7 @@
 """Measures how fast the audit is read, archived, synced and searched, and how long each page occupies the server.
 
-The facts have 195 bytes. The archiver of an engine pauses after each page for as long as the page took, so it reaches
-at most half of this rate.
+Each fact has 195 bytes. The archiver of an engine pauses after each page for as long as the page took, so it archives
+at most at half of the measured rate.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ FACT: Final = {
 }
 FACTS: Final = {1: 50_000, 10: 20_000, 500: 1000}
 """Facts in each entry, and the number of entries."""
-AUDIT: Final = Keys("bench")
+BENCH_KEYS: Final = Keys("bench")
 
 
 class Archived(NamedTuple):
-    """What archiving took."""
+    """Size of an archive, and the times to write it and to search it."""
 
     written: int
-    """Bytes."""
+    """Bytes of the archive, before compression."""
     write_s: float
     page_ms: float
     """Time in the server per page."""
@@ -78,7 +78,7 @@ def write_audit(client: Client, facts: int, entries: int) -> None:
     for start in range(0, entries, PAGE):
         pipeline = client.pipeline(transaction=False)
         for number in range(start, min(start + PAGE, entries)):
-            pipeline.xadd(AUDIT.audit, {"commit": f"c{number}", "epoch": "1", "facts": body})
+            pipeline.xadd(BENCH_KEYS.audit, {"commit": f"c{number}", "epoch": "1", "facts": body})
         pipeline.execute()
 
 
@@ -90,7 +90,7 @@ async def archive_audit(url: str, archive: ArchiveWriter) -> tuple[int, float]:
         return set()
 
     client, started_at = connect_url(url, "bench", timeout_s=TIMEOUT_S), time.perf_counter()
-    tail, written, more = AuditTail(AuditLog(client, AUDIT), archive.cursor, none_known), 0, True
+    tail, written, more = AuditTail(AuditLog(client, BENCH_KEYS), archive.cursor, none_known), 0, True
     while more:
         page = await tail.read()
         written += await asyncio.to_thread(archive.append, page.lines)

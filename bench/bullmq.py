@@ -1,4 +1,7 @@
-"""BullMQ as a peer. It is installed into a cache directory if node and npm are there, and never required."""
+"""BullMQ as a peer: a program that does similar work, and is compared with the engine.
+
+BullMQ is installed into a cache directory if node and npm are there. The benchmarks do not require it.
+"""
 
 import os
 import shutil

@@ -1,9 +1,9 @@
 """Measures the size of the protocol's messages in JSON and in MessagePack, and the time to encode and decode them.
 
 Messages to the engine are encoded from a dict, and decoded in batches of 512 with all checks of the engine
-(`decode_responses`, `decode_requests`). Commands are encoded from a struct, and decoded without checks, as agents do.
-The limit of decoding is the time of decoding the same messages without checks. The shortest of several rounds counts,
-because other load can only make a round longer.
+(`decode_responses`, `decode_requests`). Commands are encoded from a struct, and decoded without checks, as an agent on
+plain Redis does. The limit of decoding is the time of decoding the same messages without checks. The shortest of
+several rounds counts, because other load can only make a round longer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +121,7 @@ def prepare_all() -> Iterator[Message]:
 
 
 def prepare(title: str, message: object, decode: Callable[[Sequence[bytes]], Any] | None = None) -> Message:
-    """Prepare the timings of a message. Without `decode`, it is read without checks, as agents do."""
+    """Prepare the timings of a message. Without `decode`, it is read without checks."""
     raws = {codec: encode(message, codec) for codec in CODECS}
     unchecked = {codec: Timing(partial(PLAIN_DECODERS[codec], raw)) for codec, raw in raws.items()}
     if decode is None:

@@ -1,8 +1,8 @@
 """Measures how fast a consumer drains a preloaded queue: an engine, the limit, or a peer.
 
-The engine and the peers are measured from outside: from the first poll that finds fewer messages in the queue than the
-backlog has responses, until the queue is empty. The start of the consumer and the preamble of the backlog are not
-counted.
+The engine and the peers are measured from outside, by polling the length of the queue. The measurement starts when the
+consumer has taken the preamble of the backlog and at least one response, and ends when the queue is empty. The start of
+the consumer and the preamble are not counted.
 
 The limit is what the server can do: each call of `commit.lua` is decided, built and packed beforehand, and all calls
 are sent without waiting for replies. It leaves out peeking, deciding and packing, so no engine can reach it.

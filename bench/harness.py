@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers, programs beside them, clients, CPU clocks, and runs that alternate.
+"""Code that the benchmarks share: servers, clients, processes, CPU times, the order of measurements, and statistics.
 
 The benchmarks use blocking calls, because they only wait for the programs that they measure.
 """

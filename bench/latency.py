@@ -32,7 +32,7 @@ from bench.table import Row
 from bench.workloads import agent_id, response, transition
 
 PAUSE_S: Final = 0.01
-"""Mean pause between two messages: the engine is idle again."""
+"""Mean pause between two messages: long enough for the engine to become idle."""
 BARE: Final = "bare consumer"
 NOBODY: Final = "bare:nobody"
 """A queue that nobody reads."""
@@ -80,7 +80,8 @@ class EventProbe:
         self._sender, self._subscriber = RawConnection(url), RawConnection(url)
         self._subscriber.call(*(("SUBSCRIBE", channel) for channel in (KEYS.state_changes, peers.BARE_EVENTS)))
         self._numbers: dict[str, Iterator[int]] = defaultdict(count)
-        """Next number for each queue. Numbers are counted per queue, so that each message changes the state there."""
+        """Number of the next message of each queue. A queue has numbers without gaps, because consecutive numbers have
+        different target states, so that each message changes the state."""
 
     def measure(self, queue: str, *publish: Command) -> float:
         """Push a state change, and return the seconds until the subscriber has one event."""

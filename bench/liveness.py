@@ -1,7 +1,7 @@
 """Measures an engine that only observes a fleet: its share of a core, and how long its event loop was held.
 
-Each agent sends a heartbeat every ten seconds, spread evenly. Then all agents fall silent at once. This puts the fleet
-into the mode `full`, in which the engine marks no agent as lost. The agents run in another process.
+Each agent sends a heartbeat every ten seconds, spread evenly. Then all agents fall silent at once. This puts the brake
+into its mode `full` (docs/liveness.md): the engine marks no agent as lost. The agents run in another process.
 """
 
 import time

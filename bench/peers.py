@@ -1,7 +1,9 @@
-"""The peers that are written in Python: what one would use without an engine, and agents that send heartbeats.
+"""Programs that run beside a benchmark: the peers that are written in Python, and agents that send heartbeats.
 
-Each function is a program that runs in a process of its own until it is killed: see `harness.run_in_process`. The
-peers do less than the engine. They set the state of an agent, and neither validate it nor record it. They have no
+A peer is a program that does similar work, and is compared with the engine. Each public function is a program that runs
+in a process of its own until it is killed: see `harness.run_in_process`.
+
+The peers do less than the engine. They set the state of an agent, and neither validate it nor record it. They have no
 audit, and only `consume` publishes an event. A crash loses the message that `one_by_one` and `consume` have popped.
 """
 

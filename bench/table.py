@@ -23,7 +23,7 @@ class Row(NamedTuple):
     figure: float
     unit: str
     limit: float | None = None
-    """The best figure that is possible: no engine can exceed it."""
+    """Figure of a program that leaves out work that every engine has to do, so that no engine can be better."""
     peers: Mapping[str, float | str] = {}
     """Figure of each peer, or why it was not measured."""
     note: str = ""

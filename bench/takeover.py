@@ -2,10 +2,11 @@
 and the memory of the engine per agent.
 
 The server has an append-only file. The fleet has registered agents that send heartbeats, and open commands. After the
-leader was killed (kill -9), some agents send measurements. All times are observed in Redis: when the lease has a new
-holder, when the ledger changes, and when the queue is empty. Then the next standby is started.
+leader was killed (kill -9), some agents send measurements. Three instants are observed in Redis: when the lease has a
+new holder, when the ledger changes, and when the queue is empty. The time to load the fleet comes from the log of the
+standby. Then the next standby is started.
 
-The limit is the time that this client takes to read the records of all agents, without decoding them.
+The limit is the time that a client takes to read the records of all agents, without decoding them.
 """
 
 import time

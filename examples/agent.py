@@ -22,7 +22,7 @@ redis = Redis.from_url(os.environ.get("AISM_REDIS_URL") or "redis://127.0.0.1:63
 
 
 class CancelledError(Exception):
-    """The command that is executed was cancelled, or has run out of time at the engine."""
+    """The engine has ended the command that this agent executes, for example because of a cancellation or a timeout."""
 
 
 def send(kind: str, payload: dict[str, object], command_id: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Shell completion of `aism` by typer: its commands and options, declared once more for typer."""
+"""Provides shell completion of `aism`: declares the commands and options of its argparse parser for typer as well."""
 
 import argparse
 from collections.abc import Callable, Sequence

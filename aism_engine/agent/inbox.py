@@ -17,7 +17,7 @@ from aism_engine.agent.task import Verbs
 log = structlog.get_logger(component="agent")
 
 _POLL_INTERVAL_S: Final = 1.0
-"""Longest wait for a message. A stop takes effect after a wait, because an interrupted wait could lose a message."""
+"""Longest wait for a message. A stop does not interrupt the wait, because that could lose a message."""
 
 
 class Message(Struct, frozen=True, kw_only=True):

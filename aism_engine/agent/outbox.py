@@ -40,11 +40,11 @@ class Outbox:
         return self._queue.qsize() + len(self._sending)
 
     def open(self) -> None:
-        """Allow `call` from now on, and calls from other threads: the agent has registered."""
+        """Allow the method `call`, and the use of other threads, from now on: the agent has registered."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """Refuse `call` from now on: the agent is about to say goodbye. `send` still works."""
+        """Refuse the method `call` from now on: the agent is about to say goodbye. `send` still works."""
         self._loop = None
 
     async def run(self) -> None:

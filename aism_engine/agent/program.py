@@ -19,8 +19,8 @@ KILL_AFTER_S: Final = 5.0
 _ERROR_TAIL_BYTES: Final = 2000
 _CHUNK: Final = 65_536
 _DRAIN_S: Final = 30.0
-"""Longest wait for the end of the output after all processes have ended. The output normally ends at once. It ends
-later on a busy machine, or if another process holds it open."""
+"""Longest wait for the end of the output after the program and all its descendants have ended. The output normally ends
+at once. It ends later on a busy machine, or if a process that is not a descendant holds it open."""
 _DRAIN_LEFT_S: Final = 1.0
 """Longest wait for the end of the output if some processes could not be ended."""
 
