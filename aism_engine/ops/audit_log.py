@@ -196,7 +196,7 @@ class Page(NamedTuple):
         return None if self.added is None else self.added - self.length + 1
 
     def lines(self, after: Cursor) -> list[AuditLine]:
-        """Convert the entries, numbered as the server counts them if that is known."""
+        """Convert the entries. Each line has the number of its entry, or None if the number is unknown."""
         number = None if after.number is None else after.number + 1
         if self.added is None:
             number = None

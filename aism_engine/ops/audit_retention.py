@@ -1,7 +1,8 @@
 """Trims old audit entries and dead letters.
 
-Each archive publishes its cursor: the last entry that is safe on its disk. No entry after the cursor of a live archive
-is trimmed, except by the hard bound `retention.audit_entries_max`, which every commit enforces by itself.
+Each archive publishes its cursor: the last entry that is safe on its disk. An archive is live if it published its
+cursor within `retention.archive_ttl`. No entry after the cursor of a live archive is trimmed, except by the hard bound
+`retention.audit_entries_max`, which every commit enforces by itself.
 """
 
 from typing import Final

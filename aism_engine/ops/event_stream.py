@@ -47,8 +47,9 @@ _Read: TypeAlias = tuple[list[tuple[bytes | None, bytes]], TailPage]
 class EventStream:
     """Yields events from now on, without end.
 
-    `event` names the kind of an event. Messages of the three channels are `error`, `measurement` and `state_declared`:
-    a state that an agent published itself. Two items have no `event`: `gap` and `rollback`, see `AuditLine`.
+    `event` names the kind of an event. For the messages of the three channels it is `error`, `measurement` or
+    `state_declared`. A `state_declared` event is a state that an agent published itself. Two items have no `event`:
+    `gap` and `rollback`, see `AuditLine`.
     """
 
     def __init__(self, audit: AuditLog, pubsub: Client, keys: Keys, report: Report) -> None:

@@ -38,7 +38,7 @@ _MAX_AGE_S: Final = 1e10
 """Three centuries. A heartbeat with a larger age has a score that is not a timestamp."""
 
 Report: TypeAlias = Callable[[str], None]
-"""Receives a description of the progress of a long read."""
+"""Receives a line of text about the progress of a long read, or about a lost or restored connection."""
 
 
 class Inspector:

@@ -49,7 +49,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
     def silent_since(self) -> float | None:
         """`marked_silent_at` if the agent is silent, else None.
 
-        The record does not say that an agent is silent: its `liveness` is then `fresh`.
+        Silence is not part of the agent's record. In the record of a silent agent, `liveness` is `fresh`.
         """
         return self.marked_silent_at if self.agent.liveness is Liveness.FRESH else None
 

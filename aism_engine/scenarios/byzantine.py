@@ -1,8 +1,9 @@
 """Ten agents declare that they work; one of them does not.
 
-The nine honest agents are easy to suspect: six finish one command after another, one works on a single command for
-longer than `divergence.idle_evidence_after`, one has no command and only measures, and one rests between its commands
-for more than half of that time. The tenth declares the same state, sends heartbeats, and does nothing.
+Nine agents are honest. Six of them finish one command after another. The other three could be mistaken for idle: one
+works on a single command for longer than `divergence.idle_evidence_after`, one has no command and only measures, and
+one rests between its commands for more than half of that time. The tenth agent declares the same state, sends
+heartbeats, and does nothing.
 """
 
 import asyncio

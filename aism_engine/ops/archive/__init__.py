@@ -25,5 +25,6 @@ plain file stays.
 Not guaranteed:
 
 - The lock is local to a machine. On a network file system without locks, engines on two hosts can write at once.
-- The newest file holds the cursor. If it is deleted, all entries that the audit still holds are written again.
+- The cursor is the last entry of the newest file. If that file is deleted, the archive continues after the last entry
+  of the file before it. The deleted entries are written again only if the audit still holds them.
 """

@@ -70,7 +70,7 @@ def foreign_keys(keyspace: KeyspaceFacts) -> CheckResult | None:
 
 
 @KEYSPACE_CHECKS.add(
-    "An engine's key of the wrong type stops the engine; an agent's key of the wrong type dead-letters messages."
+    "If an engine's key has the wrong type, the engine waits. If an agent's key has it, messages are dead-lettered."
 )
 def key_types(keyspace: KeyspaceFacts) -> CheckResult | None:
     fix = "Check them with TYPE, and RENAME them: the engine creates its own."

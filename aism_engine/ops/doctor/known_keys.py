@@ -41,8 +41,9 @@ KEY_USES: Final = {
     "group": ("hash", _RECORD),
     "saved_reply": ("string", "SET MGET TYPE"),
 }
-"""The Redis type of each key, and the commands used on it, by its name in store/keys.py. The engine also
-needs EVALSHA on each key, because scripts declare the keys that they use.
+"""Maps the name of each key in store/keys.py to its Redis type and the commands that the engine uses on the key.
+
+The engine also needs EVALSHA on each key, because scripts declare the keys that they use.
 """
 
 

@@ -80,7 +80,7 @@ def role(server: ServerFacts) -> CheckResult | None:
     return danger(f"the server is a replica of {primary}{link}", fix)
 
 
-@SERVER_CHECKS.add("A restart of the server loses what agents pushed and what the engine accepted.")
+@SERVER_CHECKS.add("Without persistence, a restart loses what agents pushed and what the engine accepted.")
 def persistence(server: ServerFacts) -> CheckResult | None:
     if server.append_only:
         return ok("the server writes an append-only file")
@@ -108,7 +108,7 @@ def fsync(server: ServerFacts) -> CheckResult | None:
     return ok("the append-only file is synced before each reply: a crash loses nothing that was acknowledged")
 
 
-@SERVER_CHECKS.add("Unwritten data is lost at a restart, or makes the server refuse writes.")
+@SERVER_CHECKS.add("After a failed write to disk, a restart may lose data, and the server may refuse writes.")
 def persistence_status(server: ServerFacts) -> CheckResult | None:
     fix = "Read the server's log: most often its disk is full, or it has too little memory to fork."
     if server.append_only and server.info.get("aof_last_write_status", "ok") != "ok":
