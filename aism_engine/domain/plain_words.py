@@ -60,8 +60,8 @@ def in_plain_words(message: str) -> str:
     text = text.replace("Input data was truncated", "the end of the message is missing")
     text = re.sub(r"Encoding objects of type (.+) is unsupported", r"a value of the type \1 cannot be encoded", text)
     text = re.sub(r"`[a-z]+` matching regex (.+)", _describe_pattern, text)
-    text = re.sub(r" of length (>=|<=) (\d+)", lambda found: f" with {_LIMITS[found[1]]} {found[2]} entries", text)
-    text = text.replace("`str` with at least 1 entries", "text that is not empty")
+    text = re.sub(r"`str` of length >= 1\b", "text that is not empty", text)
+    text = re.sub(r"(`str`)? of length (>=|<=) (\d+)", _describe_length, text)
     text = re.sub(r" (>=|<=|>|<) (-?[\d.]+)", lambda found: f", {_LIMITS[found[1]]} {float(found[2]):.15g}", text)
     text = _TYPE.sub(_describe_types, text)
     text = re.sub(r"Object missing required field (`.*`)", r"the field \1 is missing", text)
@@ -76,6 +76,11 @@ def in_plain_words(message: str) -> str:
 
 def _describe_types(found: re.Match[str]) -> str:
     return " or ".join(_TYPES.get(each, each) for each in found[1].split(" | "))
+
+
+def _describe_length(found: re.Match[str]) -> str:
+    unit = "characters" if found[1] else "entries"
+    return f"{found[1] or ''} with {_LIMITS[found[2]]} {found[3]} {unit}"
 
 
 def _describe_pattern(found: re.Match[str]) -> str:

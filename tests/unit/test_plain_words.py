@@ -19,6 +19,7 @@ class _Form(Struct, forbid_unknown_fields=True):
     labels: dict[str, bool] = {}
     hold: Literal["pause", "drain"] | None = None
     text: Annotated[str, Meta(min_length=1)] = "x"
+    note: Annotated[str, Meta(max_length=3)] | None = None
     agent_id: Identifier = "a"
 
 
@@ -38,6 +39,7 @@ class _Form(Struct, forbid_unknown_fields=True):
         ({"needed": 1, "labels": {2: True}}, "a name in labels: expected text, got a whole number"),
         ({"needed": 1, "hold": "stop"}, "hold: 'stop' is not one of the values that are allowed here"),
         ({"needed": 1, "text": ""}, "text: expected text that is not empty"),
+        ({"needed": 1, "note": "long"}, "note: expected text with at most 3 characters"),
         (
             {"needed": 1, "agent_id": "a b"},
             (
