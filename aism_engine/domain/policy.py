@@ -26,7 +26,7 @@ Ratio = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 States = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")], ...]
 
-Way: TypeAlias = Literal["heartbeat", "response", "channel", "request"]
+AdmissionWay: TypeAlias = Literal["heartbeat", "response", "channel", "request"]
 """How an unknown agent is first seen: it has sent a heartbeat or a response, has published, or a request names it."""
 
 SilentAfter = Annotated[Seconds, "Time without a sign of life until an agent is silent"]
@@ -52,12 +52,12 @@ class AgentsSettings(Section, frozen=True):
     """Which agents belong to the fleet."""
 
     auto_register: Annotated[
-        bool | tuple[Way, ...],
+        bool | tuple[AdmissionWay, ...],
         "Whether unregistered agents join, or a list of allowed ways: heartbeat, response, channel, request",
     ] = True
     max_agents: Annotated[Count, "Maximum number of known agents"] = 200_000
 
-    def admits_by(self, way: Way) -> bool:
+    def admits_by(self, way: AdmissionWay) -> bool:
         """Return whether an agent that has not registered is added when it is first seen in this way."""
         return self.auto_register if isinstance(self.auto_register, bool) else way in self.auto_register
 
@@ -117,7 +117,7 @@ class LivenessSettings(LivenessLimits, frozen=True):
     scan_interval: Annotated[Seconds, "Time between scans of the heartbeats"] = 1.0
     batch: Annotated[Count, "Heartbeats read per step"] = 1000
     brake_ratio: Annotated[Ratio, "Share of silent agents above which losses are rate-limited"] = 0.3
-    brake_min_agents: Annotated[Count, "Minimum number of watched agents for which losses are rate-limited"] = 10
+    brake_min_agents: Annotated[Count, "Number of watched agents below which losses are never limited"] = 10
     brake_full_ratio: Annotated[Ratio, "Share of silent agents above which nobody is lost"] = 0.9
     brake_losses_per_scan: Annotated[Count, "Maximum number of losses per scan while they are rate-limited"] = 10
     by_type: Annotated[

@@ -66,7 +66,7 @@ class RecordTable(Generic[S]):
         self._decoders = [(attribute, each.decode) for _, attribute, each in types]
 
     def encode(self, value: S, names: Iterable[str] = ()) -> dict[str, str]:
-        """Return the fields of a record; only those in `names`, if there are any."""
+        """Return the fields of a record: those in `names`, or all of them if `names` is empty."""
         encoders = self._encoders
         found = {name: encoders[name] for name in names} if names else encoders
         return {name: encode(getattr(value, attribute)) for name, (attribute, encode) in found.items()}

@@ -10,7 +10,7 @@ from aism_engine.domain.commands import outcome
 from aism_engine.domain.dead_letters import add_dead_letter
 from aism_engine.domain.decision import Decision, DecisionContext, ErrorReply
 from aism_engine.domain.draft import Draft
-from aism_engine.domain.policy import Policy, Way
+from aism_engine.domain.policy import AdmissionWay, Policy
 from aism_engine.domain.protocol import messages as m
 
 ResponseHandler: TypeAlias = Callable[[DecisionContext, AgentRecord, Any, bytes], ErrorReply | None]
@@ -78,7 +78,7 @@ def decide_response(
 
 def _admit(ctx: DecisionContext, response: m.Response | m.Custom) -> AgentRecord | ErrorReply:
     registering_as = response.payload.type if isinstance(response, m.Register) else None
-    way: Way = "channel" if response.via == "channel" else "response"
+    way: AdmissionWay = "channel" if response.via == "channel" else "response"
     return membership.admit(ctx, response.agent_id, way, error_type="message_refused", registering_as=registering_as)
 
 

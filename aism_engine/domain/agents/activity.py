@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 _MAX_EVENTS: Final = 16
-"""Maximum number of repeated events to remember. Their thresholds are not larger: see `policy.SmallCount`."""
+"""Maximum number of events of one kind to remember per agent. No rule needs more of them: see `policy.SmallCount`."""
 _EARLIER_INSTANCES: Final = 4
 """Maximum number of earlier instances to remember per agent: an arbitrary number."""
 

@@ -143,7 +143,7 @@ class AgentRecord(Held, kw_only=True, omit_defaults=True, gc=False):
 
 
 HELD_TABLE: Final = RecordTable(Held, "", renamed={"hold": "fleet"})
-"""The hold of the whole fleet."""
+"""Fields of the record in which the hold of the whole fleet is stored."""
 _DECODER: Final = msgspec.json.Decoder(AgentRecord)
 
 

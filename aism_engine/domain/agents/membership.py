@@ -10,7 +10,7 @@ from aism_engine.domain.commands.lifecycle import end_command
 from aism_engine.domain.commands.retry import release_taken
 from aism_engine.domain.decision import DecisionContext, ErrorReply, agent_decision
 from aism_engine.domain.machines.state_rules import apply_state_rules, set_stay_deadline
-from aism_engine.domain.policy import Way
+from aism_engine.domain.policy import AdmissionWay
 from aism_engine.domain.protocol import messages as m
 from aism_engine.domain.text import truncate_reason
 
@@ -18,7 +18,7 @@ from aism_engine.domain.text import truncate_reason
 def admit(
     ctx: DecisionContext,
     agent_id: str,
-    way: Way,
+    way: AdmissionWay,
     *,
     error_type: str = "admission_refused",
     registering_as: str | None = None,
@@ -33,7 +33,7 @@ def admit(
     seen = draft.lookups.snapshots.get(agent_id) or AgentSnapshot()
     admitted = limits.admits_by(way) or (seen.score is not None and limits.admits_by("heartbeat"))
     if not admitted and registering_as is None:
-        message = f"{agent_id} has not registered, and agents.auto_register does not add agents by a {way}"
+        message = f"{agent_id} has not registered, and agents.auto_register does not allow the way `{way}`"
         return ErrorReply(error_type, "unknown_agent", message)
     if draft.size >= limits.max_agents:
         message = f"the fleet is full: agents.max_agents = {limits.max_agents}"

@@ -8,19 +8,19 @@ it. After a start, a takeover, a stall or an outage of Redis the engine has obse
 of every agent count from zero.
 
 Most agents are fresh, and their scores are recent. So that a large fleet costs little, a scan reads only the scores
-outside the `ScoreRange`: those from before it, and those in the future. A score that was in the range at the last scan
-and is outside it now tells when it last changed:
+outside the `ScoreRange`: those from before it, and those in the future. The tracker estimates when a score last changed
+if the score was in the range at the last scan and is outside it now:
 - In the future: the score has changed since the last scan, because the range only moves forward. The agent's clock is
   fast. The tracker remembers the score until it changes, even while the range contains it.
 - Before the range, and the agent's clock is accurate: the score was the newest in the range when the agent wrote it.
   The agent wrote it `width_s` ago, and the tracker takes that instant as the time of the last change.
 - Before the range, and the agent's clock is slow: the score was already old when the agent wrote it. The agent
-  wrote it less than `width_s` ago. If an older score of the agent was before the range too, the tracker noticed when
-  the agent replaced the older score: the next scan read no score of this agent. The tracker takes the instant of that
-  scan as the time of the last change, unless the scan was more than `width_s` ago.
+  wrote it less than `width_s` ago. If an older score of the agent was before the range too, the tracker has noticed
+  that a newer score entered the range: one scan read the older score, and the next scan read no score of the agent. The
+  tracker takes the instant of the second scan as the time of the last change, unless it is more than `width_s` ago.
 
-When an agent's score falls before the range for the first time, the tracker never noticed a replaced score, and does
-not know whether the agent's clock is slow. It takes the clock as accurate. If the clock is slow, the engine
+When an agent's score falls before the range for the first time, the tracker has never noticed that a score of the agent
+entered the range. It cannot know whether the agent's clock is slow, and takes it as accurate. If it is slow, the engine
 overestimates the silence by at most `width_s`, which is the smallest `silent_after` of all agent types. This loses no
 healthy agent, on the assumption that an agent sends a heartbeat at least once in `lost_after - silent_after`.
 """
@@ -94,13 +94,13 @@ class Scan(Struct, frozen=True, kw_only=True):
     scores: Mapping[str, float]
     """Scores outside the range, and those of fast clocks that have entered the range without a change."""
     watched: int
-    """Number of watched agents, with or without a score outside the range."""
+    """Number of all watched agents, including those whose score is in the range."""
     score_range: ScoreRange
     now: float
     observed_until: float
     """Responses have been read up to this instant, so silence counts only up to here."""
     confirmed_at: float = -math.inf
-    """When an operator confirmed the losses: agents that have been silent since then are lost in any mode."""
+    """When an operator confirmed the losses. Agents that were already silent then are lost in any mode."""
 
 
 class Loss(Struct, frozen=True, gc=False):

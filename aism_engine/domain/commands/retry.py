@@ -64,9 +64,11 @@ def release_taken(ctx: DecisionContext, agent: AgentRecord) -> None:
 
     Only a registration under another `instance` proves that the earlier process is gone. Acknowledged commands were
     taken by the earlier process. A delivered command may have been taken by the new process, which can pop commands as
-    soon as it has pushed its registration. A command that was delivered before `applied_until` was taken by the earlier
-    process, because the registration was pushed after that instant: the engine has applied every earlier response, but
-    not the registration. A command that was delivered later is left alone.
+    soon as it has pushed its registration.
+
+    The engine has applied every response that was in the queue at the instant `applied_until`, but not yet the
+    registration. Therefore the registration was pushed after that instant. A command that was delivered before that
+    instant was taken by the earlier process. A command that was delivered later is left alone.
     """
     delivered = ctx.draft.commands_of(agent.agent_id).delivered
     taken = [command for each in delivered if (command := ctx.draft.command(each)) is not None]

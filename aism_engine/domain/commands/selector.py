@@ -33,8 +33,8 @@ _MAX_VALUES: Final = 256
 class Requirement(Struct, frozen=True):
     """A condition: the agent's value of `key` is in `values`, or is not in `values` if `negated`.
 
-    A label that the agent lacks has the value None. So the default of `values` tests whether a label is absent,
-    or present if `negated`.
+    A label that the agent lacks has the value None. With the default of `values`, the condition is that the agent lacks
+    the label; if `negated`, that it has the label.
     """
 
     key: str

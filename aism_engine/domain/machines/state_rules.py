@@ -36,7 +36,10 @@ def _occupants(ctx: DecisionContext, agent: AgentRecord, state: str) -> int:
 
 
 def state_on_return(ctx: DecisionContext, agent: AgentRecord) -> str:
-    """Return the state that `on_return` gives a lost agent, or the agent's current state if that is full or unknown."""
+    """Return the state that `on_return` gives a lost agent.
+
+    If that state is full or unknown, return the current state of the agent.
+    """
     machine = ctx.machine(agent)
     state = (agent.lost_from or agent.state) if machine.on_return == PREVIOUS else machine.on_return
     max_agents = machine.state(state).max_agents
@@ -63,7 +66,8 @@ def apply_state_rules(ctx: DecisionContext, agent: AgentRecord, left_state: str 
 def needs_repair(policy: Policy, agent: AgentRecord, now: float) -> bool:
     """Return whether an agent contradicts its machine: by an unknown state, `waits_for`, or the deadline of its stay.
 
-    A stay without `after_max_stay` is reported once. When it is over, its deadline is not set again.
+    Without `after_max_stay`, the engine only reports that a stay has reached `max_stay`, and reports it once. After
+    that, the stay needs no deadline.
     """
     machine = policy.machines.for_type(agent.registered_type)
     state = machine.state(agent.state)

@@ -170,7 +170,7 @@ class Decoder(Generic[T]):
         return self.refuse(raw, explain(error))
 
     def refuse(self, raw: bytes, reason: str) -> MalformedError:
-        """Return the error for a message of which a value is not valid, with the ids that can be read."""
+        """Return the error for a message with an invalid value. The error holds the ids that can be read."""
         try:
             envelope = decode_as(_Envelope, raw)
         except RecursionError:
@@ -236,7 +236,7 @@ def _decode_custom(
 
 
 def _have_valid_names(responses: Sequence[AnyResponse]) -> bool:
-    """Check all names of `_names` at once."""
+    """Return whether all ids, state names and measurement names in a batch of responses are valid."""
     ids = [*{each.agent_id for each in responses}]
     ids += [each.id for each in responses if each.id is not None]
     ids += [each.command_id for each in responses if each.command_id is not None]

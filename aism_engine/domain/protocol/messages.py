@@ -149,7 +149,7 @@ class CommandSpec(Struct, frozen=True):
 
 
 class SendOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a command. `seconds` reads a duration. Defaults are in the section `commands` of the settings."""
+    """Options of a command. Their defaults are in the section `commands` of the settings."""
 
     ttl: Duration | None = None
     """Time to live, from acceptance, or from the start of a scheduled command."""
