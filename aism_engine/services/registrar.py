@@ -68,8 +68,10 @@ class Registrar(Service):
         await self._watch(fleet)
         interval_s = self._settings.metadata_interval
         if is_full_pass or (heartbeats != self._heartbeats and started_at >= self._next_heartbeats_at):
-            await self._read_heartbeats(fleet)
-            self._heartbeats = heartbeats  # not before: a pass that an outage interrupts is made again
+            are_removed = await self._read_heartbeats(fleet)
+            # Not before the pass: one that an outage interrupts is made again. So is one that has found that heartbeats
+            # were removed, because the number may be the same as before when agents have added theirs again.
+            self._heartbeats = -1 if are_removed else heartbeats
             rest_s = min(interval_s, self._read_s(started_at) / _HEARTBEATS_SHARE)
             self._next_heartbeats_at = self._clock.monotonic() + rest_s
         if is_full_pass:
@@ -107,7 +109,8 @@ class Registrar(Service):
         found = {agent_id: score for agent_id, score in scores.items() if score is not None}
         await self._commit(fleet, found, partial(decide_first_heartbeat, scores=found))
 
-    async def _read_heartbeats(self, fleet: Fleet) -> None:
+    async def _read_heartbeats(self, fleet: Fleet) -> bool:
+        """Add the agents that are known only by their heartbeats. Return whether heartbeats were removed."""
         invalid, example, cursor = 0, "", 0
         missing = {agent.agent_id for agent in fleet.agents.values() if agent.liveness is Liveness.FRESH}
         while True:
@@ -127,16 +130,16 @@ class Registrar(Service):
         if invalid and invalid != self._invalid:
             log.warning("invalid_heartbeat_members", count=invalid, first=example[:80])
         self._show_invalid(invalid)
-        await self._unwatch_removed(fleet, sorted(missing))
+        return await self._unwatch_removed(fleet, sorted(missing))
 
-    async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> None:
+    async def _unwatch_removed(self, fleet: Fleet, missing: list[str]) -> bool:
         """Stop watching agents whose heartbeat was removed: without a score, silence cannot be measured."""
+        are_removed = False
         for agent_ids in chunks(missing, self._settings.batch):
             scores = await self._store.heartbeat_scores(agent_ids)
             removed = [agent_id for agent_id, score in scores.items() if score is None]
-            if await self._commit(fleet, removed, decide_heartbeat_removed):
-                # Force another pass: if an agent adds its heartbeat again, the number may be the same as before.
-                self._heartbeats = -1
+            are_removed |= bool(await self._commit(fleet, removed, decide_heartbeat_removed))
+        return are_removed
 
     def _show_invalid(self, count: int) -> None:
         self._invalid = count

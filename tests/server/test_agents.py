@@ -267,10 +267,10 @@ async def test_a_pass_over_the_heartbeats_that_an_outage_interrupts_is_made_agai
         await eventually(lambda: registrar._next_full_pass_at > float("-inf"))
         read, failures = registrar._read_heartbeats, ["timeout"]
 
-        async def read_after_an_outage(fleet: Fleet) -> None:
+        async def read_after_an_outage(fleet: Fleet) -> bool:
             if failures:
                 raise ServerUnavailableError(failures.pop(), "interrupted")
-            await read(fleet)
+            return await read(fleet)
 
         monkeypatch.setattr(registrar, "_read_heartbeats", read_after_an_outage)
         await engine.call("ZADD", engine.keys.heartbeats, await engine.now(), "b")
