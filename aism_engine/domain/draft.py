@@ -47,6 +47,8 @@ class Draft:
         self.lookups = lookups or Lookups()
         self._fleet = fleet
         self._agents: dict[str, AgentRecord | None] = {}
+        self._removed: list[str] = []
+        """Agents that were removed. They may have been added again since."""
         self._commands: dict[str, Command] = {}
         self._command_indexes: dict[str, CommandIndex] = {}
         self._seen_ids: dict[str, dict[str, None]] = {}
@@ -88,7 +90,10 @@ class Draft:
 
     def remove_agent(self, agent_id: str) -> None:
         self._agents[agent_id] = None
-        self._measurements[agent_id] = {}  # the agent may be admitted again in the same batch
+        self._removed.append(agent_id)
+        self._measurements[agent_id] = {}
+        self._activity.pop(agent_id, None)
+        self._active_agents.discard(agent_id)
         self._size_change -= 1
 
     def command(self, command_id: str) -> Command | None:
@@ -184,7 +189,7 @@ class Draft:
         """Return the activity of an agent, which may be changed."""
         activity = self._activity.get(agent_id)
         if activity is None:
-            known = self._fleet.activity.get(agent_id)
+            known = None if agent_id in self._removed else self._fleet.activity.get(agent_id)
             activity = self._activity[agent_id] = Activity() if known is None else copy(known)
         return activity
 
@@ -238,6 +243,8 @@ class Draft:
     def _apply_agents(self) -> None:
         """Note what the agents did, replace their records, and forget the agents that the batch has removed."""
         fleet, now = self._fleet, self.now
+        for agent_id in self._removed:
+            fleet.forget(agent_id)
         for agent_id, ids in self._seen_ids.items():
             fleet.mark_seen(agent_id, ids)
         fleet.last_message_at.update(dict.fromkeys(self._seen_ids, now))
@@ -245,14 +252,12 @@ class Draft:
         fleet.activity.update(self._activity)
         fleet.measurements.update(self._measurements)
         fleet.unloaded_measurements -= self._measurements.keys()
-        forgotten = []
-        for agent_id, agent in self._agents.items():
-            if agent is None:
-                forgotten.append(agent_id)
-            else:
+        for agent in self._agents.values():
+            if agent is not None:
                 fleet.replace(agent)
-        for agent_id in forgotten:
-            fleet.forget(agent_id)
+        for agent_id in self._removed:
+            if self._agents[agent_id] is None:
+                fleet.forget(agent_id)  # again, with what the agent did in this batch
 
     def _apply_commands(self) -> None:
         fleet = self._fleet

@@ -1,11 +1,14 @@
 """Admission of agents, register and goodbye."""
 
+import json
 from collections.abc import Callable
 
 import pytest
 
 from aism_engine.domain.agents.agent import AgentSnapshot, Liveness
 from aism_engine.domain.agents.liveness import decide_first_heartbeat
+from aism_engine.domain.protocol.codec import decode_request
+from aism_engine.domain.requests import decide_request
 from tests.support.model import AT, NOW, World, registered_world
 
 
@@ -163,3 +166,21 @@ def test_response_after_goodbye_brings_the_agent_back(scribe: World) -> None:
     scribe.respond("heartbeat")
     assert (scribe.agent().state, scribe.agent().liveness) == ("offline", Liveness.UNKNOWN)
     assert len(scribe.facts_of("agent_returned")) == 1
+
+
+def test_an_agent_that_is_forgotten_and_joins_again_in_one_batch_begins_anew(world: World) -> None:
+    """Nothing of its earlier life is left in memory."""
+    world.respond("register", id="m1", type="scribe", instance="one")
+    world.respond("measurement", tokens=1)
+    draft = world.draft()
+    message = {"type": "forget", "id": "f", "payload": {"agent_id": "a"}}
+    decisions = [decide_request(draft, world.policy, decode_request(json.dumps(message).encode()), b"")]
+    decisions.append(world.decide_on(draft, "heartbeat"))
+    for decision in decisions:
+        for effect in decision.effects:
+            world.write(effect)
+    draft.apply()
+    fleet = world.fleet
+    assert (fleet.forgotten, fleet.has_seen("a", "m1"), fleet.agents["a"].type) == (1, False, "unknown")
+    assert (fleet.activity.get("a"), fleet.measurements["a"]) == (None, {})
+    assert fleet.last_message_at == {"a": world.now}
