@@ -66,7 +66,8 @@ class Selection(Filter, frozen=True, kw_only=True):
     all_: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False
 
     def __post_init__(self) -> None:
-        has_filter = any(value for name, value in asdict(self).items() if name not in {"all_", "ids"})
+        given = [value for name, value in asdict(self).items() if name not in {"all_", "ids"}]
+        has_filter = any(value is not None and value is not False for value in given)
         if (bool(self.ids), has_filter, self.all_).count(True) != 1:
             raise typer.BadParameter("expected either ids, or a filter such as --code or --since, or --all")
         try:
@@ -162,25 +163,30 @@ def replay(
 
 
 @app.command()
-def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, output: Output) -> None:
+def purge(*, selected: Selection, request: RequestOptions, fleet: FleetOptions, output: Output) -> ExitCode:
     """Delete dead letters. The audit still records that they existed and were deleted.
+
+    The exit code is 1 if there is no dead letter with one of the ids.
 
     \b
     Example:
       aism-engine dead-letters purge --until 30d --reason "too old to matter"
     """
 
-    async def act(admin: AdminClient) -> int:
+    async def act(admin: AdminClient) -> list[str]:
         found = list(await selected.read(admin, progress))
         for start in range(0, len(found), _PURGE_BATCH):
             payload = {"dead_letter_ids": found[start : start + _PURGE_BATCH], "reason": request.reason}
             await send_request(admin, "purge", payload, request.timeout_s, output)
             progress.update(f"{min(start + _PURGE_BATCH, len(found))} of {len(found)} purged")
-        return len(found)
+        return found
 
     with ProgressLine() as progress:
         purged = fleet.call(act, WAITS)
-    output.print({"purged": purged}, f"{purged} purged")
+    unknown = sorted({*(selected.ids or ())} - {*purged}, key=entry_order)
+    text = f"{len(purged)} purged" + (f"; there is no dead letter {', '.join(unknown)}" if unknown else "")
+    output.print({"purged": len(purged), "unknown": unknown}, text)
+    return ExitCode.REFUSED if unknown else ExitCode.DONE
 
 
 def _stream_id(milliseconds: float) -> str:

@@ -51,7 +51,8 @@ class Reconciler(Service):
         members = [*(f"group:{each}" for each in group_ids), *(f"command:{each}" for each in command_ids)]
         lookups = Lookups(commands=commands, groups=await self._store.groups(group_ids - fleet.groups.keys()))
         decisions = await self._commit_each(fleet, "orphan", members, decide_orphan, lookups)
-        if restored := sum(decision.outcome == "applied" for decision in decisions):
-            log.warning("deadlines_restored", count=restored, first=members[0])
+        decided = zip(members, decisions, strict=True)
+        if restored := [member for member, decision in decided if decision.outcome == "applied"]:
+            log.warning("deadlines_restored", count=len(restored), first=restored[0])
         self._record_step(started_at, decisions)
         return False

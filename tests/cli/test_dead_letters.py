@@ -71,12 +71,19 @@ async def test_purge_removes_exactly_the_selection(fleet: Call, engine: Running,
     assert (await fleet("dead-letters", "purge")).code == 64
     assert (await fleet("dead-letters", "purge", dead_letters["invalid_json"], "--all")).code == 64
     purged = await fleet("dead-letters", "purge", "--code", "invalid_json", "--reason", "noise", "--json")
-    assert purged.json == {"purged": 1}
-    assert (await fleet("dead-letters", "purge", "--until", "1h", "--json")).json == {"purged": 0}
+    assert purged.json == {"purged": 1, "unknown": []}
+    assert (await fleet("dead-letters", "purge", "--until", "1h", "--json")).json == {"purged": 0, "unknown": []}
     assert len(await engine.dead_letters()) == 2
-    assert (await fleet("dead-letters", "purge", "--all", "--json")).json == {"purged": 2}
+    assert (await fleet("dead-letters", "purge", "--all", "--json")).json == {"purged": 2, "unknown": []}
     (first, _) = await engine.audit("dead_letters_purged")
     assert (first["reason"], first["details"]["count"]) == ("noise", 1)
+
+
+async def test_purge_says_which_ids_do_not_exist(fleet: Call, dead_letters: dict[str, str]) -> None:
+    """The others are deleted."""
+    purged = await fleet("dead-letters", "purge", dead_letters["invalid_json"], "1-1", "--json")
+    assert (purged.code, purged.json) == (1, {"purged": 1, "unknown": ["1-1"]})
+    assert (await fleet("dead-letters", "purge", "1-1")).out == "0 purged; there is no dead letter 1-1\n"
 
 
 @pytest.mark.parametrize("command", ["replay", "purge"])
@@ -103,7 +110,10 @@ async def test_times_before_1970_select_all_or_none(fleet: Call, dead_letters: d
     for time in ("1969-12-31T00:00:00Z", "1970-01-01T00:00:00Z", "100000d"):
         assert len((await fleet("dead-letters", "list", "--since", time, "--json")).json) == len(dead_letters)
         assert (await fleet("dead-letters", "list", "--until", time, "--json")).json == []
-    assert (await fleet("dead-letters", "purge", "--until", "1969-12-31T00:00:00Z", "--json")).json == {"purged": 0}
+    assert (await fleet("dead-letters", "purge", "--until", "1969-12-31T00:00:00Z", "--json")).json == {
+        "purged": 0,
+        "unknown": [],
+    }
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "purge"])

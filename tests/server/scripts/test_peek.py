@@ -1,4 +1,4 @@
-"""Laws of peek.lua and list_heads.lua, and of the script cache."""
+"""Laws of peek.lua and peek_heads.lua, and of the script cache."""
 
 import pytest
 from redis.exceptions import NoScriptError
