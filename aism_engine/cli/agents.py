@@ -15,7 +15,7 @@ from aism_engine.domain.agents.agent import AgentRecord, Liveness
 from aism_engine.ops.admin_client import AdminClient
 from aism_engine.ops.views import AgentView, Problem
 
-app = options.CommandGroup(help="List, show or forget agents, or confirm that silent agents are gone.")
+app = options.CommandGroup(help="List, show or forget agents, or confirm losses.")
 
 DIVERGENCE_COLUMNS: Final = ("agent_id", "type", "rule", "confidence", "since", "reason")
 AGENT_TABLES: Final = {"divergences": DIVERGENCE_COLUMNS, "open_commands": COMMAND_COLUMNS}

@@ -45,7 +45,7 @@ COMMANDS: Final = {
     "history": ("history:history", "Show what is recorded about an agent or a command."),
     "doctor": ("doctor:doctor", "Check the server, the permissions, the network and the keys."),
     "version": ("main:version", "Print the version of AISM Engine."),
-    "agents": ("agents:app", "List, show or forget agents, or confirm that silent agents are gone."),
+    "agents": ("agents:app", "List, show or forget agents, or confirm losses."),
     "commands": ("commands:app", "List commands, show one, wait for it, or cancel it."),
     "dead-letters": ("dead_letters:app", "List dead letters, show one, replay or purge them."),
     "machines": ("machines:app", "Check or show state machines."),

@@ -149,8 +149,7 @@ class DivergenceSettings(Section, frozen=True):
     duplicate_instance: Annotated[bool, "Rule: two instances respond under one agent id"] = True
     instance_switches: Annotated[SmallCount, "Number of returns to an earlier instance that counts as evidence"] = 3
     switch_window: Annotated[
-        Seconds,
-        "Time for which a return to an earlier instance counts; after this time without one, the divergence closes",
+        Seconds, "Time for which a return counts; after this time without one, the divergence closes"
     ] = 300.0
     context_too_large: Annotated[bool, "Rule: measures too large a context and does not condense it"] = True
     context_measurement: Annotated[Name, "Measurement that reports the context size"] = "context_tokens"
