@@ -57,7 +57,7 @@ class Dispatcher(Service):
         agent_ids = [agent_id for agent_id in self._unchecked[:batch] if agent_id in fleet.queued]
         self._unchecked = self._unchecked[batch:]
         last_seq = fleet.last_seq
-        # A head is the beginning of the oldest command in a list: the command that the agent pops next.
+        # A head is the beginning of the oldest command in a list. A `cancel` before it is skipped.
         heads = await self._store.list_heads(agent_ids)
         changed = [each for each, head in heads.items() if self._has_deliveries(fleet, each, head, last_seq)]
 

@@ -1,4 +1,4 @@
-"""A channel of which only the arrival of messages matters.
+"""Reports that something was published on a channel, without reading what.
 
 A `Subscription` parses each message, which takes longer than preparing a commit. A notification needs no parsing.
 """

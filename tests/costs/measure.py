@@ -28,9 +28,9 @@ _OWN_COMMANDS: Final = frozenset({"config", "config|resetstat", "info"})
 
 
 class _SteppedEngine(Reader):
-    """An engine of which only single steps of the consumers run, while the time stands still.
+    """An engine that runs only the consumer steps that a test asks for, with a clock that stands still.
 
-    So the same batches always cost the same.
+    Therefore equal batches have equal costs.
     """
 
     def __init__(self, server: EmbeddedServer, client: Client, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""The batches of which the costs are counted: 512 messages, one of each of 512 registered agents."""
+"""The batches whose costs are counted. Each has 512 messages, one from each of 512 registered agents."""
 
 from typing import Final, Literal, NamedTuple
 

@@ -290,7 +290,7 @@ async def test_a_task_that_is_cancelled_before_it_sends_ends(server: EmbeddedSer
 
 
 async def test_no_piece_of_a_packed_command_is_empty(server: EmbeddedServer) -> None:
-    """From CPython 3.12 on asyncio tries for ever to send an empty last piece, and the connection cannot be closed."""
+    """Such a piece is never sent by asyncio of CPython 3.12 and later, so that the connection could not be closed."""
     client, large = connect(RedisSettings(url=server.url), "test"), b"x" * 20_000
     connection = client.connection_pool.make_connection()
     commands: list[Any] = [("SET", "key", large), ("MSET", large, large, large, large), ("SET", large, "value")]

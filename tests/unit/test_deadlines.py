@@ -65,7 +65,7 @@ def test_expiry_is_decided_from_the_fleet_and_not_from_a_stale_record(world: Wor
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"[" * 100_000])
 def test_command_whose_body_cannot_be_sent_again_fails_with_that_reason(world: World, body: bytes) -> None:
-    """Another client has damaged its record. Otherwise its deadline would be due for ever."""
+    """Another client has damaged its record. Without the check, its deadline would stay due."""
     world.respond("register", type="scribe", capabilities=["ack"])
     world.send("c1")
     world.pop()

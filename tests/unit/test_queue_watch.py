@@ -16,7 +16,7 @@ DENIED = ServerUnavailableError("noperm", "no permission")
 
 
 class Tail:
-    """A queue whose calls have the given outcomes, in this order; further calls block for ever."""
+    """A queue whose calls have the given outcomes, in order. Each later call blocks until it is cancelled."""
 
     def __init__(self, *outcomes: Any) -> None:  # noqa: ANN401 - a message, None or an error
         self._outcomes = list(outcomes)
